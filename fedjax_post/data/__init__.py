@@ -1,0 +1,1 @@
+"""Host side: sources, templates, tokenised tables, partitions and clients' batches."""

@@ -1,0 +1,238 @@
+"""Clients as the engine sees them: a population that hands out batches.
+
+The order within a visit is a stream of random permutations of the client's examples,
+a fresh one for each epoch, drawn from the generator that the engine passes in. With
+`local_steps=K` a visit takes the first K * B examples of that stream; with
+`local_epochs=E` it takes E * n_k of them, and the steps that smaller clients lack are
+masked. Shapes are those of the largest client, so that one program serves all.
+
+| client holds | local_steps=K | local_epochs=E |
+| --- | --- | --- |
+| fewer examples than K * B | the stream goes on, reshuffled | K_k = ceil(E * n_k / B) steps |
+| E * n_k not a multiple of B, tokens | - | the last batch is padded by rows without loss |
+| E * n_k not a multiple of B, arrays | - | the last batch is filled from the stream |
+| fewer steps than the largest client | cannot be | step_mask False, content never counts |
+| nothing | ValueError at construction | ValueError at construction |
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Protocol
+
+import jax
+import numpy as np
+
+from fedjax_post.core.algorithm import ClientData, PyTree
+from fedjax_post.data.partition import Partition
+from fedjax_post.data.table import TokenTable, gather
+
+
+class Clients(Protocol):
+    """A population of clients, each of which can be visited."""
+
+    def __len__(self) -> int:
+        """Returns the number of clients."""
+
+    def visit(self, client_id: int, rng: np.random.Generator) -> ClientData:
+        """Returns what one client trains on in one visit.
+
+        Args:
+          client_id: in [0, len(self)).
+          rng: the only source of randomness; the same state gives the same visit.
+
+        Returns:
+          Data with numpy leaves; shapes and dtypes are the same for every client and visit.
+        """
+
+
+@dataclasses.dataclass(frozen=True)
+class ArrayClients:
+    """Clients over arrays in memory, for any loss and any kind of example.
+
+    A batch of unknown content cannot be masked, so every batch is full: where
+    `local_epochs * n_k` is not a multiple of the batch size, the last batch is filled
+    with the next examples of the stream. All of an epoch's examples are seen, and
+    each counts as often as it is seen in `num_tokens`.
+
+    Attributes:
+      arrays: a pytree for each client, leaves `[n_k, ...]`, n_k at least 1.
+      batch_size: examples in a batch, B.
+      local_steps: steps in each visit, K; exactly one of this and `local_epochs`.
+      local_epochs: passes over the client's examples in each visit, E.
+
+    Raises:
+      ValueError: without clients, for a client without examples or with leaves of unequal
+        length, and for numbers below 1.
+    """
+
+    arrays: Sequence[PyTree]
+    _: dataclasses.KW_ONLY
+    batch_size: int
+    local_steps: int | None = None
+    local_epochs: int | None = None
+    _sizes: list[int] = dataclasses.field(init=False, repr=False)
+    _max_steps: int = dataclasses.field(init=False, repr=False)
+
+    def __post_init__(self):
+        _check_schedule(self.batch_size, self.local_steps, self.local_epochs)
+        sizes = [_num_rows(tree, client_id) for client_id, tree in enumerate(self.arrays)]
+        _check_sizes(np.array(sizes, np.int64))
+        object.__setattr__(self, "_sizes", sizes)
+        object.__setattr__(self, "_max_steps", _num_steps(self, max(sizes)))
+
+    def __len__(self) -> int:
+        return len(self.arrays)
+
+    def visit(self, client_id: int, rng: np.random.Generator) -> ClientData:
+        """Returns batches of leaves `[K_max, B, ...]`; `num_tokens` counts examples."""
+        _check_client(client_id, len(self))
+        num_held, max_steps = self._sizes[client_id], self._max_steps
+        num_steps = _num_steps(self, num_held)
+        order = _stream(num_held, num_steps * self.batch_size, rng)
+        # Masked steps repeat real examples: zeros might be outside a loss's domain.
+        order = np.resize(order, (max_steps, self.batch_size))
+        return ClientData(
+            batches=jax.tree.map(lambda leaf: np.asarray(leaf)[order], self.arrays[client_id]),
+            step_mask=np.arange(max_steps) < num_steps,
+            num_examples=np.float32(num_held),
+            num_tokens=np.float32(num_steps * self.batch_size),
+            rank=np.int32(0),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenClients:
+    """Clients over one tokenised table: a client is a list of row numbers.
+
+    Batches are `{"tokens": [K_max, B, L] int32, "loss_mask": [K_max, B, L] bool}`.
+    Rows and steps that pad hold no loss token.
+
+    Attributes:
+      table: the tokenised rows, shared by all clients.
+      partition: which rows each client holds.
+      batch_size: rows in a batch, B.
+      local_steps: steps in each visit, K; exactly one of this and `local_epochs`.
+      local_epochs: passes over the client's rows in each visit, E.
+
+    Raises:
+      ValueError: without clients, for a client without rows, and for numbers below 1.
+    """
+
+    table: TokenTable
+    partition: Partition
+    _: dataclasses.KW_ONLY
+    batch_size: int
+    local_steps: int | None = None
+    local_epochs: int | None = None
+    _max_steps: int = dataclasses.field(init=False, repr=False)
+
+    def __post_init__(self):
+        _check_schedule(self.batch_size, self.local_steps, self.local_epochs)
+        sizes = np.diff(self.partition.offsets)
+        _check_sizes(sizes)
+        object.__setattr__(self, "_max_steps", _num_steps(self, int(sizes.max())))
+
+    def __len__(self) -> int:
+        return len(self.partition.offsets) - 1
+
+    def visit(self, client_id: int, rng: np.random.Generator) -> ClientData:
+        """Returns batches of tokens; `num_tokens` counts the loss tokens among them."""
+        _check_client(client_id, len(self))
+        first, last = self.partition.offsets[client_id : client_id + 2].tolist()
+        num_held, max_steps = last - first, self._max_steps
+        num_steps = _num_steps(self, num_held)
+        num_taken = num_steps * self.batch_size
+        if self.local_epochs is not None:
+            num_taken = num_held * self.local_epochs
+        rows = self.partition.indices[first:last][_stream(num_held, num_taken, rng)]
+        tokens, loss_mask = gather(self.table, rows, num_rows=max_steps * self.batch_size)
+        shape = (max_steps, self.batch_size, self.table.max_length)
+        return ClientData(
+            batches={"tokens": tokens.reshape(shape), "loss_mask": loss_mask.reshape(shape)},
+            step_mask=np.arange(max_steps) < num_steps,
+            num_examples=np.float32(num_held),
+            num_tokens=np.float32(np.count_nonzero(loss_mask)),
+            rank=np.int32(0),
+        )
+
+
+def pool(visits: Sequence[ClientData]) -> ClientData:
+    """Joins visits step by step along the batch axis, as if one client held all the data.
+
+    This is what the central baseline trains on: K steps at batch cohort x B on exactly the
+    tokens of a federated round.
+
+    Args:
+      visits: at least one, of equal shapes `[K, B, ...]`.
+
+    Returns:
+      One visit with leaves `[K, len(visits) * B, ...]`. A step is real if it is for any
+      client; examples and tokens are summed; rank is the largest.
+
+    Raises:
+      ValueError: if clients take unequal numbers of steps, and the batches have no
+        `loss_mask` that keeps the missing ones from counting.
+    """
+    masks = np.stack([data.step_mask for data in visits])
+    batches = [data.batches for data in visits]
+    if (masks != masks[0]).any() and "loss_mask" not in batches[0]:
+        raise ValueError(
+            "clients take unequal numbers of steps and their batches have no loss_mask; "
+            "pool them with local_steps in place of local_epochs"
+        )
+    return ClientData(
+        batches=jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=1), *batches),
+        step_mask=masks.any(axis=0),
+        num_examples=np.float32(sum(float(data.num_examples) for data in visits)),
+        num_tokens=np.float32(sum(float(data.num_tokens) for data in visits)),
+        rank=np.int32(max(int(data.rank) for data in visits)),
+    )
+
+
+def _stream(num_held: int, num_taken: int, rng: np.random.Generator) -> np.ndarray:
+    """Returns the first examples of a stream of permutations of `range(num_held)`."""
+    epochs = [rng.permutation(num_held) for _ in range(-(-num_taken // num_held))]
+    return np.concatenate(epochs)[:num_taken]
+
+
+def _num_steps(clients: ArrayClients | TokenClients, num_held: int) -> int:
+    """Returns the steps that a client of this size takes in a visit."""
+    if clients.local_epochs is None:
+        assert clients.local_steps is not None
+        return clients.local_steps
+    return -(-num_held * clients.local_epochs // clients.batch_size)
+
+
+def _num_rows(tree: PyTree, client_id: int) -> int:
+    sizes = {len(leaf) for leaf in jax.tree.leaves(tree)}
+    if len(sizes) != 1:
+        raise ValueError(
+            f"client {client_id} holds arrays of lengths {sorted(sizes)}; "
+            "give every leaf the same leading axis, one entry for each example"
+        )
+    return sizes.pop()
+
+
+def _check_schedule(batch_size: int, local_steps: int | None, local_epochs: int | None) -> None:
+    if (local_steps is None) == (local_epochs is None):
+        raise ValueError(
+            f"local_steps is {local_steps} and local_epochs is {local_epochs}; give exactly one"
+        )
+    numbers = {"batch_size": batch_size, "local_steps": local_steps, "local_epochs": local_epochs}
+    for name, value in numbers.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def _check_sizes(sizes: np.ndarray) -> None:
+    if not len(sizes):
+        raise ValueError("there are no clients; give at least one")
+    if sizes.min() < 1:
+        raise ValueError(
+            f"client {int(sizes.argmin())} has no examples; leave it out or lower num_clients"
+        )
+
+
+def _check_client(client_id: int, num_clients: int) -> None:
+    if not 0 <= client_id < num_clients:
+        raise IndexError(f"client {client_id} is not among the {num_clients} clients, from 0")
