@@ -1,0 +1,214 @@
+"""Low-rank adapters as plain trees: which linear layers, their factors, their merged form.
+
+Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022,
+arXiv:2106.09685. A layer `y = x W` becomes `y = x W + ((x A) scale) B`, where
+`scale` is alpha / rank for the first `rank` of the R components and 0 beyond,
+so that clients of different ranks share one shape.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from fedjax_post.model.views import LanguageModel, merge_collections
+
+PyTree = Any
+ALL_LINEAR = "all-linear"
+
+
+def linear_layers(model: LanguageModel) -> dict[str, tuple[int, int, int]]:
+    """Returns `{dotted path: (num_layers, in, out)}` of the layers that can be adapted, sorted."""
+    return {
+        ".".join(path): kernel.shape
+        for path, kernel in sorted(_leaves(model.variables["params"], "kernel"), key=lambda x: x[0])
+        if path[0] == "layers"
+    }
+
+
+def add_lora(
+    model: LanguageModel,
+    key: Array,
+    *,
+    rank: int,
+    alpha: float,
+    targets: str | Sequence[str] = ALL_LINEAR,
+    dropout: float = 0.0,
+) -> tuple[LanguageModel, PyTree]:
+    """Returns the model made ready for an adapter, and fresh factors that change nothing yet.
+
+    A is U(-1/sqrt(in), 1/sqrt(in)) as in `peft`, B is zero, both float32.
+
+    Args:
+      model: the frozen model.
+      key: for A.
+      rank: R, components per layer.
+      alpha: the adapter's factor is alpha / rank.
+      targets: "all-linear", or names ("q_proj") or regular expressions over whole
+        dotted paths (".*attention.*"), one or several.
+      dropout: share of a layer's inputs that the factors do not see in training, [0, 1).
+
+    Returns:
+      The model with `lora_scale` and the dropout, and `{"lora": tree}` of
+      A `[num_layers, in, R]` and B `[num_layers, R, out]`.
+
+    Raises:
+      ValueError: on a rank below 1 or above a layer's width, a dropout outside
+        [0, 1), or a target that matches no layer.
+    """
+    if rank < 1:
+        raise ValueError(f"--lora_rank must be at least 1, got {rank}")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"--lora_dropout must be in [0, 1), got {dropout}")
+    shapes = {name: linear_layers(model)[name] for name in match_layers(model, targets)}
+    for name, (_, size_in, size_out) in shapes.items():
+        if rank > min(size_in, size_out):
+            raise ValueError(
+                f"--lora_rank={rank} exceeds layer {name} of {size_in} x {size_out}; "
+                f"use at most {min(size_in, size_out)} or leave this layer out of --lora_targets"
+            )
+    factors: PyTree = {}
+    scales: PyTree = {}
+    for (name, shape), layer_key in zip(
+        shapes.items(), jax.random.split(key, len(shapes)), strict=True
+    ):
+        num_layers, size_in, size_out = shape
+        bound = 1 / math.sqrt(size_in)
+        a = jax.random.uniform(layer_key, (num_layers, size_in, rank), minval=-bound, maxval=bound)
+        _put(factors, name, {"a": a, "b": jnp.zeros((num_layers, rank, size_out))})
+        scale = rank_scale(alpha, rank, rank)
+        _put(scales, name, {"scale": jnp.broadcast_to(scale, (num_layers, rank))})
+    return with_scale(model, scales, dropout=dropout), {"lora": factors}
+
+
+def match_layers(model: LanguageModel, targets: str | Sequence[str]) -> list[str]:
+    """Returns the dotted paths of the linear layers that `targets` names.
+
+    Raises:
+      ValueError: if a target matches nothing; lists the layers that exist.
+    """
+    names = list(linear_layers(model))
+    if targets == ALL_LINEAR:
+        return names
+    patterns = [targets] if isinstance(targets, str) else list(targets)
+    if not patterns:
+        raise ValueError(f"--lora_targets is empty; the linear layers are {names}")
+    chosen = set()
+    for pattern in patterns:
+        found = [n for n in names if n.split(".")[-1] == pattern or _matches(pattern, n)]
+        if not found:
+            raise ValueError(
+                f"--lora_targets: {pattern!r} matches no linear layer; the layers are {names}, "
+                f"named by their last part, by a pattern, or all by {ALL_LINEAR!r}"
+            )
+        chosen.update(found)
+    return [name for name in names if name in chosen]
+
+
+def rank_scale(alpha: Any, rank: Any, max_rank: int) -> Float[Array, "R"]:
+    """Returns alpha / rank for the first `rank` of `max_rank` components, 0 beyond.
+
+    `alpha` and `rank` may be traced; a rank of 0 gives zeros.
+    """
+    first = jnp.arange(max_rank) < rank
+    return jnp.where(first, alpha / jnp.maximum(rank, 1), 0.0).astype(jnp.float32)
+
+
+def with_scale(model: LanguageModel, scales: PyTree, *, dropout: float = 0.0) -> LanguageModel:
+    """Returns the model with the collection `lora_scale` replaced, and the dropout set."""
+    return dataclasses.replace(
+        model, variables={**model.variables, "lora_scale": scales}, lora_dropout=dropout
+    )
+
+
+def with_rank(model: LanguageModel, alpha: Any, rank: Any) -> LanguageModel:
+    """Returns the adapted model as a client of a smaller rank sees it; `rank` may be traced."""
+    scales = jax.tree.map(
+        lambda leaf: jnp.broadcast_to(rank_scale(alpha, rank, leaf.shape[-1]), leaf.shape),
+        model.variables["lora_scale"],
+    )
+    return with_scale(model, scales, dropout=model.lora_dropout)
+
+
+def mask_rank(params: PyTree, rank: Any) -> PyTree:
+    """Returns the factors with every component from `rank` on set to 0; `rank` may be traced."""
+
+    def mask(path, leaf):
+        axis = leaf.ndim - 1 if path[-1].key == "a" else leaf.ndim - 2
+        index = jax.lax.broadcasted_iota(jnp.int32, leaf.shape, axis)
+        return jnp.where(index < rank, leaf, 0)
+
+    return {**params, "lora": jax.tree_util.tree_map_with_path(mask, params["lora"])}
+
+
+def lora_delta(model: LanguageModel, params: PyTree) -> PyTree:
+    """Returns `A scale B` of every adapted layer as `{.. {"kernel": [num_layers, in, out]}}`.
+
+    This is the form of the collection "residual"; float32.
+    """
+    delta: PyTree = {}
+    scales = {path: leaf for path, leaf in _leaves(model.variables["lora_scale"], "scale")}
+    factors_b = {path: leaf for path, leaf in _leaves(params["lora"], "b")}
+    for path, a in _leaves(params["lora"], "a"):
+        product = jnp.einsum("nir,nr,nro->nio", a, scales[path], factors_b[path])
+        _put(delta, ".".join(path), {"kernel": product})
+    return delta
+
+
+def merge_lora(model: LanguageModel, params: PyTree) -> LanguageModel:
+    """Returns a base model whose weights hold everything: residual, full updates and adapter.
+
+    For export and tests only: in training the base stays shared and unmerged.
+    """
+    variables = merge_collections(model.variables, params)
+    weights = variables["params"]
+    deltas = [variables["residual"]] if "residual" in variables else []
+    if "lora" in variables:
+        deltas.append(lora_delta(dataclasses.replace(model, variables=variables), variables))
+    for delta in deltas:
+        for path, kernel in _leaves(delta, "kernel"):
+            base = _get(weights, path)["kernel"]
+            total = base.astype(jnp.float32) + kernel.astype(jnp.float32)
+            weights = merge_collections(weights, _nest(path, {"kernel": total.astype(base.dtype)}))
+    return dataclasses.replace(model, variables={"params": weights}, lora_dropout=0.0)
+
+
+def _matches(pattern: str, name: str) -> bool:
+    try:
+        return re.fullmatch(pattern, name) is not None
+    except re.error as error:
+        raise ValueError(f"--lora_targets: {pattern!r} is no regular expression: {error}") from None
+
+
+def _leaves(tree: PyTree, name: str, path: tuple[str, ...] = ()):
+    """Yields (path, leaf) of every leaf called `name`, in insertion order."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, name, (*path, key))
+        elif key == name:
+            yield path, value
+
+
+def _get(tree: PyTree, path: Sequence[str]) -> PyTree:
+    for key in path:
+        tree = tree[key]
+    return tree
+
+
+def _nest(path: Sequence[str], leaf: PyTree) -> PyTree:
+    for key in reversed(path):
+        leaf = {key: leaf}
+    return leaf
+
+
+def _put(tree: PyTree, name: str, leaf: PyTree) -> None:
+    """Writes `leaf` at a dotted path of a tree under construction."""
+    *parents, last = name.split(".")
+    for key in parents:
+        tree = tree.setdefault(key, {})
+    tree[last] = leaf

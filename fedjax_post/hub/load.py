@@ -1,0 +1,102 @@
+"""Models in and out: a Hugging Face folder becomes a LanguageModel, and back."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_post.adapters.lora import merge_lora
+from fedjax_post.hub.families import find_family, read_config, write_config
+from fedjax_post.hub.files import find_folder
+from fedjax_post.hub.weights import SINGLE, load_weights, write_weights
+from fedjax_post.model.config import DecoderConfig
+from fedjax_post.model.views import LanguageModel
+
+PyTree = Any
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def load_config(name_or_path: str | Path, *, revision: str | None = None) -> DecoderConfig:
+    """Returns the architecture of a model folder or hub name, without reading weights.
+
+    Raises:
+      FileNotFoundError: if the folder or its config.json does not exist.
+      ValueError: if the architecture is not supported.
+    """
+    folder = find_folder(name_or_path, revision=revision)
+    path = folder / "config.json"
+    if not path.exists():
+        raise FileNotFoundError(f"{folder} has no config.json; is it a Hugging Face model folder?")
+    try:
+        raw = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    return read_config(raw)
+
+
+def load_model(
+    name_or_path: str | Path, *, dtype: Any = jnp.float32, revision: str | None = None
+) -> LanguageModel:
+    """Returns a published model, its weights in `dtype`.
+
+    Args:
+      name_or_path: "builtin", a folder with config.json and safetensors, or a hub name.
+      dtype: float32, bfloat16 or float16, of weights and matrix products.
+      revision: branch, tag or commit of a hub name.
+
+    Raises:
+      FileNotFoundError: if the folder, its config.json or its weights do not exist.
+      ValueError: if the architecture is not supported, or the files are damaged or
+        do not fit it.
+    """
+    dtype = _check_dtype(dtype)
+    config = load_config(name_or_path, revision=revision)
+    config = dataclasses.replace(config, dtype=dtype.name)
+    folder = find_folder(name_or_path, revision=revision)
+    family = find_family({"model_type": config.model_type})
+    weights = load_weights(folder, family, config=config, dtype=dtype)
+    return LanguageModel({"params": weights}, config)
+
+
+def save_model(
+    directory: str | Path, model: LanguageModel, *, params: PyTree = None, dtype: Any = None
+) -> None:
+    """Writes a model as a Hugging Face folder: config.json and model.safetensors.
+
+    Args:
+      directory: made if it does not exist; existing files are overwritten.
+      model: what to write; a residual is folded into the weights.
+      params: adapter or trained weights to merge into it first.
+      dtype: float32, bfloat16 or float16; by default the model's own.
+
+    Raises:
+      ValueError: if the dtype is none of these, or the architecture has no config.json.
+    """
+    merged = merge_lora(model, params or {})
+    config = merged.config
+    dtype = _check_dtype(config.dtype if dtype is None else dtype)
+    raw = write_config(config)
+    raw.pop("torch_dtype", None)
+    raw["dtype"] = dtype.name
+    family = find_family(raw)
+    folder = Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = merged.variables["params"]
+    write_weights(folder / SINGLE, weights, family=family, config=config, dtype=dtype)
+    (folder / "config.json").write_text(json.dumps(raw, indent=2, sort_keys=True) + "\n")
+
+
+def num_parameters(model: LanguageModel) -> int:
+    """Returns the number of base weights."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(model.variables["params"]))
+
+
+def _check_dtype(dtype: Any) -> Any:
+    dtype = jnp.dtype(dtype)
+    if dtype.name not in DTYPES:
+        raise ValueError(f"--dtype must be one of {DTYPES}, got {dtype.name!r}")
+    return dtype

@@ -1,0 +1,215 @@
+"""Adapters in and out, as the folders that `peft` reads and writes."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_post.adapters.lora import linear_layers, with_scale
+from fedjax_post.hub.families import Tensor, find_family
+from fedjax_post.hub.weights import read_header, shorten
+from fedjax_post.model.views import LanguageModel
+
+PyTree = Any
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+PREFIX = "base_model.model."
+
+
+def save_adapter(
+    directory: str | Path,
+    model: LanguageModel,
+    params: PyTree,
+    *,
+    base_name: str = "",
+    run: str = "",
+) -> None:
+    """Writes an adapter as a PEFT folder.
+
+    Components whose scale is 0 are left out, and what is left is written with
+    the rank and alpha that give the same product.
+
+    Args:
+      directory: made if it does not exist; existing files are overwritten.
+      model: the adapted model; its `lora_scale` gives the alphas.
+      params: `{"lora": tree}`.
+      base_name: hub name or path of the base, for `base_model_name_or_path`.
+      run: what made the adapter, kept as the file's metadata.
+
+    Raises:
+      ValueError: if `params` holds no adapter, or its scales are not constant over
+        the live components of a layer, which PEFT cannot say.
+    """
+    from safetensors.numpy import save_file
+
+    if set(params) != {"lora"}:
+        raise ValueError(
+            f"a PEFT folder holds an adapter, got the collections {sorted(params)}; "
+            "write a merged model with save_model instead"
+        )
+    tensors: dict[str, np.ndarray] = {}
+    ranks: dict[str, int] = {}
+    alphas: dict[str, float] = {}
+    for path, stored in _stored_layers(model).items():
+        factors, scales = _get(params["lora"], path), _get(model.variables["lora_scale"], path)
+        if factors is None or scales is None:
+            continue
+        a, b = np.asarray(factors["a"], np.float32), np.asarray(factors["b"], np.float32)
+        for i, scale in enumerate(np.asarray(scales["scale"], np.float32)):
+            module = stored.name.format(i=i).removesuffix(".weight")
+            live = np.flatnonzero(scale)
+            if live.size == 0:
+                continue
+            if not np.allclose(scale[live], scale[live[0]]):
+                raise ValueError(f"{module}: PEFT has one scale per layer, got {scale[live]}")
+            tensors[f"{PREFIX}{module}.lora_A.weight"] = np.ascontiguousarray(a[i][:, live].T)
+            tensors[f"{PREFIX}{module}.lora_B.weight"] = np.ascontiguousarray(b[i][live].T)
+            ranks[module] = int(live.size)
+            alphas[module] = float(scale[live[0]]) * live.size
+    if not tensors:
+        raise ValueError("the adapter is empty: no layer has factors and a scale that is not 0")
+    config = _write_config(model, ranks, alphas=alphas, base_name=base_name)
+    folder = Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, str(folder / WEIGHTS), metadata={"format": "pt", "run": run})
+    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def load_adapter(directory: str | Path, model: LanguageModel) -> tuple[LanguageModel, PyTree]:
+    """Returns the model made ready for the adapter of a PEFT folder, and its factors.
+
+    Layers of smaller rank are padded with components of scale 0.
+
+    Args:
+      directory: a folder that `peft` or `save_adapter` wrote.
+      model: the base model; a `lora_scale` that it has is replaced.
+
+    Returns:
+      The model with `lora_scale`, and `{"lora": tree}`, float32.
+
+    Raises:
+      FileNotFoundError: if one of the two files is missing.
+      ValueError: if the adapter is not LoRA, uses a variant that is not supported,
+        or does not fit the model.
+    """
+    folder = Path(directory)
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).exists():
+            raise FileNotFoundError(f"{folder} has no {name}; is it a PEFT adapter folder?")
+    config = json.loads((folder / CONFIG).read_text())
+    _check_supported(config, folder)
+    entries = read_header(folder / WEIGHTS)
+    found = {name: entry.read() for name, entry in entries.items()}
+    factors: PyTree = {}
+    scales: PyTree = {}
+    shapes = linear_layers(model)
+    max_rank = max((v.shape[0] for n, v in found.items() if ".lora_A." in n), default=0)
+    for path, stored in _stored_layers(model).items():
+        modules = [stored.name.format(i=i).removesuffix(".weight") for i in range(shapes[path][0])]
+        if not any(f"{PREFIX}{m}.lora_A.weight" in found for m in modules):
+            continue
+        stacked = [_read_layer(m, found, shape=shapes[path][1:], rank=max_rank) for m in modules]
+        scale = [_read_scale(m, rank, config=config, max_rank=max_rank) for m, (_, _, rank) in
+                 zip(modules, stacked, strict=True)]
+        a, b = np.stack([s[0] for s in stacked]), np.stack([s[1] for s in stacked])
+        _put(factors, path, {"a": jnp.asarray(a), "b": jnp.asarray(b)})
+        _put(scales, path, {"scale": jnp.asarray(np.stack(scale))})
+    if found:
+        raise ValueError(f"{folder}: tensors without a place in the model: {shorten(found)}")
+    return with_scale(model, scales, dropout=float(config.get("lora_dropout", 0.0))), {
+        "lora": factors
+    }
+
+
+def _read_layer(module: str, found: dict[str, np.ndarray], *, shape: tuple[int, int], rank: int):
+    """One layer's A `[in, R]` and B `[R, out]`, zero-padded, and its own rank; empties `found`."""
+    a = np.zeros((shape[0], rank), np.float32)
+    b = np.zeros((rank, shape[1]), np.float32)
+    names = f"{PREFIX}{module}.lora_A.weight", f"{PREFIX}{module}.lora_B.weight"
+    if names[0] not in found:
+        return a, b, 0
+    if names[1] not in found:
+        raise ValueError(f"the adapter lacks {names[1]}")
+    stored_a, stored_b = found.pop(names[0]).T, found.pop(names[1]).T
+    own = stored_a.shape[1]
+    if stored_a.shape != (shape[0], own) or stored_b.shape != (own, shape[1]):
+        raise ValueError(
+            f"{module}: factors {stored_a.shape} and {stored_b.shape} do not fit a layer of "
+            f"{shape[0]} x {shape[1]}; is this the adapter's base model?"
+        )
+    a[:, :own], b[:own] = stored_a, stored_b
+    return a, b, own
+
+
+def _read_scale(module: str, rank: int, *, config: dict[str, Any], max_rank: int) -> np.ndarray:
+    """One layer's scale `[R]`: alpha / rank, or alpha / sqrt(rank) for rsLoRA."""
+    alpha = float(_pattern(config.get("alpha_pattern"), module, config["lora_alpha"]))
+    divisor = rank**0.5 if config.get("use_rslora") else rank
+    return np.where(np.arange(max_rank) < rank, alpha / max(divisor, 1), 0.0).astype(np.float32)
+
+
+def _pattern(patterns: dict[str, Any] | None, module: str, default: Any) -> Any:
+    """PEFT's rule: the first key that matches the end of the module's name."""
+    for key, value in (patterns or {}).items():
+        if re.match(rf"(.*\.)?({key})$", module):
+            return value
+    return default
+
+
+def _check_supported(config: dict[str, Any], folder: Path) -> None:
+    if config.get("peft_type") != "LORA":
+        raise ValueError(f"{folder}: peft_type {config.get('peft_type')!r} is not LORA")
+    for name in ("use_dora", "fan_in_fan_out_embedding", "modules_to_save", "trainable_token_indices"):
+        if config.get(name):
+            raise ValueError(f"{folder}: {name}={config[name]} is not supported; only plain LoRA is")
+    if config.get("bias", "none") != "none":
+        raise ValueError(f"{folder}: bias={config['bias']!r} is not supported; only 'none' is")
+
+
+def _write_config(
+    model: LanguageModel, ranks: dict[str, int], *, alphas: dict[str, float], base_name: str
+) -> dict[str, Any]:
+    """The adapter_config.json; layers that differ from the most common go into patterns."""
+    rank = max(set(ranks.values()), key=list(ranks.values()).count)
+    rounded = {module: round(alpha, 6) for module, alpha in alphas.items()}
+    alpha = max(set(rounded.values()), key=list(rounded.values()).count)
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_name,
+        "r": rank,
+        "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
+        "lora_dropout": model.lora_dropout,
+        "target_modules": sorted(ranks),
+        "rank_pattern": {re.escape(m): r for m, r in ranks.items() if r != rank},
+        "alpha_pattern": {re.escape(m): a for m, a in rounded.items() if a != alpha},
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "use_rslora": False,
+        "use_dora": False,
+        "inference_mode": True,
+    }
+
+
+def _stored_layers(model: LanguageModel) -> dict[str, Tensor]:
+    """Our dotted path of every linear layer, and the published tensor of its kernel."""
+    tensors = find_family({"model_type": model.config.model_type}).tensors
+    return {path: tensors[f"{path}.kernel"] for path in linear_layers(model)}
+
+
+def _get(tree: PyTree, path: str) -> PyTree:
+    for key in path.split("."):
+        if key not in tree:
+            return None
+        tree = tree[key]
+    return tree
+
+
+def _put(tree: PyTree, path: str, leaf: PyTree) -> None:
+    *parents, last = path.split(".")
+    for key in parents:
+        tree = tree.setdefault(key, {})
+    tree[last] = leaf

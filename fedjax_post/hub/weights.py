@@ -1,0 +1,209 @@
+"""Safetensors files as lazily read arrays: one file or an index of shards, no torch."""
+
+import json
+import re
+import struct
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+
+from fedjax_post.hub.families import Family
+from fedjax_post.model.config import DecoderConfig
+from fedjax_post.model.decoder import weight_shapes
+
+PyTree = Any
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+DTYPES = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I8": np.int8,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
+
+
+class Entry(NamedTuple):
+    """One stored tensor, not yet read."""
+
+    path: Path
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int  # bytes from the start of the file
+
+    def read(self) -> np.ndarray:
+        """Returns the tensor as a view of the mapped file."""
+        if self.dtype not in DTYPES:
+            raise ValueError(f"{self.path}: dtype {self.dtype} is not one of {sorted(DTYPES)}")
+        count = int(np.prod(self.shape, dtype=np.int64))
+        dtype = np.dtype(DTYPES[self.dtype])
+        if not count:
+            return np.zeros(self.shape, dtype)
+        flat = np.memmap(self.path, np.uint8, "r", self.offset, (count * dtype.itemsize,))
+        return flat.view(dtype).reshape(self.shape)
+
+
+def read_entries(directory: Path) -> dict[str, Entry]:
+    """Returns every tensor of a model folder, unread, by name.
+
+    Raises:
+      FileNotFoundError: if there are no weights, or a shard of the index is missing.
+      ValueError: if a file is truncated or is not a safetensors file.
+    """
+    index = directory / INDEX
+    if index.exists():
+        weight_map = json.loads(index.read_text())["weight_map"]
+        entries: dict[str, Entry] = {}
+        for shard in sorted(set(weight_map.values())):
+            if not (directory / shard).exists():
+                raise FileNotFoundError(
+                    f"{directory}: shard {shard} of {INDEX} is missing; download it again"
+                )
+            entries.update(read_header(directory / shard))
+        absent = sorted(set(weight_map) - set(entries))
+        if absent:
+            raise ValueError(f"{index}: its shards lack {shorten(absent)}; download them again")
+        return entries
+    if (directory / SINGLE).exists():
+        return read_header(directory / SINGLE)
+    found = sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
+    raise FileNotFoundError(
+        f"{directory} has no {SINGLE} and no {INDEX} (it has {found}); "
+        "convert other formats to safetensors first"
+    )
+
+
+def read_header(path: Path) -> dict[str, Entry]:
+    """Returns the tensors of one safetensors file, checked against its length."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else size + 1
+        if length + 8 > size:
+            raise ValueError(
+                f"{path} is truncated or no safetensors file: {size} bytes, "
+                f"header of {length}; download it again"
+            )
+        try:
+            header = json.loads(file.read(length))
+        except ValueError:
+            raise ValueError(f"{path} is no safetensors file: its header is not JSON") from None
+    header.pop("__metadata__", None)
+    end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    if end > size:
+        raise ValueError(
+            f"{path} is truncated: {size} bytes, its header promises {end}; download it again"
+        )
+    return {
+        name: Entry(path, info["dtype"], tuple(info["shape"]), 8 + length + info["data_offsets"][0])
+        for name, info in header.items()
+    }
+
+
+def load_weights(
+    directory: Path, family: Family, *, config: DecoderConfig, dtype: Any
+) -> dict[str, PyTree]:
+    """Returns the flax collection "params" of a model folder.
+
+    Tensors are read one at a time into stacked arrays of the target dtype, so
+    that the peak of memory is the model and one stacked leaf.
+
+    Raises:
+      ValueError: on missing, extra or wrongly shaped tensors, naming them.
+    """
+    entries = read_entries(directory)
+    shapes = weight_shapes(config)
+    check_tensors(entries, family, shapes=shapes, where=str(directory), config=config)
+    weights: PyTree = {}
+    for path, shape in shapes.items():
+        stored = family.tensors[path]
+        array = np.empty(shape, dtype)
+        rows = array if "{i}" in stored.name else array[None]
+        for i in range(len(rows)):
+            value = entries[stored.name.format(i=i)].read()
+            rows[i] = value.T if stored.transposed else value
+        tree = weights
+        *parents, last = path.split(".")
+        for parent in parents:
+            tree = tree.setdefault(parent, {})
+        tree[last] = jnp.asarray(array)
+    return weights
+
+
+def check_tensors(
+    entries: dict[str, Entry],
+    family: Family,
+    *,
+    shapes: dict[str, tuple[int, ...]],
+    where: str,
+    config: DecoderConfig,
+) -> None:
+    """Refuses a folder whose tensors are not exactly the expected ones."""
+    expected: dict[str, tuple[int, ...]] = {}
+    for path, shape in shapes.items():
+        stored = family.tensors[path]
+        layered = "{i}" in stored.name
+        shape = shape[1:] if layered else shape
+        shape = shape[::-1] if stored.transposed else shape
+        for i in range(config.num_layers if layered else 1):
+            expected[stored.name.format(i=i)] = shape
+    missing = sorted(set(expected) - set(entries))
+    if missing:
+        raise ValueError(
+            f"{where}: {len(missing)} tensors are missing: "
+            f"{shorten(f'{name} {expected[name]}' for name in missing)}; "
+            "does config.json belong to these weights?"
+        )
+    ignored = list(family.ignored)
+    if config.tied_head and "head" in family.tensors:
+        ignored.append(re.escape(family.tensors["head"].name))
+    extra = [
+        name
+        for name in sorted(set(entries) - set(expected))
+        if not any(re.fullmatch(pattern, name) for pattern in ignored)
+    ]
+    if extra:
+        raise ValueError(
+            f"{where}: {len(extra)} tensors have no place in a {config.model_type}: "
+            f"{shorten(f'{name} {entries[name].shape}' for name in extra)}; "
+            "does config.json belong to these weights?"
+        )
+    wrong = [name for name in expected if entries[name].shape != expected[name]]
+    if wrong:
+        listed = (f"{n} is {entries[n].shape}, expected {expected[n]}" for n in wrong)
+        raise ValueError(f"{where}: wrong shapes: {shorten(listed)}; compare with config.json")
+
+
+def write_weights(
+    path: Path, weights: PyTree, *, family: Family, config: DecoderConfig, dtype: Any
+) -> None:
+    """Writes the collection "params" as one safetensors file under the family's names."""
+    from safetensors.numpy import save_file
+
+    tensors: dict[str, np.ndarray] = {}
+    for ours in weight_shapes(config):
+        leaf = weights
+        for part in ours.split("."):
+            leaf = leaf[part]
+        stored = family.tensors[ours]
+        array = np.asarray(leaf.astype(dtype))
+        rows = array if "{i}" in stored.name else array[None]
+        for i, row in enumerate(rows):
+            row = row.T if stored.transposed else row
+            tensors[stored.name.format(i=i)] = np.ascontiguousarray(row)
+    save_file(tensors, str(path), metadata={"format": "pt"})
+
+
+def shorten(names: Iterable[str], limit: int = 6) -> str:
+    """Returns at most `limit` of the names, and how many are left out."""
+    listed = list(names)
+    more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
+    return ", ".join(listed[:limit]) + more

@@ -1,0 +1,178 @@
+"""One decoder for all families: embedding, layers under one scan, head."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.traverse_util import flatten_dict
+from jaxtyping import Array, Bool, Float, Int
+
+from fedjax_post.model.config import DecoderConfig
+from fedjax_post.model.layers import Attention, KeyValues, LayerKind, Mlp, Norm, Where
+from fedjax_post.model.rope import rope_table
+
+# Scanned over layers: a leaf of any of these is [num_layers, ...]
+COLLECTIONS = ("params", "lora", "lora_scale", "residual")
+
+
+class Block(nn.Module):
+    """One layer; `norm_place` and `parallel_residual` say where norms and sums stand."""
+
+    config: DecoderConfig
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, x, cache: KeyValues | None, kind: LayerKind, where: Where):
+        """Returns the residual stream `[B, L, D]` and the layer's new keys and values."""
+        config = self.config
+
+        def norm(name, y, present=True):
+            return Norm(config.norm, config.norm_eps, name=name)(y) if present else y
+
+        before = config.norm_place in ("pre", "sandwich")
+        after = config.norm_place in ("post", "sandwich")
+        attention = Attention(config, self.dropout, name="attention")
+        mlp = Mlp(config, self.dropout, name="mlp")
+        mixed, new = attention(norm("input_norm", x, before), cache, where, kind)
+        mixed = norm("attention_norm", mixed, after)
+        if config.parallel_residual:
+            return x + mixed + mlp(norm("mlp_norm", x, before)), new
+        x = x + mixed
+        fed = mlp(norm("mlp_norm", x, before))
+        return x + norm("output_norm", fed, after), new
+
+
+class Decoder(nn.Module):
+    """A decoder-only transformer: tokens or embeddings in, float32 logits out."""
+
+    config: DecoderConfig
+    dropout: float = 0.0  # of the input of LoRA factors, where an rng "dropout" is given
+
+    def setup(self):
+        """Names the parts; the layers are one block scanned over stacked variables."""
+        config = self.config
+        scanned = nn.scan(
+            Block,
+            variable_axes=dict.fromkeys(COLLECTIONS, 0),
+            split_rngs={"params": True, "dropout": True},
+            in_axes=(0, 0, nn.broadcast),
+            out_axes=0,
+            length=config.num_layers,
+        )
+        self.layers = scanned(config, self.dropout)
+        normal = nn.initializers.normal(0.02)
+        self.embedding = self.param("embedding", normal, (config.vocab_size, config.hidden_size))
+        if config.learned_positions:
+            shape = (config.max_positions, config.hidden_size)
+            self.positions = self.param("positions", normal, shape)
+        if config.final_norm:
+            self.norm = Norm(config.norm, config.norm_eps)
+        if not config.tied_head:
+            init = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+            self.head = self.param("head", init, (config.hidden_size, config.vocab_size))
+        if config.head_bias:
+            self.head_bias = self.param("head_bias", nn.initializers.zeros, (config.vocab_size,))
+
+    def __call__(self, tokens, *, positions=None, segments=None):
+        """Returns logits `[B, L, V]` of whole sequences; see `LanguageModel.logits`."""
+        return self.embed_logits(self.embed(tokens), positions=positions, segments=segments)
+
+    def embed(self, tokens: Int[Array, "B L"]) -> Float[Array, "B L D"]:
+        """Returns the tokens' embeddings, in the compute dtype, before any position is added."""
+        embedded = jnp.take(self.embedding, tokens, axis=0).astype(self.config.dtype)
+        if self.config.embedding_scale is not None:
+            # Gemma rounds the factor to the compute dtype
+            embedded = embedded * jnp.asarray(self.config.embedding_scale, embedded.dtype)
+        return embedded
+
+    def embed_logits(self, embedded, *, positions=None, segments=None):
+        """Returns logits `[B, L, V]` of sequences that are already embedded."""
+        length = embedded.shape[1]
+        mask = jnp.tril(jnp.ones((length, length), bool))[None]
+        if positions is None:
+            positions = jnp.arange(length, dtype=jnp.int32)[None]
+            if segments is not None:
+                positions = segment_positions(segments)
+        if segments is not None:
+            mask = mask & (segments[:, :, None] == segments[:, None, :])
+        where = self._where(mask, positions, positions)
+        x, _ = self._run(embedded, None, where, positions)
+        return self._logits(x)
+
+    def cached_logits(self, tokens, cache: KeyValues, *, positions, mask, key_positions, index):
+        """Returns logits of the last token `[B, V]` and the new keys and values of all layers.
+
+        Args:
+          tokens: int32 `[B, L]`, written to the cache slots from `index` on.
+          cache: keys and values, `[num_layers, B, S, K, H]`, slots before `index` filled.
+          positions: int32 `[B, L]`, of the new tokens.
+          mask: bool `[B, L, S]`, which slots each new token may look at.
+          key_positions: int32 `[B, S]`, of the slots, the new ones included.
+          index: int32 scalar.
+        """
+        where = self._where(mask, positions, key_positions)._replace(index=index)
+        x, new = self._run(self.embed(tokens), cache, where, positions)
+        return self._logits(x[:, -1:])[:, 0], new
+
+    def _run(self, embedded, cache, where: Where, positions):
+        """The layers; returns the residual stream and the new keys and values."""
+        if self.config.learned_positions:
+            embedded = embedded + jnp.take(self.positions, positions, axis=0).astype(embedded.dtype)
+        return self.layers(embedded, cache, layer_kinds(self.config), where)
+
+    def _where(self, mask: Bool[Array, "B L S"], positions, key_positions) -> Where:
+        config = self.config
+        sliding = sliding_rope = rope = None
+        if config.sliding_layers:
+            distance = positions[:, :, None] - key_positions[:, None, :]
+            sliding = (mask & (distance < config.sliding_window))[:, None]
+        if config.rope is not None:
+            rope = rope_table(config.rope, config.head_dim, positions=positions)
+        if config.sliding_rope is not None:
+            sliding_rope = rope_table(config.sliding_rope, config.head_dim, positions=positions)
+        return Where(mask[:, None], sliding, rope, sliding_rope, None)
+
+    def _logits(self, x):
+        """The head, summed in float32."""
+        config = self.config
+        if config.final_norm:
+            x = self.norm(x)
+        dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+        if config.tied_head:
+            logits = dot("bld,vd->blv", x, self.embedding.astype(config.dtype))
+        else:
+            logits = dot("bld,dv->blv", x, self.head.astype(config.dtype))
+        if config.head_bias:
+            logits = logits + self.head_bias.astype(jnp.float32)[None, None]
+        if config.logit_softcap is not None:
+            logits = config.logit_softcap * jnp.tanh(logits / config.logit_softcap)
+        return logits
+
+
+def layer_kinds(config: DecoderConfig) -> LayerKind:
+    """Returns the kind of every layer, bool `[num_layers]`, or None where all are alike."""
+    layers = range(config.num_layers)
+    is_sliding = has_rope = None
+    if config.sliding_layers:
+        is_sliding = jnp.array([i in config.sliding_layers for i in layers])
+    if config.no_rope_layers:
+        has_rope = jnp.array([i not in config.no_rope_layers for i in layers])
+    return LayerKind(is_sliding, has_rope)
+
+
+def segment_positions(segments: Int[Array, "B L"]) -> Int[Array, "B L"]:
+    """Returns each token's distance from the start of its segment, int32."""
+    index = jnp.arange(segments.shape[1], dtype=jnp.int32)[None]
+    starts = jnp.concatenate(
+        [jnp.ones_like(segments[:, :1], bool), segments[:, 1:] != segments[:, :-1]], axis=1
+    )
+    return index - jax.lax.cummax(jnp.where(starts, index, 0), axis=1)
+
+
+def weight_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of every weight by its dotted path; layers are stacked in front."""
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    variables = jax.eval_shape(Decoder(config).init, jax.random.key(0), tokens)
+    flat = flatten_dict(dict(variables["params"]), sep=".")
+    return {name: leaf.shape for name, leaf in flat.items()}

@@ -1,0 +1,239 @@
+"""The layers of the decoder: linear with low-rank and residual products, norms, attention."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float
+
+from fedjax_post.model.config import DecoderConfig
+from fedjax_post.model.rope import rotate
+
+ACTIVATIONS = {
+    "silu": jax.nn.silu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "relu": jax.nn.relu,
+}
+
+
+class KeyValues(NamedTuple):
+    """Keys and values of one layer, `[B, S, K, H]`, or of all, `[num_layers, B, S, K, H]`."""
+
+    keys: jax.Array
+    values: jax.Array
+
+
+class Where(NamedTuple):
+    """What attention knows about positions; one value for all layers.
+
+    A mask is True where a query `[L]` may look at a key `[S]`. `sliding` and
+    `sliding_rope` are None unless some layers differ from the others.
+    """
+
+    mask: Bool[Array, "B 1 L S"]
+    sliding: Bool[Array, "B 1 L S"] | None
+    rope: Float[Array, "2 B L P"] | None
+    sliding_rope: Float[Array, "2 B L P"] | None
+    index: jax.Array | None  # (), int32: slot of the first new key in the cache
+
+
+class LayerKind(NamedTuple):
+    """Which of the kinds one layer is; None where all layers are alike."""
+
+    is_sliding: jax.Array | None  # (), bool
+    has_rope: jax.Array | None  # (), bool
+
+
+class Linear(nn.Module):
+    """Returns `x W + b + x residual + ((drop(x) A) scale) B`, the last two where they exist.
+
+    Collections: "params" {kernel [in, out], bias [out]}, "residual" {kernel},
+    "lora" {a [in, R], b [R, out]}, "lora_scale" {scale [R]}. The base product
+    never sees the low-rank factors, so that clients stacked by vmap share it.
+    """
+
+    features: int
+    dtype: str
+    use_bias: bool = False
+    dropout: float = 0.0
+    init_scale: float = 1.0
+
+    @nn.compact
+    def __call__(self, x):
+        init = nn.initializers.variance_scaling(self.init_scale, "fan_in", "normal")
+        kernel = self.param("kernel", init, (x.shape[-1], self.features))
+        y = x @ kernel.astype(self.dtype)
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,))
+            y = y + bias.astype(self.dtype)
+        if self.has_variable("residual", "kernel"):
+            y = y + x @ self.get_variable("residual", "kernel").astype(self.dtype)
+        if self.has_variable("lora", "a"):
+            y = y + self._low_rank(x)
+        return y
+
+    def _low_rank(self, x):
+        """The adapter's product; float32 factors are cast to the compute dtype here."""
+        if not self.has_variable("lora_scale", "scale"):
+            raise ValueError(
+                f"params adapt {self.name} but the model has no lora_scale for it; "
+                "pass the model that add_lora returned"
+            )
+        if self.dropout > 0 and self.has_rng("dropout"):
+            keep = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.dropout, x.shape)
+            x = jnp.where(keep, x / (1 - self.dropout), 0).astype(x.dtype)
+        a = self.get_variable("lora", "a").astype(self.dtype)
+        b = self.get_variable("lora", "b").astype(self.dtype)
+        scale = self.get_variable("lora_scale", "scale").astype(self.dtype)
+        low = x @ a
+        return (low * scale.reshape((1,) * (low.ndim - 1) + scale.shape)) @ b
+
+
+class Norm(nn.Module):
+    """Normalises the last axis in float32: root mean square or layer norm, by `kind`."""
+
+    kind: str
+    eps: float
+
+    @nn.compact
+    def __call__(self, x):
+        wide = x.astype(jnp.float32)
+        if self.kind.startswith("layer"):
+            wide = wide - wide.mean(-1, keepdims=True)
+        wide = wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + self.eps)
+        shape = (1,) * (x.ndim - 1) + x.shape[-1:]
+        if self.kind == "layer_plain":
+            return wide.astype(x.dtype)
+        plus_one = self.kind == "rms_plus_one"
+        init = nn.initializers.zeros if plus_one else nn.initializers.ones
+        scale = self.param("scale", init, x.shape[-1:]).astype(jnp.float32).reshape(shape)
+        wide = wide * (1 + scale if plus_one else scale)
+        if self.kind == "layer":
+            bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
+            wide = wide + bias.astype(jnp.float32).reshape(shape)
+        return wide.astype(x.dtype)
+
+
+class Attention(nn.Module):
+    """Grouped-query self-attention, rotated, masked, cached."""
+
+    config: DecoderConfig
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, x, cache: KeyValues | None, where: Where, kind: LayerKind):
+        """Returns the mixed values `[B, L, D]` and the new keys and values, None without cache."""
+        config = self.config
+        q, k, v = self._project(x)
+        q, k = _rotate_both(q, k, where, kind)
+        new = None
+        if cache is not None:
+            new = KeyValues(k.astype(cache.keys.dtype), v.astype(cache.values.dtype))
+            at = (0, where.index, 0, 0)
+            k = jax.lax.dynamic_update_slice(cache.keys, new.keys, at)
+            v = jax.lax.dynamic_update_slice(cache.values, new.values, at)
+        mask = where.mask
+        if kind.is_sliding is not None and where.sliding is not None:
+            mask = jnp.where(kind.is_sliding, where.sliding, mask)
+        mixed = attend(q, k, v, mask=mask, scale=config.softmax_scale, cap=config.attention_softcap)
+        out = Linear(
+            config.hidden_size,
+            config.dtype,
+            config.out_bias,
+            self.dropout,
+            init_scale=0.5 / config.num_layers,
+            name="o_proj",
+        )
+        return out(mixed.reshape(*x.shape[:2], config.query_size)), new
+
+    def _project(self, x):
+        """Queries `[B, L, N, H]`, keys and values `[B, L, K, H]`, normalised where they are."""
+        config = self.config
+        size, kv_size = config.query_size, config.kv_size
+
+        def linear(features, name):
+            return Linear(features, config.dtype, config.qkv_bias, self.dropout, name=name)(x)
+
+        if config.fused_qkv == "none":
+            q = linear(size, "q_proj")
+            k, v = linear(kv_size, "k_proj"), linear(kv_size, "v_proj")
+        elif config.fused_qkv == "blocks":
+            q, k, v = jnp.split(linear(size + 2 * kv_size, "qkv_proj"), [size, size + kv_size], -1)
+        else:
+            fused = linear(3 * size, "qkv_proj")
+            fused = fused.reshape(*x.shape[:2], config.num_heads, 3, config.head_dim)
+            q, k, v = fused[..., 0, :], fused[..., 1, :], fused[..., 2, :]
+        if config.clip_qkv is not None:
+            q, k, v = (jnp.clip(y, -config.clip_qkv, config.clip_qkv) for y in (q, k, v))
+        if config.qk_norm == "flat":
+            q = Norm(config.norm, config.norm_eps, name="q_norm")(q)
+            k = Norm(config.norm, config.norm_eps, name="k_norm")(k)
+        q = q.reshape(*x.shape[:2], config.num_heads, config.head_dim)
+        k = k.reshape(*x.shape[:2], config.num_kv_heads, config.head_dim)
+        v = v.reshape(*x.shape[:2], config.num_kv_heads, config.head_dim)
+        if config.qk_norm == "head":
+            q = Norm(config.norm, config.norm_eps, name="q_norm")(q)
+            k = Norm(config.norm, config.norm_eps, name="k_norm")(k)
+        return q, k, v
+
+
+def _rotate_both(q, k, where: Where, kind: LayerKind):
+    """Queries and keys turned by their positions, in the way of this layer's kind."""
+    if where.rope is None:
+        return q, k
+    table = where.rope
+    if kind.is_sliding is not None and where.sliding_rope is not None:
+        table = jnp.where(kind.is_sliding, where.sliding_rope, table)
+    turned = rotate(q, table), rotate(k, table)
+    if kind.has_rope is None:
+        return turned
+    return tuple(
+        jnp.where(kind.has_rope, new, old) for new, old in zip(turned, (q, k), strict=True)
+    )
+
+
+def attend(q, k, v, *, mask, scale: float, cap: float | None):
+    """Returns softmax(cap(q k' scale) + mask) v, `[B, L, N, H]`; the softmax is float32.
+
+    `jax.nn.dot_product_attention`, which reaches cuDNN where that exists, but
+    knows no soft cap; with one the same is written out.
+    """
+    if cap is None:
+        return jax.nn.dot_product_attention(q, k, v, mask=mask, scale=scale)
+    batch, length, heads, width = q.shape
+    grouped = q.reshape(batch, length, k.shape[2], heads // k.shape[2], width)
+    logits = jnp.einsum("blkgh,bskh->bkgls", grouped, k, preferred_element_type=jnp.float32)
+    logits = cap * jnp.tanh(logits * scale / cap)
+    logits = jnp.where(mask[:, :, None], logits, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+    return jnp.einsum("bkgls,bskh->blkgh", weights, v).reshape(q.shape)
+
+
+class Mlp(nn.Module):
+    """The feed-forward half of a layer: gated or plain."""
+
+    config: DecoderConfig
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, x):
+        config = self.config
+        activation = ACTIVATIONS[config.activation]
+
+        def linear(features, name, init_scale=1.0):
+            return Linear(
+                features, config.dtype, config.mlp_bias, self.dropout, init_scale, name=name
+            )
+
+        if config.fused_gate_up:
+            fused = linear(2 * config.intermediate_size, "gate_up_proj")(x)
+            gate, up = jnp.split(fused, 2, axis=-1)
+            hidden = activation(gate) * up
+        elif config.gated_mlp:
+            gate = linear(config.intermediate_size, "gate_proj")(x)
+            hidden = activation(gate) * linear(config.intermediate_size, "up_proj")(x)
+        else:
+            hidden = activation(linear(config.intermediate_size, "up_proj")(x))
+        return linear(config.hidden_size, "down_proj", 0.5 / config.num_layers)(hidden)

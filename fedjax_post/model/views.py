@@ -1,0 +1,219 @@
+"""A language model as a value: frozen variables, a config, and the methods that use them."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from fedjax_post.core.access import Access, AccessError
+from fedjax_post.model.config import DecoderConfig
+from fedjax_post.model.decoder import Decoder
+from fedjax_post.model.layers import KeyValues
+
+PyTree = Any
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Cache:
+    """What a decoder remembers of `S` slots; `slots` of them are filled."""
+
+    layers: KeyValues  # each [num_layers, B, S, K, H]
+    positions: Int[Array, "B S"]  # of the token in each slot
+    is_real: Array  # bool [B, S]; False for padding and empty slots
+    slots: Array  # (), int32
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LanguageModel:
+    """A frozen model; `params` of every method is merged over its collections.
+
+    `params` is `{}` for the base model, `{"lora": tree}` for an adapter and
+    `{"params": tree}` for full fine-tuning, where the tree may be part of the
+    weights. Only `params` is ever mapped over clients or differentiated.
+    """
+
+    variables: dict[str, PyTree]  # flax collections; leaves [num_layers, ...] below "layers"
+    config: DecoderConfig = dataclasses.field(metadata={"static": True})
+    lora_dropout: float = dataclasses.field(default=0.0, metadata={"static": True})
+    access: Access = dataclasses.field(default=Access.GRADIENTS, metadata={"static": True})
+
+    def logits(
+        self,
+        params: PyTree,
+        tokens: Int[Array, "B L"],
+        *,
+        positions: Int[Array, "B L"] | None = None,
+        segments: Int[Array, "B L"] | None = None,
+        key: Array | None = None,
+    ) -> Float[Array, "B L V"]:
+        """Returns the logits of the next token after each token, float32.
+
+        Args:
+          params: what is merged over the frozen variables.
+          tokens: int32; padding on the right needs no mask, since attention is causal.
+          positions: int32; by default 0, 1, ... from the start of the sequence or segment.
+          segments: int32; a token sees only its own segment. Several sequences in one
+            row are numbered 1, 2, ...; padding on the left is a segment of its own.
+          key: for dropout; None is evaluation.
+
+        Raises:
+          AccessError: if the view grants less than LOGITS, or is differentiated below GRADIENTS.
+        """
+        self._need(Access.LOGITS, "logits")
+        logits = self._apply(
+            params, tokens, method=None, key=key, positions=positions, segments=segments
+        )
+        return logits if self.access >= Access.GRADIENTS else _opaque(logits)
+
+    def embed(self, params: PyTree, tokens: Int[Array, "B L"]) -> Float[Array, "B L D"]:
+        """Returns the tokens' input embeddings, in the compute dtype."""
+        self._need(Access.EMBEDDINGS, "embed")
+        embedded = self._apply(params, tokens, method=Decoder.embed)
+        return embedded if self.access >= Access.GRADIENTS else _opaque(embedded)
+
+    def embed_logits(
+        self,
+        params: PyTree,
+        embeddings: Float[Array, "B L D"],
+        *,
+        positions: Int[Array, "B L"] | None = None,
+        segments: Int[Array, "B L"] | None = None,
+        key: Array | None = None,
+    ) -> Float[Array, "B L V"]:
+        """Returns the logits after embeddings (of tokens, soft prompts or both); see `logits`."""
+        self._need(Access.EMBEDDINGS, "embed_logits")
+        logits = self._apply(
+            params,
+            embeddings.astype(self.config.dtype),
+            method=Decoder.embed_logits,
+            key=key,
+            positions=positions,
+            segments=segments,
+        )
+        return logits if self.access >= Access.GRADIENTS else _opaque(logits)
+
+    def prefill(
+        self, params: PyTree, tokens: Int[Array, "B L"], *, mask: Array, num_slots: int
+    ) -> tuple[Float[Array, "B V"], Cache]:
+        """Returns the logits after left-padded prompts, and the cache that holds them.
+
+        Args:
+          params: what is merged over the frozen variables.
+          tokens: int32, padded on the left.
+          mask: bool `[B, L]`, False for padding.
+          num_slots: length of the cache, at least L plus the tokens to come.
+        """
+        batch, length = tokens.shape
+        config = self.config
+        if num_slots < length:
+            raise ValueError(f"num_slots={num_slots} must hold the prompt of {length} tokens")
+        shape = (config.num_layers, batch, num_slots, config.num_kv_heads, config.head_dim)
+        empty = jnp.zeros(shape, config.dtype)
+        blank = jnp.zeros((batch, num_slots), jnp.int32)
+        cache = Cache(KeyValues(empty, empty), blank, blank > 0, jnp.int32(0))
+        positions = jnp.maximum(jnp.cumsum(mask.astype(jnp.int32), axis=1) - 1, 0)
+        return self.step(params, tokens, positions=positions, mask=mask, cache=cache)
+
+    def step(
+        self,
+        params: PyTree,
+        tokens: Int[Array, "B L"],
+        *,
+        positions: Int[Array, "B L"],
+        mask: Array,
+        cache: Cache,
+    ) -> tuple[Float[Array, "B V"], Cache]:
+        """Returns the logits after the last of some new tokens, and the cache with them in it.
+
+        Args:
+          params: what is merged over the frozen variables.
+          tokens: int32, L is 1 while decoding.
+          positions: int32, of the new tokens.
+          mask: bool `[B, L]`, False for padding.
+          cache: with at least L free slots.
+        """
+        self._need(Access.LOGITS, "generation")
+        length, slots = tokens.shape[1], cache.positions.shape[1]
+        at = (0, cache.slots)
+        is_real = jax.lax.dynamic_update_slice(cache.is_real, mask.astype(bool), at)
+        key_positions = jax.lax.dynamic_update_slice(cache.positions, positions, at)
+        row = cache.slots + jnp.arange(length)
+        column = jnp.arange(slots)
+        causal = column[None, :] <= row[:, None]
+        # a padding token sees itself, so that its softmax is not over nothing
+        visible = is_real[:, None, :] | (column[None, :] == row[:, None])[None]
+        logits, new = self._apply(
+            params,
+            tokens,
+            cache.layers,
+            method=Decoder.cached_logits,
+            positions=positions,
+            mask=causal[None] & visible,
+            key_positions=key_positions,
+            index=cache.slots,
+        )
+        layers = jax.tree.map(
+            lambda old, fresh: jax.lax.dynamic_update_slice(old, fresh, (0, 0, cache.slots, 0, 0)),
+            cache.layers,
+            new,
+        )
+        if self.access < Access.GRADIENTS:
+            logits = _opaque(logits)
+        return logits, Cache(layers, key_positions, is_real, cache.slots + length)
+
+    def _apply(self, params, *args, method, key=None, **kwargs):
+        variables = merge_collections(self.variables, params)
+        rngs = {"dropout": key} if key is not None and self.lora_dropout > 0 else None
+        decoder = Decoder(self.config, self.lora_dropout)
+        return decoder.apply(variables, *args, rngs=rngs, method=method, **kwargs)
+
+    def _need(self, tier: Access, what: str):
+        if self.access < tier:
+            raise AccessError(
+                f"{what} needs {tier.name} of the model, which grants {self.access.name}; "
+                "declare a higher tier in the algorithm's access"
+            )
+
+
+def init_model(config: DecoderConfig, key: Array, *, dtype: Any = jnp.float32) -> LanguageModel:
+    """Returns a model with random weights, for pretraining and tests.
+
+    Embeddings are normal with deviation 0.02, matrices normal with deviation
+    1/sqrt(in), those that write to the residual stream less by sqrt(2 layers).
+
+    Args:
+      config: the architecture; its dtype is replaced.
+      key: a PRNG key.
+      dtype: of weights and matrix products.
+    """
+    config = dataclasses.replace(config, dtype=jnp.dtype(dtype).name)
+    variables = jax.jit(Decoder(config).init)(key, jnp.zeros((1, 2), jnp.int32))
+    return LanguageModel(jax.tree.map(lambda leaf: leaf.astype(dtype), dict(variables)), config)
+
+
+def merge_collections(frozen: PyTree, params: PyTree) -> PyTree:
+    """Returns the nested dict `frozen` with the leaves of `params` put over it."""
+    if not isinstance(frozen, dict) or not isinstance(params, dict):
+        return params
+    merged = dict(frozen)
+    for name, value in params.items():
+        merged[name] = merge_collections(frozen[name], value) if name in frozen else value
+    return merged
+
+
+@jax.custom_jvp
+def _opaque(x):
+    return x
+
+
+@_opaque.defjvp
+def _refuse(primals, tangents):
+    del primals, tangents
+    raise AccessError(
+        "differentiating a model needs GRADIENTS, which this view does not grant; "
+        "use a gradient-free algorithm or a model that is open"
+    )
