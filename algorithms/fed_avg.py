@@ -1,0 +1,76 @@
+"""FedAvg: clients train, the server averages what changed.
+
+McMahan et al., "Communication-Efficient Learning of Deep Networks from
+Decentralized Data", AISTATS 2017, arXiv:1602.05629, Algorithm 1.
+
+Deviations: the mean is taken over updates rather than models, which is the same
+for a server step of 1 and lets any optax optimizer act as the server (Reddi et
+al. 2021, arXiv:2003.00295, Algorithm 1); `fed_avg_m` gives it momentum (Hsu et
+al. 2019, arXiv:1909.06335).
+"""
+
+from collections.abc import Callable
+
+import optax
+
+from fedjax_post.core import aggregates, algorithm, local, servers
+
+
+def fed_avg(
+    loss_fn: local.LossFn,
+    client_tx: optax.GradientTransformation,
+    *,
+    server_tx: optax.GradientTransformation | None = None,
+    weigh_fn: Callable = local.by_tokens,
+) -> algorithm.Algorithm:
+    """Federated averaging.
+
+    One step of plain SGD a client, weighted by tokens, equals a central step on
+    the union of the batches. A round sends one copy of the parameters down and
+    one up. Clients keep no state.
+
+    Args:
+      loss_fn: `(params, model, batch, key) -> (loss, metrics)`, the mean loss of one batch.
+      client_tx: the local optimizer, fresh at every visit.
+      server_tx: optimizer fed the negated mean update; None adds the mean update itself.
+      weigh_fn: `(ClientData) -> ()`, how much a client counts.
+
+    Returns:
+      An algorithm that shares the parameters themselves.
+    """
+
+    def update(model, replica, state, data, ctx):
+        params, _, metrics = local.local_steps(loss_fn, client_tx, replica, model, data, ctx)
+        return algorithm.Upload(optax.tree.sub(params, replica), weigh_fn(data)), state, metrics
+
+    return algorithm.Algorithm(
+        client=algorithm.Client(algorithm.stateless, update),
+        server=servers.server_optimizer(server_tx or optax.sgd(1.0)),
+        aggregate=aggregates.weighted_mean(),
+    )
+
+
+def fed_avg_m(
+    loss_fn: local.LossFn,
+    client_tx: optax.GradientTransformation,
+    *,
+    server_lr: float = 1.0,
+    momentum: float = 0.9,
+    weigh_fn: Callable = local.by_tokens,
+) -> algorithm.Algorithm:
+    """FedAvg with server momentum: m <- momentum m + mean update; x <- x + server_lr m.
+
+    Momentum 0 is FedAvg.
+
+    Args:
+      loss_fn: as in `fed_avg`.
+      client_tx: as in `fed_avg`.
+      server_lr: server step size.
+      momentum: share of the last momentum that is kept, in [0, 1).
+      weigh_fn: as in `fed_avg`.
+
+    Returns:
+      An algorithm that shares the parameters themselves.
+    """
+    server_tx = optax.sgd(server_lr, momentum)
+    return fed_avg(loss_fn, client_tx, server_tx=server_tx, weigh_fn=weigh_fn)

@@ -1,0 +1,14 @@
+"""Federated post-training of open-weight language models, as pure functions in JAX."""
+
+from fedjax_post.core.access import Access, AccessError
+from fedjax_post.core.engine import State, broadcast, deployed, finish, init, serve
+from fedjax_post.data.batches import ArrayClients, TokenClients
+from fedjax_post.simulate.cohort import full, poisson, uniform
+from fedjax_post.simulate.feed import chunks, pooled
+from fedjax_post.simulate.host import host
+from fedjax_post.simulate.programs import device
+from fedjax_post.simulate.record import progress
+from fedjax_post.simulate.run import Plan, restore, run
+from fedjax_post.simulate.visit import visit
+
+__version__ = "0.1.0"

@@ -1,0 +1,43 @@
+"""The abstraction: knows no model and no data."""
+
+from fedjax_post.core.access import Access, AccessError, check_access
+from fedjax_post.core.aggregates import fixed_mean, stack, weighted_mean
+from fedjax_post.core.algorithm import (
+    Aggregate,
+    Algorithm,
+    Client,
+    ClientData,
+    Context,
+    Downlink,
+    Server,
+    Uplink,
+    Upload,
+    plain,
+    whole,
+)
+from fedjax_post.core.engine import (
+    ClientState,
+    State,
+    Total,
+    broadcast,
+    deployed,
+    finish,
+    init,
+    init_client,
+    serve,
+    visit_client,
+    wire_bytes,
+)
+from fedjax_post.core.local import (
+    add_control,
+    add_proximal,
+    by_examples,
+    by_tokens,
+    continued_steps,
+    local_steps,
+    scale_by_round,
+    uniformly,
+)
+from fedjax_post.core.servers import keep_latest, server_optimizer
+from fedjax_post.core.uplinks import cast, chain, clip, error_feedback, top_k
+from fedjax_post.core.wire import num_bytes, pack, unpack

@@ -1,0 +1,108 @@
+"""Aggregates: how the values of a cohort become one, a chunk of clients at a time.
+
+A value of weight 0 (padding, or a dropped client) counts for nothing, even if
+it is not finite.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax.tree
+
+from fedjax_post.core.algorithm import Aggregate, PyTree
+
+
+class Sum(NamedTuple):
+    """A weighted sum so far; leaves float32, shaped like one value."""
+
+    value: PyTree
+    weight: jax.Array  # (), float32
+
+
+def weighted_mean() -> Aggregate:
+    """The mean of the clients' values by their weights; zero for an empty cohort."""
+
+    def finish(total):
+        scale = jnp.where(total.weight > 0, 1 / total.weight, 0.0)
+        return optax.tree.scale(scale, total.value)
+
+    return Aggregate(_no_sum, _add_weighted, optax.tree.add, finish)
+
+
+def fixed_mean(count: float) -> Aggregate:
+    """The sum of the present clients' values over a constant.
+
+    Every client counts 1 whatever its weight, so that one client moves the
+    result by at most its own norm over `count`, present or not.
+
+    Raises:
+      ValueError: if `count` is not positive.
+    """
+    if isinstance(count, int | float) and count <= 0:
+        raise ValueError(f"count must be positive, got {count}; give the expected cohort size")
+
+    def add(total, values, weights):
+        return _add_weighted(total, values, (weights > 0).astype(jnp.float32))
+
+    finish = lambda total: optax.tree.scale(1 / count, total.value)
+    return Aggregate(_no_sum, add, optax.tree.add, finish, fixed=True)
+
+
+class Stack(NamedTuple):
+    """Every client's value and weight, `[cohort, ...]`; `filled` lanes so far."""
+
+    values: PyTree
+    weights: jax.Array  # [cohort], float32
+    filled: jax.Array  # (), int32
+
+
+def stack() -> Aggregate:
+    """Keeps every value: finishes as `(values[cohort, ...], weights[cohort])`.
+
+    Needs memory for the whole cohort; for rules that no running sum can express.
+    """
+
+    def init(like, cohort_size):
+        buffer = lambda x: jnp.zeros((cohort_size, *x.shape), x.dtype)
+        return Stack(jax.tree.map(buffer, like), jnp.zeros(cohort_size), jnp.zeros((), jnp.int32))
+
+    def add(total, values, weights):
+        put = lambda b, v: jax.lax.dynamic_update_slice_in_dim(b, v, total.filled, 0)
+        values = jax.tree.map(lambda v: _present(v, weights), values)
+        return Stack(
+            jax.tree.map(put, total.values, values),
+            put(total.weights, weights),
+            total.filled + weights.shape[0],
+        )
+
+    def merge(one, other):
+        """The lanes of `other` behind those of `one`."""
+        place = lambda b, o: jnp.where(
+            _column(jnp.arange(b.shape[0]) < one.filled, b), b, jnp.roll(o, one.filled, 0)
+        )
+        values = jax.tree.map(place, one.values, other.values)
+        return Stack(values, place(one.weights, other.weights), one.filled + other.filled)
+
+    return Aggregate(init, add, merge, lambda total: (total.values, total.weights))
+
+
+def _no_sum(like: PyTree, cohort_size: int) -> Sum:
+    del cohort_size
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), like)
+    return Sum(zeros, jnp.zeros(()))
+
+
+def _add_weighted(total: Sum, values: PyTree, weights: jax.Array) -> Sum:
+    def add(s, v):
+        return s + jnp.tensordot(weights, _present(v, weights).astype(jnp.float32), 1)
+
+    return Sum(jax.tree.map(add, total.value, values), total.weight + weights.sum())
+
+
+def _present(values: jax.Array, weights: jax.Array) -> jax.Array:
+    return jnp.where(_column(weights > 0, values), values, jnp.zeros((), values.dtype))
+
+
+def _column(mask: jax.Array, like: Any) -> jax.Array:
+    return mask.reshape(mask.shape[0], *(1,) * (like.ndim - 1))

@@ -1,0 +1,149 @@
+"""A federated algorithm: a client, two wires, an aggregate and a server.
+
+Three places compute: the client, the wire and the server. Four kinds of value
+exist: the frozen *model*, which never travels and is never mapped; the *shared*
+variables that the federation learns, any pytree; one *state per client*; and
+the *messages*. Everything here is written for one client; `simulate` maps it.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+from fedjax_post.core.access import Access
+
+PyTree = Any
+Metrics = dict[str, jax.Array]
+
+
+class Context(NamedTuple):
+    """Where a client stands: scalars; arrays of `[clients]` once mapped."""
+
+    key: jax.Array  # folded from (run seed, round, client id)
+    round: jax.Array  # (), int32, from 0
+    client_id: jax.Array  # (), int32; -1 marks a padding lane
+
+
+class ClientData(NamedTuple):
+    """What one client trains on in one visit.
+
+    Uneven clients are padded to `K_max` steps; a step whose mask is False
+    changes nothing, not even an optimizer's count.
+    """
+
+    batches: PyTree  # leaves [K_max, B, ...]
+    step_mask: Any  # [K_max], bool: steps really taken
+    num_examples: Any  # (), float32: examples that the client holds (n_k of FedAvg)
+    num_tokens: Any  # (), float32: tokens (or examples) that the losses of this visit look at
+    rank: Any  # (), int32: the client's LoRA rank; 0 where ranks do not differ
+    num_read: Any = 0.0  # (), float32: tokens (or examples) read, without padding; for speed only
+
+
+class Upload(NamedTuple):
+    """What one client wants the server to learn, and how much it counts."""
+
+    value: PyTree
+    weight: jax.Array  # (), float32
+
+
+class Client(NamedTuple):
+    """What runs on a client."""
+
+    init: Callable  # (model, replica, key) -> state
+    update: Callable  # (model, replica, state, data, ctx) -> (Upload, state, metrics)
+
+
+def stateless(model: PyTree, replica: PyTree, key: jax.Array) -> tuple[()]:
+    """The state of a client that keeps none."""
+    del model, replica, key
+    return ()
+
+
+def _any_bound(bound: float) -> float:
+    del bound
+    return math.inf
+
+
+class Uplink(NamedTuple):
+    """What happens to a value on its way to the server; see `core.uplinks`."""
+
+    init: Callable  # (like) -> state
+    encode: Callable  # (value, replica, state, ctx) -> (message, state), on the client
+    decode: Callable  # (message, like) -> value, on the server
+    # (norm bound of what comes in) -> bound of what decodes; inf if none holds
+    bound: Callable[[float], float] = _any_bound
+    first: bool = False  # acts on values, so no link may come before it in a chain
+    # (like) -> like of the message; None: worked out from `encode`, with no replica
+    shape: Callable | None = None
+
+
+class Downlink(NamedTuple):
+    """What crosses to the clients, and what they make of it."""
+
+    init: Callable  # (shared) -> replica
+    encode: Callable  # (shared) -> message
+    receive: Callable  # (message, replica) -> replica, once for all clients
+
+
+class Aggregate(NamedTuple):
+    """How the values of a cohort become one; see `core.aggregates`."""
+
+    init: Callable  # (like, cohort_size) -> total
+    add: Callable  # (total, values[clients, ...], weights[clients]) -> total
+    merge: Callable  # (total, total) -> total
+    finish: Callable  # (total) -> value
+    fixed: bool = False  # the denominator is fixed, so that an empty round counts too
+
+
+class Server(NamedTuple):
+    """How the aggregated value moves what is shared; see `core.servers`."""
+
+    init: Callable  # (shared) -> state
+    update: Callable  # (value, state, shared) -> (shared, state)
+
+
+def plain() -> Uplink:
+    """An uplink that sends the value as it is."""
+    return Uplink(
+        init=lambda like: (),
+        encode=lambda value, replica, state, ctx: (value, state),
+        decode=lambda message, like: message,
+        bound=lambda bound: bound,
+    )
+
+
+def whole() -> Downlink:
+    """A downlink that sends the shared variables as they are."""
+    return Downlink(
+        init=lambda shared: shared,
+        encode=lambda shared: shared,
+        receive=lambda message, replica: message,
+    )
+
+
+def as_is(model: PyTree, replica: PyTree, state: PyTree = None) -> tuple[PyTree, PyTree]:
+    """Deploys the replica itself, over the model itself."""
+    del state
+    return model, replica
+
+
+def as_given(params: PyTree) -> PyTree:
+    """Shares the parameters themselves."""
+    return params
+
+
+class Algorithm(NamedTuple):
+    """A federated algorithm as data; see the module's head for the parts."""
+
+    client: Client
+    server: Server
+    aggregate: Aggregate
+    uplink: Uplink = plain()
+    downlink: Downlink = whole()
+    init: Callable = as_given  # (params) -> shared
+    # (model, replica, state of a client or None) -> (model, params): what is
+    # evaluated and exported; with a client's state, that client's own model
+    deploy: Callable = as_is
+    access: Mapping[str, Access] = {"target": Access.GRADIENTS}

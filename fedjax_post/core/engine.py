@@ -1,0 +1,172 @@
+"""The engine's pure functions for one client and for the server.
+
+A round is `broadcast`, one `visit` per chunk of clients, `finish`, `serve`. All
+but `visit` are here; `simulate.visit` maps `visit_client` over a chunk.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_post.core import wire
+from fedjax_post.core.algorithm import Algorithm, ClientData, Context, Metrics, PyTree
+
+
+class State(NamedTuple):
+    """What the federation holds between rounds."""
+
+    shared: PyTree
+    replica: PyTree  # what every client held after the last broadcast
+    server: PyTree
+
+
+class ClientState(NamedTuple):
+    """What one client holds between its visits."""
+
+    local: PyTree
+    uplink: PyTree
+
+
+class Total(NamedTuple):
+    """The aggregate so far, and the weight in it."""
+
+    value: PyTree
+    weight: jax.Array  # (), float32
+
+
+class Report(NamedTuple):
+    """The simulator's view of one visit; it never enters client or server code."""
+
+    weight: jax.Array  # (), float32: 0 for padding and for a dropped client
+    kept: jax.Array  # (), bool: a real client whose update was finite
+    num_steps: jax.Array  # (), float32
+    metrics: Metrics
+
+
+class WireBytes(NamedTuple):
+    """Exact bytes of one client in one round."""
+
+    down: int
+    up: int
+
+
+def init(algorithm: Algorithm, params: PyTree) -> State:
+    """The state of a federation that starts from `params`."""
+    shared = algorithm.init(params)
+    return State(shared, algorithm.downlink.init(shared), algorithm.server.init(shared))
+
+
+def broadcast(algorithm: Algorithm, state: State) -> PyTree:
+    """The replica that every client of this round holds."""
+    message = algorithm.downlink.encode(state.shared)
+    return algorithm.downlink.receive(message, state.replica)
+
+
+def init_client(
+    algorithm: Algorithm, model: PyTree, replica: PyTree, data: ClientData, ctx: Context
+) -> ClientState:
+    """The state of a client before its first visit."""
+    local = algorithm.client.init(model, replica, ctx.key)
+    return ClientState(local, algorithm.uplink.init(value_like(algorithm, model, replica, data)))
+
+
+def no_context() -> Context:
+    """A context for working out shapes."""
+    return Context(jax.random.key(0), jnp.int32(0), jnp.int32(0))
+
+
+def value_like(algorithm: Algorithm, model: PyTree, replica: PyTree, data: ClientData) -> PyTree:
+    """Shapes and dtypes of the value that a client uploads; nothing is computed."""
+
+    def value(model, replica, data):
+        ctx = no_context()
+        local = algorithm.client.init(model, replica, ctx.key)
+        return algorithm.client.update(model, replica, local, data, ctx)[0].value
+
+    return jax.eval_shape(value, model, replica, data)
+
+
+def visit_client(
+    algorithm: Algorithm,
+    model: PyTree,
+    replica: PyTree,
+    state: ClientState,
+    data: ClientData,
+    ctx: Context,
+) -> tuple[PyTree, ClientState, Report]:
+    """One client's round: its message, its next state and a report.
+
+    A padding lane (client id -1) and a client whose value or message is not
+    finite get weight 0 and keep the state that they came with.
+    """
+    update_key, link_key = jax.random.split(ctx.key)
+    upload, local, metrics = algorithm.client.update(
+        model, replica, state.local, data, ctx._replace(key=update_key)
+    )
+    message, link = algorithm.uplink.encode(
+        upload.value, replica, state.uplink, ctx._replace(key=link_key)
+    )
+    kept = (ctx.client_id >= 0) & _all_finite((upload, message))
+    weight = jnp.where(kept, upload.weight, 0).astype(jnp.float32)
+    keep = lambda new, old: jnp.where(kept, new, old)
+    state = jax.tree.map(keep, ClientState(local, link), state)
+    num_steps = jnp.sum(jnp.asarray(data.step_mask), dtype=jnp.float32)
+    return message, state, Report(weight, kept, num_steps, metrics)
+
+
+def init_total(algorithm: Algorithm, like: PyTree, num_lanes: int) -> Total:
+    """An empty aggregate of values like `like`, for up to `num_lanes` clients."""
+    return Total(algorithm.aggregate.init(like, num_lanes), jnp.zeros(()))
+
+
+def finish(algorithm: Algorithm, total: Total) -> Total:
+    """The aggregated value, beside the weight that stands behind it."""
+    return total._replace(value=algorithm.aggregate.finish(total.value))
+
+
+def serve(algorithm: Algorithm, outcome: Total, state: State) -> State:
+    """The next state; the same one if nobody took part, unless the denominator is fixed."""
+    shared, server = algorithm.server.update(outcome.value, state.server, state.shared)
+    moved = (outcome.weight > 0) | algorithm.aggregate.fixed
+    keep = lambda new, old: jnp.where(moved, new, old)
+    shared, server = jax.tree.map(keep, (shared, server), (state.shared, state.server))
+    return State(shared, state.replica, server)
+
+
+def deployed(
+    algorithm: Algorithm, model: PyTree, state: State, client: ClientState | None = None
+) -> tuple[PyTree, PyTree]:
+    """`(model, params)` that a client would serve now; with its state, its personal ones."""
+    local = None if client is None else client.local
+    return algorithm.deploy(model, broadcast(algorithm, state), local)
+
+
+def wire_bytes(algorithm: Algorithm, model: PyTree, state: State, data: ClientData) -> WireBytes:
+    """Exact bytes of one client in one round, from shapes; nothing is computed.
+
+    Args:
+      algorithm: whose messages are counted, the upload's weight included.
+      model: the frozen model, or its shapes.
+      state: the federation's state, or its shapes.
+      data: one client's data, or its shapes.
+    """
+    down = jax.eval_shape(algorithm.downlink.encode, state.shared)
+    replica = jax.eval_shape(lambda s: broadcast(algorithm, s), state)
+    up = jax.eval_shape(lambda *a: message_of(algorithm, *a), model, replica, data)
+    return WireBytes(wire.num_bytes(down), wire.num_bytes(up))
+
+
+def message_of(
+    algorithm: Algorithm, model: PyTree, replica: PyTree, data: ClientData
+) -> tuple[Any, jax.Array]:
+    """What crosses the wire from a client on its first visit: its message and its weight."""
+    ctx = no_context()
+    state = init_client(algorithm, model, replica, data, ctx)
+    message, _, report = visit_client(algorithm, model, replica, state, data, ctx)
+    return message, report.weight
+
+
+def _all_finite(tree: PyTree) -> jax.Array:
+    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return jnp.stack([jnp.isfinite(x).all() for x in floats]).all() if floats else jnp.array(True)

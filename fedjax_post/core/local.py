@@ -1,0 +1,122 @@
+"""Local training: optimizer steps on one client, and optax parts that act inside them.
+
+`local_steps` is the only place that counts steps. It hands every optimizer two
+extra arguments, `anchor` (the parameters where the visit began) and `round`,
+beside those that the algorithm gives.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedjax_post.core.algorithm import ClientData, Context, Metrics, PyTree
+
+# (params, model, batch, key) -> (loss, metrics): the mean loss of one batch
+LossFn = Callable[[PyTree, PyTree, PyTree, jax.Array], tuple[jax.Array, Metrics]]
+
+
+def local_steps(
+    loss_fn: LossFn,
+    tx: optax.GradientTransformation,
+    params: PyTree,
+    model: PyTree,
+    data: ClientData,
+    ctx: Context,
+    **extra: Any,
+) -> tuple[PyTree, jax.Array, Metrics]:
+    """Parameters after one optimizer step per batch, from a fresh optimizer state.
+
+    Args:
+      loss_fn: `(params, model, batch, key) -> (loss, metrics)`.
+      tx: the local optimizer.
+      params: where to start; also handed to `tx` as `anchor`.
+      model: the frozen model.
+      data: `K_max` batches and the mask of the steps to take.
+      ctx: the visit's context; step i draws from its key folded with i.
+      **extra: further arguments for `tx.update`, such as `control`.
+
+    Returns:
+      The parameters, the number of steps taken (float32), and each metric's
+      mean over those steps.
+    """
+    carry = params, tx.init(params)
+    (params, _), num_steps, metrics = continued_steps(loss_fn, tx, carry, model, data, ctx, **extra)
+    return params, num_steps, metrics
+
+
+def continued_steps(
+    loss_fn: LossFn,
+    tx: optax.GradientTransformation,
+    carry: tuple[PyTree, PyTree],
+    model: PyTree,
+    data: ClientData,
+    ctx: Context,
+    **extra: Any,
+) -> tuple[tuple[PyTree, PyTree], jax.Array, Metrics]:
+    """`local_steps` from, and to, a pair of parameters and optimizer state."""
+    tx = optax.with_extra_args_support(tx)
+    extra = {"anchor": carry[0], "round": ctx.round, **extra}
+
+    def step(carry, xs):
+        batch, taken, index = xs
+        params, opt_state = carry
+        key = jax.random.fold_in(ctx.key, index)
+        grads, metrics = jax.grad(loss_fn, has_aux=True)(params, model, batch, key)
+        updates, opt_state = tx.update(grads, opt_state, params, **extra)
+        moved = optax.apply_updates(params, updates), opt_state
+        keep = lambda new, old: jnp.where(taken, new, old)
+        return jax.tree.map(keep, moved, carry), metrics
+
+    taken = jnp.asarray(data.step_mask, bool)
+    xs = data.batches, taken, jnp.arange(taken.shape[0])
+    carry, metrics = jax.lax.scan(step, carry, xs)
+    num_steps = taken.sum(dtype=jnp.float32)
+    mean = lambda m: jnp.where(taken, m, 0).sum() / jnp.maximum(num_steps, 1)
+    return carry, num_steps, jax.tree.map(mean, metrics)
+
+
+def by_tokens(data: ClientData) -> jax.Array:
+    """Weight of a client: the tokens that its losses looked at in this visit."""
+    return jnp.asarray(data.num_tokens, jnp.float32)
+
+
+def by_examples(data: ClientData) -> jax.Array:
+    """Weight of a client: the examples that it holds (n_k of FedAvg)."""
+    return jnp.asarray(data.num_examples, jnp.float32)
+
+
+def uniformly(data: ClientData) -> jax.Array:
+    """Weight of a client: 1."""
+    del data
+    return jnp.ones((), jnp.float32)
+
+
+def add_proximal(mu: float) -> optax.GradientTransformationExtraArgs:
+    """Adds `mu (params - anchor)` to the gradients: FedProx's pull, arXiv:1812.06127 eq. 2."""
+
+    def update(grads, state, params, *, anchor, **_):
+        pull = lambda g, p, a: g + mu * (p - a)
+        return jax.tree.map(pull, grads, params, anchor), state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+
+
+def add_control() -> optax.GradientTransformationExtraArgs:
+    """Adds the extra argument `control`, a tree like the gradients, to them."""
+
+    def update(grads, state, params=None, *, control, **_):
+        return optax.tree.add(grads, control), state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+
+
+def scale_by_round(schedule: Callable) -> optax.GradientTransformationExtraArgs:
+    """Scales updates by `schedule(round)`: a step size that changes between rounds only."""
+
+    def update(updates, state, params=None, *, round, **_):
+        return optax.tree.scale(schedule(round), updates), state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)

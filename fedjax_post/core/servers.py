@@ -1,0 +1,70 @@
+"""Servers: how the aggregate moves what the federation shares.
+
+An optax transformation sees the *negated* mean update as its gradient, so that
+SGD with step size 1 adds the mean update itself. The `literal_*` optimizers are
+Algorithm 2 of Reddi et al., "Adaptive Federated Optimization", ICLR 2021,
+arXiv:2003.00295, to the letter: the second moment squares the *momentum*, starts
+at tau^2, and nothing is corrected for bias. optax's adam and yogi differ in all
+three.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedjax_post.core.algorithm import PyTree, Server
+
+
+def server_optimizer(tx: optax.GradientTransformation) -> Server:
+    """Takes the negated mean update as a gradient (arXiv:2003.00295, Algorithm 1)."""
+
+    def update(value, state, shared):
+        updates, state = tx.update(optax.tree.scale(-1.0, value), state, shared)
+        return optax.apply_updates(shared, updates), state
+
+    return Server(tx.init, update)
+
+
+def keep_latest() -> Server:
+    """Shares the finished value itself."""
+    return Server(lambda shared: (), lambda value, state, shared: (value, state))
+
+
+def literal_adam(
+    learning_rate: float, *, b1: float = 0.9, b2: float = 0.99, tau: float = 1e-3
+) -> optax.GradientTransformation:
+    """FedAdam's server step: v <- b2 v + (1 - b2) m^2."""
+    return _adaptive(learning_rate, b1, tau, lambda v, m: b2 * v + (1 - b2) * m**2)
+
+
+def literal_yogi(
+    learning_rate: float, *, b1: float = 0.9, b2: float = 0.99, tau: float = 1e-3
+) -> optax.GradientTransformation:
+    """FedYogi's server step: v <- v - (1 - b2) m^2 sign(v - m^2)."""
+    return _adaptive(learning_rate, b1, tau, lambda v, m: v - (1 - b2) * m**2 * jnp.sign(v - m**2))
+
+
+def literal_adagrad(
+    learning_rate: float, *, b1: float = 0.0, tau: float = 1e-3
+) -> optax.GradientTransformation:
+    """FedAdagrad's server step: v <- v + m^2."""
+    return _adaptive(learning_rate, b1, tau, lambda v, m: v + m**2)
+
+
+def _adaptive(
+    learning_rate: float, b1: float, tau: float, second_moment: Callable
+) -> optax.GradientTransformation:
+    def init(shared: PyTree):
+        return optax.tree.zeros_like(shared), optax.tree.full_like(shared, tau**2)
+
+    def update(grads, state, params=None):
+        del params
+        m, v = state
+        m = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, m, grads)
+        v = jax.tree.map(second_moment, v, m)
+        step = lambda m, v: -learning_rate * m / (jnp.sqrt(v) + tau)
+        return jax.tree.map(step, m, v), (m, v)
+
+    return optax.GradientTransformation(init, update)

@@ -1,0 +1,193 @@
+"""Uplinks: what happens to a client's value on its way to the server.
+
+Links compose by `chain`, encode in order and decode in reverse. A link touches
+floating leaves only. Law of `bound`: for any value, however large, the global
+norm of `decode(encode(value))` is at most the bound that the chain declares.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax.tree
+
+from fedjax_post.core.algorithm import Context, PyTree, Uplink
+
+
+def message_like(link: Uplink, like: PyTree) -> PyTree:
+    """Shapes and dtypes of the message that `link` makes of a value like `like`."""
+    if link.shape is not None:
+        return link.shape(like)
+    ctx = _abstract_context()
+    state = jax.eval_shape(link.init, like)
+    return jax.eval_shape(lambda v, s, c: link.encode(v, None, s, c)[0], like, state, ctx)
+
+
+def _abstract_context() -> Context:
+    scalar = jax.ShapeDtypeStruct((), jnp.int32)
+    return Context(jax.eval_shape(lambda: jax.random.key(0)), scalar, scalar)
+
+
+def chain(*links: Uplink) -> Uplink:
+    """The links in order on the client, undone in reverse on the server.
+
+    Raises:
+      ValueError: without links, or if one that acts on values (`clip`) follows another.
+    """
+    if not links:
+        raise ValueError("chain needs at least one link; use plain() to send values as they are")
+    if any(link.first for link in links[1:]):
+        raise ValueError("clip acts on values, so it must be the first link of a chain")
+
+    def likes(like):
+        out = [like]
+        for link in links[:-1]:
+            out.append(message_like(link, out[-1]))
+        return out
+
+    def init(like):
+        return tuple(link.init(x) for link, x in zip(links, likes(like), strict=True))
+
+    def encode(value, replica, states, ctx):
+        new = []
+        for i, (link, state) in enumerate(zip(links, states, strict=True)):
+            link_ctx = ctx._replace(key=jax.random.fold_in(ctx.key, i))
+            value, state = link.encode(value, replica, state, link_ctx)
+            new.append(state)
+        return value, tuple(new)
+
+    def decode(message, like):
+        for link, x in reversed(list(zip(links, likes(like), strict=True))):
+            message = link.decode(message, x)
+        return message
+
+    def bound(norm):
+        for link in links:
+            norm = link.bound(norm)
+        return norm
+
+    return Uplink(init, encode, decode, bound, first=links[0].first)
+
+
+def clip(max_norm: float) -> Uplink:
+    """Scales a value down to a global norm of at most `max_norm`.
+
+    A value that lies within is sent as it is, to the bit.
+
+    Raises:
+      ValueError: if `max_norm` is not positive.
+    """
+    if isinstance(max_norm, int | float) and not max_norm > 0:
+        raise ValueError(f"max_norm must be positive, got {max_norm}; inf means no clipping")
+
+    def encode(value, replica, state, ctx):
+        del replica, ctx
+        # The margin keeps the norm of the rounded result below the bound.
+        norm = _norm(value)
+        shrink = jnp.where(norm > max_norm, (1 - 1e-5) * max_norm / norm, 1.0)
+        return _on_floats(lambda x: (x * shrink).astype(x.dtype), value), state
+
+    stateless = Uplink(_stateless, encode, _same, lambda bound: min(bound, max_norm), first=True)
+    return stateless
+
+
+def cast(dtype: jnp.dtype) -> Uplink:
+    """Sends floating leaves as `dtype`; the server widens them again."""
+    kind = jnp.finfo(dtype)
+
+    def decode(message, like):
+        return jax.tree.map(lambda x, y: x.astype(y.dtype), message, like)
+
+    def bound(norm):
+        # Rounding adds at most half a unit in the last place; past the maximum it overflows.
+        return norm * (1 + float(kind.eps)) if norm < float(kind.max) else math.inf
+
+    encode = lambda value, replica, state, ctx: (
+        _on_floats(lambda x: x.astype(dtype), value),
+        state,
+    )
+    return Uplink(_stateless, encode, decode, bound)
+
+
+class Sparse(NamedTuple):
+    """The kept entries of one flattened leaf."""
+
+    index: jax.Array  # [k], int32
+    value: jax.Array  # [k]
+
+
+def top_k(fraction: float) -> Uplink:
+    """Sends the `fraction` of each leaf's entries that are largest in magnitude.
+
+    Costs 4 bytes an index beside the value; `max(1, round(fraction * size))`
+    entries of a leaf are kept (Stich et al. 2018, arXiv:1809.07599).
+
+    Raises:
+      ValueError: if `fraction` is outside (0, 1].
+    """
+    if not 0 < fraction <= 1:
+        raise ValueError(f"fraction must be in (0, 1], got {fraction}")
+
+    def keep(x):
+        count = max(1, round(fraction * x.size))
+        _, index = jax.lax.top_k(jnp.abs(x.ravel()), count)
+        return Sparse(index.astype(jnp.int32), x.ravel()[index])
+
+    def fill(y, sparse):
+        if not isinstance(sparse, Sparse):
+            return sparse
+        return jnp.zeros(y.size, y.dtype).at[sparse.index].set(sparse.value).reshape(y.shape)
+
+    encode = lambda value, replica, state, ctx: (_on_floats(keep, value), state)
+    decode = lambda message, like: jax.tree.map(fill, like, message)
+    return Uplink(_stateless, encode, decode, lambda bound: bound)
+
+
+def error_feedback(link: Uplink) -> Uplink:
+    """Adds to each value what `link` lost of the earlier ones, and keeps what it loses now.
+
+    The client's state is one tree like the value. What decodes has no bound,
+    since the losses of many rounds may arrive at once (Seide et al. 2014;
+    Karimireddy et al. 2019, arXiv:1901.09847, Algorithm 1).
+    """
+
+    def init(like):
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like), link.init(like)
+
+    def encode(value, replica, state, ctx):
+        lost, inner = state
+        value = jax.tree.map(lambda v, e: v + e if _is_float(v) else v, value, lost)
+        message, inner = link.encode(value, replica, inner, ctx)
+        return message, (optax.tree.sub(value, link.decode(message, value)), inner)
+
+    shape = lambda like: message_like(link, like)
+    return Uplink(init, encode, link.decode, shape=shape)
+
+
+def _stateless(like: PyTree) -> tuple[()]:
+    del like
+    return ()
+
+
+def _same(message: PyTree, like: PyTree) -> PyTree:
+    del like
+    return message
+
+
+def _is_float(x: jax.Array) -> bool:
+    return jnp.issubdtype(x.dtype, jnp.floating)
+
+
+def _on_floats(fn, tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: fn(x) if _is_float(x) else x, tree)
+
+
+def _norm(tree: PyTree) -> jax.Array:
+    """Global norm of the floating leaves, without overflow in the squares."""
+    leaves = [x.astype(jnp.float32) for x in jax.tree.leaves(tree) if _is_float(x) and x.size]
+    if not leaves:
+        return jnp.zeros(())
+    largest = jnp.stack([jnp.abs(x).max() for x in leaves]).max()
+    safe = jnp.where(largest > 0, largest, 1.0)
+    return safe * optax.tree.norm([x / safe for x in leaves])

@@ -1,0 +1,54 @@
+"""The wire: messages as bytes. `len(pack(message))` is the authority on size."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_post.core.algorithm import PyTree
+
+
+def pack(message: PyTree) -> bytes:
+    """The message's leaves, in tree order, as raw little-endian bytes.
+
+    Both ends know the structure, shapes and dtypes, so none of them travels.
+    """
+    return b"".join(np.asarray(_plain(x)).tobytes() for x in jax.tree.leaves(message))
+
+
+def unpack(data: bytes, like: PyTree) -> PyTree:
+    """The message whose bytes are `data`, shaped as `like`.
+
+    Raises:
+      ValueError: if the number of bytes is not that of `like`.
+    """
+    if len(data) != num_bytes(like):
+        raise ValueError(f"a message of this shape has {num_bytes(like)} bytes, got {len(data)}")
+    leaves, structure = jax.tree.flatten(like)
+    out, start = [], 0
+    for leaf in leaves:
+        shape, dtype = _layout(leaf)
+        size = int(np.prod(shape)) * dtype.itemsize
+        array = np.frombuffer(data[start : start + size], dtype).reshape(shape)
+        out.append(jax.random.wrap_key_data(array) if _is_key(leaf) else jnp.asarray(array))
+        start += size
+    return jax.tree.unflatten(structure, out)
+
+
+def num_bytes(like: PyTree) -> int:
+    """Length of `pack` of a message with these shapes and dtypes."""
+    layouts = [_layout(x) for x in jax.tree.leaves(like)]
+    return sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in layouts)
+
+
+def _is_key(x) -> bool:
+    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def _plain(x):
+    return jax.random.key_data(x) if _is_key(x) else x
+
+
+def _layout(x) -> tuple[tuple[int, ...], np.dtype]:
+    if _is_key(x):
+        x = jax.eval_shape(jax.random.key_data, x)
+    return tuple(x.shape), np.dtype(x.dtype)

@@ -1,0 +1,8 @@
+"""The only place that maps clients and carries out rounds."""
+
+from fedjax_post.simulate.cohort import full, poisson, uniform
+from fedjax_post.simulate.host import host
+from fedjax_post.simulate.programs import device
+from fedjax_post.simulate.record import progress
+from fedjax_post.simulate.run import Plan, client_state_like, restore, run, wire_bytes_of
+from fedjax_post.simulate.visit import visit

@@ -1,0 +1,74 @@
+"""Checkpoints: a federation's state, the round it stands at, and its store's version."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import orbax.checkpoint as ocp
+
+from fedjax_post.core.engine import State
+from fedjax_post.simulate.store import Version
+
+
+class Snapshot(NamedTuple):
+    """Everything that a run continues from."""
+
+    state: State
+    rounds_done: int
+    version: Version
+    identity: dict[str, Any]  # what must be equal for a run to be the same one
+
+
+def open_manager(directory: Path) -> ocp.CheckpointManager:
+    """The checkpoints under `directory`; the two latest are kept."""
+    options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
+    return ocp.CheckpointManager(Path(directory).absolute(), options=options)
+
+
+def save(manager: ocp.CheckpointManager, snapshot: Snapshot) -> int:
+    """Saves atomically; returns the oldest store generation that a kept checkpoint names."""
+    meta = {"version": list(snapshot.version), "identity": snapshot.identity}
+    manager.save(
+        snapshot.rounds_done,
+        args=ocp.args.Composite(
+            state=ocp.args.StandardSave(_by_number(snapshot.state)), meta=ocp.args.JsonSave(meta)
+        ),
+    )
+    return min(_meta(manager, step)["version"][0] for step in manager.all_steps())
+
+
+def latest(manager: ocp.CheckpointManager, like: State) -> Snapshot | None:
+    """The latest checkpoint of a run whose state is like `like`; None if there is none.
+
+    Raises:
+      ValueError: if the checkpoint's arrays have other shapes or dtypes.
+    """
+    step = manager.latest_step()
+    if step is None:
+        return None
+    meta = _meta(manager, step)
+    expected = meta["identity"].get("shapes")
+    if expected is not None and expected != shapes(like):
+        raise ValueError(
+            f"the checkpoint in {manager.directory} holds arrays {expected}, this run needs "
+            f"{shapes(like)}; resume with the flags of the run that wrote it"
+        )
+    restored = manager.restore(
+        step, args=ocp.args.Composite(state=ocp.args.StandardRestore(_by_number(like)))
+    )
+    leaves = [restored.state[name] for name in sorted(restored.state)]
+    state = jax.tree.unflatten(jax.tree.structure(like), leaves)
+    return Snapshot(state, step, Version(*meta["version"]), meta["identity"])
+
+
+def shapes(state: State) -> list[str]:
+    """Dtype and shape of every array of a state."""
+    return [f"{x.dtype}{list(x.shape)}" for x in jax.tree.leaves(state)]
+
+
+def _by_number(state: State) -> dict[str, Any]:
+    return {f"{i:06d}": leaf for i, leaf in enumerate(jax.tree.leaves(state))}
+
+
+def _meta(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
+    return manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta

@@ -1,0 +1,68 @@
+"""The feed: chunks of client data for the rounds to come, prepared ahead on a thread."""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import jax
+import numpy as np
+
+from fedjax_post.core.algorithm import ClientData
+from fedjax_post.data.batches import Clients, pool
+from fedjax_post.simulate.cohort import Sampler, data_rng, draw, in_chunks
+from fedjax_post.simulate.programs import Chunk
+
+T = TypeVar("T")
+
+
+def chunks(
+    clients: Clients, rounds: Iterable[int], *, sampler: Sampler, chunk_size: int, seed: int
+) -> Iterator[tuple[int, Chunk]]:
+    """Every chunk of every round, with the number of lanes of its round.
+
+    The content depends on the seed, the round and the client alone.
+    """
+    for round in rounds:
+        cohort = draw(sampler, len(clients), seed=seed, round=round)
+        rows = in_chunks(cohort, chunk_size)
+        for ids in rows:
+            yield rows.size, Chunk(np.int32(round), ids, _side_by_side(clients, ids, seed, round))
+
+
+def pooled(
+    clients: Clients, rounds: Iterable[int], *, sampler: Sampler, chunk_size: int, seed: int
+) -> Iterator[tuple[int, Chunk]]:
+    """The same batches as `chunks`, joined as those of a single client 0, for `central`."""
+    del chunk_size
+    for round in rounds:
+        cohort = draw(sampler, len(clients), seed=seed, round=round)
+        data = pool([clients.visit(i, data_rng(seed, round, i)) for i in cohort.tolist()])
+        data = jax.tree.map(lambda x: np.asarray(x)[None], data)
+        yield 1, Chunk(np.int32(round), np.zeros(1, np.int32), data)
+
+
+def prefetched(items: Iterator[T], *, depth: int = 2) -> Iterator[T]:
+    """The same items, up to `depth` of them made ahead on a thread."""
+    end = object()
+    with ThreadPoolExecutor(1) as thread:
+        ahead = deque(thread.submit(next, items, end) for _ in range(depth))
+        try:
+            while (item := ahead.popleft().result()) is not end:
+                ahead.append(thread.submit(next, items, end))
+                yield item
+        finally:
+            thread.shutdown(wait=True, cancel_futures=True)
+
+
+def _side_by_side(clients: Clients, ids: np.ndarray, seed: int, round: int) -> ClientData:
+    """The visits of the clients of a chunk, stacked; padding lanes take no step."""
+    visits = [clients.visit(i, data_rng(seed, round, i)) for i in ids.tolist() if i >= 0]
+    blank = visits[0] if visits else clients.visit(0, data_rng(seed, round, 0))
+    idle = {name: np.zeros_like(getattr(blank, name)) for name in ("step_mask", *_COUNTS)}
+    padding = blank._replace(**idle)
+    visits += [padding] * (len(ids) - len(visits))
+    return jax.tree.map(lambda *x: np.stack(x), *visits)
+
+
+_COUNTS = ("num_examples", "num_tokens", "num_read")

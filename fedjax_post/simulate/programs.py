@@ -1,0 +1,75 @@
+"""The device executor: the engine's functions, compiled, for one algorithm."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_post.core import access, engine
+from fedjax_post.core.algorithm import Algorithm, ClientData, PyTree
+from fedjax_post.simulate.visit import contexts_of, fresh_states, visit
+
+
+class Chunk(NamedTuple):
+    """Some clients of one round, side by side in lanes."""
+
+    round: np.int32
+    client_ids: np.ndarray  # [lanes], int32; -1 for padding
+    data: ClientData  # leaves [lanes, ...]
+
+
+class Stored(NamedTuple):
+    """What the store knows of the clients of a chunk."""
+
+    states: engine.ClientState  # leaves [lanes, ...]; zeros for clients never seen
+    found: np.ndarray  # [lanes], bool
+
+
+class Programs(NamedTuple):
+    """What a host loop calls; one for each way of executing an algorithm."""
+
+    broadcast: Callable  # (state) -> replica
+    start: Callable  # (model, replica, data, num_lanes) -> total
+    visit: Callable  # (model, replica, total, chunk, stored, run_key) -> (total, states, reports)
+    close: Callable  # (total, state) -> state
+
+
+def device(algorithm: Algorithm) -> Programs:
+    """Compiled programs; a chunk's clients are vmapped and its total is donated."""
+
+    def visit_chunk(model, replica, total, chunk, stored, run_key):
+        model = access.views(model, algorithm.access)
+        ids = chunk.client_ids
+        fresh = fresh_states(algorithm, model, replica, chunk.data, run_key, ids)
+        states = jax.tree.map(partial(_choose, stored.found), stored.states, fresh)
+        contexts = contexts_of(run_key, chunk.round, ids)
+        return visit(algorithm, model, replica, total, states, chunk.data, contexts)
+
+    return Programs(
+        broadcast=jax.jit(partial(engine.broadcast, algorithm)),
+        start=jax.jit(partial(start, algorithm), static_argnums=3),
+        visit=jax.jit(visit_chunk, donate_argnums=2),
+        close=jax.jit(partial(close, algorithm)),
+    )
+
+
+def start(
+    algorithm: Algorithm, model: PyTree, replica: PyTree, data: ClientData, num_lanes: int
+) -> engine.Total:
+    """An empty total for the values of clients with `data` (leaves `[lanes, ...]`)."""
+    first = jax.tree.map(lambda x: x[0], data)
+    like = engine.value_like(algorithm, access.views(model, algorithm.access), replica, first)
+    return engine.init_total(algorithm, like, num_lanes)
+
+
+def close(algorithm: Algorithm, total: engine.Total, state: engine.State) -> engine.State:
+    """The state after a round: `finish`, then `serve`."""
+    return engine.serve(algorithm, engine.finish(algorithm, total), state)
+
+
+def _choose(found: jax.Array, stored: jax.Array, fresh: jax.Array) -> jax.Array:
+    mask = jnp.asarray(found).reshape(-1, *(1,) * (fresh.ndim - 1))
+    return jnp.where(mask, stored, fresh)

@@ -1,0 +1,114 @@
+"""Records: one line of JSON for each round, and what a round reports."""
+
+import json
+import math
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from fedjax_post.core.engine import Report, State, WireBytes
+from fedjax_post.simulate.programs import Chunk
+
+Record = dict[str, Any]
+# (state after the round, its record) -> more entries for the record, or None
+Callback = Callable[[State, Record], Record | None]
+
+
+def summarize(
+    chunks: Sequence[Chunk], reports: Sequence[Report], *, wire: WireBytes, seconds: float
+) -> Record:
+    """The record of one round.
+
+    Metrics are means over the clients kept, by weight; counts are sums over them.
+    A dropped client's bytes crossed the wire and count.
+
+    Args:
+      chunks: the round's chunks, of numpy arrays.
+      reports: one for each chunk, leaves `[lanes]`.
+      wire: bytes of one client.
+      seconds: wall time of the round.
+    """
+    ids = np.concatenate([chunk.client_ids for chunk in chunks])
+    joined = {
+        name: np.concatenate([np.asarray(getattr(r, name)) for r in reports])
+        for name in ("weight", "kept", "num_steps")
+    }
+    metrics = {
+        name: np.concatenate([np.asarray(r.metrics[name]) for r in reports])
+        for name in reports[0].metrics
+    }
+    kept, weight = joined["kept"], joined["weight"].astype(np.float64)
+    counts = {
+        name: float(np.concatenate([getattr(c.data, name) for c in chunks])[kept].sum())
+        for name in ("num_examples", "num_tokens", "num_read")
+    }
+    cohort = int((ids >= 0).sum())
+    record = {
+        "round": int(chunks[0].round),
+        "cohort": cohort,
+        "dropped": ids[(ids >= 0) & ~kept].tolist(),
+        "weight": float(weight.sum()),
+        "num_steps": float(joined["num_steps"][kept].sum()),
+        **counts,
+        "bytes_down": cohort * wire.down,
+        "bytes_up": cohort * wire.up,
+        "seconds": seconds,
+        "tokens_per_second": counts["num_read"] / seconds,
+    }
+    if weight.sum() > 0:
+        present = weight > 0
+        record |= {
+            name: float((weight[present] * m[present]).sum() / weight.sum())
+            for name, m in metrics.items()
+        }
+    return record
+
+
+def append(path: Path, record: Record) -> None:
+    """Adds a line to a record file, and flushes it to the operating system."""
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(_finite(record)) + "\n")
+
+
+def keep_lines(path: Path, count: int) -> None:
+    """Cuts a record file after `count` lines, atomically.
+
+    Raises:
+      ValueError: if it has fewer.
+    """
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    if len(lines) < count:
+        raise ValueError(
+            f"{path} has {len(lines)} records where its checkpoint counts {count}; "
+            "restore the file or start a new run"
+        )
+    fresh = path.with_suffix(".tmp")
+    fresh.write_text("".join(lines[:count]), encoding="utf-8")
+    os.replace(fresh, path)
+
+
+def progress(rounds: int, *, start: int = 0) -> Callback:
+    """A callback that shows a bar with the loss, tokens/s and the time to go."""
+    bar = tqdm(total=rounds, initial=start, unit="round", dynamic_ncols=True)
+
+    def show(state: State, record: Record) -> None:
+        del state
+        shown = {"loss": f"{record['loss']:.3f}"} if "loss" in record else {}
+        shown["tokens/s"] = f"{record['tokens_per_second']:,.0f}"
+        bar.set_postfix(shown, refresh=False)
+        bar.update()
+        if record["round"] + 1 >= rounds:
+            bar.close()
+
+    return show
+
+
+def _finite(value: Any) -> Any:
+    """The value with None for numbers that JSON has no form for."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,258 @@
+"""`run`: a federation from its first round to its last, as an iterator."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from itertools import groupby
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+import jax
+
+from fedjax_post.core import access, engine
+from fedjax_post.core.algorithm import Algorithm, PyTree
+from fedjax_post.core.engine import State
+from fedjax_post.data.batches import Clients
+from fedjax_post.simulate import checkpoint, feed, record
+from fedjax_post.simulate.cohort import Sampler, data_rng, draw, full
+from fedjax_post.simulate.programs import Programs, Stored, device
+from fedjax_post.simulate.record import Callback, Record
+from fedjax_post.simulate.store import ClientStore, Version
+
+
+class Plan(NamedTuple):
+    """How a run is carried out.
+
+    Only `sampler`, `seed` and `feed` change what is computed; the rest changes
+    how, up to the order of floating-point sums.
+    """
+
+    sampler: Sampler = full()  # who takes part in a round
+    seed: int = 0  # of cohorts, data order and every client's key
+    chunk_size: int | None = None  # clients in one compiled unit; None: the cohort, at most 32
+    executor: Callable[[Algorithm], Programs] = device
+    feed: Callable = feed.chunks
+    directory: str | Path | None = None  # of records and checkpoints; None keeps neither
+    resume: bool = False  # continue what `directory` holds
+    checkpoint_every: int = 10  # rounds
+
+
+class _Job(NamedTuple):
+    """A run with its files open."""
+
+    programs: Programs
+    model: PyTree
+    store: ClientStore
+    run_key: jax.Array
+
+
+def run(
+    algorithm: Algorithm,
+    model: PyTree,
+    clients: Clients,
+    *,
+    params: PyTree,
+    rounds: int,
+    plan: Plan = Plan(),  # noqa: B008 - immutable
+    callbacks: Sequence[Callback] = (),
+) -> Iterator[tuple[State, Record]]:
+    """A federation's state and record after every round.
+
+    With a directory, a run that ends early for whatever reason (an exception, Ctrl-C,
+    a kill, leaving the loop) is continued by `plan.resume`, and ends with the
+    same bits on the same machine as one that was never interrupted.
+
+    Args:
+      algorithm: what is run.
+      model: the frozen model, passed on to the algorithm; any tree.
+      clients: the population.
+      params: where training starts: an adapter's parameters, or all weights.
+      rounds: number of rounds in all, those before a resumption included.
+      plan: how the run is carried out.
+      callbacks: called after each round with (state, record); what they return is
+        added to the record.
+
+    Returns:
+      An iterator over (state, record), one a round. `deployed(algorithm, model, state)`
+      is what a client would serve.
+
+    Raises:
+      ValueError: for a bad plan; a directory that belongs to a different run.
+      FileExistsError: if the directory holds a run and `resume` is off.
+      AccessError: if the algorithm needs more of the model than it grants.
+    """
+    access.views(model, algorithm.access)
+    plan = plan._replace(chunk_size=_chunk_size(plan, len(clients), rounds))
+    if plan.directory is not None and not plan.resume:
+        _check_unused(Path(plan.directory))
+    return _rounds(
+        algorithm, model, clients, params=params, rounds=rounds, plan=plan, callbacks=callbacks
+    )
+
+
+def restore(
+    directory: str | Path, algorithm: Algorithm, params: PyTree
+) -> checkpoint.Snapshot | None:
+    """The latest checkpoint of a run in `directory`, or None if it has none.
+
+    Args:
+      directory: the run's `plan.directory`.
+      algorithm: as given to `run`.
+      params: as given to `run`; only shapes matter.
+    """
+    like = engine.init(algorithm, params)
+    with checkpoint.open_manager(Path(directory) / "checkpoints") as manager:
+        return checkpoint.latest(manager, like)
+
+
+def client_state_like(
+    algorithm: Algorithm, model: PyTree, clients: Clients, params: PyTree
+) -> PyTree:
+    """Shapes and dtypes of what one client keeps between its visits."""
+
+    def make(model, params, data):
+        replica = engine.broadcast(algorithm, engine.init(algorithm, params))
+        ctx = engine.no_context()
+        return engine.init_client(
+            algorithm, access.views(model, algorithm.access), replica, data, ctx
+        )
+
+    return jax.eval_shape(make, model, params, clients.visit(0, data_rng(0, 0, 0)))
+
+
+def wire_bytes_of(
+    algorithm: Algorithm, model: PyTree, clients: Clients, params: PyTree
+) -> engine.WireBytes:
+    """Exact bytes of one client in one round."""
+    state = jax.eval_shape(lambda p: engine.init(algorithm, p), params)
+    data = clients.visit(0, data_rng(0, 0, 0))
+    return engine.wire_bytes(algorithm, access.views(model, algorithm.access), state, data)
+
+
+def _chunk_size(plan: Plan, num_clients: int, rounds: int) -> int:
+    """The plan's chunk size; by default the first cohort in equal chunks of at most 32."""
+    if rounds < 1:
+        raise ValueError(f"rounds must be at least 1, got {rounds}; raise --num_rounds")
+    if plan.checkpoint_every < 1:
+        raise ValueError(f"checkpoint_every must be at least 1, got {plan.checkpoint_every}")
+    size = len(draw(plan.sampler, num_clients, seed=plan.seed, round=0))
+    if plan.chunk_size is None:
+        return max(1, -(-size // max(1, -(-size // 32))))
+    if plan.chunk_size < 1:
+        raise ValueError(
+            f"chunk_size must be at least 1, got {plan.chunk_size}; lower means less memory"
+        )
+    return plan.chunk_size
+
+
+def _check_unused(directory: Path) -> None:
+    for name in ("records.jsonl", "checkpoints"):
+        if (directory / name).exists():
+            raise FileExistsError(
+                f"{directory} holds another run ({name}); give another --output_dir, "
+                "or --resume to continue it"
+            )
+
+
+def _rounds(algorithm, model, clients, *, params, rounds, plan, callbacks):
+    like = client_state_like(algorithm, model, clients, params)
+    wire = wire_bytes_of(algorithm, model, clients, params)
+    state = engine.init(algorithm, params)
+    identity = {"seed": plan.seed, "clients": len(clients), "shapes": checkpoint.shapes(state)}
+    with ExitStack() as stack:
+        directory = Path(plan.directory or stack.enter_context(TemporaryDirectory()))
+        manager = stack.enter_context(checkpoint.open_manager(directory / "checkpoints"))
+        last = _begin(manager, state, identity)
+        store = ClientStore(directory / "clients", like, len(clients), last.version)
+        stack.callback(store.close)
+        if plan.directory is not None:
+            record.keep_lines(directory / "records.jsonl", last.rounds_done)
+        job = _Job(plan.executor(algorithm), model, store, jax.random.key(plan.seed))
+        saved = last.rounds_done
+        try:
+            for state, line in _played(job, last.state, clients, range(saved, rounds), plan, wire):
+                for callback in callbacks:
+                    line |= callback(state, line) or {}
+                if plan.directory is not None:
+                    record.append(directory / "records.jsonl", line)
+                done = line["round"] + 1
+                last = last._replace(state=state, rounds_done=done, version=store.version)
+                if plan.directory is not None and (
+                    done == rounds or done % plan.checkpoint_every == 0
+                ):
+                    _save(manager, store, last)
+                    saved = done
+                yield state, line
+        finally:
+            if plan.directory is not None and last.rounds_done > saved:
+                _save(manager, store, last)
+
+
+def _begin(manager, state: State, identity: dict) -> checkpoint.Snapshot:
+    """What the run starts from: the latest checkpoint, or nothing done."""
+    last = checkpoint.latest(manager, state)
+    if last is None:
+        return checkpoint.Snapshot(state, 0, Version(0, 0), identity)
+    if last.identity != identity:
+        names = [name for name in identity if identity[name] != last.identity.get(name)]
+        was, now = ([str(side.get(name)) for name in names] for side in (last.identity, identity))
+        raise ValueError(
+            f"{manager.directory} belongs to a run with {names} = {was}, this one has {now}; "
+            "resume with the settings of that run or give another directory"
+        )
+    return last
+
+
+def _save(manager, store: ClientStore, last: checkpoint.Snapshot) -> None:
+    store.rewind(last.version)
+    version = store.sync()
+    store.forget_before(checkpoint.save(manager, last._replace(version=version)))
+
+
+def _played(
+    job: _Job,
+    state: State,
+    clients: Clients,
+    rounds: Iterable[int],
+    plan: Plan,
+    wire: engine.WireBytes,
+) -> Iterator[tuple[State, Record]]:
+    """Plays the rounds, data for the next one prepared while this one computes."""
+    items = plan.feed(
+        clients, rounds, sampler=plan.sampler, chunk_size=plan.chunk_size, seed=plan.seed
+    )
+    began = time.perf_counter()
+    for _, round_items in groupby(feed.prefetched(items), lambda item: int(item[1].round)):
+        state, chunks, reports = _play(job, state, round_items)
+        seconds = time.perf_counter() - began
+        yield state, record.summarize(chunks, reports, wire=wire, seconds=seconds)
+        began = time.perf_counter()
+
+
+def _play(job: _Job, state: State, items: Iterable) -> tuple[State, list, list]:
+    """One round. At most two chunks are under way, whatever the cohort."""
+    state = state._replace(replica=job.programs.broadcast(state))
+    total, under_way, settled = None, [], []
+    for num_lanes, chunk in items:
+        if total is None:
+            total = job.programs.start(job.model, state.replica, chunk.data, num_lanes)
+        stored = Stored(*job.store.read(chunk.client_ids))
+        total, states, reports = job.programs.visit(
+            job.model, state.replica, total, chunk, stored, job.run_key
+        )
+        under_way.append((chunk, states, reports))
+        if len(under_way) > 1:
+            settled.append(_settle(job.store, *under_way.pop(0)))
+    state = job.programs.close(total, state)
+    settled += [_settle(job.store, *item) for item in under_way]
+    chunks, reports = zip(*settled, strict=True)
+    return state, list(chunks), list(reports)
+
+
+def _settle(store: ClientStore, chunk, states, reports):
+    """Waits for a chunk, and keeps the states of its clients that were not dropped."""
+    states, reports = jax.device_get((states, reports))
+    kept = reports.kept
+    store.write(chunk.client_ids[kept], jax.tree.map(lambda x: x[kept], states))
+    return chunk, reports

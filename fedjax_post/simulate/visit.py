@@ -1,0 +1,67 @@
+"""`visit`: one chunk of clients, mapped. The compiled unit of a simulation."""
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_post.core import engine
+from fedjax_post.core.algorithm import Algorithm, ClientData, Context, PyTree
+
+
+def visit(
+    algorithm: Algorithm,
+    model: PyTree,
+    replica: PyTree,
+    total: engine.Total,
+    states: engine.ClientState,
+    data: ClientData,
+    contexts: Context,
+) -> tuple[engine.Total, engine.ClientState, engine.Report]:
+    """A chunk's visit: its clients' messages added to the total, and their next states.
+
+    The model and the replica are not mapped, so a product with the model's
+    weights is one product for all clients of the chunk.
+
+    Args:
+      algorithm: the algorithm.
+      model: the frozen model.
+      replica: what every client holds.
+      total: the aggregate so far.
+      states: leaves `[clients, ...]`.
+      data: leaves `[clients, ...]`.
+      contexts: leaves `[clients]`; client id -1 marks padding.
+
+    Returns:
+      The total, the states and the reports, the last two `[clients, ...]`.
+    """
+
+    def one(state, data, ctx):
+        return engine.visit_client(algorithm, model, replica, state, data, ctx)
+
+    first = jax.tree.map(lambda x: x[0], data)
+    like = engine.value_like(algorithm, model, replica, first)
+    messages, states, reports = jax.vmap(one)(states, data, contexts)
+    values = jax.vmap(lambda message: algorithm.uplink.decode(message, like))(messages)
+    value = algorithm.aggregate.add(total.value, values, reports.weight)
+    return engine.Total(value, total.weight + reports.weight.sum()), states, reports
+
+
+def contexts_of(run_key: jax.Array, round: jax.Array, client_ids: jax.Array) -> Context:
+    """Contexts `[clients]`: each key folded from (run key, round, client id)."""
+    round = jnp.asarray(round, jnp.int32)
+    fold = lambda i: jax.random.fold_in(jax.random.fold_in(run_key, round), i)
+    rounds = jnp.full(client_ids.shape, round)
+    return Context(jax.vmap(fold)(client_ids), rounds, client_ids)
+
+
+def fresh_states(
+    algorithm: Algorithm,
+    model: PyTree,
+    replica: PyTree,
+    data: ClientData,
+    run_key: jax.Array,
+    client_ids: jax.Array,
+) -> engine.ClientState:
+    """States `[clients, ...]` before a first visit; their keys belong to no round."""
+    contexts = contexts_of(run_key, jnp.int32(-1), client_ids)
+    init = lambda data, ctx: engine.init_client(algorithm, model, replica, data, ctx)
+    return jax.vmap(init)(data, contexts)
