@@ -1,1 +1,35 @@
-"""Host side: sources, templates, tokenised tables, partitions and clients' batches."""
+"""Host side: sources, templates, tokenised tables, partitions and clients' batches.
+
+`load_clients` is the way in; `datasets` is imported only when rows are read.
+"""
+
+from fedjax_post.data.batches import ArrayClients, Clients, TokenClients, pool
+from fedjax_post.data.load import Loaded, Population, Text, load_clients
+from fedjax_post.data.partition import Partition, describe, dirichlet, iid, natural
+from fedjax_post.data.source import Splits, hold_out, load_splits
+from fedjax_post.data.table import TokenTable, gather, make_table
+from fedjax_post.data.template import Columns, find_columns
+
+__all__ = [
+    "ArrayClients",
+    "Clients",
+    "Columns",
+    "Loaded",
+    "Partition",
+    "Population",
+    "Splits",
+    "Text",
+    "TokenClients",
+    "TokenTable",
+    "describe",
+    "dirichlet",
+    "find_columns",
+    "gather",
+    "hold_out",
+    "iid",
+    "load_clients",
+    "load_splits",
+    "make_table",
+    "natural",
+    "pool",
+]

@@ -1,8 +1,21 @@
-"""Who holds what: a partition of a table's rows over clients, as two arrays."""
+"""Who holds what: partitions of a table's rows over clients, as two arrays.
 
-from typing import NamedTuple
+| | sizes | use |
+| --- | --- | --- |
+| `iid` | equal to within one row | the reference without heterogeneity |
+| `dirichlet` | equal to within one row | label skew of a chosen strength |
+| `natural` | as they are | the data's own clients |
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+
+from fedjax_post.data.table import TokenTable
+
+Rows = Sequence[Any] | np.ndarray
 
 
 class Partition(NamedTuple):
@@ -14,3 +27,134 @@ class Partition(NamedTuple):
 
     offsets: np.ndarray  # [N + 1], int64, from 0 to num_rows, ascending
     indices: np.ndarray  # [num_rows], int64, each row of the table at most once
+
+
+def iid(num_rows: int, num_clients: int, *, seed: int = 0) -> Partition:
+    """Returns a partition of shuffled rows into clients of equal size, to within one row.
+
+    Args:
+      num_rows: rows to share out.
+      num_clients: N, at most `num_rows`.
+      seed: equal seeds give equal partitions.
+
+    Raises:
+      ValueError: if there are more clients than rows, or none.
+    """
+    _check_num_clients(num_clients, num_rows)
+    owner = np.random.default_rng(seed).permutation(num_rows) % num_clients
+    return _by_owner(owner, num_clients)
+
+
+def dirichlet(labels: Rows, num_clients: int, *, alpha: float, seed: int = 0) -> Partition:
+    """Returns a partition of label skew: each client draws its own mixture of labels.
+
+    Hsu, Qi, Brown, "Measuring the Effects of Non-Identical Data Distribution for Federated
+    Visual Classification", 2019, arXiv:1909.06335, section 3: client k draws q_k from
+    Dir(alpha * p), p the labels' shares of the whole, then its rows without replacement
+    by q_k, renormalised over labels that are not yet used up. All clients are of equal size
+    to within one row, so none is empty. alpha to 0 gives one label a client, alpha to
+    infinity gives `iid`.
+
+    Args:
+      labels: `[num_rows]`, one label for each row, of any type that sorts.
+      num_clients: N, at most `num_rows`.
+      alpha: concentration, above 0.
+      seed: equal seeds give equal partitions.
+
+    Raises:
+      ValueError: if `alpha` is not positive and finite, and as `iid`.
+    """
+    if not 0 < alpha < np.inf:
+        raise ValueError(
+            f"--partition_alpha must be positive and finite, got {alpha}; "
+            "use --partition=iid for no skew"
+        )
+    _check_num_clients(num_clients, len(labels))
+    rng = np.random.default_rng(seed)
+    label_of_row = np.unique(np.asarray(labels), return_inverse=True)[1]
+    left = np.bincount(label_of_row)
+    prior = left / left.sum()
+    sizes = np.diff(np.arange(num_clients + 1) * len(labels) // num_clients)
+    counts = np.empty((num_clients, len(left)), np.int64)
+    for k, size in enumerate(sizes):
+        counts[k] = _draw(rng.dirichlet(alpha * prior), left, size, rng)
+        left -= counts[k]
+    owner = np.empty(len(labels), np.int64)
+    for label in range(len(left)):
+        rows = rng.permutation(np.flatnonzero(label_of_row == label))
+        owner[rows] = np.repeat(np.arange(num_clients), counts[:, label])
+    return _by_owner(owner, num_clients)
+
+
+def natural(values: Rows) -> tuple[Partition, tuple[str, ...]]:
+    """Returns the partition in which each distinct value is a client, and the clients' names.
+
+    Clients are in natural order: numbers within names count as numbers, so that
+    `client_10` comes after `client_9`.
+
+    Args:
+      values: `[num_rows]`, for each row who holds it.
+
+    Raises:
+      ValueError: if there are no rows.
+    """
+    _check_num_clients(1, len(values))
+    found, owner = np.unique(np.asarray(values), return_inverse=True)
+    names = tuple(map(str, found))
+    if found.dtype.kind not in "iu":  # integers are in order already
+        order = sorted(range(len(names)), key=lambda i: natural_key(names[i]))
+        rank = np.empty(len(names), np.int64)
+        rank[order] = np.arange(len(names))
+        names, owner = tuple(names[i] for i in order), rank[owner]
+    return _by_owner(owner, len(names)), names
+
+
+def describe(partition: Partition, table: TokenTable) -> dict[str, int | float]:
+    """Returns a population in numbers: clients, rows, tokens, and what did not fit.
+
+    Keys: `clients`, `examples`, `examples_min`, `examples_median`, `examples_max` (by client),
+    `tokens` (of the rows that are held, prompts included), `max_length`, and the rows that
+    were `truncated` or `dropped` to fit it.
+    """
+    sizes = np.diff(partition.offsets)
+    return {
+        "clients": len(sizes),
+        "examples": len(partition.indices),
+        "examples_min": int(sizes.min()),
+        "examples_median": float(np.median(sizes)),
+        "examples_max": int(sizes.max()),
+        "tokens": int(table.length[partition.indices].sum(dtype=np.int64)),
+        "max_length": table.max_length,
+        "truncated": table.fit.num_truncated,
+        "dropped": table.fit.num_dropped,
+    }
+
+
+def natural_key(name: str) -> list[tuple[bool, int, str]]:
+    """Returns a sort key under which numbers within names are in order of size."""
+    parts = re.split(r"(\d+)", name)
+    return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts]
+
+
+def _draw(mixture: np.ndarray, left: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
+    """Returns how many rows of each label a client of this size takes of those left."""
+    taken = np.zeros_like(left)
+    while (missing := size - taken.sum()) > 0:
+        # The floor decides only where all labels that the client wants are used up.
+        share = np.where(left > taken, np.maximum(mixture, 1e-300), 0.0)
+        taken += np.minimum(rng.multinomial(missing, share / share.sum()), left - taken)
+    return taken
+
+
+def _by_owner(owner: np.ndarray, num_clients: int) -> Partition:
+    offsets = np.zeros(num_clients + 1, np.int64)
+    np.cumsum(np.bincount(owner, minlength=num_clients), out=offsets[1:])
+    return Partition(offsets, np.argsort(owner, kind="stable"))
+
+
+def _check_num_clients(num_clients: int, num_rows: int) -> None:
+    if not 1 <= num_clients <= num_rows:
+        raise ValueError(
+            f"--num_clients must be in [1, number of rows = {num_rows}], got {num_clients}; "
+            "each client needs an example of its own"
+        )

@@ -1,8 +1,42 @@
-"""Tokenised rows, memory-mapped: what clients' batches are gathered from."""
+"""Tokenised rows, memory-mapped: what clients' batches are gathered from.
 
-from typing import NamedTuple
+Rows are tokenised once, whole, by `datasets.map`, whose cache on disk makes the next start
+quick at any `max_length`: rows are cut when they are read. A row that is cut loses its end
+of sequence, as it should. A row whose prompt alone fills `max_length` teaches nothing and
+is left out.
+
+| row, against max_length L | what happens |
+| --- | --- |
+| fits | kept |
+| longer, some response within L | cut, counted in `fit.num_truncated` |
+| longer, no response within L | left out, counted in `fit.num_dropped` |
+| no row is left, or none of a client | ValueError that names the length that would do |
+| no response in the data | ValueError that names row and column |
+"""
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+
+from fedjax_post.data.template import Columns, make_encoder
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+_LOG = logging.getLogger(__name__)
+_VERSION = 1  # of what the cache on disk holds; raise it when `make_encoder` changes
+
+
+class Fit(NamedTuple):
+    """How rows fit `max_length`."""
+
+    num_rows: int = 0  # before any was left out
+    num_truncated: int = 0  # responses cut
+    num_dropped: int = 0  # left out: the prompt alone fills the length
+    longest: int = 0  # tokens of the longest row
+    example: int | None = None  # number of a row that was cut or left out
 
 
 class TokenTable(NamedTuple):
@@ -20,6 +54,65 @@ class TokenTable(NamedTuple):
     prompt_length: np.ndarray  # [num_rows], int32: tokens before the last response
     max_length: int  # L: the length of every gathered row
     pad_id: int  # fills rows on the right
+    label: np.ndarray | None = None  # [num_rows], the label column, if there is one
+    client: np.ndarray | None = None  # [num_rows], the client column, if there is one
+    fit: Fit = Fit()
+
+
+def make_table(
+    rows: "Dataset",
+    tokenizer,
+    *,
+    columns: Columns,
+    template: str = "auto",
+    max_length: int | None = None,
+    context_length: int | None = None,
+) -> TokenTable:
+    """Returns the tokenised rows of a data set.
+
+    Args:
+      rows: a `datasets.Dataset`.
+      tokenizer: a Hugging Face tokenizer.
+      columns: as `find_columns` returns them. Where `client` is set, each client must
+        keep a row.
+      template: see `make_segments`.
+      max_length: L, in tokens; None or 0 for the longest row, rounded up to a multiple
+        of 8 and at most `context_length`.
+      context_length: what the model can read, in tokens; None for no limit.
+
+    Raises:
+      ValueError: see the table at the head of this module, and if `max_length` is below 2
+        or exceeds `context_length`.
+    """
+    tokenised = _tokenise(rows, tokenizer, columns, template)
+    chunks = tokenised.data.column("tokens").chunks
+    offsets = [chunk.offsets.to_numpy() for chunk in chunks]
+    lengths = np.concatenate([np.diff(offset) for offset in offsets])
+    limit = _choose_length(max_length, int(lengths.max()), context_length)
+    first = np.maximum(_numbers(tokenised, "first_response"), 1)  # position 0 is not predicted
+    client = _values(tokenised, columns.client)
+    if columns.client and None in tokenised[columns.client]:
+        raise ValueError(
+            f"column {columns.client} names no client for row "
+            f"{list(tokenised[columns.client]).index(None)}; fill it or leave the row out"
+        )
+    kept = _kept(first, client, limit)
+    pad_id = tokenizer.pad_token_id
+    table = TokenTable(
+        values=tuple(chunk.values.to_numpy(zero_copy_only=True) for chunk in chunks),
+        chunk=np.repeat(np.arange(len(chunks), dtype=np.int32), [len(c) for c in chunks])[kept],
+        start=np.concatenate([offset[:-1] for offset in offsets]).astype(np.int64)[kept],
+        length=np.minimum(lengths, limit).astype(np.int32)[kept],
+        prompt_length=np.minimum(_numbers(tokenised, "prompt_length"), limit)[kept],
+        max_length=limit,
+        pad_id=tokenizer.eos_token_id if pad_id is None else pad_id,
+        label=_taken(_values(tokenised, columns.label), kept),
+        client=_taken(client, kept),
+        fit=_fit(lengths, kept, limit),
+    )
+    if table.fit.num_truncated + table.fit.num_dropped:
+        _LOG.warning("%s", fit_message(table))
+    return table
 
 
 def gather(
@@ -48,5 +141,124 @@ def gather(
     for i, (chunk, start, length) in enumerate(places):
         signed[i, :length] = table.values[chunk][start : start + length]
     loss_mask = signed < 0
+    tokens = np.where(loss_mask, ~signed, signed)
     loss_mask[:, 0] = False
-    return np.where(signed < 0, ~signed, signed), loss_mask
+    return tokens, loss_mask
+
+
+def fit_message(table: TokenTable) -> str:
+    """Returns one sentence on the rows that `max_length` cut or left out."""
+    fit = table.fit
+    return (
+        f"of {fit.num_rows} rows, {fit.num_truncated} are cut and {fit.num_dropped} left out "
+        f"(no response within the length) at --max_length={table.max_length}; the longest has "
+        f"{fit.longest} tokens, row {fit.example} is an example"
+    )
+
+
+def _tokenise(rows: "Dataset", tokenizer, columns: Columns, template: str) -> "Dataset":
+    """Returns columns tokens, prompt_length, first_response, and label and client as they are."""
+    import datasets
+    from datasets.fingerprint import Hasher
+
+    if not len(rows):
+        raise ValueError("--dataset has no rows; choose another one, or another split of it")
+    numbers = datasets.Value("int32")
+    encoded = {
+        "tokens": datasets.List(numbers),
+        "prompt_length": numbers,
+        "first_response": numbers,
+    }
+    carried = [name for name in (columns.label, columns.client) if name is not None]
+    # The library's own hash of a tokenizer changes with use; this one does not.
+    recipe = [_VERSION, rows._fingerprint, _identity(tokenizer), tuple(columns), template]
+    fingerprint = Hasher.hash(recipe)
+    cache_file = None
+    if not rows.cache_files:  # rows in memory have no folder of their own to cache in
+        folder = Path(datasets.config.HF_DATASETS_CACHE) / "fedjax_post"
+        folder.mkdir(parents=True, exist_ok=True)
+        cache_file = str(folder / f"tokens-{fingerprint}.arrow")
+    return rows.map(
+        make_encoder(tokenizer, columns, template=template),
+        with_indices=True,
+        batched=True,
+        remove_columns=[name for name in rows.column_names if name not in carried],
+        features=datasets.Features({name: rows.features[name] for name in carried} | encoded),
+        new_fingerprint=fingerprint,
+        cache_file_name=cache_file,
+        desc="tokenise",
+    )
+
+
+def _identity(tokenizer) -> list[str]:
+    """Returns texts that differ wherever two tokenizers would."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    vocabulary = backend.to_str() if backend else repr(sorted(tokenizer.get_vocab().items()))
+    return [vocabulary, repr(tokenizer.chat_template), repr(tokenizer.special_tokens_map)]
+
+
+def _choose_length(max_length: int | None, longest: int, context_length: int | None) -> int:
+    if not max_length:
+        rounded = -(-longest // 8) * 8
+        return min(rounded, context_length or rounded)
+    if max_length < 2:
+        raise ValueError(
+            f"--max_length must be at least 2, a prompt and a response, got {max_length}; "
+            "use 0 for the longest row"
+        )
+    if context_length and max_length > context_length:
+        raise ValueError(
+            f"--max_length={max_length} exceeds what the model reads, {context_length} tokens; "
+            f"use at most {context_length}, or 0 for the longest row"
+        )
+    return max_length
+
+
+def _kept(first: np.ndarray, client: np.ndarray | None, limit: int) -> np.ndarray:
+    """Returns the numbers of rows with a response within the limit, if that leaves enough."""
+    fits = first < limit
+    if not fits.any():
+        raise ValueError(
+            f"--max_length={limit} leaves no response in any of the {len(first)} rows: their "
+            f"prompts fill it; use at least {first.min() + 1} (all rows: {first.max() + 1})"
+        )
+    if client is not None and not fits.all():
+        names, owner = np.unique(client, return_inverse=True)
+        shortest = np.full(len(names), np.iinfo(np.int64).max)
+        np.minimum.at(shortest, owner, first)
+        empty = np.flatnonzero(shortest >= limit)
+        if len(empty):
+            raise ValueError(
+                f"--max_length={limit} leaves {len(empty)} of {len(names)} clients (such as "
+                f"{names[empty[0]]}) without a row that has a response: their prompts fill it; "
+                f"use at least {shortest.max() + 1}, or another --partition"
+            )
+    return np.flatnonzero(fits)
+
+
+def _fit(lengths: np.ndarray, kept: np.ndarray, limit: int) -> Fit:
+    cut = np.flatnonzero(lengths > limit)
+    return Fit(
+        num_rows=len(lengths),
+        num_truncated=int((lengths[kept] > limit).sum()),
+        num_dropped=len(lengths) - len(kept),
+        longest=int(lengths.max()),
+        example=int(cut[0]) if len(cut) else None,
+    )
+
+
+def _numbers(tokenised: "Dataset", column: str) -> np.ndarray:
+    return tokenised.data.column(column).to_numpy()
+
+
+def _values(tokenised: "Dataset", column: str | None) -> np.ndarray | None:
+    """Returns a column for grouping: integers as they are, all else as text."""
+    if column is None:
+        return None
+    values = tokenised.data.column(column)
+    array = values.to_numpy()
+    return array if array.dtype.kind in "iu" else array.astype(str)
+
+
+def _taken(values: np.ndarray | None, kept: np.ndarray) -> np.ndarray | None:
+    return None if values is None else values[kept]

@@ -1,0 +1,151 @@
+"""From the name of a data set to clients and a held-out table, in one call."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from fedjax_post.data.batches import TokenClients
+from fedjax_post.data.partition import Partition, describe, dirichlet, iid, natural
+from fedjax_post.data.source import Splits, hold_out, load_splits
+from fedjax_post.data.table import TokenTable, make_table
+from fedjax_post.data.template import Columns, find_columns
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+PARTITIONS = ("natural", "iid", "dirichlet")
+
+
+class Text(NamedTuple):
+    """How rows become tokens."""
+
+    columns: Columns = Columns()
+    template: str = "auto"  # see `make_segments`
+    max_length: int | None = None  # tokens; None or 0: the longest row
+    context_length: int | None = None  # tokens that the model can read; None: no limit
+
+
+class Population(NamedTuple):
+    """Who holds the rows, and how many nobody holds."""
+
+    partition: str = "natural"  # one of PARTITIONS
+    num_clients: int | None = None  # None: all that are natural; else the first ones
+    alpha: float = 1.0  # of `dirichlet`
+    heldout_fraction: float = 0.05  # where the source holds nothing out itself
+    seed: int = 0  # of the partition, the held-out rows and the built-in tasks
+
+
+class Loaded(NamedTuple):
+    """What a run needs of its data."""
+
+    clients: TokenClients
+    heldout: TokenTable | None  # rows that no client sees; None if there are none
+    names: tuple[str, ...]  # of the clients
+    report: dict[str, Any]  # `describe`, `heldout_*` and what was chosen, for the record
+
+
+def load_clients(
+    dataset: "str | Path | Splits | Dataset | Sequence[dict]",
+    tokenizer,
+    *,
+    batch_size: int,
+    local_steps: int | None = None,
+    local_epochs: int | None = None,
+    text: Text = Text(),  # noqa: B008
+    population: Population = Population(),  # noqa: B008
+) -> Loaded:
+    """Returns the clients of a data set, its held-out rows, and a report on both.
+
+    Args:
+      dataset: a name or path as for `load_splits`, or rows in memory.
+      tokenizer: a Hugging Face tokenizer.
+      batch_size: see `TokenClients`.
+      local_steps: see `TokenClients`; exactly one of this and `local_epochs`.
+      local_epochs: see `TokenClients`.
+      text: how rows become tokens.
+      population: who holds which rows.
+
+    Raises:
+      ValueError: for bad input, naming the flag of `experiments.train`, its value and the
+        remedy.
+    """
+    if population.partition not in PARTITIONS:
+        raise ValueError(
+            f"--partition={population.partition} is unknown; use one of {', '.join(PARTITIONS)}"
+        )
+    splits = hold_out(
+        _as_splits(dataset, population), population.heldout_fraction, seed=population.seed
+    )
+    columns = _columns(splits.train.column_names, text.columns, population)
+    options = text._replace(columns=columns)._asdict()
+    table = make_table(splits.train, tokenizer, **options)
+    partition, names = _share_out(table, population)
+    clients = TokenClients(
+        table, partition, batch_size=batch_size, local_steps=local_steps, local_epochs=local_epochs
+    )
+    report = describe(partition, table) | {
+        "partition": population.partition,
+        "template": text.template,
+        "columns": {role: name for role, name in columns._asdict().items() if name},
+    }
+    if splits.heldout is None:
+        return Loaded(clients, None, names, report | {"heldout_examples": 0})
+    # Held-out rows name no client that must keep one, and need no label.
+    has_label = columns.label in splits.heldout.column_names
+    options["columns"] = columns._replace(client=None, label=columns.label if has_label else None)
+    heldout = make_table(splits.heldout, tokenizer, **options)
+    report |= {
+        "heldout_examples": len(heldout.length),
+        "heldout_truncated": heldout.fit.num_truncated,
+        "heldout_dropped": heldout.fit.num_dropped,
+    }
+    return Loaded(clients, heldout, names, report)
+
+
+def _as_splits(dataset: Any, population: Population) -> Splits:
+    if isinstance(dataset, Splits):
+        return dataset
+    if isinstance(dataset, str | Path):
+        wanted = population.num_clients if population.partition == "natural" else None
+        return load_splits(str(dataset), num_clients=wanted, seed=population.seed)
+    import datasets
+
+    if not isinstance(dataset, datasets.Dataset):
+        dataset = datasets.Dataset.from_list(list(dataset))
+    return Splits(dataset, None)
+
+
+def _columns(names: Sequence[str], wanted: Columns, population: Population) -> Columns:
+    """Returns the columns, checked against what the partition needs."""
+    columns = find_columns(names, wanted)
+    needed = {"natural": "client", "dirichlet": "label"}.get(population.partition)
+    if needed and getattr(columns, needed) is None:
+        raise ValueError(
+            f"--partition={population.partition} needs a column, and none was found; choose one "
+            f"by --{needed}_column ({', '.join(names)}), or use --partition=iid"
+        )
+    return columns if population.partition == "natural" else columns._replace(client=None)
+
+
+def _share_out(table: TokenTable, population: Population) -> tuple[Partition, tuple[str, ...]]:
+    num_clients, seed = population.num_clients, population.seed
+    if population.partition == "natural":
+        assert table.client is not None  # `_columns` saw to it
+        partition, names = natural(table.client)
+        if num_clients is None:
+            return partition, names
+        if not 1 <= num_clients <= len(names):
+            raise ValueError(
+                f"--num_clients={num_clients}, but --partition=natural finds {len(names)}; "
+                "use at most that many, or another --partition"
+            )
+        offsets = partition.offsets[: num_clients + 1]
+        return Partition(offsets, partition.indices[: offsets[-1]]), names[:num_clients]
+    if num_clients is None:
+        raise ValueError(f"--partition={population.partition} needs --num_clients")
+    if population.partition == "iid":
+        partition = iid(len(table.length), num_clients, seed=seed)
+    else:
+        assert table.label is not None
+        partition = dirichlet(table.label, num_clients, alpha=population.alpha, seed=seed)
+    return partition, tuple(map(str, range(num_clients)))
