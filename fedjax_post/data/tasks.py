@@ -1,0 +1,181 @@
+"""The built-in instruction tasks: unlimited clients, held-out rows, answers that can be checked.
+
+Ten small skills on lists of words and numbers, asked in six dialects. Clients
+differ in what they ask for (two or three skills each, in their own proportion)
+and in how they ask (one dialect each). A list belongs to the training or to
+the held-out split by its hash, whatever is asked of it, so that the splits
+share no list by construction.
+"""
+
+import random
+import zlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from fedjax_post.data import lexicon
+
+HELD_OUT_SHARE = 8  # one list of so many is held out
+_WORD_LENGTHS, _NUMBER_LENGTHS = (3, 4, 5), (3, 4)
+
+
+class Problem(NamedTuple):
+    """One question without its wording: a skill, a list and up to two arguments."""
+
+    task: str
+    operands: tuple[str, ...]
+    arguments: tuple[str, ...] = ()
+
+
+class Skill(NamedTuple):
+    """How to draw a skill's lists and how to solve them."""
+
+    pool: Sequence[str]
+    lengths: tuple[int, ...]
+    solve: object  # (operands, *arguments) -> answer words
+
+
+def _keep(operands, plural):
+    return [word for word in operands if lexicon.KIND_PLURALS[lexicon.KIND_OF[word]] == plural]
+
+
+TASKS = {
+    "reverse": Skill(lexicon.WORDS, _WORD_LENGTHS, lambda x: x[::-1]),
+    "swap": Skill(lexicon.WORDS, _WORD_LENGTHS, lambda x: (x[-1], *x[1:-1], x[0])),
+    "double": Skill(lexicon.WORDS, (2, 3, 4), lambda x: [word for word in x for _ in range(2)]),
+    "replace": Skill(
+        lexicon.WORDS, _WORD_LENGTHS, lambda x, a, b: [b if word == a else word for word in x]
+    ),
+    "opposite": Skill(
+        lexicon.ADJECTIVES, _NUMBER_LENGTHS, lambda x: [lexicon.OPPOSITES[word] for word in x]
+    ),
+    "plural": Skill(
+        lexicon.NOUNS, _NUMBER_LENGTHS, lambda x: [lexicon.PLURALS[word] for word in x]
+    ),
+    "kind": Skill(lexicon.NOUNS, _NUMBER_LENGTHS, lambda x: [lexicon.KIND_OF[word] for word in x]),
+    "keep": Skill(lexicon.NOUNS, (4, 5), _keep),
+    "sort": Skill(lexicon.NUMBERS, _NUMBER_LENGTHS, lambda x: sorted(x, key=int)),
+    "next": Skill(
+        lexicon.NUMBERS[:-1], _NUMBER_LENGTHS, lambda x: [str(int(word) + 1) for word in x]
+    ),
+}
+
+
+def is_held_out(operands: Sequence[str]) -> bool:
+    """Whether a list belongs to the held-out split; a pure function of the list."""
+    return zlib.crc32(" ".join(operands).encode()) % HELD_OUT_SHARE == 0
+
+
+def solve(problem: Problem) -> str:
+    """The one right answer to a problem, words separated by spaces."""
+    return " ".join(TASKS[problem.task].solve(problem.operands, *problem.arguments))
+
+
+def draw_problem(rng: random.Random, task: str, *, held_out: bool) -> Problem:
+    """A random problem of `task` whose list belongs to the asked split."""
+    skill = TASKS[task]
+    while True:
+        operands = tuple(rng.sample(skill.pool, rng.choice(skill.lengths)))
+        arguments: tuple[str, ...] = ()
+        if task == "replace":
+            new = rng.choice([word for word in skill.pool if word not in operands])
+            arguments = (rng.choice(operands), new)
+        elif task == "keep":
+            arguments = (lexicon.KIND_PLURALS[lexicon.KIND_OF[rng.choice(operands)]],)
+            if not 2 <= len(_keep(operands, *arguments)) < len(operands):
+                continue
+        if is_held_out(operands) == held_out:
+            return Problem(task, operands, arguments)
+
+
+def phrase(problem: Problem, dialect: str) -> str:
+    """The instruction that puts a problem into a dialect."""
+    names = dict(zip("ab", problem.arguments, strict=False))
+    return lexicon.PHRASES[dialect][problem.task].format(x=" ".join(problem.operands), **names)
+
+
+def client_profile(client_id: int, *, seed: int = 0) -> tuple[str, dict[str, float]]:
+    """A client's dialect and its share of each task: two or three tasks, shares adding to 1."""
+    rng = random.Random(f"profile {seed} {client_id}")
+    dialect = rng.choice(lexicon.DIALECTS)
+    tasks = rng.sample(list(TASKS), rng.choice((2, 3)))
+    shares = [rng.uniform(1.0, 4.0) for _ in tasks]
+    return dialect, {task: share / sum(shares) for task, share in zip(tasks, shares, strict=True)}
+
+
+def client_examples(client_id: int, *, num_examples: int, seed: int = 0) -> list[dict]:
+    """The training rows of one client; the first n of more rows are the same n rows.
+
+    Args:
+      client_id: any integer from 0; there is no last client.
+      num_examples: rows to draw.
+      seed: of the whole federation.
+
+    Returns:
+      Rows with instruction, response, task, dialect (text) and client (int).
+    """
+    dialect, shares = client_profile(client_id, seed=seed)
+    rng = random.Random(f"rows {seed} {client_id}")
+    tasks = list(shares)
+    rows = []
+    for _ in range(num_examples):
+        (task,) = rng.choices(tasks, list(shares.values()))
+        rows.append(_row(draw_problem(rng, task, held_out=False), dialect, client=client_id))
+    return rows
+
+
+def heldout_examples(num_examples: int, *, seed: int = 0) -> list[dict]:
+    """Rows of the held-out split, as equal over tasks and dialects as the number allows.
+
+    The client of a held-out row is -1. Any `len(TASKS) * len(DIALECTS)` rows in
+    succession hold every pair of task and dialect once.
+    """
+    rng = random.Random(f"held out {seed}")
+    pairs = [(task, dialect) for dialect in lexicon.DIALECTS for task in TASKS]
+    rows = []
+    for index in range(num_examples):
+        task, dialect = pairs[index % len(pairs)]
+        rows.append(_row(draw_problem(rng, task, held_out=True), dialect, client=-1))
+    return rows
+
+
+def client_size(client_id: int, *, seed: int = 0) -> int:
+    """How many rows a client of the default federation holds: 64 to 192."""
+    return random.Random(f"size {seed} {client_id}").randint(64, 192)
+
+
+def rows(num_clients: int = 128, *, num_heldout: int = 480, seed: int = 0) -> dict:
+    """The default federation as `datasets.Dataset`s: {"train": ..., "test": ...}.
+
+    Args:
+      num_clients: clients 0 to num_clients - 1, `client_size` rows each.
+      num_heldout: rows of the common held-out set.
+      seed: of the whole federation; another seed gives other clients and lists.
+
+    Raises:
+      ValueError: if there is no client or no held-out row.
+    """
+    if num_clients < 1 or num_heldout < 1:
+        raise ValueError(
+            f"num_clients and num_heldout must be at least 1, got {num_clients} and "
+            f"{num_heldout}; the default is 128 clients and 480 held-out rows"
+        )
+    from datasets import Dataset  # heavy: only whoever asks for rows pays for it
+
+    train = [
+        row
+        for client in range(num_clients)
+        for row in client_examples(client, num_examples=client_size(client, seed=seed), seed=seed)
+    ]
+    heldout = heldout_examples(num_heldout, seed=seed)
+    return {"train": Dataset.from_list(train), "test": Dataset.from_list(heldout)}
+
+
+def _row(problem: Problem, dialect: str, *, client: int) -> dict:
+    """One row of the table."""
+    return {
+        "instruction": phrase(problem, dialect),
+        "response": solve(problem),
+        "task": problem.task,
+        "dialect": dialect,
+        "client": client,
+    }
