@@ -97,6 +97,7 @@ class ArrayClients:
             num_examples=np.float32(num_held),
             num_tokens=np.float32(num_steps * self.batch_size),
             rank=np.int32(0),
+            num_read=np.float32(num_steps * self.batch_size),
         )
 
 
@@ -153,6 +154,7 @@ class TokenClients:
             num_examples=np.float32(num_held),
             num_tokens=np.float32(np.count_nonzero(loss_mask)),
             rank=np.int32(0),
+            num_read=np.float32(self.table.length[rows].sum()),
         )
 
 
@@ -186,6 +188,7 @@ def pool(visits: Sequence[ClientData]) -> ClientData:
         num_examples=np.float32(sum(float(data.num_examples) for data in visits)),
         num_tokens=np.float32(sum(float(data.num_tokens) for data in visits)),
         rank=np.int32(max(int(data.rank) for data in visits)),
+        num_read=np.float32(sum(float(data.num_read) for data in visits)),
     )
 
 

@@ -210,13 +210,11 @@ def _fields(row: Row, columns: Columns) -> tuple[str, str, str]:
 
 def _messages(turns: Sequence[Row] | None, columns: Columns) -> list[dict[str, str]]:
     """Returns a chat in the form of chat templates, up to its last assistant turn."""
-    chat = [
-        {
-            "role": _ROLES.get(role := turn.get("role") or turn["from"], role),
-            "content": str(turn.get("content") or turn.get("value") or ""),
-        }
-        for turn in turns or ()
-    ]
+    chat = []
+    for turn in turns or ():
+        role = str(turn.get("role") or turn["from"])
+        content = str(turn.get("content") or turn.get("value") or "")
+        chat.append({"role": _ROLES.get(role, role), "content": content})
     answers = [i for i, turn in enumerate(chat) if turn["role"] == "assistant"]
     if not answers or not all(chat[i]["content"].strip() for i in answers):
         raise ValueError(

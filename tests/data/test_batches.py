@@ -110,6 +110,7 @@ def test_num_tokens_counts_what_the_loss_looks_at():
     for k in range(3):
         data = clients.visit(k, rng())
         assert data.num_tokens == data.batches["loss_mask"][..., 1:].sum()
+        assert data.num_read == (data.batches["tokens"] != PAD).sum()
         assert data.num_examples == [6, 4, 1][k]
 
 
@@ -146,6 +147,7 @@ def test_pool_holds_exactly_the_cohorts_tokens_step_by_step():
         parts = [visit.batches["tokens"][step] for visit in visits]
         np.testing.assert_array_equal(data.batches["tokens"][step], np.concatenate(parts))
     assert data.num_tokens == data.batches["loss_mask"].sum()
+    assert data.num_read == (data.batches["tokens"] != PAD).sum()
     assert data.num_examples == 11
     assert data.step_mask.all()
 
