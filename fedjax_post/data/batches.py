@@ -70,6 +70,7 @@ class ArrayClients:
     batch_size: int
     local_steps: int | None = None
     local_epochs: int | None = None
+    _held: list[PyTree] = dataclasses.field(init=False, repr=False)
     _sizes: list[int] = dataclasses.field(init=False, repr=False)
     _max_steps: int = dataclasses.field(init=False, repr=False)
 
@@ -77,6 +78,8 @@ class ArrayClients:
         _check_schedule(self.batch_size, self.local_steps, self.local_epochs)
         sizes = [_num_rows(tree, client_id) for client_id, tree in enumerate(self.arrays)]
         _check_sizes(np.array(sizes, np.int64))
+        # Once, so that arrays on a device are not fetched at every visit.
+        object.__setattr__(self, "_held", [jax.tree.map(np.asarray, x) for x in self.arrays])
         object.__setattr__(self, "_sizes", sizes)
         object.__setattr__(self, "_max_steps", _num_steps(self, max(sizes)))
 
@@ -92,7 +95,7 @@ class ArrayClients:
         # Masked steps repeat real examples: zeros might be outside a loss's domain.
         order = np.resize(order, (max_steps, self.batch_size))
         return ClientData(
-            batches=jax.tree.map(lambda leaf: np.asarray(leaf)[order], self.arrays[client_id]),
+            batches=jax.tree.map(lambda leaf: leaf[order], self._held[client_id]),
             step_mask=np.arange(max_steps) < num_steps,
             num_examples=np.float32(num_held),
             num_tokens=np.float32(num_steps * self.batch_size),

@@ -40,7 +40,7 @@ class Loaded(NamedTuple):
 
     clients: TokenClients
     heldout: TokenTable | None  # rows that no client sees; None if there are none
-    names: tuple[str, ...]  # of the clients
+    names: tuple[str, ...]  # of natural clients; empty where clients are only numbered
     report: dict[str, Any]  # `describe`, `heldout_*` and what was chosen, for the record
 
 
@@ -93,6 +93,7 @@ def load_clients(
     # Held-out rows name no client that must keep one, and need no label.
     has_label = columns.label in splits.heldout.column_names
     options["columns"] = columns._replace(client=None, label=columns.label if has_label else None)
+    find_columns(splits.heldout.column_names, options["columns"])  # the others must exist
     heldout = make_table(splits.heldout, tokenizer, **options)
     report |= {
         "heldout_examples": len(heldout.length),
@@ -148,4 +149,4 @@ def _share_out(table: TokenTable, population: Population) -> tuple[Partition, tu
     else:
         assert table.label is not None
         partition = dirichlet(table.label, num_clients, alpha=population.alpha, seed=seed)
-    return partition, tuple(map(str, range(num_clients)))
+    return partition, ()

@@ -206,6 +206,14 @@ def test_more_natural_clients_than_there_are_is_refused(tokenizer):
         )
 
 
+def test_held_out_rows_must_have_the_columns(tokenizer):
+    heldout = datasets.Dataset.from_list([{"prompt": "p"}])
+    splits = Splits(datasets.Dataset.from_list(ROWS), heldout)
+    population = Population("iid", 2)
+    with pytest.raises(ValueError, match="--response_column=response: no such column"):
+        load_clients(splits, tokenizer, batch_size=1, local_steps=1, population=population)
+
+
 def test_builtin_tasks_load(tokenizer):
     loaded = load_clients(
         "builtin", tokenizer, batch_size=2, local_steps=1, population=Population(num_clients=3)
