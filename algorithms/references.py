@@ -64,7 +64,9 @@ def local_only(
         return Trainee(replica, client_tx.init(replica))
 
     def update(model, replica, state, data, ctx):
-        carry, _, metrics = local.continued_steps(loss_fn, client_tx, state, model, data, ctx)
+        carry, _, metrics = local.continued_steps(
+            loss_fn, client_tx, tuple(state), model, data, ctx
+        )
         return algorithm.Upload((), jnp.float32(1)), Trainee(*carry), metrics
 
     def deploy(model, replica, state=None):

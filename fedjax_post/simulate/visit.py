@@ -34,13 +34,15 @@ def visit(
       The total, the states and the reports, the last two `[clients, ...]`.
     """
 
-    def one(state, data, ctx):
-        return engine.visit_client(algorithm, model, replica, state, data, ctx)
-
     first = jax.tree.map(lambda x: x[0], data)
     like = engine.value_like(algorithm, model, replica, first)
-    messages, states, reports = jax.vmap(one)(states, data, contexts)
-    values = jax.vmap(lambda message: algorithm.uplink.decode(message, like))(messages)
+
+    def one(state, data, ctx):
+        visited = engine.visit_client(algorithm, model, replica, state, data, ctx)
+        message, state, report = visited
+        return algorithm.uplink.decode(message, like), state, report
+
+    values, states, reports = jax.vmap(one)(states, data, contexts)
     value = algorithm.aggregate.add(total.value, values, reports.weight)
     return engine.Total(value, total.weight + reports.weight.sum()), states, reports
 

@@ -1,0 +1,191 @@
+"""The contract that every algorithm keeps, as checks to run over your own.
+
+    case = Case(my_algorithm(toy_loss, optax.sgd(0.05)))
+    for check in CHECKS.values():
+        check(case)
+
+A check returns nothing, or raises AssertionError with what was broken.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from functools import cached_property
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import jax
+import numpy as np
+
+from fedjax_post.core import access, engine, wire
+from fedjax_post.core.algorithm import Algorithm, PyTree
+from fedjax_post.simulate.cohort import Sampler, data_rng, full
+from fedjax_post.simulate.host import host
+from fedjax_post.simulate.programs import Programs, device
+from fedjax_post.simulate.run import Plan, run
+from fedjax_post.testing import toy
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """An algorithm over `toy.toy_loss`, and what may be expected of it.
+
+    Attributes:
+      algorithm: built with `toy.toy_loss`.
+      rounds: after which, with everybody taking part, it shall have learned.
+      gap_closed: the share of the way from the first loss to the least possible one
+        that it covers by then, in (0, 1].
+    """
+
+    algorithm: Algorithm
+    rounds: int = 40
+    gap_closed: float = 0.9
+
+    @cached_property
+    def programs(self) -> Programs:
+        """The compiled algorithm, shared by all checks."""
+        return device(self.algorithm)
+
+    def run(self, rounds: int, clients: Any = None, **plan: Any) -> tuple[engine.State, list]:
+        """The last state and all records of a toy run."""
+        plan = {"executor": lambda _: self.programs, **plan}
+        steps = run(
+            self.algorithm,
+            toy.toy_model(),
+            clients or toy.toy_clients(),
+            params=toy.toy_params(),
+            rounds=rounds,
+            plan=Plan(**plan),
+        )
+        state, records = None, []
+        for state, record in steps:  # noqa: B007 - the last state is wanted
+            records.append(record)
+        assert state is not None
+        return state, records
+
+
+def keeps_structure(case: Case) -> None:
+    """States keep structure, shapes and dtypes from round to round."""
+    before = engine.init(case.algorithm, toy.toy_params())
+    after, _ = case.run(2)
+    layout = lambda tree: jax.tree.map(lambda x: (x.shape, str(x.dtype)), tree)
+    assert layout(before) == layout(after), "a round changed the layout of the state"
+
+
+def padding_changes_nothing(case: Case) -> None:
+    """A chunk with empty lanes gives what a full one gives."""
+    _assert_close(case.run(3, chunk_size=6)[0], case.run(3, chunk_size=4)[0])
+
+
+def chunk_size_changes_nothing(case: Case) -> None:
+    """One client at a time gives what the whole cohort at once gives."""
+    _assert_close(case.run(3, chunk_size=6)[0], case.run(3, chunk_size=1)[0])
+
+
+def cohort_order_changes_nothing(case: Case) -> None:
+    """The order in which clients are visited does not matter."""
+    backwards: Sampler = lambda population, rng: np.arange(population)[::-1]
+    one, other = (case.run(3, sampler=s, chunk_size=3)[0] for s in (full(), backwards))
+    _assert_close(one, other)
+
+
+def learns(case: Case) -> None:
+    """It closes its share of the gap to the closed-form optimum."""
+    state, _ = case.run(case.rounds)
+    model, params = engine.deployed(case.algorithm, toy.toy_model(), state)
+    first, best = toy.toy_mean_loss(toy.toy_params(), toy.toy_model()), toy.toy_best_loss()
+    closed = (first - toy.toy_mean_loss(params, model)) / (first - best)
+    assert closed >= case.gap_closed, f"closed {closed:.3f} of the gap, not {case.gap_closed}"
+
+
+def declared_access_suffices(case: Case) -> None:
+    """It runs on a model that grants its declared tier, and is refused on a lesser one."""
+    tier = case.algorithm.access["target"]
+    granted = toy.toy_model().restrict(tier)
+    steps = run(case.algorithm, granted, toy.toy_clients(), params=toy.toy_params(), rounds=1)
+    next(iter(steps))
+    lesser = toy.toy_model().restrict(access.Access(tier - 1))
+    try:
+        run(case.algorithm, lesser, toy.toy_clients(), params=toy.toy_params(), rounds=1)
+    except access.AccessError:
+        return
+    raise AssertionError(f"a model below {tier.name} was accepted")
+
+
+def bytes_are_exact(case: Case) -> None:
+    """`wire_bytes` equals the length of the packed messages, both ways."""
+    model, data = toy.toy_model(), toy.toy_clients().visit(0, data_rng(0, 0, 0))
+    state = engine.init(case.algorithm, toy.toy_params())
+    replica = engine.broadcast(case.algorithm, state)
+    up = engine.message_of(case.algorithm, model, replica, data)
+    down = case.algorithm.downlink.encode(state.shared)
+    promised = engine.wire_bytes(case.algorithm, model, state, data)
+    measured = engine.WireBytes(len(wire.pack(down)), len(wire.pack(up)))
+    assert promised == measured, f"wire_bytes says {promised}, packing gives {measured}"
+
+
+def resumes_exactly(case: Case) -> None:
+    """Two rounds, a stop and two more end with the bits of four rounds."""
+    straight, _ = case.run(4)
+    with TemporaryDirectory() as directory:
+        case.run(2, directory=directory)
+        resumed, _ = case.run(4, directory=directory, resume=True)
+    equal = jax.tree.map(
+        lambda a, b: bool((np.asarray(a) == np.asarray(b)).all()), straight, resumed
+    )
+    assert jax.tree.all(equal), "a resumed run ended elsewhere"
+
+
+def traces_once(case: Case) -> None:
+    """Rounds after the first compile nothing."""
+    programs = device(case.algorithm)
+    case.run(3, executor=lambda _: programs)
+    sizes = {name: getattr(programs, name)._cache_size() for name in programs._fields}
+    assert set(sizes.values()) == {1}, f"programs compiled for one shape: {sizes}"
+
+
+def drops_what_is_not_finite(case: Case) -> None:
+    """A client whose data are not finite is dropped, named, and leaves no trace."""
+    arrays = toy.toy_arrays()
+    arrays[2] = jax.tree.map(lambda x: np.full_like(x, np.nan), arrays[2])
+    poisoned = dataclasses.replace(toy.toy_clients(), arrays=arrays)
+    state, records = case.run(2, poisoned)
+    assert [record["dropped"] for record in records] == [[2], [2]], "the client was not named"
+    absent: Sampler = lambda population, rng: np.delete(np.arange(population), 2)
+    _assert_close(state, case.run(2, sampler=absent, chunk_size=6)[0])
+
+
+def host_agrees(case: Case) -> None:
+    """The host executor gives what the device gives."""
+    _assert_close(case.run(1)[0], case.run(1, executor=host)[0])
+
+
+def empty_cohort_changes_nothing(case: Case) -> None:
+    """A round that nobody attends leaves what is shared as it was, or says that it may not."""
+    if case.algorithm.aggregate.fixed:
+        return
+    nobody: Sampler = lambda population, rng: np.arange(population)[:0]
+    state, records = case.run(1, sampler=nobody, chunk_size=6)
+    assert records[0]["cohort"] == 0
+    before = engine.init(case.algorithm, toy.toy_params()).shared
+    _assert_close(before, state.shared)
+
+
+CHECKS: dict[str, Callable[[Case], None]] = {
+    "keeps_structure": keeps_structure,
+    "padding_changes_nothing": padding_changes_nothing,
+    "chunk_size_changes_nothing": chunk_size_changes_nothing,
+    "cohort_order_changes_nothing": cohort_order_changes_nothing,
+    "learns": learns,
+    "declared_access_suffices": declared_access_suffices,
+    "bytes_are_exact": bytes_are_exact,
+    "resumes_exactly": resumes_exactly,
+    "traces_once": traces_once,
+    "drops_what_is_not_finite": drops_what_is_not_finite,
+    "host_agrees": host_agrees,
+    "empty_cohort_changes_nothing": empty_cohort_changes_nothing,
+}
+
+
+def _assert_close(one: PyTree, other: PyTree) -> None:
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=2e-5, atol=2e-6)

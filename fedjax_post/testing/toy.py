@@ -1,0 +1,95 @@
+"""A toy federation with a known optimum: unlike clients, one linear model."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_post.core.access import Access, AccessError
+from fedjax_post.core.algorithm import PyTree
+from fedjax_post.data.batches import ArrayClients
+
+NUM_CLIENTS, INPUTS, OUTPUTS = 6, 4, 3
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ToyModel:
+    """A frozen linear map, open to the tier `access`."""
+
+    weights: jax.Array  # [INPUTS, OUTPUTS]
+    access: Access = dataclasses.field(default=Access.GRADIENTS, metadata={"static": True})
+
+    def restrict(self, tier: Access) -> "ToyModel":
+        """The same model, open to `tier` only."""
+        return dataclasses.replace(self, access=tier)
+
+    def predict(self, params: PyTree, inputs: jax.Array) -> jax.Array:
+        """Outputs `[B, OUTPUTS]` of the map plus the trained change to it."""
+        outputs = inputs @ (self.weights + params["change"]) + params["bias"][None]
+        return outputs if self.access == Access.GRADIENTS else _opaque(outputs)
+
+
+def toy_model() -> ToyModel:
+    """A fixed toy model."""
+    rng = np.random.default_rng(0)
+    return ToyModel(jnp.asarray(rng.normal(size=(INPUTS, OUTPUTS)), jnp.float32))
+
+
+def toy_params() -> PyTree:
+    """Where training starts."""
+    return {"change": jnp.zeros((INPUTS, OUTPUTS)), "bias": jnp.zeros(OUTPUTS)}
+
+
+def toy_loss(params: PyTree, model: ToyModel, batch: PyTree, key: jax.Array):
+    """Half the mean squared error, and itself as a metric."""
+    del key
+    error = model.predict(params, batch["x"]) - batch["y"]
+    loss = 0.5 * jnp.mean(jnp.sum(error**2, axis=-1))
+    return loss, {"loss": loss}
+
+
+def toy_arrays(num_clients: int = NUM_CLIENTS) -> list[PyTree]:
+    """Arrays of clients that hold 4 to 8 examples of maps of their own."""
+    clients = []
+    base = np.asarray(toy_model().weights)
+    for k in range(num_clients):
+        rng = np.random.default_rng((1, k))
+        x = rng.normal(size=(4 + k % 5, INPUTS)) * np.exp(0.3 * rng.normal(size=INPUTS))
+        own = base + 0.5 + 0.2 * rng.normal(size=base.shape)
+        y = x @ own + 0.1 * rng.normal(size=(len(x), OUTPUTS))
+        clients.append({"x": x.astype(np.float32), "y": y.astype(np.float32)})
+    return clients
+
+
+def toy_clients(num_clients: int = NUM_CLIENTS, *, batch_size: int = 4, local_steps: int = 3):
+    """The toy population."""
+    return ArrayClients(toy_arrays(num_clients), batch_size=batch_size, local_steps=local_steps)
+
+
+def toy_mean_loss(params: PyTree, model: ToyModel) -> float:
+    """Mean over the clients of their mean losses."""
+    key = jax.random.key(0)
+    return float(np.mean([toy_loss(params, model, arrays, key)[0] for arrays in toy_arrays()]))
+
+
+def toy_best_loss() -> float:
+    """The least `toy_mean_loss` of any parameters, in closed form."""
+    scale = [np.sqrt(0.5 / len(c["x"]) / NUM_CLIENTS) for c in toy_arrays()]
+    with_bias = [np.pad(c["x"], ((0, 0), (0, 1)), constant_values=1) for c in toy_arrays()]
+    x = np.concatenate([s * x for s, x in zip(scale, with_bias, strict=True)])
+    y = np.concatenate([s * c["y"] for s, c in zip(scale, toy_arrays(), strict=True)])
+    best = np.linalg.lstsq(x, y, rcond=None)[0]
+    return float(np.sum((x @ best - y) ** 2))
+
+
+@jax.custom_jvp
+def _opaque(x):
+    return x
+
+
+@_opaque.defjvp
+def _refuse(primals, tangents):
+    del primals, tangents
+    raise AccessError("the toy model was differentiated below GRADIENTS")

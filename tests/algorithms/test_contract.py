@@ -1,0 +1,66 @@
+"""Every algorithm is a row, every promise a column."""
+
+import inspect
+import re
+
+import optax
+import pytest
+
+import algorithms
+from algorithms import ALGORITHMS
+from algorithms.references import central, local_only
+from fedjax_post.core import cast, chain, clip, error_feedback, top_k
+from fedjax_post.testing import CHECKS, Case, toy_loss
+
+SGD = optax.sgd(0.05)
+ROWS = {
+    "fed_avg": lambda: Case(algorithms.fed_avg(toy_loss, SGD)),
+    "fed_avg_m": lambda: Case(algorithms.fed_avg_m(toy_loss, SGD, momentum=0.5)),
+    "fed_adam": lambda: Case(algorithms.fed_adam(toy_loss, SGD, server_lr=0.05)),
+    "fed_yogi": lambda: Case(algorithms.fed_yogi(toy_loss, SGD, server_lr=0.05)),
+    "fed_adagrad": lambda: Case(algorithms.fed_adagrad(toy_loss, SGD, server_lr=0.2)),
+    "fed_adam_optax": lambda: Case(algorithms.fed_adam_optax(toy_loss, SGD, server_lr=0.05)),
+    "fed_yogi_optax": lambda: Case(algorithms.fed_yogi_optax(toy_loss, SGD, server_lr=0.05)),
+    "fed_adagrad_optax": lambda: Case(algorithms.fed_adagrad_optax(toy_loss, SGD, server_lr=0.2)),
+    "fed_prox": lambda: Case(algorithms.fed_prox(toy_loss, SGD, mu=0.1)),
+    "scaffold": lambda: Case(algorithms.scaffold(toy_loss, 0.05, participation=1.0)),
+}
+CASES = {name: make() for name, make in ROWS.items()}
+SPARSE = error_feedback(chain(top_k(0.5), cast("bfloat16")))
+CASES |= {
+    "fed_avg, adam clients": Case(algorithms.fed_avg(toy_loss, optax.adam(0.02))),
+    "fed_avg, clip": Case(algorithms.fed_avg(toy_loss, SGD)._replace(uplink=clip(1.0))),
+    "fed_avg, sparse": Case(algorithms.fed_avg(toy_loss, SGD)._replace(uplink=SPARSE)),
+    "scaffold, sparse": Case(
+        algorithms.scaffold(toy_loss, 0.05, participation=1.0)._replace(uplink=SPARSE),
+        gap_closed=0.8,
+    ),
+}
+
+
+def test_every_algorithm_has_a_row():
+    assert set(ROWS) == set(ALGORITHMS)
+
+
+@pytest.mark.parametrize("check", CHECKS.values(), ids=CHECKS)
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_contract(case, check):
+    check(case)
+
+
+@pytest.mark.parametrize("make", [central, local_only])
+@pytest.mark.parametrize("name", ["keeps_structure", "resumes_exactly", "bytes_are_exact"])
+def test_references_keep_the_contract_that_applies(make, name):
+    CHECKS[name](Case(make(toy_loss, optax.adam(0.05))))
+
+
+@pytest.mark.parametrize("factory", ALGORITHMS.values(), ids=ALGORITHMS)
+def test_documented_arguments_are_the_signature(factory):
+    doc = inspect.getdoc(factory)
+    assert doc
+    borrowed = re.search(r"arguments as in `(\w+)`", doc)
+    source = inspect.getdoc(ALGORITHMS[borrowed[1]]) if borrowed else doc
+    args = re.search(r"Args:\n(.*?)\n\n", source, re.S)[1]
+    documented = re.findall(r"^  (\w+):", args, re.M)
+    taken = list(inspect.signature(factory).parameters)
+    assert taken == documented if not borrowed else set(taken) <= set(documented)

@@ -1,0 +1,26 @@
+"""Settings of the whole suite: a compilation cache, strict ranks, and where test data lie."""
+
+import os
+from pathlib import Path
+
+import jax
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+jax.config.update(
+    "jax_compilation_cache_dir",
+    os.environ.get("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".jax_cache")),
+)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """The folder of real checkpoints and data sets; skips where it is missing."""
+    folder = Path(os.environ.get("FEDJAX_POST_TEST_DATA", ROOT / ".." / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no test data at {folder}; set FEDJAX_POST_TEST_DATA to run this test")
+    return folder.resolve()

@@ -1,0 +1,57 @@
+"""Local steps: masks change nothing, counts are honest, extras arrive."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from fedjax_post.core import ClientData, Context, continued_steps, local_steps, scale_by_round
+
+START = jnp.asarray([1.0, -2.0])
+
+
+def loss_fn(params, model, batch, key):
+    loss = jnp.mean((params - batch) ** 2) + 0 * jax.random.normal(key)
+    return loss, {"loss": loss}
+
+
+def data(step_mask):
+    batches = jnp.arange(8.0).reshape(4, 2)
+    return ClientData(batches, np.array(step_mask), 2.0, 2.0, 0)
+
+
+def context(round=0):
+    return Context(jax.random.key(0), jnp.int32(round), jnp.int32(0))
+
+
+def test_masked_steps_change_nothing_not_even_a_count():
+    tx = optax.adam(0.1)
+    masked = data([True, True, False, False])
+    carry, steps, metrics = continued_steps(
+        loss_fn, tx, (START, tx.init(START)), None, masked, context()
+    )
+    short = masked._replace(batches=masked.batches[:2], step_mask=masked.step_mask[:2])
+    expected, _, short_metrics = continued_steps(
+        loss_fn, tx, (START, tx.init(START)), None, short, context()
+    )
+    jax.tree.map(np.testing.assert_array_equal, carry, expected)
+    assert int(carry[1][0].count) == 2
+    assert float(steps) == 2
+    np.testing.assert_allclose(metrics["loss"], short_metrics["loss"])
+
+
+def test_no_step_is_no_change():
+    params, steps, metrics = local_steps(
+        loss_fn, optax.adam(0.1), START, None, data([False] * 4), context()
+    )
+    np.testing.assert_array_equal(params, START)
+    assert float(steps) == float(metrics["loss"]) == 0
+
+
+def test_a_schedule_counts_rounds_not_steps():
+    tx = optax.chain(optax.sgd(1.0), scale_by_round(lambda round: 0.1 / (1 + round)))
+    moved = lambda round: local_steps(
+        loss_fn, tx, START, None, data([True] + [False] * 3), context(round)
+    )
+    first, third = (np.asarray(moved(r)[0] - START) for r in (0, 2))
+    np.testing.assert_allclose(first, 3 * third, rtol=1e-5)
