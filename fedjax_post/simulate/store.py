@@ -70,6 +70,10 @@ class ClientStore:
             start += size
         return jax.tree.unflatten(self._structure, leaves), positions >= 0
 
+    def seen(self) -> np.ndarray:
+        """Ids of the clients that have a state, ascending."""
+        return np.flatnonzero(self._rows_of >= 0)
+
     def write(self, client_ids: np.ndarray, states: PyTree) -> None:
         """Appends the states `[clients, ...]` of clients with ids 0 or more."""
         count = len(client_ids)
@@ -92,7 +96,7 @@ class ClientStore:
 
     def sync(self) -> Version:
         """Makes everything durable; starts a new generation if most rows are outdated."""
-        live = np.flatnonzero(self._rows_of >= 0)
+        live = self.seen()
         if self._version.rows > 2 * len(live) + 1024:
             self._compact(live)
         os.fsync(self._rows)

@@ -1,0 +1,118 @@
+"""What the algorithms' signatures say: which flags each takes, and what a factory is given."""
+
+import difflib
+import importlib
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from absl import flags
+
+from algorithms import ALGORITHMS
+
+Factories = Mapping[str, Callable]
+
+# general flag -> the arguments that it feeds; other general flags suit every algorithm
+FEEDS = {
+    "client_optimizer": ("client_tx",),
+    "weight_decay": ("client_tx",),
+    "grad_clip": ("client_tx",),
+    "server_optimizer": ("server_tx",),
+    "server_lr": ("server_tx", "server_lr"),
+    "client_weight": ("weigh_fn",),
+}
+# arguments that the program gives, so that no flag is made of them
+PROVIDED = (
+    *("loss_fn", "client_tx", "learning_rate", "participation"),
+    *("server_tx", "server_lr", "weigh_fn"),
+)
+_DEFINERS = {float: flags.DEFINE_float, int: flags.DEFINE_integer, str: flags.DEFINE_string}
+
+
+def find_factory(name: str) -> Callable:
+    """Returns the factory of a registered name or of `package.module:factory`.
+
+    Raises:
+      ValueError: naming the algorithms that there are.
+    """
+    module, _, attribute = name.partition(":")
+    if attribute:
+        try:
+            return getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            raise ValueError(f"--algorithm={name} cannot be loaded: {error}") from error
+    if name not in ALGORITHMS:
+        close = difflib.get_close_matches(name, ALGORITHMS, 1)
+        meant = f"did you mean {close[0]}? " if close else ""
+        raise ValueError(
+            f"--algorithm={name} is unknown; {meant}there are {', '.join(ALGORITHMS)}, "
+            "and your own as package.module:factory"
+        )
+    return ALGORITHMS[name]
+
+
+def own_parameters(factory: Callable) -> dict[str, inspect.Parameter]:
+    """Returns a factory's hyper-parameters: the arguments that the program does not give."""
+    parameters = inspect.signature(factory).parameters
+    return {name: value for name, value in parameters.items() if name not in PROVIDED}
+
+
+def define_own(factories: Factories, values: flags.FlagValues) -> None:
+    """Defines a flag for every hyper-parameter of every factory, all without a default."""
+    kinds: dict[str, type] = {}
+    told: dict[str, list[str]] = {}
+    for algorithm, factory in factories.items():
+        for name, parameter in own_parameters(factory).items():
+            kind = parameter.annotation
+            kind = kind if kind in _DEFINERS else type(parameter.default)
+            if kind not in _DEFINERS or name in values:
+                continue
+            kinds[name] = kind
+            doc = re.search(rf"^\s+{name}: (.*)$", inspect.getdoc(factory) or "", re.MULTILINE)
+            default = "" if parameter.default is parameter.empty else f" {parameter.default}"
+            told.setdefault(name, [doc.group(1)] if doc else [""]).append(f"{algorithm}{default}")
+    for name, kind in kinds.items():
+        doc, *users = told[name]
+        _DEFINERS[kind](name, None, f"{doc} [{', '.join(users)}]", flag_values=values)
+
+
+def takers(flag: str, factories: Factories) -> list[str]:
+    """Returns the algorithms that take a flag."""
+    arguments = set(FEEDS.get(flag, (flag,)))
+    return [
+        name
+        for name, factory in factories.items()
+        if arguments & set(inspect.signature(factory).parameters)
+    ]
+
+
+def check_taken(options: flags.FlagValues, factories: Factories) -> None:
+    """Refuses flags that the chosen algorithm has no use for, and fills in its defaults.
+
+    Raises:
+      ValueError: naming the flag and the algorithms that take it, or a flag that is missing.
+    """
+    owned = {name for factory in factories.values() for name in own_parameters(factory)}
+    for flag in [*FEEDS, *sorted(owned & set(options))]:
+        known, value = takers(flag, factories), options[flag].value
+        if value is not None and options.algorithm not in known:
+            raise ValueError(
+                f"--{flag}={value}: --algorithm={options.algorithm} does not take it; "
+                f"it belongs to {', '.join(known)}"
+            )
+    for name, parameter in own_parameters(factories[options.algorithm]).items():
+        if name not in options:
+            continue
+        if options[name].value is None and parameter.default is parameter.empty:
+            raise ValueError(f"--algorithm={options.algorithm} needs --{name}; give it a value")
+        if options[name].value is None:
+            options[name].value = parameter.default
+
+
+def build(factory: Callable, options: flags.FlagValues, offered: Mapping[str, Any]) -> Any:
+    """Returns the factory's algorithm, made of what is offered and of its own flags."""
+    names = inspect.signature(factory).parameters
+    arguments = {name: value for name, value in offered.items() if name in names}
+    own = {name: options[name].value for name in own_parameters(factory) if name in options}
+    return factory(**arguments, **own)

@@ -1,0 +1,142 @@
+"""The flags of `experiments.train`."""
+
+from collections.abc import Callable, Sequence
+
+from absl import flags
+
+from algorithms import ALGORITHMS
+from experiments import factories, folder, methods
+from experiments.optimizers import CLIENT_OPTIMIZERS, SCHEDULES, SERVER_OPTIMIZERS
+
+# What may differ when a run is resumed; --num_rounds may too, where nothing is scheduled by it.
+_FREE = ("output_dir", "resume", "eval_every", "curve_examples", "eval_examples", "help")
+
+
+def parse(argv: Sequence[str]) -> flags.FlagValues:
+    """Returns the flags of a command line; with `--resume`, those left out come from the run.
+
+    Args:
+      argv: program name and flags.
+
+    Raises:
+      flags.Error: for a flag that does not exist or cannot have its value.
+      ValueError: for words that are no flags, an unknown algorithm, a flag that the
+        algorithm does not take, and flags that differ from the resumed run's.
+    """
+    first = define()
+    first(argv, known_only=True)
+    stored = folder.read_flags(first.output_dir) if first.resume and not first.help else []
+    if stored and not first["algorithm"].present:
+        first(["", *stored], known_only=True)
+    name = first.algorithm
+    known = {**ALGORITHMS, name: factories.find_factory(name)}
+    options = define(known)
+    rest = options(argv)[1:]
+    if rest:
+        raise ValueError(f"{rest[0]!r} is no flag; write --name=value")
+    if stored:
+        before = define(known)
+        before(["", *stored])
+        _continue(options, before)
+    factories.check_taken(options, known)
+    methods.fill_defaults(options, known[name])
+    return options
+
+
+def define(known: factories.Factories = ALGORITHMS) -> flags.FlagValues:
+    """Returns the flags of the program, nothing parsed yet."""
+    values = flags.FlagValues()
+    _define_run(values)
+    _define_data(values)
+    _define_training(values)
+    factories.define_own(known, values)
+    return values
+
+
+def _continue(options: flags.FlagValues, before: flags.FlagValues) -> None:
+    """Takes over a stored run's flags, and refuses those that were given anew and differ."""
+    free = [*_FREE, "num_rounds"] if before.client_schedule == "constant" else _FREE
+    for name in before:
+        given, stored = options[name].value, before[name].value
+        if not options[name].present and name not in ("output_dir", "resume"):
+            options[name].value = stored
+        elif given != stored and name not in free:
+            why = " and --client_schedule depends on it" if name == "num_rounds" else ""
+            raise ValueError(
+                f"--{name}={given} differs from the run in {options.output_dir}, which has "
+                f"{stored}{why}; leave it out to resume, or give another --output_dir"
+            )
+
+
+def _define_run(values: flags.FlagValues) -> None:
+    text, whole, _, choice = _definers(values)
+    flags.DEFINE_bool("help", False, "print the flags", flag_values=values)
+    text("algorithm", "fed_avg", f"{', '.join(ALGORITHMS)}; or package.module:factory")
+    choice("baseline", "none", ["none", "central", "local"], "a reference on the same tokens")
+    text("model", "builtin", "builtin, a Hugging Face folder, or a hub name")
+    choice("dtype", "float32", ["float32", "bfloat16"], "of base weights and matrix products")
+    whole("num_rounds", 30, "rounds in all", 1)
+    choice("sampling", "uniform", ["uniform", "poisson", "full"], "how a cohort is drawn")
+    whole("cohort_size", 16, "clients in a round; under poisson, on average", 1)
+    whole("chunk_size", None, "clients in one compiled unit (the cohort, at most 32)", 1)
+    choice("executor", "device", ["device", "host"], "compiled, or eager and client by client")
+    whole("seed", 0, "of data, partition, cohorts, batches and the adapter's start", 0)
+    text("output_dir", None, "a new folder (runs/<time>-<algorithm>)")
+    flags.DEFINE_bool("resume", False, "continue the run in --output_dir", flag_values=values)
+    whole("checkpoint_every", 10, "rounds between checkpoints", 1)
+    whole("eval_every", 5, "rounds between points of the learning curve; 0: none", 0)
+    whole("curve_examples", 64, "held-out rows behind a point of the curve", 1)
+    whole("eval_examples", 0, "held-out rows behind the table; 0: all", 0)
+    whole("eval_clients", 8, "personal models behind the scores of --baseline=local", 1)
+    whole("eval_batch_size", 32, "rows scored side by side", 1)
+    choice("exact_match", "auto", ["auto", "on", "off"], "score answers; auto: if short")
+
+
+def _define_data(values: flags.FlagValues) -> None:
+    text, whole, real, choice = _definers(values)
+    text("dataset", "builtin", "builtin, a file, a folder with a file per client, or a hub name")
+    choice("partition", "natural", ["natural", "iid", "dirichlet"], "who holds what")
+    real("partition_alpha", 0.3, "of dirichlet; less is more skew")
+    whole("num_clients", None, "of iid, dirichlet and the built-in tasks (128)", 1)
+    for role in ("prompt", "response", "context", "messages", "label", "client"):
+        text(f"{role}_column", None, f"column of the {role} (by its usual names)")
+    text("template", "auto", "chat, plain, auto, or a format string over columns")
+    whole("max_length", 0, "tokens of a row; 0: the longest", 0)
+    real("heldout_fraction", 0.05, "share set aside where the data has no held-out rows")
+
+
+def _define_training(values: flags.FlagValues) -> None:
+    _, whole, real, choice = _definers(values)
+    whole("local_steps", None, "steps of a visit (8, without --local_epochs)", 1)
+    whole("local_epochs", None, "passes of a visit over the client's rows", 1)
+    whole("batch_size", 8, "rows in a client's batch", 1)
+    choice("adapter", "lora", ["lora", "full"], "what is trained and sent")
+    whole("lora_rank", 8, "components of the adapter", 1)
+    real("lora_alpha", 16.0, "the adapter's factor is alpha / rank")
+    targets = "names or patterns of linear layers"
+    flags.DEFINE_list("lora_targets", ["all-linear"], targets, flag_values=values)
+    real("lora_dropout", 0.0, "of the adapter's inputs while training")
+    choice("client_optimizer", None, list(CLIENT_OPTIMIZERS), "local optimizer (adamw)")
+    real("client_lr", None, "local step size (by optimizer)")
+    choice("client_schedule", "constant", list(SCHEDULES), "of the local step size, by round")
+    real("weight_decay", None, "of the local optimizer (0)")
+    real("grad_clip", None, "largest norm of a local gradient; 0: any (1)")
+    choice("server_optimizer", None, list(SERVER_OPTIMIZERS), "of the mean update (sgd)")
+    real("server_lr", None, "server step size (by optimizer or algorithm)")
+    choice("client_weight", None, ["tokens", "examples", "uniform"], "what counts (tokens)")
+
+
+def _definers(values: flags.FlagValues) -> tuple[Callable, Callable, Callable, Callable]:
+    def text(name, default, doc):
+        flags.DEFINE_string(name, default, doc, flag_values=values)
+
+    def whole(name, default, doc, low):
+        flags.DEFINE_integer(name, default, doc, lower_bound=low, flag_values=values)
+
+    def real(name, default, doc):
+        flags.DEFINE_float(name, default, doc, lower_bound=0.0, flag_values=values)
+
+    def choice(name, default, choices, doc):
+        flags.DEFINE_enum(name, default, choices, doc, flag_values=values)
+
+    return text, whole, real, choice

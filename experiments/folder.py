@@ -1,0 +1,106 @@
+"""The output folder of a run: its name, its files written whole or not at all."""
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from absl import flags
+
+_OURS = ("flags", "records.jsonl", "summary.json", "checkpoints", "clients", "adapter")
+_UNSTORED = ("output_dir", "resume", "help")
+
+
+def read_flags(output_dir: str | None) -> list[str]:
+    """Returns the lines of a run's `flags` file.
+
+    Raises:
+      ValueError: if no folder is given.
+      FileNotFoundError: if it holds no run.
+    """
+    if not output_dir:
+        raise ValueError("--resume needs --output_dir, the folder of the run to continue")
+    path = Path(output_dir) / "flags"
+    if not path.exists():
+        raise FileNotFoundError(
+            f"--output_dir={output_dir} holds no run to --resume; leave --resume out to start one"
+        )
+    return path.read_text(encoding="utf-8").splitlines()
+
+
+def check(options: flags.FlagValues) -> None:
+    """Refuses an output folder that holds another run.
+
+    Raises:
+      FileExistsError: naming what was found there.
+    """
+    if options.output_dir is None or options.resume:
+        return
+    found = [name for name in _OURS if (Path(options.output_dir) / name).exists()]
+    if found:
+        raise FileExistsError(
+            f"--output_dir={options.output_dir} holds another run ({', '.join(found)}); "
+            "give a new folder, or --resume to continue it"
+        )
+
+
+def claim(options: flags.FlagValues) -> Path:
+    """Returns the folder of the run, made if it is new, with the file `flags` in it."""
+    if options.output_dir is None:
+        what = options.algorithm.rpartition(":")[2]
+        what += "" if options.baseline == "none" else f"-{options.baseline}"
+        return _fresh(Path("runs"), f"{time.strftime('%Y%m%d-%H%M%S')}-{what}", options)
+    directory = Path(options.output_dir)
+    directory.mkdir(parents=True, exist_ok=True)
+    _write_flags(directory, options)
+    return directory
+
+
+def write_whole(path: Path, make: Callable[[Path], object]) -> None:
+    """Lets `make` write a file or folder under another name, then puts it in place.
+
+    Args:
+      path: the final name; a file that is there is replaced.
+      make: called with a path beside it.
+    """
+    aside = path.with_name(f".{path.stem}-unfinished{path.suffix}")
+    _remove(aside)
+    make(aside)
+    if path.is_dir():
+        _remove(path)
+    os.replace(aside, path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file, whole or not at all."""
+    write_whole(path, lambda aside: aside.write_text(text, encoding="utf-8"))
+
+
+def _fresh(parent: Path, name: str, options: flags.FlagValues) -> Path:
+    parent.mkdir(parents=True, exist_ok=True)
+    for number in range(1, 1000):
+        directory = parent / (name if number == 1 else f"{name}-{number}")
+        try:
+            directory.mkdir()
+        except FileExistsError:
+            continue
+        _write_flags(directory, options)
+        return directory
+    raise FileExistsError(f"{parent / name} is taken; give an --output_dir")
+
+
+def _write_flags(directory: Path, options: flags.FlagValues) -> None:
+    lines = [
+        options[name].serialize().replace("\n", "\\n")
+        for name in sorted(options)
+        if name not in _UNSTORED and options[name].value is not None
+    ]
+    write_text(directory / "flags", "".join(f"{line}\n" for line in lines))
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    elif path.exists():
+        path.unlink()

@@ -1,0 +1,99 @@
+"""From flags to an algorithm: its optimizers, schedules and weights, or a reference point."""
+
+from collections.abc import Callable
+from inspect import signature
+
+from absl import flags
+
+from algorithms import references
+from experiments import factories
+from experiments.optimizers import CLIENT_OPTIMIZERS, SCHEDULES, SERVER_OPTIMIZERS, client_optimizer
+from fedjax_post.core import local
+from fedjax_post.core.algorithm import Algorithm
+from fedjax_post.objectives.sft import sft_loss
+
+_WEIGHTS = {
+    "tokens": local.by_tokens,
+    "examples": local.by_examples,
+    "uniform": local.uniformly,
+}
+_USUAL = {
+    "client_optimizer": "adamw",
+    "weight_decay": 0.0,
+    "grad_clip": 1.0,
+    "server_optimizer": "sgd",
+    "client_weight": "tokens",
+}
+
+
+def fill_defaults(options: flags.FlagValues, factory: Callable) -> None:
+    """Gives the flags that depend on each other, or on the algorithm, the values they stand for.
+
+    Raises:
+      ValueError: if both `--local_steps` and `--local_epochs` are given.
+    """
+    taken = signature(factory).parameters
+    for name, usual in _USUAL.items():
+        if set(factories.FEEDS[name]) & set(taken):
+            _fill(options, name, usual)
+    _fill(options, "client_lr", CLIENT_OPTIMIZERS[options.client_optimizer or "sgd"].learning_rate)
+    if "server_lr" in taken:
+        _fill(options, "server_lr", taken["server_lr"].default)
+    elif "server_tx" in taken:
+        _fill(options, "server_lr", SERVER_OPTIMIZERS[options.server_optimizer].learning_rate)
+    if options.local_epochs is None:
+        _fill(options, "local_steps", 8)
+    elif options.local_steps is not None:
+        raise ValueError(
+            f"--local_steps={options.local_steps} and --local_epochs={options.local_epochs} "
+            "exclude each other; give one"
+        )
+
+
+def make_algorithm(options: flags.FlagValues, *, participation: float) -> Algorithm:
+    """Returns the algorithm that the flags name, or the reference point in its place.
+
+    Args:
+      options: parsed flags.
+      participation: cohort size over population size.
+
+    Raises:
+      ValueError: for a hyper-parameter that its factory refuses.
+    """
+    schedule = None
+    if options.client_schedule != "constant":
+        schedule = SCHEDULES[options.client_schedule](options.num_rounds)
+    client_tx = client_optimizer(
+        options.client_optimizer or "sgd",
+        options.client_lr,
+        weight_decay=options.weight_decay or 0.0,
+        grad_clip=options.grad_clip or 0.0,
+        schedule=schedule,
+    )
+    if options.baseline == "central":
+        return references.central(sft_loss, client_tx)
+    if options.baseline == "local":
+        return references.local_only(sft_loss, client_tx)
+    offered = {
+        "loss_fn": sft_loss,
+        "client_tx": client_tx,
+        "learning_rate": _by_round(options.client_lr, schedule),
+        "participation": participation,
+        "server_lr": options.server_lr,
+    }
+    if options.server_optimizer is not None:
+        offered["server_tx"] = SERVER_OPTIMIZERS[options.server_optimizer].make(options.server_lr)
+    if options.client_weight is not None:
+        offered["weigh_fn"] = _WEIGHTS[options.client_weight]
+    return factories.build(factories.find_factory(options.algorithm), options, offered)
+
+
+def _by_round(learning_rate: float, schedule: Callable | None) -> float | Callable:
+    if schedule is None:
+        return learning_rate
+    return lambda round: learning_rate * schedule(round)
+
+
+def _fill(options: flags.FlagValues, name: str, value: object) -> None:
+    if options[name].value is None:
+        options[name].value = value

@@ -1,0 +1,148 @@
+"""What a run prints before it starts, and what it leaves behind when it ends."""
+
+import json
+import shlex
+import subprocess
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+
+import fedjax_post
+from experiments import folder
+from experiments.build import Job
+from fedjax_post.core.algorithm import PyTree
+from fedjax_post.core.engine import State
+from fedjax_post.core.wire import num_bytes
+from fedjax_post.evaluate.scores import Scores
+from fedjax_post.hub.files import find_folder
+from fedjax_post.hub.load import save_model
+from fedjax_post.hub.peft import save_adapter
+from fedjax_post.report.records import read_records
+from fedjax_post.report.table import format_bytes
+from fedjax_post.simulate import client_state_like, wire_bytes_of
+
+_PACKAGES = ("fedjax_post", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def projection(job: Job, options: flags.FlagValues) -> str:
+    """Returns what the run will take, in a few lines."""
+    given = job.algorithm, job.model, job.data.clients, job.params
+    report = job.data.report
+    trained = _count(job.params)
+    frozen = _count(job.model.variables.get("params", {}))
+    lines = [
+        f"model      {options.model}, {frozen + (0 if frozen else trained):,} weights in "
+        f"{options.dtype}; {trained:,} trained ({options.adapter})",
+        f"clients    {report['clients']:,}, {options.partition}, of {report['examples_min']} to "
+        f"{report['examples_max']} examples (median {report['examples_median']:g}); "
+        f"{report['examples']:,} examples, {report['tokens']:,} tokens",
+        f"rows       of {report['max_length']} tokens; {report['truncated']} cut and "
+        f"{report['dropped']} left out; {len(job.heldout.rows)} held out",
+    ]
+    wire = wire_bytes_of(*given)
+    if options.baseline == "none":
+        lines.append(
+            f"wire       {format_bytes(wire.down)} down and {format_bytes(wire.up)} up "
+            "per client and round"
+        )
+    state = num_bytes(client_state_like(*given))
+    lines.append(
+        f"on disk    {format_bytes(state)} of state per client, "
+        f"{format_bytes(state * report['clients'])} if all are seen"
+    )
+    return "\n".join(lines)
+
+
+def summarize(
+    job: Job,
+    options: flags.FlagValues,
+    *,
+    scores: dict[str, Scores],
+    argv: Sequence[str],
+    seconds: float,
+) -> dict[str, Any]:
+    """Returns the content of summary.json; the README says what each key means."""
+    records = read_records(job.plan.directory)
+    total = {
+        name: sum(record[name] for record in records)
+        for name in ("bytes_up", "bytes_down", "num_read", "seconds", "cohort")
+    }
+    warm = records[1:] or records  # the first round compiles
+    federated = options.baseline == "none"
+    wire = wire_bytes_of(job.algorithm, job.model, job.data.clients, job.params)
+    return {
+        "algorithm": options.algorithm,
+        "baseline": options.baseline,
+        "model": options.model,
+        "dataset": options.dataset,
+        "seed": options.seed,
+        "rounds": len(records),
+        **scores,
+        "bytes_up": int(total["bytes_up"]) if federated else None,
+        "bytes_down": int(total["bytes_down"]) if federated else None,
+        "bytes_up_per_client": wire.up if federated else None,
+        "bytes_down_per_client": wire.down if federated else None,
+        "tokens": int(total["num_read"]),
+        "tokens_per_second": sum(r["num_read"] for r in warm) / sum(r["seconds"] for r in warm),
+        "visits": int(total["cohort"]),
+        "dropped_visits": sum(len(record["dropped"]) for record in records),
+        "train_seconds": total["seconds"],
+        "seconds": seconds,
+        "trained_parameters": _count(job.params),
+        "heldout_examples": len(job.heldout.rows),
+        "population": job.data.report,
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "versions": {name: _version(name) for name in _PACKAGES},
+        "commit": _commit(),
+        "command": shlex.join(argv),
+    }
+
+
+def write_summary(directory: Path, summary: dict[str, Any]) -> None:
+    """Writes summary.json, whole or not at all."""
+    folder.write_text(directory / "summary.json", json.dumps(summary, indent=2) + "\n")
+
+
+def export(job: Job, options: flags.FlagValues, state: State) -> None:
+    """Writes `adapter/`: a PEFT folder, or a whole model under `--adapter=full`.
+
+    Raises:
+      ValueError: if the adapter has a form that the folder cannot hold.
+    """
+    model, params = fedjax_post.deployed(job.algorithm, job.model, state)
+    run = str(job.plan.directory)
+    base = str(find_folder(options.model)) if options.model == "builtin" else options.model
+    if options.adapter == "full":
+        make = lambda path: save_model(path, model, params=params)
+    else:
+        make = lambda path: save_adapter(path, model, params, base_name=base, run=run)
+    folder.write_whole(Path(job.plan.directory) / "adapter", make)
+
+
+def _count(tree: PyTree) -> int:
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that this file is in, with a + where it was changed."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        found = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
+        changed = subprocess.run(
+            [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True
+        )
+    except OSError:
+        return None
+    return found.stdout.strip() + "+" * bool(changed.stdout) if found.returncode == 0 else None

@@ -1,0 +1,105 @@
+"""Federated post-training of a language model, from the command line.
+
+    python -m experiments.train
+    python -m experiments.train --algorithm=scaffold --model=<folder> --dataset=<file or folder>
+
+Results lie in a new folder under runs/. The same in a notebook is `fedjax_post.run`.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+
+# transformers would announce that it found no PyTorch, which nothing here needs.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+
+from absl import flags as absl_flags
+
+import fedjax_post
+from experiments import flags, scoring, summary
+from experiments.build import Job, build
+from fedjax_post.core.access import AccessError
+from fedjax_post.core.engine import State, init
+from fedjax_post.report.curve import draw_curve
+from fedjax_post.report.table import summary_table
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the program; returns its exit code: 0, 2 for bad input, 130 if interrupted."""
+    argv = list(sys.argv if argv is None else argv)
+    began = time.perf_counter()
+    try:
+        options = flags.parse(argv)
+        if options.help:
+            print(__doc__, options.get_help(), sep="\n")
+            return 0
+        job = build(options)
+    except absl_flags.UnrecognizedFlagError as error:
+        return _refuse(f"{error}; --help lists the flags")
+    except (absl_flags.Error, ValueError, OSError, AccessError) as error:
+        return _refuse(str(error))
+    print(summary.projection(job, options))
+    try:
+        carry_out(job, options, argv=argv, began=began)
+    except KeyboardInterrupt:
+        again = f"python -m experiments.train --output_dir={job.plan.directory} --resume"
+        print(f"\ninterrupted; to continue: {again}", file=sys.stderr)
+        return 130
+    return 0
+
+
+def carry_out(
+    job: Job, options: absl_flags.FlagValues, *, argv: Sequence[str], began: float
+) -> None:
+    """Scores, trains, scores again, and writes what came out."""
+    directory = Path(job.plan.directory)
+    base = scoring.score_state(job, init(job.algorithm, job.params), job.heldout)
+    state = train(job, options)
+    if options.baseline == "local":
+        final = scoring.score_personal(job, options)
+    else:
+        final = scoring.score_state(job, state, job.heldout)
+        summary.export(job, options, state)
+    content = summary.summarize(
+        job,
+        options,
+        scores={"base": base, "final": final},
+        argv=argv,
+        seconds=time.perf_counter() - began,
+    )
+    summary.write_summary(directory, content)
+    draw_curve(directory)
+    print(summary_table(content, directory))
+
+
+def train(job: Job, options: absl_flags.FlagValues) -> State:
+    """Returns the state after the last round."""
+    callbacks = [fedjax_post.progress(options.num_rounds, start=job.rounds_done)]
+    if options.eval_every and options.baseline != "local":
+        callbacks.insert(0, scoring.curve(job, options))
+    rounds = fedjax_post.run(
+        job.algorithm,
+        job.model,
+        job.data.clients,
+        params=job.params,
+        rounds=options.num_rounds,
+        plan=job.plan,
+        callbacks=callbacks,
+    )
+    latest = job.start
+    with closing(rounds):
+        for state, _ in rounds:
+            latest = state
+    return latest
+
+
+def _refuse(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,6 @@
+"""What a model is worth: held-out loss, exact match, and what needs no model at all."""
+
+from fedjax_post.evaluate.baselines import exact_match, majority_answers, nearest_answers
+from fedjax_post.evaluate.generation import greedy_answers, matches, reference_answers
+from fedjax_post.evaluate.loss import RowLosses, mean_loss, row_losses
+from fedjax_post.evaluate.scores import HeldOut, choose_rows, mean_scores, score

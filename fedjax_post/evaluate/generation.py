@@ -1,0 +1,97 @@
+"""Generated answers: greedy continuations of held-out prompts, as text."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from fedjax_post.data.table import TokenTable, gather
+from fedjax_post.model.generate import generate
+from fedjax_post.model.views import LanguageModel
+
+PyTree = Any
+DecodeFn = Callable[[list[int]], str]
+
+
+def greedy_answers(
+    model: LanguageModel,
+    params: PyTree,
+    table: TokenTable,
+    *,
+    rows: np.ndarray,
+    decode_fn: DecodeFn,
+    eos_id: int,
+    batch_size: int = 32,
+) -> list[str]:
+    """Returns what the model answers to each row's prompt, by greedy decoding.
+
+    An answer may be as long as the table's longest response, where the model's
+    context has room for it behind the longest prompt. One shape is compiled for
+    a table, whatever rows are asked for: the last batch is padded.
+
+    Args:
+      model: the frozen model.
+      params: merged over it.
+      table: tokenised rows; in a chat, the prompt is all before the last response.
+      rows: `[n]` int, row numbers.
+      decode_fn: token ids without the end token -> text.
+      eos_id: the token that ends an answer.
+      batch_size: prompts decoded side by side.
+    """
+    width = int(table.prompt_length.max())
+    longest = longest_response(table)
+    num_new = min(longest, model.config.max_positions - width)
+    answers = []
+    for start in range(0, len(rows), batch_size):
+        part = rows[start : start + batch_size]
+        prompts, mask = _left_padded(table, part, width=width, num_rows=batch_size)
+        tokens = generate(
+            model,
+            params,
+            prompts,
+            mask,
+            max_new_tokens=num_new,
+            eos_id=eos_id,
+            pad_id=table.pad_id,
+        )
+        for row in np.asarray(tokens)[: len(part)].tolist():
+            answers.append(decode_fn(row[: row.index(eos_id)] if eos_id in row else row))
+    return answers
+
+
+def reference_answers(
+    table: TokenTable, *, rows: np.ndarray, decode_fn: DecodeFn, eos_id: int
+) -> list[str]:
+    """Returns the text of each row's last response, decoded as an answer is."""
+    answers = []
+    for row in rows.tolist():
+        start, length = int(table.prompt_length[row]), int(table.length[row])
+        tokens = gather(table, np.array([row]))[0][0, start:length].tolist()
+        answers.append(decode_fn([token for token in tokens if token != eos_id]))
+    return answers
+
+
+def matches(answers: Sequence[str], references: Sequence[str]) -> np.ndarray:
+    """Returns whether each answer equals its reference, spaces around them aside, bool `[n]`."""
+    pairs = zip(answers, references, strict=True)
+    return np.array([answer.strip() == reference.strip() for answer, reference in pairs], bool)
+
+
+def longest_response(table: TokenTable) -> int:
+    """Returns the tokens of the longest last response, its end included."""
+    return int((table.length - table.prompt_length).max())
+
+
+def _left_padded(
+    table: TokenTable, rows: np.ndarray, *, width: int, num_rows: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Prompts `[num_rows, width]` that end at the right edge, and where they are real."""
+    tokens, _ = gather(table, rows)
+    prompts = np.full((num_rows, width), table.pad_id, np.int32)
+    mask = np.zeros((num_rows, width), bool)
+    for i, length in enumerate(table.prompt_length[rows].tolist()):
+        prompts[i, width - length :] = tokens[i, :length]
+        mask[i, width - length :] = True
+    # A row of nothing but padding would attend to nothing.
+    mask[len(rows) :, -1] = True
+    return prompts, mask

@@ -1,0 +1,75 @@
+"""Scores: loss and exact match over a held-out set, as a whole and for each kind of task."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fedjax_post.data.table import TokenTable
+from fedjax_post.evaluate.generation import DecodeFn, greedy_answers, matches, reference_answers
+from fedjax_post.evaluate.loss import RowLosses, mean_loss, row_losses
+from fedjax_post.model.views import LanguageModel
+
+PyTree = Any
+Scores = dict[str, Any]
+
+
+class HeldOut(NamedTuple):
+    """What a model is scored on; the same rows every time."""
+
+    table: TokenTable
+    rows: np.ndarray  # [n], int64
+    decode_fn: DecodeFn
+    eos_id: int
+    exact_match: bool  # whether answers are generated and compared
+    batch_size: int = 32
+
+
+def choose_rows(num_rows: int, limit: int = 0, *, seed: int = 0) -> np.ndarray:
+    """Returns up to `limit` of the row numbers, spread at random, ascending; 0 is all."""
+    if not 0 < limit < num_rows:
+        return np.arange(num_rows)
+    return np.sort(np.random.default_rng((seed, 2)).permutation(num_rows)[:limit])
+
+
+def score(model: LanguageModel, params: PyTree, heldout: HeldOut) -> Scores:
+    """Returns the scores of a model on the held-out rows.
+
+    Returns:
+      "loss", nats per response token; "exact_match", share in [0, 1] of rows answered
+      to the letter, where `heldout.exact_match`; "per_task", the same for each label
+      of the table, if it has labels.
+    """
+    table, rows = heldout.table, heldout.rows
+    losses = row_losses(model, params, table, rows=rows, batch_size=heldout.batch_size)
+    right = _answered(model, params, heldout) if heldout.exact_match else None
+    scores = _summary(losses, right, np.ones(len(rows), bool))
+    if table.label is not None:
+        labels = table.label[rows]
+        scores["per_task"] = {
+            str(label): _summary(losses, right, labels == label) for label in np.unique(labels)
+        }
+    return scores
+
+
+def mean_scores(all_scores: list[Scores]) -> Scores:
+    """Returns the mean of several models' scores, of each kind of task too."""
+    first = all_scores[0]
+    return {
+        name: mean_scores([scores[name] for scores in all_scores])
+        if isinstance(value, dict)
+        else float(np.mean([scores[name] for scores in all_scores]))
+        for name, value in first.items()
+    }
+
+
+def _answered(model: LanguageModel, params: PyTree, heldout: HeldOut) -> np.ndarray:
+    asked = {"rows": heldout.rows, "decode_fn": heldout.decode_fn, "eos_id": heldout.eos_id}
+    answers = greedy_answers(model, params, heldout.table, batch_size=heldout.batch_size, **asked)
+    return matches(answers, reference_answers(heldout.table, **asked))
+
+
+def _summary(losses: RowLosses, right: np.ndarray | None, chosen: np.ndarray) -> Scores:
+    scores = {"loss": mean_loss(RowLosses(losses.nats[chosen], losses.num_tokens[chosen]))}
+    if right is not None:
+        scores["exact_match"] = float(right[chosen].mean())
+    return scores

@@ -1,0 +1,1 @@
+"""Tables and pictures, made from record files and nothing else; imports no jax."""

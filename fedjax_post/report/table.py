@@ -1,0 +1,68 @@
+"""A run's summary as a table for people."""
+
+from pathlib import Path
+from typing import Any
+
+Summary = dict[str, Any]
+
+
+def summary_table(summary: Summary, directory: str | Path) -> str:
+    """Returns base model against this run, by kind of task too, and what the run cost."""
+    base, final = summary["base"], summary["final"]
+    names = [name for name in ("loss", "exact_match") if name in base]
+    titles = {"loss": "nats/token", "exact_match": "exact match"}
+    header = ["held out"]
+    for name in names:
+        header += [f"{titles[name]}: base", "this run"]
+    rows = [_score_row("all", base, final, names)]
+    for task, scores in base.get("per_task", {}).items():
+        rows.append(_score_row(task, scores, final["per_task"][task], names))
+    lines = [_columns([header, *rows]), "", *_costs(summary), f"results    {directory}"]
+    return "\n".join(lines)
+
+
+def format_bytes(count: float) -> str:
+    """Returns a number of bytes with a unit, to three digits."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 999.5 or unit == "TB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
+        count /= 1000
+    raise AssertionError
+
+
+def _costs(summary: Summary) -> list[str]:
+    lines = []
+    if summary["bytes_up"] is not None:
+        up, down = summary["bytes_up"], summary["bytes_down"]
+        each_up, each_down = summary["bytes_up_per_client"], summary["bytes_down_per_client"]
+        lines = [
+            f"bytes up   {each_up:,} per client and round, {up:,} in all ({format_bytes(up)})",
+            f"bytes down {each_down:,} per client and round, {down:,} in all "
+            f"({format_bytes(down)})",
+        ]
+    if summary["dropped_visits"]:
+        lines.append(f"dropped    {summary['dropped_visits']} of {summary['visits']} visits")
+    return [
+        *lines,
+        f"tokens/s   {summary['tokens_per_second']:,.0f} in training, after the first round",
+        f"seconds    {summary['seconds']:.0f} in all, {summary['train_seconds']:.0f} in "
+        f"{summary['rounds']} rounds",
+    ]
+
+
+def _score_row(task: str, base: Summary, final: Summary, names: list[str]) -> list[str]:
+    row = [task]
+    for name in names:
+        form = "{:.1%}" if name == "exact_match" else "{:.3f}"
+        row += [form.format(base[name]), form.format(final[name])]
+    return row
+
+
+def _columns(rows: list[list[str]]) -> str:
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    lines = []
+    for first, *rest in rows:
+        cells = [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
+        lines.append("  ".join([first.ljust(widths[0]), *cells]))
+    lines.insert(1, "-" * len(lines[0]))
+    return "\n".join(lines)

@@ -1,0 +1,55 @@
+"""The clients' own states after a run, read back from its store."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from fedjax_post.core.algorithm import Algorithm, PyTree
+from fedjax_post.core.engine import ClientState
+from fedjax_post.data.batches import Clients
+from fedjax_post.simulate.run import client_state_like, restore
+from fedjax_post.simulate.store import ClientStore
+
+
+class Personal(NamedTuple):
+    """Clients that were seen, and what each of them held at the last checkpoint."""
+
+    client_ids: np.ndarray  # [n], int64, ascending
+    states: ClientState  # leaves [n, ...], numpy
+
+
+def read_clients(
+    directory: str | Path,
+    algorithm: Algorithm,
+    model: PyTree,
+    clients: Clients,
+    *,
+    params: PyTree,
+    limit: int | None = None,
+) -> Personal:
+    """Returns states of clients that took part in a run, for `deployed`.
+
+    Args:
+      directory: the run's `plan.directory`; the run must not be going on.
+      algorithm: as given to `run`.
+      model: as given to `run`.
+      clients: as given to `run`.
+      params: as given to `run`; only shapes matter.
+      limit: read at most so many, spread evenly over those seen; None reads all.
+
+    Raises:
+      FileNotFoundError: if the directory holds no checkpoint.
+    """
+    snapshot = restore(directory, algorithm, params)
+    if snapshot is None:
+        raise FileNotFoundError(f"{directory} holds no checkpoint to read clients from")
+    like = client_state_like(algorithm, model, clients, params)
+    store = ClientStore(Path(directory) / "clients", like, len(clients), snapshot.version)
+    try:
+        seen = store.seen()
+        if limit is not None and limit < len(seen):
+            seen = seen[np.linspace(0, len(seen) - 1, limit).round().astype(int)]
+        return Personal(seen, store.read(seen)[0])
+    finally:
+        store.close()
