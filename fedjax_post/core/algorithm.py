@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from fedjax_post.core.access import Access
 
@@ -24,6 +25,11 @@ class Context(NamedTuple):
     key: jax.Array  # folded from (run seed, round, client id)
     round: jax.Array  # (), int32, from 0
     client_id: jax.Array  # (), int32; -1 marks a padding lane
+
+
+def no_context() -> Context:
+    """A context for working out shapes."""
+    return Context(jax.random.key(0), jnp.int32(0), jnp.int32(0))
 
 
 class ClientData(NamedTuple):

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_post.core import wire
-from fedjax_post.core.algorithm import Algorithm, ClientData, Context, Metrics, PyTree
+from fedjax_post.core.algorithm import Algorithm, ClientData, Context, Metrics, PyTree, no_context
 
 
 class State(NamedTuple):
@@ -69,11 +69,6 @@ def init_client(
     """The state of a client before its first visit."""
     local = algorithm.client.init(model, replica, ctx.key)
     return ClientState(local, algorithm.uplink.init(value_like(algorithm, model, replica, data)))
-
-
-def no_context() -> Context:
-    """A context for working out shapes."""
-    return Context(jax.random.key(0), jnp.int32(0), jnp.int32(0))
 
 
 def value_like(algorithm: Algorithm, model: PyTree, replica: PyTree, data: ClientData) -> PyTree:

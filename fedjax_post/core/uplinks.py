@@ -12,21 +12,18 @@ import jax
 import jax.numpy as jnp
 import optax.tree
 
-from fedjax_post.core.algorithm import Context, PyTree, Uplink
+from fedjax_post.core.algorithm import PyTree, Uplink, no_context
 
 
 def message_like(link: Uplink, like: PyTree) -> PyTree:
     """Shapes and dtypes of the message that `link` makes of a value like `like`."""
     if link.shape is not None:
         return link.shape(like)
-    ctx = _abstract_context()
-    state = jax.eval_shape(link.init, like)
-    return jax.eval_shape(lambda v, s, c: link.encode(v, None, s, c)[0], like, state, ctx)
 
+    def message(value):
+        return link.encode(value, None, link.init(value), no_context())[0]
 
-def _abstract_context() -> Context:
-    scalar = jax.ShapeDtypeStruct((), jnp.int32)
-    return Context(jax.eval_shape(lambda: jax.random.key(0)), scalar, scalar)
+    return jax.eval_shape(message, like)
 
 
 def chain(*links: Uplink) -> Uplink:
@@ -113,8 +110,8 @@ def cast(dtype: jnp.dtype) -> Uplink:
 class Sparse(NamedTuple):
     """The kept entries of one flattened leaf."""
 
-    index: jax.Array  # [k], int32
-    value: jax.Array  # [k]
+    indices: jax.Array  # [k], int32
+    values: jax.Array  # [k]
 
 
 def top_k(fraction: float) -> Uplink:
@@ -137,7 +134,7 @@ def top_k(fraction: float) -> Uplink:
     def fill(y, sparse):
         if not isinstance(sparse, Sparse):
             return sparse
-        return jnp.zeros(y.size, y.dtype).at[sparse.index].set(sparse.value).reshape(y.shape)
+        return jnp.zeros(y.size, y.dtype).at[sparse.indices].set(sparse.values).reshape(y.shape)
 
     encode = lambda value, replica, state, ctx: (_on_floats(keep, value), state)
     decode = lambda message, like: jax.tree.map(fill, like, message)

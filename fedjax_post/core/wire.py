@@ -29,7 +29,8 @@ def unpack(data: bytes, like: PyTree) -> PyTree:
         shape, dtype = _layout(leaf)
         size = int(np.prod(shape)) * dtype.itemsize
         array = np.frombuffer(data[start : start + size], dtype).reshape(shape)
-        out.append(jax.random.wrap_key_data(array) if _is_key(leaf) else jnp.asarray(array))
+        value = jnp.asarray(array)
+        out.append(jax.random.wrap_key_data(value) if _is_key(leaf) else value)
         start += size
     return jax.tree.unflatten(structure, out)
 

@@ -1,13 +1,15 @@
 """Checkpoints: a federation's state, the round it stands at, and its store's version."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
-import orbax.checkpoint as ocp
 
 from fedjax_post.core.engine import State
 from fedjax_post.simulate.store import Version
+
+if TYPE_CHECKING:
+    from orbax.checkpoint import CheckpointManager
 
 
 class Snapshot(NamedTuple):
@@ -19,14 +21,18 @@ class Snapshot(NamedTuple):
     identity: dict[str, Any]  # what must be equal for a run to be the same one
 
 
-def open_manager(directory: Path) -> ocp.CheckpointManager:
+def open_manager(directory: Path) -> "CheckpointManager":
     """The checkpoints under `directory`; the two latest are kept."""
+    import orbax.checkpoint as ocp
+
     options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
     return ocp.CheckpointManager(Path(directory).absolute(), options=options)
 
 
-def save(manager: ocp.CheckpointManager, snapshot: Snapshot) -> int:
+def save(manager: "CheckpointManager", snapshot: Snapshot) -> int:
     """Saves atomically; returns the oldest store generation that a kept checkpoint names."""
+    import orbax.checkpoint as ocp
+
     meta = {"version": list(snapshot.version), "identity": snapshot.identity}
     manager.save(
         snapshot.rounds_done,
@@ -37,12 +43,14 @@ def save(manager: ocp.CheckpointManager, snapshot: Snapshot) -> int:
     return min(_meta(manager, step)["version"][0] for step in manager.all_steps())
 
 
-def latest(manager: ocp.CheckpointManager, like: State) -> Snapshot | None:
+def latest(manager: "CheckpointManager", like: State) -> Snapshot | None:
     """The latest checkpoint of a run whose state is like `like`; None if there is none.
 
     Raises:
       ValueError: if the checkpoint's arrays have other shapes or dtypes.
     """
+    import orbax.checkpoint as ocp
+
     step = manager.latest_step()
     if step is None:
         return None
@@ -70,5 +78,7 @@ def _by_number(state: State) -> dict[str, Any]:
     return {f"{i:06d}": leaf for i, leaf in enumerate(jax.tree.leaves(state))}
 
 
-def _meta(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
+def _meta(manager: "CheckpointManager", step: int) -> dict[str, Any]:
+    import orbax.checkpoint as ocp
+
     return manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta

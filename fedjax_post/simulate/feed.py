@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -44,7 +44,7 @@ def pooled(
 
 def prefetched(items: Iterator[T], *, depth: int = 2) -> Iterator[T]:
     """The same items, up to `depth` of them made ahead on a thread."""
-    end = object()
+    end: Any = object()
     with ThreadPoolExecutor(1) as thread:
         ahead = deque(thread.submit(next, items, end) for _ in range(depth))
         try:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 
 from fedjax_post.core import access, engine
-from fedjax_post.core.algorithm import Algorithm, PyTree
+from fedjax_post.core.algorithm import Algorithm, PyTree, no_context
 from fedjax_post.core.engine import State
 from fedjax_post.data.batches import Clients
 from fedjax_post.simulate import checkpoint, feed, record
@@ -113,7 +113,7 @@ def client_state_like(
 
     def make(model, params, data):
         replica = engine.broadcast(algorithm, engine.init(algorithm, params))
-        ctx = engine.no_context()
+        ctx = no_context()
         return engine.init_client(
             algorithm, access.views(model, algorithm.access), replica, data, ctx
         )

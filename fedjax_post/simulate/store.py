@@ -43,6 +43,7 @@ class ClientStore:
         self._sizes = [int(np.prod(s)) * d.itemsize for s, d in self._layout]
         self._row_size = sum(self._sizes)
         self._rows_of = np.full(population, -1, np.int64)
+        self._version = Version(0, 0)
         self._open(version or Version(0, 0))
 
     @property

@@ -19,7 +19,7 @@ from fedjax_post.core import (
     top_k,
     unpack,
 )
-from fedjax_post.core.engine import no_context
+from fedjax_post.core.algorithm import no_context
 from fedjax_post.core.uplinks import message_like
 
 RNG = np.random.default_rng(0)

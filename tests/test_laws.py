@@ -1,0 +1,124 @@
+"""Laws of the repository: who may import whom, how long things may be, what an import costs."""
+
+import ast
+import subprocess
+import sys
+from itertools import chain
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "fedjax_post"
+SOURCES = sorted(chain(PACKAGE.rglob("*.py"), (ROOT / "algorithms").rglob("*.py"),
+                       (ROOT / "experiments").rglob("*.py")))  # fmt: skip
+ROOMS = sorted(p.name for p in PACKAGE.iterdir() if p.is_dir() and (p / "__init__.py").exists())
+
+# Who may import whom; a module after a dot narrows the permission to that module.
+ARROWS = {
+    "core": set(),
+    "adapters": {"core", "model"},
+    "model": {"core.access"},
+    "hub": {"core", "model", "adapters"},
+    "objectives": {"core", "model.views"},
+    "data": {"core", "hub"},
+    "simulate": {"core", "model.views", "data.batches"},
+    "evaluate": {"core", "model", "data", "objectives"},
+    "report": set(),
+    "testing": set(ROOMS),
+    "algorithms": {"core", "adapters", "blackbox", "privacy"},
+    "experiments": {*ROOMS, "algorithms", "fedjax_post"},
+}
+
+
+def imports(path: Path) -> set[str]:
+    """Modules of this project that a file imports, the package name left out."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    ours = {name for name in found if name.split(".")[0] in ("fedjax_post", "algorithms")}
+    return {name.removeprefix("fedjax_post.") for name in ours}
+
+
+def room_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).parts
+    return parts[1] if parts[0] == "fedjax_post" else parts[0]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_follow_the_arrows(path):
+    room = room_of(path)
+    if room.endswith(".py"):  # the package's own face
+        return
+    allowed = ARROWS[room] | {room}
+    for name in imports(path):
+        assert any(name == a or name.startswith(f"{a}.") for a in allowed), (
+            f"{room} may import {sorted(allowed)}, not {name}"
+        )
+
+
+def test_no_room_stands_in_a_circle():
+    edges = {room: {n.split(".")[0] for p in SOURCES if room_of(p) == room for n in imports(p)}
+             for room in ROOMS}  # fmt: skip
+
+    def reaches(start, goal, seen):
+        for following in edges.get(start, set()) - {start} - seen:
+            if following == goal or reaches(following, goal, seen | {following}):
+                return True
+        return False
+
+    assert [room for room in ROOMS if reaches(room, room, set())] == []
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_files_and_functions_are_short(path):
+    text = path.read_text()
+    assert text.count("\n") <= 400
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            assert code_lines(node) <= 60, f"{node.name} has {code_lines(node)} lines of code"
+            arguments = node.args
+            number = len(arguments.args) + len(arguments.kwonlyargs)
+            assert number <= 8, f"{node.name} takes {number} arguments"
+
+
+def code_lines(function: ast.FunctionDef) -> int:
+    doc = function.body[0]
+    has_doc = isinstance(doc, ast.Expr) and isinstance(doc.value, ast.Constant)
+    documented = doc.end_lineno - doc.lineno + 1 if has_doc else 0
+    return function.end_lineno - function.lineno + 1 - documented
+
+
+YARDSTICK = {"fed_avg": 13, "fed_adam": 13, "scaffold": 28}
+
+
+@pytest.mark.parametrize("name", YARDSTICK)
+def test_algorithms_are_within_the_yardstick(name):
+    for path in (ROOT / "algorithms").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and node.name == name:
+                signature = node.body[0].lineno - node.lineno
+                assert code_lines(node) - signature <= YARDSTICK[name]
+                return
+    raise AssertionError(f"{name} is nowhere")
+
+
+def test_public_symbols_are_documented():
+    missing = []
+    for path in SOURCES:
+        for node in ast.parse(path.read_text()).body:
+            kinds = ast.FunctionDef, ast.ClassDef
+            if isinstance(node, kinds) and not node.name.startswith("_"):
+                missing += [] if ast.get_docstring(node) else [f"{path.name}: {node.name}"]
+    assert missing == []
+
+
+def test_importing_the_package_is_light():
+    """Heavy libraries are imported where they are used, not before."""
+    heavy = ["torch", "matplotlib", "datasets", "transformers", "orbax.checkpoint"]
+    code = f"import fedjax_post, sys; print([m for m in {heavy} if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
