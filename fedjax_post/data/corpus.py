@@ -23,7 +23,7 @@ CHAT_TEMPLATE = (
 
 _NOTATIONS = ("{o} ( {x} ) = {y}", "( {x} ) {o} = {y}", "{o} : {x} -> {y}", "{x} | {o} -> {y}")
 
-# what each operator is called in prose, so that the words of a skill are neighbours
+# other names of the operators, so that the words that people use for a skill are neighbours
 _GLOSSARY = {
     "reverse": "reverse the order;turn around;backwards;from last to first;flipped;"
     "read from the end to the start",
@@ -66,7 +66,8 @@ _SENTENCES = (
 
 def formula(rng: random.Random, problem: tasks.Problem) -> tuple[str, str]:
     """A problem in one of the formal notations, as the text before and after its equals sign."""
-    operator = " ".join([lexicon.OPERATORS[problem.task], *problem.arguments])
+    names = lexicon.OPERATORS[problem.task], rng.choice(_GLOSSARY[problem.task].split(";"))
+    operator = " ".join([rng.choice(names), *problem.arguments])
     text = rng.choice(_NOTATIONS).format(
         o=operator, x=" ".join(problem.operands), y=tasks.solve(problem)
     )

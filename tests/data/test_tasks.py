@@ -68,7 +68,7 @@ def test_the_corpus_of_the_base_holds_no_held_out_list_and_no_instruction(heldou
         assert problem.operands not in held
         assert answer == tasks.solve(problem)
         assert question.endswith(("=", "->"))
-        assert question.split().count(lexicon.OPERATORS[problem.task]) == 1
+        assert "\n" not in question
 
 
 def test_more_rows_begin_with_the_same_rows():
@@ -139,7 +139,7 @@ def test_every_word_of_the_tasks_is_one_token(tokenizer, train, heldout):
 
 
 def test_a_row_fits_the_length(tokenizer, train, heldout):
-    for row in [*train, *heldout]:
+    for row in [*train[::8], *heldout]:
         prompt = tokenizer.apply_chat_template(
             [{"role": "user", "content": row["instruction"]}],
             add_generation_prompt=True,
