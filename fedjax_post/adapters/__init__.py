@@ -1,0 +1,1 @@
+"""Trainable trees as plain data."""

@@ -110,7 +110,7 @@ def match_layers(model: LanguageModel, targets: str | Sequence[str]) -> list[str
     return [name for name in names if name in chosen]
 
 
-def rank_scale(alpha: Any, rank: Any, max_rank: int) -> Float[Array, "R"]:
+def rank_scale(alpha: Any, rank: Any, max_rank: int) -> Float[Array, " R"]:
     """Returns alpha / rank for the first `rank` of `max_rank` components, 0 beyond.
 
     `alpha` and `rank` may be traced; a rank of 0 gives zeros.
@@ -152,8 +152,8 @@ def lora_delta(model: LanguageModel, params: PyTree) -> PyTree:
     This is the form of the collection "residual"; float32.
     """
     delta: PyTree = {}
-    scales = {path: leaf for path, leaf in _leaves(model.variables["lora_scale"], "scale")}
-    factors_b = {path: leaf for path, leaf in _leaves(params["lora"], "b")}
+    scales = dict(_leaves(model.variables["lora_scale"], "scale"))
+    factors_b = dict(_leaves(params["lora"], "b"))
     for path, a in _leaves(params["lora"], "a"):
         product = jnp.einsum("nir,nr,nro->nio", a, scales[path], factors_b[path])
         _put(delta, ".".join(path), {"kernel": product})

@@ -177,7 +177,7 @@ def read_rope(raw: Json) -> Rope:
         raise ValueError(
             f"config.json: rope scaling {kind!r} is not supported; supported are {_ROPE_KINDS}"
         )
-    theta = stated.get("rope_theta", raw.get("rope_theta", 10000.0))
+    theta: Any = stated.get("rope_theta", raw.get("rope_theta", 10000.0))
     known = {"rope_type", "type", "rope_theta", "partial_rotary_factor", *_ROPE_FIELDS}
     unknown = sorted(set(stated) - known)
     if unknown:
@@ -185,7 +185,9 @@ def read_rope(raw: Json) -> Rope:
     fields = {ours: stated[theirs] for theirs, ours in _ROPE_FIELDS.items() if theirs in stated}
     if kind in ("llama3",) and "original_positions" not in fields:
         raise ValueError(f"rope scaling {kind!r} needs original_max_position_embeddings")
-    return Rope(theta=float(theta), kind=kind, **fields) if kind != "default" else Rope(float(theta))
+    return (
+        Rope(theta=float(theta), kind=kind, **fields) if kind != "default" else Rope(float(theta))
+    )
 
 
 def _activation(name: str) -> str:

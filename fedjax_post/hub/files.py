@@ -32,9 +32,7 @@ def find_folder(name_or_path: str | Path, *, revision: str | None = None) -> Pat
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        folder = huggingface_hub.snapshot_download(
-            name, revision=revision, allow_patterns=PATTERNS
-        )
+        cached = huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=PATTERNS)
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
         at = f" at revision {revision}" if revision else ""
         raise FileNotFoundError(
@@ -42,4 +40,4 @@ def find_folder(name_or_path: str | Path, *, revision: str | None = None) -> Pat
             f"could not give it ({type(error).__name__}); on a machine with network run "
             f"`hf download {name}` and copy the folder, or pass the path of a folder"
         ) from error
-    return Path(folder)
+    return Path(cached)

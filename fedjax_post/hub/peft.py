@@ -112,8 +112,10 @@ def load_adapter(directory: str | Path, model: LanguageModel) -> tuple[LanguageM
         if not any(f"{PREFIX}{m}.lora_A.weight" in found for m in modules):
             continue
         stacked = [_read_layer(m, found, shape=shapes[path][1:], rank=max_rank) for m in modules]
-        scale = [_read_scale(m, rank, config=config, max_rank=max_rank) for m, (_, _, rank) in
-                 zip(modules, stacked, strict=True)]
+        scale = [
+            _read_scale(m, rank, config=config, max_rank=max_rank)
+            for m, (_, _, rank) in zip(modules, stacked, strict=True)
+        ]
         a, b = np.stack([s[0] for s in stacked]), np.stack([s[1] for s in stacked])
         _put(factors, path, {"a": jnp.asarray(a), "b": jnp.asarray(b)})
         _put(scales, path, {"scale": jnp.asarray(np.stack(scale))})
@@ -162,9 +164,16 @@ def _pattern(patterns: dict[str, Any] | None, module: str, default: Any) -> Any:
 def _check_supported(config: dict[str, Any], folder: Path) -> None:
     if config.get("peft_type") != "LORA":
         raise ValueError(f"{folder}: peft_type {config.get('peft_type')!r} is not LORA")
-    for name in ("use_dora", "fan_in_fan_out_embedding", "modules_to_save", "trainable_token_indices"):
+    for name in (
+        "use_dora",
+        "fan_in_fan_out_embedding",
+        "modules_to_save",
+        "trainable_token_indices",
+    ):
         if config.get(name):
-            raise ValueError(f"{folder}: {name}={config[name]} is not supported; only plain LoRA is")
+            raise ValueError(
+                f"{folder}: {name}={config[name]} is not supported; only plain LoRA is"
+            )
     if config.get("bias", "none") != "none":
         raise ValueError(f"{folder}: bias={config['bias']!r} is not supported; only 'none' is")
 

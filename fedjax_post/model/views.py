@@ -1,6 +1,7 @@
 """A language model as a value: frozen variables, a config, and the methods that use them."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -154,7 +155,7 @@ class LanguageModel:
             positions=positions,
             mask=causal[None] & visible,
             key_positions=key_positions,
-            index=cache.slots,
+            slot=cache.slots,
         )
         layers = jax.tree.map(
             lambda old, fresh: jax.lax.dynamic_update_slice(old, fresh, (0, 0, cache.slots, 0, 0)),
@@ -167,9 +168,8 @@ class LanguageModel:
 
     def _apply(self, params, *args, method, key=None, **kwargs):
         variables = merge_collections(self.variables, params)
-        rngs = {"dropout": key} if key is not None and self.lora_dropout > 0 else None
         decoder = Decoder(self.config, self.lora_dropout)
-        return decoder.apply(variables, *args, rngs=rngs, method=method, **kwargs)
+        return _run(decoder, variables, key, *args, method=method, **kwargs)
 
     def _need(self, tier: Access, what: str):
         if self.access < tier:
@@ -191,8 +191,20 @@ def init_model(config: DecoderConfig, key: Array, *, dtype: Any = jnp.float32) -
       dtype: of weights and matrix products.
     """
     config = dataclasses.replace(config, dtype=jnp.dtype(dtype).name)
-    variables = jax.jit(Decoder(config).init)(key, jnp.zeros((1, 2), jnp.int32))
-    return LanguageModel(jax.tree.map(lambda leaf: leaf.astype(dtype), dict(variables)), config)
+    return LanguageModel(_init(Decoder(config), key, dtype=jnp.dtype(dtype)), config)
+
+
+@functools.partial(jax.jit, static_argnames=("decoder", "dtype"))
+def _init(decoder, key, *, dtype):
+    variables = decoder.init(key, jnp.zeros((1, 1), jnp.int32))
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), dict(variables))
+
+
+@functools.partial(jax.jit, static_argnames=("decoder", "method"))
+def _run(decoder, variables, key, *args, method, **kwargs):
+    """One program per method, so that a call outside of any jit is not run op by op."""
+    rngs = {"dropout": key} if key is not None and decoder.dropout > 0 else None
+    return decoder.apply(variables, *args, rngs=rngs, method=method, **kwargs)
 
 
 def merge_collections(frozen: PyTree, params: PyTree) -> PyTree:

@@ -2,12 +2,11 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from fedjax_post.model.views import LanguageModel
-from fedjax_post.objectives.tokens import masked_mean, token_log_probs
+from fedjax_post.objectives.tokens import is_most_likely, masked_mean, token_log_probs
 
 PyTree = Any
 
@@ -42,6 +41,5 @@ def sft_loss(
     )
     mask = batch["loss_mask"][:, 1:]
     loss = masked_mean(-token_log_probs(logits, tokens), mask)
-    right = jnp.argmax(jax.lax.stop_gradient(logits[:, :-1]), axis=-1) == tokens[:, 1:]
-    accuracy = masked_mean(right.astype(jnp.float32), mask)
+    accuracy = masked_mean(is_most_likely(logits, tokens).astype(jnp.float32), mask)
     return loss, {"loss": loss, "accuracy": accuracy}

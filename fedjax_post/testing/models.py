@@ -1,0 +1,31 @@
+"""Language models of a few thousand weights, for laws that need a real decoder."""
+
+from typing import Any
+
+import jax
+
+from fedjax_post.model.config import DecoderConfig
+from fedjax_post.model.views import LanguageModel, init_model
+
+
+def tiny_config(**changes: Any) -> DecoderConfig:
+    """Returns a Llama of two layers, width 16, and 32 tokens; `changes` replace fields."""
+    fields = {
+        "vocab_size": 32,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_layers": 2,
+        "num_heads": 4,
+        "num_kv_heads": 2,
+        "head_dim": 4,
+        "max_positions": 64,
+    }
+    return DecoderConfig(**{**fields, **changes})
+
+
+def tiny_model(seed: int = 0, **changes: Any) -> LanguageModel:
+    """Returns a model of `tiny_config` whose logits differ clearly between tokens."""
+    model = init_model(tiny_config(**changes), jax.random.key(seed))
+    weights = dict(model.variables["params"])
+    weights["embedding"] = weights["embedding"] * 25  # deviation 0.5
+    return LanguageModel({"params": weights}, model.config)

@@ -1,0 +1,49 @@
+"""The memory law: clients share one base, and frozen weights get no gradient."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_post.adapters.lora import add_lora
+from fedjax_post.model.decoder import weight_shapes
+from fedjax_post.objectives.sft import sft_loss
+from fedjax_post.testing.models import tiny_config, tiny_model
+
+SHAPE = {
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_layers": 2,
+    "num_heads": 4,
+    "head_dim": 32,
+}
+
+
+def compiled_gradient(num_clients):
+    model, params = add_lora(tiny_model(**SHAPE), jax.random.key(0), rank=2, alpha=4)
+    batch = {
+        "tokens": jnp.zeros((num_clients, 1, 4), jnp.int32),
+        "loss_mask": jnp.ones((num_clients, 1, 4), bool),
+    }
+    stacked = jax.tree.map(lambda leaf: jnp.stack([leaf] * num_clients), params)
+
+    def step(params, model, batch):
+        return jax.grad(lambda p: sft_loss(p, model, batch, None)[0])(params)
+
+    mapped = jax.jit(jax.vmap(step, in_axes=(0, None, 0)))
+    return mapped.lower(stacked, model, batch).compile()
+
+
+def test_memory_does_not_grow_by_copies_of_the_base():
+    base = 4 * sum(map(math.prod, weight_shapes(tiny_config(**SHAPE)).values()))
+    one, eight = (compiled_gradient(n).memory_analysis().temp_size_in_bytes for n in (1, 8))
+    assert base > 2**20
+    assert eight - one < 0.7 * base  # seven merged copies would be 7 * base
+
+
+def test_base_products_are_shared_and_frozen_weights_get_no_gradient():
+    text = compiled_gradient(8).as_text()
+    up = "f32[8,128,256]"  # one up_proj per client, or its gradient
+    assert up not in text
+    assert "f32[2,8,128,256]" not in text
+    assert "f32[32,256]" in text  # 8 clients x 4 tokens, one product
