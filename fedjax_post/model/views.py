@@ -12,6 +12,7 @@ from fedjax_post.core.access import Access, AccessError
 from fedjax_post.model.config import DecoderConfig
 from fedjax_post.model.decoder import Decoder
 from fedjax_post.model.layers import KeyValues
+from fedjax_post.model.sealed import Sealed
 
 PyTree = Any
 
@@ -41,6 +42,13 @@ class LanguageModel:
     config: DecoderConfig = dataclasses.field(metadata={"static": True})
     lora_dropout: float = dataclasses.field(default=0.0, metadata={"static": True})
     access: Access = dataclasses.field(default=Access.GRADIENTS, metadata={"static": True})
+
+    def restrict(self, tier: Access) -> "LanguageModel | Sealed":
+        """Returns the same model open to `tier` only; below WEIGHTS a tree without leaves."""
+        if tier > self.access:
+            raise AccessError(f"{tier.name} was asked of a model that grants {self.access.name}")
+        view = dataclasses.replace(self, access=tier)
+        return view if tier >= Access.WEIGHTS else Sealed(view)
 
     def logits(
         self,

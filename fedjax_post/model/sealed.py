@@ -1,0 +1,47 @@
+"""A model behind an interface: its methods without its weights."""
+
+from typing import Any
+
+import jax
+from jaxtyping import Array, Float, Int
+
+from fedjax_post.core.access import Access
+
+PyTree = Any
+
+
+@jax.tree_util.register_static
+class Sealed:
+    """What an algorithm holds of a model below WEIGHTS: a tree without leaves.
+
+    Made by the engine inside the compiled program, around a model whose weights
+    are arguments of that program.
+    """
+
+    def __init__(self, model: Any):
+        self._model = model
+
+    @property
+    def access(self) -> Access:
+        """The tier that this view grants."""
+        return self._model.access
+
+    def restrict(self, tier: Access) -> "Sealed":
+        """The same view, cut down further."""
+        return self._model.restrict(min(tier, self.access))
+
+    def logits(
+        self, params: PyTree, tokens: Int[Array, "B L"], **kwargs: Any
+    ) -> Float[Array, "B L V"]:
+        """See `LanguageModel.logits`."""
+        return self._model.logits(params, tokens, **kwargs)
+
+    def embed(self, params: PyTree, tokens: Int[Array, "B L"]) -> Float[Array, "B L D"]:
+        """See `LanguageModel.embed`; needs EMBEDDINGS."""
+        return self._model.embed(params, tokens)
+
+    def embed_logits(
+        self, params: PyTree, embeddings: Float[Array, "B L D"], **kwargs: Any
+    ) -> Float[Array, "B L V"]:
+        """See `LanguageModel.embed_logits`; needs EMBEDDINGS."""
+        return self._model.embed_logits(params, embeddings, **kwargs)
