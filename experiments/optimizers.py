@@ -27,6 +27,7 @@ CLIENT_OPTIMIZERS = {
 SERVER_OPTIMIZERS = {
     "sgd": Choice(optax.sgd, 1.0),
     "momentum": Choice(lambda lr: optax.sgd(lr, 0.9), 1.0),
+    "nesterov": Choice(lambda lr: optax.sgd(lr, 0.9, nesterov=True), 0.7),
     "adam": Choice(lambda lr: optax.adam(lr, 0.9, 0.99, 1e-3), 1e-2),
 }
 # (number of rounds) -> (round -> factor on the step size)

@@ -73,8 +73,8 @@ def summarize(
         for name in ("bytes_up", "bytes_down", "num_read", "seconds", "cohort")
     }
     warm = records[1:] or records  # the first round compiles
-    federated = options.baseline == "none"
-    wire = wire_bytes_of(job.algorithm, job.model, job.data.clients, job.params)
+    federated, visits = options.baseline == "none", int(total["cohort"])
+    each = lambda name: round(total[name] / visits) if federated and visits else None
     return {
         "algorithm": options.algorithm,
         "baseline": options.baseline,
@@ -85,11 +85,11 @@ def summarize(
         **scores,
         "bytes_up": int(total["bytes_up"]) if federated else None,
         "bytes_down": int(total["bytes_down"]) if federated else None,
-        "bytes_up_per_client": wire.up if federated else None,
-        "bytes_down_per_client": wire.down if federated else None,
+        "bytes_up_per_client": each("bytes_up"),
+        "bytes_down_per_client": each("bytes_down"),
         "tokens": int(total["num_read"]),
         "tokens_per_second": sum(r["num_read"] for r in warm) / sum(r["seconds"] for r in warm),
-        "visits": int(total["cohort"]),
+        "visits": visits,
         "dropped_visits": sum(len(record["dropped"]) for record in records),
         "train_seconds": total["seconds"],
         "seconds": seconds,

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from fedjax_post.data.table import TokenTable, gather
@@ -48,8 +49,8 @@ def greedy_answers(
         tokens = generate(
             model,
             params,
-            prompts,
-            mask,
+            jnp.asarray(prompts),
+            jnp.asarray(mask),
             max_new_tokens=num_new,
             eos_id=eos_id,
             pad_id=table.pad_id,

@@ -63,9 +63,19 @@ def mean_scores(all_scores: list[Scores]) -> Scores:
 
 
 def _answered(model: LanguageModel, params: PyTree, heldout: HeldOut) -> np.ndarray:
-    asked = {"rows": heldout.rows, "decode_fn": heldout.decode_fn, "eos_id": heldout.eos_id}
-    answers = greedy_answers(model, params, heldout.table, batch_size=heldout.batch_size, **asked)
-    return matches(answers, reference_answers(heldout.table, **asked))
+    """Whether each row is answered to the letter, bool `[n]`."""
+    table, rows, decode_fn, eos_id, _, batch_size = heldout
+    answers = greedy_answers(
+        model,
+        params,
+        table,
+        rows=rows,
+        decode_fn=decode_fn,
+        eos_id=eos_id,
+        batch_size=batch_size,
+    )
+    references = reference_answers(table, rows=rows, decode_fn=decode_fn, eos_id=eos_id)
+    return matches(answers, references)
 
 
 def _summary(losses: RowLosses, right: np.ndarray | None, chosen: np.ndarray) -> Scores:

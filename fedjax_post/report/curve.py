@@ -26,7 +26,9 @@ def draw_curve(directory: str | Path, path: str | Path | None = None) -> Path:
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     axes.plot(*series(records, "loss"), color=_BLUE, alpha=0.45, label="clients, training")
-    axes.plot(*series(records, "eval_loss"), "o-", color=_BLUE, markersize=3, label="held out")
+    done, loss = series(records, "eval_loss")
+    if done:
+        axes.plot(done, loss, "o-", color=_BLUE, markersize=3, label="held out")
     axes.set(xlabel="round", ylabel="loss, nats per token")
     axes.spines[["top", "right"]].set_visible(False)
     done, match = series(records, "eval_exact_match")

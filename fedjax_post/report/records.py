@@ -31,6 +31,5 @@ def read_summary(directory: str | Path) -> dict[str, Any]:
 
 def series(records: list[Record], name: str) -> tuple[list[int], list[float]]:
     """Returns the rounds done, from 1, and the values, of the records that have a value."""
-    points = [(record["round"] + 1, record.get(name)) for record in records]
-    points = [(done, value) for done, value in points if value is not None]
-    return [done for done, _ in points], [value for _, value in points]
+    chosen = [record for record in records if record.get(name) is not None]
+    return [record["round"] + 1 for record in chosen], [record[name] for record in chosen]

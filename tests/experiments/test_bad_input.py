@@ -1,0 +1,173 @@
+"""Bad input: one or two lines that name flag, value and remedy, before anything is compiled."""
+
+import json
+import shutil
+
+import pytest
+
+import fedjax_post
+from experiments import scoring
+
+
+@pytest.fixture(autouse=True)
+def _nothing_runs(monkeypatch):
+    """Neither training nor scoring may begin, and no hub may be asked."""
+    import datasets
+    import huggingface_hub
+
+    def reached(*args, **kwargs):
+        raise AssertionError("the run began")
+
+    monkeypatch.setattr(fedjax_post, "run", reached)
+    monkeypatch.setattr(scoring, "score", reached)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+
+
+@pytest.fixture
+def refused(call, tmp_path, capsys):
+    """Calls the program, expects a refusal, and returns its message."""
+
+    def refused(*given):
+        assert call(*given) == 2
+        message = capsys.readouterr().err.strip().splitlines()
+        message = [line for line in message if line.startswith("error: ")][-1]
+        assert len(message) < 600
+        return message
+
+    return refused
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("--algorithm=fedavg", "--algorithm=fedavg is unknown; did you mean fed_avg?"),
+        ("--algorithm=nowhere.at:all", "--algorithm=nowhere.at:all cannot be loaded"),
+        ("--cohort_sise=3", "Did you mean: cohort_size ?; --help lists the flags"),
+        ("--num_rounds=0", "--num_rounds=0: 0 is not a positive integer"),
+        ("--adapter=qlora", "--adapter=qlora: value should be one of <lora|full>"),
+        ("cohort_size=3", "'cohort_size=3' is no flag; write --name=value"),
+        ("--mu=0.1", "--mu=0.1: --algorithm=fed_avg does not take it; it belongs to fed_prox"),
+        ("--algorithm=scaffold", "--client_optimizer=sgd: --algorithm=scaffold does not take it"),
+        ("--algorithm=fed_prox --mu=-1", "mu must not be negative, got -1.0; 0 is FedAvg"),
+        ("--local_steps=2 --local_epochs=2", "exclude each other; give one"),
+        ("--cohort_size=5", "5 exceeds the population of 4 clients; lower --cohort_size"),
+        ("--sampling=poisson --cohort_size=5", "lower --cohort_size to at most 4"),
+        ("--lora_rank=9", "--lora_rank=9 exceeds layer"),
+        ("--lora_targets=query", "--lora_targets: 'query' matches no linear layer"),
+        ("--lora_dropout=1", "--lora_dropout must be in [0, 1), got 1"),
+        ("--dataset=/nowhere/rows.jsonl", "--dataset=/nowhere/rows.jsonl: no such file"),
+        ("--dataset=nobody/nothing", "--dataset=nobody/nothing is no local path"),
+        ("--model=/nowhere/model", "--model=/nowhere/model: there is no such folder"),
+        ("--model=nobody/nothing", "--model=nobody/nothing is neither a local folder nor in"),
+        ("--prompt_column=ask", "--prompt_column=ask: no such column; there are client"),
+        ("--partition=dirichlet", "--partition=dirichlet needs --num_clients"),
+        ("--partition=dirichlet --num_clients=3 --partition_alpha=0", "--partition_alpha must be"),
+        ("--partition=iid --num_clients=99", "--num_clients must be in [1, number of rows = 18]"),
+        ("--template={question}", "--template names {question}, which is no column"),
+        ("--template=alpaca", "--template=alpaca is unknown; use auto, chat, plain"),
+        ("--max_length=3", "--max_length=3 leaves no response in any of the"),
+        ("--max_length=99", "--max_length=99 exceeds what the model reads, 32 tokens"),
+        ("--heldout_fraction=0", "--heldout_fraction=0 leaves no rows to score on"),
+        ("--resume", "holds no run to --resume; leave --resume out to start one"),
+        ("--resume --output_dir=", "--resume needs --output_dir"),
+    ],
+)
+def test_flags_are_refused(refused, tmp_path, given, said):
+    assert said in refused(*given.split())
+    assert not (tmp_path / "run").exists()
+
+
+def break_config(folder, **changes):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def truncate(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def no_template(folder):
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    config.pop("chat_template", None)
+    path.write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        (lambda folder: (folder / "model.safetensors").unlink(), "has no model.safetensors"),
+        (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer"),
+        (truncate, "model.safetensors is truncated"),
+        (lambda folder: break_config(folder, intermediate_size=12), "wrong shapes"),
+        (lambda folder: break_config(folder, num_hidden_layers=2), "tensors are missing"),
+        (lambda folder: break_config(folder, model_type="mamba"), "mamba"),
+        (lambda folder: break_config(folder, vocab_size=5), "the tokenizer has"),
+        (no_template, "--template=chat needs a chat template and the tokenizer has none"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_broken_models_are_refused(refused, tiny_folder, tmp_path, harm, said):
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    harm(folder)
+    assert said in refused(f"--model={folder}", "--template=chat")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "the file is empty"),
+        ('{"instruction": "a", "response": "", "client": 0}\n' * 4, "holds no response"),
+        ('{"instruction": "a", "said": "b"}\n' * 4, "no response column was found"),
+        ('{"instruction": "a", "response": "b"}\n' * 4, "--client_column"),
+        ('{"instruction": "a", "response": "b", "client": 0}\n', "leaves none to train on"),
+        ("no json", "cannot be read"),
+    ],
+)
+def test_bad_data_are_refused(refused, tmp_path, text, said):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(text)
+    assert said in refused(f"--dataset={path}")
+
+
+def test_a_client_whose_rows_all_leave_no_response_is_named(refused, tmp_path):
+    rows = [{"instruction": "cat", "response": "dog", "client": k} for k in (0, 1) for _ in "123"]
+    rows += [{"instruction": "cat " * 20, "response": "dog", "client": 7}] * 3
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    said = refused(f"--dataset={path}", "--max_length=16", "--heldout_fraction=0.1")
+    assert "clients (such as 7) without a row that has a response" in said
+
+
+def test_a_folder_that_holds_another_run_is_refused(call, finished, capsys):
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    assert call(f"--output_dir={finished}") == 2
+    assert "holds another run (flags" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("--batch_size=3", "--batch_size=3 differs from the run in"),
+        ("--num_rounds=3", "has 4 rounds already; give at least as many"),
+        ("--algorithm=fed_adam", "--algorithm=fed_adam differs"),
+    ],
+)
+def test_a_run_is_not_resumed_as_another_one(call, finished, capsys, given, said):
+    before = (finished / "flags").read_text()
+    assert call(f"--output_dir={finished}", "--resume", given) == 2
+    assert said in capsys.readouterr().err
+    assert (finished / "flags").read_text() == before
+
+
+def test_rounds_do_not_grow_under_a_schedule(call, finished, tmp_path, capsys):
+    run = shutil.copytree(finished, tmp_path / "run")
+    flags = (run / "flags").read_text().replace("=constant", "=cosine")
+    (run / "flags").write_text(flags)
+    assert call("--resume", "--num_rounds=6") == 2
+    assert "--client_schedule depends on it" in capsys.readouterr().err

@@ -1,0 +1,144 @@
+"""Laws of the program: what a run leaves behind, and that it may be cut anywhere."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import fedjax_post
+from experiments import train
+from fedjax_post.report.records import read_records
+
+TIMES = ("seconds", "tokens_per_second")
+
+
+def untimed(directory):
+    return [{k: v for k, v in r.items() if k not in TIMES} for r in read_records(directory)]
+
+
+def adapter(directory):
+    return load_file(directory / "adapter" / "adapter_model.safetensors")
+
+
+def assert_same_run(one, other):
+    assert untimed(one) == untimed(other)
+    first, second = adapter(one), adapter(other)
+    assert first.keys() == second.keys()
+    assert all(np.array_equal(first[name], second[name]) for name in first)
+
+
+def test_a_run_leaves_what_the_readme_promises(finished):
+    left = {path.name for path in finished.iterdir()}
+    assert {"records.jsonl", "flags", "summary.json", "learning_curve.png"} <= left
+    assert {"checkpoints", "adapter"} <= left
+    assert not [name for name in left if "unfinished" in name]
+    summary = json.loads((finished / "summary.json").read_text())
+    assert {"loss", "exact_match", "per_task"} <= set(summary["base"]) & set(summary["final"])
+    assert set(summary["final"]["per_task"]) == {"even", "odd"}
+    records = read_records(finished)
+    assert [r["round"] for r in records] == [0, 1, 2, 3]
+    assert ["eval_loss" in r for r in records] == [False, True, False, True]
+    assert summary["rounds"] == 4
+    assert summary["bytes_up"] == sum(r["bytes_up"] for r in records)
+    assert summary["bytes_up"] == 4 * 2 * summary["bytes_up_per_client"]
+    assert summary["command"].startswith("train --model=")
+
+
+def test_the_flags_file_repeats_the_run(finished, tmp_path):
+    again = tmp_path / "again"
+    assert train.main(["train", f"--flagfile={finished / 'flags'}", f"--output_dir={again}"]) == 0
+    assert_same_run(finished, again)
+
+
+def test_a_finished_run_resumed_prints_its_table_again(finished, tmp_path, capsys):
+    run = shutil.copytree(finished, tmp_path / "run")
+    before = untimed(run), json.loads((run / "summary.json").read_text())
+    assert train.main(["train", f"--output_dir={run}", "--resume"]) == 0
+    summary = json.loads((run / "summary.json").read_text())
+    assert (untimed(run), summary["final"]) == (before[0], before[1]["final"])
+    shown = capsys.readouterr().out
+    for word in ("per client and round", "held out", "exact match", "tokens/s", str(run)):
+        assert word in shown
+
+
+def test_more_rounds_continue_a_run_without_a_schedule(finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    assert train.main(["train", f"--output_dir={run}", "--resume", "--num_rounds=6"]) == 0
+    assert untimed(run)[:4] == untimed(finished)
+    assert [r["round"] for r in read_records(run)] == list(range(6))
+    assert "--num_rounds=6" in (run / "flags").read_text().splitlines()
+
+
+class Cut(Exception):
+    """Stands for whatever ends a run."""
+
+
+def cut_by(stop):
+    """In place of the progress bar: raises `stop` after round 2, which no checkpoint holds."""
+
+    def bar(rounds, start=0):
+        def show(state, record):
+            if record["round"] == 2:
+                raise stop
+
+        return show
+
+    return bar
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, Cut])
+def test_a_run_that_was_cut_ends_like_one_that_was_not(
+    call, finished, tmp_path, monkeypatch, capsys, stop
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(fedjax_post, "progress", cut_by(stop))
+        if stop is KeyboardInterrupt:
+            assert call() == 130
+            assert f"--output_dir={tmp_path / 'run'} --resume" in capsys.readouterr().err
+        else:
+            with pytest.raises(Cut):
+                call()
+    assert len(read_records(tmp_path / "run")) == 2
+    assert train.main(["train", f"--output_dir={tmp_path / 'run'}", "--resume"]) == 0
+    assert_same_run(finished, tmp_path / "run")
+
+
+@pytest.mark.parametrize("baseline", ["central", "local"])
+def test_reference_points_send_nothing_and_see_the_same_tokens(call, finished, tmp_path, baseline):
+    assert call(f"--baseline={baseline}", "--algorithm=fed_adam", "--exact_match=off") == 0
+    records = read_records(tmp_path / "run")
+    assert [r["num_tokens"] for r in records] == [r["num_tokens"] for r in read_records(finished)]
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["bytes_up"] is None
+    assert summary["final"]["loss"] < summary["base"]["loss"]
+    assert (tmp_path / "run" / "adapter").exists() == (baseline == "central")
+
+
+def test_scaffold_steps_by_plain_sgd(tiny_flags, tmp_path):
+    plain = [flag for flag in tiny_flags if "client_optimizer" not in flag]
+    given = ["--algorithm=scaffold", "--client_schedule=linear", f"--output_dir={tmp_path / 'run'}"]
+    assert train.main(["train", *plain, *given, "--num_rounds=2", "--exact_match=off"]) == 0
+    assert "--client_lr=0.3" in (tmp_path / "run" / "flags").read_text().splitlines()
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ("--algorithm=fed_yogi", "--client_schedule=cosine", "--client_lr=0.1"),
+        ("--algorithm=fed_prox", "--mu=0.1", "--server_optimizer=adam", "--local_epochs=1"),
+        ("--adapter=full", "--sampling=poisson", "--dtype=bfloat16", "--client_optimizer=adamw"),
+        ("--partition=dirichlet", "--num_clients=2", "--sampling=full"),
+        ("--executor=host", "--cohort_size=1", "--lora_targets=o_proj"),
+        ("--algorithm=algorithms.fed_avg:fed_avg_m", "--momentum=0.5", "--partition=iid"),
+    ],
+    ids=" ".join,
+)
+def test_flags_reach_the_run(call, tmp_path, given):
+    local = () if "--local_epochs=1" in given else ("--local_steps=1",)
+    rounds = "--num_rounds=1" if "--executor=host" in given else "--num_rounds=2"
+    number = ("--num_clients=3",) if "--partition=iid" in given else ()
+    common = rounds, "--eval_every=0", "--exact_match=off"
+    assert call(*given, *local, *number, *common) == 0
+    assert (tmp_path / "run" / "summary.json").exists()

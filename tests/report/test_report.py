@@ -1,0 +1,94 @@
+"""Reports are made of record files alone."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from fedjax_post.report.curve import draw_curve
+from fedjax_post.report.records import read_records, series
+from fedjax_post.report.table import format_bytes, summary_table
+
+RECORDS = [
+    {"round": 0, "loss": 2.0},
+    {"round": 1, "loss": None, "eval_loss": 1.5, "eval_exact_match": 0.1},
+    {"round": 2, "loss": 1.0},
+]
+SUMMARY = {
+    "base": {"loss": 2.0, "exact_match": 0.1, "per_task": {"sort": {"loss": 2, "exact_match": 0}}},
+    "final": {
+        "loss": 1.0,
+        "exact_match": 0.75,
+        "per_task": {"sort": {"loss": 1, "exact_match": 1}},
+    },
+    "bytes_up": 4000,
+    "bytes_down": 2_000_000,
+    "bytes_up_per_client": 1000,
+    "bytes_down_per_client": 500_000,
+    "visits": 4,
+    "dropped_visits": 1,
+    "tokens_per_second": 12345.6,
+    "seconds": 30.4,
+    "train_seconds": 20.0,
+    "rounds": 3,
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    text = "".join(json.dumps(record) + "\n" for record in RECORDS)
+    (tmp_path / "records.jsonl").write_text(text)
+    return tmp_path
+
+
+def test_the_picture_needs_only_the_records(folder):
+    path = draw_curve(folder)
+    assert path == folder / "learning_curve.png"
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert sorted(p.name for p in folder.iterdir()) == ["learning_curve.png", "records.jsonl"]
+
+
+def test_series_leave_out_rounds_without_a_value():
+    assert series(RECORDS, "loss") == ([1, 3], [2.0, 1.0])
+    assert series(RECORDS, "eval_loss") == ([2], [1.5])
+    assert series(RECORDS, "absent") == ([], [])
+
+
+def test_a_broken_line_is_named(folder):
+    (folder / "records.jsonl").write_text('{"round": 0}\n{"round"')
+    with pytest.raises(ValueError, match="records.jsonl, line 2, is not JSON"):
+        read_records(folder)
+
+
+def test_the_table_shows_every_number_of_the_summary():
+    shown = summary_table(SUMMARY, "runs/x").splitlines()
+    assert shown[2].split() == ["all", "2.000", "1.000", "10.0%", "75.0%"]
+    assert shown[3].split() == ["sort", "2.000", "1.000", "0.0%", "100.0%"]
+    text = "\n".join(shown)
+    for part in ("1,000 per client and round, 4,000 in all (4 kB)", "1 of 4 visits", "12,346"):
+        assert part in text
+    assert shown[-1].split() == ["results", "runs/x"]
+
+
+def test_a_reference_point_has_no_bytes_to_show():
+    assert "bytes" not in summary_table(SUMMARY | {"bytes_up": None}, "runs/x")
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (999_600, "1 MB"), (9.8e12, "9.8 TB")],
+)
+def test_bytes_are_shown_to_three_digits(count, text):
+    assert format_bytes(count) == text
+
+
+def test_reports_import_no_jax():
+    """The package's own face imports jax, so the rooms are loaded without it."""
+    code = (
+        "import sys, types; p = types.ModuleType('fedjax_post'); p.__path__ = ['fedjax_post'];"
+        "sys.modules['fedjax_post'] = p; import fedjax_post.report.curve, fedjax_post.report.table;"
+        "print('jax' in sys.modules)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "False"
