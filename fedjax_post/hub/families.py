@@ -1,19 +1,26 @@
-"""The families as rows of a table: how a config.json and its tensor names become ours."""
+"""The families as rows of a table: how a config.json and its tensor names become ours.
+
+To add a family: write a function from its config.json to the fields of
+`DecoderConfig` (read every field that changes the forward pass, `require` those
+of which one value is supported), list its tensors, add the row to `FAMILIES`,
+add three configs to `tests/model/golden/make.py`, and run it.
+"""
 
 import json
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from fedjax_post.model.config import DecoderConfig, Rope
-
-Json = Mapping[str, Any]
-
-
-class Tensor(NamedTuple):
-    """Where one of our leaves stands in a published file; `{i}` is the layer."""
-
-    name: str
-    transposed: bool = False  # stored [out, in], as torch's Linear does
+from fedjax_post.hub.fields import (
+    Json,
+    Reader,
+    read_activation,
+    read_ropes,
+    read_sliding,
+    refuse_unread,
+    require,
+)
+from fedjax_post.hub.names import GPT2, LLAMA, NEOX, SANDWICH, Tensor
+from fedjax_post.model.config import DecoderConfig
 
 
 class Family(NamedTuple):
@@ -22,52 +29,7 @@ class Family(NamedTuple):
     config: Callable[[Json], dict[str, Any]]  # config.json -> fields of DecoderConfig
     tensors: Mapping[str, Tensor]  # our dotted path -> theirs
     ignored: tuple[str, ...] = ()  # patterns of stored tensors that are derived, not learned
-
-
-LLAMA_TENSORS = {
-    "embedding": Tensor("model.embed_tokens.weight"),
-    "head": Tensor("lm_head.weight", True),
-    "norm.scale": Tensor("model.norm.weight"),
-    "layers.input_norm.scale": Tensor("model.layers.{i}.input_layernorm.weight"),
-    "layers.mlp_norm.scale": Tensor("model.layers.{i}.post_attention_layernorm.weight"),
-    **{
-        f"layers.attention.{n}.kernel": Tensor(f"model.layers.{{i}}.self_attn.{n}.weight", True)
-        for n in ("q_proj", "k_proj", "v_proj", "o_proj")
-    },
-    **{
-        f"layers.attention.{n}.bias": Tensor(f"model.layers.{{i}}.self_attn.{n}.bias")
-        for n in ("q_proj", "k_proj", "v_proj", "o_proj")
-    },
-    **{
-        f"layers.mlp.{n}.kernel": Tensor(f"model.layers.{{i}}.mlp.{n}.weight", True)
-        for n in ("gate_proj", "up_proj", "down_proj")
-    },
-    **{
-        f"layers.mlp.{n}.bias": Tensor(f"model.layers.{{i}}.mlp.{n}.bias")
-        for n in ("gate_proj", "up_proj", "down_proj")
-    },
-}
-
-_ACTIVATIONS = {
-    "silu": "silu",
-    "swish": "silu",
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "gelu_fast": "gelu_tanh",
-    "relu": "relu",
-}
-_ROPE_FIELDS = {
-    "factor": "factor",
-    "low_freq_factor": "low_freq_factor",
-    "high_freq_factor": "high_freq_factor",
-    "original_max_position_embeddings": "original_positions",
-    "beta_fast": "beta_fast",
-    "beta_slow": "beta_slow",
-    "attention_factor": "attention_factor",
-    "truncate": "truncate",
-}
-_ROPE_KINDS = ("default", "linear", "llama3")
+    prefix: str = ""  # of their names, which some files leave out
 
 
 def read_config(raw: Json) -> DecoderConfig:
@@ -83,17 +45,14 @@ def read_config(raw: Json) -> DecoderConfig:
             f"config.json: quantization_config={raw['quantization_config']} is not supported; "
             "use the unquantised weights of this model"
         )
-    missing = [name for name in ("vocab_size",) if name not in raw]
-    if missing:
-        raise ValueError(f"config.json lacks {missing}; is it a language model's?")
+    reader = Reader(raw)
     try:
-        fields = family.config(raw)
+        fields = {"vocab_size": reader["vocab_size"], **family.config(reader)}
     except KeyError as error:
         raise ValueError(f"config.json of a {raw['model_type']} lacks the field {error}") from None
+    refuse_unread(reader)
     source = json.dumps(dict(raw), sort_keys=True)
-    return DecoderConfig(
-        model_type=raw["model_type"], vocab_size=raw["vocab_size"], source=source, **fields
-    )
+    return DecoderConfig(model_type=raw["model_type"], source=source, **fields)
 
 
 def find_family(raw: Json) -> Family:
@@ -102,7 +61,7 @@ def find_family(raw: Json) -> Family:
     if kind not in FAMILIES:
         raise ValueError(
             f"config.json: model_type {kind!r} is not supported; supported are {sorted(FAMILIES)}; "
-            "to add a family write its row in fedjax_post/hub/families.py"
+            "to add a family write its row in fedjax_post/hub/families.py, whose head says how"
         )
     return FAMILIES[kind]
 
@@ -133,9 +92,10 @@ def write_config(config: DecoderConfig) -> dict[str, Any]:
         "mlp_bias": config.mlp_bias,
         "tie_word_embeddings": config.tied_head,
     }
-    same = DecoderConfig(**{**vars(read_config(raw)), "source": "", "dtype": config.dtype})
-    if same != config:
-        changed = [name for name, value in vars(same).items() if value != vars(config)[name]]
+    said, meant = vars(read_config(raw)), vars(config)
+    free = ("source", "dtype", "remat")
+    changed = [name for name in said if name not in free and said[name] != meant[name]]
+    if changed:
         raise ValueError(
             f"only Llama's architecture can be written without a config.json; {changed} differ; "
             "make the config with read_config from a config.json of its family"
@@ -144,7 +104,8 @@ def write_config(config: DecoderConfig) -> dict[str, Any]:
 
 
 def _llama(raw: Json) -> dict[str, Any]:
-    """Llama 1 to 3.x and all that copy it; Mistral's window is its own row."""
+    """Llama 1 to 3.x and all that copy it."""
+    require(raw, {"pretraining_tp": 1})
     heads = raw["num_attention_heads"]
     bias = bool(raw.get("attention_bias", False))
     return {
@@ -155,50 +116,183 @@ def _llama(raw: Json) -> dict[str, Any]:
         "num_kv_heads": raw.get("num_key_value_heads") or heads,
         "head_dim": raw.get("head_dim") or raw["hidden_size"] // heads,
         "max_positions": raw.get("max_position_embeddings", 2048),
-        "activation": _activation(raw.get("hidden_act", "silu")),
+        "activation": read_activation(raw.get("hidden_act", "silu")),
         "norm_eps": raw.get("rms_norm_eps", 1e-6),
         "tied_head": bool(raw.get("tie_word_embeddings", False)),
         "qkv_bias": bias,
         "out_bias": bias,
         "mlp_bias": bool(raw.get("mlp_bias", False)),
-        "rope": read_rope(raw),
+        **read_ropes(raw),
     }
 
 
-def read_rope(raw: Json) -> Rope:
-    """Returns the rotary embedding of a config.json, in the old or the new spelling.
+def _mistral(raw: Json) -> dict[str, Any]:
+    """Llama whose layers all slide, or none does."""
+    layers = raw["num_hidden_layers"]
+    return {**_llama(raw), **read_sliding(raw, [bool(raw.get("sliding_window"))] * layers)}
 
-    Raises:
-      ValueError: on a scaling that is not known.
-    """
-    stated = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    kind = stated.get("rope_type", stated.get("type", "default"))
-    if kind not in _ROPE_KINDS:
-        raise ValueError(
-            f"config.json: rope scaling {kind!r} is not supported; supported are {_ROPE_KINDS}"
-        )
-    theta: Any = stated.get("rope_theta", raw.get("rope_theta", 10000.0))
-    known = {"rope_type", "type", "rope_theta", "partial_rotary_factor", *_ROPE_FIELDS}
-    unknown = sorted(set(stated) - known)
-    if unknown:
-        raise ValueError(f"config.json: rope scaling {kind!r} has unknown fields {unknown}")
-    fields = {ours: stated[theirs] for theirs, ours in _ROPE_FIELDS.items() if theirs in stated}
-    if kind in ("llama3",) and "original_positions" not in fields:
-        raise ValueError(f"rope scaling {kind!r} needs original_max_position_embeddings")
-    return (
-        Rope(theta=float(theta), kind=kind, **fields) if kind != "default" else Rope(float(theta))
+
+def _smollm3(raw: Json) -> dict[str, Any]:
+    """Llama whose every fourth layer has no rotary positions."""
+    layers = raw["num_hidden_layers"]
+    every = raw.get("no_rope_layer_interval", 4)
+    has_rope = raw.get("no_rope_layers") or [(i + 1) % every != 0 for i in range(layers)]
+    slides = bool(raw.get("sliding_window")) and bool(raw.get("use_sliding_window"))
+    return {
+        **_llama(raw),
+        "tied_head": bool(raw.get("tie_word_embeddings", True)),
+        "no_rope_layers": tuple(i for i, rope in enumerate(has_rope) if not rope),
+        **read_sliding(raw, [slides and not rope for rope in has_rope]),
+    }
+
+
+def _qwen2(raw: Json) -> dict[str, Any]:
+    """Llama with biases on queries, keys and values; late layers may slide."""
+    layers = range(raw["num_hidden_layers"])
+    slides = bool(raw.get("sliding_window")) and bool(raw.get("use_sliding_window"))
+    first = raw.get("max_window_layers", 28)
+    return {
+        **_llama(raw),
+        "qkv_bias": True,
+        **read_sliding(raw, [slides and i >= first for i in layers]),
+    }
+
+
+def _qwen3(raw: Json) -> dict[str, Any]:
+    """Qwen 2 with normalised queries and keys, biases only if said."""
+    fields = {**_qwen2(raw), "qkv_bias": bool(raw.get("attention_bias", False)), "qk_norm": "head"}
+    return {**fields, "head_dim": raw.get("head_dim") or 128}
+
+
+def _gemma(raw: Json, *, period: int) -> dict[str, Any]:
+    """What Gemma 2 and 3 share; one layer in `period` is global."""
+    require(raw, {"use_bidirectional_attention": False})
+    layers = range(raw["num_hidden_layers"])
+    return {
+        **_llama(raw),
+        "head_dim": raw.get("head_dim") or 256,
+        "activation": read_activation(
+            raw.get("hidden_activation") or raw.get("hidden_act") or "gelu_pytorch_tanh"
+        ),
+        "tied_head": bool(raw.get("tie_word_embeddings", True)),
+        "norm": "rms_plus_one",
+        "norm_place": "sandwich",
+        "embedding_scale": float(raw["hidden_size"]) ** 0.5,
+        "query_scale": float(raw.get("query_pre_attn_scalar", 256)) ** -0.5,
+        **read_sliding(raw, [(i + 1) % period != 0 for i in layers]),
+    }
+
+
+def _gemma2(raw: Json) -> dict[str, Any]:
+    """Soft caps, sandwich norms, every second layer global."""
+    return {
+        **_gemma(raw, period=2),
+        "attention_softcap": raw.get("attn_logit_softcapping", 50.0),
+        "logit_softcap": raw.get("final_logit_softcapping", 30.0),
+    }
+
+
+def _gemma3(raw: Json) -> dict[str, Any]:
+    """Normalised queries and keys, two rope bases, every sixth layer global."""
+    period = raw.get("sliding_window_pattern") or raw.get("_sliding_window_pattern") or 6
+    return {
+        **_gemma(raw, period=period),
+        "attention_softcap": raw.get("attn_logit_softcapping"),
+        "logit_softcap": raw.get("final_logit_softcapping"),
+        "qk_norm": "head",
+        **read_ropes(raw, theta=1e6, local_theta=10000.0),
+    }
+
+
+def _olmo(raw: Json) -> dict[str, Any]:
+    """Llama with layer norms that have no parameters, and clipped queries, keys and values."""
+    clip = raw.get("clip_qkv")
+    return {**_llama(raw), "norm": "layer_plain", "norm_eps": 1e-5, "clip_qkv": clip}
+
+
+def _olmo2(raw: Json) -> dict[str, Any]:
+    """Norms after the two halves of a layer, and over all queries and keys at once."""
+    fields = {**_llama(raw), "norm_place": "post", "qk_norm": "flat"}
+    return {**fields, "norm_eps": raw.get("rms_norm_eps", 1e-5)}
+
+
+def _phi3(raw: Json) -> dict[str, Any]:
+    """Mistral with fused projections."""
+    fields = {**_mistral(raw), "fused_qkv": "blocks", "fused_gate_up": True}
+    return {**fields, "norm_eps": raw.get("rms_norm_eps", 1e-5)}
+
+
+def _gpt_neox(raw: Json) -> dict[str, Any]:
+    """Parallel residuals, a quarter of each head rotated, queries, keys and values by head."""
+    ropes = read_ropes(
+        raw, theta=raw.get("rotary_emb_base", 10000.0), fraction=raw.get("rotary_pct", 0.25)
     )
+    return {
+        **_llama(raw),
+        **_gpt_shape(raw.get("attention_bias", True)),
+        "activation": read_activation(raw.get("hidden_act", "gelu")),
+        "norm_eps": raw.get("layer_norm_eps", 1e-5),
+        "parallel_residual": bool(raw.get("use_parallel_residual", True)),
+        "fused_qkv": "heads",
+        **ropes,
+    }
 
 
-def _activation(name: str) -> str:
-    if name not in _ACTIVATIONS:
-        raise ValueError(
-            f"config.json: hidden_act {name!r} is not supported; supported are "
-            f"{sorted(_ACTIVATIONS)}"
-        )
-    return _ACTIVATIONS[name]
+def _gpt2(raw: Json) -> dict[str, Any]:
+    """Learned positions, no rotary ones."""
+    require(
+        raw,
+        {
+            "scale_attn_weights": True,
+            "scale_attn_by_inverse_layer_idx": False,
+            "reorder_and_upcast_attn": False,
+            "add_cross_attention": False,
+        },
+    )
+    heads, width = raw["n_head"], raw["n_embd"]
+    return {
+        **_gpt_shape(True),
+        "hidden_size": width,
+        "intermediate_size": raw.get("n_inner") or 4 * width,
+        "num_layers": raw["n_layer"],
+        "num_heads": heads,
+        "num_kv_heads": heads,
+        "head_dim": width // heads,
+        "max_positions": raw["n_positions"],
+        "activation": read_activation(raw.get("activation_function", "gelu_new")),
+        "norm_eps": raw.get("layer_norm_epsilon", 1e-5),
+        "tied_head": bool(raw.get("tie_word_embeddings", True)),
+        "fused_qkv": "blocks",
+        "rope": None,
+        "learned_positions": True,
+    }
 
+
+def _gpt_shape(bias: bool) -> dict[str, Any]:
+    """What the GPTs share: layer norms, biases, an MLP without gate."""
+    return {
+        "norm": "layer",
+        "gated_mlp": False,
+        "qkv_bias": bool(bias),
+        "out_bias": bool(bias),
+        "mlp_bias": True,
+    }
+
+
+_FREQUENCIES = r".*rotary_emb\.inv_freq"
+_MASKS = r".*\.(attn|attention)\.(bias|masked_bias)"
 
 FAMILIES: dict[str, Family] = {
-    "llama": Family(_llama, LLAMA_TENSORS, (r".*rotary_emb\.inv_freq",)),
+    "gemma2": Family(_gemma2, SANDWICH),
+    "gemma3_text": Family(_gemma3, SANDWICH),
+    "gpt2": Family(_gpt2, GPT2, (_MASKS,), prefix="transformer."),
+    "gpt_neox": Family(_gpt_neox, NEOX, (_MASKS, _FREQUENCIES)),
+    "llama": Family(_llama, LLAMA, (_FREQUENCIES,)),
+    "mistral": Family(_mistral, LLAMA, (_FREQUENCIES,)),
+    "olmo": Family(_olmo, LLAMA, (_FREQUENCIES,)),
+    "olmo2": Family(_olmo2, SANDWICH, (_FREQUENCIES,)),
+    "phi3": Family(_phi3, LLAMA, (_FREQUENCIES,)),
+    "qwen2": Family(_qwen2, LLAMA, (_FREQUENCIES,)),
+    "qwen3": Family(_qwen3, LLAMA),
+    "smollm3": Family(_smollm3, LLAMA),
 }

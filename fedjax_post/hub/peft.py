@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_post.adapters.lora import linear_layers, with_scale
-from fedjax_post.hub.families import Tensor, find_family
+from fedjax_post.hub.families import find_family
+from fedjax_post.hub.names import Tensor
 from fedjax_post.hub.weights import read_header, shorten
 from fedjax_post.model.views import LanguageModel
 

@@ -120,10 +120,11 @@ def load_weights(
       ValueError: on missing, extra or wrongly shaped tensors, naming them.
     """
     entries = read_entries(directory)
-    shapes = weight_shapes(config)
-    check_tensors(entries, family, shapes=shapes, where=str(directory), config=config)
+    if family.prefix and not any(name.startswith(family.prefix) for name in entries):
+        entries = {_with_prefix(name, family): entry for name, entry in entries.items()}
+    check_tensors(entries, family, where=str(directory), config=config)
     weights: PyTree = {}
-    for path, shape in shapes.items():
+    for path, shape in weight_shapes(config).items():
         stored = family.tensors[path]
         array = np.empty(shape, dtype)
         rows = array if "{i}" in stored.name else array[None]
@@ -138,23 +139,24 @@ def load_weights(
     return weights
 
 
-def check_tensors(
-    entries: dict[str, Entry],
-    family: Family,
-    *,
-    shapes: dict[str, tuple[int, ...]],
-    where: str,
-    config: DecoderConfig,
-) -> None:
-    """Refuses a folder whose tensors are not exactly the expected ones."""
+def expected_tensors(family: Family, config: DecoderConfig) -> dict[str, tuple[int, ...]]:
+    """Returns the name and stored shape of every tensor that a folder must hold."""
     expected: dict[str, tuple[int, ...]] = {}
-    for path, shape in shapes.items():
+    for path, shape in weight_shapes(config).items():
         stored = family.tensors[path]
         layered = "{i}" in stored.name
         shape = shape[1:] if layered else shape
         shape = shape[::-1] if stored.transposed else shape
         for i in range(config.num_layers if layered else 1):
             expected[stored.name.format(i=i)] = shape
+    return expected
+
+
+def check_tensors(
+    entries: dict[str, Entry], family: Family, *, where: str, config: DecoderConfig
+) -> None:
+    """Refuses a folder whose tensors are not exactly the expected ones."""
+    expected = expected_tensors(family, config)
     missing = sorted(set(expected) - set(entries))
     if missing:
         raise ValueError(
@@ -200,6 +202,12 @@ def write_weights(
             row = row.T if stored.transposed else row
             tensors[stored.name.format(i=i)] = np.ascontiguousarray(row)
     save_file(tensors, str(path), metadata={"format": "pt"})
+
+
+def _with_prefix(name: str, family: Family) -> str:
+    """The full name of a tensor in a file that leaves the family's prefix out."""
+    heads = {tensor.name for tensor in family.tensors.values()}
+    return name if name in heads else family.prefix + name
 
 
 def shorten(names: Iterable[str], limit: int = 6) -> str:

@@ -1,8 +1,10 @@
 """Language models of a few thousand weights, for laws that need a real decoder."""
 
+import zlib
 from typing import Any
 
 import jax
+import numpy as np
 
 from fedjax_post.model.config import DecoderConfig
 from fedjax_post.model.views import LanguageModel, init_model
@@ -29,3 +31,18 @@ def tiny_model(seed: int = 0, **changes: Any) -> LanguageModel:
     weights = dict(model.variables["params"])
     weights["embedding"] = weights["embedding"] * 25  # deviation 0.5
     return LanguageModel({"params": weights}, model.config)
+
+
+def seeded_tensors(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, np.ndarray]:
+    """Returns float32 tensors that depend on nothing but their names, shapes and the seed.
+
+    So that golden numbers of another library need no stored weights: matrices are
+    normal with deviation 0.25, scales normal around 1, biases around 0, with 0.1.
+    """
+    tensors = {}
+    for name, shape in shapes.items():
+        rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
+        is_scale = len(shape) == 1 and not name.endswith("bias")
+        width = 0.25 if len(shape) > 1 else 0.1
+        tensors[name] = (width * rng.standard_normal(shape) + is_scale).astype(np.float32)
+    return tensors

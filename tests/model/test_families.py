@@ -1,0 +1,100 @@
+"""Every family equals PyTorch, by golden numbers: see golden/make.py for their origin."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from fedjax_post.adapters.lora import linear_layers
+from fedjax_post.hub.families import FAMILIES, read_config
+from fedjax_post.hub.load import load_model, save_model
+from fedjax_post.hub.peft import load_adapter, save_adapter
+from fedjax_post.hub.weights import expected_tensors
+from fedjax_post.model.generate import generate
+from fedjax_post.objectives.sft import sft_loss
+from fedjax_post.testing.models import seeded_tensors
+
+SEED, RANK, ALPHA = 7, 2, 3
+GOLDEN = sorted((Path(__file__).parent / "golden").glob("*.npz"))
+FIRST = {json.loads(str(np.load(path)["config"]))["model_type"]: path for path in GOLDEN[::-1]}
+# Every case's logits; gradients, adapters and generation of one case per family
+OTHERS = [
+    pytest.param(path, id=path.stem, marks=() if path in FIRST.values() else pytest.mark.slow)
+    for path in GOLDEN
+]
+
+
+def model_folder(folder, path):
+    """The case as `transformers` would have saved it, from seeded weights."""
+    golden = np.load(path)
+    raw = json.loads(str(golden["config"]))
+    shapes = expected_tensors(FAMILIES[raw["model_type"]], read_config(raw))
+    save_file(seeded_tensors(shapes, SEED), folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(raw))
+    return golden
+
+
+def adapter_folder(folder, model):
+    """A seeded adapter on all linear layers, as `peft` would have saved it."""
+    tensors = FAMILIES[model.config.model_type].tensors
+    shapes = {}
+    for path, (num_layers, size_in, size_out) in linear_layers(model).items():
+        for i in range(num_layers):
+            module = tensors[f"{path}.kernel"].name.format(i=i).removesuffix(".weight")
+            shapes[f"base_model.model.{module}.lora_A.weight"] = (RANK, size_in)
+            shapes[f"base_model.model.{module}.lora_B.weight"] = (size_out, RANK)
+    save_file(seeded_tensors(shapes, SEED), folder / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": RANK, "lora_alpha": ALPHA}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+
+
+def test_every_family_has_three_cases():
+    kinds = [json.loads(str(np.load(path)["config"]))["model_type"] for path in GOLDEN]
+    assert {kind: kinds.count(kind) >= 3 for kind in FAMILIES} == dict.fromkeys(FAMILIES, True)
+
+
+@pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
+def test_logits_equal_pytorch(tmp_path, path):
+    golden = model_folder(tmp_path, path)
+    logits = load_model(tmp_path).logits({}, golden["ids"].astype(np.int32))
+    np.testing.assert_allclose(logits, golden["logits"], atol=1e-4)
+
+
+@pytest.mark.parametrize("path", OTHERS)
+def test_lora_gradients_equal_peft(tmp_path, path):
+    golden = model_folder(tmp_path, path)
+    adapter_folder(tmp_path, load_model(tmp_path))
+    model, params = load_adapter(tmp_path, load_model(tmp_path))
+    ids = golden["ids"].astype(np.int32)
+    np.testing.assert_allclose(model.logits(params, ids), golden["adapted"], atol=1e-4)
+    batch = {"tokens": jnp.asarray(ids), "loss_mask": jnp.ones(ids.shape, bool)}
+    grads = jax.jit(jax.grad(lambda p: sft_loss(p, model, batch, None)[0]))(params)
+    save_adapter(tmp_path / "grads", model, grads)
+    stored = load_file(tmp_path / "grads" / "adapter_model.safetensors")
+    flat = np.concatenate([stored[name].ravel() for name in sorted(stored)])
+    np.testing.assert_allclose(flat, golden["gradient"], atol=1e-4)
+
+
+@pytest.mark.parametrize("path", OTHERS)
+def test_greedy_equals_pytorch(tmp_path, path):
+    golden = model_folder(tmp_path, path)
+    ids = golden["greedy"].astype(np.int32)
+    prompt = jnp.concatenate([jnp.zeros(2, jnp.int32), ids[:4]])[None]
+    mask = jnp.arange(6)[None] >= 2
+    new = generate(load_model(tmp_path), {}, prompt, mask, max_new_tokens=64, eos_id=99, pad_id=0)
+    np.testing.assert_array_equal(new[0], ids[4:])
+
+
+@pytest.mark.parametrize("path", OTHERS)
+def test_saved_families_load_the_same(tmp_path, path):
+    model_folder(tmp_path, path)
+    save_model(tmp_path / "again", load_model(tmp_path))
+    ours = load_file(tmp_path / "again" / "model.safetensors")
+    theirs = load_file(tmp_path / "model.safetensors")
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        np.testing.assert_array_equal(ours[name], value)
