@@ -35,6 +35,7 @@ from fedjax_post.core.local import (
     by_tokens,
     continued_steps,
     local_steps,
+    mean_over_steps,
     scale_by_round,
     uniformly,
 )

@@ -78,6 +78,31 @@ def continued_steps(
     return carry, num_steps, jax.tree.map(mean, metrics)
 
 
+def mean_over_steps(fn: Callable, data: ClientData, ctx: Context) -> PyTree:
+    """Mean of `fn(batch, key)`, any tree of floats, over the steps that would really be taken.
+
+    Nothing is trained. Step i draws from the same key as in `local_steps`, so that
+    a gradient at two points sees the same dropout.
+
+    Args:
+      fn: what is averaged; of one batch.
+      data: `K_max` batches and the mask of the steps to take.
+      ctx: the visit's context.
+    """
+    taken = jnp.asarray(data.step_mask, bool)
+
+    def step(total, xs):
+        batch, taken, index = xs
+        value = fn(batch, jax.random.fold_in(ctx.key, index))
+        return jax.tree.map(lambda t, v: t + jnp.where(taken, v, 0), total, value), None
+
+    first = jax.tree.map(lambda x: x[0], data.batches)
+    like = jax.eval_shape(fn, first, ctx.key)
+    total = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+    total, _ = jax.lax.scan(step, total, (data.batches, taken, jnp.arange(taken.shape[0])))
+    return optax.tree.scale(1 / jnp.maximum(taken.sum(dtype=jnp.float32), 1), total)
+
+
 def by_tokens(data: ClientData) -> jax.Array:
     """Weight of a client: the tokens that its losses looked at in this visit."""
     return jnp.asarray(data.num_tokens, jnp.float32)

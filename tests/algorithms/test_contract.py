@@ -24,6 +24,14 @@ ROWS = {
     "fed_adagrad_optax": lambda: Case(algorithms.fed_adagrad_optax(toy_loss, SGD, server_lr=0.2)),
     "fed_prox": lambda: Case(algorithms.fed_prox(toy_loss, SGD, mu=0.1)),
     "scaffold": lambda: Case(algorithms.scaffold(toy_loss, 0.05, participation=1.0)),
+    "scaffold_option_1": lambda: Case(
+        algorithms.scaffold_option_1(toy_loss, 0.05, participation=1.0)
+    ),
+    "fed_dyn": lambda: Case(algorithms.fed_dyn(toy_loss, SGD, alpha=0.5, participation=1.0)),
+    "fed_nova": lambda: Case(algorithms.fed_nova(toy_loss, optax.sgd(0.05, 0.5))),
+    "mime_lite": lambda: Case(algorithms.mime_lite(toy_loss, optax.sgd(0.02, 0.5))),
+    "mime": lambda: Case(algorithms.mime(toy_loss, optax.sgd(0.02, 0.5))),
+    "di_loco": lambda: Case(algorithms.di_loco(toy_loss, optax.adamw(0.02), momentum=0.5)),
 }
 CASES = {name: make() for name, make in ROWS.items()}
 SPARSE = error_feedback(chain(top_k(0.5), cast("bfloat16")))

@@ -5,7 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fedjax_post.core import ClientData, Context, continued_steps, local_steps, scale_by_round
+from fedjax_post.core import (
+    ClientData,
+    Context,
+    continued_steps,
+    local_steps,
+    mean_over_steps,
+    scale_by_round,
+)
 
 START = jnp.asarray([1.0, -2.0])
 
@@ -55,3 +62,19 @@ def test_a_schedule_counts_rounds_not_steps():
     )
     first, third = (np.asarray(moved(r)[0] - START) for r in (0, 2))
     np.testing.assert_allclose(first, 3 * third, rtol=1e-5)
+
+
+def test_a_mean_over_steps_leaves_masked_ones_out():
+    first = data([True, True, False, False])
+    mean = mean_over_steps(lambda batch, key: {"x": batch}, first, context())
+    np.testing.assert_allclose(mean["x"], [1.0, 2.0])
+    nothing = mean_over_steps(lambda batch, key: batch, data([False] * 4), context())
+    np.testing.assert_array_equal(nothing, [0.0, 0.0])
+
+
+def test_a_mean_over_steps_draws_what_local_steps_draws():
+    noisy = lambda params, model, batch, key: (params.sum() * jax.random.normal(key), {})
+    drawn = lambda batch, key: jax.grad(noisy, has_aux=True)(START, None, batch, key)[0]
+    mean = mean_over_steps(drawn, data([True] * 4), context())
+    moved, _, _ = local_steps(noisy, optax.sgd(1.0), START, None, data([True] * 4), context())
+    np.testing.assert_allclose(START - 4 * mean, moved, rtol=1e-5)

@@ -1,0 +1,55 @@
+"""DiLoCo: long local runs of AdamW, outer steps of Nesterov momentum.
+
+Douillard et al., "DiLoCo: Distributed Low-Communication Training of Language
+Models", 2023, arXiv:2311.08105, Algorithm 1. Every worker runs H inner steps from x,
+with an optimizer whose state it keeps from round to round and never sends. The
+mean of x - y_k is the gradient of the outer optimizer, Nesterov momentum of step
+size 0.7 and momentum 0.9.
+
+Deviations: clients may come and go, so an inner state may be some rounds old; they
+are weighted by `weigh_fn`.
+"""
+
+from collections.abc import Callable
+
+import optax
+
+from fedjax_post.core import aggregates, algorithm, local, servers
+
+
+def di_loco(
+    loss_fn: local.LossFn,
+    client_tx: optax.GradientTransformation,
+    *,
+    server_lr: float = 0.7,
+    momentum: float = 0.9,
+    weigh_fn: Callable = local.by_tokens,
+) -> algorithm.Algorithm:
+    """Federated averaging with inner optimizers that are kept, and Nesterov outside.
+
+    With an inner optimizer that has no state, server_lr 1 and momentum 0 it is FedAvg.
+
+    Args:
+      loss_fn: `(params, model, batch, key) -> (loss, metrics)`.
+      client_tx: the inner optimizer; AdamW in the paper.
+      server_lr: outer step size.
+      momentum: share of the last outer momentum that is kept, in [0, 1).
+      weigh_fn: `(ClientData) -> ()`, how much a client counts.
+
+    Returns:
+      An algorithm that shares the parameters themselves, at FedAvg's cost on the
+      wire. A client keeps the inner optimizer's state: for AdamW, two trees like them.
+    """
+
+    def update(model, replica, opt_state, data, ctx):
+        carry = replica, opt_state
+        carry, _, metrics = local.continued_steps(loss_fn, client_tx, carry, model, data, ctx)
+        params, opt_state = carry
+        upload = algorithm.Upload(optax.tree.sub(params, replica), weigh_fn(data))
+        return upload, opt_state, metrics
+
+    return algorithm.Algorithm(
+        client=algorithm.Client(lambda model, replica, key: client_tx.init(replica), update),
+        server=servers.server_optimizer(optax.sgd(server_lr, momentum, nesterov=True)),
+        aggregate=aggregates.weighted_mean(),
+    )

@@ -1,0 +1,91 @@
+"""FedEx-LoRA: both factors are averaged, and the error of that goes into the frozen base.
+
+Singhal et al., "FedEx-LoRA: Exact Aggregation for Federated and Efficient Fine-Tuning
+of Foundation Models", ACL 2025, arXiv:2410.09432.
+
+    A <- sum p_k A_k,   B <- sum p_k B_k
+    W <- W + scale (sum p_k A_k B_k - A B)
+
+so that the next round starts from exactly the mean of the clients' products.
+
+Deviations: the paper's uniform mean is `weigh_fn=uniformly`. W itself is never
+touched: the sum of the residuals is one more, un-mapped, product beside it. A client
+of rank r counts with zeros beyond r, and starts from the first r components.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import optax
+
+from fedjax_post.adapters import factors, products
+from fedjax_post.core import algorithm, local
+
+
+class Shared(NamedTuple):
+    """What the federation learns."""
+
+    factors: factors.Factors  # the means
+    residual: algorithm.PyTree  # leaves [num_layers, in, out]: all that went into the base
+    folded: jax.Array  # [adapted matrices], int32: components sent out so far
+
+
+def fed_ex_lora(
+    loss_fn: local.LossFn,
+    client_tx: optax.GradientTransformation,
+    *,
+    weigh_fn: Callable = local.by_tokens,
+) -> algorithm.Algorithm:
+    """Federated averaging of A and B with an exact residual in the base.
+
+    A client uploads its factors. It is charged, for every round since its last visit,
+    the means and the stack of that round's factors, or the dense sum of residuals and
+    the latest means where that is less. A client keeps one count per adapted matrix.
+
+    Args:
+      loss_fn: `(params, model, batch, key) -> (loss, metrics)`.
+      client_tx: the local optimizer, fresh at every visit.
+      weigh_fn: `(ClientData) -> ()`, how much a client counts.
+
+    Returns:
+      An algorithm that shares a `Shared` and deploys a model with a residual.
+
+    Raises:
+      ValueError: at the start of a run, if anything but an adapter is to be trained.
+    """
+
+    def init(params):
+        start = factors.split(params)
+        sent = products.layer_counts(start) * factors.rank_of(start)
+        return Shared(start, optax.tree.zeros_like(products.product_of(start)), sent)
+
+    def update(model, replica, seen, data, ctx):
+        model = factors.with_residual(model, replica.residual)
+        _, end, metrics = factors.train(loss_fn, client_tx, replica.factors, model, data, ctx)
+        return algorithm.Upload(end, weigh_fn(data)), replica.folded, metrics
+
+    def serve(means, state, shared):
+        error = optax.tree.sub(means.product, products.product_of(means.factors))
+        residual = optax.tree.add(shared.residual, error)
+        num_sent = means.num_components + factors.rank_of(means.factors)
+        folded = shared.folded + products.layer_counts(means.factors) * num_sent
+        return Shared(means.factors, residual, folded), state
+
+    def bill(replica, seen, data, ctx):
+        own, beside = replica.factors, factors.component_bytes(replica.factors)
+        down = products.bill_of_folds(
+            replica.folded, seen, own, beside=beside * factors.rank_of(own)
+        )
+        return factors.bill_by_rank(own, own, data.rank)._replace(down=down)
+
+    return algorithm.Algorithm(
+        client=algorithm.Client(lambda model, r, key: optax.tree.zeros_like(r.folded), update),
+        server=algorithm.Server(lambda shared: (), serve),
+        aggregate=products.mean_products(),
+        init=init,
+        deploy=lambda model, r, state=None: factors.deploy(
+            factors.with_residual(model, r.residual), r.factors
+        ),
+        bill=bill,
+    )

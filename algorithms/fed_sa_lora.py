@@ -1,0 +1,80 @@
+"""FedSA-LoRA: both factors are trained, A is shared, B stays with its client.
+
+Guo et al., "Selective Aggregation for Low-Rank Adaptation in Federated Learning",
+ICLR 2025, arXiv:2410.01463.
+
+    A <- A + sum p_k (A_k - A);   client k keeps B_k
+
+A learns what clients have in common, B what is a client's own.
+
+Deviations: the paper's classifier, also local, does not exist in a language model;
+the mean is taken over updates, so that any optimizer may serve. Clients of rank r
+train the first r components under alpha / r.
+"""
+
+from collections.abc import Callable
+
+import optax
+
+from fedjax_post.adapters import factors
+from fedjax_post.core import aggregates, algorithm, local, servers
+
+
+def fed_sa_lora(
+    loss_fn: local.LossFn,
+    client_tx: optax.GradientTransformation,
+    *,
+    server_tx: optax.GradientTransformation | None = None,
+    weigh_fn: Callable = local.by_tokens,
+) -> algorithm.Algorithm:
+    """Federated averaging of A, with a B of each client's own.
+
+    A round sends A down and A up, the components of the client's rank only; the first
+    B is zero and is not charged.
+
+    Args:
+      loss_fn: `(params, model, batch, key) -> (loss, metrics)`.
+      client_tx: the local optimizer of both factors, fresh at every visit.
+      server_tx: optimizer of A, fed the negated mean update; None adds the mean update.
+      weigh_fn: `(ClientData) -> ()`, how much a client counts.
+
+    Returns:
+      An algorithm that shares `Factors`, of which A moves. A client's state is its B.
+      Deployed with it, the model is that client's own; without it B is the first one,
+      so that a client that never took part holds the base model.
+
+    Raises:
+      ValueError: at the start of a run, if anything but an adapter is to be trained.
+    """
+    server = servers.server_optimizer(server_tx or optax.sgd(1.0))
+
+    def update(model, replica, own_b, data, ctx):
+        held = replica._replace(b=own_b)
+        start, end, metrics = factors.train(loss_fn, client_tx, held, model, data, ctx)
+        return algorithm.Upload(optax.tree.sub(end.a, start.a), weigh_fn(data)), end.b, metrics
+
+    def serve(value, state, shared):
+        a, state = server.update(value, state, shared.a)
+        return shared._replace(a=a), state
+
+    def bill(replica, own_b, data, ctx):
+        only_a = replica._replace(b=None)
+        return factors.bill_by_rank(only_a, only_a, data.rank)
+
+    def deploy(model, replica, own_b=None):
+        held = replica if own_b is None else replica._replace(b=own_b)
+        return factors.deploy(model, held)
+
+    return algorithm.Algorithm(
+        client=algorithm.Client(lambda model, replica, key: replica.b, update),
+        server=algorithm.Server(lambda shared: server.init(shared.a), serve),
+        aggregate=aggregates.weighted_mean(),
+        downlink=algorithm.Downlink(
+            init=lambda shared: shared,
+            encode=lambda shared: shared.a,
+            receive=lambda a, replica: replica._replace(a=a),
+        ),
+        init=factors.split,
+        deploy=deploy,
+        bill=bill,
+    )

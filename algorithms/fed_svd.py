@@ -1,0 +1,68 @@
+"""FedSVD: only B is trained; after each round A is turned to the singular directions of A B.
+
+Lee et al., "FedSVD: Adaptive Orthogonalization for Private Federated Learning with
+LoRA", NeurIPS 2025, arXiv:2505.12805.
+
+    B <- B + sum p_k (B_k - B),    U S V' = A B,    A <- U,    B <- S V'
+
+Averaging is exact, as in FFA-LoRA, and the last step leaves A B as it is. It acts on
+what the server knows already, so that differential privacy of B is kept. It
+makes the directions of A orthonormal; their span never changes.
+
+Deviations: clients of rank r train the first r components under alpha / r, the
+directions of the largest singular values. The first round's A is the given one.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedjax_post.adapters import factors, products
+from fedjax_post.core import aggregates, algorithm, local
+
+
+def fed_svd(
+    loss_fn: local.LossFn,
+    client_tx: optax.GradientTransformation,
+    *,
+    weigh_fn: Callable = local.by_tokens,
+) -> algorithm.Algorithm:
+    """Federated averaging of B over an A that follows the singular vectors.
+
+    A round sends both factors down and B up, the components of the client's rank only.
+    Clients keep no state.
+
+    Args:
+      loss_fn: `(params, model, batch, key) -> (loss, metrics)`.
+      client_tx: the local optimizer; it sees B alone.
+      weigh_fn: `(ClientData) -> ()`, how much a client counts.
+
+    Returns:
+      An algorithm that shares `Factors`; A has orthonormal columns after a round.
+
+    Raises:
+      ValueError: at the start of a run, if anything but an adapter is to be trained.
+    """
+
+    def update(model, replica, state, data, ctx):
+        start, end, metrics = factors.train(loss_fn, client_tx, replica, model, data, ctx, only="b")
+        return algorithm.Upload(optax.tree.sub(end.b, start.b), weigh_fn(data)), state, metrics
+
+    def serve(value, state, shared):
+        moved = shared._replace(b=optax.tree.add(shared.b, value))
+        alone = jax.tree.map(lambda x: x[None], moved)
+        return products.top_components(alone, jnp.ones(1), factors.rank_of(shared)), state
+
+    def bill(replica, state, data, ctx):
+        return factors.bill_by_rank(replica, replica._replace(a=None), data.rank)
+
+    return algorithm.Algorithm(
+        client=algorithm.Client(algorithm.stateless, update),
+        server=algorithm.Server(lambda shared: (), serve),
+        aggregate=aggregates.weighted_mean(),
+        init=factors.split,
+        deploy=factors.deploy,
+        bill=bill,
+    )

@@ -1,0 +1,73 @@
+"""FFA-LoRA: A is frozen at a common random value, B alone is trained and averaged.
+
+Sun et al., "Improving LoRA in Privacy-preserving Federated Learning", ICLR 2024,
+arXiv:2403.12313.
+
+    B <- B + sum p_k (B_k - B)
+
+A common A makes the mean of products the product of means, so that averaging has
+no error: sum p_k A B_k = A sum p_k B_k.
+
+Deviations: the mean is taken over updates, so that any optimizer may serve; clients
+of rank r train the first r components under alpha / r, the rest of B stays put.
+"""
+
+from collections.abc import Callable
+
+import optax
+
+from fedjax_post.adapters import factors
+from fedjax_post.core import aggregates, algorithm, local, servers
+
+
+def ffa_lora(
+    loss_fn: local.LossFn,
+    client_tx: optax.GradientTransformation,
+    *,
+    server_tx: optax.GradientTransformation | None = None,
+    weigh_fn: Callable = local.by_tokens,
+) -> algorithm.Algorithm:
+    """Federated averaging of B over a frozen A.
+
+    A round sends B down and B up, the components of the client's rank only. A is
+    drawn from a seed that everybody knows and is not charged. Clients keep no state.
+
+    Args:
+      loss_fn: `(params, model, batch, key) -> (loss, metrics)`.
+      client_tx: the local optimizer; it sees B alone.
+      server_tx: optimizer of B, fed the negated mean update; None adds the mean update.
+      weigh_fn: `(ClientData) -> ()`, how much a client counts.
+
+    Returns:
+      An algorithm that shares `Factors`, of which B moves.
+
+    Raises:
+      ValueError: at the start of a run, if anything but an adapter is to be trained.
+    """
+    server = servers.server_optimizer(server_tx or optax.sgd(1.0))
+
+    def update(model, replica, state, data, ctx):
+        start, end, metrics = factors.train(loss_fn, client_tx, replica, model, data, ctx, only="b")
+        return algorithm.Upload(optax.tree.sub(end.b, start.b), weigh_fn(data)), state, metrics
+
+    def serve(value, state, shared):
+        b, state = server.update(value, state, shared.b)
+        return shared._replace(b=b), state
+
+    def bill(replica, state, data, ctx):
+        only_b = replica._replace(a=None)
+        return factors.bill_by_rank(only_b, only_b, data.rank)
+
+    return algorithm.Algorithm(
+        client=algorithm.Client(algorithm.stateless, update),
+        server=algorithm.Server(lambda shared: server.init(shared.b), serve),
+        aggregate=aggregates.weighted_mean(),
+        downlink=algorithm.Downlink(
+            init=lambda shared: shared,
+            encode=lambda shared: shared.b,
+            receive=lambda b, replica: replica._replace(b=b),
+        ),
+        init=factors.split,
+        deploy=factors.deploy,
+        bill=bill,
+    )

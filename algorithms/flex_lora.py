@@ -1,0 +1,64 @@
+"""FlexLoRA: the mean of products, cut by an SVD to the rank that each client holds.
+
+Bai et al., "Federated Fine-tuning of Large Language Models under Heterogeneous Tasks
+and Client Resources", NeurIPS 2024, arXiv:2402.11505.
+
+    U S V' = sum p_k A_k B_k                    (under each client's alpha / r_k)
+    client k receives A = U[:, :r_k], B = (S V')[:r_k]
+
+which is the best that rank r_k can do for the mean (Eckart-Young).
+
+Deviations: the mean product is never formed; its singular vectors come from the
+stacks' thin QR factors. B is divided by the receiver's alpha / r_k, so that what a
+client holds is the product that the server cut, whatever its rank; public code fixes
+alpha at 16 and leaves that to the caller.
+"""
+
+from collections.abc import Callable
+
+import optax
+
+from fedjax_post.adapters import factors, products
+from fedjax_post.core import aggregates, algorithm, local
+
+
+def flex_lora(
+    loss_fn: local.LossFn,
+    client_tx: optax.GradientTransformation,
+    *,
+    weigh_fn: Callable = local.by_tokens,
+) -> algorithm.Algorithm:
+    """Averaging of products, redistributed by singular value decomposition.
+
+    A round sends both factors down and both up, the components of the client's rank.
+    Clients keep no state; the server needs memory for the factors of a whole cohort.
+
+    Args:
+      loss_fn: `(params, model, batch, key) -> (loss, metrics)`.
+      client_tx: the local optimizer, fresh at every visit.
+      weigh_fn: `(ClientData) -> ()`, how much a client counts.
+
+    Returns:
+      An algorithm that shares `Factors`, singular directions in descending order.
+
+    Raises:
+      ValueError: at the start of a run, if anything but an adapter is to be trained.
+    """
+
+    def update(model, replica, state, data, ctx):
+        _, end, metrics = factors.train(loss_fn, client_tx, replica, model, data, ctx)
+        return algorithm.Upload(end, weigh_fn(data)), state, metrics
+
+    def serve(cohort, state, shared):
+        values, weights = cohort
+        shares = products.shares_of(weights)
+        return products.top_components(values, shares, factors.rank_of(shared)), state
+
+    return algorithm.Algorithm(
+        client=algorithm.Client(algorithm.stateless, update),
+        server=algorithm.Server(lambda shared: (), serve),
+        aggregate=aggregates.stack(),
+        init=factors.split,
+        deploy=factors.deploy,
+        bill=lambda replica, state, data, ctx: factors.bill_by_rank(replica, replica, data.rank),
+    )
