@@ -20,8 +20,8 @@ _WEIGHTS = {
 _USUAL = {
     "client_optimizer": "adamw",
     "weight_decay": 0.0,
-    "grad_clip": 1.0,
-    "server_optimizer": "sgd",
+    "grad_clip": 0.0,
+    "server_optimizer": "nesterov",
     "client_weight": "tokens",
 }
 
@@ -42,7 +42,7 @@ def fill_defaults(options: flags.FlagValues, factory: Callable) -> None:
     elif "server_tx" in taken:
         _fill(options, "server_lr", SERVER_OPTIMIZERS[options.server_optimizer].learning_rate)
     if options.local_epochs is None:
-        _fill(options, "local_steps", 8)
+        _fill(options, "local_steps", 5)
     elif options.local_steps is not None:
         raise ValueError(
             f"--local_steps={options.local_steps} and --local_epochs={options.local_epochs} "
@@ -86,6 +86,24 @@ def make_algorithm(options: flags.FlagValues, *, participation: float) -> Algori
     if options.client_weight is not None:
         offered["weigh_fn"] = _WEIGHTS[options.client_weight]
     return factories.build(factories.find_factory(options.algorithm), options, offered)
+
+
+def describe(options: flags.FlagValues) -> str:
+    """Returns the method in words, every default filled in."""
+    name = options.algorithm if options.baseline == "none" else f"baseline {options.baseline}"
+    visit = f"{options.local_steps} steps"
+    if options.local_epochs is not None:
+        visit = f"{options.local_epochs} epochs"
+    client = options.client_optimizer or "sgd"
+    parts = [f"{name}: {visit} of {options.batch_size} rows by {client} {options.client_lr:g}"]
+    if options.baseline == "none":
+        if options.server_optimizer is not None:
+            parts.append(f"server {options.server_optimizer} {options.server_lr:g}")
+        if options.client_weight is not None:
+            parts.append(f"weights by {options.client_weight}")
+        own = factories.own_parameters(factories.find_factory(options.algorithm))
+        parts += [f"{name} {options[name].value:g}" for name in own if name in options]
+    return ", ".join(parts)
 
 
 def _by_round(learning_rate: float, schedule: Callable | None) -> float | Callable:

@@ -21,7 +21,7 @@ CLIENT_OPTIMIZERS = {
     "momentum": Choice(
         lambda lr, wd: optax.chain(optax.add_decayed_weights(wd), optax.sgd(lr, 0.9)), 0.03
     ),
-    "adamw": Choice(lambda lr, wd: optax.adamw(lr, weight_decay=wd), 3e-3),
+    "adamw": Choice(lambda lr, wd: optax.adamw(lr, weight_decay=wd), 4e-3),
 }
 # (learning rate) -> transformation
 SERVER_OPTIMIZERS = {

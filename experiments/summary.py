@@ -13,7 +13,7 @@ import numpy as np
 from absl import flags
 
 import fedjax_post
-from experiments import folder
+from experiments import folder, methods
 from experiments.build import Job
 from fedjax_post.core.algorithm import PyTree
 from fedjax_post.core.engine import State
@@ -44,6 +44,7 @@ def projection(job: Job, options: flags.FlagValues) -> str:
         f"rows       of {report['max_length']} tokens; {report['truncated']} cut and "
         f"{report['dropped']} left out; {len(job.heldout.rows)} held out",
     ]
+    lines.append(f"method     {methods.describe(options)}; {options.num_rounds} rounds")
     wire = wire_bytes_of(*given)
     if options.baseline == "none":
         lines.append(
