@@ -232,6 +232,7 @@ def _gpt_neox(raw: Json) -> dict[str, Any]:
         **_gpt_shape(raw.get("attention_bias", True)),
         "activation": read_activation(raw.get("hidden_act", "gelu")),
         "norm_eps": raw.get("layer_norm_eps", 1e-5),
+        "num_kv_heads": raw["num_attention_heads"],
         "parallel_residual": bool(raw.get("use_parallel_residual", True)),
         "fused_qkv": "heads",
         **ropes,

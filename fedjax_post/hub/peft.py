@@ -197,7 +197,8 @@ def _write_config(
         "rank_pattern": {re.escape(m): r for m, r in ranks.items() if r != rank},
         "alpha_pattern": {re.escape(m): a for m, a in rounded.items() if a != alpha},
         "bias": "none",
-        "fan_in_fan_out": False,
+        # GPT-2's Conv1D keeps its weights [in, out]
+        "fan_in_fan_out": not any(t.transposed for t in _stored_layers(model).values()),
         "use_rslora": False,
         "use_dora": False,
         "inference_mode": True,

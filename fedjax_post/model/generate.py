@@ -1,15 +1,31 @@
 """Generation: prefill and cached decoding in one compiled loop."""
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from fedjax_post.model.views import LanguageModel
 
 PyTree = Any
+
+
+class Sampling(NamedTuple):
+    """How tokens are drawn and when a row ends; every field is static.
+
+    A row ends after an end token or a stop sequence, which is part of what is
+    returned, and is padded from there on.
+    """
+
+    max_new_tokens: int  # T, at least 1
+    eos_id: int | tuple[int, ...]
+    pad_id: int
+    temperature: float = 1.0  # 0 is greedy
+    top_k: int = 0  # draw from the k most likely tokens; 0 is all
+    top_p: float = 1.0  # draw from the fewest likely tokens that hold this probability, (0, 1]
+    stop: tuple[tuple[int, ...], ...] = ()  # sequences of tokens
 
 
 def generate(
@@ -40,45 +56,145 @@ def generate(
     Raises:
       ValueError: if T < 1, or prompt and T exceed the model's context.
     """
-    length = prompts.shape[1]
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
-    if length + max_new_tokens > model.config.max_positions:
+    rule = Sampling(max_new_tokens, eos_id, pad_id, temperature=0.0)
+    return sample(model, params, prompts, prompt_mask, rule=rule)
+
+
+def sample(
+    model: LanguageModel,
+    params: PyTree,
+    prompts: Int[Array, "B L"],
+    prompt_mask: Bool[Array, "B L"],
+    *,
+    rule: Sampling,
+    key: Array | None = None,
+) -> Int[Array, "B T"]:
+    """Returns continuations of left-padded prompts, drawn by `rule`.
+
+    What a row draws depends on the key and its place in the batch, not on the
+    other rows.
+
+    Args:
+      model: the frozen model.
+      params: what is merged over it.
+      prompts: int32, padded on the left.
+      prompt_mask: False for padding.
+      rule: how to draw and when to end.
+      key: for the draws; may be None at temperature 0.
+
+    Raises:
+      ValueError: if a field of `rule` is out of range, prompt and T exceed the
+        model's context, or a key is needed and missing.
+    """
+    check_sampling(rule, model, length=prompts.shape[1])
+    if key is None and rule.temperature > 0:
+        raise ValueError(f"temperature={rule.temperature} draws at random and needs a key")
+    if not isinstance(rule.eos_id, int):
+        rule = rule._replace(eos_id=tuple(rule.eos_id))
+    rule = rule._replace(stop=tuple(tuple(sequence) for sequence in rule.stop))
+    key = jax.random.key(0) if key is None else key
+    return _decode(model, params, prompts, prompt_mask, key, rule=rule)
+
+
+def check_sampling(rule: Sampling, model: LanguageModel, *, length: int) -> None:
+    """Refuses a rule that is out of range, or too long for the model after `length` tokens."""
+    if rule.max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens must be at least 1, got {rule.max_new_tokens}")
+    if length + rule.max_new_tokens > model.config.max_positions:
         raise ValueError(
-            f"a prompt of {length} tokens and max_new_tokens={max_new_tokens} exceed the model's "
-            f"context of {model.config.max_positions}; shorten one of them"
+            f"a prompt of {length} tokens and max_new_tokens={rule.max_new_tokens} exceed the "
+            f"model's context of {model.config.max_positions}; shorten one of them"
         )
-    eos_ids = (eos_id,) if isinstance(eos_id, int) else tuple(eos_id)
-    return _decode(
-        model, params, prompts, prompt_mask, num_tokens=max_new_tokens, eos=eos_ids, pad_id=pad_id
-    )
+    if rule.temperature < 0:
+        raise ValueError(f"temperature must be at least 0, got {rule.temperature}; 0 is greedy")
+    if rule.top_k < 0:
+        raise ValueError(f"top_k must be at least 0, got {rule.top_k}; 0 draws from all tokens")
+    if not 0 < rule.top_p <= 1:
+        raise ValueError(f"top_p must be in (0, 1], got {rule.top_p}; 1 draws from all tokens")
+    if any(len(sequence) == 0 for sequence in rule.stop):
+        raise ValueError("a stop sequence is empty; leave it out")
 
 
-@functools.partial(jax.jit, static_argnames=("num_tokens", "eos", "pad_id"))
-def _decode(model, params, prompts, prompt_mask, *, num_tokens, eos, pad_id):
-    """The compiled part of `generate`."""
+def filter_logits(logits: Float[Array, "B V"], rule: Sampling) -> Float[Array, "B V"]:
+    """Returns the logits over the temperature, -inf where top-k and then top-p exclude a token.
+
+    Tokens as likely as the last one that is kept are kept too.
+    """
+    logits = logits / rule.temperature
+    if 0 < rule.top_k < logits.shape[-1]:
+        least = jax.lax.top_k(logits, rule.top_k)[0][:, -1:]
+        logits = jnp.where(logits < least, -jnp.inf, logits)
+    if rule.top_p < 1:
+        ordered = -jnp.sort(-logits, axis=-1)
+        probs = jax.nn.softmax(ordered, axis=-1)
+        kept = jnp.cumsum(probs, axis=-1) - probs < rule.top_p
+        least = jnp.min(jnp.where(kept, ordered, jnp.inf), axis=-1, keepdims=True)
+        logits = jnp.where(logits < least, -jnp.inf, logits)
+    return logits
+
+
+class _Carry(NamedTuple):
+    """Where the loop stands."""
+
+    at: Array  # (), int32: tokens drawn so far
+    logits: Array  # [B, V]: of the next token
+    cache: PyTree
+    tokens: Array  # [B, T]
+    done: Array  # [B], bool
+
+
+@functools.partial(jax.jit, static_argnames=("rule",))
+def _decode(model, params, prompts, prompt_mask, key, *, rule: Sampling):
+    """The compiled part of `sample`."""
     batch, length = prompts.shape
-    ends = jnp.array(eos, jnp.int32)
     prompt_mask = prompt_mask.astype(bool)
-    first = prompt_mask.sum(axis=1).astype(jnp.int32)
-    logits, cache = model.prefill(params, prompts, mask=prompt_mask, num_slots=length + num_tokens)
-    blank = jnp.full((batch, num_tokens), pad_id, jnp.int32)
+    num_prompt = prompt_mask.sum(axis=1).astype(jnp.int32)
+    keys = jax.random.split(key, batch)
+    logits, cache = model.prefill(
+        params, prompts, mask=prompt_mask, num_slots=length + rule.max_new_tokens
+    )
+    blank = jnp.full((batch, rule.max_new_tokens), rule.pad_id, jnp.int32)
     here = jnp.ones((batch, 1), bool)
 
     def more(carry):
-        count, _, _, _, done = carry
-        return (count < num_tokens) & ~done.all()
+        return (carry.at < rule.max_new_tokens) & ~carry.done.all()
 
     def body(carry):
-        count, logits, cache, tokens, done = carry
-        chosen = jnp.where(done, pad_id, jnp.argmax(logits, axis=-1)).astype(jnp.int32)
-        tokens = jax.lax.dynamic_update_slice(tokens, chosen[:, None], (0, count))
-        done = done | (chosen[:, None] == ends[None, :]).any(axis=1)
-        positions = (first + count)[:, None]
+        chosen = _draw(carry.logits, keys, carry.at, rule=rule)
+        chosen = jnp.where(carry.done, rule.pad_id, chosen)
+        tokens = jax.lax.dynamic_update_slice(carry.tokens, chosen[:, None], (0, carry.at))
+        done = carry.done | _has_ended(tokens, carry.at, rule=rule)
         logits, cache = model.step(
-            params, chosen[:, None], positions=positions, mask=here, cache=cache
+            params,
+            chosen[:, None],
+            positions=(num_prompt + carry.at)[:, None],
+            mask=here,
+            cache=carry.cache,
         )
-        return count + 1, logits, cache, tokens, done
+        return _Carry(carry.at + 1, logits, cache, tokens, done)
 
-    start = (jnp.int32(0), logits, cache, blank, jnp.zeros(batch, bool))
-    return jax.lax.while_loop(more, body, start)[3]
+    start = _Carry(jnp.int32(0), logits, cache, blank, jnp.zeros(batch, bool))
+    return jax.lax.while_loop(more, body, start).tokens
+
+
+def _draw(logits, keys, count, *, rule: Sampling):
+    """One token per row, int32."""
+    if rule.temperature == 0:
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    keys = jax.vmap(lambda key: jax.random.fold_in(key, count))(keys)
+    drawn = jax.vmap(jax.random.categorical)(keys, filter_logits(logits, rule))
+    return drawn.astype(jnp.int32)
+
+
+def _has_ended(tokens, count, *, rule: Sampling):
+    """Whether the token at `count` is an end token or completes a stop sequence, bool [B]."""
+    ended = jnp.zeros(tokens.shape[0], bool)
+    ends = (rule.eos_id,) if isinstance(rule.eos_id, int) else rule.eos_id
+    for sequence in (*((end,) for end in ends), *rule.stop):
+        if len(sequence) > tokens.shape[1]:
+            continue
+        first = count - len(sequence) + 1
+        last = jax.lax.dynamic_slice_in_dim(tokens, first, len(sequence), axis=1)
+        matches = (last == jnp.array(sequence, jnp.int32)[None]).all(axis=1)
+        ended = ended | (matches & (first >= 0))
+    return ended

@@ -98,3 +98,64 @@ def test_saved_families_load_the_same(tmp_path, path):
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():
         np.testing.assert_array_equal(ours[name], value)
+
+
+def test_files_without_their_prefix_load_the_same(tmp_path):
+    """The published gpt2 has "wte.weight" and causal masks called "h.0.attn.bias"."""
+    model_folder(tmp_path, FIRST["gpt2"])
+    whole = load_model(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    bare = {name.removeprefix("transformer."): value for name, value in tensors.items()}
+    bare["h.0.attn.bias"] = np.ones((1, 1, 8, 8), np.float32)
+    save_file(bare, tmp_path / "model.safetensors")
+    jax.tree.map(np.testing.assert_array_equal, load_model(tmp_path).variables, whole.variables)
+
+
+@pytest.mark.parametrize(
+    ("case", "changes", "words"),
+    [
+        ("llama_tied", {"use_alibi_attention": True}, "'use_alibi_attention': True"),
+        ("llama_tied", {"num_local_experts": 8}, "num_local_experts"),
+        ("llama_tied", {"sliding_window": 9}, "'sliding_window': 9"),
+        ("llama_tied", {"pretraining_tp": 2}, "pretraining_tp=2"),
+        ("gemma2_caps", {"layer_types": ["chunked_attention"] * 2}, "layer_types"),
+        ("gemma2_caps", {"use_bidirectional_attention": True}, "use_bidirectional_attention=True"),
+        ("gpt2_tied", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse"),
+        ("phi3_plain", {"rope_parameters": {"rope_type": "longrope"}}, "rope scaling 'longrope'"),
+        ("qwen2_yarn", {"rope_parameters": {"rope_type": "yarn", "mscale": 0.7}}, "mscale"),
+    ],
+)
+def test_variants_that_are_not_understood_are_refused(case, changes, words):
+    raw = json.loads(str(np.load(Path(__file__).parent / "golden" / f"{case}.npz")["config"]))
+    with pytest.raises(ValueError, match=words):
+        read_config({**raw, **changes})
+
+
+def test_old_spellings_read_the_same():
+    """Configs from before transformers 5 keep rope_theta and rope_scaling at the top."""
+    shape = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
+    base = {**shape, "vocab_size": 40, "num_attention_heads": 4, "max_position_embeddings": 64}
+    linear = {"type": "linear", "factor": 8.0}
+    for kind, old, new in [
+        (
+            "llama",
+            {"rope_theta": 5e5, "rope_scaling": linear},
+            {"rope_type": "linear", "rope_theta": 5e5, "factor": 8.0},
+        ),
+        (
+            "gpt_neox",
+            {"rotary_pct": 0.5, "rotary_emb_base": 100},
+            {"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.5},
+        ),
+        (
+            "gemma3_text",
+            {"rope_theta": 1e6, "rope_local_base_freq": 1e4, "rope_scaling": linear},
+            {
+                "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            },
+        ),
+    ]:
+        common = {**base, "model_type": kind, "sliding_window": 4 if "gemma" in kind else None}
+        one, other = read_config({**common, **old}), read_config({**common, "rope_parameters": new})
+        assert (one.rope, one.sliding_rope) == (other.rope, other.sliding_rope), kind
