@@ -1,8 +1,10 @@
 """Federated algorithms, one file each; `ALGORITHMS` is the only registry."""
 
 from algorithms.di_loco import di_loco
+from algorithms.ef21 import ef21
 from algorithms.fed_avg import fed_avg, fed_avg_m
 from algorithms.fed_dyn import fed_dyn
+from algorithms.fed_ex_lora import fed_ex_lora
 from algorithms.fed_nova import fed_nova
 from algorithms.fed_opt import (
     fed_adagrad,
@@ -13,8 +15,17 @@ from algorithms.fed_opt import (
     fed_yogi_optax,
 )
 from algorithms.fed_prox import fed_prox
+from algorithms.fed_sa_lora import fed_sa_lora
+from algorithms.fed_svd import fed_svd
+from algorithms.ffa_lora import ffa_lora
+from algorithms.flex_lora import flex_lora
+from algorithms.flora import flora
+from algorithms.florist import florist
+from algorithms.het_lora import het_lora
+from algorithms.lora_fair import lora_fair
 from algorithms.mime import mime
 from algorithms.mime_lite import mime_lite
+from algorithms.ro_lora import ro_lora
 from algorithms.scaffold import scaffold, scaffold_option_1
 
 ALGORITHMS = {
@@ -34,4 +45,14 @@ ALGORITHMS = {
     "mime_lite": mime_lite,
     "mime": mime,
     "di_loco": di_loco,
+    "ffa_lora": ffa_lora,
+    "ro_lora": ro_lora,
+    "fed_sa_lora": fed_sa_lora,
+    "flora": flora,
+    "fed_ex_lora": fed_ex_lora,
+    "flex_lora": flex_lora,
+    "het_lora": het_lora,
+    "fed_svd": fed_svd,
+    "lora_fair": lora_fair,
+    "florist": florist,
 }

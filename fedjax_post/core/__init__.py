@@ -39,6 +39,7 @@ from fedjax_post.core.local import (
     scale_by_round,
     uniformly,
 )
+from fedjax_post.core.quantize import quantize, random_k, sign
 from fedjax_post.core.servers import keep_latest, server_optimizer
 from fedjax_post.core.uplinks import cast, chain, clip, error_feedback, top_k
 from fedjax_post.core.wire import num_bytes, pack, unpack

@@ -3,14 +3,15 @@
 import inspect
 import re
 
+import numpy as np
 import optax
 import pytest
 
 import algorithms
 from algorithms import ALGORITHMS
 from algorithms.references import central, local_only
-from fedjax_post.core import cast, chain, clip, error_feedback, top_k
-from fedjax_post.testing import CHECKS, Case, toy_loss
+from fedjax_post.core import cast, chain, clip, error_feedback, quantize, random_k, sign, top_k
+from fedjax_post.testing import CHECKS, Case, toy_lora, toy_loss
 
 SGD = optax.sgd(0.05)
 ROWS = {
@@ -33,11 +34,37 @@ ROWS = {
     "mime": lambda: Case(algorithms.mime(toy_loss, optax.sgd(0.02, 0.5))),
     "di_loco": lambda: Case(algorithms.di_loco(toy_loss, optax.adamw(0.02), momentum=0.5)),
 }
+LORA_A = np.asarray(toy_lora.toy_params()["lora"]["layers"]["mix"]["a"])
+
+
+def lora(factory, learning_rate=0.05, **expected):
+    """A case over adapters."""
+    algorithm = factory(toy_lora.toy_loss, optax.sgd(learning_rate))
+    return Case(algorithm, world=toy_lora, **expected)
+
+
+ROWS |= {
+    "ffa_lora": lambda: lora(algorithms.ffa_lora, best_loss=toy_lora.toy_best_loss(LORA_A)),
+    "ro_lora": lambda: lora(algorithms.ro_lora),
+    "fed_sa_lora": lambda: lora(algorithms.fed_sa_lora, personal=True),
+    "flora": lambda: lora(algorithms.flora),
+    "fed_ex_lora": lambda: lora(algorithms.fed_ex_lora),
+    "flex_lora": lambda: lora(algorithms.flex_lora, 0.02),
+    "het_lora": lambda: lora(algorithms.het_lora),
+    "fed_svd": lambda: lora(algorithms.fed_svd, best_loss=toy_lora.toy_best_loss(LORA_A)),
+    "lora_fair": lambda: lora(algorithms.lora_fair),
+    "florist": lambda: lora(algorithms.florist),
+}
 CASES = {name: make() for name, make in ROWS.items()}
 SPARSE = error_feedback(chain(top_k(0.5), cast("bfloat16")))
+FEW_BITS = error_feedback(chain(random_k(0.5, scaled=False), quantize(4)))
 CASES |= {
     "fed_avg, adam clients": Case(algorithms.fed_avg(toy_loss, optax.adam(0.02))),
     "fed_avg, clip": Case(algorithms.fed_avg(toy_loss, SGD)._replace(uplink=clip(1.0))),
+    "fed_avg, few bits": Case(algorithms.fed_avg(toy_loss, SGD)._replace(uplink=FEW_BITS)),
+    "fed_avg, ef21": Case(
+        algorithms.ef21(algorithms.fed_avg(toy_loss, SGD), sign(), population=6), gap_closed=0.8
+    ),
     "fed_avg, sparse": Case(algorithms.fed_avg(toy_loss, SGD)._replace(uplink=SPARSE)),
     "scaffold, sparse": Case(
         algorithms.scaffold(toy_loss, 0.05, participation=1.0)._replace(uplink=SPARSE),

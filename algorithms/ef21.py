@@ -1,0 +1,70 @@
+"""EF21: clients send compressed changes of what they last stood for.
+
+Richtarik, Sokolov, Fatkhullin, "EF21: A New, Simpler, Theoretically Better, and
+Practically Faster Error Feedback", NeurIPS 2021, arXiv:2106.05203, Algorithm 2. With
+any contractive compressor C, and v_k what client k would have sent:
+
+    client:  c_k = C(v_k - g_k),    g_k <- g_k + c_k
+    server:  g <- g + 1/N sum_k c_k,    and goes on with g in place of the mean of v_k
+
+so that g is the mean of all g_k at all times, and as v_k settles, g_k reaches it,
+however hard C compresses. Error feedback reaches a neighbourhood only.
+
+Deviations: v_k is whatever the algorithm uploads, a gradient only if that is one; all
+g_k start at zero; clients may be absent, as in EF21-PP (Fatkhullin et al. 2021,
+arXiv:2110.03294).
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedjax_post.core import aggregates, algorithm, uplinks
+
+
+class Memory(NamedTuple):
+    """What the server keeps beside its own state."""
+
+    mean: algorithm.PyTree  # g: mean of all clients' g_k
+    inner: algorithm.PyTree
+
+
+def ef21(
+    base: algorithm.Algorithm, link: algorithm.Uplink, *, population: int
+) -> algorithm.Algorithm:
+    """Any algorithm whose value is shaped like what it shares, over a compressed wire.
+
+    Args:
+      base: the algorithm; its uplink and aggregate give way, clients count alike.
+      link: the compressor, a contraction: top_k, sign, or random_k that is not scaled.
+      population: number of clients, N.
+
+    Returns:
+      An algorithm with one more tree per client, and one on the server.
+    """
+
+    def init(like):
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like), link.init(like)
+
+    def encode(value, replica, state, ctx):
+        g_k, inner = state
+        message, inner = link.encode(optax.tree.sub(value, g_k), replica, inner, ctx)
+        return message, (optax.tree.add(g_k, link.decode(message, value)), inner)
+
+    def serve(value, memory, shared):
+        g = optax.tree.add(memory.mean, value)
+        shared, inner = base.server.update(g, memory.inner, shared)
+        return shared, Memory(g, inner)
+
+    def start(shared):
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shared)
+        return Memory(zeros, base.server.init(shared))
+
+    shape = lambda like: uplinks.message_like(link, like)
+    return base._replace(
+        uplink=algorithm.Uplink(init, encode, link.decode, shape=shape),
+        aggregate=aggregates.fixed_mean(population),
+        server=algorithm.Server(start, serve),
+    )
