@@ -40,6 +40,14 @@ from fedjax_post.core.local import (
     uniformly,
 )
 from fedjax_post.core.quantize import quantize, random_k, sign
+from fedjax_post.core.robust import (
+    coordinate_median,
+    geometric_median,
+    krum,
+    multi_krum,
+    norm_bounded,
+    trimmed_mean,
+)
 from fedjax_post.core.servers import keep_latest, server_optimizer
 from fedjax_post.core.uplinks import cast, chain, clip, error_feedback, top_k
 from fedjax_post.core.wire import num_bytes, pack, unpack

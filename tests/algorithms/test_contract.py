@@ -10,7 +10,17 @@ import pytest
 import algorithms
 from algorithms import ALGORITHMS
 from algorithms.references import central, local_only
-from fedjax_post.core import cast, chain, clip, error_feedback, quantize, random_k, sign, top_k
+from fedjax_post.core import (
+    cast,
+    chain,
+    clip,
+    error_feedback,
+    quantize,
+    random_k,
+    sign,
+    top_k,
+    trimmed_mean,
+)
 from fedjax_post.testing import CHECKS, Case, toy_lora, toy_loss
 
 SGD = optax.sgd(0.05)
@@ -62,6 +72,9 @@ CASES |= {
     "fed_avg, adam clients": Case(algorithms.fed_avg(toy_loss, optax.adam(0.02))),
     "fed_avg, clip": Case(algorithms.fed_avg(toy_loss, SGD)._replace(uplink=clip(1.0))),
     "fed_avg, few bits": Case(algorithms.fed_avg(toy_loss, SGD)._replace(uplink=FEW_BITS)),
+    "scaffold, trimmed": Case(
+        algorithms.scaffold(toy_loss, 0.05, participation=1.0)._replace(aggregate=trimmed_mean(0.2))
+    ),
     "fed_avg, ef21": Case(
         algorithms.ef21(algorithms.fed_avg(toy_loss, SGD), sign(), population=6), gap_closed=0.8
     ),

@@ -1,0 +1,211 @@
+"""Robust aggregates: what a minority of hostile clients cannot move far.
+
+    fed_avg(...)._replace(aggregate=coordinate_median())
+
+Any algorithm whose value is a tree of floats can have any of them. Each of the
+clients present counts 1, whatever its weight, unless said otherwise; a client of
+weight 0 (padding, dropped) does not count. With n clients present:
+
+| rule | withstands | costs memory for |
+| --- | --- | --- |
+| coordinate_median | fewer than n / 2 | the cohort |
+| trimmed_mean(t) | at most t n | the cohort |
+| krum(f), multi_krum(f, m) | f, if n >= 2 f + 3 | the cohort |
+| geometric_median | less than half of the weight | the cohort |
+| norm_bounded(c, inner) | moves of at most c each | what `inner` costs |
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_post.core.aggregates import stack, weighted_mean
+from fedjax_post.core.algorithm import Aggregate, PyTree
+
+
+def coordinate_median() -> Aggregate:
+    """The median of each coordinate (Yin et al., ICML 2018, arXiv:1803.01498, Option I)."""
+    return _per_coordinate(lambda count: (count - 1) // 2)
+
+
+def trimmed_mean(fraction: float) -> Aggregate:
+    """The mean of each coordinate without its `floor(fraction n)` least and greatest.
+
+    Yin et al., ICML 2018, arXiv:1803.01498, Option II. Fraction 0 is the mean.
+
+    Raises:
+      ValueError: if `fraction` is outside [0, 0.5).
+    """
+    if not 0 <= fraction < 0.5:
+        raise ValueError(f"fraction must be in [0, 0.5), got {fraction}; for more, take the median")
+    # the small number undoes rounding where fraction n is a whole number
+    return _per_coordinate(lambda count: jnp.floor(fraction * count + 1e-6).astype(jnp.int32))
+
+
+def krum(num_hostile: int) -> Aggregate:
+    """The one value that is nearest to its n - f - 2 nearest others.
+
+    Blanchard et al., "Machine Learning with Adversaries", NeurIPS 2017, section 4.
+
+    Args:
+      num_hostile: f, the hostile clients in a cohort that are reckoned with.
+
+    Raises:
+      ValueError: if `num_hostile` is negative.
+    """
+    return multi_krum(num_hostile, 1)
+
+
+def multi_krum(num_hostile: int, num_kept: int) -> Aggregate:
+    """The mean of the `num_kept` values of the least Krum scores; of all, if fewer are there.
+
+    Args:
+      num_hostile: as in `krum`.
+      num_kept: m, at least 1.
+
+    Raises:
+      ValueError: if `num_hostile` is negative or `num_kept` is not positive.
+    """
+    if num_hostile < 0 or num_kept < 1:
+        raise ValueError(
+            f"num_hostile must not be negative and num_kept at least 1, got {num_hostile} "
+            f"and {num_kept}"
+        )
+
+    def combine(values, weights):
+        present = weights > 0
+        count = present.sum()
+        distances = jnp.where(present[None] & present[:, None], _distances(values), jnp.inf)
+        distances = jnp.where(jnp.eye(len(weights), dtype=bool), jnp.inf, distances)
+        near = jnp.arange(len(weights)) < jnp.maximum(count - num_hostile - 2, 1)
+        scores = jnp.where(near[None], jnp.sort(distances, 1), 0).sum(1)
+        # present before absent, even where every score has overflowed or nobody is near
+        scores = jnp.where(present, jnp.nan_to_num(scores), jnp.inf)
+        rank = jnp.argsort(jnp.argsort(scores))
+        return _mean_of(values, (rank < num_kept) & present)
+
+    return _of_all(combine)
+
+
+def geometric_median(*, num_steps: int = 32, smoothing: float = 1e-6) -> Aggregate:
+    """The point of least weighted sum of distances to the clients' values.
+
+    Pillutla et al., "Robust Aggregation for Federated Learning", 2019,
+    arXiv:1912.13445, Algorithm 2 (smoothed Weiszfeld), from the coordinate median.
+    Clients count by their weights.
+
+    Args:
+      num_steps: Weiszfeld steps; the paper's few are for steps that cost a round each.
+      smoothing: least distance that is divided by, positive.
+
+    Raises:
+      ValueError: if `num_steps` or `smoothing` is not positive.
+    """
+    if num_steps < 1 or not smoothing > 0:
+        raise ValueError(
+            f"num_steps and smoothing must be positive, got {num_steps} and {smoothing}"
+        )
+    start = _sorted_mean(lambda count: (count - 1) // 2)
+
+    def combine(values, weights):
+        def step(_, point):
+            pull = weights / jnp.maximum(jnp.sqrt(_distances_to(values, point)), smoothing)
+            return _mean_of(values, pull)
+
+        return jax.lax.fori_loop(0, num_steps, step, start(values, weights))
+
+    return _of_all(combine)
+
+
+def norm_bounded(max_norm: float, inner: Aggregate | None = None) -> Aggregate:
+    """Scales every value down to a global norm of at most `max_norm`, then aggregates.
+
+    Sun et al., "Can You Really Backdoor Federated Learning?", 2019, arXiv:1911.07963.
+    Unlike `clip`, which an honest client applies, this is done by the server.
+
+    Args:
+      max_norm: the largest norm of a value that counts in full.
+      inner: how the scaled values become one; None is `weighted_mean()`.
+
+    Raises:
+      ValueError: if `max_norm` is not positive.
+    """
+    if isinstance(max_norm, int | float) and not max_norm > 0:
+        raise ValueError(f"max_norm must be positive, got {max_norm}; inf means no bound")
+    inner = inner or weighted_mean()
+
+    def add(total, values, weights):
+        values = jax.tree.map(lambda v: jnp.where(_column(weights > 0, v), v, 0), values)
+        largest = _over_leaves(jnp.maximum, values, lambda v: jnp.abs(v).max(1, initial=0))
+        largest = jnp.where(largest > 0, largest, 1.0)  # squares of what is left do not overflow
+        squares = lambda v: ((v / largest[:, None]) ** 2).sum(1)
+        norms = largest * jnp.sqrt(_over_leaves(jnp.add, values, squares))
+        shrink = jnp.where(norms > max_norm, (1 - 1e-5) * max_norm / norms, 1.0)
+        scaled = jax.tree.map(lambda v: (v * _column(shrink, v)).astype(v.dtype), values)
+        return inner.add(total, scaled, weights)
+
+    return inner._replace(add=add)
+
+
+def _of_all(combine: Callable) -> Aggregate:
+    """`combine(values[clients, ...], weights[clients])` of the whole cohort; zero of nobody."""
+    kept = stack()
+
+    def finish(total):
+        values, weights = kept.finish(total)
+        values = jax.tree.map(lambda v: v.astype(jnp.float32), values)
+        nobody = ~(weights > 0).any()
+        return jax.tree.map(lambda v: jnp.where(nobody, 0, v), combine(values, weights))
+
+    return kept._replace(finish=finish)
+
+
+def _per_coordinate(trim: Callable) -> Aggregate:
+    return _of_all(_sorted_mean(trim))
+
+
+def _sorted_mean(trim: Callable) -> Callable:
+    """The mean of each coordinate without its `trim(n)` least and greatest of n present."""
+
+    def combine(values, weights):
+        count = (weights > 0).sum()
+        cut = trim(count)
+        place = jnp.arange(len(weights))
+        inner = (place >= cut) & (place < count - cut)
+
+        def leaf(v):
+            ordered = jnp.sort(jnp.where(_column(weights > 0, v), v, jnp.inf), 0)
+            return jnp.where(_column(inner, v), ordered, 0).sum(0) / jnp.maximum(inner.sum(), 1)
+
+        return jax.tree.map(leaf, values)
+
+    return combine
+
+
+def _mean_of(values: PyTree, weights: jax.Array) -> PyTree:
+    share = weights / jnp.maximum(weights.sum(), jnp.finfo(jnp.float32).tiny)
+    return jax.tree.map(lambda v: jnp.tensordot(share, v, 1), values)
+
+
+def _distances(values: PyTree) -> jax.Array:
+    """Squared distances `[clients, clients]`, by differences: no cancellation."""
+    rows = jnp.arange(len(jax.tree.leaves(values)[0]))
+    return jax.lax.map(lambda i: _distances_to(values, jax.tree.map(lambda v: v[i], values)), rows)
+
+
+def _distances_to(values: PyTree, point: PyTree) -> jax.Array:
+    """Squared distances `[clients]` of the values to a point, over all leaves."""
+    apart = jax.tree.map(lambda v, p: v - p[None], values, point)
+    return _over_leaves(jnp.add, apart, lambda v: (v**2).sum(1))
+
+
+def _over_leaves(combine: Callable, values: PyTree, fn: Callable) -> jax.Array:
+    """`fn` of each leaf as a float32 matrix `[clients, entries]`, combined over the leaves."""
+    leaves = jax.tree.leaves(values)
+    parts = [fn(v.astype(jnp.float32).reshape(v.shape[0], -1)) for v in leaves]
+    return jax.tree.reduce(combine, parts)
+
+
+def _column(mask: jax.Array, like: jax.Array) -> jax.Array:
+    return mask.reshape(mask.shape[0], *(1,) * (like.ndim - 1))
