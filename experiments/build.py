@@ -1,4 +1,4 @@
-"""From flags to everything that a run needs, checked before anything is compiled."""
+"""From flags to everything that a run needs, checked before anything is compiled or written."""
 
 import dataclasses
 from pathlib import Path
@@ -26,7 +26,7 @@ _SHORT = 32  # tokens: answers up to here are generated and compared by default
 
 
 class Job(NamedTuple):
-    """A run, ready to start."""
+    """A run, ready to start but for a folder in its plan."""
 
     algorithm: Algorithm
     model: LanguageModel
@@ -62,7 +62,6 @@ def build(options: flags.FlagValues) -> Job:
         chunk_size=options.chunk_size,
         executor=fedjax_post.host if options.executor == "host" else fedjax_post.device,
         feed=fedjax_post.pooled if options.baseline == "central" else fedjax_post.chunks,
-        directory=folder.claim(options),
         resume=options.resume,
         checkpoint_every=options.checkpoint_every,
     )

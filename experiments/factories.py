@@ -27,7 +27,12 @@ PROVIDED = (
     *("loss_fn", "client_tx", "learning_rate", "participation"),
     *("server_tx", "server_lr", "weigh_fn"),
 )
-_DEFINERS = {float: flags.DEFINE_float, int: flags.DEFINE_integer, str: flags.DEFINE_string}
+_DEFINERS = {
+    bool: flags.DEFINE_bool,
+    int: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
+    str: flags.DEFINE_string,
+}
 
 
 def find_factory(name: str) -> Callable:

@@ -102,7 +102,7 @@ def describe(options: flags.FlagValues) -> str:
         if options.client_weight is not None:
             parts.append(f"weights by {options.client_weight}")
         own = factories.own_parameters(factories.find_factory(options.algorithm))
-        parts += [f"{name} {options[name].value:g}" for name in own if name in options]
+        parts += [f"{name} {options[name].value}" for name in own if name in options]
     return ", ".join(parts)
 
 

@@ -110,15 +110,11 @@ def write_summary(directory: Path, summary: dict[str, Any]) -> None:
 
 
 def export(job: Job, options: flags.FlagValues, state: State) -> None:
-    """Writes `adapter/`: a PEFT folder, or a whole model under `--adapter=full`.
-
-    Raises:
-      ValueError: if the adapter has a form that the folder cannot hold.
-    """
+    """Writes `adapter/`: a PEFT folder, or a whole model where the base was changed too."""
     model, params = fedjax_post.deployed(job.algorithm, job.model, state)
     run = str(job.plan.directory)
     base = str(find_folder(options.model)) if options.model == "builtin" else options.model
-    if options.adapter == "full":
+    if set(params) != {"lora"} or "residual" in model.variables:
         make = lambda path: save_model(path, model, params=params)
     else:
         make = lambda path: save_adapter(path, model, params, base_name=base, run=run)

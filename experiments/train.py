@@ -7,6 +7,7 @@ Results lie in a new folder under runs/. The same in a notebook is `fedjax_post.
 """
 
 import os
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 from absl import flags as absl_flags
 
 import fedjax_post
-from experiments import flags, scoring, summary
+from experiments import flags, folder, scoring, summary
 from experiments.build import Job, build
 from fedjax_post.core.access import AccessError
 from fedjax_post.core.engine import State, init
@@ -37,15 +38,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(__doc__, options.get_help(), sep="\n")
             return 0
         job = build(options)
+        print(summary.projection(job, options))
+        job = job._replace(plan=job.plan._replace(directory=folder.claim(options)))
     except absl_flags.UnrecognizedFlagError as error:
         return _refuse(f"{error}; --help lists the flags")
     except (absl_flags.Error, ValueError, OSError, AccessError) as error:
         return _refuse(str(error))
-    print(summary.projection(job, options))
     try:
         carry_out(job, options, argv=argv, began=began)
     except KeyboardInterrupt:
-        again = f"python -m experiments.train --output_dir={job.plan.directory} --resume"
+        directory = shlex.quote(str(job.plan.directory))
+        again = f"python -m experiments.train --output_dir={directory} --resume"
         print(f"\ninterrupted; to continue: {again}", file=sys.stderr)
         return 130
     return 0
