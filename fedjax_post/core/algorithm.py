@@ -47,11 +47,28 @@ class ClientData(NamedTuple):
     num_read: Any = 0.0  # (), float32: tokens (or examples) read, without padding; for speed only
 
 
+# {bytes of a piece: how many of them}, see `core.wire.pieces`
+Pieces = dict[int, Any]
+
+
+class Bill(NamedTuple):
+    """What one visit costs on the wire where that differs from its messages' shapes.
+
+    Only a part of a message may travel (masked components), or more than one message
+    (what a client missed).
+    """
+
+    down: Pieces
+    up: Pieces  # gives way to the message's own size under a link that changes its layout
+
+
 class Upload(NamedTuple):
     """What one client wants the server to learn, and how much it counts."""
 
     value: PyTree
     weight: jax.Array  # (), float32
+    # for the simulator's account; () where the messages' shapes say it all
+    bill: Bill | tuple[()] = ()
 
 
 class Client(NamedTuple):

@@ -10,7 +10,16 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_post.core import wire
-from fedjax_post.core.algorithm import Algorithm, ClientData, Context, Metrics, PyTree, no_context
+from fedjax_post.core.algorithm import (
+    Algorithm,
+    Bill,
+    ClientData,
+    Context,
+    Metrics,
+    PyTree,
+    Upload,
+    no_context,
+)
 
 
 class State(NamedTuple):
@@ -42,6 +51,7 @@ class Report(NamedTuple):
     kept: jax.Array  # (), bool: a real client whose update was finite
     num_steps: jax.Array  # (), float32
     metrics: Metrics
+    bill: Bill | tuple[()] = ()
 
 
 class WireBytes(NamedTuple):
@@ -107,7 +117,16 @@ def visit_client(
     keep = lambda new, old: jnp.where(kept, new, old)
     state = jax.tree.map(keep, ClientState(local, link), state)
     num_steps = jnp.sum(jnp.asarray(data.step_mask), dtype=jnp.float32)
-    return message, state, Report(weight, kept, num_steps, metrics)
+    return message, state, Report(weight, kept, num_steps, metrics, _bill(upload, message))
+
+
+def _bill(upload: Upload, message: PyTree) -> Bill | tuple[()]:
+    """The client's bill, if it made one; a message laid out unlike the value is billed whole."""
+    layout = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+    if not upload.bill or layout(upload.value) == layout(message):
+        return upload.bill
+    whole = wire.num_bytes(message) + 4  # and the weight
+    return Bill(upload.bill[0], wire.pieces((whole, jnp.int32(1))))
 
 
 def init_total(algorithm: Algorithm, like: PyTree, num_lanes: int) -> Total:

@@ -1,10 +1,12 @@
 """The wire: messages as bytes. `len(pack(message))` is the authority on size."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_post.core.algorithm import PyTree
+from fedjax_post.core.algorithm import Pieces, PyTree
 
 
 def pack(message: PyTree) -> bytes:
@@ -39,6 +41,23 @@ def num_bytes(like: PyTree) -> int:
     """Length of `pack` of a message with these shapes and dtypes."""
     layouts = [_layout(x) for x in jax.tree.leaves(like)]
     return sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in layouts)
+
+
+def pieces(*priced: tuple[int, Any]) -> Pieces:
+    """Some pieces of several sizes, from pairs (bytes of one piece, number of such pieces).
+
+    Sizes are known when a program is traced, numbers when it runs; kept apart they
+    stay exact, where a traced sum of bytes would overflow 32 bits.
+    """
+    counts: Pieces = {}
+    for size, number in priced:
+        counts[size] = counts[size] + number if size in counts else number
+    return counts
+
+
+def total_bytes(counts: Pieces) -> int:
+    """Bytes of pieces; their numbers may be arrays, over which is summed."""
+    return sum(size * int(np.asarray(number, np.int64).sum()) for size, number in counts.items())
 
 
 def _is_key(x) -> bool:

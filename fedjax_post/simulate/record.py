@@ -7,10 +7,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from tqdm import tqdm
 
 from fedjax_post.core.engine import Report, State, WireBytes
+from fedjax_post.core.wire import total_bytes
 from fedjax_post.simulate.programs import Chunk
 
 Record = dict[str, Any]
@@ -29,7 +31,7 @@ def summarize(
     Args:
       chunks: the round's chunks, of numpy arrays.
       reports: one for each chunk, leaves `[lanes]`.
-      wire: bytes of one client.
+      wire: bytes of one client, where the algorithm has no bill of its own.
       seconds: wall time of the round.
     """
     ids = np.concatenate([chunk.client_ids for chunk in chunks])
@@ -54,8 +56,7 @@ def summarize(
         "weight": float(weight.sum()),
         "num_steps": float(joined["num_steps"][kept].sum()),
         **counts,
-        "bytes_down": cohort * wire.down,
-        "bytes_up": cohort * wire.up,
+        **_bytes(ids, reports, wire=wire),
         "seconds": seconds,
         "tokens_per_second": counts["num_read"] / seconds,
     }
@@ -66,6 +67,15 @@ def summarize(
             for name, m in metrics.items()
         }
     return record
+
+
+def _bytes(ids: np.ndarray, reports: Sequence[Report], *, wire: WireBytes) -> Record:
+    """Bytes of all real clients: as billed where the algorithm bills, else by shape."""
+    if not reports[0].bill:
+        count = int((ids >= 0).sum())
+        return {"bytes_down": count * wire.down, "bytes_up": count * wire.up}
+    bills = jax.tree.map(lambda *x: np.concatenate(x)[ids >= 0], *(r.bill for r in reports))
+    return {"bytes_down": total_bytes(bills.down), "bytes_up": total_bytes(bills.up)}
 
 
 def append(path: Path, record: Record) -> None:
