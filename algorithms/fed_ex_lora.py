@@ -20,7 +20,7 @@ import jax
 import optax
 
 from fedjax_post.adapters import factors, products
-from fedjax_post.core import algorithm, local
+from fedjax_post.core import algorithm, local, wire
 
 
 class Shared(NamedTuple):
@@ -61,9 +61,11 @@ def fed_ex_lora(
         return Shared(start, optax.tree.zeros_like(products.product_of(start)), sent)
 
     def update(model, replica, seen, data, ctx):
-        model = factors.with_residual(model, replica.residual)
-        _, end, metrics = factors.train(loss_fn, client_tx, replica.factors, model, data, ctx)
-        return algorithm.Upload(end, weigh_fn(data)), replica.folded, metrics
+        model, means = factors.with_residual(model, replica.residual), replica.factors
+        _, end, metrics = factors.train(loss_fn, client_tx, means, model, data, ctx)
+        down = products.bill_of_folds(replica.folded, seen, means, beside=wire.num_bytes(means))
+        bill = factors.bill_by_rank(means, means, data.rank)._replace(down=down)
+        return algorithm.Upload(end, weigh_fn(data), bill), replica.folded, metrics
 
     def serve(means, state, shared):
         error = optax.tree.sub(means.product, products.product_of(means.factors))
@@ -71,13 +73,6 @@ def fed_ex_lora(
         num_sent = means.num_components + factors.rank_of(means.factors)
         folded = shared.folded + products.layer_counts(means.factors) * num_sent
         return Shared(means.factors, residual, folded), state
-
-    def bill(replica, seen, data, ctx):
-        own, beside = replica.factors, factors.component_bytes(replica.factors)
-        down = products.bill_of_folds(
-            replica.folded, seen, own, beside=beside * factors.rank_of(own)
-        )
-        return factors.bill_by_rank(own, own, data.rank)._replace(down=down)
 
     return algorithm.Algorithm(
         client=algorithm.Client(lambda model, r, key: optax.tree.zeros_like(r.folded), update),
@@ -87,5 +82,4 @@ def fed_ex_lora(
         deploy=lambda model, r, state=None: factors.deploy(
             factors.with_residual(model, r.residual), r.factors
         ),
-        bill=bill,
     )

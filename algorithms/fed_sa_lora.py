@@ -51,15 +51,13 @@ def fed_sa_lora(
     def update(model, replica, own_b, data, ctx):
         held = replica._replace(b=own_b)
         start, end, metrics = factors.train(loss_fn, client_tx, held, model, data, ctx)
-        return algorithm.Upload(optax.tree.sub(end.a, start.a), weigh_fn(data)), end.b, metrics
+        change, only_a = optax.tree.sub(end.a, start.a), replica._replace(b=None)
+        bill = factors.bill_by_rank(only_a, only_a, data.rank)
+        return algorithm.Upload(change, weigh_fn(data), bill), end.b, metrics
 
     def serve(value, state, shared):
         a, state = server.update(value, state, shared.a)
         return shared._replace(a=a), state
-
-    def bill(replica, own_b, data, ctx):
-        only_a = replica._replace(b=None)
-        return factors.bill_by_rank(only_a, only_a, data.rank)
 
     def deploy(model, replica, own_b=None):
         held = replica if own_b is None else replica._replace(b=own_b)
@@ -76,5 +74,4 @@ def fed_sa_lora(
         ),
         init=factors.split,
         deploy=deploy,
-        bill=bill,
     )

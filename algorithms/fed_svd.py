@@ -48,15 +48,14 @@ def fed_svd(
 
     def update(model, replica, state, data, ctx):
         start, end, metrics = factors.train(loss_fn, client_tx, replica, model, data, ctx, only="b")
-        return algorithm.Upload(optax.tree.sub(end.b, start.b), weigh_fn(data)), state, metrics
+        bill = factors.bill_by_rank(replica, replica._replace(a=None), data.rank)
+        change = optax.tree.sub(end.b, start.b)
+        return algorithm.Upload(change, weigh_fn(data), bill), state, metrics
 
     def serve(value, state, shared):
         moved = shared._replace(b=optax.tree.add(shared.b, value))
         alone = jax.tree.map(lambda x: x[None], moved)
         return products.top_components(alone, jnp.ones(1), factors.rank_of(shared)), state
-
-    def bill(replica, state, data, ctx):
-        return factors.bill_by_rank(replica, replica._replace(a=None), data.rank)
 
     return algorithm.Algorithm(
         client=algorithm.Client(algorithm.stateless, update),
@@ -64,5 +63,4 @@ def fed_svd(
         aggregate=aggregates.weighted_mean(),
         init=factors.split,
         deploy=factors.deploy,
-        bill=bill,
     )

@@ -48,15 +48,13 @@ def ffa_lora(
 
     def update(model, replica, state, data, ctx):
         start, end, metrics = factors.train(loss_fn, client_tx, replica, model, data, ctx, only="b")
-        return algorithm.Upload(optax.tree.sub(end.b, start.b), weigh_fn(data)), state, metrics
+        change, only_b = optax.tree.sub(end.b, start.b), replica._replace(a=None)
+        bill = factors.bill_by_rank(only_b, only_b, data.rank)
+        return algorithm.Upload(change, weigh_fn(data), bill), state, metrics
 
     def serve(value, state, shared):
         b, state = server.update(value, state, shared.b)
         return shared._replace(b=b), state
-
-    def bill(replica, state, data, ctx):
-        only_b = replica._replace(a=None)
-        return factors.bill_by_rank(only_b, only_b, data.rank)
 
     return algorithm.Algorithm(
         client=algorithm.Client(algorithm.stateless, update),
@@ -69,5 +67,4 @@ def ffa_lora(
         ),
         init=factors.split,
         deploy=factors.deploy,
-        bill=bill,
     )

@@ -47,7 +47,8 @@ def flex_lora(
 
     def update(model, replica, state, data, ctx):
         _, end, metrics = factors.train(loss_fn, client_tx, replica, model, data, ctx)
-        return algorithm.Upload(end, weigh_fn(data)), state, metrics
+        bill = factors.bill_by_rank(replica, replica, data.rank)
+        return algorithm.Upload(end, weigh_fn(data), bill), state, metrics
 
     def serve(cohort, state, shared):
         values, weights = cohort
@@ -60,5 +61,4 @@ def flex_lora(
         aggregate=aggregates.stack(),
         init=factors.split,
         deploy=factors.deploy,
-        bill=lambda replica, state, data, ctx: factors.bill_by_rank(replica, replica, data.rank),
     )

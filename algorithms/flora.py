@@ -72,16 +72,14 @@ def flora(
             ctx, start = ctx._replace(key=key), factors.redraw(start, draw_key)
         model = factors.with_residual(model, replica.residual)
         _, end, metrics = factors.train(loss_fn, client_tx, start, model, data, ctx)
-        return algorithm.Upload(end, weigh_fn(data)), replica.folded, metrics
+        down = products.bill_of_folds(replica.folded, seen, replica.start)
+        bill = factors.bill_by_rank(start, start, data.rank)._replace(down=down)
+        return algorithm.Upload(end, weigh_fn(data), bill), replica.folded, metrics
 
     def serve(means, state, shared):
         folded = shared.folded + products.layer_counts(shared.start) * means.num_components
         residual = optax.tree.add(shared.residual, means.product)
         return Shared(shared.start, residual, folded), state
-
-    def bill(replica, seen, data, ctx):
-        down = products.bill_of_folds(replica.folded, seen, replica.start)
-        return factors.bill_by_rank(replica.start, replica.start, data.rank)._replace(down=down)
 
     return algorithm.Algorithm(
         client=algorithm.Client(lambda model, r, key: optax.tree.zeros_like(r.folded), update),
@@ -91,5 +89,4 @@ def flora(
         deploy=lambda model, r, state=None: factors.deploy(
             factors.with_residual(model, r.residual), r.start
         ),
-        bill=bill,
     )

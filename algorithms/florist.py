@@ -66,7 +66,7 @@ def florist(
     def serve(cohort, state, shared):
         values, shares = cohort[0], products.shares_of(cohort[1])
         cuts = jax.tree.map(lambda a, b: cut(a, b, shares), *values)
-        product, counts = optax.tree.transpose(shared.residual, cuts)
+        product, counts = products.unzip(cuts, shared.residual)
         return shared._replace(
             residual=optax.tree.add(shared.residual, product),
             folded=shared.folded + jnp.stack(jax.tree.leaves(counts)),

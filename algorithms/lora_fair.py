@@ -56,7 +56,8 @@ def lora_fair(
 
     def update(model, replica, state, data, ctx):
         _, end, metrics = factors.train(loss_fn, client_tx, replica, model, data, ctx)
-        return algorithm.Upload(end, weigh_fn(data)), state, metrics
+        bill = factors.bill_by_rank(replica, replica, data.rank)
+        return algorithm.Upload(end, weigh_fn(data), bill), state, metrics
 
     def correct(a_k, b_k, shares):
         share = shares.reshape(-1, 1, 1, 1)
@@ -70,7 +71,7 @@ def lora_fair(
     def serve(cohort, state, shared):
         values, shares = cohort[0], products.shares_of(cohort[1])
         pairs = jax.tree.map(lambda a, b: correct(a, b, shares), *values)
-        return factors.Factors(*optax.tree.transpose(shared.a, pairs)), state
+        return factors.Factors(*products.unzip(pairs, shared.a)), state
 
     return algorithm.Algorithm(
         client=algorithm.Client(algorithm.stateless, update),
@@ -78,5 +79,4 @@ def lora_fair(
         aggregate=aggregates.stack(),
         init=factors.split,
         deploy=factors.deploy,
-        bill=lambda replica, state, data, ctx: factors.bill_by_rank(replica, replica, data.rank),
     )

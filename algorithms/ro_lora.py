@@ -49,20 +49,10 @@ def ro_lora(
 
     def update(model, replica, last, data, ctx):
         start, end, metrics = factors.train(loss_fn, tx, replica, model, data, ctx)
-        change = optax.tree.sub(end, start)
-        return algorithm.Upload(change, weigh_fn(data)), ctx.round + 1, metrics
-
-    def bill(replica, last, data, ctx):
-        num = factors.own_rank(data.rank, factors.rank_of(replica))
-        sizes = [factors.component_bytes(replica._replace(**{other: None})) for other in ("b", "a")]
-        was_here = (last > 0) & (last == ctx.round)
-        sent = [~was_here | ~_is_turn_of_b(ctx.round - 1), ~was_here | _is_turn_of_b(ctx.round - 1)]
-        moved = [~_is_turn_of_b(ctx.round), _is_turn_of_b(ctx.round)]
-        count = lambda size, flag: (size, jnp.where(flag, num, 0))
-        return algorithm.Bill(
-            wire.pieces(*map(count, sizes, sent)),
-            wire.pieces(*map(count, sizes, moved), (4, jnp.int32(1))),
+        upload = algorithm.Upload(
+            optax.tree.sub(end, start), weigh_fn(data), _bill(replica, last, data, ctx)
         )
+        return upload, ctx.round + 1, metrics
 
     return algorithm.Algorithm(
         client=algorithm.Client(lambda model, replica, key: jnp.int32(0), update),
@@ -70,12 +60,24 @@ def ro_lora(
         aggregate=aggregates.weighted_mean(),
         init=factors.split,
         deploy=factors.deploy,
-        bill=bill,
     )
 
 
 def _is_turn_of_b(round):
     return round % 2 == 0
+
+
+def _bill(replica, last, data, ctx):
+    """One factor up; down the one that moved, or both for a client that missed a round."""
+    num = factors.own_rank(data.rank, factors.rank_of(replica))
+    a = factors.component_bytes(replica._replace(b=None))
+    b = factors.component_bytes(replica._replace(a=None))
+    is_b, is_late = _is_turn_of_b(ctx.round), (last == 0) | (last < ctx.round)
+    if_so = lambda flag: jnp.where(flag, num, 0)
+    return algorithm.Bill(
+        down=wire.pieces((a, if_so(is_late | is_b)), (b, if_so(is_late | ~is_b))),
+        up=wire.pieces((a, if_so(~is_b)), (b, if_so(is_b)), (4, jnp.int32(1))),
+    )
 
 
 def _by_turns() -> optax.GradientTransformationExtraArgs:

@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Callable
 from functools import cached_property
 from tempfile import TemporaryDirectory
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -20,6 +21,7 @@ from fedjax_post.core import access, engine, wire
 from fedjax_post.core.algorithm import Algorithm, PyTree
 from fedjax_post.simulate.cohort import Sampler, data_rng, full
 from fedjax_post.simulate.host import host
+from fedjax_post.simulate.personal import read_clients
 from fedjax_post.simulate.programs import Programs, device
 from fedjax_post.simulate.run import Plan, run
 from fedjax_post.testing import toy
@@ -27,18 +29,25 @@ from fedjax_post.testing import toy
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """An algorithm over `toy.toy_loss`, and what may be expected of it.
+    """An algorithm over the `toy_loss` of its world, and what may be expected of it.
 
     Attributes:
-      algorithm: built with `toy.toy_loss`.
+      algorithm: built with `world.toy_loss`.
       rounds: after which, with everybody taking part, it shall have learned.
       gap_closed: the share of the way from the first loss to the least possible one
         that it covers by then, in (0, 1].
+      world: the module of the toy model and its clients: `toy`, or `toy_lora` for
+        algorithms over adapters.
+      best_loss: the least loss that it could reach; None: the least of any parameters.
+      personal: judge the clients' own models, not the shared one.
     """
 
     algorithm: Algorithm
     rounds: int = 40
     gap_closed: float = 0.9
+    world: ModuleType = toy
+    best_loss: float | None = None
+    personal: bool = False
 
     @cached_property
     def programs(self) -> Programs:
@@ -50,9 +59,9 @@ class Case:
         plan = {"executor": lambda _: self.programs, **plan}
         steps = run(
             self.algorithm,
-            toy.toy_model(),
-            clients or toy.toy_clients(),
-            params=toy.toy_params(),
+            self.world.toy_model(),
+            clients or self.world.toy_clients(),
+            params=self.world.toy_params(),
             rounds=rounds,
             plan=Plan(**plan),
         )
@@ -65,7 +74,7 @@ class Case:
 
 def keeps_structure(case: Case) -> None:
     """States keep structure, shapes and dtypes from round to round."""
-    before = engine.init(case.algorithm, toy.toy_params())
+    before = engine.init(case.algorithm, case.world.toy_params())
     after, _ = case.run(2)
     layout = lambda tree: jax.tree.map(lambda x: (x.shape, str(x.dtype)), tree)
     assert layout(before) == layout(after), "a round changed the layout of the state"
@@ -90,22 +99,30 @@ def cohort_order_changes_nothing(case: Case) -> None:
 
 def learns(case: Case) -> None:
     """It closes its share of the gap to the closed-form optimum."""
-    state, _ = case.run(case.rounds)
-    model, params = engine.deployed(case.algorithm, toy.toy_model(), state)
-    first, best = toy.toy_mean_loss(toy.toy_params(), toy.toy_model()), toy.toy_best_loss()
-    closed = (first - toy.toy_mean_loss(params, model)) / (first - best)
+    world = case.world
+    first = world.toy_mean_loss(world.toy_params(), world.toy_model())
+    best = world.toy_best_loss() if case.best_loss is None else case.best_loss
+    closed = (first - _loss_reached(case)) / (first - best)
     assert closed >= case.gap_closed, f"closed {closed:.3f} of the gap, not {case.gap_closed}"
 
 
 def declared_access_suffices(case: Case) -> None:
     """It runs on a model that grants its declared tier, and is refused on a lesser one."""
     tier = case.algorithm.access["target"]
-    granted = toy.toy_model().restrict(tier)
-    steps = run(case.algorithm, granted, toy.toy_clients(), params=toy.toy_params(), rounds=1)
+    granted = case.world.toy_model().restrict(tier)
+    steps = run(
+        case.algorithm, granted, case.world.toy_clients(), params=case.world.toy_params(), rounds=1
+    )
     next(iter(steps))
-    lesser = toy.toy_model().restrict(access.Access(tier - 1))
+    lesser = case.world.toy_model().restrict(access.Access(tier - 1))
     try:
-        run(case.algorithm, lesser, toy.toy_clients(), params=toy.toy_params(), rounds=1)
+        run(
+            case.algorithm,
+            lesser,
+            case.world.toy_clients(),
+            params=case.world.toy_params(),
+            rounds=1,
+        )
     except access.AccessError:
         return
     raise AssertionError(f"a model below {tier.name} was accepted")
@@ -113,8 +130,8 @@ def declared_access_suffices(case: Case) -> None:
 
 def bytes_are_exact(case: Case) -> None:
     """`wire_bytes` equals the length of the packed messages, both ways."""
-    model, data = toy.toy_model(), toy.toy_clients().visit(0, data_rng(0, 0, 0))
-    state = engine.init(case.algorithm, toy.toy_params())
+    model, data = case.world.toy_model(), case.world.toy_clients().visit(0, data_rng(0, 0, 0))
+    state = engine.init(case.algorithm, case.world.toy_params())
     replica = engine.broadcast(case.algorithm, state)
     up = engine.message_of(case.algorithm, model, replica, data)
     down = case.algorithm.downlink.encode(state.shared)
@@ -145,9 +162,9 @@ def traces_once(case: Case) -> None:
 
 def drops_what_is_not_finite(case: Case) -> None:
     """A client whose data are not finite is dropped, named, and leaves no trace."""
-    arrays = toy.toy_arrays()
+    arrays = case.world.toy_arrays()
     arrays[2] = jax.tree.map(lambda x: np.full_like(x, np.nan), arrays[2])
-    poisoned = dataclasses.replace(toy.toy_clients(), arrays=arrays)
+    poisoned = dataclasses.replace(case.world.toy_clients(), arrays=arrays)
     state, records = case.run(2, poisoned)
     assert [record["dropped"] for record in records] == [[2], [2]], "the client was not named"
     absent: Sampler = lambda population, rng: np.delete(np.arange(population), 2)
@@ -166,7 +183,7 @@ def empty_cohort_changes_nothing(case: Case) -> None:
     nobody: Sampler = lambda population, rng: np.arange(population)[:0]
     state, records = case.run(1, sampler=nobody, chunk_size=6)
     assert records[0]["cohort"] == 0
-    before = engine.init(case.algorithm, toy.toy_params()).shared
+    before = engine.init(case.algorithm, case.world.toy_params()).shared
     _assert_close(before, state.shared)
 
 
@@ -184,6 +201,26 @@ CHECKS: dict[str, Callable[[Case], None]] = {
     "host_agrees": host_agrees,
     "empty_cohort_changes_nothing": empty_cohort_changes_nothing,
 }
+
+
+def _loss_reached(case: Case) -> float:
+    """Mean loss of the clients after the case's rounds, under the shared or their own models."""
+    world, key = case.world, jax.random.key(0)
+    model = world.toy_model()
+    with TemporaryDirectory() as directory:
+        state, _ = case.run(case.rounds, directory=directory)
+        if not case.personal:
+            model, params = engine.deployed(case.algorithm, model, state)
+            return world.toy_mean_loss(params, model)
+        held = read_clients(
+            directory, case.algorithm, model, world.toy_clients(), params=world.toy_params()
+        )
+    losses = []
+    for i, arrays in zip(held.client_ids, world.toy_arrays(), strict=True):
+        own = jax.tree.map(lambda x, i=i: x[i], held.states)
+        own_model, own_params = engine.deployed(case.algorithm, model, state, own)
+        losses.append(world.toy_loss(own_params, own_model, arrays, key)[0])
+    return float(np.mean(losses))
 
 
 def _assert_close(one: PyTree, other: PyTree) -> None:

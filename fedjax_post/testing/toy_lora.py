@@ -1,0 +1,147 @@
+"""A toy federation over adapters: two stacked linear layers, adapted like a decoder's.
+
+The layers stand side by side, each with inputs and targets of its own, so that the
+least loss of any change to the weights is known in closed form; clients' best
+changes share a part of rank `RANK` and differ in the rest.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_post.core.access import Access, AccessError
+from fedjax_post.core.algorithm import ClientData, PyTree
+from fedjax_post.data.batches import ArrayClients
+from fedjax_post.model.views import merge_collections
+
+NUM_CLIENTS, LAYERS, INPUTS, OUTPUTS, RANK, ALPHA = 6, 2, 6, 5, 2, 3.0
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ToyLoraModel:
+    """Frozen stacked maps `[LAYERS, INPUTS, OUTPUTS]` with the collections of a decoder."""
+
+    variables: dict[str, PyTree]
+    lora_dropout: float = dataclasses.field(default=0.0, metadata={"static": True})
+    access: Access = dataclasses.field(default=Access.GRADIENTS, metadata={"static": True})
+
+    def restrict(self, tier: Access) -> "ToyLoraModel":
+        """The same model, open to `tier` only."""
+        return dataclasses.replace(self, access=tier)
+
+    def predict(self, params: PyTree, inputs: jax.Array) -> jax.Array:
+        """Outputs `[B, LAYERS, OUTPUTS]` of inputs `[B, LAYERS, INPUTS]`."""
+        held = merge_collections(self.variables, params)
+        layer = lambda name: held[name]["layers"]["mix"]
+        product = lambda x, w: jnp.einsum("bni,nio->bno", x, w)
+        outputs = product(inputs, layer("params")["kernel"])
+        if "residual" in held:
+            outputs = outputs + product(inputs, layer("residual")["kernel"])
+        low = product(inputs, layer("lora")["a"]) * layer("lora_scale")["scale"][None]
+        outputs = outputs + product(low, layer("lora")["b"])
+        return outputs if self.access == Access.GRADIENTS else _opaque(outputs)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranked:
+    """Clients whose LoRA ranks are `ranks`, over and over."""
+
+    clients: ArrayClients
+    ranks: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.clients)
+
+    def visit(self, client_id: int, rng: np.random.Generator) -> ClientData:
+        """The client's visit, with its rank."""
+        rank = np.int32(self.ranks[client_id % len(self.ranks)])
+        return self.clients.visit(client_id, rng)._replace(rank=rank)
+
+
+def toy_model(rank: int = RANK) -> ToyLoraModel:
+    """A fixed toy model, adapted at some rank."""
+    rng = np.random.default_rng(0)
+    kernel = jnp.asarray(rng.normal(size=(LAYERS, INPUTS, OUTPUTS)), jnp.float32)
+    scale = jnp.full((LAYERS, rank), ALPHA / rank)
+    return ToyLoraModel(
+        {
+            "params": {"layers": {"mix": {"kernel": kernel}}},
+            "lora_scale": {"layers": {"mix": {"scale": scale}}},
+        }
+    )
+
+
+def toy_params(rank: int = RANK) -> PyTree:
+    """Where training starts: A is random, B is zero."""
+    a = np.random.default_rng(7).uniform(-0.8, 0.8, size=(LAYERS, INPUTS, rank))
+    pair = {"a": jnp.asarray(a, jnp.float32), "b": jnp.zeros((LAYERS, rank, OUTPUTS))}
+    return {"lora": {"layers": {"mix": pair}}}
+
+
+def toy_loss(params: PyTree, model: ToyLoraModel, batch: PyTree, key: jax.Array):
+    """Half the mean squared error, and itself as a metric."""
+    del key
+    error = model.predict(params, batch["x"]) - batch["y"]
+    loss = 0.5 * jnp.mean(jnp.sum(error**2, axis=(-2, -1)))
+    return loss, {"loss": loss}
+
+
+def toy_arrays(num_clients: int = NUM_CLIENTS) -> list[PyTree]:
+    """Arrays of clients that hold 4 to 8 examples of maps of their own."""
+    clients = []
+    base = np.asarray(toy_model().variables["params"]["layers"]["mix"]["kernel"])
+    rng = np.random.default_rng(3)
+    common = rng.normal(size=(LAYERS, INPUTS, RANK)) @ rng.normal(size=(LAYERS, RANK, OUTPUTS))
+    for k in range(num_clients):
+        rng = np.random.default_rng((1, k))
+        x = rng.normal(size=(4 + k % 5, LAYERS, INPUTS))
+        own = base + 0.5 * common + 0.1 * rng.normal(size=base.shape)
+        y = np.einsum("bni,nio->bno", x, own)
+        clients.append({"x": x.astype(np.float32), "y": y.astype(np.float32)})
+    return clients
+
+
+def toy_clients(num_clients: int = NUM_CLIENTS, *, batch_size: int = 4, local_steps: int = 3):
+    """The toy population, of full rank."""
+    return ArrayClients(toy_arrays(num_clients), batch_size=batch_size, local_steps=local_steps)
+
+
+def toy_mean_loss(params: PyTree, model: ToyLoraModel) -> float:
+    """Mean over the clients of their mean losses."""
+    key = jax.random.key(0)
+    return float(np.mean([toy_loss(params, model, arrays, key)[0] for arrays in toy_arrays()]))
+
+
+def toy_best_loss(factor_a: np.ndarray | None = None) -> float:
+    """The least `toy_mean_loss` of any change to the weights, in closed form.
+
+    Args:
+      factor_a: `[LAYERS, INPUTS, R]`; the least of changes A B with this A and any B.
+    """
+    arrays = toy_arrays()
+    base = np.asarray(toy_model().variables["params"]["layers"]["mix"]["kernel"], np.float64)
+    scale = [np.sqrt(0.5 / len(c["x"]) / NUM_CLIENTS) for c in arrays]
+    total = 0.0
+    for layer in range(LAYERS):
+        x, y = (
+            np.concatenate([s * c[n][:, layer] for s, c in zip(scale, arrays, strict=True)])
+            for n in "xy"
+        )
+        seen = x if factor_a is None else x @ factor_a[layer]
+        change = np.linalg.lstsq(seen, y - x @ base[layer], rcond=None)[0]
+        total += float(np.sum((x @ base[layer] + seen @ change - y) ** 2))
+    return total
+
+
+@jax.custom_jvp
+def _opaque(x):
+    return x
+
+
+@_opaque.defjvp
+def _refuse(primals, tangents):
+    del primals, tangents
+    raise AccessError("the toy model was differentiated below GRADIENTS")
