@@ -3,9 +3,11 @@
 import collections
 import json
 import random
+from pathlib import Path
 
 import pytest
 
+from fedjax_post import hub
 from fedjax_post.data import corpus, lexicon, tasks
 from fedjax_post.evaluate.baselines import exact_match, majority_answers, nearest_answers
 
@@ -184,6 +186,16 @@ def test_the_tokenizer_loads_from_its_folder(tokenizer, tmp_path):
     text = "reverse the list: cat hat ✓\n"
     assert loaded.encode(text) == tokenizer.encode(text)
     assert loaded.decode(loaded.encode(text, add_special_tokens=False)) == text
+    assert loaded.chat_template == tokenizer.chat_template
+
+
+def test_the_built_in_folder_is_small_and_holds_this_tokenizer(tokenizer):
+    from transformers import AutoTokenizer
+
+    folder = Path(hub.__file__).parent / "builtin"
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 4 * 2**20
+    loaded = AutoTokenizer.from_pretrained(str(folder))
+    assert loaded.get_vocab() == tokenizer.get_vocab()
     assert loaded.chat_template == tokenizer.chat_template
 
 
