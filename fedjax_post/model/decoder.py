@@ -1,6 +1,7 @@
 """One decoder for all families: embedding, layers under one scan, head."""
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,17 @@ from fedjax_post.model.rope import rope_table
 
 # Scanned over layers: a leaf of any of these is [num_layers, ...]
 COLLECTIONS = ("params", "lora", "lora_scale", "residual")
+
+
+# Logits of one row that are held at once while tokens are scored: 16 MiB of float32
+STRIP = 2**22
+
+
+class Scores(NamedTuple):
+    """How a model finds the tokens 1 .. L - 1 of rows of L tokens; M is L - 1."""
+
+    log_probs: Float[Array, "B M"]  # given the tokens before, nats, float32
+    is_most_likely: Bool[Array, "B M"]  # whether no other token is more likely
 
 
 class Block(nn.Module):
@@ -90,6 +102,32 @@ class Decoder(nn.Module):
 
     def embed_logits(self, embedded, *, positions=None, segments=None):
         """Returns logits `[B, L, V]` of sequences that are already embedded."""
+        return self._logits(self._hidden(embedded, positions, segments))
+
+    def scores(self, tokens, *, positions=None, segments=None) -> "Scores":
+        """Returns how likely tokens 1 .. L - 1 are, never holding more than one strip of logits.
+
+        A strip is recomputed in the backward pass. Short rows of small
+        vocabularies are one strip, which is kept.
+        """
+        x = self._hidden(self.embed(tokens), positions, segments)[:, :-1]
+        targets = tokens[:, 1:]
+        batch, length, width = x.shape
+        strip = max(1, STRIP // self.config.vocab_size)
+        if length <= strip:
+            return score_tokens(self._logits(x), targets)
+        num_strips = -(-length // strip)
+        pad = num_strips * strip - length
+        x = jnp.pad(x, ((0, 0), (0, pad), (0, 0))).reshape(batch, num_strips, strip, width)
+        targets = jnp.pad(targets, ((0, 0), (0, pad))).reshape(batch, num_strips, strip)
+        scores = jax.lax.map(
+            jax.checkpoint(lambda part: score_tokens(self._logits(part[0]), part[1])),
+            (x.swapaxes(0, 1), targets.swapaxes(0, 1)),
+        )
+        return jax.tree.map(lambda leaf: leaf.swapaxes(0, 1).reshape(batch, -1)[:, :length], scores)
+
+    def _hidden(self, embedded, positions, segments):
+        """The normalised residual stream `[B, L, D]` under the head."""
         length = embedded.shape[1]
         mask = jnp.tril(jnp.ones((length, length), bool))[None]
         if positions is None:
@@ -99,8 +137,7 @@ class Decoder(nn.Module):
         if segments is not None:
             mask = mask & (segments[:, :, None] == segments[:, None, :])
         where = self._where(mask, positions, positions)
-        x, _ = self._run(embedded, None, where, positions)
-        return self._logits(x)
+        return self._run(embedded, None, where, positions)[0]
 
     def cached_logits(self, tokens, cache: KeyValues, *, positions, mask, key_positions, slot):
         """Returns logits of the last token `[B, V]` and the new keys and values of all layers.
@@ -118,10 +155,11 @@ class Decoder(nn.Module):
         return self._logits(x[:, -1:])[:, 0], new
 
     def _run(self, embedded, cache, where: Where, positions):
-        """The layers; returns the residual stream and the new keys and values."""
+        """The layers; returns the normalised residual stream and the new keys and values."""
         if self.config.learned_positions:
             embedded = embedded + jnp.take(self.positions, positions, axis=0).astype(embedded.dtype)
-        return self.layers(embedded, cache, layer_kinds(self.config), where)
+        x, new = self.layers(embedded, cache, layer_kinds(self.config), where)
+        return (self.norm(x) if self.config.final_norm else x), new
 
     def _where(self, mask: Bool[Array, "B L S"], positions, key_positions) -> Where:
         config = self.config
@@ -138,8 +176,6 @@ class Decoder(nn.Module):
     def _logits(self, x):
         """The head, summed in float32."""
         config = self.config
-        if config.final_norm:
-            x = self.norm(x)
         dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
         if config.tied_head:
             logits = dot("bld,vd->blv", x, self.embedding.astype(config.dtype))
@@ -161,6 +197,18 @@ def layer_kinds(config: DecoderConfig) -> LayerKind:
     if config.no_rope_layers:
         has_rope = jnp.array([i not in config.no_rope_layers for i in layers])
     return LayerKind(is_sliding, has_rope)
+
+
+def score_tokens(logits: Float[Array, "B M V"], targets: Int[Array, "B M"]) -> Scores:
+    """Returns the scores of targets under their logits.
+
+    Accuracy by a maximum, because an argmax takes ten times as long on a CPU.
+    """
+    logits = logits.astype(jnp.float32)
+    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    log_probs = chosen - jax.nn.logsumexp(logits, axis=-1)
+    best = jax.lax.stop_gradient(logits).max(axis=-1)
+    return Scores(log_probs, jax.lax.stop_gradient(chosen) >= best)
 
 
 def segment_positions(segments: Int[Array, "B L"]) -> Int[Array, "B L"]:

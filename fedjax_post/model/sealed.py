@@ -36,6 +36,10 @@ class Sealed:
         """See `LanguageModel.logits`."""
         return self._model.logits(params, tokens, **kwargs)
 
+    def scores(self, params: PyTree, tokens: Int[Array, "B L"], **kwargs: Any) -> Any:
+        """See `LanguageModel.scores`."""
+        return self._model.scores(params, tokens, **kwargs)
+
     def embed(self, params: PyTree, tokens: Int[Array, "B L"]) -> Float[Array, "B L D"]:
         """See `LanguageModel.embed`; needs EMBEDDINGS."""
         return self._model.embed(params, tokens)

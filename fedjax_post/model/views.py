@@ -10,7 +10,8 @@ from jaxtyping import Array, Float, Int
 
 from fedjax_post.core.access import Access, AccessError
 from fedjax_post.model.config import DecoderConfig
-from fedjax_post.model.decoder import Decoder
+from fedjax_post.model.decoder import Decoder, Scores
+from fedjax_post.model.decoder import score_tokens as score_tokens
 from fedjax_post.model.layers import KeyValues
 from fedjax_post.model.sealed import Sealed
 
@@ -77,6 +78,24 @@ class LanguageModel:
             params, tokens, method=None, key=key, positions=positions, segments=segments
         )
         return logits if self.access >= Access.GRADIENTS else _opaque(logits)
+
+    def scores(
+        self,
+        params: PyTree,
+        tokens: Int[Array, "B L"],
+        *,
+        positions: Int[Array, "B L"] | None = None,
+        segments: Int[Array, "B L"] | None = None,
+        key: Array | None = None,
+    ) -> Scores:
+        """Returns how likely tokens 1 .. L - 1 are, without holding all logits; see `logits`."""
+        self._need(Access.LOGITS, "scores")
+        scores = self._apply(
+            params, tokens, method=Decoder.scores, key=key, positions=positions, segments=segments
+        )
+        if self.access >= Access.GRADIENTS:
+            return scores
+        return scores._replace(log_probs=_opaque(scores.log_probs))
 
     def embed(self, params: PyTree, tokens: Int[Array, "B L"]) -> Float[Array, "B L D"]:
         """Returns the tokens' input embeddings, in the compute dtype."""

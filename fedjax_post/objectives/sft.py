@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from fedjax_post.model.views import LanguageModel
-from fedjax_post.objectives.tokens import is_most_likely, masked_mean, token_log_probs
+from fedjax_post.objectives.tokens import masked_mean
 
 PyTree = Any
 
@@ -32,7 +32,7 @@ def sft_loss(
       most likely one. Without response tokens both are 0 and gradients are 0.
     """
     tokens = batch["tokens"]
-    logits = model.logits(
+    scores = model.scores(
         params,
         tokens,
         positions=batch.get("positions"),
@@ -40,6 +40,6 @@ def sft_loss(
         key=key,
     )
     mask = batch["loss_mask"][:, 1:]
-    loss = masked_mean(-token_log_probs(logits, tokens), mask)
-    accuracy = masked_mean(is_most_likely(logits, tokens).astype(jnp.float32), mask)
+    loss = masked_mean(-scores.log_probs, mask)
+    accuracy = masked_mean(scores.is_most_likely.astype(jnp.float32), mask)
     return loss, {"loss": loss, "accuracy": accuracy}

@@ -88,6 +88,28 @@ def test_embeddings_give_the_logits_of_their_tokens():
     np.testing.assert_allclose(embedded, model.logits({}, tokens), atol=1e-5)
 
 
+@pytest.mark.parametrize(("strip", "length"), [(2, 8), (4, 9), (100, 10)])
+def test_scores_in_strips_equal_whole_logits(monkeypatch, strip, length):
+    """The strip is read while tracing, so that each case has a shape that no other test has."""
+    monkeypatch.setattr("fedjax_post.model.decoder.STRIP", strip * 31)
+    tokens = random_tokens(11, 2, length) % 31
+
+    def score(params, model):
+        return model.scores(params, tokens).log_probs.sum()
+
+    model, params = random_lora(tiny_model(vocab_size=31))
+    logits = model.logits(params, tokens)[:, :-1]
+    whole = jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[:, 1:, None], -1)[..., 0]
+    scores = model.scores(params, tokens)
+    np.testing.assert_allclose(scores.log_probs, whole, atol=1e-5)
+    np.testing.assert_array_equal(scores.is_most_likely, jnp.argmax(logits, -1) == tokens[:, 1:])
+    grads = jax.jit(jax.grad(score))(params, model)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
+    if strip < 100:
+        text = jax.jit(score).lower(params, model).as_text()
+        assert f"2x{length - 1}x31xf32" not in text
+
+
 def test_weights_in_params_override_the_frozen_ones():
     model, other = tiny_model(), tiny_model(seed=9)
     tokens = random_tokens(6, 1, 4)
@@ -148,6 +170,17 @@ def test_recomputing_layers_changes_no_gradient():
         grad = jax.jit(jax.grad(lambda p, m: sft_loss(p, m, batch, None)[0]))
         grads.append(grad(params, model))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *grads)
+
+
+def test_program_does_not_grow_with_depth():
+    """Layers are scanned, so that 24 of them compile as fast as 4."""
+    sizes = []
+    for depth in (4, 24):
+        model, params = add_lora(tiny_model(num_layers=depth), jax.random.key(0), rank=1, alpha=1)
+        batch = {"tokens": random_tokens(0, 1, 4), "loss_mask": jnp.ones((1, 4), bool)}
+        grad = jax.jit(jax.grad(lambda p, m, b: sft_loss(p, m, b, None)[0]))
+        sizes.append(len(grad.lower(params, model, batch).as_text().splitlines()))
+    assert sizes[1] < 1.05 * sizes[0]
 
 
 @pytest.mark.parametrize(
