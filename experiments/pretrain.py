@@ -59,7 +59,8 @@ pre-trained by the project itself on text that the project generates. It exists 
 federated post-training can be tried, tested and measured in minutes, offline, on a laptop.
 
 It knows ten small skills on lists of words and numbers in a formal notation
-(`rev ( cat hat pie ) = pie hat cat`) and some prose about the same words. It has never seen
+(`rev ( cat hat pie ) = pie hat cat`), half of the time with the operator spelled out in words
+(`backwards ( cat hat pie ) = pie hat cat`), and some prose about the same words. It has never seen
 an instruction with its answer; that is what the built-in federated tasks
 (`--dataset=builtin`) teach. No list of the held-out split was in its corpus.
 

@@ -9,7 +9,7 @@ share no list by construction.
 
 import random
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from fedjax_post.data import lexicon
@@ -31,7 +31,7 @@ class Skill(NamedTuple):
 
     pool: Sequence[str]
     lengths: tuple[int, ...]
-    solve: object  # (operands, *arguments) -> answer words
+    solve: Callable  # (operands, *arguments) -> answer words
 
 
 def _keep(operands, plural):
