@@ -1,6 +1,8 @@
 """Federated algorithms, one file each; `ALGORITHMS` is the only registry."""
 
+from algorithms.apfl import apfl
 from algorithms.di_loco import di_loco
+from algorithms.ditto import ditto, ditto_fed_avg
 from algorithms.ef21 import ef21
 from algorithms.fed_avg import fed_avg, fed_avg_m
 from algorithms.fed_dyn import fed_dyn
@@ -15,6 +17,7 @@ from algorithms.fed_opt import (
     fed_yogi_optax,
 )
 from algorithms.fed_prox import fed_prox
+from algorithms.fed_rep import fed_rep, local_part
 from algorithms.fed_sa_lora import fed_sa_lora
 from algorithms.fed_svd import fed_svd
 from algorithms.ffa_lora import ffa_lora
@@ -45,6 +48,9 @@ ALGORITHMS = {
     "mime_lite": mime_lite,
     "mime": mime,
     "di_loco": di_loco,
+    "ditto_fed_avg": ditto_fed_avg,
+    "fed_rep": fed_rep,
+    "apfl": apfl,
     "ffa_lora": ffa_lora,
     "ro_lora": ro_lora,
     "fed_sa_lora": fed_sa_lora,

@@ -43,6 +43,11 @@ ROWS = {
     "mime_lite": lambda: Case(algorithms.mime_lite(toy_loss, optax.sgd(0.02, 0.5))),
     "mime": lambda: Case(algorithms.mime(toy_loss, optax.sgd(0.02, 0.5))),
     "di_loco": lambda: Case(algorithms.di_loco(toy_loss, optax.adamw(0.02), momentum=0.5)),
+    "ditto_fed_avg": lambda: Case(algorithms.ditto_fed_avg(toy_loss, SGD)),
+    "fed_rep": lambda: Case(
+        algorithms.fed_rep(toy_loss, SGD, local_pattern="^bias$"), gap_closed=0.5
+    ),
+    "apfl": lambda: Case(algorithms.apfl(toy_loss, SGD)),
 }
 LORA_A = np.asarray(toy_lora.toy_params()["lora"]["layers"]["mix"]["a"])
 

@@ -1,0 +1,141 @@
+"""FedRep: a shared body, and a head that stays with its client.
+
+Collins et al., "Exploiting Shared Representations for Personalized Federated
+Learning", ICML 2021, arXiv:2102.07078, Algorithm 1 (FedRep). At a visit client k first
+trains its head h_k under the body as it was sent, then the body under the new head;
+only the body travels. Which parameters are the head is up to a pattern: the last
+layer as in the paper, the B factors of LoRA, the biases.
+
+Deviations: as many head steps as body steps, both over the batches of the visit; the
+body may be learned by any algorithm.
+"""
+
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import optax
+
+from algorithms.fed_avg import fed_avg
+from fedjax_post.core import algorithm, local
+
+
+class Parts(NamedTuple):
+    """A body and a head: on the server, in the replica, and as a client's state."""
+
+    body: algorithm.PyTree  # what the algorithm below makes of it
+    head: algorithm.PyTree  # parameters; None where the body has them
+
+
+def split(params: algorithm.PyTree, is_local: Callable[[str], bool]) -> Parts:
+    """Parameters into body and head, two trees of one form with None in the gaps.
+
+    Raises:
+      ValueError: if either part is empty, with the paths that there are.
+    """
+    path_of = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")
+    paths = [path_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    if len({is_local(path) for path in paths}) != 2:
+        raise ValueError(
+            f"the local part must be some but not all of the parameters {paths}; "
+            "give another local_pattern"
+        )
+    take = lambda wanted: jax.tree_util.tree_map_with_path(
+        lambda path, x: x if is_local(path_of(path)) is wanted else None, params
+    )
+    return Parts(body=take(False), head=take(True))
+
+
+def join(body: algorithm.PyTree, head: algorithm.PyTree) -> algorithm.PyTree:
+    """The parameters again."""
+    filled = lambda b, h: h if b is None else b
+    return jax.tree.map(filled, body, head, is_leaf=lambda x: x is None)
+
+
+def local_part(
+    make_fn: Callable[[local.LossFn], algorithm.Algorithm],
+    loss_fn: local.LossFn,
+    *,
+    client_tx: optax.GradientTransformation,
+    is_local: Callable[[str], bool],
+) -> algorithm.Algorithm:
+    """Any algorithm over a part of the parameters; the rest stays with each client.
+
+    Args:
+      make_fn: makes the algorithm for the shared part of the loss that it is given.
+      loss_fn: `(params, model, batch, key) -> (loss, metrics)`.
+      client_tx: optimizer of the local part, fresh at every visit.
+      is_local: path of a parameter, such as "lora/layers/q/b", to whether it is local.
+
+    Returns:
+      An algorithm that sends what `make_fn`'s sends for the shared part alone, and
+      whose clients keep the local part. All start from the local part of the first
+      parameters, which is set up with the model and not charged.
+    """
+    # below, the "model" is the pair of the model and the client's head
+    base = make_fn(lambda body, pair, *rest: loss_fn(join(body, pair[1]), pair[0], *rest))
+
+    def start(params):
+        parts = split(params, is_local)
+        return parts._replace(body=base.init(parts.body))
+
+    def init(model, replica, key):
+        pair = model, replica.head
+        return Parts(base.client.init(pair, replica.body, key), replica.head)
+
+    def update(model, replica, state, data, ctx):
+        body = base.deploy((model, state.head), replica.body)[1]
+        head_loss = lambda head, *rest: loss_fn(join(body, head), *rest)
+        head, _, _ = local.local_steps(head_loss, client_tx, state.head, model, data, ctx)
+        pair = model, head
+        upload, inner, metrics = base.client.update(pair, replica.body, state.body, data, ctx)
+        return upload, Parts(inner, head), metrics
+
+    def serve(value, state, shared):
+        body, state = base.server.update(value, state, shared.body)
+        return shared._replace(body=body), state
+
+    def deploy(model, replica, state=None):
+        inner, head = (None, replica.head) if state is None else state
+        (model, _), body = base.deploy((model, head), replica.body, inner)
+        return model, join(body, head)
+
+    return base._replace(
+        client=algorithm.Client(init, update),
+        server=algorithm.Server(lambda shared: base.server.init(shared.body), serve),
+        downlink=algorithm.Downlink(
+            init=lambda shared: shared._replace(body=base.downlink.init(shared.body)),
+            encode=lambda shared: base.downlink.encode(shared.body),
+            receive=lambda message, replica: replica._replace(
+                body=base.downlink.receive(message, replica.body)
+            ),
+        ),
+        init=start,
+        deploy=deploy,
+    )
+
+
+def fed_rep(
+    loss_fn: local.LossFn,
+    client_tx: optax.GradientTransformation,
+    *,
+    local_pattern: str = "/b$",
+    server_tx: optax.GradientTransformation | None = None,
+    weigh_fn: Callable = local.by_tokens,
+) -> algorithm.Algorithm:
+    """FedRep: `local_part` over `fed_avg`, with one local optimizer for both parts.
+
+    Args:
+      loss_fn: `(params, model, batch, key) -> (loss, metrics)`.
+      client_tx: the local optimizer of the head and of the body.
+      local_pattern: regular expression that finds the paths of the local parameters.
+      server_tx: as in `fed_avg`.
+      weigh_fn: as in `fed_avg`.
+
+    Returns:
+      As `local_part`.
+    """
+    make_fn = lambda loss: fed_avg(loss, client_tx, server_tx=server_tx, weigh_fn=weigh_fn)
+    is_local = lambda path: re.search(local_pattern, path) is not None
+    return local_part(make_fn, loss_fn, client_tx=client_tx, is_local=is_local)
