@@ -10,12 +10,15 @@ from typing import Any
 from absl import flags
 
 from algorithms import ALGORITHMS
+from algorithms.references import central
 
 Factories = Mapping[str, Callable]
 
 # general flag -> the arguments that it feeds; other general flags suit every algorithm
 FEEDS = {
     "client_optimizer": ("client_tx",),
+    "client_lr": ("client_tx", "learning_rate"),
+    "client_schedule": ("client_tx", "learning_rate"),
     "weight_decay": ("client_tx",),
     "grad_clip": ("client_tx",),
     "server_optimizer": ("server_tx",),
@@ -84,12 +87,12 @@ def define_own(factories: Factories, values: flags.FlagValues) -> None:
 
 def takers(flag: str, factories: Factories) -> list[str]:
     """Returns the algorithms that take a flag."""
-    arguments = set(FEEDS.get(flag, (flag,)))
-    return [
-        name
-        for name, factory in factories.items()
-        if arguments & set(inspect.signature(factory).parameters)
-    ]
+    return [name for name, factory in factories.items() if takes(factory, flag)]
+
+
+def takes(factory: Callable, flag: str) -> bool:
+    """Returns whether a factory takes a flag."""
+    return bool(set(FEEDS.get(flag, (flag,))) & set(inspect.signature(factory).parameters))
 
 
 def check_taken(options: flags.FlagValues, factories: Factories) -> None:
@@ -101,6 +104,8 @@ def check_taken(options: flags.FlagValues, factories: Factories) -> None:
     owned = {name for factory in factories.values() for name in own_parameters(factory)}
     for flag in [*FEEDS, *sorted(owned & set(options))]:
         known, value = takers(flag, factories), options[flag].value
+        if options.baseline != "none" and takes(central, flag):
+            continue
         if value is not None and options.algorithm not in known:
             raise ValueError(
                 f"--{flag}={value}: --algorithm={options.algorithm} does not take it; "

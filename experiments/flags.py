@@ -71,11 +71,11 @@ def _continue(options: flags.FlagValues, before: flags.FlagValues) -> None:
 def _define_run(values: flags.FlagValues) -> None:
     text, whole, _, choice = _definers(values)
     flags.DEFINE_bool("help", False, "print the flags", flag_values=values)
-    text("algorithm", "fed_avg", f"{', '.join(ALGORITHMS)}; or package.module:factory")
+    text("algorithm", "fed_adam_optax", f"{', '.join(ALGORITHMS)}; or package.module:factory")
     choice("baseline", "none", ["none", "central", "local"], "a reference on the same tokens")
     text("model", "builtin", "builtin, a Hugging Face folder, or a hub name")
     choice("dtype", "float32", ["float32", "bfloat16"], "of base weights and matrix products")
-    whole("num_rounds", 32, "rounds in all", 1)
+    whole("num_rounds", 60, "rounds in all", 1)
     choice("sampling", "uniform", ["uniform", "poisson", "full"], "how a cohort is drawn")
     whole("cohort_size", 16, "clients in a round; under poisson, on average", 1)
     whole("chunk_size", None, "clients in one compiled unit (the cohort, at most 32)", 1)
@@ -84,7 +84,7 @@ def _define_run(values: flags.FlagValues) -> None:
     text("output_dir", None, "a new folder (runs/<time>-<algorithm>)")
     flags.DEFINE_bool("resume", False, "continue the run in --output_dir", flag_values=values)
     whole("checkpoint_every", 10, "rounds between checkpoints", 1)
-    whole("eval_every", 4, "rounds between points of the learning curve; 0: none", 0)
+    whole("eval_every", 5, "rounds between points of the learning curve; 0: none", 0)
     whole("curve_examples", 96, "held-out rows behind a point of the curve", 1)
     whole("eval_examples", 0, "held-out rows behind the table; 0: all", 0)
     whole("eval_clients", 8, "personal models behind the scores of --baseline=local", 1)
@@ -116,14 +116,16 @@ def _define_training(values: flags.FlagValues) -> None:
     targets = "names or patterns of linear layers"
     flags.DEFINE_list("lora_targets", ["all-linear"], targets, flag_values=values)
     real("lora_dropout", 0.0, "of the adapter's inputs while training")
-    choice("client_optimizer", None, list(CLIENT_OPTIMIZERS), "local optimizer (adamw)")
+    choice("client_optimizer", None, list(CLIENT_OPTIMIZERS), "local optimizer (sgd)")
     real("client_lr", None, "local step size (by optimizer)")
-    choice("client_schedule", "constant", list(SCHEDULES), "of the local step size, by round")
+    choice("client_schedule", None, list(SCHEDULES), "of the local step size, by round (constant)")
     real("weight_decay", None, "of the local optimizer (0)")
-    real("grad_clip", None, "largest norm of a local gradient; 0: any (0)")
-    choice("server_optimizer", None, list(SERVER_OPTIMIZERS), "of the mean update (nesterov)")
+    real("grad_clip", None, "largest norm of a local gradient; 0: any (1)")
+    choice("server_optimizer", None, list(SERVER_OPTIMIZERS), "of the mean update (sgd)")
     real("server_lr", None, "server step size (by optimizer or algorithm)")
-    choice("client_weight", None, ["tokens", "examples", "uniform"], "what counts (tokens)")
+    choice(
+        "client_weight", None, ["tokens", "examples", "uniform"], "what a client counts by (tokens)"
+    )
 
 
 def _definers(values: flags.FlagValues) -> tuple[Callable, Callable, Callable, Callable]:

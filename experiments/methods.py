@@ -18,12 +18,15 @@ _WEIGHTS = {
     "uniform": local.uniformly,
 }
 _USUAL = {
-    "client_optimizer": "adamw",
+    "client_optimizer": "sgd",
+    "client_schedule": "constant",
     "weight_decay": 0.0,
-    "grad_clip": 0.0,
-    "server_optimizer": "nesterov",
+    "grad_clip": 1.0,
+    "server_optimizer": "sgd",
     "client_weight": "tokens",
 }
+# A reference point is trained as one would without a federation, not by the clients' optimizer.
+_USUAL_REFERENCE = _USUAL | {"client_optimizer": "adamw", "client_schedule": "linear"}
 
 
 def fill_defaults(options: flags.FlagValues, factory: Callable) -> None:
@@ -32,11 +35,13 @@ def fill_defaults(options: flags.FlagValues, factory: Callable) -> None:
     Raises:
       ValueError: if both `--local_steps` and `--local_epochs` are given.
     """
-    taken = signature(factory).parameters
-    for name, usual in _USUAL.items():
-        if set(factories.FEEDS[name]) & set(taken):
+    federated = options.baseline == "none"
+    factory = factory if federated else references.central
+    for name, usual in (_USUAL if federated else _USUAL_REFERENCE).items():
+        if factories.takes(factory, name):
             _fill(options, name, usual)
     _fill(options, "client_lr", CLIENT_OPTIMIZERS[options.client_optimizer or "sgd"].learning_rate)
+    taken = signature(factory).parameters
     if "server_lr" in taken:
         _fill(options, "server_lr", taken["server_lr"].default)
     elif "server_tx" in taken:

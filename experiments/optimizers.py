@@ -17,11 +17,11 @@ class Choice(NamedTuple):
 
 # (learning rate, weight decay) -> transformation
 CLIENT_OPTIMIZERS = {
-    "sgd": Choice(lambda lr, wd: optax.chain(optax.add_decayed_weights(wd), optax.sgd(lr)), 0.3),
+    "sgd": Choice(lambda lr, wd: optax.chain(optax.add_decayed_weights(wd), optax.sgd(lr)), 0.5),
     "momentum": Choice(
-        lambda lr, wd: optax.chain(optax.add_decayed_weights(wd), optax.sgd(lr, 0.9)), 0.03
+        lambda lr, wd: optax.chain(optax.add_decayed_weights(wd), optax.sgd(lr, 0.9)), 0.05
     ),
-    "adamw": Choice(lambda lr, wd: optax.adamw(lr, weight_decay=wd), 4e-3),
+    "adamw": Choice(lambda lr, wd: optax.adamw(lr, weight_decay=wd), 5e-3),
 }
 # (learning rate) -> transformation
 SERVER_OPTIMIZERS = {
