@@ -1,5 +1,6 @@
 """Federated algorithms, one file each; `ALGORITHMS` is the only registry."""
 
+from algorithms.agnostic_fed_avg import agnostic_fed_avg
 from algorithms.apfl import apfl
 from algorithms.di_loco import di_loco
 from algorithms.ditto import ditto, ditto_fed_avg
@@ -28,6 +29,7 @@ from algorithms.het_lora import het_lora
 from algorithms.lora_fair import lora_fair
 from algorithms.mime import mime
 from algorithms.mime_lite import mime_lite
+from algorithms.q_fed_avg import q_fed_avg
 from algorithms.ro_lora import ro_lora
 from algorithms.scaffold import scaffold, scaffold_option_1
 
@@ -51,6 +53,8 @@ ALGORITHMS = {
     "ditto_fed_avg": ditto_fed_avg,
     "fed_rep": fed_rep,
     "apfl": apfl,
+    "q_fed_avg": q_fed_avg,
+    "agnostic_fed_avg": agnostic_fed_avg,
     "ffa_lora": ffa_lora,
     "ro_lora": ro_lora,
     "fed_sa_lora": fed_sa_lora,

@@ -48,6 +48,8 @@ ROWS = {
         algorithms.fed_rep(toy_loss, SGD, local_pattern="^bias$"), gap_closed=0.5
     ),
     "apfl": lambda: Case(algorithms.apfl(toy_loss, SGD)),
+    "q_fed_avg": lambda: Case(algorithms.q_fed_avg(toy_loss, 0.05, q=0.5)),
+    "agnostic_fed_avg": lambda: Case(algorithms.agnostic_fed_avg(toy_loss, SGD)),
 }
 LORA_A = np.asarray(toy_lora.toy_params()["lora"]["layers"]["mix"]["a"])
 
