@@ -24,7 +24,9 @@ def host(algorithm: Algorithm) -> programs.Programs:
     def visit_chunk(model, replica, total, chunk, stored, run_key):
         model = access.views(model, algorithm.access)
         lanes = []
-        for lane in range(len(chunk.client_ids)):
+        # Padding stands behind the real clients; a chunk of nothing else runs one lane of it.
+        num_lanes = max(1, int((chunk.client_ids >= 0).sum()))
+        for lane in range(num_lanes):
             one = jax.tree.map(lambda x, lane=lane: x[lane], (stored, chunk.data))
             client_id = chunk.client_ids[lane]
             contexts = [_context(run_key, round, client_id) for round in (-1, chunk.round)]
@@ -34,6 +36,7 @@ def host(algorithm: Algorithm) -> programs.Programs:
                 error.add_note(f"client {client_id}, round {chunk.round}")
                 raise
             lanes.append(rest)
+        lanes += [_blank(lanes[0])] * (len(chunk.client_ids) - num_lanes)
         states, reports = jax.tree.map(lambda *x: np.stack(x), *lanes)
         return total, states, reports
 
@@ -56,6 +59,11 @@ def _visit_one(algorithm, model, replica, total, one, contexts):
     values = jax.tree.map(lambda x: x[None], algorithm.uplink.decode(message, like))
     value = algorithm.aggregate.add(total.value, values, report.weight[None])
     return engine.Total(value, total.weight + report.weight), state, report
+
+
+def _blank(lane):
+    """A padding lane, shaped like another: nobody's state, and a report of nothing."""
+    return jax.tree.map(jnp.zeros_like, lane)
 
 
 def _context(run_key, round, client_id):
