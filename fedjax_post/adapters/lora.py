@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from fedjax_post.model.quantise import dequantise_model
 from fedjax_post.model.views import LanguageModel, merge_collections
 
 PyTree = Any
@@ -24,10 +25,10 @@ ALL_LINEAR = "all-linear"
 
 def linear_layers(model: LanguageModel) -> dict[str, tuple[int, int, int]]:
     """Returns `{dotted path: (num_layers, in, out)}` of the layers that can be adapted, sorted."""
+    shapes = jax.eval_shape(dequantise_model, model).variables["params"]["layers"]
     return {
-        ".".join(path): kernel.shape
-        for path, kernel in sorted(_leaves(model.variables["params"], "kernel"), key=lambda x: x[0])
-        if path[0] == "layers"
+        ".".join(("layers", *path)): kernel.shape
+        for path, kernel in sorted(_leaves(shapes, "kernel"), key=lambda item: item[0])
     }
 
 
@@ -165,6 +166,7 @@ def merge_lora(model: LanguageModel, params: PyTree) -> LanguageModel:
 
     For export and tests only: in training the base stays shared and unmerged.
     """
+    model = dequantise_model(model)
     variables = merge_collections(model.variables, params)
     weights = variables["params"]
     deltas = [variables["residual"]] if "residual" in variables else []

@@ -14,7 +14,7 @@ from fedjax_post.model.layers import Attention, KeyValues, LayerKind, Mlp, Norm,
 from fedjax_post.model.rope import rope_table
 
 # Scanned over layers: a leaf of any of these is [num_layers, ...]
-COLLECTIONS = ("params", "lora", "lora_scale", "residual")
+COLLECTIONS = ("params", "lora", "lora_scale", "residual", "quantised")
 
 
 # Logits of one row that are held at once while tokens are scored: 16 MiB of float32

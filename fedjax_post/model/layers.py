@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
+from fedjax_post.model.codes import decode
 from fedjax_post.model.config import DecoderConfig
 from fedjax_post.model.rope import rotate
 
@@ -50,7 +51,8 @@ class Linear(nn.Module):
     """Returns `x W + b + x residual + ((drop(x) A) scale) B`, the last two where they exist.
 
     Collections: "params" {kernel [in, out], bias [out]}, "residual" {kernel},
-    "lora" {a [in, R], b [R, out]}, "lora_scale" {scale [R]}. The base product
+    "lora" {a [in, R], b [R, out]}, "lora_scale" {scale [R]}, and "quantised" {codes,
+    scales} in place of the kernel. The base product
     never sees the low-rank factors, so that clients stacked by vmap share it.
     """
 
@@ -63,9 +65,7 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x):
         """Returns `[B, L, features]`."""
-        init = nn.initializers.variance_scaling(self.init_scale, "fan_in", "normal")
-        kernel = self.param("kernel", init, (x.shape[-1], self.features))
-        y = x @ kernel.astype(self.dtype)
+        y = x @ self._kernel(x.shape[-1])
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
             y = y + bias.astype(self.dtype)[None, None]
@@ -74,6 +74,20 @@ class Linear(nn.Module):
         if self.has_variable("lora", "a"):
             y = y + self._low_rank(x)
         return y
+
+    def _kernel(self, size_in):
+        """The base weights `[in, features]` in the compute dtype, read back if they are codes."""
+        if not self.has_variable("quantised", "codes"):
+            init = nn.initializers.variance_scaling(self.init_scale, "fan_in", "normal")
+            return self.param("kernel", init, (size_in, self.features)).astype(self.dtype)
+        if self.has_variable("params", "kernel"):
+            raise ValueError(
+                f"params train the weights of {self.name}, which are quantised; "
+                "train an adapter, or load the model unquantised"
+            )
+        codes: Any = self.get_variable("quantised", "codes")
+        scales: Any = self.get_variable("quantised", "scales")
+        return decode(codes, scales, self.dtype)
 
     def _low_rank(self, x):
         """The adapter's product; float32 factors are cast to the compute dtype here."""

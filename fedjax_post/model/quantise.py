@@ -1,0 +1,60 @@
+"""A frozen base in 8 or 4 bits: its linear layers are codes, read back while they run.
+
+Embeddings, norms and heads stay as they are. Adapters train in float32 on top,
+residual products are added as elsewhere. A layer's weights exist in the compute
+dtype only while the layer runs, forward and, recomputed, backward.
+"""
+
+import dataclasses
+from typing import Any
+
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from fedjax_post.model.codes import decode, encode
+from fedjax_post.model.views import LanguageModel
+
+PyTree = Any
+
+
+def quantise_model(model: LanguageModel, kind: str) -> LanguageModel:
+    """Returns the model with the kernels of its layers as codes in the collection "quantised".
+
+    Args:
+      model: a model with weights.
+      kind: "int8" or "nf4".
+
+    Raises:
+      ValueError: if `kind` is unknown, the model is quantised already, or keeps its
+        layers' values for the backward pass, which would bring the weights back.
+    """
+    if "quantised" in model.variables:
+        raise ValueError("the model is quantised already; load it again to change the kind")
+    if not model.config.remat:
+        raise ValueError("a quantised model recomputes its layers; leave config.remat=True")
+    kept, codes = {}, {}
+    for path, leaf in flatten_dict(model.variables["params"]).items():
+        if path[0] == "layers" and path[-1] == "kernel":
+            codes[(*path[:-1], "codes")], codes[(*path[:-1], "scales")] = encode(leaf, kind)
+        else:
+            kept[path] = leaf
+    variables = {
+        **model.variables,
+        "params": unflatten_dict(kept),
+        "quantised": unflatten_dict(codes),
+    }
+    return dataclasses.replace(model, variables=variables)
+
+
+def dequantise_model(model: LanguageModel) -> LanguageModel:
+    """Returns the model with its codes read back as weights in the compute dtype."""
+    if "quantised" not in model.variables:
+        return model
+    variables = dict(model.variables)
+    stored = flatten_dict(variables.pop("quantised"))
+    weights = flatten_dict(variables["params"])
+    for path, codes in stored.items():
+        if path[-1] == "codes":
+            scales = stored[(*path[:-1], "scales")]
+            weights[(*path[:-1], "kernel")] = decode(codes, scales, model.config.dtype)
+    variables["params"] = unflatten_dict(weights)
+    return dataclasses.replace(model, variables=variables)

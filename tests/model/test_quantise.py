@@ -1,0 +1,95 @@
+"""Laws of a quantised base: how small, how near, and that adapters and residuals work on it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fedjax_post.adapters.lora import add_lora, linear_layers, lora_delta, merge_lora
+from fedjax_post.hub.load import load_model
+from fedjax_post.model.codes import NF4, decode, encode
+from fedjax_post.model.quantise import dequantise_model, quantise_model
+from fedjax_post.objectives.sft import sft_loss
+from fedjax_post.testing.models import tiny_model
+
+TOKENS = jnp.array([[1, 2, 3, 4, 5, 6]])
+WIDE = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
+
+
+@pytest.mark.parametrize(("kind", "share"), [("int8", 0.53), ("nf4", 0.29)])
+def test_codes_are_small(kind, share):
+    kernel = jax.random.normal(jax.random.key(0), (2, 256, 32))
+    codes, scales = encode(kernel, kind)
+    assert codes.nbytes + scales.nbytes <= share * 2 * kernel.size
+
+
+@pytest.mark.parametrize(("kind", "bound"), [("int8", 0.5 / 127), ("nf4", 0.152)])
+def test_decoded_weights_are_near(kind, bound):
+    """Half the widest gap between codes, plus the bfloat16 rounding of the scale."""
+    kernel = jax.random.normal(jax.random.key(0), (128, 32))
+    top = np.abs(kernel).reshape(2, 64, 32).max(axis=1).repeat(64, axis=0)
+    error = np.abs(decode(*encode(kernel, kind), "float32") - kernel)
+    assert (error <= (bound + 2**-8) * top).all()
+
+
+def test_nf4_code_points_are_exact():
+    column = jnp.asarray(np.tile(NF4, 4))[:, None] * 3
+    np.testing.assert_allclose(decode(*encode(column, "nf4"), "float32"), column, rtol=1e-6)
+
+
+def test_zeros_stay_zero():
+    for kind in ("int8", "nf4"):
+        assert not np.any(decode(*encode(jnp.zeros((6, 2)), kind), "float32"))
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_quantised_model_is_the_model_of_its_decoded_weights(kind):
+    base = tiny_model(**WIDE)
+    model = quantise_model(base, kind)
+    assert linear_layers(model) == linear_layers(base)
+    np.testing.assert_allclose(
+        model.logits({}, TOKENS), dequantise_model(model).logits({}, TOKENS), atol=1e-5
+    )
+
+
+def test_adapters_train_and_fold_on_codes():
+    model, params = add_lora(
+        quantise_model(tiny_model(**WIDE), "nf4"), jax.random.key(0), rank=2, alpha=4
+    )
+    params = jax.tree.map(lambda leaf: leaf + 0.05, params)
+    expected = model.logits(params, TOKENS)
+    residual = {"residual": lora_delta(model, params)}
+    np.testing.assert_allclose(model.logits(residual, TOKENS), expected, atol=1e-5)
+    merged = merge_lora(model, params)
+    np.testing.assert_allclose(merged.logits({}, TOKENS), expected, atol=1e-5)
+    batch = {"tokens": TOKENS, "loss_mask": jnp.ones(TOKENS.shape, bool)}
+    plain = dequantise_model(model)
+    grad = jax.jit(jax.grad(lambda p, m: sft_loss(p, m, batch, None)[0]))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
+        grad(params, model),
+        grad(params, plain),
+    )
+
+
+def test_real_checkpoint_keeps_its_predictions(test_data):
+    folder = test_data / "models" / "stories260K"
+    model, golden = load_model(folder), np.load(folder / "golden.npz")
+    for kind, agreement in (("int8", 0.97), ("nf4", 0.7)):
+        logits = quantise_model(model, kind).logits({}, golden["ids_1"][None])[0]
+        same = np.argmax(logits, -1) == np.argmax(golden["logits_1"], -1)
+        assert same.mean() >= agreement, kind
+
+
+def test_bad_quantisation_is_refused():
+    with pytest.raises(ValueError, match="must be one of .*got 'int3'"):
+        quantise_model(tiny_model(), "int3")
+    with pytest.raises(ValueError, match="quantised already"):
+        quantise_model(quantise_model(tiny_model(), "int8"), "nf4")
+    with pytest.raises(ValueError, match="remat=True"):
+        quantise_model(tiny_model(remat=False), "int8")
+    with pytest.raises(ValueError, match="nf4 packs pairs"):
+        encode(jnp.zeros((3, 2)), "nf4")
+    model = tiny_model()
+    with pytest.raises(ValueError, match="which are quantised"):
+        quantise_model(model, "int8").logits({"params": model.variables["params"]}, TOKENS)
