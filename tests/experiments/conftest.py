@@ -65,7 +65,7 @@ def _private_cache(tmp_path_factory):
 
 
 SMALL = (
-    "--cohort_size=2 --batch_size=2 --lora_rank=2 --num_rounds=4 --client_optimizer=sgd "
+    "--cohort_size=2 --batch_size=2 --lora_rank=2 --num_rounds=4 --algorithm=fed_avg "
     "--heldout_fraction=0.25 --eval_batch_size=4 --eval_every=2 --checkpoint_every=2"
 )
 

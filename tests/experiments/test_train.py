@@ -116,11 +116,12 @@ def test_reference_points_send_nothing_and_see_the_same_tokens(call, finished, t
     assert (tmp_path / "run" / "adapter").exists() == (baseline == "central")
 
 
-def test_scaffold_steps_by_plain_sgd(tiny_flags, tmp_path):
-    plain = [flag for flag in tiny_flags if "client_optimizer" not in flag]
-    given = ["--algorithm=scaffold", "--client_schedule=linear", f"--output_dir={tmp_path / 'run'}"]
-    assert train.main(["train", *plain, *given, "--num_rounds=2", "--exact_match=off"]) == 0
-    assert "--client_lr=0.3" in (tmp_path / "run" / "flags").read_text().splitlines()
+def test_scaffold_steps_by_plain_sgd(call, tmp_path):
+    given = "--algorithm=scaffold", "--client_schedule=linear", "--num_rounds=2"
+    assert call(*given, "--exact_match=off") == 0
+    lines = (tmp_path / "run" / "flags").read_text().splitlines()
+    assert "--client_lr=0.5" in lines
+    assert not [line for line in lines if "client_optimizer" in line]
 
 
 @pytest.mark.parametrize(
