@@ -2,12 +2,15 @@
 
 from algorithms.agnostic_fed_avg import agnostic_fed_avg
 from algorithms.apfl import apfl
+from algorithms.de_com_fl import de_com_fl
 from algorithms.di_loco import di_loco
 from algorithms.ditto import ditto, ditto_fed_avg
 from algorithms.ef21 import ef21
 from algorithms.fed_avg import fed_avg, fed_avg_m
 from algorithms.fed_dyn import fed_dyn
 from algorithms.fed_ex_lora import fed_ex_lora
+from algorithms.fed_k_seed import fed_k_seed
+from algorithms.fed_mezo import fed_fwd, fed_mezo
 from algorithms.fed_nova import fed_nova
 from algorithms.fed_opt import (
     fed_adagrad,
@@ -55,6 +58,10 @@ ALGORITHMS = {
     "apfl": apfl,
     "q_fed_avg": q_fed_avg,
     "agnostic_fed_avg": agnostic_fed_avg,
+    "fed_mezo": fed_mezo,
+    "fed_fwd": fed_fwd,
+    "fed_k_seed": fed_k_seed,
+    "de_com_fl": de_com_fl,
     "ffa_lora": ffa_lora,
     "ro_lora": ro_lora,
     "fed_sa_lora": fed_sa_lora,

@@ -50,6 +50,14 @@ ROWS = {
     "apfl": lambda: Case(algorithms.apfl(toy_loss, SGD)),
     "q_fed_avg": lambda: Case(algorithms.q_fed_avg(toy_loss, 0.05, q=0.5)),
     "agnostic_fed_avg": lambda: Case(algorithms.agnostic_fed_avg(toy_loss, SGD)),
+    "fed_mezo": lambda: Case(
+        algorithms.fed_mezo(toy_loss, optax.sgd(0.01), num_directions=4), gap_closed=0.5
+    ),
+    "fed_fwd": lambda: Case(
+        algorithms.fed_fwd(toy_loss, optax.sgd(0.01), num_directions=4), gap_closed=0.5
+    ),
+    "fed_k_seed": lambda: Case(algorithms.fed_k_seed(toy_loss, 0.01, num_seeds=64), gap_closed=0.5),
+    "de_com_fl": lambda: Case(algorithms.de_com_fl(toy_loss, 0.01, num_slopes=3), gap_closed=0.5),
 }
 LORA_A = np.asarray(toy_lora.toy_params()["lora"]["layers"]["mix"]["a"])
 

@@ -1,0 +1,127 @@
+"""DeComFL: a few numbers a round, whatever the size of the model.
+
+Li et al., "Achieving Dimension-Free Communication in Federated Learning via
+Zeroth-Order Optimization", ICLR 2025, arXiv:2405.15861, Algorithm 2. In a round all
+clients walk along the same directions z_1 ... z_K, one for each local step, that both
+ends draw from a seed:
+
+    y <- y - eta s_i z_i,    s_i = (f(y + eps z_i) - f(y - eps z_i)) / (2 eps)
+
+They send the K slopes, the server their means; with these and the seed every client
+steps to the mean model, x <- x - eta sum_i s_i z_i.
+
+Deviations: a central difference, where the paper's is forward; one direction a step
+(P = 1); clients count by `weigh_fn`. The seeds are the numbers of the round and of the
+step, so that they need not be sent.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedjax_post.core import access, aggregates, algorithm, forward, local, wire
+
+
+class Sent(NamedTuple):
+    """What goes down."""
+
+    slopes: jax.Array  # [num_slopes], float32: of -eta s, means of the last round
+    served: jax.Array  # (), int32: rounds so far, the last one included
+
+
+class Shared(NamedTuple):
+    """What the server holds; it never forms the model."""
+
+    start: algorithm.PyTree  # the first parameters, set up with the model
+    sent: Sent
+
+
+class Replica(NamedTuple):
+    """What every client holds."""
+
+    params: algorithm.PyTree
+    served: jax.Array  # (), int32: rounds that `params` know of
+
+
+class Walk(NamedTuple):
+    """A local walk, moved by one step of SGD in both ways of telling it."""
+
+    params: algorithm.PyTree
+    slopes: jax.Array  # [num_slopes], float32: of -eta s
+
+
+def de_com_fl(
+    loss_fn: local.LossFn,
+    learning_rate: float | Callable,
+    *,
+    num_slopes: int = 8,
+    epsilon: float = 1e-3,
+    weigh_fn: Callable = local.by_tokens,
+) -> algorithm.Algorithm:
+    """Gradient-free tuning that sends one number for each local step.
+
+    Args:
+      loss_fn: `(params, model, batch, key) -> (loss, metrics)`.
+      learning_rate: local step size, or a function from the round to it.
+      num_slopes: numbers in a message: local steps of a visit, at most, K.
+      epsilon: half the distance between the two points, in units of a direction.
+      weigh_fn: `(ClientData) -> ()`, how much a client counts.
+
+    Returns:
+      An algorithm that needs WEIGHTS and sends 4 K bytes up and as many down for each
+      round since the client's last visit, which is the client's state and is billed.
+
+    Raises:
+      ValueError: at the first visit, if it has more than `num_slopes` steps.
+    """
+    schedule = learning_rate if callable(learning_rate) else lambda _: learning_rate
+    tx = optax.chain(optax.sgd(1.0), local.scale_by_round(schedule))
+    slope_fn = forward.central_difference(loss_fn, epsilon)
+
+    def update(model, replica, seen, data, ctx):
+        steps = jnp.arange(data.step_mask.shape[0])
+        if len(steps) > num_slopes:
+            raise ValueError(f"a visit has {len(steps)} steps; raise num_slopes={num_slopes}")
+
+        def estimate(walk, model, numbered, key):
+            batch, step = numbered
+            z = _direction(replica.served, step, walk.params)
+            slope, metrics = slope_fn(walk.params, z, model, batch, key)
+            slopes = jnp.zeros(num_slopes).at[step].set(slope)
+            return Walk(optax.tree.scale(slope, z), slopes), metrics
+
+        walk, walked = Walk(replica.params, jnp.zeros(num_slopes)), forward.from_estimate(estimate)
+        data = data._replace(batches=(data.batches, steps))
+        end, _, metrics = local.local_steps(walked, tx, walk, model, data, ctx)
+        missed = wire.pieces((4 * num_slopes, replica.served - seen), (4, jnp.int32(1)))
+        bill = algorithm.Bill(missed, wire.pieces((4 * num_slopes + 4, jnp.int32(1))))
+        return algorithm.Upload(end.slopes, weigh_fn(data), bill), replica.served, metrics
+
+    def receive(sent, replica):
+        new = sent.served > replica.served  # once only, though a round may be sent again
+        slopes = jnp.where(new, sent.slopes, 0)
+        add = lambda i, x: optax.tree.add_scale(x, slopes[i], _direction(sent.served - 1, i, x))
+        return Replica(jax.lax.fori_loop(0, num_slopes, add, replica.params), sent.served)
+
+    def serve(mean, state, shared):
+        return shared._replace(sent=Sent(mean, shared.sent.served + 1)), state
+
+    return algorithm.Algorithm(
+        client=algorithm.Client(lambda model, replica, key: jnp.int32(0), update),
+        server=algorithm.Server(lambda shared: (), serve),
+        aggregate=aggregates.weighted_mean(),
+        downlink=algorithm.Downlink(
+            lambda shared: Replica(shared.start, shared.sent.served), lambda s: s.sent, receive
+        ),
+        init=lambda params: Shared(params, Sent(jnp.zeros(num_slopes), jnp.int32(0))),
+        deploy=lambda model, replica, state=None: (model, replica.params),
+        access={"target": access.Access.WEIGHTS},
+    )
+
+
+def _direction(round: jax.Array, step: jax.Array, like: algorithm.PyTree) -> algorithm.PyTree:
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), round), step)
+    return forward.random_direction(key, like)
