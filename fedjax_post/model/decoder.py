@@ -129,6 +129,11 @@ class Decoder(nn.Module):
     def _hidden(self, embedded, positions, segments):
         """The normalised residual stream `[B, L, D]` under the head."""
         length = embedded.shape[1]
+        if self.config.learned_positions and length > self.config.max_positions:
+            raise ValueError(
+                f"{length} tokens exceed the {self.config.max_positions} learned positions of this "
+                "model; shorten --max_length"
+            )
         mask = jnp.tril(jnp.ones((length, length), bool))[None]
         if positions is None:
             positions = jnp.arange(length, dtype=jnp.int32)[None]

@@ -1,6 +1,7 @@
 """Laws of loading and saving: a round trip changes nothing, damage is named."""
 
 import json
+import shutil
 import tracemalloc
 
 import jax
@@ -162,6 +163,23 @@ def test_a_hub_name_without_network_says_how_to_get_it(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(FileNotFoundError, match="neither a local folder nor in the local cache"):
         load_model("nobody/nothing")
+
+
+def test_a_cached_hub_name_is_found_by_revision_without_network(monkeypatch, tmp_path, folder):
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    cached = tmp_path / "hub" / "models--org--tiny"
+    shutil.copytree(folder, cached / "snapshots" / commit)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(commit)
+    for revision in (None, "main", commit):
+        model = load_model("org/tiny", revision=revision)
+        jax.tree.map(np.testing.assert_array_equal, model.variables, tiny_model().variables)
+    with pytest.raises(FileNotFoundError, match="in the local cache at revision v2"):
+        load_model("org/tiny", revision="v2")
 
 
 def test_dtype_is_checked(folder):

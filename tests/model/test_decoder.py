@@ -172,6 +172,13 @@ def test_recomputing_layers_changes_no_gradient():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *grads)
 
 
+def test_learned_positions_do_not_reach_further():
+    model = tiny_model(learned_positions=True, rope=None, max_positions=8)
+    assert np.isfinite(model.logits({}, random_tokens(0, 1, 8))).all()
+    with pytest.raises(ValueError, match="9 tokens exceed the 8 learned positions"):
+        model.logits({}, random_tokens(0, 1, 9))
+
+
 def test_program_does_not_grow_with_depth():
     """Layers are scanned, so that 24 of them compile as fast as 4."""
     sizes = []

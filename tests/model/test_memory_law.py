@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from fedjax_post.adapters.lora import add_lora
 from fedjax_post.model.decoder import weight_shapes
+from fedjax_post.model.quantise import quantise_model
 from fedjax_post.objectives.sft import sft_loss
 from fedjax_post.testing.models import tiny_config, tiny_model
 
@@ -19,8 +20,9 @@ SHAPE = {
 }
 
 
-def compiled_gradient(num_clients):
-    model, params = add_lora(tiny_model(**SHAPE), jax.random.key(0), rank=2, alpha=4)
+def compiled_gradient(num_clients, prepare=lambda model: model, **changes):
+    model = prepare(tiny_model(**{**SHAPE, **changes}))
+    model, params = add_lora(model, jax.random.key(0), rank=2, alpha=4)
     batch = {
         "tokens": jnp.zeros((num_clients, 1, 4), jnp.int32),
         "loss_mask": jnp.ones((num_clients, 1, 4), bool),
@@ -47,3 +49,13 @@ def test_base_products_are_shared_and_frozen_weights_get_no_gradient():
     assert up not in text
     assert "f32[2,8,128,256]" not in text
     assert "f32[32,256]" in text  # 8 clients x 4 tokens, one product
+
+
+def test_codes_are_read_back_one_layer_at_a_time():
+    """Eight layers of 128 x 256 weights: at most two layers' worth is ever decoded."""
+    plain, codes = (
+        compiled_gradient(1, prepare, num_layers=8).memory_analysis().temp_size_in_bytes
+        for prepare in (lambda model: model, lambda model: quantise_model(model, "nf4"))
+    )
+    layer = 4 * (3 * 128 * 256 + 2 * 128 * 128 + 2 * 128 * 64)
+    assert codes - plain < 2 * layer
