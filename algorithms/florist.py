@@ -27,7 +27,7 @@ def florist(
     loss_fn: local.LossFn,
     client_tx: optax.GradientTransformation,
     *,
-    tau: float = 0.9,
+    energy: float = 0.9,
     redraw: bool = True,
     weigh_fn: Callable = local.by_tokens,
 ) -> algorithm.Algorithm:
@@ -40,7 +40,7 @@ def florist(
     Args:
       loss_fn: `(params, model, batch, key) -> (loss, metrics)`.
       client_tx: the local optimizer, fresh at every visit.
-      tau: share of the squared singular values that is kept at least, in (0, 1]; 1 is FLoRA.
+      energy: tau, the least share of the squared singular values to keep, in (0, 1]; 1: all.
       redraw: each visit draws an A of its own; False: all start from the first A.
       weigh_fn: `(ClientData) -> ()`, how much a client counts.
 
@@ -48,17 +48,17 @@ def florist(
       An algorithm that shares `flora`'s `Shared` and deploys a model with a residual.
 
     Raises:
-      ValueError: if `tau` is outside (0, 1]; at the start of a run, if anything but an
+      ValueError: if `energy` is outside (0, 1]; at the start of a run, if anything but an
         adapter is to be trained.
     """
-    if isinstance(tau, int | float) and not 0 < tau <= 1:
-        raise ValueError(f"tau must be in (0, 1], got {tau}; 1 keeps everything, as FLoRA does")
+    if isinstance(energy, int | float) and not 0 < energy <= 1:
+        raise ValueError(f"energy must be in (0, 1], got {energy}; 1 keeps everything, as FLoRA")
 
     def cut(a, b, shares):
         svd = products.product_svd(a, b, shares)
-        energy = jnp.square(svd.values)
-        before = jnp.cumsum(energy, 1) - energy
-        kept = (before < tau * energy.sum(1, keepdims=True)) & (energy > 0)
+        squares = jnp.square(svd.values)
+        before = jnp.cumsum(squares, 1) - squares
+        kept = (before < energy * squares.sum(1, keepdims=True)) & (squares > 0)
         values = jnp.where(kept, svd.values, 0)
         product = jnp.einsum("nip,npo->nio", svd.left, values[..., None] * svd.right)
         return product, kept.sum(dtype=jnp.int32)

@@ -13,6 +13,7 @@ from fedjax_post.adapters.lora import add_lora
 from fedjax_post.core.algorithm import Algorithm
 from fedjax_post.core.engine import State, init
 from fedjax_post.data.load import Loaded, Population, Text, load_clients
+from fedjax_post.data.ranks import RankedClients
 from fedjax_post.data.template import Columns
 from fedjax_post.evaluate.generation import longest_response
 from fedjax_post.evaluate.scores import HeldOut, choose_rows
@@ -50,6 +51,9 @@ def build(options: flags.FlagValues) -> Job:
     tokenizer = load_tokenizer(options.model)
     check_tokenizer(tokenizer, config)
     data = load_data(options, tokenizer, context_length=config.max_positions)
+    if options.client_ranks:
+        ranks = methods.client_ranks(options)
+        data = data._replace(clients=RankedClients(data.clients, ranks))
     sampler = make_sampler(options, len(data.clients))
     model, params = make_trainable(options, load_model(options.model, dtype=options.dtype))
     heldout = make_heldout(options, data, tokenizer)

@@ -113,6 +113,8 @@ def _define_training(values: flags.FlagValues) -> None:
     choice("adapter", "lora", ["lora", "full"], "what is trained and sent")
     whole("lora_rank", 8, "components of the adapter", 1)
     real("lora_alpha", 16.0, "the adapter's factor is alpha / rank")
+    ranks = "ranks of the clients in turn, such as 2,4,8, for algorithms that take unequal ones"
+    flags.DEFINE_list("client_ranks", [], ranks, flag_values=values)
     targets = "names or patterns of linear layers"
     flags.DEFINE_list("lora_targets", ["all-linear"], targets, flag_values=values)
     real("lora_dropout", 0.0, "of the adapter's inputs while training")

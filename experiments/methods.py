@@ -5,7 +5,7 @@ from inspect import signature
 
 from absl import flags
 
-from algorithms import references
+from algorithms import ALGORITHMS, references
 from experiments import factories
 from experiments.optimizers import CLIENT_OPTIMIZERS, SCHEDULES, SERVER_OPTIMIZERS, client_optimizer
 from fedjax_post.core import local
@@ -17,6 +17,11 @@ _WEIGHTS = {
     "examples": local.by_examples,
     "uniform": local.uniformly,
 }
+# the algorithms that heed the rank of a client
+RANKED = (
+    *("ffa_lora", "ro_lora", "fed_sa_lora", "flora", "fed_ex_lora"),
+    *("flex_lora", "het_lora", "fed_svd", "lora_fair", "florist"),
+)
 _USUAL = {
     "client_optimizer": "sgd",
     "client_schedule": "constant",
@@ -91,6 +96,30 @@ def make_algorithm(options: flags.FlagValues, *, participation: float) -> Algori
     if options.client_weight is not None:
         offered["weigh_fn"] = _WEIGHTS[options.client_weight]
     return factories.build(factories.find_factory(options.algorithm), options, offered)
+
+
+def client_ranks(options: flags.FlagValues) -> list[int]:
+    """Returns the ranks that clients have in turn.
+
+    Raises:
+      ValueError: for a rank that is none, and for an algorithm that would not heed it.
+    """
+    told = f"--client_ranks={','.join(options.client_ranks)}"
+    try:
+        ranks = [int(rank) for rank in options.client_ranks]
+    except ValueError as error:
+        raise ValueError(f"{told}: {error}; give whole numbers, such as 2,4,8") from None
+    if options.adapter != "lora" or not 1 <= min(ranks) <= max(ranks) <= options.lora_rank:
+        raise ValueError(
+            f"{told}: each must be from 1 to --lora_rank={options.lora_rank}, with --adapter=lora"
+        )
+    if options.algorithm in ALGORITHMS and options.algorithm not in RANKED:
+        raise ValueError(
+            f"{told}: --algorithm={options.algorithm} trains all components on every client; "
+            f"unequal ranks are for {', '.join(RANKED)}; plain averaging of factors padded "
+            "with zeros is --algorithm=het_lora --nosparsity_weights"
+        )
+    return ranks
 
 
 def describe(options: flags.FlagValues) -> str:

@@ -6,6 +6,7 @@
 from fedjax_post.data.batches import ArrayClients, Clients, TokenClients, pool
 from fedjax_post.data.load import Loaded, Population, Text, load_clients
 from fedjax_post.data.partition import Partition, describe, dirichlet, iid, natural
+from fedjax_post.data.ranks import RankedClients
 from fedjax_post.data.source import Splits, hold_out, load_splits
 from fedjax_post.data.table import TokenTable, gather, make_table
 from fedjax_post.data.template import Columns, find_columns
@@ -17,6 +18,7 @@ __all__ = [
     "Loaded",
     "Partition",
     "Population",
+    "RankedClients",
     "Splits",
     "Text",
     "TokenClients",

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_post.core.access import Access, AccessError
-from fedjax_post.core.algorithm import ClientData, PyTree
+from fedjax_post.core.algorithm import PyTree
 from fedjax_post.data.batches import ArrayClients
 from fedjax_post.model.views import merge_collections
 
@@ -43,22 +43,6 @@ class ToyLoraModel:
         low = product(inputs, layer("lora")["a"]) * layer("lora_scale")["scale"][None]
         outputs = outputs + product(low, layer("lora")["b"])
         return outputs if self.access == Access.GRADIENTS else _opaque(outputs)
-
-
-@dataclasses.dataclass(frozen=True)
-class Ranked:
-    """Clients whose LoRA ranks are `ranks`, over and over."""
-
-    clients: ArrayClients
-    ranks: tuple[int, ...]
-
-    def __len__(self) -> int:
-        return len(self.clients)
-
-    def visit(self, client_id: int, rng: np.random.Generator) -> ClientData:
-        """The client's visit, with its rank."""
-        rank = np.int32(self.ranks[client_id % len(self.ranks)])
-        return self.clients.visit(client_id, rng)._replace(rank=rank)
 
 
 def toy_model(rank: int = RANK) -> ToyLoraModel:

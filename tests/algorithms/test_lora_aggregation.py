@@ -21,6 +21,7 @@ from fedjax_post.adapters import factors, products
 from fedjax_post.adapters.lora import add_lora, lora_delta, merge_lora
 from fedjax_post.core import engine, local, num_bytes, pack, wire
 from fedjax_post.core.algorithm import ClientData, no_context
+from fedjax_post.data.ranks import RankedClients
 from fedjax_post.objectives.sft import sft_loss
 from fedjax_post.simulate.cohort import data_rng
 from fedjax_post.simulate.visit import contexts_of, fresh_states, visit
@@ -31,7 +32,7 @@ LORA = (
     *("ffa_lora", "ro_lora", "fed_sa_lora", "flora", "fed_ex_lora"),
     *("flex_lora", "het_lora", "fed_svd", "lora_fair", "florist"),
 )
-FIXED = {"flora": {"redraw": False}, "florist": {"redraw": False, "tau": 1.0}}
+FIXED = {"flora": {"redraw": False}, "florist": {"redraw": False, "energy": 1.0}}
 ALPHA, SGD = toy_lora.ALPHA, optax.sgd(0.05)
 RANKS = {"equal": (2,), "unequal": (1, 2, 1)}
 
@@ -59,7 +60,8 @@ def start_at(rank=2, seed=5):
 
 
 def clients_of(ranks, **kwargs):
-    return toy_lora.Ranked(toy_lora.toy_clients(**kwargs), ranks)
+    clients = toy_lora.toy_clients(**kwargs)
+    return clients if ranks == (0,) else RankedClients(clients, ranks)
 
 
 def play(algorithm, params, clients, *, rounds=1, rank=2, **plan):
@@ -387,7 +389,7 @@ def test_lora_fair_solves_for_the_correction(ranks):
 def test_florist_keeps_the_least_rank_of_enough_energy(tau):
     clients, params = clients_of((1, 2, 1)), toy_lora.toy_params()
     whole = mean_product(visits(params, clients))
-    state, _, found = play(make("florist", tau=tau), params, clients)
+    state, _, found = play(make("florist", energy=tau), params, clients)
     u, s, v = np.linalg.svd(whole, full_matrices=False)
     share = np.cumsum(s**2, 1) / (s**2).sum(1, keepdims=True)
     ranks = (share < tau).sum(1) + 1
@@ -409,7 +411,7 @@ def test_only_adapters_are_taken(name):
         ("het_lora", {"prune_to": 0.0}),
         ("het_lora", {"prune_penalty": -1.0}),
         ("lora_fair", {"penalty": 0.0}),
-        ("florist", {"tau": 1.5}),
+        ("florist", {"energy": 1.5}),
     ],
 )
 def test_hyper_parameters_are_checked(name, options):
@@ -513,7 +515,7 @@ def test_ro_lora_bills_the_factor_that_moved_or_both():
 def test_late_clients_are_billed_what_they_missed(name):
     """Stacks of every round since the last visit, or the dense sum where that is less."""
     params = toy_lora.toy_params()
-    algorithm = make(name, **({"tau": 0.5} if name == "florist" else {}))
+    algorithm = make(name, **({"energy": 0.5} if name == "florist" else {}))
     play_one = lambda rounds: play(algorithm, params, clients_of((1,)), rounds=rounds,
                                    sampler=by_round(COHORTS))  # fmt: skip
     counts = [np.asarray(play_one(n)[0].shared.folded) for n in (1, 2)]
@@ -562,7 +564,7 @@ def test_a_decoder_is_trained_and_deployed(name):
          "loss_mask": np.ones((4, 6), bool)}
         for _ in range(2)
     ]  # fmt: skip
-    clients = toy_lora.Ranked(fp.ArrayClients(arrays, batch_size=4, local_steps=4), (1, 2))
+    clients = RankedClients(fp.ArrayClients(arrays, batch_size=4, local_steps=4), (1, 2))
     algorithm = ALGORITHMS[name](sft_loss, optax.adam(0.02))
     steps = fp.run(algorithm, model, clients, params=params, rounds=2)
     (_, first), (state, second) = list(steps)

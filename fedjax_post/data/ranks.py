@@ -1,0 +1,37 @@
+"""Clients of different LoRA ranks."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from fedjax_post.core.algorithm import ClientData
+from fedjax_post.data.batches import Clients
+
+
+@dataclasses.dataclass(frozen=True)
+class RankedClients:
+    """The same clients, whose LoRA ranks are `ranks` in turn: client k has `ranks[k % len]`.
+
+    Attributes:
+      clients: the population.
+      ranks: components of a client's adapter, each from 1 to the federation's own rank.
+
+    Raises:
+      ValueError: without ranks, or for one below 1.
+    """
+
+    clients: Clients
+    ranks: Sequence[int]
+
+    def __post_init__(self):
+        if not self.ranks or min(self.ranks) < 1:
+            raise ValueError(f"--client_ranks must name ranks of at least 1, got {self.ranks}")
+
+    def __len__(self) -> int:
+        return len(self.clients)
+
+    def visit(self, client_id: int, rng: np.random.Generator) -> ClientData:
+        """Returns the client's visit with its rank."""
+        rank = np.int32(self.ranks[client_id % len(self.ranks)])
+        return self.clients.visit(client_id, rng)._replace(rank=rank)
