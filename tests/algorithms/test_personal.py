@@ -23,7 +23,7 @@ import fedjax_post as fp
 from fedjax_post.core import engine, uniformly
 from fedjax_post.simulate.personal import read_clients
 from fedjax_post.simulate.run import wire_bytes_of
-from fedjax_post.testing import toy_clients, toy_loss, toy_model, toy_params
+from fedjax_post.testing import toy_clients, toy_lora, toy_loss, toy_model, toy_params
 
 FED_AVG = algorithms.fed_avg(quadratic, optax.sgd(LR), weigh_fn=uniformly)
 SGD = optax.sgd(LR)
@@ -66,6 +66,38 @@ def test_ditto_leaves_the_shared_model_alone(base):
     np.testing.assert_array_equal(solve(wrapped, rounds=3), solve(base, rounds=3))
     sizes = [wire_bytes_of(a, None, quadratic_clients(2), jnp.zeros(DIM)) for a in (wrapped, base)]
     assert sizes[0] == sizes[1]
+
+
+LORA = {
+    name: getattr(algorithms, name)(toy_lora.toy_loss, optax.sgd(0.05))
+    for name in ("flora", "fed_sa_lora", "het_lora")
+}
+
+
+@pytest.mark.parametrize("base", LORA.values(), ids=LORA)
+def test_ditto_goes_over_algorithms_of_adapters(base, tmp_path):
+    """What is shared and what is billed stay; every client has a model of its own to evaluate."""
+    model, clients, params = (
+        toy_lora.toy_model(),
+        toy_lora.toy_clients(),
+        toy_lora.toy_params(),
+    )
+    wrapped = algorithms.ditto(base, toy_lora.toy_loss, client_tx=optax.sgd(0.05), mu=0.1)
+    ends, bills = [], []
+    for algorithm, folder in ((wrapped, tmp_path), (base, None)):
+        plan = fp.Plan(directory=folder)
+        run = list(fp.run(algorithm, model, clients, params=params, rounds=3, plan=plan))
+        ends.append(run[-1][0])
+        bills.append([(record["bytes_up"], record["bytes_down"]) for _, record in run])
+    assert bills[0] == bills[1]
+    jax.tree.map(np.testing.assert_array_equal, ends[0].shared, ends[1].shared)
+    kept = read_clients(tmp_path, wrapped, model, clients, params=params)
+    client = jax.tree.map(lambda x: x[1], kept.states)
+    own_model, own = engine.deployed(wrapped, model, ends[0], client)
+    batch = jax.tree.map(lambda x: x[0], clients.visit(1, np.random.default_rng(0)).batches)
+    loss, _ = toy_lora.toy_loss(own, own_model, batch, jax.random.key(0))
+    start, _ = toy_lora.toy_loss(params, model, batch, jax.random.key(0))
+    assert loss < start
 
 
 def shifted(params, model, batch, key):
