@@ -34,9 +34,10 @@ def het_lora(
 ) -> algorithm.Algorithm:
     """Zero-padded averaging of factors of different ranks.
 
-    Without `sparsity_weights` and pruning it is FedIT; so it is `fed_avg` where ranks
-    are equal besides. A round sends both factors down and both up, the components of
-    the rank with which the client arrives. Clients keep one number.
+    Without `sparsity_weights` and pruning it is FedIT (Zhang et al. 2024,
+    arXiv:2305.05644) for unequal ranks, and with equal ranks `fed_avg`. A round sends
+    both factors down and both up, the components of the rank with which the client
+    arrives. Clients keep one number.
 
     Args:
       loss_fn: `(params, model, batch, key) -> (loss, metrics)`.

@@ -178,7 +178,8 @@ def bill_of_folds(
     """Returns what a client receives to fold all that it missed into its base.
 
     It is sent the components that were folded since its last visit or, where that
-    is less, the dense sum of all folds once.
+    is less, the dense sum of all folds once. A client whose visit was dropped keeps no
+    count, so that it is charged again.
 
     Args:
       folded: components folded so far, all layers together, `[adapted matrices]`, int32.

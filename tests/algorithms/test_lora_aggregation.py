@@ -444,6 +444,20 @@ def test_nothing_dense_is_mapped_over_clients(name):
     assert [s for s in shapes if count in s and dense <= set(s)] == []
 
 
+@pytest.mark.parametrize("name", ["flora", "flex_lora", "het_lora", "ro_lora"])
+def test_order_and_chunks_do_not_matter_with_unequal_ranks(name):
+    """The contract's laws, where lanes of unequal ranks and empty lanes stand side by side."""
+    clients, params = clients_of((1, 2, 2)), start_at()
+    backwards = lambda population, rng: np.arange(population)[::-1]
+    one, other = (
+        play(make(name), params, clients, rounds=2, **plan)[1:]
+        for plan in ({"chunk_size": 6}, {"chunk_size": 4, "sampler": backwards})
+    )
+    assert_close(one[1], other[1])
+    for key in ("bytes_up", "bytes_down"):
+        assert [record[key] for record in one[0]] == [record[key] for record in other[0]]
+
+
 # --- bytes -----------------------------------------------------------------------------
 
 
