@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from fedjax_post.adapters.lora import merge_lora
 from fedjax_post.hub.families import find_family, read_config, write_config
 from fedjax_post.hub.files import find_folder
-from fedjax_post.hub.weights import SINGLE, load_weights, write_weights
+from fedjax_post.hub.weights import SINGLE, ShardingFn, load_weights, write_weights
 from fedjax_post.model.config import DecoderConfig
 from fedjax_post.model.views import LanguageModel
 
@@ -39,7 +39,11 @@ def load_config(name_or_path: str | Path, *, revision: str | None = None) -> Dec
 
 
 def load_model(
-    name_or_path: str | Path, *, dtype: Any = jnp.float32, revision: str | None = None
+    name_or_path: str | Path,
+    *,
+    dtype: Any = jnp.float32,
+    revision: str | None = None,
+    sharding_fn: ShardingFn | None = None,
 ) -> LanguageModel:
     """Returns a published model, its weights in `dtype`.
 
@@ -47,6 +51,8 @@ def load_model(
       name_or_path: "builtin", a folder with config.json and safetensors, or a hub name.
       dtype: float32, bfloat16 or float16, of weights and matrix products.
       revision: branch, tag or commit of a hub name.
+      sharding_fn: `(dotted path, shape) -> jax.sharding.Sharding` of each weight, for
+        example ("layers.mlp.up_proj.kernel", (num_layers, in, out)); None is one device.
 
     Raises:
       FileNotFoundError: if the folder, its config.json or its weights do not exist.
@@ -58,7 +64,7 @@ def load_model(
     config = dataclasses.replace(config, dtype=dtype.name)
     folder = find_folder(name_or_path, revision=revision)
     family = find_family({"model_type": config.model_type})
-    weights = load_weights(folder, family, config=config, dtype=dtype)
+    weights = load_weights(folder, family, config=config, dtype=dtype, sharding_fn=sharding_fn)
     return LanguageModel({"params": weights}, config)
 
 

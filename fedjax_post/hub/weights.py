@@ -3,7 +3,7 @@
 import json
 import re
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +16,8 @@ from fedjax_post.model.config import DecoderConfig
 from fedjax_post.model.decoder import weight_shapes
 
 PyTree = Any
+# (dotted path below "params", shape) -> where the leaf lives
+ShardingFn = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 DTYPES = {
@@ -109,7 +111,12 @@ def read_header(path: Path) -> dict[str, Entry]:
 
 
 def load_weights(
-    directory: Path, family: Family, *, config: DecoderConfig, dtype: Any
+    directory: Path,
+    family: Family,
+    *,
+    config: DecoderConfig,
+    dtype: Any,
+    sharding_fn: ShardingFn | None = None,
 ) -> dict[str, PyTree]:
     """Returns the flax collection "params" of a model folder.
 
@@ -134,7 +141,8 @@ def load_weights(
         *parents, last = path.split(".")
         for parent in parents:
             tree = tree.setdefault(parent, {})
-        tree[last] = jax.device_put(array, may_alias=True)
+        where = None if sharding_fn is None else sharding_fn(path, shape)
+        tree[last] = jax.device_put(array, where, may_alias=where is None)
     return weights
 
 

@@ -58,6 +58,19 @@ def test_dtypes_are_kept(tmp_path, dtype):
     assert json.loads((tmp_path / "config.json").read_text())["dtype"] == dtype
 
 
+def test_weights_go_straight_to_their_sharding(folder):
+    mesh = jax.make_mesh((1,), ("model",))
+
+    def columns(path, shape):
+        split = (None,) * (len(shape) - 1) + ("model",) if path.endswith("kernel") else ()
+        return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*split))
+
+    weights = load_model(folder, sharding_fn=columns).variables["params"]
+    kernel = weights["layers"]["mlp"]["up_proj"]["kernel"]
+    assert kernel.sharding.spec == jax.sharding.PartitionSpec(None, None, "model")
+    jax.tree.map(np.testing.assert_array_equal, weights, tiny_model().variables["params"])
+
+
 def test_saved_adapter_is_merged(tmp_path):
     model, params = add_lora(tiny_model(), jax.random.key(0), rank=2, alpha=4)
     params = jax.tree.map(lambda leaf: leaf + 0.1, params)
