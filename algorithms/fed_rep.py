@@ -14,11 +14,10 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
 import optax
 
 from algorithms.fed_avg import fed_avg
-from fedjax_post.core import algorithm, local
+from fedjax_post.core import algorithm, local, parts
 
 
 class Parts(NamedTuple):
@@ -26,31 +25,6 @@ class Parts(NamedTuple):
 
     body: algorithm.PyTree  # what the algorithm below makes of it
     head: algorithm.PyTree  # parameters; None where the body has them
-
-
-def split(params: algorithm.PyTree, is_local: Callable[[str], bool]) -> Parts:
-    """Parameters into body and head, two trees of one form with None in the gaps.
-
-    Raises:
-      ValueError: if either part is empty, with the paths that there are.
-    """
-    path_of = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")
-    paths = [path_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-    if len({is_local(path) for path in paths}) != 2:
-        raise ValueError(
-            f"the local part must be some but not all of the parameters {paths}; "
-            "give another local_pattern"
-        )
-    take = lambda wanted: jax.tree_util.tree_map_with_path(
-        lambda path, x: x if is_local(path_of(path)) is wanted else None, params
-    )
-    return Parts(body=take(False), head=take(True))
-
-
-def join(body: algorithm.PyTree, head: algorithm.PyTree) -> algorithm.PyTree:
-    """The parameters again."""
-    filled = lambda b, h: h if b is None else b
-    return jax.tree.map(filled, body, head, is_leaf=lambda x: x is None)
 
 
 def local_part(
@@ -74,11 +48,11 @@ def local_part(
       parameters, which is set up with the model and not charged.
     """
     # below, the "model" is the pair of the model and the client's head
-    base = make_fn(lambda body, pair, *rest: loss_fn(join(body, pair[1]), pair[0], *rest))
+    base = make_fn(lambda body, pair, *rest: loss_fn(parts.join(body, pair[1]), pair[0], *rest))
 
     def start(params):
-        parts = split(params, is_local)
-        return parts._replace(body=base.init(parts.body))
+        body, head = parts.split(params, is_local)
+        return Parts(base.init(body), head)
 
     def init(model, replica, key):
         pair = model, replica.head
@@ -86,7 +60,7 @@ def local_part(
 
     def update(model, replica, state, data, ctx):
         body = base.deploy((model, state.head), replica.body)[1]
-        head_loss = lambda head, *rest: loss_fn(join(body, head), *rest)
+        head_loss = lambda head, *rest: loss_fn(parts.join(body, head), *rest)
         head, _, _ = local.local_steps(head_loss, client_tx, state.head, model, data, ctx)
         pair = model, head
         upload, inner, metrics = base.client.update(pair, replica.body, state.body, data, ctx)
@@ -99,7 +73,7 @@ def local_part(
     def deploy(model, replica, state=None):
         inner, head = (None, replica.head) if state is None else state
         (model, _), body = base.deploy((model, head), replica.body, inner)
-        return model, join(body, head)
+        return model, parts.join(body, head)
 
     return base._replace(
         client=algorithm.Client(init, update),
