@@ -8,6 +8,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import fedjax_post
+from algorithms import ALGORITHMS
 from experiments import train
 from fedjax_post.report.records import read_records
 
@@ -143,3 +144,11 @@ def test_flags_reach_the_run(call, tmp_path, given):
     common = rounds, "--eval_every=0", "--exact_match=off"
     assert call(*given, *local, *number, *common) == 0
     assert (tmp_path / "run" / "summary.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_every_algorithm_runs_and_exports(call, tmp_path, algorithm):
+    given = f"--algorithm={algorithm}", "--num_rounds=2", "--eval_every=0", "--exact_match=off"
+    assert call(*given) == 0
+    assert any((tmp_path / "run" / "adapter").glob("*.safetensors"))
