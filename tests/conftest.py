@@ -17,6 +17,13 @@ jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def fresh_programs():
+    """Frees a module's compiled programs behind it: memory stays that of one module."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def test_data() -> Path:
     """The folder of real checkpoints and data sets; skips where it is missing."""
