@@ -107,7 +107,7 @@ def make_sampler(options: flags.FlagValues, population: int) -> Sampler:
     if options.sampling == "full":
         return fedjax_post.full()
     samplers = {"uniform": fedjax_post.uniform, "poisson": fedjax_post.poisson}
-    sampler = samplers[options.sampling](options.cohort_size)
+    sampler = samplers[options.sampling](_cohort_size(options, population))
     draw(sampler, population, seed=options.seed, round=0)
     return sampler
 
@@ -144,7 +144,13 @@ def make_heldout(options: flags.FlagValues, data: Loaded, tokenizer: Any) -> Hel
 
 
 def _participation(options: flags.FlagValues, population: int) -> float:
-    return 1.0 if options.sampling == "full" else options.cohort_size / population
+    if options.sampling == "full":
+        return 1.0
+    return _cohort_size(options, population) / population
+
+
+def _cohort_size(options: flags.FlagValues, population: int) -> int:
+    return options.cohort_size or min(16, population)
 
 
 def _find_start(
