@@ -7,6 +7,7 @@ so that clients of different ranks share one shape.
 """
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Sequence
@@ -73,18 +74,24 @@ def add_lora(
                 f"--lora_rank={rank} exceeds layer {name} of {size_in} x {size_out}; "
                 f"use at most {min(size_in, size_out)} or leave this layer out of --lora_targets"
             )
-    factors: PyTree = {}
+    factors = _fresh_factors(key, shapes=tuple(shapes.items()), rank=rank)
     scales: PyTree = {}
-    for (name, shape), layer_key in zip(
-        shapes.items(), jax.random.split(key, len(shapes)), strict=True
-    ):
+    for name, (num_layers, _, _) in shapes.items():
+        scale = rank_scale(alpha, rank, rank)
+        _put(scales, name, {"scale": jnp.broadcast_to(scale[None], (num_layers, rank))})
+    return with_scale(model, scales, dropout=dropout), {"lora": factors}
+
+
+@functools.partial(jax.jit, static_argnames=("shapes", "rank"))
+def _fresh_factors(key, *, shapes, rank):
+    """A and B of all layers, in one program."""
+    factors: PyTree = {}
+    for (name, shape), layer_key in zip(shapes, jax.random.split(key, len(shapes)), strict=True):
         num_layers, size_in, size_out = shape
         bound = 1 / math.sqrt(size_in)
         a = jax.random.uniform(layer_key, (num_layers, size_in, rank), minval=-bound, maxval=bound)
         _put(factors, name, {"a": a, "b": jnp.zeros((num_layers, rank, size_out))})
-        scale = rank_scale(alpha, rank, rank)
-        _put(scales, name, {"scale": jnp.broadcast_to(scale, (num_layers, rank))})
-    return with_scale(model, scales, dropout=dropout), {"lora": factors}
+    return factors
 
 
 def match_layers(model: LanguageModel, targets: str | Sequence[str]) -> list[str]:

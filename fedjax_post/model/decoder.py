@@ -225,6 +225,7 @@ def segment_positions(segments: Int[Array, "B L"]) -> Int[Array, "B L"]:
     return index - jax.lax.cummax(jnp.where(starts, index, 0), axis=1)
 
 
+@functools.lru_cache(maxsize=64)
 def weight_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
     """Returns the shape of every weight by its dotted path; layers are stacked in front."""
     tokens = jnp.zeros((1, 1), jnp.int32)
