@@ -11,6 +11,7 @@ import algorithms
 import fedjax_post as fp
 from fedjax_post import core
 from fedjax_post.core import ClientData, uniformly
+from fedjax_post.simulate.personal import read_clients
 
 UNEQUAL = np.array([1, 2, 4, 8, 8])  # steps of each client
 
@@ -112,11 +113,17 @@ def test_fed_dyn_without_its_bend_is_biased():
     assert np.abs(solve(broken, rounds=300) - JOINT).max() > 0.05
 
 
-def test_fed_dyn_with_some_of_the_clients_reaches_the_joint_optimum():
-    """The server's h is a mean over all clients, though only some are seen in a round."""
+def test_fed_dyn_with_some_of_the_clients_reaches_the_joint_optimum(tmp_path):
+    """The server's h is the mean over all clients, though only some are seen in a round."""
     algorithm = algorithms.fed_dyn(quadratic, optax.sgd(LR), alpha=2.0, participation=2 / CLIENTS)
-    clients, plan = UnequalClients(), fp.Plan(sampler=fp.uniform(2))
-    runs = fp.run(algorithm, None, clients, params=jnp.zeros(DIM), rounds=900, plan=plan)
+    clients, start = UnequalClients(), jnp.zeros(DIM)
+    plan = fp.Plan(sampler=fp.uniform(2), directory=tmp_path)
+    state = list(fp.run(algorithm, None, clients, params=start, rounds=3, plan=plan))[-1][0]
+    kept = read_clients(tmp_path, algorithm, None, clients, params=start)
+    mean = np.asarray(kept.states.local).sum(0) / CLIENTS
+    np.testing.assert_allclose(state.server, mean, rtol=1e-5, atol=1e-7)
+    plan = fp.Plan(sampler=fp.uniform(2))
+    runs = fp.run(algorithm, None, clients, params=start, rounds=900, plan=plan)
     np.testing.assert_allclose(list(runs)[-1][0].shared, JOINT, atol=2e-2)
 
 
