@@ -13,9 +13,9 @@ has a formula each. Here it is read off the optimizer, as the distance that it w
 down a slope of one in as many steps: equal to the formulas, and good for any
 other linear optimizer.
 
-Deviations: none for linear optimizers. For Adam, which is not linear, this divides
-by the distance that Adam walks in as many steps, much as the authors' code does
-by the number of steps.
+Deviations: tau_eff is free to choose; under a proximal pull the authors' code takes
+the mean number of steps for it, which only scales the server's step. For Adam, which
+is not linear, this divides by the distance that Adam walks in as many steps.
 """
 
 from typing import NamedTuple
