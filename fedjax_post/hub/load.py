@@ -69,7 +69,12 @@ def load_model(
 
 
 def save_model(
-    directory: str | Path, model: LanguageModel, *, params: PyTree = None, dtype: Any = None
+    directory: str | Path,
+    model: LanguageModel,
+    *,
+    params: PyTree = None,
+    dtype: Any = None,
+    run: str = "",
 ) -> None:
     """Writes a model as a Hugging Face folder: config.json and model.safetensors.
 
@@ -78,6 +83,7 @@ def save_model(
       model: what to write; a residual is folded into the weights.
       params: adapter or trained weights to merge into it first.
       dtype: float32, bfloat16 or float16; by default the model's own.
+      run: what made the model, kept in the file's metadata.
 
     Raises:
       ValueError: if the dtype is none of these, or the architecture has no config.json.
@@ -92,7 +98,7 @@ def save_model(
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
     weights = merged.variables["params"]
-    write_weights(folder / SINGLE, weights, family=family, config=config, dtype=dtype)
+    write_weights(folder / SINGLE, weights, family=family, config=config, dtype=dtype, run=run)
     (folder / "config.json").write_text(json.dumps(raw, indent=2, sort_keys=True) + "\n")
 
 

@@ -209,9 +209,15 @@ def check_tensors(
 
 
 def write_weights(
-    path: Path, weights: PyTree, *, family: Family, config: DecoderConfig, dtype: Any
+    path: Path,
+    weights: PyTree,
+    *,
+    family: Family,
+    config: DecoderConfig,
+    dtype: Any,
+    run: str = "",
 ) -> None:
-    """Writes the collection "params" as one safetensors file under the family's names."""
+    """Writes the collection "params" as one safetensors file under the family's names; `run` says who made it."""
     from safetensors.numpy import save_file
 
     tensors: dict[str, np.ndarray] = {}
@@ -225,7 +231,7 @@ def write_weights(
         for i, row in enumerate(rows):
             row = row.T if stored.transposed else row
             tensors[stored.name.format(i=i)] = np.ascontiguousarray(row)
-    save_file(tensors, str(path), metadata={"format": "pt"})
+    save_file(tensors, str(path), metadata={"format": "pt", "run": run})
 
 
 def _with_prefix(name: str, family: Family) -> str:

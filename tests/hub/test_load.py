@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from fedjax_post.adapters.lora import add_lora
@@ -74,7 +75,9 @@ def test_weights_go_straight_to_their_sharding(folder):
 def test_saved_adapter_is_merged(tmp_path):
     model, params = add_lora(tiny_model(), jax.random.key(0), rank=2, alpha=4)
     params = jax.tree.map(lambda leaf: leaf + 0.1, params)
-    save_model(tmp_path, model, params=params)
+    save_model(tmp_path, model, params=params, run="seed 3 of commit abc")
+    with safe_open(tmp_path / "model.safetensors", "numpy") as file:
+        assert file.metadata()["run"] == "seed 3 of commit abc"
     np.testing.assert_allclose(
         load_model(tmp_path).logits({}, TOKENS), model.logits(params, TOKENS), atol=2e-5
     )
