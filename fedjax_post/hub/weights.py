@@ -217,7 +217,7 @@ def write_weights(
     dtype: Any,
     run: str = "",
 ) -> None:
-    """Writes the collection "params" as one safetensors file under the family's names; `run` says who made it."""
+    """Writes the collection "params" as one safetensors file under the family's names."""
     from safetensors.numpy import save_file
 
     tensors: dict[str, np.ndarray] = {}
