@@ -3,6 +3,10 @@
 import os
 from pathlib import Path
 
+# Tiny programs take longer to compile than to run. Before jax starts; subprocesses inherit it.
+_QUICK = "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] = f"{_QUICK} {os.environ.get('XLA_FLAGS', '')}".strip()
+
 import jax
 import pytest
 
