@@ -66,7 +66,8 @@ def lora_fair(
         target = jnp.einsum("knrs,knso->nro", aligned, b_k)
         gram = jnp.einsum("nir,nis->nrs", a, a)
         ridge = gram / penalty + jnp.eye(gram.shape[-1])[None]
-        return a, b + jnp.linalg.solve(ridge, (target - gram @ b) / penalty)
+        missing = (target - gram @ b) / penalty
+        return a, b + products.over_layers(jnp.linalg.solve, ridge, missing)
 
     def serve(cohort, state, shared):
         values, shares = cohort[0], products.shares_of(cohort[1])

@@ -6,6 +6,7 @@ thin QR factors of the stacks and the SVD of their small core, never from a matr
 in x out.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -98,14 +99,29 @@ def product_svd(a: Array, b: Array, shares: Float[Array, " K"]) -> Svd:
     a = a * shares.reshape(-1, 1, 1, 1)
     stacked_a = a.transpose(1, 2, 0, 3).reshape(num_layers, size_in, -1)
     stacked_b = b.transpose(1, 0, 2, 3).reshape(num_layers, -1, size_out)
-    q_a, r_a = jnp.linalg.qr(stacked_a)
-    q_b, r_b = jnp.linalg.qr(stacked_b.swapaxes(1, 2))
-    left, values, right = jnp.linalg.svd(r_a @ r_b.swapaxes(1, 2), full_matrices=False)
-    left, right = q_a @ left, right @ q_b.swapaxes(1, 2)
+    return over_layers(_stacked_svd, stacked_a, stacked_b)
+
+
+def _stacked_svd(a: Array, b: Array) -> Svd:
+    """The SVD of a b, `[in, K R]` times `[K R, out]`."""
+    q_a, r_a = jnp.linalg.qr(a)
+    q_b, r_b = jnp.linalg.qr(b.T)
+    left, values, right = jnp.linalg.svd(r_a @ r_b.T, full_matrices=False)
+    left, right = q_a @ left, right @ q_b.T
     # Both signs are right; one is chosen, so that the order of clients does not show.
-    largest = jnp.abs(left).argmax(1, keepdims=True)
-    sign = jnp.where(jnp.take_along_axis(left, largest, 1) < 0, -1.0, 1.0)
-    return Svd(left * sign, values, right * sign.swapaxes(1, 2))
+    largest = jnp.abs(left).argmax(0, keepdims=True)
+    sign = jnp.where(jnp.take_along_axis(left, largest, 0) < 0, -1.0, 1.0)
+    return Svd(left * sign, values, right * sign.T)
+
+
+def over_layers(fn: Callable, *arrays: Array) -> PyTree:
+    """Returns `fn` of each layer's arrays in turn; leaves are stacked over layers again.
+
+    On a CPU, batched LAPACK calls that XLA runs side by side each wait for the same
+    few threads, and can wait for ever (seen with jaxlib 0.10 on 2 cores); a call on one
+    matrix needs no thread but its own.
+    """
+    return jax.lax.map(lambda layer: fn(*layer), arrays)
 
 
 def top_components(values: Factors, shares: Float[Array, " K"], rank: int) -> Factors:
