@@ -136,3 +136,12 @@ def test_frobenius_norm_is_of_the_product():
     one = jax.tree.map(lambda x: x[2], values)
     expected = norm_of(jax.tree.map(lambda x: x[2], dense_products(values)))
     np.testing.assert_allclose(products.frobenius_norm(one), expected, rtol=1e-5)
+
+
+def test_lapack_is_called_on_one_matrix_at_a_time():
+    """Batched calls side by side waited for each other's threads for ever, on 2 cores."""
+    function = lambda v, w: products.top_components(v, w, RANK)
+    text = str(jax.make_jaxpr(function)(random_values(), jnp.asarray(SHARES)))
+    shapes = re.findall(r"f32\[([\d,]+)\] = (?:qr|svd)\[", text)
+    assert shapes
+    assert all(shape.count(",") == 1 for shape in shapes)
