@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from fedjax_post.model.sealed import Sealed, reach_model
 from fedjax_post.model.views import LanguageModel
 
 PyTree = Any
@@ -29,7 +30,7 @@ class Sampling(NamedTuple):
 
 
 def generate(
-    model: LanguageModel,
+    model: LanguageModel | Sealed,
     params: PyTree,
     prompts: Int[Array, "B L"],
     prompt_mask: Bool[Array, "B L"],
@@ -45,7 +46,7 @@ def generate(
     `jax.vmap` over `params` and rows of one prompt: the base weights stay shared.
 
     Args:
-      model: the frozen model.
+      model: the frozen model, or a view that grants LOGITS.
       params: what is merged over it.
       prompts: int32, padded on the left.
       prompt_mask: False for padding.
@@ -61,7 +62,7 @@ def generate(
 
 
 def sample(
-    model: LanguageModel,
+    model: LanguageModel | Sealed,
     params: PyTree,
     prompts: Int[Array, "B L"],
     prompt_mask: Bool[Array, "B L"],
@@ -75,7 +76,7 @@ def sample(
     other rows.
 
     Args:
-      model: the frozen model.
+      model: the frozen model, or a view that grants LOGITS.
       params: what is merged over it.
       prompts: int32, padded on the left.
       prompt_mask: False for padding.
@@ -86,6 +87,7 @@ def sample(
       ValueError: if a field of `rule` is out of range, prompt and T exceed the
         model's context, or a key is needed and missing.
     """
+    model = reach_model(model)
     check_sampling(rule, model, length=prompts.shape[1])
     if key is None and rule.temperature > 0:
         raise ValueError(f"temperature={rule.temperature} draws at random and needs a key")

@@ -49,3 +49,24 @@ class Sealed:
     ) -> Float[Array, "B L V"]:
         """See `LanguageModel.embed_logits`; needs EMBEDDINGS."""
         return self._model.embed_logits(params, embeddings, **kwargs)
+
+    def prefill(
+        self, params: PyTree, tokens: Int[Array, "B L"], **kwargs: Any
+    ) -> tuple[Float[Array, "B V"], Any]:
+        """See `LanguageModel.prefill`; the cache is for handing back, not for reading."""
+        return self._model.prefill(params, tokens, **kwargs)
+
+    def step(
+        self, params: PyTree, tokens: Int[Array, "B L"], **kwargs: Any
+    ) -> tuple[Float[Array, "B V"], Any]:
+        """See `LanguageModel.step`."""
+        return self._model.step(params, tokens, **kwargs)
+
+
+def reach_model(view: Any) -> Any:
+    """The model behind a view, at the view's tier: for compiled programs of `model/` alone.
+
+    They take it as an argument, since a `Sealed` that were one would make the weights
+    constants of the program, compiled anew for every view.
+    """
+    return view._model if isinstance(view, Sealed) else view

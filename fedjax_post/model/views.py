@@ -190,7 +190,7 @@ class LanguageModel:
             new,
         )
         if self.access < Access.GRADIENTS:
-            logits = _opaque(logits)
+            logits, layers = _opaque(logits), jax.tree.map(_opaque, layers)
         return logits, Cache(layers, key_positions, is_real, cache.slots + length)
 
     def _apply(self, params, *args, method, key=None, **kwargs):

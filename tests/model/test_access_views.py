@@ -11,6 +11,7 @@ from algorithms import fed_avg
 from fedjax_post import Access, AccessError
 from fedjax_post.adapters.lora import add_lora
 from fedjax_post.model.config import DecoderConfig
+from fedjax_post.model.generate import Sampling, _decode, generate, sample
 from fedjax_post.model.views import init_model
 from fedjax_post.objectives.sft import sft_loss
 
@@ -70,3 +71,59 @@ def test_an_algorithm_that_lies_about_its_needs_is_caught(model):
         next(iter(fp.run(liar, adapted, clients, params=params, rounds=1)))
     with pytest.raises(AccessError, match="which grants LOGITS"):
         fp.run(honest, adapted.restrict(Access.LOGITS), clients, params=params, rounds=1)
+
+
+def greedy(model, params, prompts):
+    mask = jnp.arange(4)[None] >= jnp.array([[1], [0]])
+    return generate(model, params, prompts, mask, max_new_tokens=5, eos_id=99, pad_id=0)
+
+
+def test_generation_behind_an_interface_is_that_of_the_open_model(model):
+    adapted, params = add_lora(model, jax.random.key(1), rank=2, alpha=4)
+    params = jax.tree.map(lambda x: x + 0.3, params)
+    view = adapted.restrict(Access.LOGITS)
+    np.testing.assert_array_equal(greedy(view, params, TOKENS), greedy(adapted, params, TOKENS))
+    rule, key = Sampling(5, eos_id=99, pad_id=0), jax.random.key(2)
+    drawn = [sample(m, params, TOKENS, TOKENS >= 0, rule=rule, key=key) for m in (view, adapted)]
+    np.testing.assert_array_equal(*drawn)
+
+
+def test_cached_logits_behind_an_interface_are_those_of_the_open_model(model):
+    here = jnp.ones((2, 1), bool)
+
+    def two_steps(model):
+        logits, cache = model.prefill({}, TOKENS, mask=TOKENS >= 0, num_slots=6)
+        new = jnp.argmax(logits, -1)[:, None]
+        positions = jnp.full((2, 1), 4)
+        return model.step({}, new, positions=positions, mask=here, cache=cache)[0]
+
+    expected = two_steps(model)
+    np.testing.assert_array_equal(two_steps(model.restrict(Access.LOGITS)), expected)
+
+
+def test_text_access_does_not_reach_the_decoder(model):
+    with pytest.raises(AccessError, match="generation needs LOGITS"):
+        model.restrict(Access.TEXT).prefill({}, TOKENS, mask=TOKENS >= 0, num_slots=6)
+
+
+def test_generation_takes_weights_as_arguments_and_compiles_once(model):
+    program = jax.jit(lambda m, t: greedy(m.restrict(Access.LOGITS), {}, t))
+    assert program.lower(model, TOKENS).compile().memory_analysis().argument_size_in_bytes > sum(
+        x.nbytes for x in jax.tree.leaves(model)
+    )
+    greedy(model.restrict(Access.LOGITS), {}, TOKENS)
+    before = _decode._cache_size()
+    greedy(model.restrict(Access.LOGITS), {}, TOKENS)
+    assert _decode._cache_size() == before
+
+
+def test_what_a_lesser_view_remembers_cannot_be_differentiated(model):
+    adapted, params = add_lora(model, jax.random.key(1), rank=2, alpha=4)
+    view = adapted.restrict(Access.LOGITS)
+
+    def remembered(params):
+        cache = view.prefill(params, TOKENS, mask=TOKENS >= 0, num_slots=4)[1]
+        return cache.layers.keys.sum()
+
+    with pytest.raises(AccessError, match="needs GRADIENTS"):
+        jax.grad(remembered)(params)
