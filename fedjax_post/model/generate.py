@@ -87,15 +87,15 @@ def sample(
       ValueError: if a field of `rule` is out of range, prompt and T exceed the
         model's context, or a key is needed and missing.
     """
-    model = reach_model(model)
-    check_sampling(rule, model, length=prompts.shape[1])
+    opened: LanguageModel = reach_model(model)
+    check_sampling(rule, opened, length=prompts.shape[1])
     if key is None and rule.temperature > 0:
         raise ValueError(f"temperature={rule.temperature} draws at random and needs a key")
     if not isinstance(rule.eos_id, int):
         rule = rule._replace(eos_id=tuple(rule.eos_id))
     rule = rule._replace(stop=tuple(tuple(sequence) for sequence in rule.stop))
     key = jax.random.key(0) if key is None else key
-    return _decode(model, params, prompts, prompt_mask, key, rule=rule)
+    return _decode(opened, params, prompts, prompt_mask, key, rule=rule)
 
 
 def check_sampling(rule: Sampling, model: LanguageModel, *, length: int) -> None:
