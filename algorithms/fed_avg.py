@@ -43,11 +43,9 @@ def fed_avg(
         params, _, metrics = local.local_steps(loss_fn, client_tx, replica, model, data, ctx)
         return algorithm.Upload(optax.tree.sub(params, replica), weigh_fn(data)), state, metrics
 
-    return algorithm.Algorithm(
-        client=algorithm.Client(algorithm.stateless, update),
-        server=servers.server_optimizer(server_tx or optax.sgd(1.0)),
-        aggregate=aggregates.weighted_mean(),
-    )
+    client = algorithm.Client(algorithm.stateless, update)
+    server = servers.server_optimizer(server_tx or optax.sgd(1.0))
+    return algorithm.Algorithm(client, server, aggregates.weighted_mean())
 
 
 def fed_avg_m(

@@ -63,22 +63,22 @@ def scaffold(
 
     def update(model, replica, c_k, data, ctx):
         x, c = replica
-        correction = optax.tree.sub(c, c_k)
-        y, num_steps, metrics = local.local_steps(
-            loss_fn, tx, x, model, data, ctx, control=correction
-        )
+        shift = optax.tree.sub(c, c_k)
+        y, num_steps, metrics = local.local_steps(loss_fn, tx, x, model, data, ctx, control=shift)
         drift = optax.tree.sub(y, x)
         per_step = -1 / (jnp.maximum(num_steps, 1) * schedule(ctx.round))
-        new_c_k = optax.tree.sub(optax.tree.scale(per_step, drift), correction)
-        value = Shared(drift, optax.tree.sub(new_c_k, c_k))
-        return algorithm.Upload(value, jnp.float32(1)), new_c_k, metrics
+        new = optax.tree.sub(optax.tree.scale(per_step, drift), shift)
+        return (
+            algorithm.Upload(Shared(drift, optax.tree.sub(new, c_k)), jnp.float32(1)),
+            new,
+            metrics,
+        )
 
-    server_txs = {"params": server_tx or optax.sgd(1.0), "control": optax.sgd(participation)}
+    txs = {"params": server_tx or optax.sgd(1.0), "control": optax.sgd(participation)}
+    tx_of_both = optax.partition(txs, lambda _: Shared("params", "control"))
     return algorithm.Algorithm(
         client=algorithm.Client(lambda model, r, key: optax.tree.zeros_like(r.params), update),
-        server=servers.server_optimizer(
-            optax.partition(server_txs, lambda _: Shared("params", "control"))
-        ),
+        server=servers.server_optimizer(tx_of_both),
         aggregate=aggregates.weighted_mean(),
         init=lambda params: Shared(params, optax.tree.zeros_like(params)),
         deploy=lambda model, replica, state=None: (model, replica.params),
