@@ -19,6 +19,7 @@ from fedjax_post.evaluate.generation import longest_response
 from fedjax_post.evaluate.scores import HeldOut, choose_rows
 from fedjax_post.hub.load import load_config, load_model
 from fedjax_post.hub.tokenizer import check_tokenizer, load_tokenizer
+from fedjax_post.model.quantise import quantise_model
 from fedjax_post.model.views import LanguageModel
 from fedjax_post.simulate.cohort import Sampler, draw
 
@@ -47,6 +48,7 @@ def build(options: flags.FlagValues) -> Job:
         value and the remedy.
     """
     folder.check(options)
+    _check_trainable(options)
     config = load_config(options.model)
     tokenizer = load_tokenizer(options.model)
     check_tokenizer(tokenizer, config)
@@ -118,6 +120,8 @@ def make_trainable(options: flags.FlagValues, model: LanguageModel) -> tuple[Lan
         # float32, so that small updates of a bfloat16 model are not rounded away
         weights = jax.tree.map(lambda leaf: leaf.astype("float32"), model.variables["params"])
         return dataclasses.replace(model, variables={}), {"params": weights}
+    if options.quantise != "none":
+        model = quantise_model(model, options.quantise)
     targets = options.lora_targets
     return add_lora(
         model,
@@ -141,6 +145,15 @@ def make_heldout(options: flags.FlagValues, data: Loaded, tokenizer: Any) -> Hel
         exact_match=options.exact_match == "on" or (options.exact_match == "auto" and short),
         batch_size=options.eval_batch_size,
     )
+
+
+def _check_trainable(options: flags.FlagValues) -> None:
+    """Refuses to train weights that would be codes, before they are read."""
+    if options.quantise != "none" and options.adapter != "lora":
+        raise ValueError(
+            f"--quantise={options.quantise} freezes the weights that --adapter={options.adapter} "
+            "would train; use --adapter=lora, or leave --quantise out"
+        )
 
 
 def _participation(options: flags.FlagValues, population: int) -> float:

@@ -7,6 +7,7 @@ from absl import flags
 from algorithms import ALGORITHMS
 from experiments import factories, folder, methods
 from experiments.optimizers import CLIENT_OPTIMIZERS, SCHEDULES, SERVER_OPTIMIZERS
+from fedjax_post.model.codes import KINDS
 
 # What may differ when a run is resumed; --num_rounds may too, where nothing is scheduled by it.
 _FREE = ("output_dir", "resume", "eval_every", "curve_examples", "eval_examples", "help")
@@ -75,6 +76,7 @@ def _define_run(values: flags.FlagValues) -> None:
     choice("baseline", "none", ["none", "central", "local"], "a reference on the same tokens")
     text("model", "builtin", "builtin, a Hugging Face folder, or a hub name")
     choice("dtype", "float32", ["float32", "bfloat16"], "of base weights and matrix products")
+    choice("quantise", "none", ["none", *KINDS], "codes for the frozen layers, as in QLoRA")
     whole("num_rounds", 60, "rounds in all", 1)
     choice("sampling", "uniform", ["uniform", "poisson", "full"], "how a cohort is drawn")
     whole("cohort_size", None, "clients in a round, under poisson on average (16, or all)", 1)

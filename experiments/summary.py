@@ -22,6 +22,7 @@ from fedjax_post.evaluate.scores import Scores
 from fedjax_post.hub.files import find_folder
 from fedjax_post.hub.load import save_model
 from fedjax_post.hub.peft import save_adapter
+from fedjax_post.model.quantise import dequantise_model
 from fedjax_post.report.records import read_records
 from fedjax_post.report.table import format_bytes
 from fedjax_post.simulate import client_state_like, wire_bytes_of
@@ -33,11 +34,11 @@ def projection(job: Job, options: flags.FlagValues) -> str:
     """Returns what the run will take, in a few lines."""
     given = job.algorithm, job.model, job.data.clients, job.params
     report = job.data.report
-    trained = _count(job.params)
-    frozen = _count(job.model.variables.get("params", {}))
+    trained, frozen = _count(job.params), jax.eval_shape(dequantise_model, job.model)
+    weights = _count(frozen.variables.get("params", {})) or trained
     lines = [
-        f"model      {options.model}, {frozen + (0 if frozen else trained):,} weights in "
-        f"{options.dtype}; {trained:,} trained ({options.adapter})",
+        f"model      {options.model}, {weights:,} weights in {options.dtype}"
+        f"{_codes(job, options)}; {trained:,} trained ({options.adapter})",
         f"clients    {report['clients']:,}, {options.partition}, of {report['examples_min']} to "
         f"{report['examples_max']} examples (median {report['examples_median']:g}); "
         f"{report['examples']:,} examples, {report['tokens']:,} tokens",
@@ -119,6 +120,13 @@ def export(job: Job, options: flags.FlagValues, state: State) -> None:
     else:
         make = lambda path: save_adapter(path, model, params, base_name=base, run=run)
     folder.write_whole(Path(job.plan.directory) / "adapter", make)
+
+
+def _codes(job: Job, options: flags.FlagValues) -> str:
+    if options.quantise == "none":
+        return ""
+    size = format_bytes(num_bytes(job.model.variables["quantised"]))
+    return f", the layers' in {options.quantise} ({size})"
 
 
 def _count(tree: PyTree) -> int:

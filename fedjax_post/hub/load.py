@@ -14,6 +14,7 @@ from fedjax_post.hub.families import find_family, read_config, write_config
 from fedjax_post.hub.files import find_folder
 from fedjax_post.hub.weights import SINGLE, ShardingFn, load_weights, write_weights
 from fedjax_post.model.config import DecoderConfig
+from fedjax_post.model.quantise import dequantise_model
 from fedjax_post.model.views import LanguageModel
 
 PyTree = Any
@@ -103,8 +104,9 @@ def save_model(
 
 
 def num_parameters(model: LanguageModel) -> int:
-    """Returns the number of base weights."""
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(model.variables["params"]))
+    """Returns the number of base weights, codes counted as the weights that they stand for."""
+    weights = jax.eval_shape(dequantise_model, model).variables["params"]
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(weights))
 
 
 def _check_dtype(dtype: Any) -> Any:

@@ -9,8 +9,10 @@ weights along the input axis, or as many as divide it.
     nf4    1/2 + 2 / 64           0.266
 """
 
+import functools
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
@@ -41,6 +43,7 @@ NF4 = np.array(
 )
 
 
+@functools.partial(jax.jit, static_argnames=("kind",))
 def encode(kernel: Array, kind: str) -> tuple[Array, Array]:
     """Returns codes and bfloat16 scales of a kernel `[..., in, out]`.
 
@@ -51,7 +54,7 @@ def encode(kernel: Array, kind: str) -> tuple[Array, Array]:
       ValueError: if `kind` is unknown, or nf4 meets an odd `in`.
     """
     if kind not in KINDS:
-        raise ValueError(f"quantisation must be one of {KINDS}, got {kind!r}")
+        raise ValueError(f"--quantise must be one of {KINDS}, got {kind!r}")
     size_in, size_out = kernel.shape[-2:]
     block = math.gcd(size_in, BLOCK)
     blocks = kernel.astype(jnp.float32).reshape(
@@ -66,7 +69,7 @@ def encode(kernel: Array, kind: str) -> tuple[Array, Array]:
         codes = jnp.clip(jnp.round(unit), -127, 127).astype(jnp.int8)
         return codes.reshape(kernel.shape), scales
     if size_in % 2:
-        raise ValueError(f"nf4 packs pairs of rows, and this layer has {size_in}; use int8")
+        raise ValueError(f"--quantise=nf4 packs pairs of rows, and a layer has {size_in}; use int8")
     middles = jnp.asarray((NF4[1:] + NF4[:-1]) / 2)
     codes = jnp.searchsorted(middles, unit).astype(jnp.uint8).reshape(kernel.shape)
     return codes[..., 0::2, :] | (codes[..., 1::2, :] << 4), scales

@@ -58,6 +58,8 @@ def refused(call, tmp_path, capsys):
         ("--client_ranks=1,2", "--algorithm=fed_avg trains all components on every client"),
         ("--client_ranks=one", "give whole numbers, such as 2,4,8"),
         ("--adapter=full --algorithm=flora", "use --adapter=lora or an algorithm for any"),
+        ("--adapter=full --quantise=nf4", "--quantise=nf4 freezes the weights that --adapter=full"),
+        ("--quantise=int4", "--quantise=int4: value should be one of <none|int8|nf4>"),
         ("--lora_targets=query", "--lora_targets: 'query' matches no linear layer"),
         ("--lora_dropout=1", "--lora_dropout must be in [0, 1), got 1"),
         ("--dataset=/nowhere/rows.jsonl", "--dataset=/nowhere/rows.jsonl: no such file"),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fedjax_post.adapters.lora import add_lora, linear_layers, lora_delta, merge_lora
-from fedjax_post.hub.load import load_model
+from fedjax_post.hub.load import load_model, num_parameters
 from fedjax_post.model.codes import NF4, decode, encode
 from fedjax_post.model.quantise import dequantise_model, quantise_model
 from fedjax_post.objectives.sft import sft_loss
@@ -47,6 +47,7 @@ def test_quantised_model_is_the_model_of_its_decoded_weights(kind):
     base = tiny_model(**WIDE)
     model = quantise_model(base, kind)
     assert linear_layers(model) == linear_layers(base)
+    assert num_parameters(model) == num_parameters(base)
     np.testing.assert_allclose(
         model.logits({}, TOKENS), dequantise_model(model).logits({}, TOKENS), atol=1e-5
     )
