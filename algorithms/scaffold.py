@@ -65,21 +65,17 @@ def scaffold(
         x, c = replica
         shift = optax.tree.sub(c, c_k)
         y, num_steps, metrics = local.local_steps(loss_fn, tx, x, model, data, ctx, control=shift)
-        drift = optax.tree.sub(y, x)
-        per_step = -1 / (jnp.maximum(num_steps, 1) * schedule(ctx.round))
-        new = optax.tree.sub(optax.tree.scale(per_step, drift), shift)
-        return (
-            algorithm.Upload(Shared(drift, optax.tree.sub(new, c_k)), jnp.float32(1)),
-            new,
-            metrics,
-        )
+        drift, length = optax.tree.sub(y, x), jnp.maximum(num_steps, 1) * schedule(ctx.round)
+        new = optax.tree.sub(optax.tree.scale(-1 / length, drift), shift)
+        value = Shared(drift, optax.tree.sub(new, c_k))
+        return algorithm.Upload(value, jnp.float32(1)), new, metrics
 
     txs = {"params": server_tx or optax.sgd(1.0), "control": optax.sgd(participation)}
-    tx_of_both = optax.partition(txs, lambda _: Shared("params", "control"))
+    server_tx = optax.partition(txs, lambda _: Shared("params", "control"))
     return algorithm.Algorithm(
-        client=algorithm.Client(lambda model, r, key: optax.tree.zeros_like(r.params), update),
-        server=servers.server_optimizer(tx_of_both),
-        aggregate=aggregates.weighted_mean(),
+        algorithm.Client(lambda model, r, key: optax.tree.zeros_like(r.params), update),
+        servers.server_optimizer(server_tx),
+        aggregates.weighted_mean(),
         init=lambda params: Shared(params, optax.tree.zeros_like(params)),
         deploy=lambda model, replica, state=None: (model, replica.params),
     )
