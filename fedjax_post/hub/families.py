@@ -3,7 +3,8 @@
 To add a family: write a function from its config.json to the fields of
 `DecoderConfig` (read every field that changes the forward pass, `require` those
 of which one value is supported), list its tensors, add the row to `FAMILIES`,
-add three configs to `tests/model/golden/make.py`, and run it.
+add three configs to `tests/model/golden/make.py`, run it, and write down a published
+checkpoint in `facts.py`.
 """
 
 import json
