@@ -4,6 +4,8 @@ import enum
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+
 
 class Access(enum.IntEnum):
     """Tiers of access to a model; each grants what the lower ones grant."""
@@ -59,6 +61,25 @@ def views(models: Any, needed: Mapping[str, Access]) -> Any:
     check_access(needed, {role: _granted(model) for role, model in by_role.items()})
     cut = {role: _restricted(by_role[role], tier) for role, tier in needed.items()}
     return cut["target"] if single else cut
+
+
+@jax.custom_jvp
+def opaque(x: jax.Array) -> jax.Array:
+    """The array itself, whose derivative nobody is granted: what a view below GRADIENTS returns.
+
+    Raises:
+      AccessError: if it is differentiated.
+    """
+    return x
+
+
+@opaque.defjvp
+def _refuse(primals, tangents):
+    del primals, tangents
+    raise AccessError(
+        "differentiating a model needs GRADIENTS, which this view does not grant; "
+        "use a gradient-free algorithm or a model that is open"
+    )
 
 
 def _granted(model: Any) -> Access:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from fedjax_post.core.access import Access, AccessError
+from fedjax_post.core.access import Access, AccessError, opaque
 from fedjax_post.model.config import DecoderConfig
 from fedjax_post.model.decoder import Decoder, Scores
 from fedjax_post.model.decoder import score_tokens as score_tokens
@@ -77,7 +77,7 @@ class LanguageModel:
         logits = self._apply(
             params, tokens, method=None, key=key, positions=positions, segments=segments
         )
-        return logits if self.access >= Access.GRADIENTS else _opaque(logits)
+        return logits if self.access >= Access.GRADIENTS else opaque(logits)
 
     def scores(
         self,
@@ -95,13 +95,13 @@ class LanguageModel:
         )
         if self.access >= Access.GRADIENTS:
             return scores
-        return scores._replace(log_probs=_opaque(scores.log_probs))
+        return scores._replace(log_probs=opaque(scores.log_probs))
 
     def embed(self, params: PyTree, tokens: Int[Array, "B L"]) -> Float[Array, "B L D"]:
         """Returns the tokens' input embeddings, in the compute dtype."""
         self._need(Access.EMBEDDINGS, "embed")
         embedded = self._apply(params, tokens, method=Decoder.embed)
-        return embedded if self.access >= Access.GRADIENTS else _opaque(embedded)
+        return embedded if self.access >= Access.GRADIENTS else opaque(embedded)
 
     def embed_logits(
         self,
@@ -122,7 +122,7 @@ class LanguageModel:
             positions=positions,
             segments=segments,
         )
-        return logits if self.access >= Access.GRADIENTS else _opaque(logits)
+        return logits if self.access >= Access.GRADIENTS else opaque(logits)
 
     def prefill(
         self, params: PyTree, tokens: Int[Array, "B L"], *, mask: Array, num_slots: int
@@ -190,7 +190,7 @@ class LanguageModel:
             new,
         )
         if self.access < Access.GRADIENTS:
-            logits, layers = _opaque(logits), jax.tree.map(_opaque, layers)
+            logits, layers = opaque(logits), jax.tree.map(opaque, layers)
         return logits, Cache(layers, key_positions, is_real, cache.slots + length)
 
     def _apply(self, params, *args, method, key=None, **kwargs):
@@ -242,17 +242,3 @@ def merge_collections(frozen: PyTree, params: PyTree) -> PyTree:
     for name, value in params.items():
         merged[name] = merge_collections(frozen[name], value) if name in frozen else value
     return merged
-
-
-@jax.custom_jvp
-def _opaque(x):
-    return x
-
-
-@_opaque.defjvp
-def _refuse(primals, tangents):
-    del primals, tangents
-    raise AccessError(
-        "differentiating a model needs GRADIENTS, which this view does not grant; "
-        "use a gradient-free algorithm or a model that is open"
-    )

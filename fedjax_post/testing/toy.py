@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_post.core.access import Access, AccessError
+from fedjax_post.core.access import Access, opaque
 from fedjax_post.core.algorithm import PyTree
 from fedjax_post.data.batches import ArrayClients
 
@@ -28,7 +28,7 @@ class ToyModel:
     def predict(self, params: PyTree, inputs: jax.Array) -> jax.Array:
         """Outputs `[B, OUTPUTS]` of the map plus the trained change to it."""
         outputs = inputs @ (self.weights + params["change"]) + params["bias"][None]
-        return outputs if self.access == Access.GRADIENTS else _opaque(outputs)
+        return outputs if self.access == Access.GRADIENTS else opaque(outputs)
 
 
 def toy_model() -> ToyModel:
@@ -82,14 +82,3 @@ def toy_best_loss() -> float:
     y = np.concatenate([s * c["y"] for s, c in zip(scale, toy_arrays(), strict=True)])
     best = np.linalg.lstsq(x, y, rcond=None)[0]
     return float(np.sum((x @ best - y) ** 2))
-
-
-@jax.custom_jvp
-def _opaque(x):
-    return x
-
-
-@_opaque.defjvp
-def _refuse(primals, tangents):
-    del primals, tangents
-    raise AccessError("the toy model was differentiated below GRADIENTS")

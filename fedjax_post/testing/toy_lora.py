@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_post.core.access import Access, AccessError
+from fedjax_post.core.access import Access, opaque
 from fedjax_post.core.algorithm import PyTree
 from fedjax_post.data.batches import ArrayClients
 from fedjax_post.model.views import merge_collections
@@ -42,7 +42,7 @@ class ToyLoraModel:
             outputs = outputs + product(inputs, layer("residual")["kernel"])
         low = product(inputs, layer("lora")["a"]) * layer("lora_scale")["scale"][None]
         outputs = outputs + product(low, layer("lora")["b"])
-        return outputs if self.access == Access.GRADIENTS else _opaque(outputs)
+        return outputs if self.access == Access.GRADIENTS else opaque(outputs)
 
 
 def toy_model(rank: int = RANK) -> ToyLoraModel:
@@ -118,14 +118,3 @@ def toy_best_loss(factor_a: np.ndarray | None = None) -> float:
         change = np.linalg.lstsq(seen, y - x @ base[layer], rcond=None)[0]
         total += float(np.sum((x @ base[layer] + seen @ change - y) ** 2))
     return total
-
-
-@jax.custom_jvp
-def _opaque(x):
-    return x
-
-
-@_opaque.defjvp
-def _refuse(primals, tangents):
-    del primals, tangents
-    raise AccessError("the toy model was differentiated below GRADIENTS")
