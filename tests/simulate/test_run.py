@@ -76,7 +76,8 @@ def test_an_error_in_a_round_leaves_a_resumable_run(tmp_path):
 
 
 SLOW_RUN = """
-    import sys, time
+    import signal, sys, time
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells mute it in the background
     import fedjax_post as fp
     from tests.simulate.test_run import make, toy_clients, toy_model, toy_params
 
