@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_post.core.algorithm import PyTree, Uplink
+from fedjax_post.core.uplinks import no_state
 
 _ROUNDING = 1 + 2**-8 + 2**-16  # half a unit in the last place of bfloat16
 
@@ -71,7 +72,7 @@ def quantize(bits: int, *, block_size: int = 128) -> Uplink:
 
     encode = lambda value, replica, state, ctx: (_with_keys(round_leaf, value, ctx.key), state)
     factor = (1 + math.sqrt(block_size) / levels) * _ROUNDING
-    return Uplink(_stateless, encode, _each(restore), lambda bound: factor * bound)
+    return Uplink(no_state, encode, _each(restore), lambda bound: factor * bound)
 
 
 class Signs(NamedTuple):
@@ -99,7 +100,7 @@ def sign() -> Uplink:
         return jnp.where(positive, message.scale, -message.scale).astype(y.dtype)
 
     encode = lambda value, replica, state, ctx: (_with_keys(shrink, value, ctx.key), state)
-    return Uplink(_stateless, encode, _each(restore), lambda bound: _ROUNDING * bound)
+    return Uplink(no_state, encode, _each(restore), lambda bound: _ROUNDING * bound)
 
 
 class Drawn(NamedTuple):
@@ -142,12 +143,7 @@ def random_k(fraction: float, *, scaled: bool = True) -> Uplink:
 
     encode = lambda value, replica, state, ctx: (_with_keys(keep, value, ctx.key), state)
     factor = _ROUNDING / fraction if scaled else 1.0
-    return Uplink(_stateless, encode, _each(fill), lambda bound: factor * bound)
-
-
-def _stateless(like: PyTree) -> tuple[()]:
-    del like
-    return ()
+    return Uplink(no_state, encode, _each(fill), lambda bound: factor * bound)
 
 
 def _with_keys(fn, tree: PyTree, key: jax.Array) -> PyTree:

@@ -85,7 +85,7 @@ def clip(max_norm: float) -> Uplink:
         shrink = jnp.where(norm > max_norm, (1 - 1e-5) * max_norm / norm, 1.0)
         return _on_floats(lambda x: (x * shrink).astype(x.dtype), value), state
 
-    stateless = Uplink(_stateless, encode, _same, lambda bound: min(bound, max_norm), first=True)
+    stateless = Uplink(no_state, encode, _same, lambda bound: min(bound, max_norm), first=True)
     return stateless
 
 
@@ -104,7 +104,7 @@ def cast(dtype: jnp.dtype) -> Uplink:
         _on_floats(lambda x: x.astype(dtype), value),
         state,
     )
-    return Uplink(_stateless, encode, decode, bound)
+    return Uplink(no_state, encode, decode, bound)
 
 
 class Sparse(NamedTuple):
@@ -138,7 +138,7 @@ def top_k(fraction: float) -> Uplink:
 
     encode = lambda value, replica, state, ctx: (_on_floats(keep, value), state)
     decode = lambda message, like: jax.tree.map(fill, like, message)
-    return Uplink(_stateless, encode, decode, lambda bound: bound)
+    return Uplink(no_state, encode, decode, lambda bound: bound)
 
 
 def error_feedback(link: Uplink) -> Uplink:
@@ -162,7 +162,8 @@ def error_feedback(link: Uplink) -> Uplink:
     return Uplink(init, encode, link.decode, shape=shape)
 
 
-def _stateless(like: PyTree) -> tuple[()]:
+def no_state(like: PyTree) -> tuple[()]:
+    """The state of a link that keeps none."""
     del like
     return ()
 

@@ -24,11 +24,6 @@ def read_records(directory: str | Path) -> list[Record]:
     return records
 
 
-def read_summary(directory: str | Path) -> dict[str, Any]:
-    """Returns the `summary.json` of a run's folder."""
-    return json.loads((Path(directory) / "summary.json").read_text(encoding="utf-8"))
-
-
 def series(records: list[Record], name: str) -> tuple[list[int], list[float]]:
     """Returns the rounds done, from 1, and the values, of the records that have a value."""
     chosen = [record for record in records if record.get(name) is not None]

@@ -35,15 +35,8 @@ def summarize(
       seconds: wall time of the round.
     """
     ids = np.concatenate([chunk.client_ids for chunk in chunks])
-    joined = {
-        name: np.concatenate([np.asarray(getattr(r, name)) for r in reports])
-        for name in ("weight", "kept", "num_steps")
-    }
-    metrics = {
-        name: np.concatenate([np.asarray(r.metrics[name]) for r in reports])
-        for name in reports[0].metrics
-    }
-    kept, weight = joined["kept"], joined["weight"].astype(np.float64)
+    report = jax.tree.map(lambda *x: np.concatenate(x), *reports)
+    kept, weight = report.kept, report.weight.astype(np.float64)
     counts = {
         name: float(np.concatenate([getattr(c.data, name) for c in chunks])[kept].sum())
         for name in ("num_examples", "num_tokens", "num_read")
@@ -54,9 +47,9 @@ def summarize(
         "cohort": cohort,
         "dropped": ids[(ids >= 0) & ~kept].tolist(),
         "weight": float(weight.sum()),
-        "num_steps": float(joined["num_steps"][kept].sum()),
+        "num_steps": float(report.num_steps[kept].sum()),
         **counts,
-        **_bytes(ids, reports, wire=wire),
+        **_bytes(ids, report, wire=wire),
         "seconds": seconds,
         "tokens_per_second": counts["num_read"] / seconds,
     }
@@ -64,18 +57,18 @@ def summarize(
         present = weight > 0
         record |= {
             name: float((weight[present] * m[present]).sum() / weight.sum())
-            for name, m in metrics.items()
+            for name, m in report.metrics.items()
         }
     return record
 
 
-def _bytes(ids: np.ndarray, reports: Sequence[Report], *, wire: WireBytes) -> Record:
+def _bytes(ids: np.ndarray, report: Report, *, wire: WireBytes) -> Record:
     """Bytes of all real clients: as billed where the algorithm bills, else by shape."""
-    if not reports[0].bill:
+    if not report.bill:
         count = int((ids >= 0).sum())
         return {"bytes_down": count * wire.down, "bytes_up": count * wire.up}
-    bills = jax.tree.map(lambda *x: np.concatenate(x)[ids >= 0], *(r.bill for r in reports))
-    return {"bytes_down": total_bytes(bills.down), "bytes_up": total_bytes(bills.up)}
+    bill = jax.tree.map(lambda x: x[ids >= 0], report.bill)
+    return {"bytes_down": total_bytes(bill.down), "bytes_up": total_bytes(bill.up)}
 
 
 def append(path: Path, record: Record) -> None:
