@@ -6,16 +6,19 @@ from typing import Any, NamedTuple
 
 import jax
 from absl import flags
+from jax.sharding import Mesh
 
 import fedjax_post
 from experiments import (
     devices,
     disclosure,
+    distributed,
     factories,
     folder,
     hosting,
     methods,
     pace,
+    peers,
     prompts,
     roles,
     wires,
@@ -64,9 +67,19 @@ def build(options: flags.FlagValues) -> Job:
 
     Raises:
       ValueError, OSError, AccessError: for input that will not do, naming the flag, its
-        value and the remedy.
+        value and the remedy; in all processes, where there are several.
     """
-    folder.check(options)
+    distributed.check_joined(options)
+    with peers.together():
+        job, mesh = _begin(options)
+    start, rounds_done = _find_start(options, job.algorithm, job.params)
+    return job._replace(start=devices.placed(start, mesh), rounds_done=rounds_done)
+
+
+def _begin(options: flags.FlagValues) -> tuple[Job, Mesh | None]:
+    """The run before its first round, and its devices; waits for no other process."""
+    if peers.is_first():
+        folder.check(options)
     _check_trainable(options)
     _check_chunk_size(options)
     pace.check(options)
@@ -101,7 +114,7 @@ def build(options: flags.FlagValues) -> Job:
     train = lambda model: make_trainable(options, model, tokenizer)
     model, params = devices.placed(roles.assemble(options, algorithm, target, train), mesh)
     heldout = make_heldout(options, data, tokenizer)
-    start, rounds_done = _find_start(options, algorithm, params)
+    start = init(algorithm, params)
     plan = fedjax_post.Plan(
         sampler=sampler,
         seed=options.seed,
@@ -112,8 +125,7 @@ def build(options: flags.FlagValues) -> Job:
         **devices.plan_of(mesh, options),
         **paced,
     )
-    start = devices.placed(start, mesh)
-    return Job(algorithm, model, params, data, heldout, plan, start, rounds_done, form, tokenizer)
+    return Job(algorithm, model, params, data, heldout, plan, start, 0, form, tokenizer), mesh
 
 
 def find_tokenizer(options: flags.FlagValues) -> Any:

@@ -8,6 +8,7 @@ from algorithms import ALGORITHMS
 from experiments import (
     devices,
     disclosure,
+    distributed,
     factories,
     folder,
     hosting,
@@ -25,7 +26,7 @@ from fedjax_post.model.codes import KINDS
 # What may differ when a run is resumed; --num_rounds may too, where nothing is scheduled by it.
 _FREE = (
     *("output_dir", "resume", "eval_every", "curve_examples", "eval_examples", "help"),
-    *("telemetry_clients", "mesh"),
+    *("telemetry_clients", "mesh", *distributed.FLAGS),
     *("provider_url", "provider_timeout", "on_provider_failure"),
     *("max_queries", "max_cost", "ask_again"),
 )
@@ -111,6 +112,7 @@ def _define_run(values: flags.FlagValues) -> None:
     hosting.define(values)
     choice("executor", "device", ["device", "host"], "compiled, or eager and client by client")
     devices.define(values)
+    distributed.define(values)
     whole("seed", 0, "of data, partition, cohorts, batches and the adapter's start", 0)
     text("output_dir", None, "a new folder (runs/<time>-<algorithm>)")
     flags.DEFINE_bool("resume", False, "continue the run in --output_dir", flag_values=values)

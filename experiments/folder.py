@@ -6,8 +6,9 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
 from absl import flags
 
@@ -15,7 +16,8 @@ _OURS = (
     *("flags", "records.jsonl", "journal.jsonl", "summary.json"),
     *("checkpoints", "clients", "adapter"),
 )
-_UNSTORED = ("output_dir", "resume", "help", "ask_again")
+_PROCESSES = ("distributed", "coordinator_address", "num_processes", "process_id")
+_UNSTORED = ("output_dir", "resume", "help", "ask_again", *_PROCESSES)
 
 
 def read_flags(output_dir: str | None) -> list[str]:
@@ -64,21 +66,39 @@ def claim(options: flags.FlagValues) -> Path:
 
 
 @contextlib.contextmanager
-def held(directory: Path) -> Iterator[None]:
+def held(
+    directory: Path,
+    *,
+    locks: Sequence[int | None] = (fcntl.LOCK_EX,),
+    agreed: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
+) -> Iterator[None]:
     """Keeps a run's folder for this process; a process that is killed lets go of it.
+
+    Args:
+      directory: of the run.
+      locks: what is taken, one after the other; None leaves that to another process.
+      agreed: around the taking of each.
 
     Raises:
       BlockingIOError: if another process has it.
     """
-    with open(directory / ".held", "w", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BlockingIOError(
-                f"--output_dir={directory} is being written to by another process; wait for it, "
-                "stop it, or give a new folder"
-            ) from None
+    with open(directory / ".held", "a+", encoding="utf-8") as file:
+        for lock in locks:
+            with agreed():
+                _take(file, lock, directory)
         yield
+
+
+def _take(file: IO[str], lock: int | None, directory: Path) -> None:
+    if lock is None:
+        return
+    try:
+        fcntl.flock(file, lock | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise BlockingIOError(
+            f"--output_dir={directory} is being written to by another process; wait for it, "
+            "stop it, or give a new folder"
+        ) from None
 
 
 def write_whole(path: Path, make: Callable[[Path], object]) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from absl import flags
 
 import fedjax_post
-from experiments import disclosure, folder, hosting, methods
+from experiments import disclosure, folder, hosting, methods, peers
 from experiments.build import Job
 from experiments.versions import commit, versions_of
 from fedjax_post.core.algorithm import SUMMED, PyTree
@@ -26,7 +26,7 @@ from fedjax_post.model.quantise import dequantise_model
 from fedjax_post.openness.ledger import Entry
 from fedjax_post.report.records import read_records
 from fedjax_post.report.table import format_bytes
-from fedjax_post.simulate import client_state_like, wire_bytes_of
+from fedjax_post.simulate import client_state_like, processes, wire_bytes_of
 
 _TELEMETRY = (
     *("client_drift", "client_norm", "client_cosine", "aggregation_error", "effective_rank"),
@@ -123,21 +123,29 @@ def write_summary(directory: Path, summary: dict[str, Any]) -> None:
 
 
 def export(job: Job, options: flags.FlagValues, state: State) -> None:
-    """Writes `adapter/`: a PEFT folder or a prompt, or a model where the base was changed too."""
+    """Writes `adapter/`: a PEFT folder or a prompt, or a model where the base was changed too.
+
+    All processes of a run call it, and the first one writes.
+    """
     model, params = fedjax_post.deployed(job.algorithm, job.model, state)
     name = options.model
     if "proxy" in job.algorithm.access:  # what was trained adapts the proxy
         model, name = job.model["proxy"], options.proxy_model
     base = str(find_folder(name)) if name in BUILTIN else name
     told = {"base_name": base, "run": str(job.plan.directory)}
+    whole = set(params) not in ({"prompt"}, {"lora"}) or "residual" in model.variables
+    if whole and peers.are_several():
+        model, params = processes.gathered((model, params))
     if set(params) == {"prompt"}:
         text = job.heldout.decode_fn(list(params["prompt"].get("tokens", ())))
         make = lambda path: save_prompt(path, model, params, text=text, **told)
-    elif set(params) != {"lora"} or "residual" in model.variables:
+    elif whole:
         make = lambda path: save_model(path, model, params=params)
     else:
         make = lambda path: save_adapter(path, model, params, **told)
-    folder.write_whole(Path(job.plan.directory) / "adapter", make)
+    with peers.together():
+        if peers.is_first():
+            folder.write_whole(Path(job.plan.directory) / "adapter", make)
 
 
 def _model(job: Job, options: flags.FlagValues) -> str:

@@ -10,6 +10,7 @@ import os
 import shlex
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -20,11 +21,12 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 from absl import flags as absl_flags
 
 import fedjax_post
-from experiments import disclosure, flags, folder, hosting, scoring, summary
+from experiments import disclosure, distributed, flags, hosting, peers, scoring, summary
 from experiments.build import Job, build
 from experiments.compiled import keep_compiled
 from fedjax_post.core.access import AccessError
 from fedjax_post.core.engine import State, init
+from fedjax_post.evaluate.scores import Scores
 from fedjax_post.openness.ledger import DisclosureError
 from fedjax_post.report.curve import draw_curve
 from fedjax_post.report.table import summary_table
@@ -39,16 +41,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.help:
             print(__doc__, options.get_help(), sep="\n")
             return 0
+        distributed.join(options)
         keep_compiled()
-        job = build(options)
-        print(summary.projection(job, options))
-        job = job._replace(plan=job.plan._replace(directory=folder.claim(options)))
-        if hosting.is_hosted(options):
-            directory = Path(job.plan.directory)
-            model = hosting.model_of(options, job.tokenizer, directory=directory)
-            job = job._replace(model=model)
+        job = prepare(options)
     except absl_flags.UnrecognizedFlagError as error:
         return _refuse(f"{error}; --help lists the flags")
+    except TimeoutError as error:
+        return peers.leave(_refuse(str(error)))
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return peers.leave(130)
     except (
         absl_flags.Error,
         ValueError,
@@ -59,24 +61,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     ) as error:
         return _refuse(str(error))
     try:
-        with folder.held(Path(job.plan.directory)):
+        with peers.held(Path(job.plan.directory)):
             carry_out(job, options, argv=argv, began=began)
-    except BlockingIOError as error:
+    except (BlockingIOError, peers.PeerError) as error:
         return _refuse(str(error))
-    except (KeyboardInterrupt, OSError) as error:
-        stopped = "interrupted" if isinstance(error, KeyboardInterrupt) else f"error: {error}"
-        directory = shlex.quote(str(job.plan.directory))
-        again = f"python -m experiments.train --output_dir={directory} --resume"
-        print(f"\n{stopped}; to continue: {again}", file=sys.stderr)
-        return 130 if isinstance(error, KeyboardInterrupt) else 1
+    except (KeyboardInterrupt, Exception) as error:
+        return _stopped(error, Path(job.plan.directory), options)
     return 0
+
+
+def prepare(options: absl_flags.FlagValues) -> Job:
+    """Returns the run with its folder, what it will take being printed."""
+    job = build(options)
+    with peers.together():
+        if peers.is_first():
+            print(summary.projection(job, options), flush=True)
+    directory = peers.claim(options)
+    job = job._replace(plan=job.plan._replace(directory=directory))
+    if hosting.is_hosted(options):
+        model = hosting.model_of(options, job.tokenizer, directory=directory)
+        job = job._replace(model=model)
+    return job
 
 
 def carry_out(
     job: Job, options: absl_flags.FlagValues, *, argv: Sequence[str], began: float
 ) -> None:
     """Scores, trains, scores again, and writes what came out."""
-    directory = Path(job.plan.directory)
     base = scoring.score_state(job, init(job.algorithm, job.params), job.heldout, rounds=0)
     state = train(job, options)
     if options.baseline == "local":
@@ -89,15 +100,26 @@ def carry_out(
         if options.score_personal:
             scores["personal"] = scoring.score_own_tasks(job, options, state)
         summary.export(job, options, state)
+    with peers.together():
+        if peers.is_first():
+            seconds = time.perf_counter() - began
+            report(job, options, scores=scores, argv=argv, seconds=seconds)
+
+
+def report(
+    job: Job,
+    options: absl_flags.FlagValues,
+    *,
+    scores: dict[str, Scores],
+    argv: Sequence[str],
+    seconds: float,
+) -> None:
+    """Writes what left the federation, the summary and the learning curve, and prints the table."""
+    directory = Path(job.plan.directory)
     entries = disclosure.entries_of(options, job.algorithm, job.data, job.plan, job.form)
     disclosure.write(directory, entries)
     content = summary.summarize(
-        job,
-        options,
-        scores=scores,
-        entries=entries,
-        argv=argv,
-        seconds=time.perf_counter() - began,
+        job, options, scores=scores, entries=entries, argv=argv, seconds=seconds
     )
     summary.write_summary(directory, content)
     draw_curve(directory)
@@ -105,8 +127,14 @@ def carry_out(
 
 
 def train(job: Job, options: absl_flags.FlagValues) -> State:
-    """Returns the state after the last round."""
-    callbacks = [fedjax_post.progress(options.num_rounds, start=job.rounds_done)]
+    """Returns the state after the last round.
+
+    Raises:
+      peers.Stopped: if the run was interrupted in one of its processes.
+    """
+    callbacks = []
+    if peers.is_first():
+        callbacks.append(fedjax_post.progress(options.num_rounds, start=job.rounds_done))
     if options.eval_every and options.baseline != "local":
         callbacks.insert(0, scoring.curve(job, options))
     rounds = fedjax_post.run(
@@ -120,9 +148,28 @@ def train(job: Job, options: absl_flags.FlagValues) -> State:
     )
     latest = job.start
     with closing(rounds):
-        for state, _ in rounds:
+        for state, record in rounds:
             latest = state
+            if peers.should_stop(record["round"]) and record["round"] + 1 < options.num_rounds:
+                raise peers.Stopped
     return latest
+
+
+def _stopped(error: BaseException, directory: Path, options: absl_flags.FlagValues) -> int:
+    """Says what ended a run and how it goes on; returns the exit code."""
+    interrupted = isinstance(error, KeyboardInterrupt)
+    lost = peers.cut_off(error)
+    if not (interrupted or lost or isinstance(error, OSError)):
+        if not peers.are_several():
+            raise error
+        traceback.print_exception(error)
+    why = "interrupted" if interrupted else f"error: {error}"
+    why = f"error: another process has ended ({lost})" if lost else why
+    given = " ".join(["--resume", *distributed.given(options)])
+    again = f"python -m experiments.train --output_dir={shlex.quote(str(directory))} {given}"
+    print(f"\n{why}; to continue: {again}", file=sys.stderr)
+    code = 130 if interrupted else 1
+    return code if isinstance(error, peers.Stopped) else peers.leave(code)
 
 
 def _refuse(message: str) -> int:

@@ -167,7 +167,7 @@ def load_weights(
             leaves = {("params", *at): array}
         for place, array in leaves.items():
             where = None if sharding_fn is None else sharding_fn(".".join(place[1:]), array.shape)
-            _put(collections, place, jax.device_put(array, where, may_alias=where is None))
+            _put(collections, place, _placed(array, where))
     return collections
 
 
@@ -183,6 +183,13 @@ def _code(
             columns = slice(start, start + len(strip))
             codes[i, :, columns], scales[i, :, columns] = parts
     return codes, scales
+
+
+def _placed(array: np.ndarray, where: jax.sharding.Sharding | None) -> jax.Array:
+    """The array where it lives; each of several processes has read it, and takes its part."""
+    if where is None or where.is_fully_addressable:
+        return jax.device_put(array, where, may_alias=where is None)
+    return jax.make_array_from_callback(array.shape, where, lambda index: array[index])
 
 
 def _put(tree: PyTree, place: tuple[str, ...], leaf: Any) -> None:

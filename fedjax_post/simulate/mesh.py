@@ -32,6 +32,8 @@ _BY_INPUT = ("o_proj", "down_proj")
 def make_mesh(axes: str) -> Mesh:
     """A mesh of all devices from sizes such as "clients:4,model:2"; an axis left out has size 1.
 
+    Where there are several processes, the devices of each lie side by side, so that its lanes do.
+
     Raises:
       ValueError: for other axes, sizes that are no positive numbers, or a product that is
         not the number of devices.
@@ -51,15 +53,19 @@ def make_mesh(axes: str) -> Mesh:
                 "as in clients:4,model:2"
             )
         sizes[name] = int(size)
-    product, there = sizes[CLIENTS] * sizes[MODEL], jax.device_count()
+    product, there, count = sizes[CLIENTS] * sizes[MODEL], jax.device_count(), jax.process_count()
     if product != there:
         raise ValueError(
-            f"--mesh={axes} is for {product} devices and there are {there}; give axes with that "
+            f"--mesh={axes} is for {product} devices and there are {there}"
+            f"{f' in {count} processes' if count > 1 else ''}; give axes with that "
             f"product, such as {CLIENTS}:{there}, or more devices (on a CPU: "
-            f"XLA_FLAGS=--xla_force_host_platform_device_count={product})"
+            f"XLA_FLAGS=--xla_force_host_platform_device_count={-(-product // count)})"
         )
-    mesh = jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * 2)
-    return _checked(mesh)
+    shape, both = tuple(sizes.values()), tuple(sizes)
+    if count == 1:
+        return _checked(jax.make_mesh(shape, both, axis_types=(AxisType.Auto,) * 2))
+    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    return _checked(Mesh(np.reshape(devices, shape), both))
 
 
 def on_mesh(mesh: Mesh) -> Callable[..., Programs]:

@@ -35,6 +35,20 @@ def agreed(value: bool) -> bool:
     return bool(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
+def exchanged(text: str) -> list[str]:
+    """What each process says, by its number."""
+    if jax.process_count() == 1:
+        return [text]
+    from jax.experimental import multihost_utils
+
+    said = np.frombuffer(text.encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.int32(len(said)))
+    row = np.zeros(max(1, sizes.max()), np.uint8)
+    row[: len(said)] = said
+    rows = multihost_utils.process_allgather(row)
+    return [bytes(row[:size]).decode() for row, size in zip(rows, sizes, strict=True)]
+
+
 def gathered(tree: PyTree) -> PyTree:
     """Arrays as numpy, whole, on every process."""
 
@@ -84,7 +98,7 @@ class PartedStore:
     """Client states in parts, each a `ClientStore` of the process that owns it.
 
     Reading sends each process the rows of a chunk once from every process, writing sends
-    it the rows once. All processes call every method but `seen` and `close`, in one order.
+    it the rows once. All processes call every method but `close`, in one order.
 
     Args:
       directory: of all parts; processes may share it.
@@ -95,7 +109,7 @@ class PartedStore:
 
     def __init__(self, directory: Path, like: PyTree, population: int, versions: Sequence[Version]):
         self._like, self._num_parts = like, len(versions)
-        self._versions = list(versions)
+        self._versions, self._population = list(versions), population
         mine = range(jax.process_index(), self._num_parts, jax.process_count())
         size = -(-population // self._num_parts)
         self._parts = {
@@ -126,9 +140,15 @@ class PartedStore:
         return self._from_owners((states, found), client_ids)
 
     def seen(self) -> np.ndarray:
-        """Ids of this process's clients that have a state, ascending."""
-        ids = [part.seen() * self._num_parts + p for p, part in self._parts.items()]
-        return np.sort(np.concatenate([np.zeros(0, np.int64), *ids]))
+        """Ids of the clients that have a state, ascending."""
+        here = np.zeros(self._population, bool)
+        for p, part in self._parts.items():
+            here[part.seen() * self._num_parts + p] = True
+        if jax.process_count() > 1:
+            from jax.experimental import multihost_utils
+
+            here = multihost_utils.process_allgather(here).any(axis=0)
+        return np.flatnonzero(here)
 
     def write(self, client_ids: np.ndarray, states: PyTree) -> None:
         """Keeps the states `[clients, ...]` of those clients, with ids 0 or more, that it owns."""

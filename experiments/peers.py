@@ -1,0 +1,119 @@
+"""What the processes of one run do together: refuse, share a folder, stop, or notice a loss.
+
+One process alone goes through all of it without waiting for anybody.
+"""
+
+import contextlib
+import fcntl
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+from absl import flags
+
+from experiments import folder
+from fedjax_post.simulate import processes
+
+_CUT_OFF = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED")  # what collectives say
+
+
+class PeerError(ValueError):
+    """What another process refused."""
+
+
+class Stopped(KeyboardInterrupt):
+    """All processes were told to stop, and did behind the same round."""
+
+
+def are_several() -> bool:
+    """Returns whether the run has more processes than this one."""
+    return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+def is_first() -> bool:
+    """Returns whether this process shows and writes what is shown and written once."""
+    return not are_several() or processes.is_first()
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Ends, in all processes, what any of them cannot do; they wait for each other behind it.
+
+    Nothing within may wait for another process.
+
+    Raises:
+      PeerError: if another process failed and this one did not.
+    """
+    if not are_several():
+        yield
+        return
+    try:
+        yield
+    except BaseException as error:
+        processes.exchanged(str(error) or type(error).__name__)
+        raise
+    for number, said in enumerate(processes.exchanged("")):
+        if said:
+            raise PeerError(f"process {number}: {said}")
+
+
+def claim(options: flags.FlagValues) -> Path:
+    """Returns `folder.claim` of the first process, which all of them see.
+
+    Raises:
+      FileNotFoundError: in a process that does not see it.
+    """
+    with together():
+        mine = folder.claim(options) if is_first() else Path()
+    if not are_several():
+        return mine
+    directory = Path(processes.exchanged(str(mine))[0])
+    with together():
+        if not (directory / "flags").exists():
+            raise FileNotFoundError(
+                f"--output_dir={directory} of process 0 is not there for process "
+                f"{jax.process_index()}; give a folder that all processes share"
+            )
+    return directory
+
+
+def held(directory: Path) -> contextlib.AbstractContextManager[None]:
+    """Returns `folder.held` for a run, as long as any of its processes lives.
+
+    The first process takes the folder alone, then shares it with the others.
+    """
+    if not are_several():
+        return folder.held(directory)
+    alone, shared = fcntl.LOCK_EX, fcntl.LOCK_SH
+    locks = (alone, shared, None) if is_first() else (None, None, shared)
+    return folder.held(directory, locks=locks, agreed=together)
+
+
+def should_stop(round: int) -> bool:
+    """Returns whether a run that was told to stop ends behind this round, in all processes."""
+    if not (jax.distributed.is_initialized() and jax.config.jax_enable_preemption_service):
+        return False
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.reached_preemption_sync_point(round)
+
+
+def cut_off(error: BaseException) -> str:
+    """Returns what tells that another process is gone; empty if the error is this one's own."""
+    first = str(error).partition("\n")[0]
+    return first if are_several() and any(word in first for word in _CUT_OFF) else ""
+
+
+def leave(code: int) -> int:
+    """Ends this process at once where others may never come to the end that jax waits for.
+
+    Returns:
+      The code, where there are no others.
+    """
+    if not jax.distributed.is_initialized():
+        return code
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
