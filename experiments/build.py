@@ -151,6 +151,8 @@ def load_target(options: flags.FlagValues, tokenizer: Any, mesh: Any) -> Any:
         return hosting.model_of(options, tokenizer, directory=None)
     where = devices.loading(mesh)
     model = load_model(options.model, dtype=options.dtype, quantise=options.quantise, **where)
+    if options.remat is None:
+        return model
     return dataclasses.replace(model, config=dataclasses.replace(model.config, remat=options.remat))
 
 
@@ -271,7 +273,7 @@ def _check_trainable(options: flags.FlagValues) -> None:
             f"--quantise={options.quantise} freezes the weights that --adapter={options.adapter} "
             "would train; use --adapter=lora, or leave --quantise out"
         )
-    if options.quantise != "none" and not options.remat:
+    if options.quantise != "none" and options.remat is False:
         raise ValueError(
             f"--quantise={options.quantise} reads its layers' weights back in the backward pass, "
             "which --noremat would keep; leave one of them out"

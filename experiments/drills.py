@@ -22,8 +22,7 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 import jax
 from absl import flags as absl_flags
 
-from experiments import compare, folder
-from experiments.compiled import keep_compiled
+from experiments import compare, folder, process
 from experiments.faults import Settings, drilled
 from fedjax_post.core.access import AccessError
 from fedjax_post.openness import drills
@@ -44,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         methods = [run._replace(label=_short(run.label, methods)) for run in methods]
         chosen = _chosen(own.drills)
         settings = Settings(**{name: own[name].value for name in Settings._fields})
-        keep_compiled()
+        process.prepare()
         rows = carry_out(methods, chosen, settings)
     except absl_flags.UnrecognizedFlagError as error:
         return _refuse(f"{error}; --help lists the flags, those of experiments.train go with them")

@@ -100,8 +100,8 @@ def _define_run(values: flags.FlagValues) -> None:
     text("model", "builtin", f"{', '.join(MODELS)}, a Hugging Face folder, or a hub name")
     choice("dtype", "float32", ["float32", "bfloat16"], "of base weights and matrix products")
     choice("quantise", "none", ["none", *KINDS], "codes for the frozen layers, as in QLoRA")
-    remat = "recompute layers in the backward pass: less memory, a third more arithmetic"
-    flags.DEFINE_bool("remat", True, remat, flag_values=values)
+    remat = "recompute layers in the backward pass: less memory, more time (with --quantise only)"
+    flags.DEFINE_bool("remat", None, remat, flag_values=values)
     whole("num_rounds", 60, "rounds in all", 1)
     choice("sampling", "uniform", ["uniform", "poisson", "full"], "how a cohort is drawn")
     whole("cohort_size", None, "clients in a round, under poisson on average (16, or all)", 1)

@@ -24,7 +24,7 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 from absl import flags
 
-from experiments.compiled import keep_compiled
+from experiments import process
 from experiments.factories import declared
 from fedjax_post.core.access import Access, AccessError
 from fedjax_post.openness import page
@@ -84,7 +84,7 @@ def _climb(options: flags.FlagValues, given: Sequence[str], argv: Sequence[str])
     )
 
     where = Path(options.output_dir or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-ladder")
-    keep_compiled()
+    process.prepare()
     command = f"python -m experiments.openness {shlex.join(argv[1:])}"
     try:
         seeds = ladder.seeds_of(options.seeds)

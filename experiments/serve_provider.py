@@ -19,7 +19,7 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 from absl import flags
 
-from experiments.compiled import keep_compiled
+from experiments import process
 from fedjax_post.hub.load import DTYPES
 from fedjax_post.openness.provider import Provider, Settings
 from fedjax_post.openness.served import Served, load_served
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.help:
             print(__doc__, options.get_help(), sep="\n")
             return 0
-        keep_compiled()
+        process.prepare()
         provider = make_provider(options)
         server, listener, url = prepare(provider, host=options.host, port=options.port)
     except flags.UnrecognizedFlagError as error:

@@ -21,9 +21,8 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 from absl import flags as absl_flags
 
 import fedjax_post
-from experiments import disclosure, distributed, flags, hosting, peers, scoring, summary
+from experiments import disclosure, distributed, flags, hosting, peers, process, scoring, summary
 from experiments.build import Job, build
-from experiments.compiled import keep_compiled
 from fedjax_post.core.access import AccessError
 from fedjax_post.core.engine import State, init
 from fedjax_post.evaluate.scores import Scores
@@ -42,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(__doc__, options.get_help(), sep="\n")
             return 0
         distributed.join(options)
-        keep_compiled()
+        process.prepare()
         job = prepare(options)
     except absl_flags.UnrecognizedFlagError as error:
         return _refuse(f"{error}; --help lists the flags")

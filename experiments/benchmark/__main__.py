@@ -18,9 +18,9 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 from absl import flags
 
+from experiments import process
 from experiments.benchmark import lines, table
 from experiments.benchmark.settings import Settings
-from experiments.compiled import keep_compiled
 
 # By module, so that one suite's imports are not the others'.
 SUITES = {
@@ -110,7 +110,7 @@ def read_settings(options: flags.FlagValues) -> Settings:
 
 
 def _measure(suite: str, settings: Settings, *, output: Path, argv: Sequence[str]) -> None:
-    keep_compiled()
+    process.prepare()
     module = importlib.import_module(f"experiments.benchmark.{suite}")
     found = []
     for figure in module.measure(settings):

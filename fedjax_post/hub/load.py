@@ -66,9 +66,10 @@ def load_model(
     """
     dtype = _check_dtype(dtype)
     folder = find_folder(name_or_path, revision=revision)
-    config = dataclasses.replace(load_config(folder), dtype=dtype.name)
-    if quantise != "none":
-        check_quantisation(quantise, config)
+    coded = quantise != "none"
+    if coded:
+        check_quantisation(quantise)
+    config = dataclasses.replace(load_config(folder), dtype=dtype.name, remat=coded)
     variables = load_weights(
         folder,
         find_family({"model_type": config.model_type}),

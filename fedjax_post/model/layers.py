@@ -112,7 +112,11 @@ class Linear(nn.Module):
         a: Any = self.get_variable("lora", "a").astype(self.dtype)
         b: Any = self.get_variable("lora", "b").astype(self.dtype)
         scale: Any = self.get_variable("lora_scale", "scale").astype(self.dtype)
-        return ((x @ a) * scale[None, None]) @ b
+        # One axis of tokens, and A lying down: the gradients of both factors are then products
+        # of which XLA turns no wide operand over
+        flat, lying = x.reshape(-1, x.shape[-1]), jax.lax.optimization_barrier(a.T)
+        inner = jax.lax.dot_general(flat, lying, (((1,), (1,)), ((), ())))
+        return ((inner * scale[None]) @ b).reshape(*x.shape[:-1], -1)
 
 
 class Norm(nn.Module):

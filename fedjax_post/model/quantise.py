@@ -11,7 +11,6 @@ from typing import Any
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from fedjax_post.model.codes import KINDS, decode, encode
-from fedjax_post.model.config import DecoderConfig
 from fedjax_post.model.views import LanguageModel
 
 PyTree = Any
@@ -20,17 +19,18 @@ PyTree = Any
 def quantise_model(model: LanguageModel, kind: str) -> LanguageModel:
     """Returns the model with the kernels of its layers as codes in the collection "quantised".
 
+    Its config recomputes layers in the backward pass: what would be kept there are the weights.
+
     Args:
       model: a model with weights.
       kind: "int8" or "nf4".
 
     Raises:
-      ValueError: if `kind` is unknown, the model is quantised already, or keeps its
-        layers' values for the backward pass, which would bring the weights back.
+      ValueError: if `kind` is unknown, or the model is quantised already.
     """
     if "quantised" in model.variables:
         raise ValueError("the model is quantised already; load it again to change the kind")
-    check_quantisation(kind, model.config)
+    check_quantisation(kind)
     kept, codes = {}, {}
     for path, leaf in flatten_dict(model.variables["params"]).items():
         if is_coded(path):
@@ -42,7 +42,8 @@ def quantise_model(model: LanguageModel, kind: str) -> LanguageModel:
         "params": unflatten_dict(kept),
         "quantised": unflatten_dict(codes),
     }
-    return dataclasses.replace(model, variables=variables)
+    config = dataclasses.replace(model.config, remat=True)
+    return dataclasses.replace(model, variables=variables, config=config)
 
 
 def is_coded(path: tuple[str, ...]) -> bool:
@@ -50,12 +51,10 @@ def is_coded(path: tuple[str, ...]) -> bool:
     return path[0] == "layers" and path[-1] == "kernel"
 
 
-def check_quantisation(kind: str, config: DecoderConfig) -> None:
-    """Refuses an unknown kind, and a model that keeps its layers' values for the backward pass."""
+def check_quantisation(kind: str) -> None:
+    """Refuses an unknown kind."""
     if kind not in KINDS:
         raise ValueError(f"--quantise must be one of {KINDS}, got {kind!r}")
-    if not config.remat:
-        raise ValueError("a quantised model recomputes its layers; leave config.remat=True")
 
 
 def dequantise_model(model: LanguageModel) -> LanguageModel:

@@ -211,7 +211,7 @@ def test_clients_with_prompts_of_their_own_share_the_base():
     assert "f32[2,8,128,256]" not in text
     assert "f32[192,256]" in text  # 8 clients x 24 places, one product
     one, eight = (program.memory_analysis().temp_size_in_bytes for program in (one, eight))
-    assert eight - one < 2 * base  # seven copies would be 7 * base
+    assert eight - one < 3 * base  # seven copies would be 7 * base
 
 
 def test_generation_maps_over_clients_own_prompts():

@@ -11,10 +11,10 @@ import optax
 
 import fedjax_post
 from algorithms import fed_avg
+from experiments import process
 from experiments.benchmark.lm_job import Job, data_of
 from experiments.benchmark.shapes import MEDIUM
 from experiments.benchmark.sides import channel
-from experiments.compiled import keep_compiled
 from fedjax_post.adapters.lora import add_lora
 from fedjax_post.model.config import DecoderConfig
 from fedjax_post.model.views import init_model
@@ -27,7 +27,7 @@ _LORA = {"rank": 8, "alpha": 16}
 def main() -> None:
     """Runs the federation anew for each request; the first is what the others are held to."""
     out = channel.open_channel()
-    keep_compiled()
+    process.prepare()
     config = DecoderConfig(**{**MEDIUM, "vocab_size": 512, "num_layers": 2})
     model, params = add_lora(init_model(config, jax.random.key(0)), jax.random.key(0), **_LORA)
     job = Job("random", length=32, num_clients=8, batch_size=2, local_steps=2)

@@ -12,9 +12,9 @@ import optax
 
 import fedjax_post
 from algorithms import fed_avg
+from experiments import process
 from experiments.benchmark import lm_job
 from experiments.benchmark.sides import channel
-from experiments.compiled import keep_compiled
 from fedjax_post.objectives.sft import sft_loss
 
 
@@ -22,7 +22,7 @@ def main(folder: str, core: str = "") -> None:
     """Plays rounds until there are no more requests."""
     channel.pin(int(core) if core else None)
     out = channel.open_channel()
-    keep_compiled()
+    process.prepare()
     job = lm_job.read_job(Path(folder))
     model, params = lm_job.model_of(job)
     clients, heldout = lm_job.data_of(job, vocab_size=model.config.vocab_size)

@@ -13,8 +13,8 @@ import optax
 
 import fedjax_post
 from algorithms import fed_avg
+from experiments import process
 from experiments.benchmark.sides import channel, logistic
-from experiments.compiled import keep_compiled
 
 _MANY = 1_000_000  # more rounds than anybody asks for
 
@@ -22,7 +22,7 @@ _MANY = 1_000_000  # more rounds than anybody asks for
 def main(workload: str) -> None:
     """Plays as many rounds as a request says."""
     out = channel.open_channel()
-    keep_compiled()
+    process.prepare()
     if workload == "flute":
         arrays, cohort_size = logistic.flute_clients(), logistic.FLUTE_COHORT
         shape, learning_rate = logistic.FLUTE, logistic.FLUTE_RATE

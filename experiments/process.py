@@ -1,11 +1,19 @@
-"""Compiled programs, kept between runs: the second start of a run compiles next to nothing."""
+"""What a program does once, before it computes: it keeps compiled programs, and memory."""
 
 import os
 from pathlib import Path
 
 import jax
 
+from fedjax_post.simulate.heap import keep_freed_memory
+
 _NAME = "jax_compilation_cache_dir"
+
+
+def prepare() -> None:
+    """Prepares this process; a second start of a run then compiles next to nothing."""
+    keep_compiled()
+    keep_freed_memory()
 
 
 def keep_compiled() -> Path | None:
