@@ -81,8 +81,8 @@ class DecoderConfig:
     attention_softcap: float | None = None
     logit_softcap: float | None = None
     embedding_scale: float | None = None
-    # Keep one residual stream per layer, recompute the rest in the backward pass: a third of the
-    # memory, a fifth to a third more time
+    # Keep one residual stream per layer, recompute the rest in the backward pass: a fifth of the
+    # memory, a fifth more time
     remat: bool = False
     source: str = dataclasses.field(default="", repr=False)  # the config.json that it was read from
 
