@@ -87,14 +87,14 @@ def init_client(
 
 
 def value_like(algorithm: Algorithm, model: PyTree, replica: PyTree, data: ClientData) -> PyTree:
-    """Shapes and dtypes of the value that a client uploads; nothing is computed."""
+    """Shapes and dtypes of the value that a client uploads; nothing is computed.
 
-    def value(model, replica, data):
-        ctx = no_context()
-        local = algorithm.client.init(model, replica, ctx.key)
-        return algorithm.client.update(model, replica, local, data, ctx)[0].value
-
-    return jax.eval_shape(value, model, replica, data)
+    It asks for shapes of the algorithm's own functions, so that jax, which remembers them
+    by function, traces a client's update once for all who ask.
+    """
+    client, ctx = algorithm.client, no_context()
+    local = jax.eval_shape(client.init, model, replica, ctx.key)
+    return jax.eval_shape(client.update, model, replica, local, data, ctx)[0].value
 
 
 def visit_client(
@@ -204,7 +204,10 @@ def wire_bytes(algorithm: Algorithm, model: PyTree, state: State, data: ClientDa
     """
     down = jax.eval_shape(algorithm.downlink.encode, state.shared)
     replica = jax.eval_shape(lambda s: broadcast(algorithm, s), state)
-    up = jax.eval_shape(lambda *a: message_of(algorithm, *a), model, replica, data)
+    like, ctx = value_like(algorithm, model, replica, data), no_context()
+    encode = lambda *a: algorithm.uplink.encode(*a, algorithm.uplink.init(like), ctx)[0]
+    weight = jax.ShapeDtypeStruct((), jnp.float32)
+    up = jax.eval_shape(encode, like, replica), weight
     return WireBytes(wire.num_bytes(down), wire.num_bytes(up))
 
 
