@@ -1,5 +1,6 @@
 """Settings of the whole suite: a compilation cache, strict ranks, and where test data lie."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -19,6 +20,13 @@ jax.config.update(
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_collection_finish():
+    """Modules stay; a trace makes small objects by the thousand, and few circles among them."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 @pytest.fixture(scope="module", autouse=True)
