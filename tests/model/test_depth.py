@@ -14,7 +14,7 @@ from fedjax_post.testing.models import tiny_model
 
 TOKENS = jax.random.randint(jax.random.key(9), (2, 7), 0, 32)
 BATCH = {"tokens": TOKENS, "loss_mask": jnp.ones((2, 7), bool)}
-RANGES = [((0, 1), True), ((1, 4), True), ((1, 4), False), ((3, 5), False)]
+RANGES = [((0, 1), True), ((2, 3), True), ((1, 4), True), ((1, 4), False), ((3, 5), False)]
 
 
 @functools.cache
@@ -103,15 +103,18 @@ QKV = 512 * 512 + 2 * 512 * 256
 LAYER = 3 * 512 * 1024 + 512 * 512 + QKV  # weights of the products of one layer
 
 
-def compiled(layers, *, num_layers, num_clients=1, remat=True, differentiate=True):
-    """The program of a step, or of its forward pass, for stacked clients of 16 tokens each."""
+def compiled(
+    layers, *, num_layers, num_clients=1, remat=True, differentiate=True, shape=SHAPE, length=16
+):
+    """The program of a step, or of its forward pass, for stacked clients of one row each."""
     key = jax.random.key(0)
 
     def shapes():
-        model = tiny_model(num_layers=num_layers, remat=remat, **SHAPE)
+        model = tiny_model(num_layers=num_layers, remat=remat, **shape)
         model, params = add_lora(model, key, rank=1, alpha=1, layers=layers)
         stack = lambda leaf: jnp.stack([leaf] * num_clients)
-        batch = {"tokens": jnp.zeros((1, 16), jnp.int32), "loss_mask": jnp.ones((1, 16), bool)}
+        tokens = jnp.zeros((1, length), jnp.int32)
+        batch = {"tokens": tokens, "loss_mask": jnp.ones((1, length), bool)}
         return model, *jax.tree.map(stack, (params, batch))
 
     model, stacked, batch = jax.eval_shape(shapes)
@@ -137,9 +140,34 @@ def test_a_layer_above_the_range_costs_no_gradient_of_its_weights():
     np.testing.assert_allclose(above, 2, atol=0.2)
 
 
-def test_the_lowest_layer_costs_no_gradient_of_its_input():
+def test_an_adapted_layer_by_itself_costs_no_gradient_of_its_input():
     backward = cost((1, 2), num_layers=2) - cost((1, 2), num_layers=2, differentiate=False)
     np.testing.assert_allclose(backward, 1 - QKV / LAYER, atol=0.1)
+
+
+@functools.cache
+def busy_step(layers, *, remat):
+    """A step that holds activations rather than weights."""
+    small = {"hidden_size": 64, "intermediate_size": 128, "num_heads": 4, "head_dim": 16}
+    return compiled(layers, num_layers=5, num_clients=8, remat=remat, shape=small, length=64)
+
+
+PARTS = [(0, 1), (0, 4), (1, 3), (2, 5), (4, 5)]
+
+
+@pytest.mark.parametrize("remat", [True, False])
+@pytest.mark.parametrize("layers", PARTS)
+def test_a_range_holds_no_more_than_all_layers(layers, remat):
+    held, most = (
+        busy_step(part, remat=remat).memory_analysis().temp_size_in_bytes for part in (layers, None)
+    )
+    assert held < most
+
+
+@pytest.mark.parametrize("layers", PARTS)
+def test_a_range_takes_fewer_operations_than_all_layers(layers):
+    taken, most = (busy_step(part, remat=False).cost_analysis()["flops"] for part in (layers, None))
+    assert taken < most
 
 
 @pytest.mark.parametrize("remat", [True, False])
