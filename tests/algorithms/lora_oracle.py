@@ -5,8 +5,10 @@ components and the scale alpha / r, no mask and no padding. Products, means and 
 are then numpy.
 """
 
+from functools import cache, partial
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -38,7 +40,9 @@ class Visit(NamedTuple):
     share: float  # of the cohort's weight
 
 
+@cache
 def make(name, tx=SGD, **options):
+    """An algorithm; the same one for the same settings, so that its programs are made once."""
     options = {**FIXED.get(name, {}), **options}
     return ALGORITHMS[name](toy_lora.toy_loss, tx, **options)
 
@@ -56,10 +60,14 @@ def clients_of(ranks, **kwargs):
     return clients if ranks == (0,) else RankedClients(clients, ranks)
 
 
+PROGRAMS = {}  # of each client's functions, which no two algorithms share
+
+
 def play(algorithm, params, clients, *, rounds=1, rank=2, **plan):
     """The last state, all records, and the dense change that would be deployed."""
     model = toy_lora.toy_model(rank)
-    plan = fp.Plan(**{"chunk_size": 3, **plan})
+    programs = PROGRAMS.setdefault(algorithm.client, fp.device(algorithm))
+    plan = fp.Plan(**{"chunk_size": 3, "executor": lambda _: programs, **plan})
     steps = list(fp.run(algorithm, model, clients, params=params, rounds=rounds, plan=plan))
     state = steps[-1][0]
     return state, [record for _, record in steps], change_of(algorithm, state, rank)
@@ -71,6 +79,18 @@ def change_of(algorithm, state, rank=2, client=None):
     merged = merge_lora(model, params).variables["params"]["layers"]["mix"]["kernel"]
     base = toy_lora.toy_model(rank).variables["params"]["layers"]["mix"]["kernel"]
     return np.asarray(merged, np.float64) - np.asarray(base, np.float64)
+
+
+@partial(jax.jit, static_argnames="only")
+def trained(held, model, data, only):
+    """Factors after a visit that moves some of them."""
+
+    def loss(moving, model, batch, key):
+        own_params = {"lora": {"layers": {"mix": {**held, **moving}}}}
+        return toy_lora.toy_loss(own_params, model, batch, key)
+
+    moving = {name: held[name] for name in only}
+    return held | local.local_steps(loss, SGD, moving, model, data, no_context())[0]
 
 
 def visits(params, clients, *, rank=2, round=0, only=("a", "b"), residual=None):
@@ -86,14 +106,8 @@ def visits(params, clients, *, rank=2, round=0, only=("a", "b"), residual=None):
             kernel = jnp.asarray(residual, jnp.float32)
             model.variables["residual"] = {"layers": {"mix": {"kernel": kernel}}}
         held = {"a": pair["a"][..., :own], "b": pair["b"][:, :own] * (ALPHA / rank) / scale}
-        moving = {name: held[name] for name in only}
-
-        def loss(moving, model, batch, key, held=held):
-            own_params = {"lora": {"layers": {"mix": {**held, **moving}}}}
-            return toy_lora.toy_loss(own_params, model, batch, key)
-
-        moved, _, _ = local.local_steps(loss, SGD, moving, model, data, no_context())
-        end = {name: np.asarray(x, np.float64) for name, x in {**held, **moved}.items()}
+        moved = trained(held, model, data, tuple(only))
+        end = {name: np.asarray(x, np.float64) for name, x in moved.items()}
         out.append(Visit(end["a"], end["b"], scale, float(data.num_tokens)))
     total = sum(v.share for v in out)
     return [v._replace(share=v.share / total) for v in out]
