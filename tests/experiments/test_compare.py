@@ -76,7 +76,11 @@ def test_the_same_command_repeats_no_run_and_more_seeds_may_join(
 
 
 def test_an_interrupted_comparison_goes_on(compared, common, tmp_path, monkeypatch, capsys):
-    folder = tmp_path / "cut"
+    """What the first call lacks is one run of those with the second seed."""
+    folder = shutil.copytree(compared, tmp_path / "cut")
+    shutil.rmtree(folder / FOLDERS[0] / "seed-1")
+    for left in folder.glob("comparison.*"):
+        left.unlink()
     given = ["compare", *common, *GIVEN, f"--output_dir={folder}"]
     real = train.train
 
