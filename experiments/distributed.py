@@ -7,6 +7,7 @@ Each process is started with the same flags, by a cluster's launcher or by hand:
         --num_processes=2 --process_id=0
 """
 
+import os
 import signal
 import socket
 import sys
@@ -37,7 +38,8 @@ def define(values: flags.FlagValues) -> None:
 
 def given(options: flags.FlagValues) -> list[str]:
     """Returns the flags that ask for several processes, as they stand in a command."""
-    return [options[name].serialize() for name in FLAGS if options[name].value not in (None, False)]
+    asked = [options[name] for name in FLAGS]
+    return [flag.serialize() for flag in asked if flag.value != flag.default]
 
 
 def join(options: flags.FlagValues) -> None:
@@ -137,9 +139,9 @@ def _check_address(address: str, *, is_here: bool) -> None:
         if is_here:
             socket.create_server(("", int(port)), family=family, dualstack_ipv6=both).close()
     except OSError as error:
+        why = os.strerror(error.errno or 0)
         raise ValueError(
-            f"{told}: process 0 cannot listen there ({error.strerror}); give all processes "
-            "another port"
+            f"{told}: process 0 cannot listen there ({why}); give all processes another port"
         ) from None
 
 

@@ -19,8 +19,11 @@ from fedjax_post.simulate import processes
 _CUT_OFF = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED")  # what collectives say
 
 
+_TOLD = "the other processes were told"
+
+
 class PeerError(ValueError):
-    """What another process refused."""
+    """What another process could not do."""
 
 
 class Stopped(KeyboardInterrupt):
@@ -53,6 +56,7 @@ def together() -> Iterator[None]:
         yield
     except BaseException as error:
         processes.exchanged(str(error) or type(error).__name__)
+        error.add_note(_TOLD)
         raise
     for number, said in enumerate(processes.exchanged("")):
         if said:
@@ -104,6 +108,11 @@ def cut_off(error: BaseException) -> str:
     """Returns what tells that another process is gone; empty if the error is this one's own."""
     first = str(error).partition("\n")[0]
     return first if are_several() and any(word in first for word in _CUT_OFF) else ""
+
+
+def is_told(error: BaseException) -> bool:
+    """Returns whether the error ends all processes, each in its own time."""
+    return isinstance(error, (PeerError, Stopped)) or _TOLD in getattr(error, "__notes__", ())
 
 
 def leave(code: int) -> int:

@@ -22,6 +22,7 @@ from fedjax_post.hub.files import BUILTIN, find_folder
 from fedjax_post.hub.load import save_model
 from fedjax_post.hub.peft import save_adapter
 from fedjax_post.hub.prompt import save_prompt
+from fedjax_post.model.emulator import emulator_bytes
 from fedjax_post.model.quantise import dequantise_model
 from fedjax_post.openness.ledger import Entry
 from fedjax_post.report.records import read_records
@@ -94,8 +95,9 @@ def summarize(
         "bytes_down": int(total["bytes_down"]) if federated else None,
         "bytes_up_per_client": each("bytes_up"),
         "bytes_down_per_client": each("bytes_down"),
+        "emulator_bytes": _emulator_bytes(job),
         "access": disclosure.tier_of(job.algorithm.access),
-        "inference": options.inference,
+        "inference": disclosure.place_of(options, job.algorithm.access),
         **{name: None if value is None else int(value) for name, value in counted.items()},
         "disclosure": disclosure.told(options, entries, job.algorithm.access),
         "provider": hosting.told(Path(job.plan.directory or "")),
@@ -135,7 +137,8 @@ def export(job: Job, options: flags.FlagValues, state: State) -> None:
     told = {"base_name": base, "run": str(job.plan.directory)}
     whole = set(params) not in ({"prompt"}, {"lora"}) or "residual" in model.variables
     if whole and peers.are_several():
-        model, params = processes.gathered((model, params))
+        host = jax.local_devices(backend="cpu")[0]  # whose memory holds the whole model
+        model, params = jax.device_put(processes.gathered((model, params)), host)
     if set(params) == {"prompt"}:
         text = job.heldout.decode_fn(list(params["prompt"].get("tokens", ())))
         make = lambda path: save_prompt(path, model, params, text=text, **told)
@@ -161,6 +164,13 @@ def _codes(job: Job, options: flags.FlagValues) -> str:
         return ""
     size = format_bytes(num_bytes(job.target.variables["quantised"]))
     return f", the layers' in {options.quantise} ({size})"
+
+
+def _emulator_bytes(job: Job) -> int | None:
+    """What handing out a stand-in costs, once and beside the wire."""
+    if "emulator" not in job.algorithm.access:
+        return None
+    return emulator_bytes(job.model["emulator"])
 
 
 def _sum(records: list[dict[str, Any]], name: str) -> float | None:

@@ -61,11 +61,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _refuse(str(error))
     try:
         with peers.held(Path(job.plan.directory)):
-            carry_out(job, options, argv=argv, began=began)
+            try:
+                carry_out(job, options, argv=argv, began=began)
+            except (KeyboardInterrupt, Exception) as error:
+                return _stopped(error, Path(job.plan.directory), options)
     except (BlockingIOError, peers.PeerError) as error:
         return _refuse(str(error))
-    except (KeyboardInterrupt, Exception) as error:
-        return _stopped(error, Path(job.plan.directory), options)
     return 0
 
 
@@ -158,7 +159,7 @@ def _stopped(error: BaseException, directory: Path, options: absl_flags.FlagValu
     """Says what ended a run and how it goes on; returns the exit code."""
     interrupted = isinstance(error, KeyboardInterrupt)
     lost = peers.cut_off(error)
-    if not (interrupted or lost or isinstance(error, OSError)):
+    if not (interrupted or lost or isinstance(error, (OSError, peers.PeerError))):
         if not peers.are_several():
             raise error
         traceback.print_exception(error)
@@ -168,7 +169,7 @@ def _stopped(error: BaseException, directory: Path, options: absl_flags.FlagValu
     again = f"python -m experiments.train --output_dir={shlex.quote(str(directory))} {given}"
     print(f"\n{why}; to continue: {again}", file=sys.stderr)
     code = 130 if interrupted else 1
-    return code if isinstance(error, peers.Stopped) else peers.leave(code)
+    return code if peers.is_told(error) else peers.leave(code)
 
 
 def _refuse(message: str) -> int:
