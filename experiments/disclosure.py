@@ -147,6 +147,12 @@ def tier_of(access: Mapping[str, Access]) -> str:
     return "EMULATOR" if "emulator" in access else access["target"].name
 
 
+def place_of(options: flags.FlagValues, access: Mapping[str, Access]) -> str | None:
+    """Returns where the target is taken to run; None where neither training nor use asks it."""
+    asked = ledger.asks(access) or ledger.serves_elsewhere(access)
+    return options.inference if asked else None
+
+
 def write(directory: Path, entries: list[Entry]) -> None:
     """Writes `disclosure.jsonl`: a line for each round and party."""
     lines = [json.dumps(entry._asdict()) + "\n" for entry in entries]

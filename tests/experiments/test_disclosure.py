@@ -29,6 +29,7 @@ def test_a_run_at_a_provider_has_its_ledger_in_its_folder(call, tmp_path):
     assert call(*CLOSED, TEMPLATE, "--inference=provider", "--price=1000000") == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     told = summary["disclosure"]
+    assert summary["inference"] == "provider"
     (record,) = map(json.loads, (tmp_path / "run" / "records.jsonl").read_text().splitlines())
     queries = record["queries"]
     assert queries == told["queries"] > 0

@@ -45,6 +45,18 @@ def test_a_run_leaves_what_the_readme_promises(finished):
     assert summary["bytes_up"] == sum(r["bytes_up"] for r in records)
     assert summary["bytes_up"] == 4 * 2 * summary["bytes_up_per_client"]
     assert summary["command"].startswith("train --model=")
+    assert summary["inference"] is None  # an open model is asked nothing
+    assert summary["emulator_bytes"] is None
+
+
+def test_what_a_stand_in_costs_is_told_beside_the_wire(call, tmp_path):
+    given = ("--model=builtin", "--algorithm=offsite_tuning", "--num_rounds=1", "--eval_every=0")
+    assert call(*given, "--local_steps=1", "--eval_examples=2", "--exact_match=off") == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    layer = 3 * 128 * 256 + 2 * 128 * 128 + 2 * 128 * 64 + 2 * 128
+    # The first and the last of four layers, one of the two between them, embeddings, a norm
+    assert summary["emulator_bytes"] == 4 * (3 * layer + 715 * 128 + 128)
+    assert summary["inference"] == "client"  # where what it trained is of use
 
 
 def test_the_flags_file_repeats_the_run(finished, tmp_path):
