@@ -1,7 +1,6 @@
 """From flags to an algorithm: its optimizers, schedules and weights, or a reference point."""
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from inspect import signature
 from types import MappingProxyType
 from typing import Any
@@ -78,7 +77,7 @@ def make_algorithm(
     Args:
       options: parsed flags.
       participation: cohort size over population size.
-      loss_of: the loss that an algorithm's access allows, from that algorithm with any loss.
+      loss_of: the loss that an algorithm's access allows, from that algorithm.
       given: what else factories are offered, by the names of their arguments.
 
     Raises:
@@ -98,8 +97,7 @@ def make_algorithm(
         return references.central(sft_loss, client_tx)
     if options.baseline == "local":
         return references.local_only(sft_loss, client_tx)
-    offered = {
-        "loss_fn": sft_loss,
+    offered: dict[str, Any] = {
         "client_tx": client_tx,
         "learning_rate": _by_round(options.client_lr or 0.0, schedule),
         "participation": participation,
@@ -110,8 +108,11 @@ def make_algorithm(
         offered["server_tx"] = SERVER_OPTIMIZERS[options.server_optimizer].make(options.server_lr)
     if options.client_weight is not None:
         offered["weigh_fn"] = _WEIGHTS[options.client_weight]
-    make = partial(factories.build, factories.find_factory(options.algorithm), options)
-    return make(offered | {"loss_fn": loss_of(make(offered))})
+    # Which loss it may have is declared by what is built; called it is only later
+    offered["loss_fn"] = lambda *given: loss_fn(*given)
+    algorithm = factories.build(factories.find_factory(options.algorithm), options, offered)
+    loss_fn: Callable = loss_of(algorithm)
+    return algorithm
 
 
 def client_ranks(options: flags.FlagValues) -> list[int]:
