@@ -30,6 +30,7 @@ FEEDS = {
     "server_optimizer": ("server_tx",),
     "server_lr": ("server_tx", "server_lr"),
     "client_weight": ("weigh_fn",),
+    "embeddings": ("embeddings",),
 }
 # arguments that the program gives, so that no flag is made of them
 PROVIDED = (

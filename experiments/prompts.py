@@ -8,10 +8,11 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import factories
+from experiments import factories, roles
 from fedjax_post.adapters.prompt import add_soft_prompt, text_prompt
 from fedjax_post.core.access import Access
 from fedjax_post.core.algorithm import Algorithm
+from fedjax_post.hub.load import load_model
 from fedjax_post.objectives.choice import answer_loss, choice_loss
 from fedjax_post.objectives.sft import sft_loss
 
@@ -28,6 +29,8 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_integer("prompt_length", 10, length, lower_bound=1, flag_values=values)
     words = "words that a search may put into the prompt (every word of the vocabulary)"
     flags.DEFINE_list("candidates", [], words, flag_values=values)
+    alike = "a small open model of the target's vocabulary, by whose embeddings tokens are alike"
+    flags.DEFINE_string("embeddings", None, alike, flag_values=values)
     labels = "the answers that there are, for algorithms that see scores but no weights"
     flags.DEFINE_list("labels", [], labels, flag_values=values)
 
@@ -79,10 +82,11 @@ def offered(options: flags.FlagValues, factory: Callable, tokenizer: Any) -> dic
     """Returns the tokens that a factory asks for, by the names of its arguments.
 
     Raises:
-      ValueError: if there is no candidate.
+      ValueError: if there is no candidate, or embeddings are of other tokens.
     """
     make = {
         "candidates": lambda: _candidates(options, tokenizer),
+        "embeddings": lambda: _embeddings(options),
         "separator": lambda: np.int32(tokenizer.encode("\n", add_special_tokens=False)[-1]),
         "vocab_size": lambda: len(tokenizer),
         "dropped": lambda: np.asarray(sorted(set(tokenizer.all_special_ids)), np.int32),
@@ -97,7 +101,7 @@ def loss_of(
 
     Args:
       options: parsed flags.
-      algorithm: built with any loss, for what it declares.
+      algorithm: for what it declares.
       tokenizer: of the target.
       longest: tokens of the longest response, its end included.
 
@@ -127,6 +131,14 @@ def first_tokens(tokenizer: Any, labels: Sequence[str]) -> list[int]:
 def _tokens_of(options: flags.FlagValues, tokenizer: Any) -> list[int]:
     """The prompt's text in tokens."""
     return tokenizer.encode(options.prompt_text.strip(), add_special_tokens=False)
+
+
+def _embeddings(options: flags.FlagValues) -> jax.Array | None:
+    """The table `[V, D]` of a public model, or None."""
+    if options.embeddings is None:
+        return None
+    roles.check_vocabulary(options, "embeddings")
+    return load_model(options.embeddings).variables["params"]["embedding"]
 
 
 def _candidates(options: flags.FlagValues, tokenizer: Any) -> np.ndarray:

@@ -43,12 +43,21 @@ def check(options: flags.FlagValues, algorithm: Algorithm) -> None:
             f"--algorithm={options.algorithm} needs --proxy_model, a small open model of the "
             "target's vocabulary"
         )
-    sizes = [load_config(name).vocab_size for name in (options.model, options.proxy_model)]
-    if sizes[0] != sizes[1]:
+    check_vocabulary(options, "proxy_model")
+
+
+def check_vocabulary(options: flags.FlagValues, flag: str) -> None:
+    """Refuses a second model whose tokens are not the target's.
+
+    Raises:
+      ValueError: naming the flag and both sizes.
+    """
+    name = options[flag].value
+    other, size = load_config(name).vocab_size, load_config(options.model).vocab_size
+    if other != size:
         raise ValueError(
-            f"--proxy_model={options.proxy_model} has {sizes[1]} tokens and "
-            f"--model={options.model} {sizes[0]}; their logits are added token by token, so use "
-            "two models of one tokenizer"
+            f"--{flag}={name} has {other} tokens and --model={options.model} {size}; "
+            "what they say is put together token by token, so use two models of one tokenizer"
         )
 
 

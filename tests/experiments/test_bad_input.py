@@ -52,6 +52,7 @@ def refused(call, tmp_path, capsys):
         ("cohort_size=3", "'cohort_size=3' is no flag; write --name=value"),
         ("--mu=0.1", "--mu=0.1: --algorithm=fed_avg does not take it; it belongs to fed_prox"),
         ("--algorithm=scaffold --grad_clip=1", "--algorithm=scaffold does not take it; it belongs"),
+        ("--embeddings=builtin", "--algorithm=fed_avg does not take it; it belongs to fed_dtpt"),
         ("--algorithm=fed_prox --mu=-1", "mu must not be negative, got -1.0; 0 is FedAvg"),
         ("--local_steps=2 --local_epochs=2", "exclude each other; give one"),
         (

@@ -1,10 +1,15 @@
 """What flags that are left out stand for."""
 
+import numpy as np
 import pytest
 
-from experiments import flags
+from algorithms.fed_dtpt import fed_dtpt
+from experiments import flags, prompts
 from experiments.build import layer_range, make_sampler
+from fedjax_post.data.corpus import build_tokenizer
+from fedjax_post.hub.load import load_model, save_model
 from fedjax_post.simulate.cohort import draw
+from fedjax_post.testing.models import tiny_model
 
 
 @pytest.mark.parametrize(("population", "expected"), [(10, 10), (128, 16)])
@@ -26,3 +31,19 @@ def test_a_range_of_layers_may_leave_its_ends_out(text, expected):
 def test_what_is_no_range_of_layers_is_refused(text):
     with pytest.raises(ValueError, match=f"--lora_layers={text} is no range"):
         layer_range(text, 8)
+
+
+def embeddings(*given):
+    options = flags.define()
+    options(["train", "--algorithm=fed_dtpt", *given])
+    return prompts.offered(options, fed_dtpt, build_tokenizer())["embeddings"]
+
+
+def test_embeddings_are_those_of_the_named_model(tiny_folder, tmp_path):
+    given = f"--model={tiny_folder}"
+    table = load_model(tiny_folder).variables["params"]["embedding"]
+    np.testing.assert_array_equal(embeddings(given, f"--embeddings={tiny_folder}"), table)
+    assert embeddings(given) is None
+    save_model(tmp_path, tiny_model())
+    with pytest.raises(ValueError, match=f"--embeddings={tmp_path} has 32 tokens"):
+        embeddings(given, f"--embeddings={tmp_path}")
