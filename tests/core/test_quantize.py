@@ -1,6 +1,7 @@
 """Laws of few bits: means, variances, norms and bytes, as the module's table states them."""
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -49,30 +50,30 @@ UNBIASED["random_k, int8"] = chain(random_k(0.5), quantize(8, block_size=4))
 
 
 def there_and_back(link, value, seed=0):
-    ctx = no_context()._replace(key=jax.random.key(seed))
-    message, _ = link.encode(value, None, link.init(value), ctx)
+    return sent(link, value, jax.random.key(seed))
+
+
+@partial(jax.jit, static_argnums=0)
+def sent(link, value, key):
+    message, _ = link.encode(value, None, link.init(value), no_context()._replace(key=key))
     return link.decode(message, value), message
 
 
 def samples(link, value, count):
     """Decoded values, leaves `[count, ...]`."""
-
-    def one(key):
-        ctx = no_context()._replace(key=key)
-        message, _ = link.encode(value, None, link.init(value), ctx)
-        return link.decode(message, value)
-
-    return jax.vmap(one)(jax.random.split(jax.random.key(1), count))
+    keys = jax.random.split(jax.random.key(1), count)
+    return jax.jit(jax.vmap(lambda key: sent(link, value, key)[0]))(keys)
 
 
 def norm(value):
     floats = [x for x in jax.tree.leaves(value) if jnp.issubdtype(x.dtype, jnp.floating)]
-    return math.sqrt(sum((np.asarray(x, np.float64) ** 2).sum() for x in floats))
+    return math.sqrt(sum((np.asarray(x).astype(np.float64) ** 2).sum() for x in floats))
 
 
 def scaled(value, scale):
     floating = lambda x: jnp.issubdtype(x.dtype, jnp.floating)
-    return jax.tree.map(lambda x: (x * scale).astype(x.dtype) if floating(x) else x, value)
+    numpy = lambda x: (np.asarray(x).astype(np.float32) * np.float32(scale)).astype(x.dtype)
+    return jax.tree.map(lambda x: jnp.asarray(numpy(x)) if floating(x) else x, value)
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6, 1e25])
@@ -109,7 +110,7 @@ def test_pack_has_the_length_that_shapes_promise(link):
     decoded, message = there_and_back(link, VALUE)
     data = pack(message)
     assert len(data) == num_bytes(message_like(link, VALUE)) == num_bytes(message)
-    restored = link.decode(unpack(data, message), VALUE)
+    restored = jax.jit(link.decode)(unpack(data, message), VALUE)
     jax.tree.map(np.testing.assert_array_equal, decoded, restored)
 
 
@@ -169,12 +170,18 @@ def test_the_error_of_sign_is_what_the_table_says():
 )
 def test_error_feedback_loses_nothing_in_the_sum(link):
     link = error_feedback(link)
-    value, sent, state = {"v": VALUE["a"]}, 0.0, link.init({"v": VALUE["a"]})
-    for round in range(40):
-        ctx = no_context()._replace(key=jax.random.key(round))
+    value, total, state = {"v": VALUE["a"]}, 0.0, link.init({"v": VALUE["a"]})
+
+    @jax.jit
+    def send(state, seed):
+        ctx = no_context()._replace(key=jax.random.key(seed))
         message, state = link.encode(value, None, state, ctx)
-        sent = sent + link.decode(message, value)["v"]
-    np.testing.assert_allclose(sent + state[0]["v"], 40 * value["v"], rtol=1e-4, atol=1e-4)
+        return link.decode(message, value)["v"], state
+
+    for round in range(40):
+        decoded, state = send(state, round)
+        total = total + decoded
+    np.testing.assert_allclose(total + state[0]["v"], 40 * value["v"], rtol=1e-4, atol=1e-4)
     assert norm(state[0]) < 40 * norm(value) / 3
 
 

@@ -96,9 +96,9 @@ def test_watching_changes_no_bit_of_a_run_and_chunks_no_number(chunk_size):
     watched = records(algorithm, chunk_size=chunk_size, **plan)
     jax.tree.map(np.testing.assert_array_equal, plain[-1][0], watched[-1][0])
     assert set(watched[-1][1]) - set(plain[-1][1]) == NAMES
+    whole = records(algorithm, **plan)[-1][1]
     for name in NAMES:
-        whole = records(algorithm, **plan)[-1][1][name]
-        assert watched[-1][1][name] == pytest.approx(whole, rel=1e-4)
+        assert watched[-1][1][name] == pytest.approx(whole[name], rel=1e-4)
     for name in ("bytes_up", "bytes_down", "loss"):
         assert watched[-1][1][name] == plain[-1][1][name]
 
