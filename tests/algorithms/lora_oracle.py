@@ -60,13 +60,13 @@ def clients_of(ranks, **kwargs):
     return clients if ranks == (0,) else RankedClients(clients, ranks)
 
 
-PROGRAMS = {}  # of each client's functions, which no two algorithms share
+PROGRAMS = {}  # by an algorithm's identity, beside it, which keeps that from being another's
 
 
 def play(algorithm, params, clients, *, rounds=1, rank=2, **plan):
     """The last state, all records, and the dense change that would be deployed."""
     model = toy_lora.toy_model(rank)
-    programs = PROGRAMS.setdefault(algorithm.client, fp.device(algorithm))
+    programs, _ = PROGRAMS.setdefault(id(algorithm), (fp.device(algorithm), algorithm))
     plan = fp.Plan(**{"chunk_size": 3, "executor": lambda _: programs, **plan})
     steps = list(fp.run(algorithm, model, clients, params=params, rounds=rounds, plan=plan))
     state = steps[-1][0]
