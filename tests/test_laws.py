@@ -26,7 +26,7 @@ ARROWS = {
     "hub": {"core", "model", "adapters"},
     "objectives": {"core", "model.views"},
     "data": {"core", "hub"},
-    "simulate": {"core", "model.views", "data.batches"},
+    "simulate": {"core", "model.views", "data.batches", "data.clients"},
     "evaluate": {"core", "model", "data", "objectives"},
     "openness": {"core.access", "model", "hub"},
     "report": set(),

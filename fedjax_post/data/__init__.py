@@ -3,7 +3,8 @@
 `load_clients` is the way in; `datasets` is imported only when rows are read.
 """
 
-from fedjax_post.data.batches import ArrayClients, Clients, TokenClients, pool
+from fedjax_post.data.batches import ArrayClients, TokenClients, pool
+from fedjax_post.data.clients import Clients
 from fedjax_post.data.load import Loaded, Population, Text, load_clients
 from fedjax_post.data.partition import Partition, describe, dirichlet, iid, natural
 from fedjax_post.data.ranks import RankedClients

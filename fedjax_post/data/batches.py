@@ -1,4 +1,4 @@
-"""Clients as the engine sees them: a population that hands out batches.
+"""Populations that hand out batches: of arrays in memory, and of tokenised rows.
 
 The order within a visit is a stream of random permutations of the client's examples,
 a fresh one for each epoch, drawn from the generator that the engine passes in. With
@@ -20,37 +20,17 @@ that its rows fill.
 """
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
 from fedjax_post.core.algorithm import ClientData, PyTree
+from fedjax_post.data.clients import empty_aligned
 from fedjax_post.data.packing import first_fit, gather_packed, most_rows
 from fedjax_post.data.partition import Partition
 from fedjax_post.data.table import TokenTable, gather
-
-
-class Clients(Protocol):
-    """A population of clients, each of which can be visited."""
-
-    def __len__(self) -> int:
-        """Returns the number of clients."""
-
-    def visit(self, client_id: int, rng: np.random.Generator) -> ClientData:
-        """Returns what one client trains on in one visit.
-
-        Args:
-          client_id: in [0, len(self)).
-          rng: the only source of randomness; the same state gives the same visit.
-
-        Returns:
-          Data with numpy leaves; shapes and dtypes are the same for every client and visit.
-        """
-
-    def num_steps(self, client_id: int) -> int:
-        """Returns about how many steps a visit takes: clients of a kind are put side by side."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,39 +66,53 @@ class ArrayClients:
         _check_schedule(self.batch_size, self.local_steps, self.local_epochs)
         sizes = [_num_rows(tree, client_id) for client_id, tree in enumerate(self.arrays)]
         _check_sizes(np.array(sizes, np.int64))
-        # Once, so that arrays on a device are not fetched at every visit.
-        object.__setattr__(self, "_held", [jax.tree.map(np.asarray, x) for x in self.arrays])
+        # Once, so that arrays elsewhere or out of order are not copied at every visit.
+        object.__setattr__(
+            self, "_held", [jax.tree.map(np.ascontiguousarray, x) for x in self.arrays]
+        )
         object.__setattr__(self, "_sizes", sizes)
         object.__setattr__(self, "_max_steps", _num_steps(self, max(sizes)))
 
     def __len__(self) -> int:
         return len(self.arrays)
 
-    def visit(
-        self, client_id: int, rng: np.random.Generator, max_steps: int | None = None
-    ) -> ClientData:
-        """Returns batches of leaves `[K_max, B, ...]`; `num_tokens` counts examples.
-
-        Args:
-          client_id: in [0, len(self)).
-          rng: the only source of randomness; the same state gives the same visit.
-          max_steps: in place of K_max; at least the steps of this client.
-        """
+    def visit(self, client_id: int, rng: np.random.Generator) -> ClientData:
+        """Returns batches of leaves `[K_max, B, ...]`; `num_tokens` counts examples."""
         _check_client(client_id, len(self))
-        num_held = self._sizes[client_id]
-        num_steps = _num_steps(self, num_held)
-        max_steps = max_steps or self._max_steps
-        order = _stream(num_held, num_steps * self.batch_size, rng)
-        # Masked steps repeat real examples: zeros might be outside a loss's domain.
-        order = np.resize(order, (max_steps, self.batch_size))
+        return jax.tree.map(lambda x: x[0], self.lanes(np.array([client_id]), lambda _: rng))
+
+    def lanes(
+        self,
+        client_ids: np.ndarray,
+        rng_of: Callable[[int], np.random.Generator],
+        *,
+        longest: int | None = None,
+    ) -> ClientData:
+        """Returns visits side by side, with room for the longest; see `clients.in_lanes`."""
+        real = [i for i in client_ids.tolist() if i >= 0]
+        sizes, steps = np.zeros((2, len(client_ids)), np.int64)  # none for padding
+        sizes[: len(real)] = [self._sizes[i] for i in real]
+        steps[: len(real)] = _num_steps(self, sizes[: len(real)])
+        taken = steps * self.batch_size
+        room = self._max_steps if longest is None else self.room(longest)
+        batches = np.arange(room * self.batch_size).reshape(room, self.batch_size)
+        held, orders = [], []
+        for i, size, count in zip(real, sizes.tolist(), taken.tolist(), strict=False):
+            held.append(self._held[i])
+            # Masked steps repeat real examples: zeros might be outside a loss's domain.
+            orders.append(_stream(size, count, rng_of(i)).take(batches, mode="wrap"))
+        num_padding = len(client_ids) - len(real)
+        held += [held[0] if held else self._held[0]] * num_padding
+        orders += [np.zeros_like(batches)] * num_padding
+        num_tokens = taken.astype(np.float32)
         return ClientData(
-            batches=jax.tree.map(lambda leaf: leaf[order], self._held[client_id]),
-            step_mask=np.arange(max_steps) < num_steps,
-            num_examples=np.float32(num_held),
-            num_tokens=np.float32(num_steps * self.batch_size),
-            rank=np.int32(0),
-            num_read=np.float32(num_steps * self.batch_size),
-            step_size=np.float32(self.batch_size),
+            batches=jax.tree.map(lambda *leaves: _gathered(leaves, orders), *held),
+            step_mask=np.arange(room) < steps[:, None],
+            num_examples=sizes.astype(np.float32),
+            num_tokens=num_tokens,
+            rank=np.zeros(len(client_ids), np.int32),
+            num_read=num_tokens,
+            step_size=np.full(len(client_ids), self.batch_size, np.float32),
         )
 
     def num_steps(self, client_id: int) -> int:
@@ -274,6 +268,16 @@ def _stream(num_held: int, num_taken: int, rng: np.random.Generator) -> np.ndarr
     """Returns the first examples of a stream of permutations of `range(num_held)`."""
     epochs = [rng.permutation(num_held) for _ in range(-(-num_taken // num_held))]
     return np.concatenate(epochs)[:num_taken]
+
+
+def _gathered(leaves: Sequence[np.ndarray], orders: Sequence[np.ndarray]) -> np.ndarray:
+    """Returns each lane's examples in its order, `[lanes, *order.shape, ...]`."""
+    shape = (len(leaves), *orders[0].shape, *leaves[0].shape[1:])
+    out = empty_aligned(shape, leaves[0].dtype)
+    for lane, leaf, order in zip(out, leaves, orders, strict=True):
+        # Orders are within bounds; to check them again numpy would write to a buffer first.
+        np.take(leaf, order, axis=0, out=lane, mode="clip")
+    return out
 
 
 def _num_steps(clients: "ArrayClients | TokenClients", num_held: Any) -> Any:

@@ -1,12 +1,12 @@
 """Clients of different LoRA ranks."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from fedjax_post.core.algorithm import ClientData
-from fedjax_post.data.batches import Clients
+from fedjax_post.data.clients import Clients, in_lanes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +35,18 @@ class RankedClients:
         """Returns the client's visit with its rank."""
         rank = np.int32(self.ranks[client_id % len(self.ranks)])
         return self.clients.visit(client_id, rng)._replace(rank=rank)
+
+    def lanes(
+        self,
+        client_ids: np.ndarray,
+        rng_of: Callable[[int], np.random.Generator],
+        *,
+        longest: int | None = None,
+    ) -> ClientData:
+        """Returns visits side by side with their ranks; see `clients.in_lanes`."""
+        ranks = np.array(self.ranks, np.int32)[client_ids % len(self.ranks)]
+        data = in_lanes(self.clients, client_ids, rng_of, longest=longest)
+        return data._replace(rank=ranks)
 
     def num_steps(self, client_id: int) -> int:
         """Returns about how many steps a visit takes."""

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedjax_post.core.algorithm import Algorithm
-from fedjax_post.data.batches import Clients
+from fedjax_post.data.clients import Clients
 from fedjax_post.simulate.feed import laid_out, side_by_side
 from fedjax_post.simulate.programs import Chunk, all_lanes
 from fedjax_post.simulate.speeds import Speeds

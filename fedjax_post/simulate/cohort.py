@@ -99,17 +99,16 @@ def widths_of(chunk_size: int, *, unit: int = 1) -> tuple[int, ...]:
 
 def _cuts(num_steps: np.ndarray, widths: Sequence[int]) -> list[tuple[int, int]]:
     """Starts and widths of chunks of least cost: lanes times steps, and a wide step for each."""
-    count, first = len(num_steps), max(widths)
+    steps, count, first = num_steps.tolist(), len(num_steps), max(widths)
     if not count:
         return [(0, first)]
-    least = np.zeros(count + 1)
-    chosen = np.zeros(count, np.int64)
+    least, chosen = [0.0] * (count + 1), [0] * count
     for i in range(count - 1, -1, -1):
-        costs = [first + w * num_steps[i] + least[min(count, i + w)] for w in widths]
-        chosen[i] = widths[int(np.argmin(costs))]
+        costs = [first + w * steps[i] + least[min(count, i + w)] for w in widths]
         least[i] = min(costs)
+        chosen[i] = widths[costs.index(least[i])]
     cuts, start = [], 0
     while start < count:
-        cuts.append((start, int(chosen[start])))
+        cuts.append((start, chosen[start]))
         start += cuts[-1][1]
     return cuts

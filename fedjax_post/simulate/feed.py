@@ -10,7 +10,8 @@ import jax
 import numpy as np
 
 from fedjax_post.core.algorithm import ClientData
-from fedjax_post.data.batches import ArrayClients, Clients, pool
+from fedjax_post.data.batches import pool
+from fedjax_post.data.clients import Clients, in_lanes
 from fedjax_post.simulate.cohort import Sampler, data_rng, draw, in_chunks
 from fedjax_post.simulate.programs import Chunk, all_lanes
 
@@ -115,19 +116,5 @@ def laid_out(
 def side_by_side(
     clients: Clients, ids: np.ndarray, seed: int, round: int, *, longest: int | None = None
 ) -> ClientData:
-    """The visits of the clients of a chunk, stacked; padding lanes take no step.
-
-    With `longest`, the steps of the longest visit, arrays are cut behind it.
-    """
-    cut = {}
-    if longest is not None and isinstance(clients, ArrayClients):
-        cut["max_steps"] = clients.room(longest)
-    visits = [clients.visit(i, data_rng(seed, round, i), **cut) for i in ids.tolist() if i >= 0]
-    blank = visits[0] if visits else clients.visit(0, data_rng(seed, round, 0), **cut)
-    idle = {name: np.zeros_like(getattr(blank, name)) for name in ("step_mask", *_COUNTS)}
-    padding = blank._replace(**idle)
-    visits += [padding] * (len(ids) - len(visits))
-    return jax.tree.map(lambda *x: np.stack(x), *visits)
-
-
-_COUNTS = ("num_examples", "num_tokens", "num_read")
+    """The visits of a chunk's clients, each in its order of the round; see `in_lanes`."""
+    return in_lanes(clients, ids, lambda i: data_rng(seed, round, i), longest=longest)

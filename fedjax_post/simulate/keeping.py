@@ -1,5 +1,6 @@
 """Keeping a run: its records, its checkpoints and its clients' states, whatever ends it."""
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,7 +18,7 @@ class Keep(NamedTuple):
 
     directory: str | Path | None
     resume: bool
-    checkpoint_every: int  # rounds
+    checkpoint_every: int | None  # rounds; None: as `is_due` has it
 
 
 class Begun(NamedTuple):
@@ -57,6 +58,21 @@ def check_unused(keep: Keep) -> None:
         )
 
 
+def is_due(every: int | None, done: int, elapsed: float, cost: float) -> bool:
+    """Whether a round is followed by a checkpoint; the same on all processes.
+
+    Args:
+      every: rounds between checkpoints; None: so many that saving takes at most a fiftieth
+        of the time, for what it costs depends on the state and rounds may be short.
+      done: rounds.
+      elapsed: seconds since the last checkpoint.
+      cost: seconds that it took; 0 before the first one.
+    """
+    if every is not None:
+        return done % every == 0
+    return processes.agreed(elapsed >= 49 * cost)
+
+
 def kept(
     begun: Begun, play: PlayFn, *, rounds: int, keep: Keep, callbacks: Sequence[Callback]
 ) -> Iterator[tuple[State, Record]]:
@@ -77,19 +93,22 @@ def kept(
         stack.callback(store.close)
         if keeps and processes.is_first():
             record.keep_lines(directory / "records.jsonl", last.rounds_done)
-        saved = last.rounds_done
+            lines = stack.enter_context(open(directory / "records.jsonl", "a", encoding="utf-8"))
+        saved, cost, since = last.rounds_done, 0.0, time.monotonic()
         try:
             start = Held(last.state, last.replicas)
             for (state, replicas), line in play(store, start, range(saved, rounds)):
                 for callback in callbacks:
                     line |= callback(state, line) or {}
                 if keeps and processes.is_first():
-                    record.append(directory / "records.jsonl", line)
+                    record.append(lines, line)
                 done = line["round"] + 1
                 last = checkpoint.Snapshot(state, done, store.version, begun.identity, replicas)
-                if keeps and (done == rounds or done % keep.checkpoint_every == 0):
+                elapsed = time.monotonic() - since
+                if keeps and (done == rounds or is_due(keep.checkpoint_every, done, elapsed, cost)):
                     _save(manager, store, last)
-                    saved = done
+                    saved, cost = done, time.monotonic() - since - elapsed
+                    since = time.monotonic()
                 yield state, line
         finally:
             if keeps and last.rounds_done > saved and processes.are_together():

@@ -8,7 +8,7 @@ import numpy as np
 
 from fedjax_post.core import engine
 from fedjax_post.core.algorithm import Algorithm, PyTree
-from fedjax_post.data.batches import Clients
+from fedjax_post.data.clients import Clients
 from fedjax_post.simulate.cohort import data_rng
 from fedjax_post.simulate.programs import Chunk, Programs, Stored, device
 from fedjax_post.simulate.run import client_state_like

@@ -7,7 +7,7 @@ import numpy as np
 
 from fedjax_post.core.algorithm import Algorithm, PyTree
 from fedjax_post.core.engine import ClientState
-from fedjax_post.data.batches import Clients
+from fedjax_post.data.clients import Clients
 from fedjax_post.simulate.processes import PartedStore
 from fedjax_post.simulate.run import client_state_like, restore
 

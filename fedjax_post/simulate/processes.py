@@ -51,6 +51,8 @@ def exchanged(text: str) -> list[str]:
 
 def gathered(tree: PyTree) -> PyTree:
     """Arrays as numpy, whole, on every process."""
+    if jax.process_count() == 1:
+        return _fetched(tree)
 
     def whole(x):
         if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
@@ -59,7 +61,14 @@ def gathered(tree: PyTree) -> PyTree:
 
         return multihost_utils.process_allgather(x, tiled=True)
 
-    return jax.device_get(jax.tree.map(whole, tree))
+    return _fetched(jax.tree.map(whole, tree))
+
+
+def _fetched(tree: PyTree) -> PyTree:
+    """Arrays as numpy: views where memory is shared, else copies that travel at once."""
+    if jax.default_backend() == "cpu":
+        return jax.tree.map(np.asarray, tree)
+    return jax.device_get(tree)
 
 
 def of_all(data: ClientData, local: slice) -> ClientData:

@@ -5,7 +5,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 import numpy as np
@@ -70,8 +70,8 @@ def _padding(chunks: Sequence[Chunk]) -> Record:
     """The share of what was computed that no token (or example) filled, where data tell."""
     room = read = 0.0
     for chunk in chunks:
-        taken = np.any(chunk.data.step_mask, axis=0)
-        steps = np.max(np.arange(1, taken.size + 1), initial=0, where=taken)
+        taken = np.flatnonzero(np.any(chunk.data.step_mask, axis=0))
+        steps = taken[-1] + 1 if taken.size else 0
         room += float(steps * chunk.client_ids.size * np.max(chunk.data.step_size))
         read += float(np.sum(chunk.data.num_read))
     return {"padding": 1 - read / room} if room else {}
@@ -98,10 +98,10 @@ def defined(seen: Mapping[str, Any]) -> Record:
     return {name: float(value) for name, value in seen.items() if np.isfinite(value)}
 
 
-def append(path: Path, record: Record) -> None:
-    """Adds a line to a record file, and flushes it to the operating system."""
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(_finite(record)) + "\n")
+def append(file: TextIO, record: Record) -> None:
+    """Adds a line to an open record file, and flushes it to the operating system."""
+    file.write(json.dumps(_finite(record)) + "\n")
+    file.flush()
 
 
 def keep_lines(path: Path, count: int) -> None:

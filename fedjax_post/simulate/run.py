@@ -11,7 +11,7 @@ import jax
 from fedjax_post.core import access, engine
 from fedjax_post.core.algorithm import Aggregate, Algorithm, PyTree, no_context
 from fedjax_post.core.engine import State
-from fedjax_post.data.batches import Clients
+from fedjax_post.data.clients import Clients
 from fedjax_post.simulate import asynchronous, checkpoint, feed, processes, record
 from fedjax_post.simulate.asynchronous import Buffer, Step
 from fedjax_post.simulate.cohort import Sampler, data_rng, draw, full, widths_of
@@ -38,7 +38,7 @@ class Plan(NamedTuple):
     buffer: Buffer | None = None  # asynchronous: a step whenever it is full; no sampler then
     directory: str | Path | None = None  # of records and checkpoints; None keeps neither
     resume: bool = False  # continue what `directory` holds
-    checkpoint_every: int = 10  # rounds
+    checkpoint_every: int | None = None  # rounds; None: at most a fiftieth of the time
 
 
 class _Job(NamedTuple):
@@ -140,7 +140,7 @@ def chunk_size_of(plan: Plan, num_clients: int, rounds: int) -> int:
     """The plan's chunk size; by default the first cohort in equal chunks of at most 32."""
     if rounds < 1:
         raise ValueError(f"rounds must be at least 1, got {rounds}; raise --num_rounds")
-    if plan.checkpoint_every < 1:
+    if plan.checkpoint_every is not None and plan.checkpoint_every < 1:
         raise ValueError(f"checkpoint_every must be at least 1, got {plan.checkpoint_every}")
     if plan.buffer is not None:
         size = plan.buffer.size
@@ -250,6 +250,7 @@ def _settle(job: _Job, chunk: Chunk, states, reports):
     chunk = chunk._replace(
         data=processes.of_all(chunk.data, job.programs.local(len(chunk.client_ids)))
     )
-    kept = reports.kept
-    job.store.write(chunk.client_ids[kept], jax.tree.map(lambda x: x[kept], states))
+    if jax.tree.leaves(states):
+        kept = reports.kept
+        job.store.write(chunk.client_ids[kept], jax.tree.map(lambda x: x[kept], states))
     return chunk, reports

@@ -58,6 +58,10 @@ class ClientStore:
 
     def read(self, client_ids: np.ndarray) -> tuple[PyTree, np.ndarray]:
         """States `[clients, ...]` and which of them exist; zeros for those that do not."""
+        if not self._row_size:  # nothing is ever kept of anybody
+            blank = [np.zeros((len(client_ids), *shape), dtype) for shape, dtype in self._layout]
+            found = np.zeros(len(client_ids), bool)
+            return jax.tree.unflatten(self._structure, blank), found
         positions = np.where(client_ids >= 0, self._rows_of[client_ids], -1)
         raw = np.zeros((len(client_ids), self._row_size), np.uint8)
         for lane, position in enumerate(positions):

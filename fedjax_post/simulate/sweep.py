@@ -17,7 +17,7 @@ import numpy as np
 from fedjax_post.core import access, engine
 from fedjax_post.core.algorithm import Algorithm, PyTree
 from fedjax_post.core.engine import State, WireBytes
-from fedjax_post.data.batches import Clients
+from fedjax_post.data.clients import Clients
 from fedjax_post.simulate import checkpoint, feed, programs, record
 from fedjax_post.simulate.keeping import Begun, Held, check_unused, kept
 from fedjax_post.simulate.processes import PartedStore

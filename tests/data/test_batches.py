@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 
 from fedjax_post.data.batches import ArrayClients, TokenClients, pool
+from fedjax_post.data.clients import in_lanes
 from fedjax_post.data.partition import Partition
+from fedjax_post.data.ranks import RankedClients
 from fedjax_post.data.table import TokenTable, gather
 
 L, PAD = 8, 0
@@ -51,6 +53,10 @@ def rows_seen(data):
     """Which rows of the toy table a visit holds, in order."""
     marks = data.batches["tokens"][..., 1].ravel()
     return (marks[marks >= 100] - 100).tolist()
+
+
+def lane_of(data, lane):
+    return jax.tree.map(lambda x: x[lane], data)
 
 
 def same(a, b):
@@ -133,14 +139,60 @@ def test_last_array_batch_is_filled_from_the_next_permutation():
     assert data.step_mask.all()
 
 
-def test_a_visit_of_arrays_is_the_same_in_less_room():
+def test_visits_of_arrays_are_the_same_in_less_room():
     """Nothing but padded steps is cut."""
     clients = ArrayClients([np.arange(n) for n in (100, 5, 9)], batch_size=2, local_epochs=1)
     assert [clients.room(steps) for steps in (1, 4, 5, 13, 14, 50)] == [4, 4, 13, 13, 50, 50]
-    whole, cut = clients.visit(1, rng()), clients.visit(1, rng(), max_steps=clients.room(3))
+    whole = clients.visit(1, rng(1))
+    cut = lane_of(in_lanes(clients, np.array([1]), rng, longest=3), 0)
     assert cut.step_mask.tolist() == [True] * 3 + [False]
     assert same(cut.batches, whole.batches[:4])
     assert same(cut._replace(batches=0, step_mask=0), whole._replace(batches=0, step_mask=0))
+
+
+class Visited:
+    """Clients that offer nothing but visits."""
+
+    def __init__(self, clients):
+        self.visit, self.num_steps, self._count = clients.visit, clients.num_steps, len(clients)
+
+    def __len__(self):
+        return self._count
+
+
+@pytest.mark.parametrize("schedule", [{"local_steps": 3}, {"local_epochs": 2}])
+@pytest.mark.parametrize("ids", [[2, 0, 1], [1, 2, -1, -1], [-1, -1]])
+def test_clients_in_lanes_are_their_visits(schedule, ids):
+    """Laid out at once or stacked; padding lanes take no step and hold nothing."""
+    clients = array_clients(**schedule)
+    at_once = in_lanes(RankedClients(clients, (1, 2)), np.array(ids), rng)
+    stacked = in_lanes(RankedClients(Visited(clients), (1, 2)), np.array(ids), rng)
+    for lane, client_id in enumerate(ids):
+        for data in (lane_of(at_once, lane), lane_of(stacked, lane)):
+            if client_id >= 0:
+                alone = clients.visit(client_id, rng(client_id))
+                assert same(data, alone._replace(rank=np.int32(1 + client_id % 2)))
+            else:
+                assert not data.step_mask.any()
+                assert data.num_examples == data.num_tokens == data.num_read == 0
+    specs = [jax.tree.map(lambda x: (x.shape, x.dtype), data) for data in (at_once, stacked)]
+    assert specs[0] == specs[1]
+
+
+def test_padding_repeats_real_examples():
+    """Zeros might be outside a loss's domain."""
+    data = in_lanes(
+        ArrayClients([np.ones(3)], batch_size=2, local_epochs=2), np.array([0, -1]), rng
+    )
+    assert (data.batches == 1).all()
+
+
+def test_batches_in_lanes_lie_where_jax_wants_them():
+    """On 64 bytes: there jax on a CPU reads them in place, elsewhere it copies them."""
+    for length in range(1, 9):
+        arrays = [np.ones((n, length), np.float32) for n in (5, 2, 9)]
+        clients = ArrayClients(arrays, batch_size=2, local_steps=2)
+        assert in_lanes(clients, np.array([0, 2]), rng).batches.ctypes.data % 64 == 0
 
 
 def test_arrays_stay_together():

@@ -47,8 +47,8 @@ class Watched:
     def __len__(self):
         return len(self.clients)
 
-    def __getattr__(self, name):
-        return getattr(self.clients, name)
+    def num_steps(self, client_id):
+        return self.clients.num_steps(client_id)
 
     def visit(self, client_id, rng):
         self.visits.append(client_id)

@@ -19,6 +19,7 @@ import fedjax_post as fp
 from algorithms.references import central, local_only
 from fedjax_post.core.engine import init, wire_bytes
 from fedjax_post.simulate.cohort import data_rng, draw
+from fedjax_post.simulate.keeping import is_due
 from fedjax_post.testing import toy_clients, toy_loss, toy_model, toy_params
 
 
@@ -111,6 +112,20 @@ def test_a_killed_run_is_resumed_to_the_same_bits(tmp_path, how):
     resumed = play(make(), done + 3, directory=tmp_path, resume=True)
     assert_same_bits(play(make(), done + 3)[-1][0], resumed[-1][0])
     assert rounds_in(tmp_path) == list(range(done + 3))
+
+
+@pytest.mark.parametrize(
+    ("every", "done", "elapsed", "cost", "due"),
+    [
+        (3, 6, 0.0, 9.0, True),
+        (3, 7, 99.0, 0.0, False),
+        (None, 1, 0.0, 0.0, True),  # nothing is saved yet
+        (None, 7, 4.8, 0.1, False),
+        (None, 7, 5.0, 0.1, True),
+    ],
+)
+def test_checkpoints_come_by_rounds_or_take_a_fiftieth_of_the_time(every, done, elapsed, cost, due):
+    assert is_due(every, done, elapsed, cost) == due
 
 
 def rounds_in(directory):

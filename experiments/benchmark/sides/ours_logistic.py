@@ -35,9 +35,7 @@ def main(workload: str) -> None:
             arrays, batch_size=size, local_steps=logistic.SMALL_STEPS
         )
     with tempfile.TemporaryDirectory() as directory:
-        plan = fedjax_post.Plan(
-            sampler=fedjax_post.uniform(cohort_size), directory=directory, checkpoint_every=50
-        )
+        plan = fedjax_post.Plan(sampler=fedjax_post.uniform(cohort_size), directory=directory)
         params = jnp.zeros((shape["features"], shape["classes"]))
         algorithm = fed_avg(loss_fn, optax.sgd(learning_rate))
         rounds = fedjax_post.run(algorithm, None, clients, params=params, rounds=_MANY, plan=plan)

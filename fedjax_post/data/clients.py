@@ -1,0 +1,77 @@
+"""Clients as the engine sees them: what a population must offer, and what it may."""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from fedjax_post.core.algorithm import ClientData
+
+
+class Clients(Protocol):
+    """A population of clients, each of which can be visited.
+
+    It may offer `lanes` too, as `in_lanes` has it, where it can lay out several visits for
+    less than they cost one by one.
+    """
+
+    def __len__(self) -> int:
+        """Returns the number of clients."""
+
+    def visit(self, client_id: int, rng: np.random.Generator) -> ClientData:
+        """Returns what one client trains on in one visit.
+
+        Args:
+          client_id: in [0, len(self)).
+          rng: the only source of randomness; the same state gives the same visit.
+
+        Returns:
+          Data with numpy leaves; shapes and dtypes are the same for every client and visit.
+        """
+
+    def num_steps(self, client_id: int) -> int:
+        """Returns about how many steps a visit takes: clients of a kind are put side by side."""
+
+
+def in_lanes(
+    clients: Clients,
+    client_ids: np.ndarray,
+    rng_of: Callable[[int], np.random.Generator],
+    *,
+    longest: int | None = None,
+) -> ClientData:
+    """Returns the visits of some clients side by side; padding lanes take no step.
+
+    Args:
+      clients: the population; its method `lanes` is asked, where it has one.
+      client_ids: `[lanes]` int, -1 behind the last client for padding.
+      rng_of: a client's generator, by its id.
+      longest: steps of the longest of these visits, or of others that they shall be as long
+        as; `lanes` may cut behind it, as long as it cuts in few places: each length is a
+        program of its own. None: nothing is cut.
+
+    Returns:
+      Data with leaves `[lanes, ...]`.
+    """
+    lanes: Any = getattr(clients, "lanes", None)
+    if lanes is not None:
+        return lanes(client_ids, rng_of, longest=longest)
+    visits = [clients.visit(i, rng_of(i)) for i in client_ids.tolist() if i >= 0]
+    blank = visits[0] if visits else clients.visit(0, rng_of(0))
+    idle = {name: np.zeros_like(getattr(blank, name)) for name in ("step_mask", *_COUNTS)}
+    visits += [blank._replace(**idle)] * (len(client_ids) - len(visits))
+    return jax.tree.map(lambda *x: np.stack(x), *visits)
+
+
+def empty_aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Returns an array that jax need not copy on a CPU: its first byte is where jax wants it."""
+    dtype = np.dtype(dtype)
+    num_bytes = int(np.prod(shape)) * dtype.itemsize
+    raw = np.empty(num_bytes + _ALIGNMENT, np.uint8)
+    first = -raw.__array_interface__["data"][0] % _ALIGNMENT
+    return raw[first : first + num_bytes].view(dtype).reshape(shape)
+
+
+_COUNTS = ("num_examples", "num_tokens", "num_read")
+_ALIGNMENT = 64  # bytes
