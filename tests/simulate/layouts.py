@@ -8,6 +8,7 @@ numpy, and with `rest` what takes long.
 import pickle
 import re
 import sys
+from functools import cache
 from tempfile import TemporaryDirectory
 
 import jax
@@ -57,6 +58,7 @@ def make_clients(count=10):
     return fp.ArrayClients(rows, batch_size=2, local_steps=2)
 
 
+@cache
 def make_algorithms():
     """One of every kind: plain, with client states, a lossy link, a stack, a fold."""
     tx, whole = optax.sgd(0.3), algorithms.fed_avg(sft_loss, optax.sgd(0.3))
@@ -69,10 +71,26 @@ def make_algorithms():
     }
 
 
+def kept(executor):
+    """The executor, with the same programs whenever it is asked for the same algorithm."""
+    made = {}  # by identity, beside the algorithm, which keeps it from being another's
+
+    def programs(algorithm):
+        return made.setdefault(id(algorithm), (executor(algorithm), algorithm))[0]
+
+    return programs
+
+
+@cache
+def executor_of(layout):
+    """The executor of a mesh, or of one device."""
+    return kept(fp.device if layout == "one" else fp.on_mesh(meshes.make_mesh(layout)))
+
+
 def play(algorithm, rounds=2, *, clients=None, start=(MODEL, PARAMS), **plan):
     """The states and records of a run of cohorts of 6, in chunks of at most 5."""
     model, params = start
-    plan = {"sampler": fp.uniform(6), "chunk_size": 5} | plan
+    plan = {"sampler": fp.uniform(6), "chunk_size": 5, "executor": executor_of("one")} | plan
     run = fp.run(
         algorithm,
         model,
@@ -97,8 +115,8 @@ def deployed(algorithm, state, mesh=None):
 def outcome(layout, name):
     """Final state and records of an algorithm on a layout; of a fold, also what is deployed."""
     mesh = None if layout == "one" else meshes.make_mesh(layout)
-    algorithm, executor = make_algorithms()[name], fp.device if mesh is None else fp.on_mesh(mesh)
-    states, records = zip(*play(algorithm, executor=executor), strict=True)
+    algorithm = make_algorithms()[name]
+    states, records = zip(*play(algorithm, executor=executor_of(layout)), strict=True)
     answers = deployed(algorithm, states[-1], mesh) if name == "fed_ex_lora" else None
     return jax.device_get(states[-1]), records, answers
 
@@ -173,7 +191,7 @@ def collectives(text):
 
 def usual():
     """What most of the tests ask about."""
-    one, split = fp.device, fp.on_mesh(meshes.make_mesh(LAYOUTS[1]))
+    one, split = executor_of("one"), executor_of(LAYOUTS[1])
     found = {pair: outcome(*pair) for pair in [*(("one", name) for name in NAMES), *USUAL]}
     found["variants"] = variants(one), variants(split)
     found["held"] = {layout: share_held(layout) for layout in LAYOUTS}
