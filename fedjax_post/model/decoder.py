@@ -269,7 +269,7 @@ class Decoder(nn.Module):
         key = self.make_rng("dropout") if drops else None
         block = Block(self.config, self.dropout, parent=None)
         layers = functools.partial(run_in_parts, block, lora_layers=self.lora_layers, key=key)
-        return layers(stacked, x, cache, kinds, where, unroll=self._unrolls())
+        return layers(stacked, x, (cache, kinds), where, unroll=self._unrolls())
 
     def _where(self, mask: Bool[Array, "B L S"] | None, positions, key_positions) -> Where:
         config = self.config

@@ -30,8 +30,7 @@ def run_in_parts(
     block: Any,
     variables: dict[str, PyTree],
     x: jax.Array,
-    cache: KeyValues | None,
-    kinds: LayerKind,
+    each: tuple[KeyValues | None, LayerKind],
     where: Where,
     *,
     lora_layers: tuple[int, int],
@@ -45,8 +44,7 @@ def run_in_parts(
       variables: collections of stacked layers, leaves `[num_layers, ...]`, or
         `[last - first, ...]` in those that only the range has.
       x: the residual stream, `[B, L, D]`.
-      cache: leaves `[num_layers, ...]`.
-      kinds: leaves `[num_layers]`.
+      each: the cache and the kinds of the layers, leaves `[num_layers, ...]`.
       where: of all layers.
       lora_layers: first layer of the range, and the one after its last.
       key: for dropout; None is evaluation.
@@ -68,13 +66,13 @@ def run_in_parts(
 
     def plain(x, own):
         (i,) = own
-        return block.apply(_pick(shared, i), x, _pick(cache, i), _pick(kinds, i), where)
+        return block.apply(_pick(shared, i), x, *_pick(each, i), where)
 
     def adapted(x, own):
         i, lora, key = own
         held = {**_pick(shared, i), **_pick(ranged, i - first), "lora": lora}
         rngs = None if key is None else {"dropout": key}
-        return block.apply(held, x, _pick(cache, i), _pick(kinds, i), where, rngs=rngs)
+        return block.apply(held, x, *_pick(each, i), where, rngs=rngs)
 
     keys = None if key is None else jax.random.split(key, last - first)
     parts = (
