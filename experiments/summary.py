@@ -11,7 +11,7 @@ import numpy as np
 from absl import flags
 
 import fedjax_post
-from experiments import disclosure, folder, hosting, methods, peers
+from experiments import artefact, disclosure, folder, hosting, methods, peers
 from experiments.build import Job
 from experiments.versions import commit, versions_of
 from fedjax_post.core.algorithm import SUMMED, PyTree
@@ -19,9 +19,6 @@ from fedjax_post.core.engine import State
 from fedjax_post.core.wire import num_bytes
 from fedjax_post.evaluate.scores import Scores
 from fedjax_post.hub.files import BUILTIN, find_folder
-from fedjax_post.hub.load import save_model
-from fedjax_post.hub.peft import save_adapter
-from fedjax_post.hub.prompt import save_prompt
 from fedjax_post.model.emulator import emulator_bytes
 from fedjax_post.model.quantise import dequantise_model
 from fedjax_post.openness.ledger import Entry
@@ -125,7 +122,7 @@ def write_summary(directory: Path, summary: dict[str, Any]) -> None:
 
 
 def export(job: Job, options: flags.FlagValues, state: State) -> None:
-    """Writes `adapter/`: a PEFT folder or a prompt, or a model where the base was changed too.
+    """Writes `adapter/`, see `artefact.write`.
 
     All processes of a run call it, and the first one writes.
     """
@@ -134,18 +131,11 @@ def export(job: Job, options: flags.FlagValues, state: State) -> None:
     if "proxy" in job.algorithm.access:  # what was trained adapts the proxy
         model, name = job.model["proxy"], options.proxy_model
     base = str(find_folder(name)) if name in BUILTIN else name
-    told = {"base_name": base, "run": str(job.plan.directory)}
-    whole = set(params) not in ({"prompt"}, {"lora"}) or "residual" in model.variables
-    if whole and peers.are_several():
+    if artefact.changes_base(model, params) and peers.are_several():
         host = jax.local_devices(backend="cpu")[0]  # whose memory holds the whole model
         model, params = jax.device_put(processes.gathered((model, params)), host)
-    if set(params) == {"prompt"}:
-        text = job.heldout.decode_fn(list(params["prompt"].get("tokens", ())))
-        make = lambda path: save_prompt(path, model, params, text=text, **told)
-    elif whole:
-        make = lambda path: save_model(path, model, params=params)
-    else:
-        make = lambda path: save_adapter(path, model, params, **told)
+    told = {"base": base, "run": str(job.plan.directory), "decode_fn": job.heldout.decode_fn}
+    make = lambda path: artefact.write(path, model, params, **told)
     with peers.together():
         if peers.is_first():
             folder.write_whole(Path(job.plan.directory) / "adapter", make)

@@ -78,6 +78,15 @@ def save_prompt(
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
+def is_prompt(directory: str | Path) -> bool:
+    """Returns whether a folder holds a prompt, of words or of embeddings."""
+    folder = Path(directory)
+    if (folder / TEXT).exists():
+        return True
+    path = folder / CONFIG
+    return path.exists() and json.loads(path.read_text()).get("peft_type") == "PROMPT_TUNING"
+
+
 def load_prompt(directory: str | Path, model: LanguageModel) -> PyTree:
     """Returns the prompt of a folder that `save_prompt` or `peft` wrote.
 

@@ -4,7 +4,6 @@ Prompts are computed in batches of a few shapes, so that a request of a new leng
 compiles a new program.
 """
 
-import json
 import math
 import zlib
 from collections.abc import Sequence
@@ -71,7 +70,7 @@ def load_served(name_or_path: str, *, adapter: str | None = None, dtype: str = "
     model, tokenizer = load_model(name_or_path, dtype=dtype), load_tokenizer(name_or_path)
     check_tokenizer(tokenizer, model.config)
     params: PyTree = {}
-    if adapter is not None and _is_prompt(Path(adapter)):
+    if adapter is not None and prompt.is_prompt(adapter):
         params = prompt.load_prompt(adapter, model)
     elif adapter is not None:
         model, params = load_adapter(adapter, model)
@@ -114,13 +113,6 @@ def complete(
             place = None if num_top is None else (chosen[i], [t[i] for t in top])
             found.append(_completion(served, asked, tokens[i].tolist(), place, stop))
     return found
-
-
-def _is_prompt(folder: Path) -> bool:
-    if (folder / prompt.TEXT).exists():
-        return True
-    path = folder / prompt.CONFIG
-    return path.exists() and json.loads(path.read_text()).get("peft_type") == "PROMPT_TUNING"
 
 
 def _answers(served, rows, mask, *, max_tokens, num_top):
