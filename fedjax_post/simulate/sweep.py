@@ -1,8 +1,9 @@
 """`sweep`: many federations in one program, over seeds and scalar hyper-parameters.
 
-Every setting runs under every seed. Runs of one seed share their cohorts and their
-data; all runs share the model, so that a product with its weights is one product for
-all of them. Each run equals what `run` gives for it alone, up to reassociation.
+Every setting runs under every seed. Runs of one seed share their cohorts and their data; all
+runs share the model, so that on an accelerator a product with its weights is one product for
+all of them. A CPU takes them in turn, within the program. Each run equals what `run` gives for
+it alone, up to reassociation.
 """
 
 import time
@@ -165,11 +166,11 @@ def _programs(make: MakeFn, grid: Grid, telemetry) -> Programs:
     """Programs over leaves `[seeds, settings, ...]`; chunks have leaves `[seeds, ...]`."""
     watch = {} if telemetry is None else {"telemetry": telemetry}
 
-    def each(fn, by_seed, by_setting, **options):
+    def each(fn, by_seed, by_setting, *, mapped=jax.vmap, **options):
         """`fn(algorithm, ...)` for every run; the axes say which arguments differ."""
         made = lambda setting, *args: fn(make(**setting), *args)
-        runs = jax.vmap(made, in_axes=(0, *by_setting))
-        runs = jax.vmap(runs, in_axes=(None, *by_seed))
+        runs = mapped(made, in_axes=(0, *by_setting))
+        runs = mapped(runs, in_axes=(None, *by_seed))
         return jax.jit(partial(runs, grid.arrays), **options)
 
     def start(model, replica, data, num_lanes):
@@ -183,10 +184,27 @@ def _programs(make: MakeFn, grid: Grid, telemetry) -> Programs:
             partial(programs.visit_chunk, **watch),
             (None, 0, 0, 0, 0, 0),
             (None, 0, 0, None, 0, None),
+            mapped=_one_by_one if jax.default_backend() == "cpu" else jax.vmap,
             donate_argnums=2,
         ),
         close=each(partial(programs.close, **watch), (0, 0), (0, 0)),
     )
+
+
+def _one_by_one(fn: Callable, in_axes: tuple[int | None, ...]) -> Callable:
+    """`jax.vmap` as a loop: a CPU is full with one run, and the memory of one stays near it."""
+
+    def mapped(*args):
+        def call(own):
+            rest = iter(own)
+            given = zip(args, in_axes, strict=True)
+            return fn(*(arg if axis is None else next(rest) for arg, axis in given))
+
+        return jax.lax.map(
+            call, [arg for arg, axis in zip(args, in_axes, strict=True) if axis is not None]
+        )
+
+    return mapped
 
 
 def _played(
