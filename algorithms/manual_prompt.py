@@ -25,9 +25,9 @@ def manual_prompt(loss_fn: local.LossFn) -> algorithm.Algorithm:
 
     return algorithm.Algorithm(
         client=algorithm.Client(algorithm.stateless, update),
-        server=algorithm.Server(lambda shared: (), lambda value, state, shared: (shared, state)),
+        server=algorithm.idle(),
         aggregate=aggregates.weighted_mean(),
-        downlink=algorithm.Downlink(lambda shared: shared, lambda shared: (), lambda _, r: r),
+        downlink=algorithm.nothing(),
         access={"target": access.Access.TEXT},
         value_like=lambda shared: (),
         refuses=dict.fromkeys(("memory", "rule", "link", "stale"), "nothing is sent"),

@@ -74,8 +74,8 @@ def local_only(
 
     return algorithm.Algorithm(
         client=algorithm.Client(init, update),
-        server=algorithm.Server(lambda shared: (), lambda value, state, shared: (shared, state)),
+        server=algorithm.idle(),
         aggregate=aggregates.weighted_mean(),
-        downlink=algorithm.Downlink(lambda shared: shared, lambda shared: (), lambda _, r: r),
+        downlink=algorithm.nothing(),
         deploy=deploy,
     )

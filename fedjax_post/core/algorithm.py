@@ -165,6 +165,16 @@ def whole() -> Downlink:
     )
 
 
+def nothing() -> Downlink:
+    """A downlink that sends nothing: clients keep what they were given at the start."""
+    return Downlink(lambda shared: shared, lambda shared: (), lambda message, replica: replica)
+
+
+def idle() -> Server:
+    """A server that leaves the shared variables as they are."""
+    return Server(lambda shared: (), lambda value, state, shared: (shared, state))
+
+
 def as_is(model: PyTree, replica: PyTree, state: PyTree = None) -> tuple[PyTree, PyTree]:
     """Deploys the replica itself, over the model itself."""
     del state
