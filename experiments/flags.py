@@ -116,7 +116,8 @@ def _define_run(values: flags.FlagValues) -> None:
     whole("seed", 0, "of data, partition, cohorts, batches and the adapter's start", 0)
     text("output_dir", None, "a new folder (runs/<time>-<algorithm>)")
     flags.DEFINE_bool("resume", False, "continue the run in --output_dir", flag_values=values)
-    whole("checkpoint_every", 10, "rounds between checkpoints", 1)
+    often = "rounds between checkpoints (as many as keep saving to a fiftieth of the time)"
+    whole("checkpoint_every", None, often, 1)
     whole("eval_every", 5, "rounds between points of the learning curve; 0: none", 0)
     whole("curve_examples", 96, "held-out rows behind a point of the curve", 1)
     whole("eval_examples", 0, "held-out rows behind the table; 0: all", 0)
