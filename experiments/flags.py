@@ -26,7 +26,7 @@ from fedjax_post.model.codes import KINDS
 # What may differ when a run is resumed; --num_rounds may too, where nothing is scheduled by it.
 _FREE = (
     *("output_dir", "resume", "eval_every", "curve_examples", "eval_examples", "help"),
-    *("telemetry_clients", "mesh", *distributed.FLAGS),
+    *("telemetry_clients", "mesh", "chunk_size", "remat", "checkpoint_every", *distributed.FLAGS),
     *("provider_url", "provider_timeout", "on_provider_failure"),
     *("max_queries", "max_cost", "ask_again"),
 )

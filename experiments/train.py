@@ -18,6 +18,7 @@ from pathlib import Path
 # transformers would announce that it found no PyTorch, which nothing here needs.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
+import jax
 from absl import flags as absl_flags
 
 import fedjax_post
@@ -29,6 +30,8 @@ from fedjax_post.evaluate.scores import Scores
 from fedjax_post.openness.ledger import DisclosureError
 from fedjax_post.report.curve import draw_curve
 from fedjax_post.report.table import summary_table
+
+_FULL = "the device's memory does not hold a chunk of clients; give --remat or a lower --chunk_size"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -158,18 +161,24 @@ def train(job: Job, options: absl_flags.FlagValues) -> State:
 def _stopped(error: BaseException, directory: Path, options: absl_flags.FlagValues) -> int:
     """Says what ended a run and how it goes on; returns the exit code."""
     interrupted = isinstance(error, KeyboardInterrupt)
-    lost = peers.cut_off(error)
-    if not (interrupted or lost or isinstance(error, (OSError, peers.PeerError))):
+    lost, full = peers.cut_off(error), _is_full(error)
+    if not (interrupted or lost or full or isinstance(error, (OSError, peers.PeerError))):
         if not peers.are_several():
             raise error
         traceback.print_exception(error)
     why = "interrupted" if interrupted else f"error: {error}"
     why = f"error: another process has ended ({lost})" if lost else why
+    why = f"error: {_FULL} ({str(error).splitlines()[0]})" if full else why
     given = " ".join(["--resume", *distributed.given(options)])
     again = f"python -m experiments.train --output_dir={shlex.quote(str(directory))} {given}"
     print(f"\n{why}; to continue: {again}", file=sys.stderr)
     code = 130 if interrupted else 1
     return code if peers.is_told(error) else peers.leave(code)
+
+
+def _is_full(error: BaseException) -> bool:
+    """Returns whether a device had no memory left."""
+    return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
 
 
 def _refuse(message: str) -> int:

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -116,6 +117,22 @@ def test_a_run_that_was_cut_ends_like_one_that_was_not(
     assert len(read_records(tmp_path / "run")) == 2
     assert train.main(["train", f"--output_dir={tmp_path / 'run'}", "--resume"]) == 0
     assert_same_run(finished, tmp_path / "run")
+
+
+def test_a_run_that_does_not_fit_says_so_and_goes_on_with_less(
+    call, finished, tmp_path, monkeypatch, capsys
+):
+    full = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes.\n...")
+    with monkeypatch.context() as patch:
+        patch.setattr(fedjax_post, "progress", cut_by(full))
+        assert call() == 1
+    said = capsys.readouterr().err
+    assert "give --remat or a lower --chunk_size (RESOURCE_EXHAUSTED: Out of memory" in said
+    assert "Traceback" not in said
+    again = "--resume", "--remat", "--chunk_size=1"
+    assert train.main(["train", f"--output_dir={tmp_path / 'run'}", *again]) == 0
+    one, other = (read_records(folder)[-1]["loss"] for folder in (finished, tmp_path / "run"))
+    assert one == pytest.approx(other, rel=1e-4)
 
 
 @pytest.mark.parametrize("baseline", ["central", "local"])
