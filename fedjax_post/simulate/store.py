@@ -7,13 +7,19 @@ killed process left behind are cut off when a version is reopened.
 """
 
 import os
+from collections import deque
+from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from fedjax_post.core.algorithm import PyTree
+from fedjax_post.data.clients import empty_aligned
+
+_MOST_PARTS = os.sysconf("SC_IOV_MAX")  # of one call
 
 
 class Version(NamedTuple):
@@ -40,8 +46,7 @@ class ClientStore:
         self._directory.mkdir(parents=True, exist_ok=True)
         leaves, self._structure = jax.tree.flatten(like)
         self._layout = [(x.shape, np.dtype(x.dtype)) for x in leaves]
-        self._sizes = [int(np.prod(s)) * d.itemsize for s, d in self._layout]
-        self._row_size = sum(self._sizes)
+        self._row_size = sum(int(np.prod(s)) * d.itemsize for s, d in self._layout)
         self._rows_of = np.full(population, -1, np.int64)
         self._version = Version(0, 0)
         self._open(version or Version(0, 0))
@@ -58,21 +63,13 @@ class ClientStore:
 
     def read(self, client_ids: np.ndarray) -> tuple[PyTree, np.ndarray]:
         """States `[clients, ...]` and which of them exist; zeros for those that do not."""
-        if not self._row_size:  # nothing is ever kept of anybody
-            blank = [np.zeros((len(client_ids), *shape), dtype) for shape, dtype in self._layout]
-            found = np.zeros(len(client_ids), bool)
-            return jax.tree.unflatten(self._structure, blank), found
         positions = np.where(client_ids >= 0, self._rows_of[client_ids], -1)
-        raw = np.zeros((len(client_ids), self._row_size), np.uint8)
-        for lane, position in enumerate(positions):
-            if position >= 0:
-                row = os.pread(self._rows, self._row_size, position * self._row_size)
-                raw[lane] = np.frombuffer(row, np.uint8)
-        leaves, start = [], 0
-        for (shape, dtype), size in zip(self._layout, self._sizes, strict=True):
-            part = np.ascontiguousarray(raw[:, start : start + size])
-            leaves.append(part.view(dtype).reshape(len(client_ids), *shape))
-            start += size
+        leaves = [empty_aligned((len(client_ids), *s), d) for s, d in self._layout]
+        for leaf in leaves:
+            leaf[positions < 0] = 0
+        lanes = _lanes_of(leaves)
+        for lane in np.flatnonzero(positions >= 0):
+            _read(self._rows, lanes[lane], positions[lane] * self._row_size)
         return jax.tree.unflatten(self._structure, leaves), positions >= 0
 
     def seen(self) -> np.ndarray:
@@ -84,16 +81,15 @@ class ClientStore:
         count = len(client_ids)
         if not count or not self._row_size:
             return
-        leaves = [np.ascontiguousarray(x).reshape(count, -1) for x in jax.tree.leaves(states)]
-        raw = np.concatenate([x.view(np.uint8) for x in leaves], axis=1)
-        start = self._version.rows
+        lanes = _lanes_of([np.ascontiguousarray(x) for x in jax.tree.leaves(states)])
+        start, num_bytes = self._version.rows, count * self._row_size
         try:
-            _write(self._rows, raw.tobytes(), start * self._row_size)
-            _write(self._owners, client_ids.astype("<i8").tobytes(), start * 8)
+            _write(self._rows, [part for lane in lanes for part in lane], start * self._row_size)
+            _write(self._owners, [client_ids.astype("<i8").tobytes()], start * 8)
         except OSError as error:
             raise OSError(
                 error.errno,
-                f"no room for the states of clients ({raw.nbytes:,} bytes; {error.strerror}); "
+                f"no room for the states of clients ({num_bytes:,} bytes; {error.strerror}); "
                 "free some and resume, nothing before the last checkpoint is lost",
                 str(self._directory),
             ) from error
@@ -148,8 +144,8 @@ class ClientStore:
         for start in range(0, len(live), 1024):
             part = slice(start, start + 1024)
             raw = [os.pread(old_rows, self._row_size, p * self._row_size) for p in positions[part]]
-            _write(self._rows, b"".join(raw), start * self._row_size)
-        _write(self._owners, live.astype("<i8").tobytes(), 0)
+            _write(self._rows, raw, start * self._row_size)
+        _write(self._owners, [live.astype("<i8").tobytes()], 0)
         self._rows_of[live] = np.arange(len(live))
         self._version = self._version._replace(rows=len(live))
         os.close(old_rows)
@@ -162,8 +158,25 @@ class ClientStore:
         )
 
 
-def _write(handle: int, data: bytes, offset: int) -> None:
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(handle, view, offset)
-        view, offset = view[written:], offset + written
+def _lanes_of(leaves: list[np.ndarray]) -> list[list[Any]]:
+    """The bytes of each client's part of each leaf, in place: files are read into, written from."""
+    flat = [leaf.reshape(len(leaf), -1).view(np.uint8) for leaf in leaves if leaf.size]
+    return [list(parts) for parts in zip(*flat, strict=True)]
+
+
+def _read(handle: int, parts: list[Any], offset: int) -> None:
+    """Fills the parts one behind the other."""
+    for first in range(0, len(parts), _MOST_PARTS):
+        offset += os.preadv(handle, parts[first : first + _MOST_PARTS], offset)
+
+
+def _write(handle: int, parts: Iterable[Any], offset: int) -> None:
+    """Writes the parts one behind the other."""
+    left = deque(memoryview(part) for part in parts)
+    while left:
+        written = os.pwritev(handle, list(islice(left, _MOST_PARTS)), offset)
+        offset += written
+        while left and written >= len(left[0]):
+            written -= len(left.popleft())
+        if written:
+            left[0] = left[0][written:]
