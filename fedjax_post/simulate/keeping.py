@@ -1,7 +1,9 @@
 """Keeping a run: its records, its checkpoints and its clients' states, whatever ends it."""
 
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -78,9 +80,34 @@ def kept(
 ) -> Iterator[tuple[State, Record]]:
     """Plays the rounds that are left, and keeps them: states and records, one a round.
 
+    A run that is left unfinished is saved, even where the interpreter ends with it still open.
+
     Raises:
       ValueError: if the directory belongs to another run.
     """
+    steps = _kept(begun, play, rounds=rounds, keep=keep, callbacks=callbacks)
+    _close_at_exit(steps)
+    return steps
+
+
+def _close_at_exit(steps: Generator) -> None:
+    """Closes what a variable or a traceback holds open, while threads can still be started.
+
+    `atexit` comes too late: a checkpoint is written on threads of the standard library, which
+    end themselves by this same list, before what is registered there.
+    """
+    open_steps = weakref.ref(steps)
+
+    def close():
+        if (still_open := open_steps()) is not None:
+            still_open.close()
+
+    threading._register_atexit(close)  # type: ignore[attr-defined]
+
+
+def _kept(
+    begun: Begun, play: PlayFn, *, rounds: int, keep: Keep, callbacks: Sequence[Callback]
+) -> Generator[tuple[State, Record], None, None]:
     with ExitStack() as stack:
         directory = Path(keep.directory or stack.enter_context(TemporaryDirectory()))
         keeps, manager = keep.directory is not None, None

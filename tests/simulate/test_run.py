@@ -114,6 +114,37 @@ def test_a_killed_run_is_resumed_to_the_same_bits(tmp_path, how):
     assert rounds_in(tmp_path) == list(range(done + 3))
 
 
+LEFT_OPEN = """
+    import sys
+    import fedjax_post as fp
+    from tests.simulate.test_run import make, toy_clients, toy_model, toy_params
+
+    def start(directory):
+        plan = fp.Plan(sampler=fp.uniform(3), directory=directory, checkpoint_every=100)
+        return fp.run(make(), toy_model(), toy_clients(), params=toy_params(), rounds=9, plan=plan)
+
+    held = start(sys.argv[1])
+    next(held), next(held)
+    for _, record in start(sys.argv[2]):
+        if record["round"] == 2:
+            raise RuntimeError("out of luck")
+"""
+
+
+def test_a_program_that_ends_in_the_middle_of_a_run_saves_it(tmp_path):
+    held, raised = tmp_path / "held", tmp_path / "raised"
+    ended = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(LEFT_OPEN), str(held), str(raised)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert ended.stderr.strip().endswith("RuntimeError: out of luck")
+    assert "ignored" not in ended.stderr
+    assert fp.restore(held, make(), toy_params()).rounds_done == 2
+    assert fp.restore(raised, make(), toy_params()).rounds_done == 3
+
+
 @pytest.mark.parametrize(
     ("every", "done", "elapsed", "cost", "due"),
     [
