@@ -46,6 +46,7 @@ from algorithms.manual_prompt import manual_prompt
 from algorithms.mime import mime
 from algorithms.mime_lite import mime_lite
 from algorithms.offsite_tuning import offsite_tuning
+from algorithms.on_policy import on_policy
 from algorithms.q_fed_avg import q_fed_avg
 from algorithms.ro_lora import ro_lora
 from algorithms.scaffold import scaffold, scaffold_option_1

@@ -24,7 +24,7 @@ ARROWS = {
     "blackbox": {"core"},
     "model": {"core.access"},
     "hub": {"core", "model", "adapters"},
-    "objectives": {"core", "model.views"},
+    "objectives": {"core", "model.views", "model.generate"},
     "data": {"core", "hub"},
     "simulate": {"core", "model.views", "data.batches", "data.clients"},
     "evaluate": {"core", "model", "data", "objectives"},

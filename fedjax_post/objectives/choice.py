@@ -68,7 +68,7 @@ def choice_loss(
         del key
         asked = questions(batch)
         scores = model.next_scores(params, *asked, candidates)
-        right = _responses(batch)[:, :1] == candidates[None]
+        right = responses(batch)[:, :1] == candidates[None]
         best = jnp.where(right, scores, -jnp.inf).max(axis=1)
         losses = (0.0 if among_all else jax.nn.logsumexp(scores, axis=1)) - best
         return _account(asked, losses, best >= scores.max(axis=1))
@@ -95,8 +95,8 @@ def answer_loss(*, eos_id: int | tuple[int, ...], pad_id: int, max_new_tokens: i
     def loss_fn(params, model, batch, key):
         del key
         asked = questions(batch)
-        answers = _up_to_end(model.answer(params, *asked, **limits), eos_id)
-        wanted = _up_to_end(_responses(batch), eos_id)
+        answers = up_to_end(model.answer(params, *asked, **limits), eos_id)
+        wanted = up_to_end(responses(batch), eos_id)
         width = max(answers.shape[1], wanted.shape[1])
         widen = lambda rows: jnp.pad(
             rows, ((0, 0), (0, width - rows.shape[1])), constant_values=NOTHING
@@ -134,7 +134,7 @@ def _starts(batch: dict[str, Array]) -> Int[Array, " B"]:
     return jnp.argmax(batch["loss_mask"].astype(bool), axis=1).astype(jnp.int32)
 
 
-def _responses(batch: dict[str, Array]) -> Int[Array, "B L"]:
+def responses(batch: dict[str, Array]) -> Int[Array, "B L"]:
     """Each row's first run of response tokens from place 0 on, `NOTHING` behind them."""
     tokens, mask, start = batch["tokens"], batch["loss_mask"].astype(bool), _starts(batch)
     place = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None] + start[:, None]
@@ -144,7 +144,7 @@ def _responses(batch: dict[str, Array]) -> Int[Array, "B L"]:
     return jnp.where(goes_on, jnp.take_along_axis(tokens, inside, axis=1), NOTHING)
 
 
-def _up_to_end(rows: Int[Array, "B T"], eos_id: int | tuple[int, ...]) -> Int[Array, "B T"]:
+def up_to_end(rows: Int[Array, "B T"], eos_id: int | tuple[int, ...]) -> Int[Array, "B T"]:
     """Rows with `NOTHING` from their first end token on."""
     ends = jnp.array((eos_id,) if isinstance(eos_id, int) else eos_id, jnp.int32)
     ended = (rows[..., None] == ends[None, None]).any(axis=-1)
