@@ -19,6 +19,7 @@ from experiments import (
     methods,
     pace,
     peers,
+    policy,
     prompts,
     roles,
     wires,
@@ -85,6 +86,7 @@ def _begin(options: flags.FlagValues) -> tuple[Job, Mesh | None]:
     pace.check(options)
     wires.check(options)
     prompts.check(options)
+    policy.check(options)
     hosting.check(options)
     config = load_config(options.model)
     tokenizer = find_tokenizer(options)
@@ -102,8 +104,18 @@ def _begin(options: flags.FlagValues) -> tuple[Job, Mesh | None]:
     algorithm = methods.make_algorithm(
         options,
         participation=participation,
-        loss_of=lambda made: prompts.loss_of(options, made, tokenizer, longest=longest),
+        loss_of=lambda made: (
+            policy.loss_of(options, made)
+            or prompts.loss_of(options, made, tokenizer, longest=longest)
+        ),
         given=prompts.offered(options, factories.find_factory(options.algorithm), tokenizer),
+    )
+    algorithm = policy.around(
+        options,
+        algorithm,
+        tokenizer,
+        room=room - data.report["max_length"] + 1,  # a row without its last token
+        longest=longest,
     )
     algorithm = wires.around(algorithm, options, population=len(data.clients))
     roles.check(options, algorithm)

@@ -8,7 +8,7 @@ from typing import Any
 from absl import flags
 
 from algorithms import ALGORITHMS, references
-from experiments import factories
+from experiments import factories, policy
 from experiments.optimizers import CLIENT_OPTIMIZERS, SCHEDULES, SERVER_OPTIMIZERS, client_optimizer
 from fedjax_post.core import local
 from fedjax_post.core.algorithm import Algorithm
@@ -32,6 +32,7 @@ _USUAL = {
     "server_optimizer": "sgd",
     "client_weight": "tokens",
 }
+_REFERENCES = {"central": references.central, "local": references.local_only}
 _AROUND = ("uplink", "aggregate")
 # A reference point is trained as one would without a federation, not by the clients' optimizer.
 _USUAL_REFERENCE = _USUAL | {"client_optimizer": "adamw", "client_schedule": "linear"}
@@ -93,10 +94,6 @@ def make_algorithm(
         grad_clip=options.grad_clip or 0.0,
         schedule=schedule,
     )
-    if options.baseline == "central":
-        return references.central(sft_loss, client_tx)
-    if options.baseline == "local":
-        return references.local_only(sft_loss, client_tx)
     offered: dict[str, Any] = {
         "client_tx": client_tx,
         "learning_rate": _by_round(options.client_lr or 0.0, schedule),
@@ -110,7 +107,8 @@ def make_algorithm(
         offered["weigh_fn"] = _WEIGHTS[options.client_weight]
     # Which loss it may have is declared by what is built; called it is only later
     offered["loss_fn"] = lambda *given: loss_fn(*given)
-    algorithm = factories.build(factories.find_factory(options.algorithm), options, offered)
+    factory = _REFERENCES.get(options.baseline) or factories.find_factory(options.algorithm)
+    algorithm = factories.build(factory, options, offered)
     loss_fn: Callable = loss_of(algorithm)
     return algorithm
 
@@ -149,6 +147,7 @@ def describe(options: flags.FlagValues) -> str:
     factory = factories.find_factory(options.algorithm)
     if options.baseline != "none" or factories.takes(factory, "client_lr"):
         parts[0] += f" by {options.client_optimizer or 'sgd'} {options.client_lr:g}"
+    parts += policy.describe(options)
     if options.baseline == "none":
         if options.server_optimizer is not None:
             parts.append(f"server {options.server_optimizer} {options.server_lr:g}")

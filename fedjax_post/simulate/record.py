@@ -122,12 +122,13 @@ def keep_lines(path: Path, count: int) -> None:
 
 
 def progress(rounds: int, *, start: int = 0) -> Callback:
-    """A callback that shows a bar with the loss, tokens/s and the time to go."""
+    """A callback that shows a bar with the loss or reward, tokens/s and the time to go."""
     bar = tqdm(total=rounds, initial=start, unit="round", dynamic_ncols=True)
 
     def show(state: State, record: Record) -> None:
         del state
-        shown = {"loss": f"{record['loss']:.3f}"} if "loss" in record else {}
+        named: Sequence[str] = ("loss", "reward")
+        shown = {name: f"{record[name]:.3f}" for name in named if name in record}
         shown["tokens/s"] = f"{record['tokens_per_second']:,.0f}"
         bar.set_postfix(shown, refresh=False)
         bar.update()

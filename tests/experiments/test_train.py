@@ -175,6 +175,8 @@ def test_scaffold_steps_by_plain_sgd(call, tmp_path):
         ("--executor=host", "--cohort_size=1", "--lora_targets=o_proj"),
         ("--uplink=clip(1.0), error_feedback(top_k(0.1), cast(bfloat16))", "--aggregate=krum(1)"),
         ("--uplink=ef21(sign)", "--algorithm=fed_adam"),
+        ("--objective=grpo", "--group_size=2", "--reward=head", "--grpo_beta=0.1"),
+        ("--objective=grpo", "--group_size=2", "--baseline=central"),
         ("--algorithm=ditto(fed_prox, mu=0.5)", "--mu=0.1"),
         ("--algorithm=flora", "--aggregate=trimmed_mean(0.2)"),
         ("--algorithm=algorithms.fed_avg:fed_avg_m", "--momentum=0.5", "--partition=iid"),

@@ -20,7 +20,8 @@ from fedjax_post.testing.models import tiny_model
 BOS, EOS, PAD, GOAL = 1, 2, 0, 9
 LIMITS = {"max_new_tokens": 4, "eos_id": EOS, "pad_id": PAD}
 TOKENS = np.array(
-    [[BOS, 5, 6, GOAL, EOS, PAD], [BOS, 7, 8, 10, GOAL, EOS], [PAD] * 6, [BOS, 3, GOAL, 4, EOS, PAD]]
+    [[BOS, 5, 6, GOAL, EOS, PAD], [BOS, 7, 8, 10, GOAL, EOS], [PAD] * 6,
+     [BOS, 3, GOAL, 4, EOS, PAD]]
 )  # fmt: skip
 MASK = np.array(
     [[0, 0, 0, 1, 1, 0], [0, 0, 0, 0, 1, 1], [0] * 6, [0, 0, 1, 1, 1, 0]], bool
@@ -200,6 +201,38 @@ def test_the_pull_to_the_reference_is_the_kl_in_the_mean():
     np.testing.assert_allclose((p * parts).sum(), expected, rtol=1e-5)
     grad = jax.grad(lambda x: grpo_loss(beta=1.0)(x, Bandit(), batch, None)[0])(jnp.zeros(2))
     np.testing.assert_allclose(grad, 0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("beta", "loss", "slope"),
+    [(0.0, 0.2578707991, 0.0364612221), (0.04, 0.2619194648, 0.0367893682)],
+)
+def test_loss_and_gradient_are_those_of_trl(beta, loss, slope):
+    """Golden numbers of `GRPOTrainer._compute_loss` of trl, commit f2cd577, in float64.
+
+    With loss_type "grpo", epsilon 0.2 on both sides and the same log-probabilities; `slope` is
+    the largest entry of the gradient by these.
+    """
+    rng = np.random.default_rng(0)
+    old = rng.normal(-2, 1, (12, 7))
+    log_probs, reference = (old + rng.normal(0, 0.3, old.shape) for _ in range(2))
+    mask = np.arange(7)[None] < rng.integers(1, 8, (12, 1))
+    batch = {
+        "tokens": jnp.zeros((12, 8), jnp.int32),
+        "loss_mask": jnp.asarray(np.pad(mask, ((0, 0), (1, 0)))),
+        "advantages": jnp.asarray(rng.normal(size=12), jnp.float32),
+        "old_log_probs": jnp.asarray(old, jnp.float32),
+    }
+
+    class Given:
+        def scores(self, params, tokens, key=None):
+            found = jnp.asarray(reference) if isinstance(params, dict) else params
+            return type("Scores", (), {"log_probs": found})
+
+    grad_fn = jax.value_and_grad(grpo_loss(beta=beta), has_aux=True)
+    (found, _), grad = grad_fn(jnp.asarray(log_probs, jnp.float32), Given(), batch, None)
+    np.testing.assert_allclose(found, loss, rtol=1e-5)
+    np.testing.assert_allclose(np.abs(grad).max(), slope, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
