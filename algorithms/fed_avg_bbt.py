@@ -75,5 +75,7 @@ def fed_avg_bbt(
         deploy=deploy,
         access={"target": access.Access.EMBEDDINGS},
         value_like=downlink.encode,
-        refuses={"memory": "a distribution is a place, and no part of another one"},
+        refuses=dict.fromkeys(
+            ("memory", "noise"), "a distribution is a place, and no part of another one"
+        ),
     )

@@ -89,7 +89,9 @@ def het_lora(
         init=factors.split,
         deploy=factors.deploy,
         read=factors.read_end,
-        refuses={"memory": "clients send their factors, not a change of them"},
+        refuses=dict.fromkeys(
+            ("memory", "noise"), "clients send their factors, not a change of them"
+        ),
     )
 
 

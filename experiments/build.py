@@ -13,6 +13,7 @@ from experiments import (
     devices,
     disclosure,
     distributed,
+    dp,
     factories,
     folder,
     hosting,
@@ -56,6 +57,7 @@ class Job(NamedTuple):
     rounds_done: int
     form: Form  # of a query to the target, in tokens
     tokenizer: Any  # of the target
+    promised: dp.Guarantee | None  # where clients are private
 
     @property
     def target(self) -> LanguageModel:
@@ -87,6 +89,7 @@ def _begin(options: flags.FlagValues) -> tuple[Job, Mesh | None]:
     wires.check(options)
     prompts.check(options)
     policy.check(options)
+    dp.check(options)
     hosting.check(options)
     config = load_config(options.model)
     tokenizer = find_tokenizer(options)
@@ -118,6 +121,8 @@ def _begin(options: flags.FlagValues) -> tuple[Job, Mesh | None]:
         longest=longest,
     )
     algorithm = wires.around(algorithm, options, population=len(data.clients))
+    cohort = {"population": len(data.clients), "cohort_size": participation * len(data.clients)}
+    algorithm, promised = dp.around(algorithm, options, **cohort)
     roles.check(options, algorithm)
     held = {"access": algorithm.access, "table": data.heldout, "longest": longest}
     form = disclosure.form_of(options, tokenizer, **held)
@@ -137,7 +142,8 @@ def _begin(options: flags.FlagValues) -> tuple[Job, Mesh | None]:
         **devices.plan_of(mesh, options),
         **paced,
     )
-    return Job(algorithm, model, params, data, heldout, plan, start, 0, form, tokenizer), mesh
+    job = Job(algorithm, model, params, data, heldout, plan, start, 0, form, tokenizer, promised)
+    return job, mesh
 
 
 def find_tokenizer(options: flags.FlagValues) -> Any:

@@ -9,6 +9,7 @@ from experiments import (
     devices,
     disclosure,
     distributed,
+    dp,
     factories,
     folder,
     hosting,
@@ -24,6 +25,8 @@ from fedjax_post.data.source import BUILTIN
 from fedjax_post.hub.files import BUILTIN as MODELS
 from fedjax_post.model.codes import KINDS
 
+# What depends on --num_rounds, unless it is as here
+_BY_ROUNDS = {"client_schedule": "constant", "dp_epsilon": None}
 # What may differ when a run is resumed; --num_rounds may too, where nothing is scheduled by it.
 _FREE = (
     *("output_dir", "resume", "eval_every", "curve_examples", "eval_examples", "help"),
@@ -76,13 +79,14 @@ def define(known: factories.Factories = ALGORITHMS) -> flags.FlagValues:
 
 def _continue(options: flags.FlagValues, before: flags.FlagValues) -> None:
     """Takes over a stored run's flags, and refuses those that were given anew and differ."""
-    free = [*_FREE, "num_rounds"] if before.client_schedule == "constant" else _FREE
+    scheduled = [name for name, usual in _BY_ROUNDS.items() if before[name].value != usual]
+    free = _FREE if scheduled else [*_FREE, "num_rounds"]
     for name in before:
         given, stored = options[name].value, before[name].value
         if not options[name].present and name not in ("output_dir", "resume"):
             options[name].value = stored
         elif given != stored and name not in free:
-            why = " and --client_schedule depends on it" if name == "num_rounds" else ""
+            why = f" and --{scheduled[0]} depends on it" if name == "num_rounds" else ""
             raise ValueError(
                 f"--{name}={given} differs from the run in {options.output_dir}, which has "
                 f"{stored}{why}; leave it out to resume, or give another --output_dir"
@@ -166,6 +170,7 @@ def _define_training(values: flags.FlagValues) -> None:
     real("lora_dropout", 0.0, "of the adapter's inputs while training")
     links = "links to the server, such as clip(1.0), error_feedback(top_k(0.01), cast(bfloat16))"
     text("uplink", None, f"{links}; of {', '.join(wires.LINKS)}")
+    dp.define(values)
     text("aggregate", None, f"a rule for the mean: {', '.join(wires.RULES)}")
     choice("client_optimizer", None, list(CLIENT_OPTIMIZERS), "local optimizer (sgd)")
     real("client_lr", None, "local step size (by optimizer)")

@@ -11,7 +11,7 @@ import numpy as np
 from absl import flags
 
 import fedjax_post
-from experiments import artefact, disclosure, folder, hosting, methods, peers
+from experiments import artefact, disclosure, dp, folder, hosting, methods, peers
 from experiments.build import Job
 from experiments.versions import commit, versions_of
 from fedjax_post.core.algorithm import SUMMED, PyTree
@@ -52,6 +52,8 @@ def projection(job: Job, options: flags.FlagValues) -> str:
             f"wire       {format_bytes(wire.down)} down and {format_bytes(wire.up)} up "
             "per client and round, by shape; records hold what was billed"
         )
+    if job.promised is not None:
+        lines.append(f"privacy    {dp.describe(job.promised, options.num_rounds)}")
     state = num_bytes(client_state_like(*given))
     lines.append(
         f"on disk    {format_bytes(state)} of state per client, "
@@ -97,6 +99,7 @@ def summarize(
         "inference": disclosure.place_of(options, job.algorithm.access),
         **{name: None if value is None else int(value) for name, value in counted.items()},
         "disclosure": disclosure.told(options, entries, job.algorithm.access),
+        "privacy": dp.told(job.promised, len(records), options.sampling),
         "provider": hosting.told(Path(job.plan.directory or "")),
         "tokens": int(total["num_read"]),
         "tokens_per_second": sum(r["num_read"] for r in warm) / sum(r["seconds"] for r in warm),

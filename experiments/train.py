@@ -22,7 +22,17 @@ import jax
 from absl import flags as absl_flags
 
 import fedjax_post
-from experiments import disclosure, distributed, flags, hosting, peers, process, scoring, summary
+from experiments import (
+    disclosure,
+    distributed,
+    dp,
+    flags,
+    hosting,
+    peers,
+    process,
+    scoring,
+    summary,
+)
 from experiments.build import Job, build
 from fedjax_post.core.access import AccessError
 from fedjax_post.core.engine import State, init
@@ -140,6 +150,8 @@ def train(job: Job, options: absl_flags.FlagValues) -> State:
         callbacks.append(fedjax_post.progress(options.num_rounds, start=job.rounds_done))
     if options.eval_every and options.baseline != "local":
         callbacks.insert(0, scoring.curve(job, options))
+    if job.promised is not None:
+        callbacks.insert(0, dp.curve(job.promised, options))
     rounds = fedjax_post.run(
         job.algorithm,
         job.model,

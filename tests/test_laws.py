@@ -29,6 +29,7 @@ ARROWS = {
     "simulate": {"core", "model.views", "data.batches", "data.clients"},
     "evaluate": {"core", "model", "data", "objectives"},
     "openness": {"core.access", "model", "hub"},
+    "privacy": {"core"},
     "report": set(),
     "testing": set(ROOMS),
     "algorithms": {"core", "adapters", "blackbox", "privacy"},

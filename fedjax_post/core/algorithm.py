@@ -220,6 +220,7 @@ class Algorithm(NamedTuple):
     # (shared) -> a tree like the value that a client uploads
     value_like: Callable = as_given
     # what may not be put around it ("memory", "rule", "link"), and why; see `core.compose`;
+    # "noise": why a fixed denominator and noise would not do, see `privacy.noise`;
     # "stale": why values of clients that began in earlier rounds will not do
     refuses: Mapping[str, str] = {}
     # (value, replica) -> Reading: for the simulator's telemetry, and for nothing else

@@ -47,6 +47,11 @@ def _costs(summary: Summary) -> list[str]:
     lines += [f"last round {told}"] if told else []
     if summary.get("virtual_seconds") is not None:
         lines.append(f"virtual    {summary['virtual_seconds']:,.4g} seconds on clients' own time")
+    if (private := summary.get("privacy")) is not None:
+        lines.append(
+            f"privacy    ({private['epsilon']:.3g}, {private['delta']:.2g}) of each client; not of "
+            "what this table says"
+        )
     if summary["dropped_visits"]:
         lines.append(f"dropped    {summary['dropped_visits']} of {summary['visits']} visits")
     return [

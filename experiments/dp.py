@@ -1,0 +1,180 @@
+"""From flags to differential privacy of whole clients, and to its account."""
+
+import math
+from typing import Any, NamedTuple
+
+from absl import flags
+
+from experiments.versions import versions_of
+from fedjax_post import privacy
+from fedjax_post.core.algorithm import Algorithm
+from fedjax_post.core.engine import State
+from fedjax_post.simulate.record import Callback, Record
+
+_OWN = ("dp_epsilon", "dp_noise_multiplier", "dp_clip", "dp_delta")
+_UNIT = "client, with all its rows: add or remove one"
+_NOT_COVERED = (
+    "losses, scores and all else in records and summaries, and personal models; "
+    "the server is trusted to add the noise"
+)
+
+
+class Guarantee(NamedTuple):
+    """What a private run promises, but for its epsilon."""
+
+    noise_multiplier: float
+    clip: float
+    bound: float  # on the norm of what a client moves the sum by, links included
+    delta: float
+    cohort_size: float  # expected
+    population: int
+
+
+def define(values: flags.FlagValues) -> None:
+    """Defines the flags."""
+    told = {
+        "dp_epsilon": "privacy of clients after all rounds; the noise is calibrated to it",
+        "dp_noise_multiplier": "noise of a round over --dp_clip, in place of --dp_epsilon",
+        "dp_clip": "largest norm of what a client sends, under differential privacy",
+        "dp_delta": "chance that epsilon may fail with (clients to the power of -1.1)",
+    }
+    for name, about in told.items():
+        flags.DEFINE_float(name, None, about, lower_bound=0.0, flag_values=values)
+
+
+def is_on(options: flags.FlagValues) -> bool:
+    """Returns whether the run is private."""
+    return options.dp_epsilon is not None or options.dp_noise_multiplier is not None
+
+
+def check(options: flags.FlagValues) -> None:
+    """Refuses flags under which nothing could be promised, before anything is read.
+
+    Raises:
+      ValueError: naming the flag and the remedy.
+    """
+    given = {name: options[name].value for name in _OWN if options[name].value is not None}
+    if not given:
+        return
+    name, value = next(iter(given.items()))
+    told = f"--{name}={value:g}"
+    if not is_on(options):
+        raise ValueError(f"{told} needs --dp_epsilon or --dp_noise_multiplier")
+    if len(given.keys() & {"dp_epsilon", "dp_noise_multiplier"}) == 2:
+        raise ValueError(
+            f"{told} and --dp_noise_multiplier={options.dp_noise_multiplier:g} say the same twice; "
+            "give one"
+        )
+    if not options.dp_clip:
+        raise ValueError(f"{told} needs --dp_clip, the largest norm of what a client sends")
+    if options.baseline != "none":
+        raise ValueError(f"{told}: --baseline={options.baseline} has no cohorts; leave one out")
+    if options.buffer_size is not None:
+        raise ValueError(f"{told}: the account is of cohorts; leave --buffer_size out")
+    if options.aggregate:
+        raise ValueError(
+            f"{told}: the noise covers a mean, and --aggregate={options.aggregate} is none; "
+            "leave one out"
+        )
+    weight = options["client_weight"]
+    if weight.present and weight.value != "uniform":
+        raise ValueError(
+            f"{told}: clients all count 1, and --client_weight={weight.value} says otherwise; "
+            "leave it out"
+        )
+    if weight.value is not None:
+        weight.value = "uniform"
+    if options.sampling == "uniform":
+        raise ValueError(
+            f"{told}: the account is of clients drawn each by itself, or all; give "
+            "--sampling=poisson or full"
+        )
+
+
+def around(
+    algorithm: Algorithm, options: flags.FlagValues, *, population: int, cohort_size: float
+) -> tuple[Algorithm, Guarantee | None]:
+    """Returns the algorithm, private if the flags say so, and what is then promised.
+
+    Args:
+      algorithm: with its links around it.
+      options: parsed flags.
+      population: number of clients.
+      cohort_size: expected clients of a round.
+
+    Raises:
+      ValueError: naming the flag, for numbers out of range and where noise would not cover all.
+      ImportError: without the extra that holds the account.
+    """
+    if not is_on(options):
+        return algorithm, None
+    delta = privacy.usual_delta(population) if options.dp_delta is None else options.dp_delta
+    privacy.check_delta(delta, population)
+    drawn = {"delta": delta, "cohort_size": cohort_size, "population": population}
+    noise = options.dp_noise_multiplier
+    if noise is None:
+        noise = privacy.noise_for(options.dp_epsilon, rounds=options.num_rounds, **drawn)
+    try:
+        algorithm = privacy.private(
+            algorithm,
+            clip_norm=options.dp_clip,
+            noise_multiplier=noise,
+            cohort_size=cohort_size,
+            seed=options.seed,
+        )
+    except ValueError as error:
+        raise ValueError(f"--dp_clip={options.dp_clip:g}: {error}") from error
+    bound = algorithm.uplink.bound(math.inf)
+    return algorithm, Guarantee(noise, options.dp_clip, bound, **drawn)
+
+
+def epsilon_after(promised: Guarantee, rounds: int) -> float:
+    """Returns what some rounds have cost."""
+    return privacy.epsilon_of(
+        promised.noise_multiplier,
+        delta=promised.delta,
+        rounds=rounds,
+        cohort_size=promised.cohort_size,
+        population=promised.population,
+    )
+
+
+def curve(promised: Guarantee, options: flags.FlagValues) -> Callback:
+    """Returns a callback that adds `epsilon`, spent so far, where the learning curve has points."""
+
+    def callback(state: State, record: Record) -> Record | None:
+        del state
+        done = record["round"] + 1
+        if done < options.num_rounds and (not options.eval_every or done % options.eval_every):
+            return None
+        return {"epsilon": epsilon_after(promised, done)}
+
+    return callback
+
+
+def describe(promised: Guarantee, rounds: int) -> str:
+    """Returns the guarantee in a line."""
+    deviation = privacy.noise_deviation(
+        promised.noise_multiplier, bound=promised.bound, cohort_size=promised.cohort_size
+    )
+    return (
+        f"({epsilon_after(promised, rounds):.3g}, {promised.delta:.2g}) of a client after "
+        f"{rounds} rounds: clip {promised.clip:g}, noise multiplier "
+        f"{promised.noise_multiplier:.3g}, deviation {deviation:.2g} on each coordinate of a mean "
+        f"over {promised.cohort_size:g}"
+    )
+
+
+def told(promised: Guarantee | None, rounds: int, sampling: str) -> dict[str, Any] | None:
+    """Returns the key `privacy` of a summary."""
+    if promised is None:
+        return None
+    version = versions_of(["dp_accounting"])["dp_accounting"]
+    return {
+        "epsilon": epsilon_after(promised, rounds),
+        **promised._asdict(),
+        "unit": _UNIT,
+        "sampling": sampling,
+        "accountant": f"dp_accounting {version}, privacy loss distributions",
+        "not_covered": _NOT_COVERED,
+    }

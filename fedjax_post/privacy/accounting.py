@@ -1,0 +1,121 @@
+"""The account: epsilon of a number of rounds, and the noise that an epsilon takes.
+
+Two populations are neighbours if one client, with all its rows, is in one of them and not in
+the other. Each round draws every client with probability cohort size over population, by
+itself (Poisson sampling), and releases a sum with Gaussian noise; the privacy loss
+distributions of the rounds are composed by Google's `dp_accounting`, whose numbers are upper
+bounds. It comes with the extra `[privacy]`.
+"""
+
+import functools
+import math
+from typing import Any
+
+_TOLERANCE = 1e-3  # of a calibrated noise multiplier
+
+
+def epsilon_of(
+    noise_multiplier: float, *, delta: float, rounds: int, cohort_size: float, population: int
+) -> float:
+    """Returns epsilon after some rounds, for this delta.
+
+    Args:
+      noise_multiplier: deviation of the noise on the sum over what a client moves it by;
+        0 gives inf.
+      delta: probability with which the bound may fail, in (0, 1).
+      rounds: number of rounds, at least 0.
+      cohort_size: expected clients of a round; the whole population is no sampling at all.
+      population: number of clients.
+
+    Raises:
+      ValueError: for numbers out of range.
+      ImportError: without `dp_accounting`.
+    """
+    _check(delta, cohort_size, population)
+    if rounds == 0:
+        return 0.0
+    if noise_multiplier == 0:
+        return math.inf
+    event = _event(noise_multiplier, rounds, cohort_size / population)
+    return float(_accountant().compose(event).get_epsilon(delta))
+
+
+def noise_for(
+    epsilon: float, *, delta: float, rounds: int, cohort_size: float, population: int
+) -> float:
+    """Returns the least noise multiplier under which some rounds cost at most this epsilon.
+
+    Args:
+      epsilon: the target, positive.
+      delta: as in `epsilon_of`.
+      rounds: as in `epsilon_of`, at least 1.
+      cohort_size: as in `epsilon_of`.
+      population: as in `epsilon_of`.
+
+    Raises:
+      ValueError: for numbers out of range.
+      ImportError: without `dp_accounting`.
+    """
+    if not epsilon > 0:
+        raise ValueError(f"--dp_epsilon={epsilon:g} must be positive")
+    _check(delta, cohort_size, population)
+    found = _library().calibrate_dp_mechanism(
+        _accountant,
+        lambda noise: _event(noise, rounds, cohort_size / population),
+        target_epsilon=epsilon,
+        target_delta=delta,
+        tol=_TOLERANCE,
+    )
+    return float(found)
+
+
+def check_delta(delta: float, population: int) -> None:
+    """Refuses a delta by which a client's data might be published as they are.
+
+    Raises:
+      ValueError: unless it is in (0, 1 / population).
+    """
+    if not 0 < delta < 1 / population:
+        raise ValueError(
+            f"--dp_delta={delta:g} must be in (0, {1 / population:.3g}), one over the "
+            f"{population} clients: to publish one client at random has a delta of that"
+        )
+
+
+def usual_delta(population: int) -> float:
+    """Returns population to the power of -1.1, as in McMahan et al. 2018, arXiv:1710.06963."""
+    return population**-1.1
+
+
+def _check(delta: float, cohort_size: float, population: int) -> None:
+    if not 0 < delta < 1:
+        raise ValueError(f"delta must be in (0, 1), got {delta:g}")
+    if not 0 < cohort_size <= population:
+        raise ValueError(
+            f"cohort_size must be in (0, population = {population}], got {cohort_size:g}"
+        )
+
+
+def _event(noise_multiplier: float, rounds: int, share: float) -> Any:
+    library = _library()
+    one = library.GaussianDpEvent(noise_multiplier)
+    if share < 1:
+        one = library.PoissonSampledDpEvent(share, one)
+    return library.SelfComposedDpEvent(one, rounds)
+
+
+def _accountant() -> Any:
+    return _library().pld.PLDAccountant()
+
+
+@functools.cache
+def _library() -> Any:
+    try:
+        import dp_accounting
+        import dp_accounting.pld
+    except ImportError as error:
+        raise ImportError(
+            "the account of differential privacy needs dp_accounting; "
+            "install the extra: pip install 'fedjax_post[privacy]'"
+        ) from error
+    return dp_accounting
