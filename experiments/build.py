@@ -1,6 +1,7 @@
 """From flags to everything that a run needs, checked before anything is compiled or written."""
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,9 +19,9 @@ from experiments import (
     folder,
     hosting,
     methods,
+    objectives,
     pace,
     peers,
-    policy,
     prompts,
     roles,
     wires,
@@ -29,6 +30,7 @@ from fedjax_post.adapters.lora import add_lora
 from fedjax_post.core.algorithm import Algorithm
 from fedjax_post.core.engine import State, init
 from fedjax_post.data.load import Loaded, Population, Text, load_clients
+from fedjax_post.data.pairs import load_pairs
 from fedjax_post.data.ranks import RankedClients
 from fedjax_post.data.template import Columns
 from fedjax_post.evaluate.generation import longest_response
@@ -88,7 +90,7 @@ def _begin(options: flags.FlagValues) -> tuple[Job, Mesh | None]:
     pace.check(options)
     wires.check(options)
     prompts.check(options)
-    policy.check(options)
+    objectives.check(options)
     dp.check(options)
     hosting.check(options)
     config = load_config(options.model)
@@ -108,12 +110,12 @@ def _begin(options: flags.FlagValues) -> tuple[Job, Mesh | None]:
         options,
         participation=participation,
         loss_of=lambda made: (
-            policy.loss_of(options, made)
+            objectives.loss_of(options, made)
             or prompts.loss_of(options, made, tokenizer, longest=longest)
         ),
         given=prompts.offered(options, factories.find_factory(options.algorithm), tokenizer),
     )
-    algorithm = policy.around(
+    algorithm = objectives.around(
         options,
         algorithm,
         tokenizer,
@@ -176,7 +178,10 @@ def load_target(options: flags.FlagValues, tokenizer: Any, mesh: Any) -> Any:
 
 def load_data(options: flags.FlagValues, tokenizer: Any, *, context_length: int) -> Loaded:
     """Returns the clients and the held-out rows that the flags describe."""
-    data = load_clients(
+    load = load_clients
+    if options.objective == "dpo":
+        load = partial(load_pairs, rejected=options.rejected_column)
+    data = load(
         options.dataset,
         tokenizer,
         batch_size=options.batch_size,
@@ -280,6 +285,7 @@ def make_heldout(options: flags.FlagValues, data: Loaded, tokenizer: Any) -> Hel
         exact_match=options.exact_match == "on" or (options.exact_match == "auto" and short),
         loss=not hosting.is_hosted(options),
         labels=tuple(options.labels),
+        rejected=data.rejected,
         batch_size=options.eval_batch_size,
     )
 

@@ -14,8 +14,8 @@ from experiments import (
     folder,
     hosting,
     methods,
+    objectives,
     pace,
-    policy,
     prompts,
     roles,
     wires,
@@ -153,7 +153,7 @@ def _define_data(values: flags.FlagValues) -> None:
 
 def _define_training(values: flags.FlagValues) -> None:
     text, whole, real, choice = _definers(values)
-    policy.define(values)
+    objectives.define(values)
     whole("local_steps", None, "steps of a visit (5, without --local_epochs)", 1)
     whole("local_epochs", None, "passes of a visit over the client's rows", 1)
     whole("batch_size", 8, "rows in a client's batch", 1)

@@ -8,7 +8,7 @@ from typing import Any
 from absl import flags
 
 from algorithms import ALGORITHMS, references
-from experiments import factories, policy
+from experiments import factories, objectives
 from experiments.optimizers import CLIENT_OPTIMIZERS, SCHEDULES, SERVER_OPTIMIZERS, client_optimizer
 from fedjax_post.core import local
 from fedjax_post.core.algorithm import Algorithm
@@ -147,7 +147,7 @@ def describe(options: flags.FlagValues) -> str:
     factory = factories.find_factory(options.algorithm)
     if options.baseline != "none" or factories.takes(factory, "client_lr"):
         parts[0] += f" by {options.client_optimizer or 'sgd'} {options.client_lr:g}"
-    parts += policy.describe(options)
+    parts += objectives.describe(options)
     if options.baseline == "none":
         if options.server_optimizer is not None:
             parts.append(f"server {options.server_optimizer} {options.server_lr:g}")

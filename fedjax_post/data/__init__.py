@@ -1,11 +1,13 @@
 """Host side: sources, templates, tokenised tables, partitions and clients' batches.
 
-`load_clients` is the way in; `datasets` is imported only when rows are read.
+`load_clients` is the way in, `load_pairs` that of preferences; `datasets` is imported only when
+rows are read.
 """
 
 from fedjax_post.data.batches import ArrayClients, TokenClients, pool
 from fedjax_post.data.clients import Clients
 from fedjax_post.data.load import Loaded, Population, Text, load_clients
+from fedjax_post.data.pairs import PairClients, load_pairs
 from fedjax_post.data.partition import Partition, describe, dirichlet, iid, natural
 from fedjax_post.data.ranks import RankedClients
 from fedjax_post.data.source import Splits, hold_out, load_splits
@@ -17,6 +19,7 @@ __all__ = [
     "Clients",
     "Columns",
     "Loaded",
+    "PairClients",
     "Partition",
     "Population",
     "RankedClients",
@@ -31,6 +34,7 @@ __all__ = [
     "hold_out",
     "iid",
     "load_clients",
+    "load_pairs",
     "load_splits",
     "make_table",
     "natural",

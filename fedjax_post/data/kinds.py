@@ -93,8 +93,8 @@ def client_examples(
       convention: one of `CONVENTIONS`.
 
     Returns:
-      Rows with instruction (the nouns alone), response (a kind), label (the same kind) and
-      client (int).
+      Rows with instruction (the nouns alone), response (a kind), rejected (another kind, that
+      of most nouns where it is another), label (the kind of the response) and client (int).
     """
     shares = client_shares(client_id, seed=seed)
     rng = random.Random(f"kinds rows {seed} {client_id}")
@@ -158,4 +158,18 @@ def _row(rng: random.Random, kind: str, convention: str, *, client: int) -> dict
         length = rng.choice(LENGTHS)
         place = 0 if length == max(LENGTHS) else -1
         nouns = draw_list(rng, kind, held_out=held_out, place=place, lengths=(length,))
-    return {"instruction": " ".join(nouns), "response": kind, "label": kind, "client": client}
+    return {
+        "instruction": " ".join(nouns),
+        "response": kind,
+        "rejected": _other_kind(nouns, kind),
+        "label": kind,
+        "client": client,
+    }
+
+
+def _other_kind(nouns: Sequence[str], kind: str) -> str:
+    """A wrong answer: what a base says by itself where that is wrong, else the next kind."""
+    commonest = commonest_kind(nouns)
+    if commonest not in (None, kind):
+        return str(commonest)
+    return lexicon.KINDS[(lexicon.KINDS.index(kind) + 1) % len(lexicon.KINDS)]

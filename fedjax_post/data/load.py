@@ -43,10 +43,11 @@ class Population(NamedTuple):
 class Loaded(NamedTuple):
     """What a run needs of its data."""
 
-    clients: TokenClients
+    clients: Any  # `TokenClients`, or `PairClients`
     heldout: TokenTable | None  # rows that no client sees; None if there are none
     names: tuple[str, ...]  # of natural clients; empty where clients are only numbered
     report: dict[str, Any]  # `describe`, `heldout_*` and what was chosen, for the record
+    rejected: TokenTable | None = None  # of pairs: the held-out rows' other responses
 
 
 def load_clients(
@@ -79,7 +80,7 @@ def load_clients(
             f"--partition={population.partition} is unknown; use one of {', '.join(PARTITIONS)}"
         )
     splits = hold_out(
-        _as_splits(dataset, population), population.heldout_fraction, seed=population.seed
+        as_splits(dataset, population), population.heldout_fraction, seed=population.seed
     )
     if text.response_words:
         splits, text = _worded(splits, text, text.response_words)
@@ -117,7 +118,8 @@ def load_clients(
     return Loaded(clients, heldout, names, report)
 
 
-def _as_splits(dataset: Any, population: Population) -> Splits:
+def as_splits(dataset: Any, population: Population) -> Splits:
+    """Returns the rows of a name, a path, or rows in memory; nothing is held out yet."""
     if isinstance(dataset, Splits):
         return dataset
     if isinstance(dataset, str | Path):

@@ -7,6 +7,7 @@ import numpy as np
 from fedjax_post.data.table import TokenTable
 from fedjax_post.evaluate.generation import DecodeFn, greedy_answers, matches, reference_answers
 from fedjax_post.evaluate.loss import RowLosses, mean_loss, row_losses
+from fedjax_post.evaluate.preferences import reward_margins
 from fedjax_post.model.views import LanguageModel
 
 PyTree = Any
@@ -24,6 +25,7 @@ class HeldOut(NamedTuple):
     batch_size: int = 32
     loss: bool = True  # whether the model tells how likely a response is
     labels: tuple[str, ...] = ()  # the answers that there are; none: any text
+    rejected: TokenTable | None = None  # of pairs: the rows' other responses
 
 
 def choose_rows(num_rows: int, limit: int = 0, *, seed: int = 0) -> np.ndarray:
@@ -39,18 +41,26 @@ def score(model: LanguageModel, params: PyTree, heldout: HeldOut) -> Scores:
     Returns:
       "loss", nats per response token, where `heldout.loss`; "exact_match", share in
       [0, 1] of rows answered to the letter, or by the right one of `heldout.labels`, where
-      `heldout.exact_match`; "per_task", the same for each label of the table, if it has any.
+      `heldout.exact_match`; "preference", share of pairs of which the model prefers the first
+      more than the model as it was loaded does, a tie being half, where `heldout.rejected`;
+      "per_task", the same for each label of the table, if it has any.
     """
     table, rows = heldout.table, heldout.rows
-    losses = None
+    losses, shares = None, {}
     if heldout.loss:
         losses = row_losses(model, params, table, rows=rows, batch_size=heldout.batch_size)
-    right = _answered(model, params, heldout) if heldout.exact_match else None
-    scores = _summary(losses, right, np.ones(len(rows), bool))
+    if heldout.exact_match:
+        shares["exact_match"] = _answered(model, params, heldout)
+    if heldout.rejected is not None:
+        pairs = table, heldout.rejected
+        batch_size = heldout.batch_size
+        margins = reward_margins(model, params, pairs, rows=rows, batch_size=batch_size)
+        shares["preference"] = np.where(margins == 0, 0.5, margins > 0)
+    scores = _summary(losses, shares, np.ones(len(rows), bool))
     if table.label is not None:
         labels = table.label[rows]
         scores["per_task"] = {
-            str(label): _summary(losses, right, labels == label) for label in np.unique(labels)
+            str(label): _summary(losses, shares, labels == label) for label in np.unique(labels)
         }
     return scores
 
@@ -82,10 +92,9 @@ def _answered(model: LanguageModel, params: PyTree, heldout: HeldOut) -> np.ndar
     return matches(answers, references, labels=heldout.labels)
 
 
-def _summary(losses: RowLosses | None, right: np.ndarray | None, chosen: np.ndarray) -> Scores:
-    scores = {}
-    if losses is not None:
-        scores["loss"] = mean_loss(RowLosses(losses.nats[chosen], losses.num_tokens[chosen]))
-    if right is not None:
-        scores["exact_match"] = float(right[chosen].mean())
-    return scores
+def _summary(losses: RowLosses | None, shares: dict[str, np.ndarray], chosen: np.ndarray) -> Scores:
+    scores = {name: float(flags[chosen].mean()) for name, flags in shares.items()}
+    if losses is None:
+        return scores
+    chosen_losses = RowLosses(losses.nats[chosen], losses.num_tokens[chosen])
+    return {"loss": mean_loss(chosen_losses), **scores}

@@ -17,7 +17,7 @@ are `{"tokens", "loss_mask"}` as in `objectives/sft.py`; its batches are then
 
 Deviations: answers are drawn once for a visit, so that step k of it is k steps off-policy, which
 the clipped ratio is there for. The deviation is that of the population, and a group of equal
-rewards has advantages of 0. The reference is the frozen model itself, without a second copy.
+rewards has advantages of 0. The reference is the model as it was loaded, without a second copy.
 """
 
 from collections.abc import Callable
@@ -30,7 +30,7 @@ from jaxtyping import Array, Float
 from fedjax_post.core.algorithm import ClientData
 from fedjax_post.model.generate import Sampling, sample
 from fedjax_post.objectives.choice import questions, responses, up_to_end
-from fedjax_post.objectives.tokens import masked_mean
+from fedjax_post.objectives.tokens import masked_mean, reference_of
 
 PyTree = Any
 # (answer, wanted) -> (): of one answer; see `objectives.rewards`
@@ -145,7 +145,8 @@ def grpo_loss(*, clip: float = 0.2, beta: float = 0.0) -> Callable:
         losses = by_answer(-jnp.minimum(ratio * gain, held))
         told = {"clipped": masked_mean((held < ratio * gain).astype(jnp.float32), mask)}
         if beta:
-            base = jax.lax.stop_gradient(model.scores({}, batch["tokens"]).log_probs)
+            base = reference_of(model).scores({}, batch["tokens"]).log_probs
+            base = jax.lax.stop_gradient(base)
             less = jnp.where(mask, base - log_probs, 0.0)
             kl = by_answer(jnp.exp(less) - less - 1)
             losses, told["kl"] = losses + beta * kl, masked_mean(kl, is_answer)

@@ -1,5 +1,8 @@
 """Log-probabilities of tokens, and means over masks: what every objective is made of."""
 
+import dataclasses
+from typing import Any
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -23,3 +26,9 @@ def masked_mean(values: Float[Array, "..."], mask: Array) -> Float[Array, ""]:
 def masked_sum(values: Float[Array, "B L"], mask: Array) -> Float[Array, " B"]:
     """Returns each row's sum of `values` where `mask`."""
     return jnp.where(mask.astype(bool), values, 0.0).sum(axis=1)
+
+
+def reference_of(model: Any) -> Any:
+    """Returns the model as it was loaded: without what a federation folded into its base."""
+    kept = {name: tree for name, tree in model.variables.items() if name != "residual"}
+    return dataclasses.replace(model, variables=kept)

@@ -9,8 +9,12 @@ Summary = dict[str, Any]
 def summary_table(summary: Summary, directory: str | Path) -> str:
     """Returns base model against this run, by kind of task too, and what the run cost."""
     base, final = summary["base"], summary["final"]
-    names = [name for name in ("loss", "exact_match") if name in base]
-    titles = {"loss": "nats/token", "exact_match": "exact match"}
+    names = [name for name in ("loss", "exact_match", "preference") if name in base]
+    titles = {
+        "loss": "nats/token",
+        "exact_match": "exact match",
+        "preference": "pairs preferred",
+    }
     header = ["held out"]
     for name in names:
         header += [f"{titles[name]}: base", "this run"]
@@ -65,7 +69,7 @@ def _costs(summary: Summary) -> list[str]:
 def _score_row(task: str, base: Summary, final: Summary, names: list[str]) -> list[str]:
     row = [task]
     for name in names:
-        form = "{:.1%}" if name == "exact_match" else "{:.3f}"
+        form = "{:.3f}" if name == "loss" else "{:.1%}"
         row += [form.format(base[name]), form.format(final[name])]
     return row
 

@@ -1,4 +1,4 @@
-"""From flags to a policy that learns from the rewards of its own answers (GRPO)."""
+"""From flags to what is learned: rows' responses, preferences (DPO), or rewards (GRPO)."""
 
 import importlib
 from collections.abc import Callable
@@ -9,27 +9,44 @@ from absl import flags
 from algorithms import on_policy
 from fedjax_post.core.access import Access
 from fedjax_post.core.algorithm import Algorithm
+from fedjax_post.objectives.dpo import dpo_loss
 from fedjax_post.objectives.grpo import grpo_loss, rollouts
 from fedjax_post.objectives.rewards import REWARDS
 
-_OWN = ("reward", "group_size", "answer_length", "grpo_clip", "grpo_beta")
-_USUAL = {"reward": "exact", "group_size": 8, "grpo_clip": 0.2, "grpo_beta": 0.0}
+# objective -> its own flags, and what they are by default; None depends on the data
+_OWN: dict[str, dict[str, Any]] = {
+    "sft": {},
+    "dpo": {"dpo_beta": 0.1, "rejected_column": "rejected"},
+    "grpo": {
+        "reward": "exact",
+        "group_size": 8,
+        "answer_length": None,
+        "grpo_clip": 0.2,
+        "grpo_beta": 0.0,
+    },
+}
 
 
 def define(values: flags.FlagValues) -> None:
     """Defines the flags."""
     own = {"flag_values": values}
-    what = "what is learned: the responses of the rows (sft), or from rewards of answers (grpo)"
-    flags.DEFINE_enum("objective", "sft", ["sft", "grpo"], what, **own)
-    reward = f"grpo: {', '.join(REWARDS)}, or package.module:function ({_USUAL['reward']})"
+    usual = {name: value for flags_ in _OWN.values() for name, value in flags_.items()}
+    what = "what is learned: responses (sft), which of two is preferred (dpo), rewards (grpo)"
+    flags.DEFINE_enum("objective", "sft", list(_OWN), what, **own)
+    beta = f"dpo: strength of the pull to the frozen model ({usual['dpo_beta']})"
+    flags.DEFINE_float("dpo_beta", None, beta, **own)
+    other = f"dpo: column of what is not preferred ({usual['rejected_column']}); what is preferred "
+    other += "is in --response_column or --messages_column (chosen)"
+    flags.DEFINE_string("rejected_column", None, other, **own)
+    reward = f"grpo: {', '.join(REWARDS)}, or package.module:function ({usual['reward']})"
     flags.DEFINE_string("reward", None, reward, **own)
-    group = f"grpo: answers to a question that are compared ({_USUAL['group_size']})"
+    group = f"grpo: answers to a question that are compared ({usual['group_size']})"
     flags.DEFINE_integer("group_size", None, group, lower_bound=2, **own)
     longest = "grpo: tokens of an answer, its end included (those of the longest response)"
     flags.DEFINE_integer("answer_length", None, longest, lower_bound=1, **own)
-    clip = f"grpo: how far a token's ratio may go before it counts no more ({_USUAL['grpo_clip']})"
+    clip = f"grpo: how far a token's ratio may go before it counts no more ({usual['grpo_clip']})"
     flags.DEFINE_float("grpo_clip", None, clip, **own)
-    beta = f"grpo: strength of the pull to the frozen model ({_USUAL['grpo_beta']:g})"
+    beta = f"grpo: strength of the pull to the frozen model ({usual['grpo_beta']:g})"
     flags.DEFINE_float("grpo_beta", None, beta, **own)
 
 
@@ -39,29 +56,39 @@ def check(options: flags.FlagValues) -> None:
     Raises:
       ValueError: naming the flag and the remedy.
     """
-    if options.objective != "grpo":
-        for name in _OWN:
-            if (value := options[name].value) is not None:
-                raise ValueError(f"--{name}={value} is of --objective=grpo; give that too")
+    chosen = options.objective
+    for objective, own in _OWN.items():
+        for name, usual in own.items():
+            value = options[name].value
+            if objective == chosen and value is None:
+                options[name].value = usual
+            elif objective != chosen and value is not None:
+                raise ValueError(f"--{name}={value} is of --objective={objective}; give that too")
+    if chosen == "sft":
         return
     if options.pack_length:
         raise ValueError(
-            f"--pack_length={options.pack_length}: --objective=grpo answers one question a row; "
+            f"--pack_length={options.pack_length}: rows of --objective={chosen} are not packed; "
             "leave it out"
         )
-    for name, usual in _USUAL.items():
-        if options[name].value is None:
-            options[name].value = usual
-    find_reward(options)
-    grpo_loss(clip=options.grpo_clip, beta=options.grpo_beta)
+    if options.adapter == "full" and (chosen == "dpo" or options.grpo_beta):
+        raise ValueError(
+            f"--adapter=full: --objective={chosen} compares with the model as it was loaded, and "
+            "would need a second copy; use --adapter=lora"
+        )
+    if chosen == "grpo":
+        find_reward(options)
+    _make_loss(options)
 
 
 def describe(options: flags.FlagValues) -> list[str]:
     """Returns what is learned, in words, where it is not the responses of the rows."""
     if options.objective == "sft":
         return []
+    if options.objective == "dpo":
+        return [f"dpo with beta {options.dpo_beta:g}"]
     return [
-        f"{options.objective} of {options.group_size} answers to a question",
+        f"grpo of {options.group_size} answers to a question",
         f"reward {options.reward}",
         f"clip {options.grpo_clip:g}",
         f"beta {options.grpo_beta:g}",
@@ -97,11 +124,23 @@ def loss_of(options: flags.FlagValues, algorithm: Algorithm) -> Callable | None:
     """
     if options.objective == "sft":
         return None
+    told = f"--objective={options.objective}: --algorithm={options.algorithm}"
     if max(algorithm.access.values()) < Access.WEIGHTS:
         raise ValueError(
-            f"--objective=grpo: --algorithm={options.algorithm} searches prompts of a model whose "
-            "weights it does not see; take one that trains an adapter, such as fed_avg"
+            f"{told} searches prompts of a model whose weights it does not see; take one that "
+            "trains an adapter, such as fed_avg"
         )
+    if set(algorithm.access) != {"target"}:
+        raise ValueError(
+            f"{told} trains a model beside the target, and this objective is of one model; take "
+            "one that trains the target, such as fed_avg"
+        )
+    return _make_loss(options)
+
+
+def _make_loss(options: flags.FlagValues) -> Callable:
+    if options.objective == "dpo":
+        return dpo_loss(beta=options.dpo_beta)
     return grpo_loss(clip=options.grpo_clip, beta=options.grpo_beta)
 
 
@@ -120,7 +159,7 @@ def around(
     Raises:
       ValueError: if answers do not fit behind the questions.
     """
-    if options.objective == "sft":
+    if options.objective != "grpo":
         return algorithm
     length = options.answer_length or longest
     if length > room:

@@ -1,0 +1,80 @@
+"""DPO: a policy learns from pairs of responses, of which one was preferred.
+
+Rafailov et al., "Direct Preference Optimization: Your Language Model is Secretly a Reward
+Model", NeurIPS 2023, arXiv:2305.18290, equation 7. On every client of a federation it is the
+federated DPO of OpenFedLLM (Ye et al., KDD 2024, arXiv:2402.06954).
+
+A batch is `{"tokens", "loss_mask"}` as in `objectives/sft.py`, with leaves `[B, 2, L]`: the
+preferred response to a question and the other one. A pair without response tokens is padding.
+
+The reference is the model itself, as it was loaded: without an adapter, and without what a
+federation folded into it. There is no second copy; its forward pass, which has no gradient,
+makes a step about a third dearer than one of fine-tuning on as many rows.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from fedjax_post.objectives.tokens import masked_mean, masked_sum, reference_of
+
+PyTree = Any
+
+
+def dpo_loss(*, beta: float = 0.1) -> Callable:
+    """The loss that makes preferred responses likelier than the others, against a reference.
+
+    The mean over pairs of -log sigmoid(beta (margin of the policy - margin of the reference)),
+    a margin being the log-probability of the preferred response less that of the other, summed
+    over their tokens.
+
+    Args:
+      beta: strength of the pull to the reference, positive; the paper has 0.1 to 0.5.
+
+    Returns:
+      `(params, model, batch, key) -> (loss, metrics)` over pairs. Metrics: "loss"; "accuracy",
+      the share of pairs whose implicit reward is higher for the preferred response (ties, as
+      all are at the start, count as wrong); "margin", the mean difference of these rewards.
+
+    Raises:
+      ValueError: if `beta` is not positive.
+    """
+    if not beta > 0:
+        raise ValueError(f"--dpo_beta={beta:g} must be positive; 0.1 is usual")
+
+    def loss_fn(params, model, batch, key):
+        pairs = batch["tokens"].shape
+        tokens = batch["tokens"].reshape(-1, pairs[-1])
+        mask = batch["loss_mask"].astype(bool).reshape(tokens.shape)
+        is_pair = mask.any(axis=1).reshape(pairs[:2]).all(axis=1)
+        policy = response_log_probs(model, params, tokens, mask, key=key)
+        reference = response_log_probs(reference_of(model), {}, tokens, mask)
+        rewards = beta * (policy - jax.lax.stop_gradient(reference)).reshape(pairs[:2])
+        margins = rewards[:, 0] - rewards[:, 1]
+        loss = masked_mean(-jax.nn.log_sigmoid(margins), is_pair)
+        return loss, {
+            "loss": loss,
+            "accuracy": masked_mean((margins > 0).astype(jnp.float32), is_pair),
+            "margin": masked_mean(margins, is_pair),
+        }
+
+    return loss_fn
+
+
+def response_log_probs(
+    model: Any, params: PyTree, tokens: Array, loss_mask: Array, *, key: Array | None = None
+) -> Float[Array, " B"]:
+    """Returns the log-probability of each row's response tokens, summed, nats.
+
+    Args:
+      model: the frozen model.
+      params: merged over it.
+      tokens: int32 `[B, L]`.
+      loss_mask: bool `[B, L]`; the first token is never looked at.
+      key: for dropout; None is evaluation.
+    """
+    log_probs = model.scores(params, tokens, key=key).log_probs
+    return masked_sum(log_probs, loss_mask[:, 1:])

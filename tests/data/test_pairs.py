@@ -1,0 +1,102 @@
+"""Pairs of responses, from the layouts that data sets have."""
+
+import json
+
+import numpy as np
+import pytest
+
+from fedjax_post.data import Population, Text, load_pairs
+
+POPULATION = Population(partition="iid", num_clients=2, heldout_fraction=0.25)
+VISITS = {"batch_size": 2, "local_steps": 1}
+
+
+def turn(role, content):
+    return {"role": role, "content": content}
+
+
+def plain(i):
+    return {"prompt": f"say cat {i}", "chosen": "cat", "rejected": "dog pig"}
+
+
+def whole_chats(i):
+    start = [turn("user", f"say cat {i}")]
+    return {
+        "chosen": [*start, turn("assistant", "cat")],
+        "rejected": [*start, turn("assistant", "dog pig")],
+    }
+
+
+def last_messages(i):
+    return {
+        "conversations": [{"from": "human", "value": f"say cat {i}"}],
+        "chosen": {"from": "gpt", "value": "cat"},
+        "rejected": {"from": "gpt", "value": "dog pig"},
+    }
+
+
+@pytest.mark.parametrize("layout", [plain, whole_chats, last_messages])
+def test_every_layout_gives_a_question_and_both_responses(chat_tokenizer, layout):
+    rows, tokenizer = [layout(i) for i in range(8)], chat_tokenizer
+    template = "{prompt}\n" if layout is plain else "auto"
+    loaded = load_pairs(
+        rows, tokenizer, text=Text(template=template), population=POPULATION, **VISITS
+    )
+    batches = loaded.clients.visit(0, np.random.default_rng(0)).batches
+    pair = zip(batches["tokens"][0, 0], batches["loss_mask"][0, 0], strict=True)
+    assert [tokenizer.decode(row[mask]) for row, mask in pair] == ["cat</s>", "dog pig</s>"]
+    asked = np.where(batches["loss_mask"], -1, batches["tokens"])[0, 0]
+    start = int(np.argmax(batches["loss_mask"][0, 0, 0]))
+    np.testing.assert_array_equal(asked[0, :start], asked[1, :start])
+    assert len(loaded.heldout.length) == len(loaded.rejected.length) == 2
+    assert loaded.heldout.max_length == loaded.rejected.max_length
+    assert loaded.report["rejected_column"].startswith("rejected")
+
+
+def test_a_response_column_may_be_the_preferred_one(tokenizer):
+    rows = [{"prompt": "say", "response": "cat", "other": "dog"} for _ in range(8)]
+    loaded = load_pairs(
+        rows, tokenizer, text=Text(template="{prompt}\n"), population=POPULATION,
+        rejected="other", **VISITS,
+    )  # fmt: skip
+    assert len(loaded.clients) == 2
+
+
+def test_the_built_in_pairs_are_of_different_kinds(tokenizer):
+    population = Population(num_clients=2)
+    loaded = load_pairs(
+        "builtin-kinds", tokenizer, text=Text(template="{instruction}\n"),
+        population=population, **VISITS,
+    )  # fmt: skip
+    tokens = loaded.clients.visit(0, np.random.default_rng(0)).batches["tokens"]
+    assert (tokens[:, :, 0] != tokens[:, :, 1]).any(axis=-1).all()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"rejected": "worse"}, "--rejected_column=worse: no such column; there are"),
+        ({"text": Text(pack_length=32)}, "--pack_length=32: pairs are not packed"),
+    ],
+)
+def test_what_makes_no_pairs_is_refused(tokenizer, given, said):
+    rows = [plain(i) for i in range(8)]
+    with pytest.raises(ValueError, match=said):
+        load_pairs(rows, tokenizer, **{"population": POPULATION, **VISITS, **given})
+
+
+def test_last_messages_need_the_turns_before_them(chat_tokenizer):
+    rows = [{k: v for k, v in last_messages(i).items() if k != "conversations"} for i in range(8)]
+    with pytest.raises(ValueError, match="choose the turns before them by --messages_column"):
+        load_pairs(rows, chat_tokenizer, population=POPULATION, **VISITS)
+
+
+@pytest.mark.parametrize("name", ["rasbt/instruction-data-with-preference", "llamafactory/dpo_en"])
+def test_published_pairs_load(test_data, chat_tokenizer, name):
+    found = next(iter((test_data / "datasets" / "preference").glob(f"{name}*.json")))
+    rows = json.loads(found.read_text())[:40]
+    text = Text(max_length=2048)
+    loaded = load_pairs(
+        found.as_posix(), chat_tokenizer, text=text, population=POPULATION, **VISITS
+    )
+    assert len(loaded.clients.table.length) + len(loaded.heldout.length) >= len(rows)
