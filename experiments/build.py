@@ -104,27 +104,8 @@ def _begin(options: flags.FlagValues) -> tuple[Job, Mesh | None]:
         data = data._replace(clients=RankedClients(data.clients, ranks))
     paced = pace.plan_of(options, len(data.clients))
     sampler = make_sampler(options, len(data.clients))
-    participation = _participation(options, len(data.clients))
     longest = longest_response(data.heldout)
-    algorithm = methods.make_algorithm(
-        options,
-        participation=participation,
-        loss_of=lambda made: (
-            objectives.loss_of(options, made)
-            or prompts.loss_of(options, made, tokenizer, longest=longest)
-        ),
-        given=prompts.offered(options, factories.find_factory(options.algorithm), tokenizer),
-    )
-    algorithm = objectives.around(
-        options,
-        algorithm,
-        tokenizer,
-        room=room - data.report["max_length"] + 1,  # a row without its last token
-        longest=longest,
-    )
-    algorithm = wires.around(algorithm, options, population=len(data.clients))
-    cohort = {"population": len(data.clients), "cohort_size": participation * len(data.clients)}
-    algorithm, promised = dp.around(algorithm, options, **cohort)
+    algorithm, promised = _make_algorithm(options, data, tokenizer, room=room, longest=longest)
     roles.check(options, algorithm)
     held = {"access": algorithm.access, "table": data.heldout, "longest": longest}
     form = disclosure.form_of(options, tokenizer, **held)
@@ -146,6 +127,27 @@ def _begin(options: flags.FlagValues) -> tuple[Job, Mesh | None]:
     )
     job = Job(algorithm, model, params, data, heldout, plan, start, 0, form, tokenizer, promised)
     return job, mesh
+
+
+def _make_algorithm(
+    options: flags.FlagValues, data: Loaded, tokenizer: Any, *, room: int, longest: int
+) -> tuple[Algorithm, dp.Guarantee | None]:
+    """The algorithm with all that stands around it, and what it promises of clients' privacy."""
+    population = len(data.clients)
+    algorithm = methods.make_algorithm(
+        options,
+        participation=_participation(options, population),
+        loss_of=lambda made: (
+            objectives.loss_of(options, made)
+            or prompts.loss_of(options, made, tokenizer, longest=longest)
+        ),
+        given=prompts.offered(options, factories.find_factory(options.algorithm), tokenizer),
+    )
+    behind = room - data.report["max_length"] + 1  # a row without its last token
+    algorithm = objectives.around(options, algorithm, tokenizer, room=behind, longest=longest)
+    algorithm = wires.around(algorithm, options, population=population)
+    cohort_size = _cohort_size(options, population)
+    return dp.around(algorithm, options, population=population, cohort_size=cohort_size)
 
 
 def find_tokenizer(options: flags.FlagValues) -> Any:
