@@ -73,8 +73,17 @@ def test_labels_are_balanced_over_the_population_and_not_within_a_client(train, 
 def test_rows_do_not_depend_on_the_process():
     row = kinds.client_examples(3, num_examples=1)[0]
     assert row == {"instruction": "pig hen coat", "response": "garment", "label": "garment"} | {
-        "client": 3
+        "client": 3,
+        "rejected": "animal",
     }
+
+
+def test_the_other_answer_is_wrong_and_what_a_base_would_say_if_that_is(train, heldout):
+    for row in [*train, *heldout]:
+        assert row["rejected"] in lexicon.KINDS
+        assert row["rejected"] != row["response"]
+        commonest = kinds.commonest_kind(nouns_of(row))
+        assert commonest in (row["response"], row["rejected"])
 
 
 def test_equal_seeds_give_equal_rows_and_more_rows_begin_alike():

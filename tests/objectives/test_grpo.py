@@ -1,5 +1,7 @@
 """Laws of GRPO: its rollouts, its advantages, and its loss."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -154,8 +156,11 @@ def test_the_first_gradient_is_the_policy_gradient(model, rolled):
     assert max(float(jnp.abs(x).max()) for x in jax.tree.leaves(found)) > 1e-3
 
 
+@dataclasses.dataclass(frozen=True)
 class Bandit:
     """A policy over two tokens: the logits are the parameters, the reference has none."""
+
+    variables: dict = dataclasses.field(default_factory=dict)
 
     def scores(self, params, tokens, key=None):
         logits = params if isinstance(params, jax.Array) else jnp.zeros(2)
@@ -224,7 +229,7 @@ def test_loss_and_gradient_are_those_of_trl(beta, loss, slope):
         "old_log_probs": jnp.asarray(old, jnp.float32),
     }
 
-    class Given:
+    class Given(Bandit):
         def scores(self, params, tokens, key=None):
             found = jnp.asarray(reference) if isinstance(params, dict) else params
             return type("Scores", (), {"log_probs": found})
