@@ -18,9 +18,10 @@ after, momentum, control variates, what is sent down, is post-processing of nois
 | a value that is a place, and no change of one | refused: a fixed denominator would scale it |
 | losses, accuracies and all else in records | not private: they are the simulator's view |
 
-The server is trusted to add the noise: it sees the clients' messages. Noise is drawn from jax's
-generator in float32, which serves research and no deployment (Mironov, "On Significance of the
-Least Significant Bits for Differential Privacy", CCS 2012). All runs of a sweep draw the same.
+The server is trusted to add the noise: it sees the clients' messages, and whoever knows the seed
+knows the noise. It is drawn from jax's generator in float32, which serves research and no
+deployment (Mironov, "On Significance of the Least Significant Bits for Differential Privacy",
+CCS 2012). All runs of a sweep draw the same.
 """
 
 import math
