@@ -32,11 +32,12 @@ def test_stored_numbers_are_pytorchs(make, case):
     model = make.build(*make.CASES[case])
     ids = golden["ids"].astype(np.int64)
     greedy = torch.from_numpy(golden["greedy"].astype(np.int64))[None]
+    close = {"rtol": 1e-5, "atol": 1e-5}  # another processor sums float32 in another order
     with torch.no_grad():
-        np.testing.assert_allclose(model(torch.from_numpy(ids)).logits, golden["logits"], atol=1e-5)
+        np.testing.assert_allclose(model(torch.from_numpy(ids)).logits, golden["logits"], **close)
         best = model(greedy).logits[0, 3:-1].topk(2)
     assert (best.indices[:, 0] == greedy[0, 4:]).all()
     assert (best.values[:, 0] - best.values[:, 1] > make.GAP / 2).all()
     gradient, adapted = make.gradients(model, ids)
-    np.testing.assert_allclose(gradient, golden["gradient"], atol=1e-5)
-    np.testing.assert_allclose(adapted, golden["adapted"], atol=1e-5)
+    np.testing.assert_allclose(gradient, golden["gradient"], **close)
+    np.testing.assert_allclose(adapted, golden["adapted"], **close)
