@@ -165,13 +165,13 @@ def describe(promised: Guarantee, rounds: int) -> str:
     )
 
 
-def told(promised: Guarantee | None, rounds: int, sampling: str) -> dict[str, Any] | None:
-    """Returns the key `privacy` of a summary."""
+def told(promised: Guarantee | None, last: Record, sampling: str) -> dict[str, Any] | None:
+    """Returns the key `privacy` of a summary, of a run with this last record."""
     if promised is None:
         return None
     version = versions_of(["dp_accounting"])["dp_accounting"]
     return {
-        "epsilon": epsilon_after(promised, rounds),
+        "epsilon": last["epsilon"],
         **promised._asdict(),
         "unit": _UNIT,
         "sampling": sampling,

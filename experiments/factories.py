@@ -63,16 +63,10 @@ def find_factory(name: str) -> Callable:
     Raises:
       ValueError: naming the algorithms that there are.
     """
-    module, _, attribute = name.partition(":")
     if "(" in name:
         return wrapped(name)
-    if attribute:
-        if os.getcwd() not in sys.path:  # an installed command does not look where it is called
-            sys.path.append(os.getcwd())
-        try:
-            return getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
-            raise ValueError(f"--algorithm={name} cannot be loaded: {error}") from error
+    if ":" in name:
+        return load_own(name, flag="algorithm")
     if name not in ALGORITHMS:
         close = difflib.get_close_matches(name, ALGORITHMS, 1)
         meant = f"did you mean {close[0]}?" if close else f"there are {', '.join(ALGORITHMS)}"
@@ -81,6 +75,21 @@ def find_factory(name: str) -> Callable:
             "package.module:factory"
         )
     return ALGORITHMS[name]
+
+
+def load_own(name: str, *, flag: str) -> Callable:
+    """Returns the function of the user's that a flag names as `package.module:function`.
+
+    Raises:
+      ValueError: naming the flag, if there is no such function.
+    """
+    module, _, attribute = name.partition(":")
+    if os.getcwd() not in sys.path:  # an installed command does not look where it is called
+        sys.path.append(os.getcwd())
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"--{flag}={name} cannot be loaded: {error}") from error
 
 
 def wrapped(text: str) -> Callable:

@@ -1,14 +1,15 @@
 """From flags to what is learned: rows' responses, preferences (DPO), or rewards (GRPO)."""
 
-import importlib
 from collections.abc import Callable
 from typing import Any
 
 from absl import flags
 
 from algorithms import on_policy
+from experiments import factories
 from fedjax_post.core.access import Access
 from fedjax_post.core.algorithm import Algorithm
+from fedjax_post.hub.tokenizer import pad_id_of
 from fedjax_post.objectives.dpo import dpo_loss
 from fedjax_post.objectives.grpo import grpo_loss, rollouts
 from fedjax_post.objectives.rewards import REWARDS
@@ -30,13 +31,13 @@ _OWN: dict[str, dict[str, Any]] = {
 def define(values: flags.FlagValues) -> None:
     """Defines the flags."""
     own = {"flag_values": values}
-    usual = {name: value for flags_ in _OWN.values() for name, value in flags_.items()}
+    usual = {name: value for theirs in _OWN.values() for name, value in theirs.items()}
     what = "what is learned: responses (sft), which of two is preferred (dpo), rewards (grpo)"
     flags.DEFINE_enum("objective", "sft", list(_OWN), what, **own)
     beta = f"dpo: strength of the pull to the frozen model ({usual['dpo_beta']})"
     flags.DEFINE_float("dpo_beta", None, beta, **own)
     other = f"dpo: column of what is not preferred ({usual['rejected_column']}); what is preferred "
-    other += "is in --response_column or --messages_column (chosen)"
+    other += "is in --response_column (chosen)"
     flags.DEFINE_string("rejected_column", None, other, **own)
     reward = f"grpo: {', '.join(REWARDS)}, or package.module:function ({usual['reward']})"
     flags.DEFINE_string("reward", None, reward, **own)
@@ -102,18 +103,14 @@ def find_reward(options: flags.FlagValues) -> Callable:
       ValueError: naming the rewards that there are.
     """
     name = options.reward
-    module, _, attribute = name.partition(":")
-    if not attribute:
-        if name not in REWARDS:
-            raise ValueError(
-                f"--reward={name} is unknown; there are {', '.join(REWARDS)}, and your own is "
-                "package.module:function"
-            )
-        return REWARDS[name]
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"--reward={name} cannot be loaded: {error}") from error
+    if ":" in name:
+        return factories.load_own(name, flag="reward")
+    if name not in REWARDS:
+        raise ValueError(
+            f"--reward={name} is unknown; there are {', '.join(REWARDS)}, and your own is "
+            "package.module:function"
+        )
+    return REWARDS[name]
 
 
 def loss_of(options: flags.FlagValues, algorithm: Algorithm) -> Callable | None:
@@ -167,9 +164,11 @@ def around(
             f"--answer_length={length}: the model's context has room for {room} tokens behind "
             "the longest row; give fewer, or a lower --max_length"
         )
-    eos_id = tokenizer.eos_token_id
-    pad_id = eos_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    given = {"max_new_tokens": length, "eos_id": eos_id, "pad_id": pad_id}
-    return on_policy(
-        algorithm, rollouts(find_reward(options), group_size=options.group_size, **given)
+    rollout = rollouts(
+        find_reward(options),
+        group_size=options.group_size,
+        max_new_tokens=length,
+        eos_id=tokenizer.eos_token_id,
+        pad_id=pad_id_of(tokenizer),
     )
+    return on_policy(algorithm, rollout)

@@ -13,6 +13,7 @@ from fedjax_post.adapters.prompt import add_soft_prompt, text_prompt
 from fedjax_post.core.access import Access
 from fedjax_post.core.algorithm import Algorithm
 from fedjax_post.hub.load import load_model
+from fedjax_post.hub.tokenizer import pad_id_of
 from fedjax_post.objectives.choice import answer_loss, choice_loss
 from fedjax_post.objectives.sft import sft_loss
 
@@ -111,9 +112,8 @@ def loss_of(
     if max(algorithm.access.values()) >= Access.WEIGHTS:
         return sft_loss
     if max(algorithm.access.values()) == Access.TEXT:
-        eos_id = tokenizer.eos_token_id
-        pad_id = eos_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        return answer_loss(eos_id=eos_id, pad_id=pad_id, max_new_tokens=longest)
+        ends = {"eos_id": tokenizer.eos_token_id, "pad_id": pad_id_of(tokenizer)}
+        return answer_loss(**ends, max_new_tokens=longest)
     if not options.labels:
         raise ValueError(
             f"--algorithm={options.algorithm} sees the scores of answers alone; say which there "

@@ -99,7 +99,7 @@ def summarize(
         "inference": disclosure.place_of(options, job.algorithm.access),
         **{name: None if value is None else int(value) for name, value in counted.items()},
         "disclosure": disclosure.told(options, entries, job.algorithm.access),
-        "privacy": dp.told(job.promised, len(records), options.sampling),
+        "privacy": dp.told(job.promised, last, options.sampling),
         "provider": hosting.told(Path(job.plan.directory or "")),
         "tokens": int(total["num_read"]),
         "tokens_per_second": sum(r["num_read"] for r in warm) / sum(r["seconds"] for r in warm),

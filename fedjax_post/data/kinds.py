@@ -170,6 +170,6 @@ def _row(rng: random.Random, kind: str, convention: str, *, client: int) -> dict
 def _other_kind(nouns: Sequence[str], kind: str) -> str:
     """A wrong answer: what a base says by itself where that is wrong, else the next kind."""
     commonest = commonest_kind(nouns)
-    if commonest not in (None, kind):
-        return str(commonest)
+    if commonest is not None and commonest != kind:
+        return commonest
     return lexicon.KINDS[(lexicon.KINDS.index(kind) + 1) % len(lexicon.KINDS)]

@@ -104,6 +104,11 @@ def load_pairs(
     """
     if text.pack_length:
         raise ValueError(f"--pack_length={text.pack_length}: pairs are not packed; leave it out")
+    if text.response_words:
+        raise ValueError(
+            "--response_words would give both responses of a pair the word of its label; leave it "
+            "out, and choose columns by --response_column and --rejected_column"
+        )
     splits = as_splits(dataset, population)
     splits = hold_out(splits, population.heldout_fraction, seed=population.seed)
     names = splits.train.column_names

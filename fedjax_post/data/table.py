@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from fedjax_post.data.template import Columns, make_encoder
+from fedjax_post.hub.tokenizer import pad_id_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -97,7 +98,6 @@ def make_table(
             f"{list(tokenised[columns.client]).index(None)}; fill it or leave the row out"
         )
     kept = _kept(first, client, limit)
-    pad_id = tokenizer.pad_token_id
     table = TokenTable(
         values=tuple(chunk.values.to_numpy(zero_copy_only=True) for chunk in chunks),
         chunk=np.repeat(np.arange(len(chunks), dtype=np.int32), [len(c) for c in chunks])[kept],
@@ -105,7 +105,7 @@ def make_table(
         length=np.minimum(lengths, limit).astype(np.int32)[kept],
         prompt_length=np.minimum(_numbers(tokenised, "prompt_length"), limit)[kept],
         max_length=limit,
-        pad_id=tokenizer.eos_token_id if pad_id is None else pad_id,
+        pad_id=pad_id_of(tokenizer),
         label=_taken(_values(tokenised, columns.label), kept),
         client=_taken(client, kept),
         fit=_fit(lengths, kept, limit),

@@ -17,6 +17,7 @@ def reward_margins(
     tables: tuple[TokenTable, TokenTable],
     *,
     rows: np.ndarray,
+    preferred: np.ndarray | None = None,
     batch_size: int = 32,
 ) -> np.ndarray:
     """Returns each pair's margin of implicit rewards over beta, nats, `[n]` float64.
@@ -30,14 +31,17 @@ def reward_margins(
       params: merged over it.
       tables: the preferred responses, and the others.
       rows: `[n]` int, row numbers.
+      preferred: `[n]`, the losses of the preferred responses by the model, nats, where they are
+        known already.
       batch_size: rows in one compiled call.
     """
 
-    def margin(model, params):
-        one, other = (
-            row_losses(model, params, table, rows=rows, batch_size=batch_size).nats
-            for table in tables
-        )
-        return other - one
+    def nats(model, params, table):
+        return row_losses(model, params, table, rows=rows, batch_size=batch_size).nats
 
-    return margin(model, params) - margin(reference_of(model), {})
+    one, other = tables
+    base = reference_of(model)
+    if preferred is None:
+        preferred = nats(model, params, one)
+    margin = nats(model, params, other) - preferred
+    return margin - (nats(base, {}, other) - nats(base, {}, one))

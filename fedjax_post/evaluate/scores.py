@@ -52,9 +52,14 @@ def score(model: LanguageModel, params: PyTree, heldout: HeldOut) -> Scores:
     if heldout.exact_match:
         shares["exact_match"] = _answered(model, params, heldout)
     if heldout.rejected is not None:
-        pairs = table, heldout.rejected
-        batch_size = heldout.batch_size
-        margins = reward_margins(model, params, pairs, rows=rows, batch_size=batch_size)
+        margins = reward_margins(
+            model,
+            params,
+            (table, heldout.rejected),
+            rows=rows,
+            preferred=None if losses is None else losses.nats,
+            batch_size=heldout.batch_size,
+        )
         shares["preference"] = np.where(margins == 0, 0.5, margins > 0)
     scores = _summary(losses, shares, np.ones(len(rows), bool))
     if table.label is not None:

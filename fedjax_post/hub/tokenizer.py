@@ -41,6 +41,11 @@ def _find_damage(folder: Path, error: Exception) -> str:
     return f"{whole if whole.exists() else folder} does not hold a tokenizer: {error!r}"
 
 
+def pad_id_of(tokenizer: Any) -> int:
+    """Returns the token that fills rows: the tokenizer's own, or the end of sequence."""
+    return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+
+
 def check_tokenizer(tokenizer: Any, config: DecoderConfig) -> None:
     """Refuses a tokenizer that can emit ids which the embedding does not have.
 

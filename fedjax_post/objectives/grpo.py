@@ -165,7 +165,7 @@ def _laid_out(prompts, prompt_mask, answers, ended, *, pad_id: int) -> dict[str,
     first = width - prompt_mask.sum(axis=1, dtype=jnp.int32)
     place = (jnp.arange(length, dtype=jnp.int32)[None] + first[:, None]) % length
     turn = lambda x: jnp.take_along_axis(x, place, axis=1)
-    tokens = jnp.concatenate([prompts, jnp.where(is_answer, answers, pad_id)], axis=1)
+    tokens = jnp.concatenate([prompts, answers], axis=1)
     is_token = jnp.concatenate([prompt_mask, is_answer], axis=1)
     loss_mask = jnp.concatenate([jnp.zeros_like(prompt_mask), is_answer], axis=1)
     return {

@@ -18,7 +18,7 @@ import numpy as np
 from fedjax_post.hub import prompt
 from fedjax_post.hub.load import load_model
 from fedjax_post.hub.peft import load_adapter
-from fedjax_post.hub.tokenizer import check_tokenizer, load_tokenizer
+from fedjax_post.hub.tokenizer import check_tokenizer, load_tokenizer, pad_id_of
 from fedjax_post.model.generate import generate
 from fedjax_post.model.views import LanguageModel
 from fedjax_post.openness.codec import decode_after, token_texts
@@ -119,7 +119,7 @@ def _answers(served, rows, mask, *, max_tokens, num_top):
     """Tokens `[B, T]`, and their and the likeliest ones' log-probabilities where asked for."""
     tokenizer, room = served.tokenizer, _room(max_tokens)
     room = min(room, served.context - rows.shape[1])
-    ends = {"eos_id": tokenizer.eos_token_id, "pad_id": _pad_id(tokenizer)}
+    ends = {"eos_id": tokenizer.eos_token_id, "pad_id": pad_id_of(tokenizer)}
     if num_top is None or room > 1:
         tokens = generate(served.model, served.params, rows, mask, max_new_tokens=room, **ends)
         if num_top is None:
@@ -190,7 +190,7 @@ def _named(texts, values, ids) -> dict[str, float]:
 
 
 def _left_padded(prompts, tokenizer, *, width):
-    rows = np.full((_room(len(prompts)), width), _pad_id(tokenizer), np.int32)
+    rows = np.full((_room(len(prompts)), width), pad_id_of(tokenizer), np.int32)
     mask = np.zeros(rows.shape, bool)
     for i, asked in enumerate(prompts):
         rows[i, width - len(asked) :] = asked
@@ -207,10 +207,6 @@ def _room(count: int) -> int:
 def _width(longest: int, most: int) -> int:
     """Tokens that prompts are padded to."""
     return max(longest, min(most, max(SHORTEST, _room(longest))))
-
-
-def _pad_id(tokenizer) -> int:
-    return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
 
 def _checksum(model, params) -> int:

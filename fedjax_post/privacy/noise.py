@@ -123,7 +123,8 @@ def _floats_only(link: Uplink) -> Uplink:
     """The link, refusing values with leaves that no clip bounds."""
 
     def init(like):
-        others = {str(x.dtype) for x in jax.tree.leaves(like) if not _is_float(x)}
+        others = {str(x.dtype) for x in jax.tree.leaves(like)}
+        others = {name for name in others if not jnp.issubdtype(name, jnp.floating)}
         if others:
             raise ValueError(
                 f"noise cannot stand around this algorithm: it sends {', '.join(sorted(others))} "
@@ -132,7 +133,3 @@ def _floats_only(link: Uplink) -> Uplink:
         return link.init(like)
 
     return link._replace(init=init)
-
-
-def _is_float(x: Any) -> bool:
-    return jnp.issubdtype(x.dtype, jnp.floating)

@@ -77,6 +77,7 @@ def test_the_built_in_pairs_are_of_different_kinds(tokenizer):
     [
         ({"rejected": "worse"}, "--rejected_column=worse: no such column; there are"),
         ({"text": Text(pack_length=32)}, "--pack_length=32: pairs are not packed"),
+        ({"text": Text(response_words={"0": "no"})}, "--response_words would give both"),
     ],
 )
 def test_what_makes_no_pairs_is_refused(tokenizer, given, said):

@@ -145,9 +145,7 @@ def test_the_reference_is_the_model_as_it_was_loaded(adapted):
     """Also where a federation has folded what it learned into the base."""
     model, params, moved = adapted
     batch = batch_of()
-    layers = model.variables["params"]["layers"]
     change = jax.tree.map(lambda x: 0.1 * jnp.ones_like(x), moved["lora"])
-    del layers
     product = jax.tree.map(
         lambda pair: pair["a"] @ pair["b"],
         change,

@@ -57,11 +57,10 @@ def test_without_noise_and_clip_it_is_averaging_with_equal_weights():
 def test_all_that_is_noised_is_the_mean_and_once(name):
     """The state with noise z is a function of the state without, whoever the algorithm is."""
     algorithm, plain = guarded(name, noise=2.0), guarded(name)
-    state, value = engine.init(plain, toy_params()), None
-    like = plain.value_like(state.shared)
-    value = jax.tree.map(lambda x: 0.1 + jnp.zeros(x.shape), like)
+    state = engine.init(plain, toy_params())
+    value = jax.tree.map(lambda x: 0.1 + jnp.zeros(x.shape), plain.value_like(state.shared))
     noisy_state = engine.init(algorithm, toy_params())
-    drawn = noise_of(algorithm, value)
+    drawn = noise_of(value)
     total = lambda x: engine.Total(x, jnp.float32(1))
     expected = engine.serve(plain, total(optax.tree.add(value, drawn)), state)
     found = engine.serve(algorithm, total(value), noisy_state)
@@ -69,7 +68,7 @@ def test_all_that_is_noised_is_the_mean_and_once(name):
     assert found.server.rounds == 1
 
 
-def noise_of(algorithm, like, rounds=0):
+def noise_of(like, rounds=0):
     """What a server adds to a mean of zeros, seen through a server that keeps the value."""
     seen = privacy.private(
         algorithms.fed_avg(toy_loss, SGD)._replace(server=core.keep_latest()),
@@ -82,8 +81,8 @@ def noise_of(algorithm, like, rounds=0):
 
 def test_noise_has_its_deviation_and_is_drawn_anew_for_each_leaf_and_round():
     like = {"a": jnp.zeros((50, 40)), "b": jnp.zeros(2000), "c": jnp.zeros(2000)}
-    rounds = [noise_of(None, like, rounds=n) for n in range(3)]
-    deviation = privacy.noise_deviation(2.0, bound=1e6 * 1, cohort_size=NUM_CLIENTS)
+    rounds = [noise_of(like, rounds=n) for n in range(3)]
+    deviation = privacy.noise_deviation(2.0, bound=1e6, cohort_size=NUM_CLIENTS)
     flat = np.stack([np.ravel(x) for tree in rounds for x in jax.tree.leaves(tree)]) / deviation
     degrees = flat.shape[1]
     for row in flat:  # a chi-squared variable of as many degrees
