@@ -34,6 +34,7 @@ from experiments import (
     summary,
 )
 from experiments.build import Job, build
+from experiments.wording import in_flags
 from fedjax_post.core.access import AccessError
 from fedjax_post.core.engine import State, init
 from fedjax_post.evaluate.scores import Scores
@@ -194,7 +195,7 @@ def _is_full(error: BaseException) -> bool:
 
 
 def _refuse(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {in_flags(message, flags.define())}", file=sys.stderr)
     return 2
 
 
