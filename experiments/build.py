@@ -32,6 +32,7 @@ from fedjax_post.core.engine import State, init
 from fedjax_post.data.load import Loaded, Population, Text, load_clients
 from fedjax_post.data.pairs import load_pairs
 from fedjax_post.data.ranks import RankedClients
+from fedjax_post.data.table import TokenTable
 from fedjax_post.data.template import Columns
 from fedjax_post.evaluate.generation import longest_response
 from fedjax_post.evaluate.scores import HeldOut, choose_rows
@@ -278,18 +279,28 @@ def layer_range(text: str, num_layers: int) -> tuple[int, int]:
 def make_heldout(options: flags.FlagValues, data: Loaded, tokenizer: Any) -> HeldOut:
     """Returns what the model is scored on at the start and at the end."""
     table = data.heldout
-    short = longest_response(table) <= _SHORT and table.fit.num_truncated == 0
     return HeldOut(
         table=table,
         rows=choose_rows(len(table.length), options.eval_examples, seed=options.seed),
         decode_fn=lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
         eos_id=tokenizer.eos_token_id,
-        exact_match=options.exact_match == "on" or (options.exact_match == "auto" and short),
+        exact_match=options.exact_match == "on"
+        or (options.exact_match == "auto" and not why_no_match(table)),
         loss=not hosting.is_hosted(options),
         labels=tuple(options.labels),
         rejected=data.rejected,
         batch_size=options.eval_batch_size,
     )
+
+
+def why_no_match(table: TokenTable) -> str:
+    """Returns why answers to held-out rows are not compared by default; empty if they are."""
+    longest = longest_response(table)
+    if longest > _SHORT:
+        return f"held-out responses have up to {longest} tokens, more than {_SHORT}"
+    if table.fit.num_truncated:
+        return f"{table.fit.num_truncated} held-out responses are cut by max_length"
+    return ""
 
 
 def _check_trainable(options: flags.FlagValues) -> None:

@@ -4,6 +4,7 @@ import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median_high
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ import numpy as np
 from absl import flags
 
 import fedjax_post
-from experiments import artefact, disclosure, dp, folder, hosting, methods, peers
+from experiments import artefact, build, disclosure, dp, folder, hosting, methods, peers
 from experiments.build import Job
 from experiments.versions import commit, versions_of
 from fedjax_post.core.algorithm import SUMMED, PyTree
@@ -43,7 +44,8 @@ def projection(job: Job, options: flags.FlagValues) -> str:
         f"{report['examples_max']} examples (median {report['examples_median']:g}); "
         f"{report['examples']:,} examples, {report['tokens']:,} tokens",
         f"rows       of {report['max_length']} tokens; {report['truncated']} cut and "
-        f"{report['dropped']} left out; {len(job.heldout.rows)} held out",
+        f"{report['dropped']} left out",
+        f"scored     {_scored(job, options)}",
     ]
     lines.append(f"method     {methods.describe(options)}; {options.num_rounds} rounds")
     wire = wire_bytes_of(*given)
@@ -78,7 +80,6 @@ def summarize(
         for name in ("bytes_up", "bytes_down", "num_read", "seconds", "cohort")
     }
     counted = {name: _sum(records, name) for name in SUMMED}
-    warm = records[1:] or records  # the first round compiles
     last = records[-1]
     federated, visits = options.baseline == "none", int(total["cohort"])
     each = lambda name: round(total[name] / visits) if federated and visits else None
@@ -102,7 +103,8 @@ def summarize(
         "privacy": dp.told(job.promised, last, options.sampling),
         "provider": hosting.told(Path(job.plan.directory or "")),
         "tokens": int(total["num_read"]),
-        "tokens_per_second": sum(r["num_read"] for r in warm) / sum(r["seconds"] for r in warm),
+        # rounds that compile, those of a resumed run among them, are slow and few
+        "tokens_per_second": median_high(record["tokens_per_second"] for record in records),
         "visits": visits,
         "dropped_visits": sum(len(record["dropped"]) for record in records),
         "train_seconds": total["seconds"],
@@ -142,6 +144,18 @@ def export(job: Job, options: flags.FlagValues, state: State) -> None:
     with peers.together():
         if peers.is_first():
             folder.write_whole(Path(job.plan.directory) / "adapter", make)
+
+
+def _scored(job: Job, options: flags.FlagValues) -> str:
+    """What is scored at the end, and what is not and why."""
+    table, rows = job.heldout.table, len(job.heldout.rows)
+    told = f"{rows:,} held-out rows"
+    if table.fit.num_dropped:
+        told += f" ({table.fit.num_dropped:,} more have no response within the length)"
+    if job.heldout.exact_match:
+        return f"{told}, answers compared"
+    reason = "as asked for" if options.exact_match == "off" else build.why_no_match(table)
+    return f"{told}; answers are not compared: {reason}; --exact_match=on compares them"
 
 
 def _model(job: Job, options: flags.FlagValues) -> str:
