@@ -31,7 +31,8 @@ ARROWS = {
     "openness": {"core.access", "model", "hub"},
     "privacy": {"core"},
     "report": set(),
-    "testing": set(ROOMS),
+    "study": {*ROOMS, "algorithms", "fedjax_post"} - {"testing"},
+    "testing": set(ROOMS) - {"study"},
     "algorithms": {"core", "adapters", "blackbox", "privacy"},
     "experiments": {*ROOMS, "algorithms", "fedjax_post"},
 }
