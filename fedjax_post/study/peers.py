@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
-from absl import flags
 
-from experiments import folder
+
+from fedjax_post.study import folder
 from fedjax_post.simulate import processes
 
 _CUT_OFF = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED")  # what collectives say

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from absl import flags
+
 
 from fedjax_post.core.algorithm import Algorithm
 from fedjax_post.hub.load import load_config, load_model
@@ -24,7 +24,7 @@ def define(values: flags.FlagValues) -> None:
         flags.DEFINE_integer(name, None, about, lower_bound=low, flag_values=values)
 
 
-def check(options: flags.FlagValues, algorithm: Algorithm) -> None:
+def check(spec: Spec, algorithm: Algorithm) -> None:
     """Refuses flags of roles that the algorithm has not, and a proxy that is missing or unlike.
 
     Raises:
@@ -34,46 +34,46 @@ def check(options: flags.FlagValues, algorithm: Algorithm) -> None:
         value = options[flag].value
         if value is not None and role not in algorithm.access:
             raise ValueError(
-                f"--{flag}={value}: --algorithm={options.algorithm} has no {role}; leave it out"
+                f"--{flag}={value}: method={spec.method.name} has no {role}; leave it out"
             )
     if "proxy" not in algorithm.access:
         return
-    if not options.proxy_model:
+    if not spec.model.proxy:
         raise ValueError(
-            f"--algorithm={options.algorithm} needs --proxy_model, a small open model of the "
+            f"method={spec.method.name} needs `model.proxy`, a small open model of the "
             "target's vocabulary"
         )
-    check_vocabulary(options, "proxy_model")
+    check_vocabulary(spec, "proxy_model")
 
 
-def check_vocabulary(options: flags.FlagValues, flag: str) -> None:
+def check_vocabulary(spec: Spec, flag: str) -> None:
     """Refuses a second model whose tokens are not the target's.
 
     Raises:
       ValueError: naming the flag and both sizes.
     """
     name = options[flag].value
-    other, size = load_config(name).vocab_size, load_config(options.model).vocab_size
+    other, size = load_config(name).vocab_size, load_config(spec.model.name).vocab_size
     if other != size:
         raise ValueError(
-            f"--{flag}={name} has {other} tokens and --model={options.model} {size}; "
+            f"--{flag}={name} has {other} tokens and model={spec.model.name} {size}; "
             "what they say is put together token by token, so use two models of one tokenizer"
         )
 
 
 def assemble(
-    options: flags.FlagValues, algorithm: Algorithm, model: LanguageModel, train: Callable
+    spec: Spec, algorithm: Algorithm, model: LanguageModel, train: Callable
 ) -> tuple[Any, PyTree]:
     """Returns the model, or a model for each role, and the parameters at their start.
 
     Args:
-      options: parsed flags.
+      spec: the experiment.
       algorithm: what declares the roles.
       model: the target.
       train: model -> (model, params): what is trained of whichever role is trained.
     """
     if "proxy" in algorithm.access:
-        proxy, params = train(load_model(options.proxy_model, dtype=options.dtype))
+        proxy, params = train(load_model(spec.model.proxy, dtype=spec.model.dtype))
         return {"target": model, "proxy": proxy}, params
     model, params = train(model)
     if "emulator" not in algorithm.access:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
-from absl import flags
+
 
 _OURS = (
     *("flags", "records.jsonl", "journal.jsonl", "summary.json"),
@@ -37,31 +37,31 @@ def read_flags(output_dir: str | None) -> list[str]:
     return path.read_text(encoding="utf-8").splitlines()
 
 
-def check(options: flags.FlagValues) -> None:
+def check(spec: Spec) -> None:
     """Refuses an output folder that holds another run.
 
     Raises:
       FileExistsError: naming what was found there.
     """
-    if options.output_dir is None or options.resume:
+    if spec.output_dir is None or spec.resume:
         return
-    found = [name for name in _OURS if (Path(options.output_dir) / name).exists()]
+    found = [name for name in _OURS if (Path(spec.output_dir) / name).exists()]
     if found:
         raise FileExistsError(
-            f"--output_dir={options.output_dir} holds another run ({', '.join(found)}); "
+            f"--output_dir={spec.output_dir} holds another run ({', '.join(found)}); "
             "give a new folder, or --resume to continue it"
         )
 
 
-def claim(options: flags.FlagValues) -> Path:
+def claim(spec: Spec) -> Path:
     """Returns the folder of the run, made if it is new, with the file `flags` in it."""
-    if options.output_dir is None:
-        what = re.sub(r"\W+", "-", options.algorithm.rpartition(":")[2]).strip("-")
-        what += "" if options.baseline == "none" else f"-{options.baseline}"
-        return _fresh(Path("runs"), f"{time.strftime('%Y%m%d-%H%M%S')}-{what}", options)
-    directory = Path(options.output_dir)
+    if spec.output_dir is None:
+        what = re.sub(r"\W+", "-", spec.method.name.rpartition(":")[2]).strip("-")
+        what += "" if spec.method.baseline == "none" else f"-{spec.method.baseline}"
+        return _fresh(Path("runs"), f"{time.strftime('%Y%m%d-%H%M%S')}-{what}", spec)
+    directory = Path(spec.output_dir)
     directory.mkdir(parents=True, exist_ok=True)
-    _write_flags(directory, options)
+    _write_flags(directory, spec)
     return directory
 
 
@@ -121,7 +121,7 @@ def write_text(path: Path, text: str) -> None:
     write_whole(path, lambda aside: aside.write_text(text, encoding="utf-8"))
 
 
-def _fresh(parent: Path, name: str, options: flags.FlagValues) -> Path:
+def _fresh(parent: Path, name: str, spec: Spec) -> Path:
     parent.mkdir(parents=True, exist_ok=True)
     for number in range(1, 1000):
         directory = parent / (name if number == 1 else f"{name}-{number}")
@@ -129,22 +129,22 @@ def _fresh(parent: Path, name: str, options: flags.FlagValues) -> Path:
             directory.mkdir()
         except FileExistsError:
             continue
-        _write_flags(directory, options)
+        _write_flags(directory, spec)
         return directory
     raise FileExistsError(f"{parent / name} is taken; give an --output_dir")
 
 
-def flag_lines(options: flags.FlagValues) -> list[str]:
+def flag_lines(spec: Spec) -> list[str]:
     """Returns a run's flags as its `flags` file has them, a line each."""
     return [
         options[name].serialize().replace("\n", "\\n")
-        for name in sorted(options)
+        for name in sorted(spec)
         if name not in _UNSTORED and options[name].value is not None
     ]
 
 
-def _write_flags(directory: Path, options: flags.FlagValues) -> None:
-    write_text(directory / "flags", "".join(f"{line}\n" for line in flag_lines(options)))
+def _write_flags(directory: Path, spec: Spec) -> None:
+    write_text(directory / "flags", "".join(f"{line}\n" for line in flag_lines(spec)))
 
 
 def _remove(path: Path) -> None:

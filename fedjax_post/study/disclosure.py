@@ -8,9 +8,9 @@ from string import Formatter
 from typing import Any
 
 import numpy as np
-from absl import flags
 
-from experiments import folder, prompts
+
+from fedjax_post.study import folder, prompts
 from fedjax_post.core.access import Access, check_access
 from fedjax_post.core.algorithm import Algorithm
 from fedjax_post.data.load import Loaded
@@ -40,7 +40,7 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_float("price", 0.0, price, lower_bound=0.0, flag_values=values)
 
 
-def check(options: flags.FlagValues, algorithm: Algorithm, data: Loaded, form: Form) -> None:
+def check(spec: Spec, algorithm: Algorithm, data: Loaded, form: Form) -> None:
     """Refuses an algorithm that needs more than is granted, or sends what must not leave.
 
     Raises:
@@ -48,21 +48,21 @@ def check(options: flags.FlagValues, algorithm: Algorithm, data: Loaded, form: F
       DisclosureError: naming what a visit would send.
     """
     granted = dict.fromkeys(algorithm.access, Access.GRADIENTS)
-    check_access(algorithm.access, granted | {"target": Access[options.access]})
-    if options.fail_on_disclosure:
-        visit = data.clients.visit(0, data_rng(options.seed, 0, 0))
+    check_access(algorithm.access, granted | {"target": Access[spec.hosting.access]})
+    if spec.hosting.fail_on_disclosure:
+        visit = data.clients.visit(0, data_rng(spec.seed, 0, 0))
         rows, tokens = ledger.visited(visit.batches, visit.step_mask, template=form.template)
         ledger.check_disclosure(
             algorithm.access,
-            Hosting(options.inference),
-            method=options.algorithm,
+            Hosting(spec.hosting.inference),
+            method=spec.method.name,
             rows=rows,
             tokens=tokens,
         )
 
 
 def form_of(
-    options: flags.FlagValues,
+    spec: Spec,
     tokenizer: Any,
     *,
     access: Mapping[str, Access],
@@ -72,7 +72,7 @@ def form_of(
     """Returns the tokens that are the same in every query of a run.
 
     Args:
-      options: parsed flags.
+      spec: the experiment.
       tokenizer: of the target.
       access: that the algorithm declares.
       table: rows in the template of the clients' rows.
@@ -80,20 +80,20 @@ def form_of(
     """
     if not ledger.asks(access):
         return Form()
-    head, around = _template_tokens(options, tokenizer, table)
+    head, around = _template_tokens(spec, tokenizer, table)
     answer = longest if access["target"] == Access.TEXT else 1
-    prompt = prompts.places_of(options, tokenizer)
+    prompt = prompts.places_of(spec, tokenizer)
     return Form(template=head + around, prompt=prompt, answer=answer, shot=around)
 
 
 def _template_tokens(
-    options: flags.FlagValues, tokenizer: Any, table: TokenTable
+    spec: Spec, tokenizer: Any, table: TokenTable
 ) -> tuple[int, int]:
     """Tokens that begin every text, and those of the template in the first row that shows it.
 
     A template that no row shows as it stands counts as private: 0.
     """
-    template, mark = prompts.template_of(options), "\0"
+    template, mark = prompts.template_of(spec), "\0"
     names = [name for _, name, _, _ in Formatter().parse(template) if name]
     row = dict.fromkeys((*names, "prompt"), mark) | {"response": "."}
     segments = make_segments(
@@ -112,21 +112,21 @@ def _template_tokens(
 
 
 def entries_of(
-    options: flags.FlagValues, algorithm: Algorithm, data: Loaded, plan: Plan, form: Form
+    spec: Spec, algorithm: Algorithm, data: Loaded, plan: Plan, form: Form
 ) -> list[Entry]:
     """Returns the ledger of a run that has ended, by round and party."""
     records = read_records(Path(plan.directory or ""))
-    hosting = ledger.hosting_of(algorithm.access, Hosting(options.inference))
+    hosting = ledger.hosting_of(algorithm.access, Hosting(spec.hosting.inference))
     unique = None
     if hosting != Hosting.CLIENT and any(record.get("queries") for record in records):
         visits = _visits(data, plan, len(records))
         unique = ledger.unique_tokens(visits, template=form.template)
-    price = Price(options.price, options.price)
+    price = Price(spec.hosting.price, spec.hosting.price)
     return ledger.account(records, hosting=hosting, form=form, unique=unique, price=price)
 
 
 def told(
-    options: flags.FlagValues, entries: list[Entry], access: Mapping[str, Access]
+    spec: Spec, entries: list[Entry], access: Mapping[str, Access]
 ) -> dict[str, Any]:
     """Returns what left the federation in all, for `summary.json`."""
     elsewhere = ledger.serves_elsewhere(access)
@@ -138,7 +138,7 @@ def told(
         "labels": total.labels if total else 0,
         "queries": total.queries if total else 0,
         "cost": total.cost if total else 0.0,
-        "serving_discloses": elsewhere and options.inference == Hosting.PROVIDER,
+        "serving_discloses": elsewhere and spec.hosting.inference == Hosting.PROVIDER,
     }
 
 
@@ -147,10 +147,10 @@ def tier_of(access: Mapping[str, Access]) -> str:
     return "EMULATOR" if "emulator" in access else access["target"].name
 
 
-def place_of(options: flags.FlagValues, access: Mapping[str, Access]) -> str | None:
+def place_of(spec: Spec, access: Mapping[str, Access]) -> str | None:
     """Returns where the target is taken to run; None where neither training nor use asks it."""
     asked = ledger.asks(access) or ledger.serves_elsewhere(access)
-    return options.inference if asked else None
+    return spec.hosting.inference if asked else None
 
 
 def write(directory: Path, entries: list[Entry]) -> None:

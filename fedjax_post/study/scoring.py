@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 
 import jax
-from absl import flags
+
 
 import fedjax_post
-from experiments.build import Job
+from fedjax_post.study.build import Job
 from fedjax_post.core.engine import State
 from fedjax_post.evaluate.scores import HeldOut, Scores, choose_rows, mean_scores, score
 from fedjax_post.openness.hosted import Hosted
@@ -22,18 +22,18 @@ def score_state(job: Job, state: State, heldout: HeldOut, *, rounds: int) -> Sco
     return score(model, params, heldout)
 
 
-def score_personal(job: Job, options: flags.FlagValues, state: State) -> Scores:
+def score_personal(job: Job, spec: Spec, state: State) -> Scores:
     """Returns the mean scores of clients' own models, all on the common held-out rows."""
-    return mean_scores([scores for _, scores in _each_client(job, options, state)])
+    return mean_scores([scores for _, scores in _each_client(job, spec, state)])
 
 
-def score_own_tasks(job: Job, options: flags.FlagValues, state: State) -> Scores:
+def score_own_tasks(job: Job, spec: Spec, state: State) -> Scores:
     """Returns the mean scores of clients' own models, each on the tasks that its client holds.
 
     Where rows have no label, all held-out rows are everybody's task.
     """
     found = []
-    for client_id, scores in _each_client(job, options, state):
+    for client_id, scores in _each_client(job, spec, state):
         tasks = scores.pop("per_task", {})
         own = [tasks[name] for name in _labels_of(job, client_id) if name in tasks]
         found.append(mean_scores(own) if own else scores)
@@ -50,7 +50,7 @@ def _labels_of(job: Job, client_id: int) -> list[str]:
     return sorted({str(label[i]) for i in indices[offsets[client_id] : offsets[client_id + 1]]})
 
 
-def _each_client(job: Job, options: flags.FlagValues, state: State) -> Iterator[tuple[int, Scores]]:
+def _each_client(job: Job, spec: Spec, state: State) -> Iterator[tuple[int, Scores]]:
     """Some clients and the scores of what each would serve now."""
     personal = read_clients(
         job.plan.directory,
@@ -58,7 +58,7 @@ def _each_client(job: Job, options: flags.FlagValues, state: State) -> Iterator[
         job.model,
         job.data.clients,
         params=job.params,
-        limit=options.eval_clients,
+        limit=spec.scoring.clients,
     )
     for i, client_id in enumerate(personal.client_ids.tolist()):
         client = jax.tree.map(lambda leaf, i=i: leaf[i], personal.states)
@@ -66,16 +66,16 @@ def _each_client(job: Job, options: flags.FlagValues, state: State) -> Iterator[
         yield client_id, score(*deployed, job.heldout)
 
 
-def curve(job: Job, options: flags.FlagValues) -> Callback:
+def curve(job: Job, spec: Spec) -> Callback:
     """Returns a callback that adds `eval_loss` and `eval_exact_match` to some records.
 
-    They are of `--curve_examples` of the held-out rows, every `--eval_every` rounds.
+    They are of ``curve_examples`` of the held-out rows, every ``scoring.every`` rounds.
     """
-    chosen = choose_rows(len(job.heldout.rows), options.curve_examples, seed=options.seed)
+    chosen = choose_rows(len(job.heldout.rows), spec.scoring.curve_examples, seed=spec.seed)
     heldout = job.heldout._replace(rows=job.heldout.rows[chosen])
 
     def callback(state: State, record: Record) -> Record | None:
-        if (record["round"] + 1) % options.eval_every:
+        if (record["round"] + 1) % spec.scoring.every:
             return None
         scores = score_state(job, state, heldout, rounds=record["round"] + 1)
         return {f"eval_{name}": value for name, value in scores.items() if name != "per_task"}

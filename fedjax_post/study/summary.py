@@ -9,12 +9,12 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import flags
+
 
 import fedjax_post
-from experiments import artefact, build, disclosure, dp, folder, hosting, methods, peers
-from experiments.build import Job
-from experiments.versions import commit, versions_of
+from fedjax_post.study import artefact, build, disclosure, dp, folder, hosting, methods, peers
+from fedjax_post.study.build import Job
+from fedjax_post.study.versions import commit, versions_of
 from fedjax_post.core.algorithm import SUMMED, PyTree
 from fedjax_post.core.engine import State
 from fedjax_post.core.wire import num_bytes
@@ -34,28 +34,28 @@ _TELEMETRY = (
 _PACKAGES = ("fedjax_post", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
-def projection(job: Job, options: flags.FlagValues) -> str:
+def projection(job: Job, spec: Spec) -> str:
     """Returns what the run will take, in a few lines."""
     given = job.algorithm, job.model, job.data.clients, job.params
     report = job.data.report
     lines = [
-        f"model      {_model(job, options)}; {_count(job.params):,} trained ({options.adapter})",
-        f"clients    {report['clients']:,}, {options.partition}, of {report['examples_min']} to "
+        f"model      {_model(job, spec)}; {_count(job.params):,} trained ({spec.adapter.kind})",
+        f"clients    {report['clients']:,}, {spec.data.partition}, of {report['examples_min']} to "
         f"{report['examples_max']} examples (median {report['examples_median']:g}); "
         f"{report['examples']:,} examples, {report['tokens']:,} tokens",
         f"rows       of {report['max_length']} tokens; {report['truncated']} cut and "
         f"{report['dropped']} left out",
-        f"scored     {_scored(job, options)}",
+        f"scored     {_scored(job, spec)}",
     ]
-    lines.append(f"method     {methods.describe(options)}; {options.num_rounds} rounds")
+    lines.append(f"method     {methods.describe(spec)}; {spec.training.rounds} rounds")
     wire = wire_bytes_of(*given)
-    if options.baseline == "none":
+    if spec.method.baseline == "none":
         lines.append(
             f"wire       {format_bytes(wire.down)} down and {format_bytes(wire.up)} up "
             "per client and round, by shape; records hold what was billed"
         )
     if job.promised is not None:
-        lines.append(f"privacy    {dp.describe(job.promised, options.num_rounds)}")
+        lines.append(f"privacy    {dp.describe(job.promised, spec.training.rounds)}")
     state = num_bytes(client_state_like(*given))
     lines.append(
         f"on disk    {format_bytes(state)} of state per client, "
@@ -66,7 +66,7 @@ def projection(job: Job, options: flags.FlagValues) -> str:
 
 def summarize(
     job: Job,
-    options: flags.FlagValues,
+    spec: Spec,
     *,
     scores: dict[str, Scores],
     entries: list[Entry],
@@ -81,14 +81,14 @@ def summarize(
     }
     counted = {name: _sum(records, name) for name in SUMMED}
     last = records[-1]
-    federated, visits = options.baseline == "none", int(total["cohort"])
+    federated, visits = spec.method.baseline == "none", int(total["cohort"])
     each = lambda name: round(total[name] / visits) if federated and visits else None
     return {
-        "algorithm": options.algorithm,
-        "baseline": options.baseline,
-        "model": options.model,
-        "dataset": options.dataset,
-        "seed": options.seed,
+        "algorithm": spec.method.name,
+        "baseline": spec.method.baseline,
+        "model": spec.model.name,
+        "dataset": spec.data.source,
+        "seed": spec.seed,
         "rounds": len(records),
         **scores,
         "bytes_up": int(total["bytes_up"]) if federated else None,
@@ -97,10 +97,10 @@ def summarize(
         "bytes_down_per_client": each("bytes_down"),
         "emulator_bytes": _emulator_bytes(job),
         "access": disclosure.tier_of(job.algorithm.access),
-        "inference": disclosure.place_of(options, job.algorithm.access),
+        "inference": disclosure.place_of(spec, job.algorithm.access),
         **{name: None if value is None else int(value) for name, value in counted.items()},
-        "disclosure": disclosure.told(options, entries, job.algorithm.access),
-        "privacy": dp.told(job.promised, last, options.sampling),
+        "disclosure": disclosure.told(spec, entries, job.algorithm.access),
+        "privacy": dp.told(job.promised, last, spec.training.sampling),
         "provider": hosting.told(Path(job.plan.directory or "")),
         "tokens": int(total["num_read"]),
         # rounds that compile, those of a resumed run among them, are slow and few
@@ -126,15 +126,15 @@ def write_summary(directory: Path, summary: dict[str, Any]) -> None:
     folder.write_text(directory / "summary.json", json.dumps(summary, indent=2) + "\n")
 
 
-def export(job: Job, options: flags.FlagValues, state: State) -> None:
+def export(job: Job, spec: Spec, state: State) -> None:
     """Writes `adapter/`, see `artefact.write`.
 
     All processes of a run call it, and the first one writes.
     """
     model, params = fedjax_post.deployed(job.algorithm, job.model, state)
-    name = options.model
+    name = spec.model.name
     if "proxy" in job.algorithm.access:  # what was trained adapts the proxy
-        model, name = job.model["proxy"], options.proxy_model
+        model, name = job.model["proxy"], spec.model.proxy
     base = str(find_folder(name)) if name in BUILTIN else name
     if artefact.changes_base(model, params) and peers.are_several():
         host = jax.local_devices(backend="cpu")[0]  # whose memory holds the whole model
@@ -146,7 +146,7 @@ def export(job: Job, options: flags.FlagValues, state: State) -> None:
             folder.write_whole(Path(job.plan.directory) / "adapter", make)
 
 
-def _scored(job: Job, options: flags.FlagValues) -> str:
+def _scored(job: Job, spec: Spec) -> str:
     """What is scored at the end, and what is not and why."""
     table, rows = job.heldout.table, len(job.heldout.rows)
     told = f"{rows:,} held-out rows"
@@ -154,23 +154,23 @@ def _scored(job: Job, options: flags.FlagValues) -> str:
         told += f" ({table.fit.num_dropped:,} more have no response within the length)"
     if job.heldout.exact_match:
         return f"{told}, answers compared"
-    reason = "as asked for" if options.exact_match == "off" else build.why_no_match(table)
-    return f"{told}; answers are not compared: {reason}; --exact_match=on compares them"
+    reason = "as asked for" if spec.scoring.exact_match == "off" else build.why_no_match(table)
+    return f"{told}; answers are not compared: {reason}; exact_match=on compares them"
 
 
-def _model(job: Job, options: flags.FlagValues) -> str:
-    if hosting.is_hosted(options):
-        return f"{options.provider_model or options.model} at {options.provider_url}"
+def _model(job: Job, spec: Spec) -> str:
+    if hosting.is_hosted(spec):
+        return f"{spec.hosting.model or spec.model.name} at {spec.hosting.url}"
     frozen = jax.eval_shape(dequantise_model, job.target)
     weights = _count(frozen.variables.get("params", {})) or _count(job.params)
-    return f"{options.model}, {weights:,} weights in {options.dtype}{_codes(job, options)}"
+    return f"{spec.model.name}, {weights:,} weights in {spec.model.dtype}{_codes(job, spec)}"
 
 
-def _codes(job: Job, options: flags.FlagValues) -> str:
-    if options.quantise == "none":
+def _codes(job: Job, spec: Spec) -> str:
+    if spec.model.quantize == "none":
         return ""
     size = format_bytes(num_bytes(job.target.variables["quantised"]))
-    return f", the layers' in {options.quantise} ({size})"
+    return f", the layers' in {spec.model.quantize} ({size})"
 
 
 def _emulator_bytes(job: Job) -> int | None:

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from absl import flags
+
 
 from algorithms import ef21
-from experiments.calls import Factories, parse
+from fedjax_post.study.calls import Factories, parse
 from fedjax_post import core
 from fedjax_post.adapters import robust
 from fedjax_post.core.algorithm import Algorithm, Uplink
@@ -47,38 +47,38 @@ RULES: Factories = {
 PRODUCT_RULES: Factories = {name: getattr(robust, name) for name in RULES}
 
 
-def check(options: flags.FlagValues) -> None:
+def check(spec: Spec) -> None:
     """Refuses links and rules that there are not, before anything is read.
 
     Raises:
       ValueError: naming the flag and what there is.
     """
     for flag in ("uplink", "aggregate"):
-        if options[flag].value and options.baseline != "none":
+        if options[flag].value and spec.method.baseline != "none":
             raise ValueError(
-                f"--{flag}={options[flag].value}: --baseline={options.baseline} sends nothing"
+                f"--{flag}={options[flag].value}: baseline={spec.method.baseline} sends nothing"
             )
-    if options.uplink:
-        _told(options, "uplink", _links)
-    if options.aggregate:
-        _told(options, "aggregate", lambda text: parse(text, RULES))
+    if spec.method.uplink:
+        _told(spec, "uplink", _links)
+    if spec.method.aggregate:
+        _told(spec, "aggregate", lambda text: parse(text, RULES))
 
 
-def around(algorithm: Algorithm, options: flags.FlagValues, *, population: int) -> Algorithm:
+def around(algorithm: Algorithm, spec: Spec, *, population: int) -> Algorithm:
     """Returns the algorithm with the links and the rule of the flags around it.
 
     Args:
       algorithm: as its factory made it.
-      options: parsed flags.
+      spec: the experiment.
       population: number of clients.
 
     Raises:
       ValueError: naming the flag and the reason why they cannot stand there.
     """
-    if options.uplink:
-        algorithm = _told(options, "uplink", lambda text: _with_links(algorithm, text, population))
-    if options.aggregate:
-        algorithm = _told(options, "aggregate", lambda text: _with_rule(algorithm, text))
+    if spec.method.uplink:
+        algorithm = _told(spec, "uplink", lambda text: _with_links(algorithm, text, population))
+    if spec.method.aggregate:
+        algorithm = _told(spec, "aggregate", lambda text: _with_rule(algorithm, text))
     return algorithm
 
 
@@ -103,7 +103,7 @@ def _links(text: str) -> Uplink | Ef21:
     return links[0] if isinstance(links[0], Ef21) and len(links) == 1 else _chained(links)
 
 
-def _told(options: flags.FlagValues, flag: str, do: Callable[[str], Any]) -> Any:
+def _told(spec: Spec, flag: str, do: Callable[[str], Any]) -> Any:
     """What `do` makes of a flag; what it refuses is told with the flag and its value."""
     text = options[flag].value
     try:

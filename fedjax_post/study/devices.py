@@ -1,8 +1,8 @@
-"""From `--mesh` to the devices of a run: which it uses, and what cannot be spread over them."""
+"""From ``mesh`` to the devices of a run: which it uses, and what cannot be spread over them."""
 
 from typing import Any, TypeVar
 
-from absl import flags
+
 from jax.sharding import Mesh
 
 import fedjax_post
@@ -18,40 +18,40 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_string("mesh", None, about, flag_values=values)
 
 
-def find_mesh(options: flags.FlagValues, config: DecoderConfig) -> Mesh | None:
+def find_mesh(spec: Spec, config: DecoderConfig) -> Mesh | None:
     """Returns the mesh of the flags, None for one device.
 
     Raises:
       ValueError: for a mesh that is not of these devices, that the model's heads or the
         other flags cannot use.
     """
-    if not options.mesh:
+    if not spec.execution.mesh:
         return None
-    told = f"--mesh={options.mesh}"
-    if options.executor == "host":
-        raise ValueError(f"{told}: --executor=host computes on one device; leave one of them out")
-    if options.chunk_size == "auto":
-        raise ValueError(f"{told}: --chunk_size=auto knows one device's memory; give a number")
-    mesh = fedjax_post.make_mesh(options.mesh)
-    if options.baseline == "central" and mesh.shape[CLIENTS] > 1:
+    told = f"mesh={spec.execution.mesh}"
+    if spec.execution.executor == "host":
+        raise ValueError(f"{told}: executor=host computes on one device; leave one of them out")
+    if spec.execution.chunk_size == "auto":
+        raise ValueError(f"{told}: chunk_size=auto knows one device's memory; give a number")
+    mesh = fedjax_post.make_mesh(spec.execution.mesh)
+    if spec.method.baseline == "central" and mesh.shape[CLIENTS] > 1:
         raise ValueError(
-            f"{told}: --baseline=central trains one client; give {MODEL}:{mesh.size}, or "
-            "leave --mesh out"
+            f"{told}: baseline=central trains one client; give {MODEL}:{mesh.size}, or "
+            "leave `mesh` out"
         )
-    if options.adapter == "full" and mesh.shape[MODEL] > 1:
+    if spec.adapter.kind == "full" and mesh.shape[MODEL] > 1:
         raise ValueError(
-            f"{told} splits the frozen base, and --adapter=full freezes nothing; give "
-            f"{CLIENTS}:{mesh.size}, or use --adapter=lora"
+            f"{told} splits the frozen base, and adapter=full freezes nothing; give "
+            f"{CLIENTS}:{mesh.size}, or use adapter=lora"
         )
     check_divides(config, mesh)
     return mesh
 
 
-def plan_of(mesh: Mesh | None, options: flags.FlagValues) -> dict[str, Any]:
+def plan_of(mesh: Mesh | None, spec: Spec) -> dict[str, Any]:
     """Returns the executor for `Plan`."""
     if mesh is not None:
         return {"executor": fedjax_post.on_mesh(mesh)}
-    return {"executor": fedjax_post.host if options.executor == "host" else fedjax_post.device}
+    return {"executor": fedjax_post.host if spec.execution.executor == "host" else fedjax_post.device}
 
 
 def loading(mesh: Mesh | None) -> dict[str, Any]:

@@ -5,11 +5,11 @@ from inspect import signature
 from types import MappingProxyType
 from typing import Any
 
-from absl import flags
+
 
 from algorithms import ALGORITHMS, references
-from experiments import factories, objectives
-from experiments.optimizers import CLIENT_OPTIMIZERS, SCHEDULES, SERVER_OPTIMIZERS, client_optimizer
+from fedjax_post.study import factories, objectives
+from fedjax_post.study.optimizers import CLIENT_OPTIMIZERS, SCHEDULES, SERVER_OPTIMIZERS, client_optimizer
 from fedjax_post.core import local
 from fedjax_post.core.algorithm import Algorithm
 from fedjax_post.objectives.sft import sft_loss
@@ -38,36 +38,36 @@ _AROUND = ("uplink", "aggregate")
 _USUAL_REFERENCE = _USUAL | {"client_optimizer": "adamw", "client_schedule": "linear"}
 
 
-def fill_defaults(options: flags.FlagValues, factory: Callable) -> None:
+def fill_defaults(spec: Spec, factory: Callable) -> None:
     """Gives the flags that depend on each other, or on the algorithm, the values they stand for.
 
     Raises:
-      ValueError: if both `--local_steps` and `--local_epochs` are given.
+      ValueError: if both ``local_steps`` and ``local_epochs`` are given.
     """
-    federated = options.baseline == "none"
+    federated = spec.method.baseline == "none"
     factory = factory if federated else references.central
     for name, usual in (_USUAL if federated else _USUAL_REFERENCE).items():
         if factories.takes(factory, name):
-            _fill(options, name, usual)
+            _fill(spec, name, usual)
     if factories.takes(factory, "client_lr"):
-        usual_lr = CLIENT_OPTIMIZERS[options.client_optimizer or "sgd"].learning_rate
-        _fill(options, "client_lr", usual_lr)
+        usual_lr = CLIENT_OPTIMIZERS[spec.method.client_optimizer or "sgd"].learning_rate
+        _fill(spec, "client_lr", usual_lr)
     taken = signature(factory).parameters
     if "server_lr" in taken:
-        _fill(options, "server_lr", taken["server_lr"].default)
+        _fill(spec, "server_lr", taken["server_lr"].default)
     elif "server_tx" in taken:
-        _fill(options, "server_lr", SERVER_OPTIMIZERS[options.server_optimizer].learning_rate)
-    if options.local_epochs is None:
-        _fill(options, "local_steps", 5)
-    elif options.local_steps is not None:
+        _fill(spec, "server_lr", SERVER_OPTIMIZERS[spec.method.server_optimizer].learning_rate)
+    if spec.training.local_epochs is None:
+        _fill(spec, "local_steps", 5)
+    elif spec.training.local_steps is not None:
         raise ValueError(
-            f"--local_steps={options.local_steps} and --local_epochs={options.local_epochs} "
+            f"local_steps={spec.training.local_steps} and local_epochs={spec.training.local_epochs} "
             "exclude each other; give one"
         )
 
 
 def make_algorithm(
-    options: flags.FlagValues,
+    spec: Spec,
     *,
     participation: float,
     loss_of: Callable[[Algorithm], Callable] = lambda algorithm: sft_loss,
@@ -76,7 +76,7 @@ def make_algorithm(
     """Returns the algorithm that the flags name, or the reference point in its place.
 
     Args:
-      options: parsed flags.
+      spec: the experiment.
       participation: cohort size over population size.
       loss_of: the loss that an algorithm's access allows, from that algorithm.
       given: what else factories are offered, by the names of their arguments.
@@ -85,76 +85,76 @@ def make_algorithm(
       ValueError: for a hyper-parameter that its factory refuses.
     """
     schedule = None
-    if options.client_schedule not in (None, "constant"):
-        schedule = SCHEDULES[options.client_schedule](options.num_rounds)
+    if spec.method.client_schedule not in (None, "constant"):
+        schedule = SCHEDULES[spec.method.client_schedule](spec.training.rounds)
     client_tx = client_optimizer(
-        options.client_optimizer or "sgd",
-        options.client_lr or 0.0,
-        weight_decay=options.weight_decay or 0.0,
-        grad_clip=options.grad_clip or 0.0,
+        spec.method.client_optimizer or "sgd",
+        spec.method.client_lr or 0.0,
+        weight_decay=spec.method.weight_decay or 0.0,
+        grad_clip=spec.method.grad_clip or 0.0,
         schedule=schedule,
     )
     offered: dict[str, Any] = {
         "client_tx": client_tx,
-        "learning_rate": _by_round(options.client_lr or 0.0, schedule),
+        "learning_rate": _by_round(spec.method.client_lr or 0.0, schedule),
         "participation": participation,
-        "server_lr": options.server_lr,
+        "server_lr": spec.method.server_lr,
         **given,
     }
-    if options.server_optimizer is not None:
-        offered["server_tx"] = SERVER_OPTIMIZERS[options.server_optimizer].make(options.server_lr)
-    if options.client_weight is not None:
-        offered["weigh_fn"] = _WEIGHTS[options.client_weight]
+    if spec.method.server_optimizer is not None:
+        offered["server_tx"] = SERVER_OPTIMIZERS[spec.method.server_optimizer].make(spec.method.server_lr)
+    if spec.method.client_weight is not None:
+        offered["weigh_fn"] = _WEIGHTS[spec.method.client_weight]
     # Which loss it may have is declared by what is built; called it is only later
     offered["loss_fn"] = lambda *given: loss_fn(*given)
-    factory = _REFERENCES.get(options.baseline) or factories.find_factory(options.algorithm)
-    algorithm = factories.build(factory, options, offered)
+    factory = _REFERENCES.get(spec.method.baseline) or factories.find_factory(spec.method.name)
+    algorithm = factories.build(factory, spec, offered)
     loss_fn: Callable = loss_of(algorithm)
     return algorithm
 
 
-def client_ranks(options: flags.FlagValues) -> list[int]:
+def client_ranks(spec: Spec) -> list[int]:
     """Returns the ranks that clients have in turn.
 
     Raises:
       ValueError: for a rank that is none, and for an algorithm that would not heed it.
     """
-    told = f"--client_ranks={','.join(options.client_ranks)}"
+    told = f"client_ranks={','.join(spec.adapter.client_ranks)}"
     try:
-        ranks = [int(rank) for rank in options.client_ranks]
+        ranks = [int(rank) for rank in spec.adapter.client_ranks]
     except ValueError as error:
         raise ValueError(f"{told}: {error}; give whole numbers, such as 2,4,8") from None
-    if options.adapter != "lora" or not 1 <= min(ranks) <= max(ranks) <= options.lora_rank:
+    if spec.adapter.kind != "lora" or not 1 <= min(ranks) <= max(ranks) <= spec.adapter.rank:
         raise ValueError(
-            f"{told}: each must be from 1 to --lora_rank={options.lora_rank}, with --adapter=lora"
+            f"{told}: each must be from 1 to adapter.rank={spec.adapter.rank}, with adapter=lora"
         )
-    if options.algorithm in ALGORITHMS and options.algorithm not in RANKED:
+    if spec.method.name in ALGORITHMS and spec.method.name not in RANKED:
         raise ValueError(
-            f"{told}: --algorithm={options.algorithm} trains all components on every client; "
+            f"{told}: method={spec.method.name} trains all components on every client; "
             f"unequal ranks are for {', '.join(RANKED)}; plain averaging of factors padded "
-            "with zeros is --algorithm=het_lora --nosparsity_weights"
+            "with zeros is method=het_lora --nosparsity_weights"
         )
     return ranks
 
 
-def describe(options: flags.FlagValues) -> str:
+def describe(spec: Spec) -> str:
     """Returns the method in words, every default filled in."""
-    name = options.algorithm if options.baseline == "none" else f"baseline {options.baseline}"
-    visit = f"{options.local_steps} steps"
-    if options.local_epochs is not None:
-        visit = f"{options.local_epochs} epochs"
-    parts = [f"{name}: {visit} of {options.batch_size} rows"]
-    factory = factories.find_factory(options.algorithm)
-    if options.baseline != "none" or factories.takes(factory, "client_lr"):
-        parts[0] += f" by {options.client_optimizer or 'sgd'} {options.client_lr:g}"
-    parts += objectives.describe(options)
-    if options.baseline == "none":
-        if options.server_optimizer is not None:
-            parts.append(f"server {options.server_optimizer} {options.server_lr:g}")
-        if options.client_weight is not None:
-            parts.append(f"weights by {options.client_weight}")
+    name = spec.method.name if spec.method.baseline == "none" else f"baseline {spec.method.baseline}"
+    visit = f"{spec.training.local_steps} steps"
+    if spec.training.local_epochs is not None:
+        visit = f"{spec.training.local_epochs} epochs"
+    parts = [f"{name}: {visit} of {spec.training.batch_size} rows"]
+    factory = factories.find_factory(spec.method.name)
+    if spec.method.baseline != "none" or factories.takes(factory, "client_lr"):
+        parts[0] += f" by {spec.method.client_optimizer or 'sgd'} {spec.method.client_lr:g}"
+    parts += objectives.describe(spec)
+    if spec.method.baseline == "none":
+        if spec.method.server_optimizer is not None:
+            parts.append(f"server {spec.method.server_optimizer} {spec.method.server_lr:g}")
+        if spec.method.client_weight is not None:
+            parts.append(f"weights by {spec.method.client_weight}")
         own = factories.own_parameters(factory)
-        parts += [f"{name} {options[name].value}" for name in own if name in options]
+        parts += [f"{name} {options[name].value}" for name in own if name in spec]
         parts += [f"{name} {options[name].value}" for name in _AROUND if options[name].value]
     return ", ".join(parts)
 
@@ -165,6 +165,6 @@ def _by_round(learning_rate: float, schedule: Callable | None) -> float | Callab
     return lambda round: learning_rate * schedule(round)
 
 
-def _fill(options: flags.FlagValues, name: str, value: object) -> None:
+def _fill(spec: Spec, name: str, value: object) -> None:
     if options[name].value is None:
         options[name].value = value

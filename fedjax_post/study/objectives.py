@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
-from absl import flags
+
 
 from algorithms import on_policy
-from experiments import factories
+from fedjax_post.study import factories
 from fedjax_post.core.access import Access
 from fedjax_post.core.algorithm import Algorithm
 from fedjax_post.hub.tokenizer import pad_id_of
@@ -37,7 +37,7 @@ def define(values: flags.FlagValues) -> None:
     beta = f"dpo: strength of the pull to the frozen model ({usual['dpo_beta']})"
     flags.DEFINE_float("dpo_beta", None, beta, **own)
     other = f"dpo: column of what is not preferred ({usual['rejected_column']}); what is preferred "
-    other += "is in --response_column (chosen)"
+    other += "is in `response_column` (chosen)"
     flags.DEFINE_string("rejected_column", None, other, **own)
     reward = f"grpo: {', '.join(REWARDS)}, or package.module:function ({usual['reward']})"
     flags.DEFINE_string("reward", None, reward, **own)
@@ -51,77 +51,77 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_float("grpo_beta", None, beta, **own)
 
 
-def check(options: flags.FlagValues) -> None:
+def check(spec: Spec) -> None:
     """Refuses flags that do not go together, and fills in the usual values.
 
     Raises:
       ValueError: naming the flag and the remedy.
     """
-    chosen = options.objective
+    chosen = spec.objective.name
     for objective, own in _OWN.items():
         for name, usual in own.items():
             value = options[name].value
             if objective == chosen and value is None:
                 options[name].value = usual
             elif objective != chosen and value is not None:
-                raise ValueError(f"--{name}={value} is of --objective={objective}; give that too")
+                raise ValueError(f"--{name}={value} is of objective={objective}; give that too")
     if chosen == "sft":
         return
-    if options.pack_length:
+    if spec.data.pack_length:
         raise ValueError(
-            f"--pack_length={options.pack_length}: rows of --objective={chosen} are not packed; "
+            f"pack_length={spec.data.pack_length}: rows of objective={chosen} are not packed; "
             "leave it out"
         )
-    if options.adapter == "full" and (chosen == "dpo" or options.grpo_beta):
+    if spec.adapter.kind == "full" and (chosen == "dpo" or spec.objective.grpo_beta):
         raise ValueError(
-            f"--adapter=full: --objective={chosen} compares with the model as it was loaded, and "
-            "would need a second copy; use --adapter=lora"
+            f"adapter=full: objective={chosen} compares with the model as it was loaded, and "
+            "would need a second copy; use adapter=lora"
         )
     if chosen == "grpo":
-        find_reward(options)
-    _make_loss(options)
+        find_reward(spec)
+    _make_loss(spec)
 
 
-def describe(options: flags.FlagValues) -> list[str]:
+def describe(spec: Spec) -> list[str]:
     """Returns what is learned, in words, where it is not the responses of the rows."""
-    if options.objective == "sft":
+    if spec.objective.name == "sft":
         return []
-    if options.objective == "dpo":
-        return [f"dpo with beta {options.dpo_beta:g}"]
+    if spec.objective.name == "dpo":
+        return [f"dpo with beta {spec.objective.dpo_beta:g}"]
     return [
-        f"grpo of {options.group_size} answers to a question",
-        f"reward {options.reward}",
-        f"clip {options.grpo_clip:g}",
-        f"beta {options.grpo_beta:g}",
+        f"grpo of {spec.objective.group_size} answers to a question",
+        f"reward {spec.objective.reward}",
+        f"clip {spec.objective.grpo_clip:g}",
+        f"beta {spec.objective.grpo_beta:g}",
     ]
 
 
-def find_reward(options: flags.FlagValues) -> Callable:
+def find_reward(spec: Spec) -> Callable:
     """Returns the reward of the flags.
 
     Raises:
       ValueError: naming the rewards that there are.
     """
-    name = options.reward
+    name = spec.objective.reward
     if ":" in name:
         return factories.load_own(name, flag="reward")
     if name not in REWARDS:
         raise ValueError(
-            f"--reward={name} is unknown; there are {', '.join(REWARDS)}, and your own is "
+            f"reward={name} is unknown; there are {', '.join(REWARDS)}, and your own is "
             "package.module:function"
         )
     return REWARDS[name]
 
 
-def loss_of(options: flags.FlagValues, algorithm: Algorithm) -> Callable | None:
+def loss_of(spec: Spec, algorithm: Algorithm) -> Callable | None:
     """Returns the loss of the objective; None where it is that of the rows' responses.
 
     Raises:
       ValueError: if a policy cannot be trained by what the algorithm sees of the model.
     """
-    if options.objective == "sft":
+    if spec.objective.name == "sft":
         return None
-    told = f"--objective={options.objective}: --algorithm={options.algorithm}"
+    told = f"objective={spec.objective.name}: method={spec.method.name}"
     if max(algorithm.access.values()) < Access.WEIGHTS:
         raise ValueError(
             f"{told} searches prompts of a model whose weights it does not see; take one that "
@@ -132,22 +132,22 @@ def loss_of(options: flags.FlagValues, algorithm: Algorithm) -> Callable | None:
             f"{told} trains a model beside the target, and this objective is of one model; take "
             "one that trains the target, such as fed_avg"
         )
-    return _make_loss(options)
+    return _make_loss(spec)
 
 
-def _make_loss(options: flags.FlagValues) -> Callable:
-    if options.objective == "dpo":
-        return dpo_loss(beta=options.dpo_beta)
-    return grpo_loss(clip=options.grpo_clip, beta=options.grpo_beta)
+def _make_loss(spec: Spec) -> Callable:
+    if spec.objective.name == "dpo":
+        return dpo_loss(beta=spec.objective.dpo_beta)
+    return grpo_loss(clip=spec.objective.grpo_clip, beta=spec.objective.grpo_beta)
 
 
 def around(
-    options: flags.FlagValues, algorithm: Algorithm, tokenizer: Any, *, room: int, longest: int
+    spec: Spec, algorithm: Algorithm, tokenizer: Any, *, room: int, longest: int
 ) -> Algorithm:
     """Returns the algorithm, its clients answering their questions before they train.
 
     Args:
-      options: parsed flags.
+      spec: the experiment.
       algorithm: given the loss of `loss_of`.
       tokenizer: of the target.
       room: tokens of the model's context behind the longest question.
@@ -156,17 +156,17 @@ def around(
     Raises:
       ValueError: if answers do not fit behind the questions.
     """
-    if options.objective != "grpo":
+    if spec.objective.name != "grpo":
         return algorithm
-    length = options.answer_length or longest
+    length = spec.objective.answer_length or longest
     if length > room:
         raise ValueError(
-            f"--answer_length={length}: the model's context has room for {room} tokens behind "
-            "the longest row; give fewer, or a lower --max_length"
+            f"answer_length={length}: the model's context has room for {room} tokens behind "
+            "the longest row; give fewer, or a lower `max_length`"
         )
     rollout = rollouts(
-        find_reward(options),
-        group_size=options.group_size,
+        find_reward(spec),
+        group_size=spec.objective.group_size,
         max_new_tokens=length,
         eos_id=tokenizer.eos_token_id,
         pad_id=pad_id_of(tokenizer),

@@ -3,9 +3,9 @@
 import math
 from typing import Any, NamedTuple
 
-from absl import flags
 
-from experiments.versions import versions_of
+
+from fedjax_post.study.versions import versions_of
 from fedjax_post import privacy
 from fedjax_post.core.algorithm import Algorithm
 from fedjax_post.core.engine import State
@@ -34,7 +34,7 @@ def define(values: flags.FlagValues) -> None:
     """Defines the flags."""
     told = {
         "dp_epsilon": "privacy of clients after all rounds; the noise is calibrated to it",
-        "dp_noise_multiplier": "noise of a round over --dp_clip, in place of --dp_epsilon",
+        "dp_noise_multiplier": "noise of a round over `privacy.clip`, in place of `privacy.epsilon`",
         "dp_clip": "largest norm of what a client sends, under differential privacy",
         "dp_delta": "chance that epsilon may fail with (clients to the power of -1.1)",
     }
@@ -42,12 +42,12 @@ def define(values: flags.FlagValues) -> None:
         flags.DEFINE_float(name, None, about, lower_bound=0.0, flag_values=values)
 
 
-def is_on(options: flags.FlagValues) -> bool:
+def is_on(spec: Spec) -> bool:
     """Returns whether the run is private."""
-    return options.dp_epsilon is not None or options.dp_noise_multiplier is not None
+    return spec.privacy.epsilon is not None or spec.privacy.noise_multiplier is not None
 
 
-def check(options: flags.FlagValues) -> None:
+def check(spec: Spec) -> None:
     """Refuses flags under which nothing could be promised, before anything is read.
 
     Raises:
@@ -58,47 +58,47 @@ def check(options: flags.FlagValues) -> None:
         return
     name, value = next(iter(given.items()))
     told = f"--{name}={value:g}"
-    if not is_on(options):
-        raise ValueError(f"{told} needs --dp_epsilon or --dp_noise_multiplier")
+    if not is_on(spec):
+        raise ValueError(f"{told} needs `privacy.epsilon` or `privacy.noise_multiplier`")
     if len(given.keys() & {"dp_epsilon", "dp_noise_multiplier"}) == 2:
         raise ValueError(
-            f"{told} and --dp_noise_multiplier={options.dp_noise_multiplier:g} say the same twice; "
+            f"{told} and privacy.noise_multiplier={spec.privacy.noise_multiplier:g} say the same twice; "
             "give one"
         )
-    if not options.dp_clip:
-        raise ValueError(f"{told} needs --dp_clip, the largest norm of what a client sends")
-    if options.baseline != "none":
-        raise ValueError(f"{told}: --baseline={options.baseline} has no cohorts; leave one out")
-    if options.buffer_size is not None:
-        raise ValueError(f"{told}: the account is of cohorts; leave --buffer_size out")
-    if options.aggregate:
+    if not spec.privacy.clip:
+        raise ValueError(f"{told} needs `privacy.clip`, the largest norm of what a client sends")
+    if spec.method.baseline != "none":
+        raise ValueError(f"{told}: baseline={spec.method.baseline} has no cohorts; leave one out")
+    if spec.training.buffer_size is not None:
+        raise ValueError(f"{told}: the account is of cohorts; leave `buffer_size` out")
+    if spec.method.aggregate:
         raise ValueError(
-            f"{told}: the noise covers a mean, and --aggregate={options.aggregate} is none; "
+            f"{told}: the noise covers a mean, and aggregate={spec.method.aggregate} is none; "
             "leave one out"
         )
     weight = options["client_weight"]
     if weight.present and weight.value != "uniform":
         raise ValueError(
-            f"{told}: clients all count 1, and --client_weight={weight.value} says otherwise; "
+            f"{told}: clients all count 1, and client_weight={weight.value} says otherwise; "
             "leave it out"
         )
     if weight.value is not None:
         weight.value = "uniform"
-    if options.sampling == "uniform":
+    if spec.training.sampling == "uniform":
         raise ValueError(
             f"{told}: the account is of clients drawn each by itself, or all; give "
-            "--sampling=poisson or full"
+            "sampling=poisson or full"
         )
 
 
 def around(
-    algorithm: Algorithm, options: flags.FlagValues, *, population: int, cohort_size: float
+    algorithm: Algorithm, spec: Spec, *, population: int, cohort_size: float
 ) -> tuple[Algorithm, Guarantee | None]:
     """Returns the algorithm, private if the flags say so, and what is then promised.
 
     Args:
       algorithm: with its links around it.
-      options: parsed flags.
+      spec: the experiment.
       population: number of clients.
       cohort_size: expected clients of a round.
 
@@ -106,26 +106,26 @@ def around(
       ValueError: naming the flag, for numbers out of range and where noise would not cover all.
       ImportError: without the extra that holds the account.
     """
-    if not is_on(options):
+    if not is_on(spec):
         return algorithm, None
-    delta = privacy.usual_delta(population) if options.dp_delta is None else options.dp_delta
+    delta = privacy.usual_delta(population) if spec.privacy.delta is None else spec.privacy.delta
     privacy.check_delta(delta, population)
     drawn = {"delta": delta, "cohort_size": cohort_size, "population": population}
-    noise = options.dp_noise_multiplier
+    noise = spec.privacy.noise_multiplier
     if noise is None:
-        noise = privacy.noise_for(options.dp_epsilon, rounds=options.num_rounds, **drawn)
+        noise = privacy.noise_for(spec.privacy.epsilon, rounds=spec.training.rounds, **drawn)
     try:
         algorithm = privacy.private(
             algorithm,
-            clip_norm=options.dp_clip,
+            clip_norm=spec.privacy.clip,
             noise_multiplier=noise,
             cohort_size=cohort_size,
-            seed=options.seed,
+            seed=spec.seed,
         )
     except ValueError as error:
-        raise ValueError(f"--dp_clip={options.dp_clip:g}: {error}") from error
+        raise ValueError(f"privacy.clip={spec.privacy.clip:g}: {error}") from error
     bound = algorithm.uplink.bound(math.inf)
-    return algorithm, Guarantee(noise, options.dp_clip, bound, **drawn)
+    return algorithm, Guarantee(noise, spec.privacy.clip, bound, **drawn)
 
 
 def epsilon_after(promised: Guarantee, rounds: int) -> float:
@@ -139,13 +139,13 @@ def epsilon_after(promised: Guarantee, rounds: int) -> float:
     )
 
 
-def curve(promised: Guarantee, options: flags.FlagValues) -> Callback:
+def curve(promised: Guarantee, spec: Spec) -> Callback:
     """Returns a callback that adds `epsilon`, spent so far, where the learning curve has points."""
 
     def callback(state: State, record: Record) -> Record | None:
         del state
         done = record["round"] + 1
-        if done < options.num_rounds and (not options.eval_every or done % options.eval_every):
+        if done < spec.training.rounds and (not spec.scoring.every or done % spec.scoring.every):
             return None
         return {"epsilon": epsilon_after(promised, done)}
 

@@ -1,4 +1,4 @@
-"""Optimizers by name: what `--client_optimizer`, `--server_optimizer` and schedules stand for."""
+"""Optimizers by name: what ``client_optimizer``, ``server_optimizer`` and schedules stand for."""
 
 from collections.abc import Callable
 from typing import NamedTuple

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from absl import flags
+
 
 from fedjax_post.core.access import Access
 from fedjax_post.openness.calls import Terms
@@ -16,14 +16,14 @@ _NEEDS = {"executor": "host", "adapter": "text_prompt"}
 def define(values: flags.FlagValues) -> None:
     """Defines the flags."""
     give = {"flag_values": values}
-    url = "ask the target at an OpenAI-compatible API, http://host:port/v1; --model: its tokenizer"
+    url = "ask the target at an OpenAI-compatible API, http://host:port/v1; `model`: its tokenizer"
     flags.DEFINE_string("provider_url", None, url, **give)
-    flags.DEFINE_string("provider_model", None, "its name there (--model)", **give)
+    flags.DEFINE_string("provider_model", None, "its name there (`model`)", **give)
     styles = "how it is asked; chats for APIs without completions"
     flags.DEFINE_enum("provider_style", "completions", ["completions", "chat"], styles, **give)
     most = "queries of the whole run, evaluation too; none after them"
     flags.DEFINE_integer("max_queries", None, most, lower_bound=1, **give)
-    cost = "money of the whole run, at --price or as the provider bills"
+    cost = "money of the whole run, at `price` or as the provider bills"
     flags.DEFINE_float("max_cost", None, cost, lower_bound=0.0, **give)
     patience = "seconds that an answer may take"
     flags.DEFINE_float("provider_timeout", 60.0, patience, lower_bound=0.001, **give)
@@ -33,37 +33,37 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_bool("ask_again", False, twice, **give)
 
 
-def check(options: flags.FlagValues) -> None:
+def check(spec: Spec) -> None:
     """Fills in what asking a provider takes, and refuses what cannot be asked.
 
     Raises:
       ValueError: naming the flag and the remedy.
     """
-    if not is_hosted(options):
+    if not is_hosted(spec):
         for name in ("provider_model", "max_queries", "max_cost"):
             if options[name].value is not None:
-                raise ValueError(f"--{name}={options[name].value} needs --provider_url")
+                raise ValueError(f"--{name}={options[name].value} needs `hosting.url`")
         return
     for name, needed in _NEEDS.items():
         if options[name].value != needed:
             raise ValueError(
-                f"--{name}={options[name].value} cannot be used with --provider_url; "
+                f"--{name}={options[name].value} cannot be used with `hosting.url`; "
                 f"give --{name}={needed}"
             )
-    options.inference = "provider"
-    options.access = min(Access.LOGITS, Access[options.access]).name
+    spec.hosting.inference = "provider"
+    spec.hosting.access = min(Access.LOGITS, Access[spec.hosting.access]).name
 
 
-def is_hosted(options: flags.FlagValues) -> bool:
+def is_hosted(spec: Spec) -> bool:
     """Returns whether the target is asked over a network."""
-    return options.provider_url is not None
+    return spec.hosting.url is not None
 
 
-def model_of(options: flags.FlagValues, tokenizer: Any, *, directory: Path | None) -> Hosted:
+def model_of(spec: Spec, tokenizer: Any, *, directory: Path | None) -> Hosted:
     """Returns the target at its provider; nothing is sent yet.
 
     Args:
-      options: parsed flags.
+      spec: the experiment.
       tokenizer: of this side.
       directory: of the run, for its journal; None while the run is only prepared.
 
@@ -71,25 +71,25 @@ def model_of(options: flags.FlagValues, tokenizer: Any, *, directory: Path | Non
       ImportError: without the extra, naming it.
       ValueError, JournalError: for terms or a journal that will not do.
     """
-    price = options.price or None
+    price = spec.hosting.price or None
     terms = Terms(
-        style=options.provider_style,
-        max_queries=options.max_queries,
-        max_cost=options.max_cost,
+        style=spec.hosting.style,
+        max_queries=spec.hosting.max_queries,
+        max_cost=spec.hosting.max_cost,
         price_prompt=price,
         price_completion=price,
-        timeout=options.provider_timeout,
-        on_failure=options.on_provider_failure,
+        timeout=spec.hosting.timeout,
+        on_failure=spec.hosting.on_failure,
     )
     return connect(
-        options.provider_url,
-        options.provider_model or options.model,
+        spec.hosting.url,
+        spec.hosting.model or spec.model.name,
         tokenizer,
         terms=terms,
         journal=None if directory is None else directory / "journal.jsonl",
-        ask_again=options.ask_again,
-        access=Access[options.access],
-        watch=None if directory is None else show_queries(options.max_queries),
+        ask_again=spec.ask_again,
+        access=Access[spec.hosting.access],
+        watch=None if directory is None else show_queries(spec.hosting.max_queries),
     )
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from absl import flags
+
 
 from fedjax_post.adapters.telemetry import adapter_telemetry
 from fedjax_post.simulate.asynchronous import Buffer, check_size
@@ -18,7 +18,7 @@ def define(values: flags.FlagValues) -> None:
         flags.DEFINE_integer(name, default, doc, lower_bound=low, flag_values=values)
 
     whole("buffer_size", None, "asynchronous: updates behind a step", 1)
-    whole("concurrency", None, "asynchronous: clients at work at once (--buffer_size)", 1)
+    whole("concurrency", None, "asynchronous: clients at work at once (`buffer_size`)", 1)
     factor = f"asynchronous: a of the weight's factor (1 + staleness)^-a ({_USUAL_EXPONENT})"
     flags.DEFINE_float("staleness_exponent", None, factor, lower_bound=0.0, flag_values=values)
     seconds = "lognormal:<sigma>, or a .npy or .jsonl file of seconds"
@@ -26,61 +26,61 @@ def define(values: flags.FlagValues) -> None:
     whole("telemetry_clients", 16, "clients behind aggregation_error; 0: no telemetry at all", 0)
 
 
-def check(options: flags.FlagValues) -> None:
+def check(spec: Spec) -> None:
     """Refuses flags that would have no effect.
 
     Raises:
       ValueError: naming the flag and the remedy.
     """
-    if options.buffer_size is None:
+    if spec.training.buffer_size is None:
         for name in ("concurrency", "staleness_exponent"):
             if (value := options[name].value) is not None:
-                raise ValueError(f"--{name}={value} is of asynchronous runs; give --buffer_size")
-        if options.client_speeds is not None and options.baseline != "none":
+                raise ValueError(f"--{name}={value} is of asynchronous runs; give `buffer_size`")
+        if spec.training.client_speeds is not None and spec.method.baseline != "none":
             raise ValueError(
-                f"--client_speeds={options.client_speeds}: in --baseline={options.baseline} "
+                f"client_speeds={spec.training.client_speeds}: in baseline={spec.method.baseline} "
                 "nobody waits for a client; leave it out"
             )
         return
-    told = f"--buffer_size={options.buffer_size} makes the run asynchronous"
-    if options.cohort_size is not None or options.sampling != "uniform":
+    told = f"buffer_size={spec.training.buffer_size} makes the run asynchronous"
+    if spec.training.cohort_size is not None or spec.training.sampling != "uniform":
         raise ValueError(
-            f"{told}, without cohorts; give --concurrency, and neither --cohort_size nor --sampling"
+            f"{told}, without cohorts; give `concurrency`, and neither `cohort_size` nor `sampling`"
         )
-    if options.baseline != "none":
-        raise ValueError(f"{told}, which --baseline={options.baseline} cannot be; leave one out")
+    if spec.method.baseline != "none":
+        raise ValueError(f"{told}, which baseline={spec.method.baseline} cannot be; leave one out")
 
 
-def plan_of(options: flags.FlagValues, population: int) -> dict[str, Any]:
+def plan_of(spec: Spec, population: int) -> dict[str, Any]:
     """Returns the fields of `Plan` that the flags are about.
 
     Raises:
       ValueError, OSError: for speeds that cannot be read, and more clients than there are.
     """
-    watch = options.telemetry_clients and options.baseline == "none"
+    watch = spec.scoring.telemetry_clients and spec.method.baseline == "none"
     fields: dict[str, Any] = {
-        "speeds": _speeds(options, population),
-        "telemetry": adapter_telemetry(options.telemetry_clients) if watch else None,
+        "speeds": _speeds(spec, population),
+        "telemetry": adapter_telemetry(spec.scoring.telemetry_clients) if watch else None,
     }
-    if options.buffer_size is not None:
-        exponent = options.staleness_exponent
+    if spec.training.buffer_size is not None:
+        exponent = spec.training.staleness_exponent
         fields["buffer"] = Buffer(
-            options.concurrency or options.buffer_size,
-            options.buffer_size,
+            spec.training.concurrency or spec.training.buffer_size,
+            spec.training.buffer_size,
             _USUAL_EXPONENT if exponent is None else exponent,
         )
         check_size(fields["buffer"], population)
     return fields
 
 
-def _speeds(options: flags.FlagValues, population: int) -> Speeds | None:
-    given = options.client_speeds
+def _speeds(spec: Spec, population: int) -> Speeds | None:
+    given = spec.training.client_speeds
     if given is None:
         return None
     kind, _, sigma = given.partition(":")
     if kind != "lognormal":
         return read_speeds(given, population)
     try:
-        return lognormal(float(sigma), seed=options.seed)
+        return lognormal(float(sigma), seed=spec.seed)
     except ValueError as error:
-        raise ValueError(f"--client_speeds={given}: {error}; such as lognormal:1") from None
+        raise ValueError(f"client_speeds={given}: {error}; such as lognormal:1") from None

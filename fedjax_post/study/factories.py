@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import optax
-from absl import flags
+
 
 from algorithms import ALGORITHMS, ditto
 from algorithms.references import central
-from experiments.calls import parse
+from fedjax_post.study.calls import parse
 from fedjax_post.core.access import Access
 
 Factories = Mapping[str, Callable]
@@ -71,7 +71,7 @@ def find_factory(name: str) -> Callable:
         close = difflib.get_close_matches(name, ALGORITHMS, 1)
         meant = f"did you mean {close[0]}?" if close else f"there are {', '.join(ALGORITHMS)}"
         raise ValueError(
-            f"--algorithm={name} is unknown; {meant} --help lists all, and your own is "
+            f"method={name} is unknown; {meant} --help lists all, and your own is "
             "package.module:factory"
         )
     return ALGORITHMS[name]
@@ -106,9 +106,9 @@ def wrapped(text: str) -> Callable:
     try:
         found = parse(text, {"ditto": _ditto_over, **inner})
     except ValueError as error:
-        raise ValueError(f"--algorithm={text}: {error}") from error
+        raise ValueError(f"method={text}: {error}") from error
     if len(found) > 1:
-        raise ValueError(f"--algorithm={text} names {len(found)} algorithms; give one")
+        raise ValueError(f"method={text} names {len(found)} algorithms; give one")
     return found[0]
 
 
@@ -169,36 +169,36 @@ def takes(factory: Callable, flag: str) -> bool:
     return bool(set(FEEDS.get(flag, (flag,))) & set(inspect.signature(factory).parameters))
 
 
-def check_taken(options: flags.FlagValues, factories: Factories) -> None:
+def check_taken(spec: Spec, factories: Factories) -> None:
     """Refuses flags that the chosen algorithm has no use for, and fills in its defaults.
 
     Raises:
       ValueError: naming the flag and the algorithms that take it, or a flag that is missing.
     """
     owned = {name for factory in factories.values() for name in own_parameters(factory)}
-    for flag in [*FEEDS, *sorted(owned & set(options))]:
+    for flag in [*FEEDS, *sorted(owned & set(spec))]:
         known, value = takers(flag, factories), options[flag].value
-        if options.baseline != "none" and takes(central, flag):
+        if spec.method.baseline != "none" and takes(central, flag):
             continue
-        if value is not None and options.algorithm not in known:
+        if value is not None and spec.method.name not in known:
             raise ValueError(
-                f"--{flag}={value}: --algorithm={options.algorithm} does not take it; "
+                f"--{flag}={value}: method={spec.method.name} does not take it; "
                 f"it belongs to {', '.join(known)}"
             )
-    for name, parameter in own_parameters(factories[options.algorithm]).items():
-        if name not in options:
+    for name, parameter in own_parameters(factories[spec.method.name]).items():
+        if name not in spec:
             continue
         if options[name].value is None and parameter.default is parameter.empty:
-            raise ValueError(f"--algorithm={options.algorithm} needs --{name}; give it a value")
+            raise ValueError(f"method={spec.method.name} needs --{name}; give it a value")
         if options[name].value is None:
             options[name].value = parameter.default
 
 
-def build(factory: Callable, options: flags.FlagValues, offered: Mapping[str, Any]) -> Any:
+def build(factory: Callable, spec: Spec, offered: Mapping[str, Any]) -> Any:
     """Returns the factory's algorithm, made of what is offered and of its own flags."""
     names = inspect.signature(factory).parameters
     arguments = {name: value for name, value in offered.items() if name in names}
-    own = {name: options[name].value for name in own_parameters(factory) if name in options}
+    own = {name: options[name].value for name in own_parameters(factory) if name in spec}
     return factory(**arguments, **own)
 
 
