@@ -1,4 +1,4 @@
-"""From flags to everything that a run needs, checked before anything is compiled or written."""
+"""From a specification to everything that a run needs, checked before anything is compiled."""
 
 import dataclasses
 from functools import partial
@@ -9,23 +9,6 @@ import jax
 
 from jax.sharding import Mesh
 
-import fedjax_post
-from fedjax_post.study import (
-    devices,
-    disclosure,
-    distributed,
-    dp,
-    factories,
-    folder,
-    hosting,
-    methods,
-    objectives,
-    pace,
-    peers,
-    prompts,
-    roles,
-    wires,
-)
 from fedjax_post.adapters.lora import add_lora
 from fedjax_post.core.algorithm import Algorithm
 from fedjax_post.core.engine import State, init
@@ -42,25 +25,38 @@ from fedjax_post.model.views import LanguageModel
 from fedjax_post.openness.ledger import Form
 from fedjax_post.simulate.cohort import Sampler, draw
 from fedjax_post.simulate.memory import largest_chunk
+from fedjax_post.study import (
+    devices,
+    disclosure,
+    hosting,
+    methods,
+    objectives,
+    pace,
+    private,
+    prompts,
+    roles,
+    wires,
+)
+from fedjax_post.study.spec import Spec
 
 PyTree = Any
 _SHORT = 32  # tokens: answers up to here are generated and compared by default
 
 
-class Job(NamedTuple):
-    """A run, ready to start but for a folder in its plan."""
+class Parts(NamedTuple):
+    """Everything that a run is made of, but for its folder."""
 
+    spec: Spec  # with every default filled in
     algorithm: Algorithm
     model: Any  # the target, or a model for each role
     params: PyTree  # where training starts
     data: Loaded
     heldout: HeldOut  # of the table at the end
     plan: fedjax_post.Plan
-    start: State  # before the first round, or after the last one that was saved
-    rounds_done: int
+    start: State  # before the first round
     form: Form  # of a query to the target, in tokens
     tokenizer: Any  # of the target
-    promised: dp.Guarantee | None  # where clients are private
+    promised: private.Guarantee | None  # where clients are private
 
     @property
     def target(self) -> LanguageModel:
@@ -68,32 +64,15 @@ class Job(NamedTuple):
         return self.model["target"] if isinstance(self.model, dict) else self.model
 
 
-def build(spec: Spec) -> Job:
-    """Returns the run that the flags describe.
+def build(spec: Spec) -> Parts:
+    """Returns the run that a resolved specification describes, before its first round.
+
+    Nothing is compiled and nothing is written. Waits for no other process.
 
     Raises:
-      ValueError, OSError, AccessError: for input that will not do, naming the flag, its
-        value and the remedy; in all processes, where there are several.
+      ValueError, OSError, AccessError: for input that will not do, naming the field, its value
+        and the remedy.
     """
-    distributed.check_joined(spec)
-    with peers.together():
-        job, mesh = _begin(spec)
-    start, rounds_done = _find_start(spec, job.algorithm, job.params)
-    return job._replace(start=devices.placed(start, mesh), rounds_done=rounds_done)
-
-
-def _begin(spec: Spec) -> tuple[Job, Mesh | None]:
-    """The run before its first round, and its devices; waits for no other process."""
-    if peers.is_first():
-        folder.check(spec)
-    _check_trainable(spec)
-    _check_chunk_size(spec)
-    pace.check(spec)
-    wires.check(spec)
-    prompts.check(spec)
-    objectives.check(spec)
-    dp.check(spec)
-    hosting.check(spec)
     config = load_config(spec.model.name)
     tokenizer = find_tokenizer(spec)
     check_tokenizer(tokenizer, config)
@@ -115,24 +94,22 @@ def _begin(spec: Spec) -> tuple[Job, Mesh | None]:
     train = lambda model: make_trainable(spec, model, tokenizer)
     model, params = devices.placed(roles.assemble(spec, algorithm, target, train), mesh)
     heldout = make_heldout(spec, data, tokenizer)
-    start = init(algorithm, params)
+    start = devices.placed(init(algorithm, params), mesh)
     plan = fedjax_post.Plan(
         sampler=sampler,
         seed=spec.seed,
         chunk_size=_chunk_size(spec, algorithm, model, params, data),
         feed=fedjax_post.pooled if spec.method.baseline == "central" else fedjax_post.chunks,
-        resume=spec.resume,
         checkpoint_every=spec.execution.checkpoint_every,
         **devices.plan_of(mesh, spec),
         **paced,
     )
-    job = Job(algorithm, model, params, data, heldout, plan, start, 0, form, tokenizer, promised)
-    return job, mesh
+    return Parts(spec, algorithm, model, params, data, heldout, plan, start, form, tokenizer, promised)
 
 
 def _make_algorithm(
     spec: Spec, data: Loaded, tokenizer: Any, *, room: int, longest: int
-) -> tuple[Algorithm, dp.Guarantee | None]:
+) -> tuple[Algorithm, private.Guarantee | None]:
     """The algorithm with all that stands around it, and what it promises of clients' privacy."""
     population = len(data.clients)
     algorithm = methods.make_algorithm(
@@ -148,11 +125,11 @@ def _make_algorithm(
     algorithm = objectives.around(spec, algorithm, tokenizer, room=behind, longest=longest)
     algorithm = wires.around(algorithm, spec, population=population)
     cohort_size = _cohort_size(spec, population)
-    return dp.around(algorithm, spec, population=population, cohort_size=cohort_size)
+    return private.around(algorithm, spec, population=population, cohort_size=cohort_size)
 
 
 def find_tokenizer(spec: Spec) -> Any:
-    """Returns the target's tokenizer, which ends a response as the flags say.
+    """Returns the target's tokenizer, which ends a response as the experiment says.
 
     Raises:
       ValueError: for an end that is no token.
@@ -180,7 +157,7 @@ def load_target(spec: Spec, tokenizer: Any, mesh: Any) -> Any:
 
 
 def load_data(spec: Spec, tokenizer: Any, *, context_length: int) -> Loaded:
-    """Returns the clients and the held-out rows that the flags describe."""
+    """Returns the clients and the held-out rows of an experiment."""
     load = load_clients
     if spec.objective.name == "dpo":
         load = partial(load_pairs, rejected=spec.data.rejected_column)
@@ -191,12 +168,12 @@ def load_data(spec: Spec, tokenizer: Any, *, context_length: int) -> Loaded:
         local_steps=spec.training.local_steps,
         local_epochs=spec.training.local_epochs,
         text=Text(
-            columns=Columns(**{role: options[f"{role}_column"].value for role in Columns._fields}),
+            columns=Columns(**{role: spec.at(f"data.{role}_column") for role in Columns._fields}),
             template=prompts.template_of(spec),
             max_length=spec.data.max_length,
             context_length=context_length,
             pack_length=spec.data.pack_length,
-            response_words=response_words(spec),
+            response_words=spec.data.response_words or None,
         ),
         population=Population(
             partition=spec.data.partition,
@@ -214,23 +191,9 @@ def load_data(spec: Spec, tokenizer: Any, *, context_length: int) -> Loaded:
     return data
 
 
-def response_words(spec: Spec) -> dict[str, str] | None:
-    """Returns what each label is called in responses; None where they stand as they are.
-
-    Raises:
-      ValueError: for an entry that is no label=word.
-    """
-    pairs = [entry.partition("=") for entry in spec.data.response_words]
-    wrong = [label + sign + word for label, sign, word in pairs if not (label and word)]
-    if wrong:
-        raise ValueError(
-            f"`response_words` has {wrong[0]!r}, which is no label=word; such as 0=sad,1=happy"
-        )
-    return {label: word for label, _, word in pairs} or None
-
 
 def make_sampler(spec: Spec, population: int) -> Sampler:
-    """Returns the sampler of the flags, tried once on the population."""
+    """Returns the sampler of an experiment, tried once on the population."""
     if spec.training.sampling == "full":
         return fedjax_post.full()
     samplers = {"uniform": fedjax_post.uniform, "poisson": fedjax_post.poisson}
@@ -313,23 +276,24 @@ def _check_trainable(spec: Spec) -> None:
     if spec.model.quantize != "none" and spec.model.remat is False:
         raise ValueError(
             f"quantize={spec.model.quantize} reads its layers' weights back in the backward pass, "
-            "which --noremat would keep; leave one of them out"
+            "which `remat=False` would keep; leave one of them out"
         )
 
 
-def _chunk_size(spec, algorithm, model, params, data) -> int | None:
-    """The chunk size of the flags; `auto` is put in their place, so that a resumed run keeps it."""
-    if spec.execution.chunk_size != "auto":
-        return spec.execution.chunk_size and int(spec.execution.chunk_size)
-    most = _cohort_size(spec, len(data.clients))
-    size = largest_chunk(algorithm, model, data.clients, params=params, at_most=most)
-    spec.execution.chunk_size = str(size)
-    return size
-
-
-def _check_chunk_size(spec: Spec) -> None:
+def _chunk_size(spec: Spec, algorithm, model, params, data) -> int | None:
+    """Clients in one compiled unit, as many as memory allows where that is asked for."""
     given = spec.execution.chunk_size
-    if given not in (None, "auto") and not (given.isdecimal() and int(given) >= 1):
+    if given != "auto":
+        return given and int(given)
+    most = _cohort_size(spec, len(data.clients))
+    return largest_chunk(algorithm, model, data.clients, params=params, at_most=most)
+
+
+def check(spec: Spec) -> None:
+    """Refuses fields that do not go together, before anything is read."""
+    _check_trainable(spec)
+    given = spec.execution.chunk_size
+    if given not in (None, "auto") and not (str(given).isdecimal() and int(given) >= 1):
         raise ValueError(f"chunk_size={given} must be a number of at least 1, or auto")
 
 
@@ -343,18 +307,3 @@ def _cohort_size(spec: Spec, population: int) -> int:
     return spec.training.buffer_size or spec.training.cohort_size or min(16, population)
 
 
-def _find_start(
-    spec: Spec, algorithm: Algorithm, params: PyTree
-) -> tuple[State, int]:
-    """The state to go on from, and the rounds behind it."""
-    snapshot = None
-    if spec.resume and (Path(spec.output_dir) / "checkpoints").exists():
-        snapshot = fedjax_post.restore(spec.output_dir, algorithm, params)
-    if snapshot is None:
-        return init(algorithm, params), 0
-    if snapshot.rounds_done > spec.training.rounds:
-        raise ValueError(
-            f"training.rounds={spec.training.rounds}: the run in {spec.output_dir} has "
-            f"{snapshot.rounds_done} rounds already; give at least as many"
-        )
-    return snapshot.state, snapshot.rounds_done

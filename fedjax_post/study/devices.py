@@ -12,18 +12,13 @@ from fedjax_post.simulate.mesh import CLIENTS, MODEL, check_divides, weight_shar
 Tree = TypeVar("Tree")
 
 
-def define(values: flags.FlagValues) -> None:
-    """Defines the flag."""
-    about = "devices for clients and for the base, such as clients:4,model:2 (one device)"
-    flags.DEFINE_string("mesh", None, about, flag_values=values)
-
 
 def find_mesh(spec: Spec, config: DecoderConfig) -> Mesh | None:
-    """Returns the mesh of the flags, None for one device.
+    """Returns the mesh of an experiment, None for one device.
 
     Raises:
       ValueError: for a mesh that is not of these devices, that the model's heads or the
-        other flags cannot use.
+        other fields cannot use.
     """
     if not spec.execution.mesh:
         return None

@@ -1,4 +1,4 @@
-"""From flags to the disclosure ledger: where the target runs, and what left because of it."""
+"""The disclosure ledger of a run: where the target runs, and what left because of it."""
 
 import contextlib
 import json
@@ -23,21 +23,6 @@ from fedjax_post.report.records import read_records
 from fedjax_post.simulate.cohort import data_rng, draw
 from fedjax_post.simulate.run import Plan
 
-
-def define(values: flags.FlagValues) -> None:
-    """Defines the flags."""
-    tiers = [tier.name for tier in Access]
-    grants = "what the model is taken to grant; an algorithm that needs more is refused"
-    flags.DEFINE_enum(
-        "access", "GRADIENTS", tiers, grants, case_sensitive=False, flag_values=values
-    )
-    places = [str(place) for place in Hosting]
-    where = "where the target's inference runs, for algorithms that do not hold its weights"
-    flags.DEFINE_enum("inference", "client", places, where, flag_values=values)
-    refuse = "refuse to send private text out of the federation"
-    flags.DEFINE_bool("fail_on_disclosure", False, refuse, flag_values=values)
-    price = "of a million tokens, read or written, at the provider"
-    flags.DEFINE_float("price", 0.0, price, lower_bound=0.0, flag_values=values)
 
 
 def check(spec: Spec, algorithm: Algorithm, data: Loaded, form: Form) -> None:

@@ -49,47 +49,25 @@ _TOY: Mapping[str, Any] = {
     "separator": np.int32(0),
     "dropped": np.arange(1),
 }
-_DEFINERS = {
-    bool: flags.DEFINE_bool,
-    int: flags.DEFINE_integer,
-    float: flags.DEFINE_float,
-    str: flags.DEFINE_string,
-}
 
 
-def find_factory(name: str) -> Callable:
+def find_factory(name: str | Callable) -> Callable:
     """Returns the factory of a registered name or of `package.module:factory`.
 
     Raises:
       ValueError: naming the algorithms that there are.
     """
+    if callable(name):
+        return name
     if "(" in name:
         return wrapped(name)
     if ":" in name:
-        return load_own(name, flag="algorithm")
+        return load_code(name, field="method")
     if name not in ALGORITHMS:
-        close = difflib.get_close_matches(name, ALGORITHMS, 1)
-        meant = f"did you mean {close[0]}?" if close else f"there are {', '.join(ALGORITHMS)}"
         raise ValueError(
-            f"method={name} is unknown; {meant} --help lists all, and your own is "
-            "package.module:factory"
+            f"method={unknown(name, ALGORITHMS, what='algorithm')} Your own is package.module:factory"
         )
     return ALGORITHMS[name]
-
-
-def load_own(name: str, *, flag: str) -> Callable:
-    """Returns the function of the user's that a flag names as `package.module:function`.
-
-    Raises:
-      ValueError: naming the flag, if there is no such function.
-    """
-    module, _, attribute = name.partition(":")
-    if os.getcwd() not in sys.path:  # an installed command does not look where it is called
-        sys.path.append(os.getcwd())
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"--{flag}={name} cannot be loaded: {error}") from error
 
 
 def wrapped(text: str) -> Callable:
@@ -140,25 +118,6 @@ def own_parameters(factory: Callable) -> dict[str, inspect.Parameter]:
     return {name: value for name, value in parameters.items() if name not in PROVIDED}
 
 
-def define_own(factories: Factories, values: flags.FlagValues) -> None:
-    """Defines a flag for every hyper-parameter of every factory, all without a default."""
-    kinds: dict[str, type] = {}
-    told: dict[str, list[str]] = {}
-    for algorithm, factory in factories.items():
-        for name, parameter in own_parameters(factory).items():
-            kind = parameter.annotation
-            kind = kind if kind in _DEFINERS else type(parameter.default)
-            if kind not in _DEFINERS or name in values:
-                continue
-            kinds[name] = kind
-            doc = re.search(rf"^\s+{name}: (.*)$", inspect.getdoc(factory) or "", re.MULTILINE)
-            default = "" if parameter.default is parameter.empty else f" {parameter.default}"
-            told.setdefault(name, [doc.group(1)] if doc else [""]).append(f"{algorithm}{default}")
-    for name, kind in kinds.items():
-        doc, *users = told[name]
-        _DEFINERS[kind](name, None, f"{doc} [{', '.join(users)}]", flag_values=values)
-
-
 def takers(flag: str, factories: Factories) -> list[str]:
     """Returns the algorithms that take a flag."""
     return [name for name, factory in factories.items() if takes(factory, flag)]
@@ -169,37 +128,56 @@ def takes(factory: Callable, flag: str) -> bool:
     return bool(set(FEEDS.get(flag, (flag,))) & set(inspect.signature(factory).parameters))
 
 
-def check_taken(spec: Spec, factories: Factories) -> None:
-    """Refuses flags that the chosen algorithm has no use for, and fills in its defaults.
+def check_taken(method: Method, factory: Callable) -> None:
+    """Refuses fields and arguments that the chosen algorithm has no use for.
 
     Raises:
-      ValueError: naming the flag and the algorithms that take it, or a flag that is missing.
+      ValueError: naming the field and the algorithms that take it.
     """
-    owned = {name for factory in factories.values() for name in own_parameters(factory)}
-    for flag in [*FEEDS, *sorted(owned & set(spec))]:
-        known, value = takers(flag, factories), options[flag].value
-        if spec.method.baseline != "none" and takes(central, flag):
+    names = {name for known in ALGORITHMS.values() for name in own_parameters(known)}
+    given = {name: getattr(method, name) for name in FEEDS if hasattr(method, name)}
+    for name, value in {**given, **method.params}.items():
+        if method.baseline != "none" and takes(central, name):
             continue
-        if value is not None and spec.method.name not in known:
+        if value is None or takes(factory, name):
+            continue
+        if name not in given and name not in names:
             raise ValueError(
-                f"--{flag}={value}: method={spec.method.name} does not take it; "
-                f"it belongs to {', '.join(known)}"
+                f"method={spoken(method.name)}: {unknown(name, own_parameters(factory), what='argument')}"
             )
-    for name, parameter in own_parameters(factories[spec.method.name]).items():
-        if name not in spec:
+        raise ValueError(
+            f"{name}={value}: method={spoken(method.name)} does not take it; it belongs to "
+            f"{', '.join(takers(name, ALGORITHMS))}"
+        )
+
+
+def filled_params(method: Method, factory: Callable) -> dict[str, Any]:
+    """Returns the value of every hyper-parameter of an algorithm.
+
+    Raises:
+      ValueError: for one that is missing and has no default.
+    """
+    params = dict(method.params)
+    for name, parameter in own_parameters(factory).items():
+        if name in params:
             continue
-        if options[name].value is None and parameter.default is parameter.empty:
-            raise ValueError(f"method={spec.method.name} needs --{name}; give it a value")
-        if options[name].value is None:
-            options[name].value = parameter.default
+        if parameter.default is parameter.empty:
+            raise ValueError(f"method={spoken(method.name)} needs {name}; give it a value")
+        params[name] = parameter.default
+    return params
 
 
-def build(factory: Callable, spec: Spec, offered: Mapping[str, Any]) -> Any:
-    """Returns the factory's algorithm, made of what is offered and of its own flags."""
+def build(factory: Callable, method: Method, offered: Mapping[str, Any]) -> Any:
+    """Returns the factory's algorithm, made of what is offered and of its own arguments."""
     names = inspect.signature(factory).parameters
     arguments = {name: value for name, value in offered.items() if name in names}
-    own = {name: options[name].value for name in own_parameters(factory) if name in spec}
+    own = {name: value for name, value in method.params.items() if name in names}
     return factory(**arguments, **own)
+
+
+def spoken(value: Any) -> str:
+    """Returns what a field is called in messages: its text, or a function's name."""
+    return value if isinstance(value, str) else getattr(value, "__name__", repr(value))
 
 
 def _toy_of(factory: Callable) -> Any:

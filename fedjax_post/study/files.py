@@ -8,7 +8,9 @@ import hashlib
 import importlib
 import inspect
 import json
+import os
 import re
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -162,21 +164,24 @@ def identity(spec: Spec) -> dict[str, Any]:
     }
 
 
-def load_code(name: str) -> Callable:
+def load_code(name: str, *, field: str) -> Callable:
     """Returns the function that `package.module:function` names.
 
     Raises:
-      ValueError: if there is none. What its module raises while it is imported passes through.
+      ValueError: if there is none, naming the field. What its module raises while it is imported
+        passes through.
     """
     module, _, attribute = name.partition(":")
+    if os.getcwd() not in sys.path:  # an installed command does not look where it is called
+        sys.path.append(os.getcwd())
     try:
         found = importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name is None or not module.startswith(error.name):
-            raise  # a module that the user's own lacks
-        raise ValueError(f"{name} cannot be loaded: {error}") from None
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise  # of a module that the user's own asks for
+        raise ValueError(f"{field}={name} cannot be loaded: {error}") from None
     if not callable(function := getattr(found, attribute, None)):
-        raise ValueError(f"{name} cannot be loaded: {module} has no function {attribute}")
+        raise ValueError(f"{field}={name} cannot be loaded: {module} has no function {attribute}")
     return function
 
 

@@ -1,4 +1,4 @@
-"""The output folder of a run: its name, its files written whole or not at all."""
+"""The folder of a run: its name, its lock, and files that are written whole or not at all."""
 
 import contextlib
 import fcntl
@@ -10,59 +10,50 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
+SPEC = "spec.json"
+_OURS = (SPEC, "records.jsonl", "journal.jsonl", "summary.json", "checkpoints", "clients", "adapter")
 
 
-_OURS = (
-    *("flags", "records.jsonl", "journal.jsonl", "summary.json"),
-    *("checkpoints", "clients", "adapter"),
-)
-_PROCESSES = ("distributed", "coordinator_address", "num_processes", "process_id")
-_UNSTORED = ("output_dir", "resume", "help", "ask_again", *_PROCESSES)
+def fresh(label: str) -> Path:
+    """Returns a folder below `runs` that does not exist yet: the time, and what is run."""
+    what = re.sub(r"\W+", "-", label.rpartition(":")[2]).strip("-")
+    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{what}"
+    for number in range(1, 1000):
+        directory = Path("runs") / (name if number == 1 else f"{name}-{number}")
+        if not directory.exists():
+            return directory
+    raise FileExistsError(f"{Path('runs') / name} is taken; give a `directory`")
 
 
-def read_flags(output_dir: str | None) -> list[str]:
-    """Returns the lines of a run's `flags` file.
+def check_unused(directory: Path) -> None:
+    """Refuses a folder that holds another run.
+
+    Raises:
+      FileExistsError: naming what was found there.
+    """
+    found = [name for name in _OURS if (directory / name).exists()]
+    if found:
+        raise FileExistsError(
+            f"directory={directory} holds another run ({', '.join(found)}); "
+            "give a new folder, or `resume` to continue it"
+        )
+
+
+def spec_file(directory: Path | None) -> Path:
+    """Returns the file that says what a run was asked to do.
 
     Raises:
       ValueError: if no folder is given.
       FileNotFoundError: if it holds no run.
     """
-    if not output_dir:
-        raise ValueError("--resume needs --output_dir, the folder of the run to continue")
-    path = Path(output_dir) / "flags"
+    if directory is None:
+        raise ValueError("`resume` needs `directory`, the folder of the run to continue")
+    path = directory / SPEC
     if not path.exists():
         raise FileNotFoundError(
-            f"--output_dir={output_dir} holds no run to --resume; leave --resume out to start one"
+            f"directory={directory} holds no run to resume; leave `resume` out to start one"
         )
-    return path.read_text(encoding="utf-8").splitlines()
-
-
-def check(spec: Spec) -> None:
-    """Refuses an output folder that holds another run.
-
-    Raises:
-      FileExistsError: naming what was found there.
-    """
-    if spec.output_dir is None or spec.resume:
-        return
-    found = [name for name in _OURS if (Path(spec.output_dir) / name).exists()]
-    if found:
-        raise FileExistsError(
-            f"--output_dir={spec.output_dir} holds another run ({', '.join(found)}); "
-            "give a new folder, or --resume to continue it"
-        )
-
-
-def claim(spec: Spec) -> Path:
-    """Returns the folder of the run, made if it is new, with the file `flags` in it."""
-    if spec.output_dir is None:
-        what = re.sub(r"\W+", "-", spec.method.name.rpartition(":")[2]).strip("-")
-        what += "" if spec.method.baseline == "none" else f"-{spec.method.baseline}"
-        return _fresh(Path("runs"), f"{time.strftime('%Y%m%d-%H%M%S')}-{what}", spec)
-    directory = Path(spec.output_dir)
-    directory.mkdir(parents=True, exist_ok=True)
-    _write_flags(directory, spec)
-    return directory
+    return path
 
 
 @contextlib.contextmanager
@@ -96,7 +87,7 @@ def _take(file: IO[str], lock: int | None, directory: Path) -> None:
         fcntl.flock(file, lock | fcntl.LOCK_NB)
     except BlockingIOError:
         raise BlockingIOError(
-            f"--output_dir={directory} is being written to by another process; wait for it, "
+            f"directory={directory} is being written to by another process; wait for it, "
             "stop it, or give a new folder"
         ) from None
 
@@ -119,32 +110,6 @@ def write_whole(path: Path, make: Callable[[Path], object]) -> None:
 def write_text(path: Path, text: str) -> None:
     """Writes a text file, whole or not at all."""
     write_whole(path, lambda aside: aside.write_text(text, encoding="utf-8"))
-
-
-def _fresh(parent: Path, name: str, spec: Spec) -> Path:
-    parent.mkdir(parents=True, exist_ok=True)
-    for number in range(1, 1000):
-        directory = parent / (name if number == 1 else f"{name}-{number}")
-        try:
-            directory.mkdir()
-        except FileExistsError:
-            continue
-        _write_flags(directory, spec)
-        return directory
-    raise FileExistsError(f"{parent / name} is taken; give an --output_dir")
-
-
-def flag_lines(spec: Spec) -> list[str]:
-    """Returns a run's flags as its `flags` file has them, a line each."""
-    return [
-        options[name].serialize().replace("\n", "\\n")
-        for name in sorted(spec)
-        if name not in _UNSTORED and options[name].value is not None
-    ]
-
-
-def _write_flags(directory: Path, spec: Spec) -> None:
-    write_text(directory / "flags", "".join(f"{line}\n" for line in flag_lines(spec)))
 
 
 def _remove(path: Path) -> None:

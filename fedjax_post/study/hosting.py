@@ -1,4 +1,4 @@
-"""From flags to a target behind a provider's API: where it is asked, and on what terms."""
+"""A target behind a provider's API: where it is asked, and on what terms."""
 
 from pathlib import Path
 from typing import Any
@@ -10,48 +10,36 @@ from fedjax_post.openness.calls import Terms
 from fedjax_post.openness.hosted import Hosted, connect, show_queries
 from fedjax_post.openness.journal import spent
 
-_NEEDS = {"executor": "host", "adapter": "text_prompt"}
+# what asking a provider takes: field -> the value it must have
+_NEEDS = {"execution.executor": "host", "adapter.kind": "text_prompt"}
 
 
-def define(values: flags.FlagValues) -> None:
-    """Defines the flags."""
-    give = {"flag_values": values}
-    url = "ask the target at an OpenAI-compatible API, http://host:port/v1; `model`: its tokenizer"
-    flags.DEFINE_string("provider_url", None, url, **give)
-    flags.DEFINE_string("provider_model", None, "its name there (`model`)", **give)
-    styles = "how it is asked; chats for APIs without completions"
-    flags.DEFINE_enum("provider_style", "completions", ["completions", "chat"], styles, **give)
-    most = "queries of the whole run, evaluation too; none after them"
-    flags.DEFINE_integer("max_queries", None, most, lower_bound=1, **give)
-    cost = "money of the whole run, at `price` or as the provider bills"
-    flags.DEFINE_float("max_cost", None, cost, lower_bound=0.0, **give)
-    patience = "seconds that an answer may take"
-    flags.DEFINE_float("provider_timeout", 60.0, patience, lower_bound=0.001, **give)
-    fails = "where it does not answer: stop, to be resumed, or drop the client from the round"
-    flags.DEFINE_enum("on_provider_failure", "stop", ["stop", "drop"], fails, **give)
-    twice = "with --resume: send calls again that may have been paid already"
-    flags.DEFINE_bool("ask_again", False, twice, **give)
+
+def filled(spec: Spec) -> Spec:
+    """Returns the experiment with what holds of any target that a provider is asked for."""
+    if not is_hosted(spec):
+        return spec
+    granted = min(Access.LOGITS, Access[spec.hosting.access]).name
+    return spec.put({"hosting.inference": "provider", "hosting.access": granted})
 
 
 def check(spec: Spec) -> None:
-    """Fills in what asking a provider takes, and refuses what cannot be asked.
+    """Refuses what a provider cannot be asked.
 
     Raises:
-      ValueError: naming the flag and the remedy.
+      ValueError: naming the field and the remedy.
     """
     if not is_hosted(spec):
-        for name in ("provider_model", "max_queries", "max_cost"):
-            if options[name].value is not None:
-                raise ValueError(f"--{name}={options[name].value} needs `hosting.url`")
+        for name in ("model", "max_queries", "max_cost"):
+            if (value := getattr(spec.hosting, name)) is not None:
+                raise ValueError(f"hosting.{name}={value} needs `hosting.url`")
         return
-    for name, needed in _NEEDS.items():
-        if options[name].value != needed:
+    for path, needed in _NEEDS.items():
+        name = path.removesuffix(".kind").rpartition(".")[2]
+        if (value := spec.at(path)) != needed:
             raise ValueError(
-                f"--{name}={options[name].value} cannot be used with `hosting.url`; "
-                f"give --{name}={needed}"
+                f"{name}={value} cannot be used with `hosting.url`; give `{name}={needed}`"
             )
-    spec.hosting.inference = "provider"
-    spec.hosting.access = min(Access.LOGITS, Access[spec.hosting.access]).name
 
 
 def is_hosted(spec: Spec) -> bool:

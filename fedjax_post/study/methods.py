@@ -1,4 +1,4 @@
-"""From flags to an algorithm: its optimizers, schedules and weights, or a reference point."""
+"""The algorithm of an experiment: its optimizers, schedules and weights, or a reference point."""
 
 from collections.abc import Callable, Mapping
 from inspect import signature
@@ -38,32 +38,43 @@ _AROUND = ("uplink", "aggregate")
 _USUAL_REFERENCE = _USUAL | {"client_optimizer": "adamw", "client_schedule": "linear"}
 
 
-def fill_defaults(spec: Spec, factory: Callable) -> None:
-    """Gives the flags that depend on each other, or on the algorithm, the values they stand for.
+def filled(spec: Spec) -> Spec:
+    """Returns the experiment with the values that depend on its algorithm and its optimizers.
 
     Raises:
-      ValueError: if both ``local_steps`` and ``local_epochs`` are given.
+      ValueError: for fields and arguments that the algorithm does not take, and for both
+        `local_steps` and `local_epochs`.
     """
-    federated = spec.method.baseline == "none"
-    factory = factory if federated else references.central
-    for name, usual in (_USUAL if federated else _USUAL_REFERENCE).items():
-        if factories.takes(factory, name):
-            _fill(spec, name, usual)
-    if factories.takes(factory, "client_lr"):
-        usual_lr = CLIENT_OPTIMIZERS[spec.method.client_optimizer or "sgd"].learning_rate
-        _fill(spec, "client_lr", usual_lr)
-    taken = signature(factory).parameters
-    if "server_lr" in taken:
-        _fill(spec, "server_lr", taken["server_lr"].default)
-    elif "server_tx" in taken:
-        _fill(spec, "server_lr", SERVER_OPTIMIZERS[spec.method.server_optimizer].learning_rate)
-    if spec.training.local_epochs is None:
-        _fill(spec, "local_steps", 5)
-    elif spec.training.local_steps is not None:
+    method, training = spec.method, spec.training
+    if None not in (training.local_steps, training.local_epochs):
         raise ValueError(
-            f"local_steps={spec.training.local_steps} and local_epochs={spec.training.local_epochs} "
+            f"local_steps={training.local_steps} and local_epochs={training.local_epochs} "
             "exclude each other; give one"
         )
+    chosen = factories.find_factory(method.name)
+    factories.check_taken(method, chosen)
+    federated = method.baseline == "none"
+    factory = chosen if federated else references.central
+    values = {"params": factories.filled_params(method, chosen)}
+    for name, usual in (_USUAL if federated else _USUAL_REFERENCE).items():
+        if factories.takes(factory, name):
+            values[name] = usual
+    if factories.takes(factory, "client_weight") and private.is_on(spec):
+        values["client_weight"] = "uniform"
+    optimizer = method.client_optimizer or values.get("client_optimizer", "sgd")
+    if factories.takes(factory, "client_lr"):
+        values["client_lr"] = CLIENT_OPTIMIZERS[optimizer].learning_rate
+    taken = signature(factory).parameters
+    if "server_lr" in taken:
+        values["server_lr"] = taken["server_lr"].default
+    elif "server_tx" in taken:
+        server = method.server_optimizer or values.get("server_optimizer", "sgd")
+        values["server_lr"] = SERVER_OPTIMIZERS[server].learning_rate
+    given = {name: value for name, value in vars(method).items() if value is not None}
+    method = method.replace(**(values | given | {"params": values["params"]}))
+    if training.local_epochs is None and training.local_steps is None:
+        training = training.replace(local_steps=5)
+    return spec.replace(method=method, training=training)
 
 
 def make_algorithm(
@@ -73,7 +84,7 @@ def make_algorithm(
     loss_of: Callable[[Algorithm], Callable] = lambda algorithm: sft_loss,
     given: Mapping[str, Any] = MappingProxyType({}),
 ) -> Algorithm:
-    """Returns the algorithm that the flags name, or the reference point in its place.
+    """Returns the algorithm of an experiment, or the reference point in its place.
 
     Args:
       spec: the experiment.
@@ -108,7 +119,7 @@ def make_algorithm(
     # Which loss it may have is declared by what is built; called it is only later
     offered["loss_fn"] = lambda *given: loss_fn(*given)
     factory = _REFERENCES.get(spec.method.baseline) or factories.find_factory(spec.method.name)
-    algorithm = factories.build(factory, spec, offered)
+    algorithm = factories.build(factory, spec.method, offered)
     loss_fn: Callable = loss_of(algorithm)
     return algorithm
 
@@ -119,11 +130,8 @@ def client_ranks(spec: Spec) -> list[int]:
     Raises:
       ValueError: for a rank that is none, and for an algorithm that would not heed it.
     """
-    told = f"client_ranks={','.join(spec.adapter.client_ranks)}"
-    try:
-        ranks = [int(rank) for rank in spec.adapter.client_ranks]
-    except ValueError as error:
-        raise ValueError(f"{told}: {error}; give whole numbers, such as 2,4,8") from None
+    ranks = list(spec.adapter.client_ranks)
+    told = f"client_ranks={','.join(map(str, ranks))}"
     if spec.adapter.kind != "lora" or not 1 <= min(ranks) <= max(ranks) <= spec.adapter.rank:
         raise ValueError(
             f"{told}: each must be from 1 to adapter.rank={spec.adapter.rank}, with adapter=lora"
@@ -132,14 +140,16 @@ def client_ranks(spec: Spec) -> list[int]:
         raise ValueError(
             f"{told}: method={spec.method.name} trains all components on every client; "
             f"unequal ranks are for {', '.join(RANKED)}; plain averaging of factors padded "
-            "with zeros is method=het_lora --nosparsity_weights"
+            "with zeros is `method=het_lora` without `sparsity_weights`"
         )
     return ranks
 
 
 def describe(spec: Spec) -> str:
     """Returns the method in words, every default filled in."""
-    name = spec.method.name if spec.method.baseline == "none" else f"baseline {spec.method.baseline}"
+    name = spoken(spec.method.name)
+    if spec.method.baseline != "none":
+        name = f"baseline {spec.method.baseline}"
     visit = f"{spec.training.local_steps} steps"
     if spec.training.local_epochs is not None:
         visit = f"{spec.training.local_epochs} epochs"
@@ -153,9 +163,9 @@ def describe(spec: Spec) -> str:
             parts.append(f"server {spec.method.server_optimizer} {spec.method.server_lr:g}")
         if spec.method.client_weight is not None:
             parts.append(f"weights by {spec.method.client_weight}")
-        own = factories.own_parameters(factory)
-        parts += [f"{name} {options[name].value}" for name in own if name in spec]
-        parts += [f"{name} {options[name].value}" for name in _AROUND if options[name].value]
+        parts += [f"{name} {value}" for name, value in spec.method.params.items()]
+        around = {name: getattr(spec.method, name) for name in _AROUND}
+        parts += [f"{name} {spoken(value)}" for name, value in around.items() if value]
     return ", ".join(parts)
 
 
@@ -165,6 +175,3 @@ def _by_round(learning_rate: float, schedule: Callable | None) -> float | Callab
     return lambda round: learning_rate * schedule(round)
 
 
-def _fill(spec: Spec, name: str, value: object) -> None:
-    if options[name].value is None:
-        options[name].value = value

@@ -1,4 +1,4 @@
-"""From flags to what is learned: rows' responses, preferences (DPO), or rewards (GRPO)."""
+"""What is learned: rows' responses (SFT), preferences (DPO), or rewards (GRPO)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,57 +14,43 @@ from fedjax_post.objectives.dpo import dpo_loss
 from fedjax_post.objectives.grpo import grpo_loss, rollouts
 from fedjax_post.objectives.rewards import REWARDS
 
-# objective -> its own flags, and what they are by default; None depends on the data
+# objective -> its own fields, and what they are by default; None depends on the data
 _OWN: dict[str, dict[str, Any]] = {
     "sft": {},
-    "dpo": {"dpo_beta": 0.1, "rejected_column": "rejected"},
+    "dpo": {"objective.dpo_beta": 0.1, "data.rejected_column": "rejected"},
     "grpo": {
-        "reward": "exact",
-        "group_size": 8,
-        "answer_length": None,
-        "grpo_clip": 0.2,
-        "grpo_beta": 0.0,
+        "objective.reward": "exact",
+        "objective.group_size": 8,
+        "objective.answer_length": None,
+        "objective.grpo_clip": 0.2,
+        "objective.grpo_beta": 0.0,
     },
 }
 
 
-def define(values: flags.FlagValues) -> None:
-    """Defines the flags."""
-    own = {"flag_values": values}
-    usual = {name: value for theirs in _OWN.values() for name, value in theirs.items()}
-    what = "what is learned: responses (sft), which of two is preferred (dpo), rewards (grpo)"
-    flags.DEFINE_enum("objective", "sft", list(_OWN), what, **own)
-    beta = f"dpo: strength of the pull to the frozen model ({usual['dpo_beta']})"
-    flags.DEFINE_float("dpo_beta", None, beta, **own)
-    other = f"dpo: column of what is not preferred ({usual['rejected_column']}); what is preferred "
-    other += "is in `response_column` (chosen)"
-    flags.DEFINE_string("rejected_column", None, other, **own)
-    reward = f"grpo: {', '.join(REWARDS)}, or package.module:function ({usual['reward']})"
-    flags.DEFINE_string("reward", None, reward, **own)
-    group = f"grpo: answers to a question that are compared ({usual['group_size']})"
-    flags.DEFINE_integer("group_size", None, group, lower_bound=2, **own)
-    longest = "grpo: tokens of an answer, its end included (those of the longest response)"
-    flags.DEFINE_integer("answer_length", None, longest, lower_bound=1, **own)
-    clip = f"grpo: how far a token's ratio may go before it counts no more ({usual['grpo_clip']})"
-    flags.DEFINE_float("grpo_clip", None, clip, **own)
-    beta = f"grpo: strength of the pull to the frozen model ({usual['grpo_beta']:g})"
-    flags.DEFINE_float("grpo_beta", None, beta, **own)
+
+def filled(spec: Spec) -> Spec:
+    """Returns the experiment with the usual values of its objective.
+
+    Raises:
+      ValueError: for a field of another objective, naming both.
+    """
+    for objective, own in _OWN.items():
+        for path in own:
+            if objective != spec.objective.name and (value := spec.at(path)) is not None:
+                name = path.rpartition(".")[2]
+                raise ValueError(f"{name}={value} is of objective={objective}; give that too")
+    own = _OWN[spec.objective.name]
+    return spec.put({path: usual for path, usual in own.items() if spec.at(path) is None})
 
 
 def check(spec: Spec) -> None:
-    """Refuses flags that do not go together, and fills in the usual values.
+    """Refuses fields that do not go together.
 
     Raises:
-      ValueError: naming the flag and the remedy.
+      ValueError: naming the field and the remedy.
     """
     chosen = spec.objective.name
-    for objective, own in _OWN.items():
-        for name, usual in own.items():
-            value = options[name].value
-            if objective == chosen and value is None:
-                options[name].value = usual
-            elif objective != chosen and value is not None:
-                raise ValueError(f"--{name}={value} is of objective={objective}; give that too")
     if chosen == "sft":
         return
     if spec.data.pack_length:
@@ -90,21 +76,23 @@ def describe(spec: Spec) -> list[str]:
         return [f"dpo with beta {spec.objective.dpo_beta:g}"]
     return [
         f"grpo of {spec.objective.group_size} answers to a question",
-        f"reward {spec.objective.reward}",
+        f"reward {spoken(spec.objective.reward)}",
         f"clip {spec.objective.grpo_clip:g}",
         f"beta {spec.objective.grpo_beta:g}",
     ]
 
 
 def find_reward(spec: Spec) -> Callable:
-    """Returns the reward of the flags.
+    """Returns the reward of an experiment.
 
     Raises:
       ValueError: naming the rewards that there are.
     """
     name = spec.objective.reward
+    if callable(name):
+        return name
     if ":" in name:
-        return factories.load_own(name, flag="reward")
+        return load_code(name, field="reward")
     if name not in REWARDS:
         raise ValueError(
             f"reward={name} is unknown; there are {', '.join(REWARDS)}, and your own is "

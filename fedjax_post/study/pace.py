@@ -1,4 +1,4 @@
-"""From flags to the pace of a run: how fast clients are, whether anybody waits, what is watched."""
+"""The pace of a run: how fast clients are, whether anybody waits for them, what is watched."""
 
 from typing import Any
 
@@ -11,31 +11,17 @@ from fedjax_post.simulate.speeds import Speeds, lognormal, read_speeds
 _USUAL_EXPONENT = 0.5
 
 
-def define(values: flags.FlagValues) -> None:
-    """Defines the flags."""
-
-    def whole(name, default, doc, low):
-        flags.DEFINE_integer(name, default, doc, lower_bound=low, flag_values=values)
-
-    whole("buffer_size", None, "asynchronous: updates behind a step", 1)
-    whole("concurrency", None, "asynchronous: clients at work at once (`buffer_size`)", 1)
-    factor = f"asynchronous: a of the weight's factor (1 + staleness)^-a ({_USUAL_EXPONENT})"
-    flags.DEFINE_float("staleness_exponent", None, factor, lower_bound=0.0, flag_values=values)
-    seconds = "lognormal:<sigma>, or a .npy or .jsonl file of seconds"
-    flags.DEFINE_string("client_speeds", None, seconds, flag_values=values)
-    whole("telemetry_clients", 16, "clients behind aggregation_error; 0: no telemetry at all", 0)
-
 
 def check(spec: Spec) -> None:
-    """Refuses flags that would have no effect.
+    """Refuses fields that would have no effect.
 
     Raises:
-      ValueError: naming the flag and the remedy.
+      ValueError: naming the field and the remedy.
     """
     if spec.training.buffer_size is None:
         for name in ("concurrency", "staleness_exponent"):
-            if (value := options[name].value) is not None:
-                raise ValueError(f"--{name}={value} is of asynchronous runs; give `buffer_size`")
+            if (value := getattr(spec.training, name)) is not None:
+                raise ValueError(f"{name}={value} is of asynchronous runs; give `buffer_size`")
         if spec.training.client_speeds is not None and spec.method.baseline != "none":
             raise ValueError(
                 f"client_speeds={spec.training.client_speeds}: in baseline={spec.method.baseline} "
@@ -52,7 +38,7 @@ def check(spec: Spec) -> None:
 
 
 def plan_of(spec: Spec, population: int) -> dict[str, Any]:
-    """Returns the fields of `Plan` that the flags are about.
+    """Returns the fields of `Plan` that are about the pace.
 
     Raises:
       ValueError, OSError: for speeds that cannot be read, and more clients than there are.

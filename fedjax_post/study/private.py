@@ -1,5 +1,6 @@
-"""From flags to differential privacy of whole clients, and to its account."""
+"""Differential privacy of whole clients, and its account."""
 
+import dataclasses
 import math
 from typing import Any, NamedTuple
 
@@ -11,7 +12,6 @@ from fedjax_post.core.algorithm import Algorithm
 from fedjax_post.core.engine import State
 from fedjax_post.simulate.record import Callback, Record
 
-_OWN = ("dp_epsilon", "dp_noise_multiplier", "dp_clip", "dp_delta")
 _UNIT = "client, with all its rows: add or remove one"
 _NOT_COVERED = (
     "losses, scores and all else in records and summaries, and personal models; "
@@ -30,16 +30,6 @@ class Guarantee(NamedTuple):
     population: int
 
 
-def define(values: flags.FlagValues) -> None:
-    """Defines the flags."""
-    told = {
-        "dp_epsilon": "privacy of clients after all rounds; the noise is calibrated to it",
-        "dp_noise_multiplier": "noise of a round over `privacy.clip`, in place of `privacy.epsilon`",
-        "dp_clip": "largest norm of what a client sends, under differential privacy",
-        "dp_delta": "chance that epsilon may fail with (clients to the power of -1.1)",
-    }
-    for name, about in told.items():
-        flags.DEFINE_float(name, None, about, lower_bound=0.0, flag_values=values)
 
 
 def is_on(spec: Spec) -> bool:
@@ -48,19 +38,20 @@ def is_on(spec: Spec) -> bool:
 
 
 def check(spec: Spec) -> None:
-    """Refuses flags under which nothing could be promised, before anything is read.
+    """Refuses fields under which nothing could be promised, before anything is read.
 
     Raises:
-      ValueError: naming the flag and the remedy.
+      ValueError: naming the field and the remedy.
     """
-    given = {name: options[name].value for name in _OWN if options[name].value is not None}
+    own = dataclasses.asdict(spec.privacy)
+    given = {name: value for name, value in own.items() if value is not None}
     if not given:
         return
     name, value = next(iter(given.items()))
-    told = f"--{name}={value:g}"
+    told = f"privacy.{name}={value:g}"
     if not is_on(spec):
         raise ValueError(f"{told} needs `privacy.epsilon` or `privacy.noise_multiplier`")
-    if len(given.keys() & {"dp_epsilon", "dp_noise_multiplier"}) == 2:
+    if len(given.keys() & {"epsilon", "noise_multiplier"}) == 2:
         raise ValueError(
             f"{told} and privacy.noise_multiplier={spec.privacy.noise_multiplier:g} say the same twice; "
             "give one"
@@ -76,14 +67,11 @@ def check(spec: Spec) -> None:
             f"{told}: the noise covers a mean, and aggregate={spec.method.aggregate} is none; "
             "leave one out"
         )
-    weight = options["client_weight"]
-    if weight.present and weight.value != "uniform":
+    if spec.method.client_weight not in (None, "uniform"):
         raise ValueError(
-            f"{told}: clients all count 1, and client_weight={weight.value} says otherwise; "
-            "leave it out"
+            f"{told}: clients all count 1, and client_weight={spec.method.client_weight} says "
+            "otherwise; leave it out"
         )
-    if weight.value is not None:
-        weight.value = "uniform"
     if spec.training.sampling == "uniform":
         raise ValueError(
             f"{told}: the account is of clients drawn each by itself, or all; give "
@@ -94,7 +82,7 @@ def check(spec: Spec) -> None:
 def around(
     algorithm: Algorithm, spec: Spec, *, population: int, cohort_size: float
 ) -> tuple[Algorithm, Guarantee | None]:
-    """Returns the algorithm, private if the flags say so, and what is then promised.
+    """Returns the algorithm, private if that is asked for, and what is then promised.
 
     Args:
       algorithm: with its links around it.
@@ -103,7 +91,7 @@ def around(
       cohort_size: expected clients of a round.
 
     Raises:
-      ValueError: naming the flag, for numbers out of range and where noise would not cover all.
+      ValueError: naming the field, for numbers out of range and where noise would not cover all.
       ImportError: without the extra that holds the account.
     """
     if not is_on(spec):

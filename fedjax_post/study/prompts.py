@@ -1,4 +1,4 @@
-"""From flags to prompts: the text before every row, the prompt that is trained, and its loss."""
+"""Prompts: the text before every row, the prompt that is trained, and its loss."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -22,25 +22,12 @@ _WORD = re.compile("[Ġ▁][a-zA-Z]+")  # with the space before it, as tokenizer
 ADAPTERS = ("soft_prompt", "text_prompt")
 
 
-def define(values: flags.FlagValues) -> None:
-    """Defines the flags."""
-    text = "text before every row; what is trained where adapter=text_prompt"
-    flags.DEFINE_string("prompt_text", "", text, flag_values=values)
-    length = "tokens of a soft prompt (adapter=soft_prompt)"
-    flags.DEFINE_integer("prompt_length", 10, length, lower_bound=1, flag_values=values)
-    words = "words that a search may put into the prompt (every word of the vocabulary)"
-    flags.DEFINE_list("candidates", [], words, flag_values=values)
-    alike = "a small open model of the target's vocabulary, by whose embeddings tokens are alike"
-    flags.DEFINE_string("embeddings", None, alike, flag_values=values)
-    labels = "the answers that there are, for algorithms that see scores but no weights"
-    flags.DEFINE_list("labels", [], labels, flag_values=values)
-
 
 def check(spec: Spec) -> None:
-    """Refuses flags that do not go together.
+    """Refuses fields that do not go together.
 
     Raises:
-      ValueError: naming the flag and the remedy.
+      ValueError: naming the field and the remedy.
     """
     if spec.adapter.kind == "text_prompt" and not spec.adapter.prompt_text.strip():
         raise ValueError(

@@ -1,4 +1,4 @@
-"""From flags to the models of an algorithm's roles, and to what is trained of them."""
+"""The models of an algorithm's roles, and what is trained of them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,27 +14,18 @@ PyTree = Any
 _EMULATOR = ("emulator_first", "emulator_last", "emulator_keep_every")
 
 
-def define(values: flags.FlagValues) -> None:
-    """Defines the flags."""
-    proxy = "a small open model of the same vocabulary, for algorithms that steer the target by one"
-    flags.DEFINE_string("proxy_model", None, proxy, flag_values=values)
-    told = ("true layers in front", "true layers behind", "one layer in so many of the others")
-    for name, low, about in zip(_EMULATOR, (0, 1, 1), told, strict=True):
-        about = f"of the target's stand-in, for algorithms that train one: {about} (1, 1, 2)"
-        flags.DEFINE_integer(name, None, about, lower_bound=low, flag_values=values)
-
 
 def check(spec: Spec, algorithm: Algorithm) -> None:
-    """Refuses flags of roles that the algorithm has not, and a proxy that is missing or unlike.
+    """Refuses models of roles that the algorithm has not, and a proxy that is missing or unlike.
 
     Raises:
-      ValueError: naming the flag and the remedy.
+      ValueError: naming the field and the remedy.
     """
-    for flag, role in (("proxy_model", "proxy"), *((name, "emulator") for name in _EMULATOR)):
-        value = options[flag].value
+    for name, role in (("proxy", "proxy"), *((name, "emulator") for name in _EMULATOR)):
+        value = getattr(spec.model, name)
         if value is not None and role not in algorithm.access:
             raise ValueError(
-                f"--{flag}={value}: method={spec.method.name} has no {role}; leave it out"
+                f"model.{name}={value}: method={spec.method.name} has no {role}; leave it out"
             )
     if "proxy" not in algorithm.access:
         return
@@ -43,20 +34,20 @@ def check(spec: Spec, algorithm: Algorithm) -> None:
             f"method={spec.method.name} needs `model.proxy`, a small open model of the "
             "target's vocabulary"
         )
-    check_vocabulary(spec, "proxy_model")
+    check_vocabulary(spec, "proxy")
 
 
-def check_vocabulary(spec: Spec, flag: str) -> None:
+def check_vocabulary(spec: Spec, field: str) -> None:
     """Refuses a second model whose tokens are not the target's.
 
     Raises:
-      ValueError: naming the flag and both sizes.
+      ValueError: naming the field and both sizes.
     """
-    name = options[flag].value
+    name = getattr(spec.model, field)
     other, size = load_config(name).vocab_size, load_config(spec.model.name).vocab_size
     if other != size:
         raise ValueError(
-            f"--{flag}={name} has {other} tokens and model={spec.model.name} {size}; "
+            f"model.{field}={name} has {other} tokens and model={spec.model.name} {size}; "
             "what they say is put together token by token, so use two models of one tokenizer"
         )
 
@@ -79,7 +70,7 @@ def assemble(
     if "emulator" not in algorithm.access:
         return model, params
     first, last, keep_every = (
-        usual if options[name].value is None else options[name].value
+        usual if getattr(spec.model, name) is None else getattr(spec.model, name)
         for name, usual in zip(_EMULATOR, (1, 1, 2), strict=True)
     )
     emulator = emulate(model, first=first, last=last, keep_every=keep_every)

@@ -13,7 +13,7 @@ import numpy as np
 
 import fedjax_post
 from fedjax_post.study import artefact, build, disclosure, dp, folder, hosting, methods, peers
-from fedjax_post.study.build import Job
+from fedjax_post.study.build import Parts
 from fedjax_post.study.versions import commit, versions_of
 from fedjax_post.core.algorithm import SUMMED, PyTree
 from fedjax_post.core.engine import State
@@ -34,28 +34,28 @@ _TELEMETRY = (
 _PACKAGES = ("fedjax_post", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
-def projection(job: Job, spec: Spec) -> str:
+def projection(parts: Parts) -> str:
     """Returns what the run will take, in a few lines."""
-    given = job.algorithm, job.model, job.data.clients, job.params
-    report = job.data.report
+    given = parts.algorithm, parts.model, parts.data.clients, parts.params
+    report = parts.data.report
     lines = [
-        f"model      {_model(job, spec)}; {_count(job.params):,} trained ({spec.adapter.kind})",
-        f"clients    {report['clients']:,}, {spec.data.partition}, of {report['examples_min']} to "
+        f"model      {_model(parts)}; {_count(parts.params):,} trained ({parts.spec.adapter.kind})",
+        f"clients    {report['clients']:,}, {parts.spec.data.partition}, of {report['examples_min']} to "
         f"{report['examples_max']} examples (median {report['examples_median']:g}); "
         f"{report['examples']:,} examples, {report['tokens']:,} tokens",
         f"rows       of {report['max_length']} tokens; {report['truncated']} cut and "
         f"{report['dropped']} left out",
-        f"scored     {_scored(job, spec)}",
+        f"scored     {_scored(parts)}",
     ]
-    lines.append(f"method     {methods.describe(spec)}; {spec.training.rounds} rounds")
+    lines.append(f"method     {methods.describe(spec)}; {parts.spec.training.rounds} rounds")
     wire = wire_bytes_of(*given)
-    if spec.method.baseline == "none":
+    if parts.spec.method.baseline == "none":
         lines.append(
             f"wire       {format_bytes(wire.down)} down and {format_bytes(wire.up)} up "
             "per client and round, by shape; records hold what was billed"
         )
-    if job.promised is not None:
-        lines.append(f"privacy    {dp.describe(job.promised, spec.training.rounds)}")
+    if parts.promised is not None:
+        lines.append(f"privacy    {dp.describe(parts.promised, parts.spec.training.rounds)}")
     state = num_bytes(client_state_like(*given))
     lines.append(
         f"on disk    {format_bytes(state)} of state per client, "
@@ -65,7 +65,7 @@ def projection(job: Job, spec: Spec) -> str:
 
 
 def summarize(
-    job: Job,
+    parts: Parts,
     spec: Spec,
     *,
     scores: dict[str, Scores],
@@ -74,34 +74,34 @@ def summarize(
     seconds: float,
 ) -> dict[str, Any]:
     """Returns the content of summary.json; the README says what each key means."""
-    records = read_records(job.plan.directory)
+    records = read_records(parts.plan.directory)
     total = {
         name: sum(record[name] for record in records)
         for name in ("bytes_up", "bytes_down", "num_read", "seconds", "cohort")
     }
     counted = {name: _sum(records, name) for name in SUMMED}
     last = records[-1]
-    federated, visits = spec.method.baseline == "none", int(total["cohort"])
+    federated, visits = parts.spec.method.baseline == "none", int(total["cohort"])
     each = lambda name: round(total[name] / visits) if federated and visits else None
     return {
-        "algorithm": spec.method.name,
-        "baseline": spec.method.baseline,
-        "model": spec.model.name,
-        "dataset": spec.data.source,
-        "seed": spec.seed,
+        "algorithm": parts.spec.method.name,
+        "baseline": parts.spec.method.baseline,
+        "model": parts.spec.model.name,
+        "dataset": parts.spec.data.source,
+        "seed": parts.spec.seed,
         "rounds": len(records),
         **scores,
         "bytes_up": int(total["bytes_up"]) if federated else None,
         "bytes_down": int(total["bytes_down"]) if federated else None,
         "bytes_up_per_client": each("bytes_up"),
         "bytes_down_per_client": each("bytes_down"),
-        "emulator_bytes": _emulator_bytes(job),
-        "access": disclosure.tier_of(job.algorithm.access),
-        "inference": disclosure.place_of(spec, job.algorithm.access),
+        "emulator_bytes": _emulator_bytes(parts),
+        "access": disclosure.tier_of(parts.algorithm.access),
+        "inference": disclosure.place_of(spec, parts.algorithm.access),
         **{name: None if value is None else int(value) for name, value in counted.items()},
-        "disclosure": disclosure.told(spec, entries, job.algorithm.access),
-        "privacy": dp.told(job.promised, last, spec.training.sampling),
-        "provider": hosting.told(Path(job.plan.directory or "")),
+        "disclosure": disclosure.told(spec, entries, parts.algorithm.access),
+        "privacy": dp.told(parts.promised, last, parts.spec.training.sampling),
+        "provider": hosting.told(Path(parts.plan.directory or "")),
         "tokens": int(total["num_read"]),
         # rounds that compile, those of a resumed run among them, are slow and few
         "tokens_per_second": median_high(record["tokens_per_second"] for record in records),
@@ -111,9 +111,9 @@ def summarize(
         "virtual_seconds": _sum(records, "virtual_seconds"),
         "telemetry": {name: last[name] for name in _TELEMETRY if name in last},
         "seconds": seconds,
-        "trained_parameters": _count(job.params),
-        "heldout_examples": len(job.heldout.rows),
-        "population": job.data.report,
+        "trained_parameters": _count(parts.params),
+        "heldout_examples": len(parts.heldout.rows),
+        "population": parts.data.report,
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "versions": versions_of(_PACKAGES),
         "commit": commit(),
@@ -126,58 +126,58 @@ def write_summary(directory: Path, summary: dict[str, Any]) -> None:
     folder.write_text(directory / "summary.json", json.dumps(summary, indent=2) + "\n")
 
 
-def export(job: Job, spec: Spec, state: State) -> None:
+def export(parts: Parts, state: State) -> None:
     """Writes `adapter/`, see `artefact.write`.
 
     All processes of a run call it, and the first one writes.
     """
-    model, params = fedjax_post.deployed(job.algorithm, job.model, state)
-    name = spec.model.name
-    if "proxy" in job.algorithm.access:  # what was trained adapts the proxy
-        model, name = job.model["proxy"], spec.model.proxy
+    model, params = fedjax_post.deployed(parts.algorithm, parts.model, state)
+    name = parts.spec.model.name
+    if "proxy" in parts.algorithm.access:  # what was trained adapts the proxy
+        model, name = parts.model["proxy"], parts.spec.model.proxy
     base = str(find_folder(name)) if name in BUILTIN else name
     if artefact.changes_base(model, params) and peers.are_several():
         host = jax.local_devices(backend="cpu")[0]  # whose memory holds the whole model
         model, params = jax.device_put(processes.gathered((model, params)), host)
-    told = {"base": base, "run": str(job.plan.directory), "decode_fn": job.heldout.decode_fn}
+    told = {"base": base, "run": str(parts.plan.directory), "decode_fn": parts.heldout.decode_fn}
     make = lambda path: artefact.write(path, model, params, **told)
     with peers.together():
         if peers.is_first():
-            folder.write_whole(Path(job.plan.directory) / "adapter", make)
+            folder.write_whole(Path(parts.plan.directory) / "adapter", make)
 
 
-def _scored(job: Job, spec: Spec) -> str:
+def _scored(parts: Parts) -> str:
     """What is scored at the end, and what is not and why."""
-    table, rows = job.heldout.table, len(job.heldout.rows)
+    table, rows = parts.heldout.table, len(parts.heldout.rows)
     told = f"{rows:,} held-out rows"
     if table.fit.num_dropped:
         told += f" ({table.fit.num_dropped:,} more have no response within the length)"
-    if job.heldout.exact_match:
+    if parts.heldout.exact_match:
         return f"{told}, answers compared"
-    reason = "as asked for" if spec.scoring.exact_match == "off" else build.why_no_match(table)
+    reason = "as asked for" if parts.spec.scoring.exact_match == "off" else build.why_no_match(table)
     return f"{told}; answers are not compared: {reason}; exact_match=on compares them"
 
 
-def _model(job: Job, spec: Spec) -> str:
+def _model(parts: Parts) -> str:
     if hosting.is_hosted(spec):
-        return f"{spec.hosting.model or spec.model.name} at {spec.hosting.url}"
-    frozen = jax.eval_shape(dequantise_model, job.target)
-    weights = _count(frozen.variables.get("params", {})) or _count(job.params)
-    return f"{spec.model.name}, {weights:,} weights in {spec.model.dtype}{_codes(job, spec)}"
+        return f"{parts.spec.hosting.model or parts.spec.model.name} at {parts.spec.hosting.url}"
+    frozen = jax.eval_shape(dequantise_model, parts.target)
+    weights = _count(frozen.variables.get("params", {})) or _count(parts.params)
+    return f"{parts.spec.model.name}, {weights:,} weights in {parts.spec.model.dtype}{_codes(parts)}"
 
 
-def _codes(job: Job, spec: Spec) -> str:
-    if spec.model.quantize == "none":
+def _codes(parts: Parts) -> str:
+    if parts.spec.model.quantize == "none":
         return ""
-    size = format_bytes(num_bytes(job.target.variables["quantised"]))
-    return f", the layers' in {spec.model.quantize} ({size})"
+    size = format_bytes(num_bytes(parts.target.variables["quantised"]))
+    return f", the layers' in {parts.spec.model.quantize} ({size})"
 
 
-def _emulator_bytes(job: Job) -> int | None:
+def _emulator_bytes(parts: Parts) -> int | None:
     """What handing out a stand-in costs, once and beside the wire."""
-    if "emulator" not in job.algorithm.access:
+    if "emulator" not in parts.algorithm.access:
         return None
-    return emulator_bytes(job.model["emulator"])
+    return emulator_bytes(parts.model["emulator"])
 
 
 def _sum(records: list[dict[str, Any]], name: str) -> float | None:

@@ -1,4 +1,4 @@
-"""What flags put around an algorithm: links on the wire to the server, a rule for its mean."""
+"""What stands around an algorithm: links on the wire to the server, a rule for its mean."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -51,13 +51,11 @@ def check(spec: Spec) -> None:
     """Refuses links and rules that there are not, before anything is read.
 
     Raises:
-      ValueError: naming the flag and what there is.
+      ValueError: naming the field and what there is.
     """
-    for flag in ("uplink", "aggregate"):
-        if options[flag].value and spec.method.baseline != "none":
-            raise ValueError(
-                f"--{flag}={options[flag].value}: baseline={spec.method.baseline} sends nothing"
-            )
+    for name in ("uplink", "aggregate"):
+        if (text := getattr(spec.method, name)) and spec.method.baseline != "none":
+            raise ValueError(f"{name}={text}: baseline={spec.method.baseline} sends nothing")
     if spec.method.uplink:
         _told(spec, "uplink", _links)
     if spec.method.aggregate:
@@ -65,7 +63,7 @@ def check(spec: Spec) -> None:
 
 
 def around(algorithm: Algorithm, spec: Spec, *, population: int) -> Algorithm:
-    """Returns the algorithm with the links and the rule of the flags around it.
+    """Returns the algorithm with the links and the rule of an experiment around it.
 
     Args:
       algorithm: as its factory made it.
@@ -73,7 +71,7 @@ def around(algorithm: Algorithm, spec: Spec, *, population: int) -> Algorithm:
       population: number of clients.
 
     Raises:
-      ValueError: naming the flag and the reason why they cannot stand there.
+      ValueError: naming the field and the reason why they cannot stand there.
     """
     if spec.method.uplink:
         algorithm = _told(spec, "uplink", lambda text: _with_links(algorithm, text, population))
@@ -103,10 +101,10 @@ def _links(text: str) -> Uplink | Ef21:
     return links[0] if isinstance(links[0], Ef21) and len(links) == 1 else _chained(links)
 
 
-def _told(spec: Spec, flag: str, do: Callable[[str], Any]) -> Any:
-    """What `do` makes of a flag; what it refuses is told with the flag and its value."""
-    text = options[flag].value
+def _told(spec: Spec, name: str, do: Callable[[str], Any]) -> Any:
+    """What `do` makes of a field; what it refuses is said with the field and its value."""
+    text = getattr(spec.method, name)
     try:
         return do(text)
     except ValueError as error:
-        raise ValueError(f"--{flag}={text}: {error}") from error
+        raise ValueError(f"{name}={text}: {error}") from error
