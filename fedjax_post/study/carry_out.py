@@ -40,7 +40,9 @@ def carry_out(
         scores |= scoring.final(parts, state)
         if parts.spec.method.baseline != "local":
             export.write(parts, state, job.directory / "adapter", run=str(job.directory))
-        entries = disclosure.entries_of(parts)
+        entries = disclosure.entries_of(
+            parts.spec, parts.algorithm, parts.data, parts.plan, parts.form
+        )
         seconds = time.perf_counter() - began
         content = summary.summarize(
             parts, scores=scores, entries=entries, command=command, seconds=seconds

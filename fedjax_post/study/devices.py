@@ -2,15 +2,14 @@
 
 from typing import Any, TypeVar
 
-
 from jax.sharding import Mesh
 
 import fedjax_post
 from fedjax_post.model.config import DecoderConfig
 from fedjax_post.simulate.mesh import CLIENTS, MODEL, check_divides, weight_sharding
+from fedjax_post.study.spec import Spec
 
 Tree = TypeVar("Tree")
-
 
 
 def find_mesh(spec: Spec, config: DecoderConfig) -> Mesh | None:
@@ -46,7 +45,9 @@ def plan_of(mesh: Mesh | None, spec: Spec) -> dict[str, Any]:
     """Returns the executor for `Plan`."""
     if mesh is not None:
         return {"executor": fedjax_post.on_mesh(mesh)}
-    return {"executor": fedjax_post.host if spec.execution.executor == "host" else fedjax_post.device}
+    return {
+        "executor": fedjax_post.host if spec.execution.executor == "host" else fedjax_post.device
+    }
 
 
 def loading(mesh: Mesh | None) -> dict[str, Any]:

@@ -9,8 +9,6 @@ from typing import Any
 
 import numpy as np
 
-
-from fedjax_post.study import folder, prompts
 from fedjax_post.core.access import Access, check_access
 from fedjax_post.core.algorithm import Algorithm
 from fedjax_post.data.load import Loaded
@@ -22,7 +20,8 @@ from fedjax_post.openness.ledger import Entry, Form, Hosting, Price
 from fedjax_post.report.records import read_records
 from fedjax_post.simulate.cohort import data_rng, draw
 from fedjax_post.simulate.run import Plan
-
+from fedjax_post.study import folder, prompts
+from fedjax_post.study.spec import Spec
 
 
 def check(spec: Spec, algorithm: Algorithm, data: Loaded, form: Form) -> None:
@@ -71,9 +70,7 @@ def form_of(
     return Form(template=head + around, prompt=prompt, answer=answer, shot=around)
 
 
-def _template_tokens(
-    spec: Spec, tokenizer: Any, table: TokenTable
-) -> tuple[int, int]:
+def _template_tokens(spec: Spec, tokenizer: Any, table: TokenTable) -> tuple[int, int]:
     """Tokens that begin every text, and those of the template in the first row that shows it.
 
     A template that no row shows as it stands counts as private: 0.
@@ -104,15 +101,13 @@ def entries_of(
     hosting = ledger.hosting_of(algorithm.access, Hosting(spec.hosting.inference))
     unique = None
     if hosting != Hosting.CLIENT and any(record.get("queries") for record in records):
-        visits = _visits(data, plan, len(records))
-        unique = ledger.unique_tokens(visits, template=form.template)
+        found = _visits(data, plan, len(records))
+        unique = ledger.unique_tokens(found, template=form.template)
     price = Price(spec.hosting.price, spec.hosting.price)
     return ledger.account(records, hosting=hosting, form=form, unique=unique, price=price)
 
 
-def told(
-    spec: Spec, entries: list[Entry], access: Mapping[str, Access]
-) -> dict[str, Any]:
+def told(spec: Spec, entries: list[Entry], access: Mapping[str, Access]) -> dict[str, Any]:
     """Returns what left the federation in all, for `summary.json`."""
     elsewhere = ledger.serves_elsewhere(access)
     outside = ledger.totals([entry for entry in entries if entry.outside])

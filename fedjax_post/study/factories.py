@@ -1,22 +1,19 @@
 """What the algorithms' signatures say: which flags each takes, and what a factory is given."""
 
-import difflib
-import importlib
 import inspect
-import os
-import re
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import optax
 
-
 from algorithms import ALGORITHMS, ditto
 from algorithms.references import central
-from fedjax_post.study.calls import parse
 from fedjax_post.core.access import Access
+from fedjax_post.study.calls import parse
+from fedjax_post.study.fields import unknown
+from fedjax_post.study.files import load_code
+from fedjax_post.study.learning import Method
 
 Factories = Mapping[str, Callable]
 
@@ -64,9 +61,8 @@ def find_factory(name: str | Callable) -> Callable:
     if ":" in name:
         return load_code(name, field="method")
     if name not in ALGORITHMS:
-        raise ValueError(
-            f"method={unknown(name, ALGORITHMS, what='algorithm')} Your own is package.module:factory"
-        )
+        told = unknown(name, ALGORITHMS, what="algorithm")
+        raise ValueError(f"method={told} Your own algorithm is package.module:factory")
     return ALGORITHMS[name]
 
 
@@ -142,9 +138,8 @@ def check_taken(method: Method, factory: Callable) -> None:
         if value is None or takes(factory, name):
             continue
         if name not in given and name not in names:
-            raise ValueError(
-                f"method={spoken(method.name)}: {unknown(name, own_parameters(factory), what='argument')}"
-            )
+            told = unknown(name, own_parameters(factory), what="argument")
+            raise ValueError(f"method={spoken(method.name)}: {told}")
         raise ValueError(
             f"{name}={value}: method={spoken(method.name)} does not take it; it belongs to "
             f"{', '.join(takers(name, ALGORITHMS))}"

@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import IO
 
 SPEC = "spec.json"
-_OURS = (SPEC, "records.jsonl", "journal.jsonl", "summary.json", "checkpoints", "clients", "adapter")
+_OURS = (
+    SPEC,
+    "records.jsonl",
+    "journal.jsonl",
+    "summary.json",
+    "checkpoints",
+    "clients",
+    "adapter",
+)
 
 
 def fresh(label: str) -> Path:

@@ -1,10 +1,10 @@
 """A job: an experiment that was checked and is ready to run, score and export.
 
-    job = prepare(Spec(method="fed_adam"))
-    print(job)                                # what it will take
-    for state, record in job.run(): ...
-    job.score(state)
-    job.export(state, "adapter")
+job = prepare(Spec(method="fed_adam"))
+print(job)                                # what it will take
+for state, record in job.run(): ...
+job.score(state)
+job.export(state, "adapter")
 """
 
 import contextlib

@@ -5,14 +5,18 @@ from inspect import signature
 from types import MappingProxyType
 from typing import Any
 
-
-
 from algorithms import ALGORITHMS, references
-from fedjax_post.study import factories, objectives
-from fedjax_post.study.optimizers import CLIENT_OPTIMIZERS, SCHEDULES, SERVER_OPTIMIZERS, client_optimizer
 from fedjax_post.core import local
 from fedjax_post.core.algorithm import Algorithm
 from fedjax_post.objectives.sft import sft_loss
+from fedjax_post.study import factories, objectives, private
+from fedjax_post.study.optimizers import (
+    CLIENT_OPTIMIZERS,
+    SCHEDULES,
+    SERVER_OPTIMIZERS,
+    client_optimizer,
+)
+from fedjax_post.study.spec import Spec
 
 _WEIGHTS = {
     "tokens": local.by_tokens,
@@ -113,7 +117,9 @@ def make_algorithm(
         **given,
     }
     if spec.method.server_optimizer is not None:
-        offered["server_tx"] = SERVER_OPTIMIZERS[spec.method.server_optimizer].make(spec.method.server_lr)
+        offered["server_tx"] = SERVER_OPTIMIZERS[spec.method.server_optimizer].make(
+            spec.method.server_lr
+        )
     if spec.method.client_weight is not None:
         offered["weigh_fn"] = _WEIGHTS[spec.method.client_weight]
     # Which loss it may have is declared by what is built; called it is only later
@@ -147,7 +153,7 @@ def client_ranks(spec: Spec) -> list[int]:
 
 def describe(spec: Spec) -> str:
     """Returns the method in words, every default filled in."""
-    name = spoken(spec.method.name)
+    name = factories.spoken(spec.method.name)
     if spec.method.baseline != "none":
         name = f"baseline {spec.method.baseline}"
     visit = f"{spec.training.local_steps} steps"
@@ -165,7 +171,7 @@ def describe(spec: Spec) -> str:
             parts.append(f"weights by {spec.method.client_weight}")
         parts += [f"{name} {value}" for name, value in spec.method.params.items()]
         around = {name: getattr(spec.method, name) for name in _AROUND}
-        parts += [f"{name} {spoken(value)}" for name, value in around.items() if value]
+        parts += [f"{name} {factories.spoken(value)}" for name, value in around.items() if value]
     return ", ".join(parts)
 
 
@@ -173,5 +179,3 @@ def _by_round(learning_rate: float, schedule: Callable | None) -> float | Callab
     if schedule is None:
         return learning_rate
     return lambda round: learning_rate * schedule(round)
-
-

@@ -3,16 +3,16 @@
 from collections.abc import Callable
 from typing import Any
 
-
-
 from algorithms import on_policy
-from fedjax_post.study import factories
 from fedjax_post.core.access import Access
 from fedjax_post.core.algorithm import Algorithm
 from fedjax_post.hub.tokenizer import pad_id_of
 from fedjax_post.objectives.dpo import dpo_loss
 from fedjax_post.objectives.grpo import grpo_loss, rollouts
 from fedjax_post.objectives.rewards import REWARDS
+from fedjax_post.study import factories
+from fedjax_post.study.files import load_code
+from fedjax_post.study.spec import Spec
 
 # objective -> its own fields, and what they are by default; None depends on the data
 _OWN: dict[str, dict[str, Any]] = {
@@ -26,7 +26,6 @@ _OWN: dict[str, dict[str, Any]] = {
         "objective.grpo_beta": 0.0,
     },
 }
-
 
 
 def filled(spec: Spec) -> Spec:
@@ -76,7 +75,7 @@ def describe(spec: Spec) -> list[str]:
         return [f"dpo with beta {spec.objective.dpo_beta:g}"]
     return [
         f"grpo of {spec.objective.group_size} answers to a question",
-        f"reward {spoken(spec.objective.reward)}",
+        f"reward {factories.spoken(spec.objective.reward)}",
         f"clip {spec.objective.grpo_clip:g}",
         f"beta {spec.objective.grpo_beta:g}",
     ]

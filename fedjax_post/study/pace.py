@@ -2,14 +2,12 @@
 
 from typing import Any
 
-
-
 from fedjax_post.adapters.telemetry import adapter_telemetry
 from fedjax_post.simulate.asynchronous import Buffer, check_size
 from fedjax_post.simulate.speeds import Speeds, lognormal, read_speeds
+from fedjax_post.study.spec import Spec
 
 _USUAL_EXPONENT = 0.5
-
 
 
 def check(spec: Spec) -> None:

@@ -12,9 +12,8 @@ from pathlib import Path
 
 import jax
 
-
-from fedjax_post.study import folder
 from fedjax_post.simulate import processes
+from fedjax_post.study import folder
 
 _CUT_OFF = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED")  # what collectives say
 
@@ -63,36 +62,37 @@ def together() -> Iterator[None]:
             raise PeerError(f"process {number}: {said}")
 
 
-def claim(options: flags.FlagValues) -> Path:
-    """Returns `folder.claim` of the first process, which all of them see.
+def agreed(directory: Path) -> Path:
+    """Returns the folder that the first process has chosen, in all of them."""
+    if not are_several():
+        return directory
+    return Path(processes.exchanged(str(directory))[0])
+
+
+@contextlib.contextmanager
+def held(directory: Path) -> Iterator[None]:
+    """Makes and holds a run's folder as long as any of its processes lives; see `folder.held`.
+
+    The first process takes the folder alone, then shares it with the others.
 
     Raises:
       FileNotFoundError: in a process that does not see it.
     """
     with together():
-        mine = folder.claim(options) if is_first() else Path()
-    if not are_several():
-        return mine
-    directory = Path(processes.exchanged(str(mine))[0])
+        if is_first():
+            directory.mkdir(parents=True, exist_ok=True)
     with together():
-        if not (directory / "flags").exists():
+        if not directory.is_dir():
             raise FileNotFoundError(
-                f"--output_dir={directory} of process 0 is not there for process "
+                f"directory={directory} of process 0 is not there for process "
                 f"{jax.process_index()}; give a folder that all processes share"
             )
-    return directory
-
-
-def held(directory: Path) -> contextlib.AbstractContextManager[None]:
-    """Returns `folder.held` for a run, as long as any of its processes lives.
-
-    The first process takes the folder alone, then shares it with the others.
-    """
-    if not are_several():
-        return folder.held(directory)
     alone, shared = fcntl.LOCK_EX, fcntl.LOCK_SH
-    locks = (alone, shared, None) if is_first() else (None, None, shared)
-    return folder.held(directory, locks=locks, agreed=together)
+    locks: tuple[int | None, ...] = (alone,)
+    if are_several():
+        locks = (alone, shared, None) if is_first() else (None, None, shared)
+    with folder.held(directory, locks=locks, agreed=together):
+        yield
 
 
 def should_stop(round: int) -> bool:

@@ -4,13 +4,12 @@ import dataclasses
 import math
 from typing import Any, NamedTuple
 
-
-
-from fedjax_post.study.versions import versions_of
 from fedjax_post import privacy
 from fedjax_post.core.algorithm import Algorithm
 from fedjax_post.core.engine import State
 from fedjax_post.simulate.record import Callback, Record
+from fedjax_post.study.spec import Spec
+from fedjax_post.study.versions import versions_of
 
 _UNIT = "client, with all its rows: add or remove one"
 _NOT_COVERED = (
@@ -28,8 +27,6 @@ class Guarantee(NamedTuple):
     delta: float
     cohort_size: float  # expected
     population: int
-
-
 
 
 def is_on(spec: Spec) -> bool:
@@ -53,8 +50,8 @@ def check(spec: Spec) -> None:
         raise ValueError(f"{told} needs `privacy.epsilon` or `privacy.noise_multiplier`")
     if len(given.keys() & {"epsilon", "noise_multiplier"}) == 2:
         raise ValueError(
-            f"{told} and privacy.noise_multiplier={spec.privacy.noise_multiplier:g} say the same twice; "
-            "give one"
+            f"{told} and privacy.noise_multiplier={spec.privacy.noise_multiplier:g} say the same "
+            "twice; give one"
         )
     if not spec.privacy.clip:
         raise ValueError(f"{told} needs `privacy.clip`, the largest norm of what a client sends")

@@ -7,8 +7,6 @@ from typing import Any
 import jax
 import numpy as np
 
-
-from fedjax_post.study import factories, roles
 from fedjax_post.adapters.prompt import add_soft_prompt, text_prompt
 from fedjax_post.core.access import Access
 from fedjax_post.core.algorithm import Algorithm
@@ -16,11 +14,12 @@ from fedjax_post.hub.load import load_model
 from fedjax_post.hub.tokenizer import pad_id_of
 from fedjax_post.objectives.choice import answer_loss, choice_loss
 from fedjax_post.objectives.sft import sft_loss
+from fedjax_post.study import factories, roles
+from fedjax_post.study.spec import Spec
 
 PyTree = Any
 _WORD = re.compile("[Ġ▁][a-zA-Z]+")  # with the space before it, as tokenizers write it
 ADAPTERS = ("soft_prompt", "text_prompt")
-
 
 
 def check(spec: Spec) -> None:
@@ -82,9 +81,7 @@ def offered(spec: Spec, factory: Callable, tokenizer: Any) -> dict[str, Any]:
     return {name: fn() for name, fn in make.items() if factories.takes(factory, name)}
 
 
-def loss_of(
-    spec: Spec, algorithm: Algorithm, tokenizer: Any, *, longest: int
-) -> Callable:
+def loss_of(spec: Spec, algorithm: Algorithm, tokenizer: Any, *, longest: int) -> Callable:
     """Returns the loss that an algorithm's access allows.
 
     Args:

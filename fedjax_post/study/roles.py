@@ -3,16 +3,14 @@
 from collections.abc import Callable
 from typing import Any
 
-
-
 from fedjax_post.core.algorithm import Algorithm
 from fedjax_post.hub.load import load_config, load_model
 from fedjax_post.model.emulator import emulate
 from fedjax_post.model.views import LanguageModel
+from fedjax_post.study.spec import Spec
 
 PyTree = Any
 _EMULATOR = ("emulator_first", "emulator_last", "emulator_keep_every")
-
 
 
 def check(spec: Spec, algorithm: Algorithm) -> None:

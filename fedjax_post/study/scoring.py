@@ -4,14 +4,14 @@ from collections.abc import Iterator
 
 import jax
 
-
 import fedjax_post
-from fedjax_post.study.build import Parts
 from fedjax_post.core.engine import State
 from fedjax_post.evaluate.scores import HeldOut, Scores, choose_rows, mean_scores, score
 from fedjax_post.openness.hosted import Hosted
 from fedjax_post.simulate.personal import read_clients
 from fedjax_post.simulate.record import Callback, Record
+from fedjax_post.study import private
+from fedjax_post.study.build import Parts
 
 
 def score_state(parts: Parts, state: State, heldout: HeldOut, *, rounds: int) -> Scores:
@@ -20,6 +20,27 @@ def score_state(parts: Parts, state: State, heldout: HeldOut, *, rounds: int) ->
     if isinstance(model, Hosted):
         model = model.at(rounds, -1)
     return score(model, params, heldout)
+
+
+def final(parts: Parts, state: State) -> dict[str, Scores]:
+    """Returns the scores after the last round: "final", and "personal" where that is asked for."""
+    if parts.spec.method.baseline == "local":
+        return {"final": score_personal(parts, state)}
+    rounds = parts.spec.training.rounds
+    scores = {"final": score_state(parts, state, parts.heldout, rounds=rounds)}
+    if parts.spec.scoring.personal:
+        scores["personal"] = score_own_tasks(parts, state)
+    return scores
+
+
+def callbacks(parts: Parts) -> list[Callback]:
+    """Returns what adds to the records of a run: what privacy has cost, and the learning curve."""
+    spec, found = parts.spec, []
+    if parts.promised is not None:
+        found.append(private.curve(parts.promised, spec))
+    if spec.scoring.every and spec.method.baseline != "local":
+        found.append(curve(parts))
+    return found
 
 
 def score_personal(parts: Parts, state: State) -> Scores:
@@ -69,13 +90,14 @@ def _each_client(parts: Parts, state: State) -> Iterator[tuple[int, Scores]]:
 def curve(parts: Parts) -> Callback:
     """Returns a callback that adds `eval_loss` and `eval_exact_match` to some records.
 
-    They are of ``curve_examples`` of the held-out rows, every ``scoring.every`` rounds.
+    They are of `scoring.curve_examples` of the held-out rows, every `scoring.every` rounds.
     """
-    chosen = choose_rows(len(parts.heldout.rows), parts.spec.scoring.curve_examples, seed=parts.spec.seed)
-    heldout = parts.heldout._replace(rows=parts.heldout.rows[chosen])
+    spec, heldout = parts.spec, parts.heldout
+    chosen = choose_rows(len(heldout.rows), spec.scoring.curve_examples, seed=spec.seed)
+    heldout = heldout._replace(rows=heldout.rows[chosen])
 
     def callback(state: State, record: Record) -> Record | None:
-        if (record["round"] + 1) % parts.spec.scoring.every:
+        if (record["round"] + 1) % spec.scoring.every:
             return None
         scores = score_state(parts, state, heldout, rounds=record["round"] + 1)
         return {f"eval_{name}": value for name, value in scores.items() if name != "per_task"}

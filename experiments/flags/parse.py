@@ -1,0 +1,153 @@
+"""A command line as an experiment, and as what concerns this process alone."""
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from absl import flags
+
+from algorithms import ALGORITHMS
+from experiments.flags import help
+from experiments.flags.define import FLAGS, changes_of, define_fields, define_own
+from fedjax_post.study import factories
+from fedjax_post.study.files import CODE, check_trusted, read_spec
+from fedjax_post.study.folder import spec_file
+from fedjax_post.study.spec import Spec
+
+Definer = Callable[[flags.FlagValues], None]
+
+
+class CommandLine(NamedTuple):
+    """What a person typed."""
+
+    spec: Spec
+    values: flags.FlagValues  # with the flags that are of no experiment
+    typed: Mapping[str, Any]  # fields that were given, by path
+    help: str | None  # what to print instead of running, if that was asked for
+
+
+def define_launch(values: flags.FlagValues) -> None:
+    """Defines the flags of a run that say nothing about the experiment."""
+    give = {"flag_values": values}
+    flags.DEFINE_string("output_dir", None, "a new folder (runs/<time>-<algorithm>)", **give)
+    flags.DEFINE_bool("resume", False, "continue the run in --output_dir", **give)
+    flags.DEFINE_string("spec", None, "begin from a specification, a file spec.json", **give)
+    trust = "import functions that a run's folder or a file names"
+    flags.DEFINE_bool("trust_code", False, trust, **give)
+    flags.DEFINE_bool("dry_run", False, "print what the run will take, and exit", **give)
+    twice = "with --resume: send calls again that may have been paid already"
+    flags.DEFINE_bool("ask_again", False, twice, **give)
+
+
+def parse(argv: Sequence[str], *, about: str, own: Sequence[Definer] = ()) -> CommandLine:
+    """Returns what a command line says.
+
+    With `--resume`, fields that are left out come from the run in `--output_dir`; with `--spec`,
+    from that file.
+
+    Args:
+      argv: program name and flags.
+      about: the program's description, for `--help`.
+      own: define the flags that are of no experiment.
+
+    Raises:
+      ValueError: for words that are no flags, unknown flags, wrong values, and code that a file
+        names without being trusted.
+      OSError: for files that cannot be read.
+    """
+    wanted = help.wanted(argv)
+    argv = [given for given in argv if wanted is None or not _asks_help(given)]
+    known = dict(ALGORITHMS)
+    values = _defined(known, own)
+    _parsed(values, argv, known_only=True)
+    stored = None if wanted is not None else _stored(values)
+    name = changes_of(values, ["algorithm"])["method.name"] if values["algorithm"].present else None
+    name = name or (stored or Spec()).method.name
+    if name not in known:
+        known[name] = factories.find_factory(name)
+    values = _defined(known, own)
+    rest = _parsed(values, argv)
+    if wanted is not None:
+        mine = [flag for define in own for flag in _names_of(define)]
+        return CommandLine(Spec(), values, {}, help.text(about, wanted, values, mine))
+    if rest:
+        raise ValueError(f"{rest[0]!r} is no flag; write --name=value")
+    typed = changes_of(values)
+    return CommandLine(_put(stored or Spec(), typed), values, typed, None)
+
+
+def changes_in(text: Sequence[str]) -> dict[str, Any]:
+    """Returns the fields that some flags say, by path; for a part of a command line or a file.
+
+    Raises:
+      ValueError: as `parse`.
+    """
+    values = _defined(dict(ALGORITHMS), ())
+    if rest := _parsed(values, ["", *text]):
+        raise ValueError(f"{rest[0]!r} is no flag; write --name=value")
+    return changes_of(values)
+
+
+def _put(spec: Spec, typed: Mapping[str, Any]) -> Spec:
+    """The specification with what was typed; another algorithm begins with its own arguments."""
+    changes = dict(typed)
+    if changes.get("method.name", spec.method.name) == spec.method.name:
+        own = {**spec.method.params, **changes.get("method.params", {})}
+        changes |= {"method.params": own}
+    elif "method.params" not in changes:
+        changes["method.params"] = {}
+    return spec.put(changes)
+
+
+def _stored(values: flags.FlagValues) -> Spec | None:
+    """The specification that a command line begins from; None for the default one."""
+    if "spec" not in values:
+        return None
+    where = values.output_dir
+    path = spec_file(Path(where) if where else None) if values.resume else None
+    path = Path(values.spec) if values.spec and path is None else path
+    if path is None:
+        return None
+    stored = read_spec(path, trust_code=True)
+    if not values.trust_code:
+        typed = changes_of(values, [name for name in FLAGS if values[name].present])
+        check_trusted(stored, [path for path in CODE if path not in typed], source=path)
+    return stored
+
+
+def _defined(known: Mapping[str, Callable], own: Sequence[Definer]) -> flags.FlagValues:
+    values = flags.FlagValues()
+    define_fields(values)
+    for define in own:
+        define(values)
+    define_own(known, values)
+    return values
+
+
+def _parsed(values: flags.FlagValues, argv: Sequence[str], *, known_only: bool = False) -> list:
+    try:
+        return values(list(argv), known_only=known_only)[1:]
+    except flags.UnrecognizedFlagError as error:
+        raise ValueError(_unknown(error.flagname, list(values))) from None
+    except flags.Error as error:
+        raise ValueError(str(error)) from None
+
+
+def _unknown(name: str, known: Sequence[str]) -> str:
+    """What to say of a flag that does not exist."""
+    parts = [flag for flag in known if name in flag.split("_")]
+    close = difflib.get_close_matches(name, known, 3) or parts
+    meant = f"did you mean {' or '.join(f'--{flag}' for flag in close[:3])}? " if close else ""
+    return f"--{name} is no flag; {meant}--help lists the flags"
+
+
+def _asks_help(given: str) -> bool:
+    return help.wanted(["", given]) is not None
+
+
+def _names_of(define: Definer) -> list[str]:
+    values = flags.FlagValues()
+    before = set(values)
+    define(values)
+    return [name for name in values if name not in before]
