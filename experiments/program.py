@@ -13,7 +13,6 @@ import jax
 
 from experiments import process
 from experiments.flags import in_flags
-from experiments.flags.define import FLAGS
 from fedjax_post.core.access import AccessError
 from fedjax_post.openness.ledger import DisclosureError
 from fedjax_post.study import Job, peers
@@ -54,7 +53,7 @@ def held(job: Job, work: Callable[[], int], *, again: Sequence[str]) -> int:
 
 def refuse(message: str) -> int:
     """Prints why a program does nothing, in the words of the command line; returns 2."""
-    print(f"error: {in_flags(message, FLAGS)}", file=sys.stderr)
+    print(f"error: {in_flags(message)}", file=sys.stderr)
     return 2
 
 

@@ -145,7 +145,9 @@ def _own_of(factories: Mapping[str, Callable]) -> dict[str, tuple[type, str]]:
             doc = re.search(rf"^\s+{name}: (.*)$", inspect.getdoc(factory) or "", re.MULTILINE)
             default = "" if parameter.default is parameter.empty else f" {parameter.default}"
             told.setdefault(name, [doc.group(1)] if doc else [""]).append(f"{algorithm}{default}")
-    return {name: (kinds[name], f"{doc} [{', '.join(users)}]") for name, (doc, *users) in told.items()}
+    return {
+        name: (kinds[name], f"{doc} [{', '.join(users)}]") for name, (doc, *users) in told.items()
+    }
 
 
 def as_flags(spec: Spec) -> list[str]:

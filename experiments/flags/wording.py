@@ -1,43 +1,59 @@
 """Messages of the library, in the words of the command line.
 
-The library names its own arguments, as `max_length=20` or in backticks. A person who types flags
-reads `--max_length=20` instead. This is the only place where one becomes the other.
+The library names its own arguments and fields, as `max_length=20` or in backticks. A person who
+types flags reads `--max_length=20` instead. This is the only place where one becomes the other.
 """
 
 import re
-from collections.abc import Container
+from collections import Counter
+from collections.abc import Mapping
 
-# Arguments of the library whose flag has another name.
-_FLAG_OF = {
-    "rank": "lora_rank",
-    "alpha": "partition_alpha",
-    "rounds": "num_rounds",
+from experiments.flags.define import FLAGS
+
+# Arguments of the library whose flag has another name, beside the fields of an experiment.
+_ARGUMENTS = {
+    "path": "model",
     "directory": "output_dir",
-    "prompt": "prompt_column",
-    "response": "response_column",
-    "context": "context_column",
-    "messages": "messages_column",
-    "label": "label_column",
-    "client": "client_column",
-    "rejected": "rejected_column",
+    "resume": "resume",
+    "trust_code": "trust_code",
+    **{
+        role: f"{role}_column"
+        for role in ("prompt", "response", "context", "messages", "label", "client", "rejected")
+    },
 }
+_NAME = r"[a-z]\w*(?:\.[a-z]\w*)?"
 _ARGUMENT = re.compile(
-    r"`(?P<quoted>[a-z]\w*)(?P<value>=[^`]*)?`|(?<![\w.`-])(?P<given>[a-z]\w*)(?==)"
+    rf"`(?P<quoted>{_NAME})(?P<value>=[^`]*)?`|(?<![\w.`'-])(?P<given>{_NAME})(?==)"
 )
 
 
-def in_flags(message: str, known: Container[str]) -> str:
+def _flag_of() -> Mapping[str, str]:
+    """The flag of each name: of a field's path, of a section, and of a field where it is unique."""
+    short = Counter(flag.path.rpartition(".")[2] for flag in FLAGS.values())
+    found = dict(_ARGUMENTS)
+    for flag in FLAGS.values():
+        section, _, name = flag.path.rpartition(".")
+        if name in ("name", "source", "kind"):
+            found[section] = flag.name
+        elif short[name] == 1:
+            found[name] = flag.name
+        found[flag.path] = flag.name
+    return found | {name: name for name in FLAGS}
+
+
+_FLAG_OF = _flag_of()
+
+
+def in_flags(message: str) -> str:
     """Returns a message in which the arguments that have a flag are written as that flag.
 
     Args:
       message: names arguments as `` `name` ``, `` `name=value` `` or name=value; all else, flags
         included, stays as it is.
-      known: names of the flags that there are.
     """
 
     def reworded(match: re.Match) -> str:
-        name = match["quoted"] or match["given"]
-        flag = name if name in known else _FLAG_OF.get(name)
-        return match[0] if flag not in known else f"--{flag}{match['value'] or ''}"
+        flag = _FLAG_OF.get(match["quoted"] or match["given"])
+        return match[0] if flag is None else f"--{flag}{match['value'] or ''}"
 
     return _ARGUMENT.sub(reworded, message)
