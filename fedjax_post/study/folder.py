@@ -33,6 +33,17 @@ def fresh(label: str) -> Path:
     raise FileExistsError(f"{Path('runs') / name} is taken; give a `directory`")
 
 
+def plain(name: str) -> str:
+    """Returns a name that is a folder's and leads to no other place.
+
+    Raises:
+      ValueError: for any other name.
+    """
+    if not re.fullmatch(r"[\w-][\w.=-]*", name):
+        raise ValueError(f"{name!r} is no name for a folder; use letters, digits, _, - and .")
+    return name
+
+
 def check_unused(directory: Path) -> None:
     """Refuses a folder that holds another run.
 

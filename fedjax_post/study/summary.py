@@ -76,7 +76,7 @@ def summarize(
         "trained_parameters": count(parts.params),
         "heldout_examples": len(parts.heldout.rows),
         "population": parts.data.report,
-        "device": f"{jax.devicecount()} x {jax.devices()[0].device_kind}",
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "versions": versions_of(_PACKAGES),
         "commit": commit(),
         "command": shlex.join(command),

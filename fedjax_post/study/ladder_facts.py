@@ -5,14 +5,10 @@ Every part is read from what runs left, from passports, or measured on the base 
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from experiments import disclosure
-from experiments.build import Job
-from experiments.factories import declared
-from experiments.ladder import Cell
 from fedjax_post.core.access import Access
 from fedjax_post.evaluate.generation import reference_answers
 from fedjax_post.openness import passport as read
@@ -20,26 +16,44 @@ from fedjax_post.openness.framework import CLASSES
 from fedjax_post.openness.licences import terms_of
 from fedjax_post.openness.load import load_passport, passport_names
 from fedjax_post.openness.runnable import refusals, roles
+from fedjax_post.study import disclosure
+from fedjax_post.study.build import Parts
+from fedjax_post.study.factories import declared
+from fedjax_post.study.spec import Spec
 
 
-def cells_told(cells: Sequence[Cell]) -> list[dict[str, Any]]:
-    """Returns a row for each cell: its folder, name, tier, kind, and which score is its own."""
+class Rung(NamedTuple):
+    """One method of a ladder.
+
+    Attributes:
+      spec: its experiment.
+      kind: "open", "closed" or "baseline".
+      title: as the report calls it; "" for its name.
+    """
+
+    spec: Spec
+    kind: str
+    title: str = ""
+
+
+def cells_told(rungs: Mapping[str, Rung]) -> list[dict[str, Any]]:
+    """Returns a row for each method: its folder, name, tier, kind, and which score is its own."""
     access = declared()
     return [
         {
-            "method": cell.name,
-            "label": cell.title,
-            "tier": disclosure.tier_of(access[str(cell.flags["algorithm"])]),
-            "kind": cell.kind,
-            "score": "personal" if cell.flags.get("score_personal") else "final",
+            "method": name,
+            "label": rung.title or name,
+            "tier": disclosure.tier_of(access[str(rung.spec.method.name)]),
+            "kind": rung.kind,
+            "score": "personal" if rung.spec.scoring.personal else "final",
         }
-        for cell in cells
+        for name, rung in rungs.items()
     ]
 
 
-def chance_of(job: Job) -> float:
+def chance_of(parts: Parts) -> float:
     """Returns the share of the commonest answer among the held-out rows, in [0, 1]."""
-    heldout = job.heldout
+    heldout = parts.heldout
     told = {"rows": heldout.rows, "decode_fn": heldout.decode_fn, "eos_id": heldout.eos_id}
     answers = reference_answers(heldout.table, **told)
     return Counter(answers).most_common(1)[0][1] / len(answers)

@@ -1,4 +1,4 @@
-"""The drills themselves: faults put into a run of the flags, and what is left of it.
+"""The drills themselves: faults put into a run, and what is left of it.
 
 See `fedjax_post.openness.drills`. All drills of a method share one state at the fault, and one
 set of compiled programs.
@@ -12,15 +12,18 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from absl import flags as absl_flags
 
 import fedjax_post
-from experiments import artefact, compare, flags, folder
-from experiments.build import Job, build
 from fedjax_post.core.engine import State
 from fedjax_post.evaluate.scores import choose_rows, score
 from fedjax_post.openness import drills
 from fedjax_post.openness.drills import Row
+from fedjax_post.study import artefact, folder
+from fedjax_post.study.build import Parts, build
+from fedjax_post.study.cells import Cell, Show
+from fedjax_post.study.files import read_spec, write_spec
+from fedjax_post.study.resolve import resolve
+from fedjax_post.study.spec import Spec
 
 
 class Settings(NamedTuple):
@@ -39,49 +42,50 @@ class Settings(NamedTuple):
 class _Stage(NamedTuple):
     """A method ready to be drilled, its programs compiled once for all drills."""
 
-    job: Job
-    options: absl_flags.FlagValues
+    parts: Parts
+    spec: Spec
     method: str
     directory: Path
     settings: Settings
     base: float  # exact match at the end of the run without a fault
 
 
-def drilled(run: compare.Run, chosen: Sequence[str], settings: Settings) -> list[Row]:
+def drilled(cell: Cell, chosen: Sequence[str], settings: Settings, *, show: Show) -> list[Row]:
     """Returns the rows of one method with one seed.
 
     Args:
-      run: its flags, its name in the rows, and a folder for its runs.
+      cell: the experiment, its name in the rows, and a folder for its runs.
       chosen: of `drills.DRILLS`.
       settings: how hard the faults are.
+      show: called with a line for each drill.
 
     Raises:
       ValueError, OSError, AccessError: for input that will not do.
     """
-    options = flags.parse(["train", *run.given, "--exact_match=on"])
-    settings = filled(settings, options.num_rounds)
-    _check_same(run.directory, options)
-    job = build(options)
+    spec = resolve(cell.spec.put({"scoring.exact_match": "on"}))
+    settings = filled(settings, spec.training.rounds)
+    _claim(cell.directory, spec)
+    parts = build(spec)
     if set(chosen) & set(drills.EXCLUSIONS):
-        drills.check_excluded(_num_excluded(settings, job), len(job.data.clients))
-    watch = () if job.plan.telemetry is None else (job.plan.telemetry,)
-    programs = job.plan.executor(job.algorithm, *watch)
-    job = job._replace(plan=job.plan._replace(executor=lambda *_: programs, resume=True))
-    stage = _Stage(job, options, run.label, run.directory, settings, 0.0)
+        drills.check_excluded(_num_excluded(settings, parts), len(parts.data.clients))
+    watch = () if parts.plan.telemetry is None else (parts.plan.telemetry,)
+    programs = parts.plan.executor(parts.algorithm, *watch)
+    plan = parts.plan._replace(executor=lambda *_: programs, resume=True)
+    stage = _Stage(parts._replace(plan=plan), spec, cell.label, cell.directory, settings, 0.0)
     _play(stage, "fault", rounds=settings.at_round)
     state = _play(stage, "undisturbed", after="fault")
     stage = stage._replace(base=_score(stage, state))
-    print(f"{run.label}, seed {run.seed}: {100 * stage.base:.1f} % undisturbed", flush=True)
+    show(f"{cell.label}, seed {spec.seed}: {100 * stage.base:.1f} % undisturbed")
     rows = []
     for name in chosen:
         began = time.perf_counter()
         rows += _DRILLS[name](stage, name, state)
-        print(f"  {name}: {time.perf_counter() - began:.0f} s", flush=True)
+        show(f"  {name}: {time.perf_counter() - began:.0f} s")
     return rows
 
 
 def _shutdown(stage: _Stage, name: str, state: State) -> list[Row]:
-    if drills.serves_alone(stage.job.algorithm.access):
+    if drills.serves_alone(stage.parts.algorithm.access):
         return [_unmoved(stage, name)]
     if _alone(stage):
         note = "training goes on without it, towards a model that nobody answers by"
@@ -93,7 +97,7 @@ def _shutdown(stage: _Stage, name: str, state: State) -> list[Row]:
 
 
 def _changed(stage: _Stage, name: str, state: State) -> list[Row]:
-    if drills.serves_alone(stage.job.algorithm.access):
+    if drills.serves_alone(stage.parts.algorithm.access):
         return [_unmoved(stage, name)]
     other = _other_version(stage)
     fault = _state_of(stage, "fault")
@@ -112,7 +116,7 @@ def _rate_limited(stage: _Stage, name: str, state: State) -> list[Row]:
     if _alone(stage):
         return [_unmoved(stage, name)]
     count = stage.settings.rate_limit
-    sampler = drills.at_most(stage.job.plan.sampler, count)
+    sampler = drills.at_most(stage.parts.plan.sampler, count)
     after = _score(stage, _play(stage, name, after="fault", sampler=sampler))
     return [_row(stage, name, after, f"{count} clients a round were answered")]
 
@@ -123,7 +127,7 @@ def _refused(stage: _Stage, name: str, state: State) -> list[Row]:
 
 
 def _excluded(stage: _Stage, name: str, state: State) -> list[Row]:
-    table, partition = _held(stage.job)
+    table, partition = _held(stage.parts)
     names = np.zeros(len(table.length), np.int64)
     if table.label is not None:
         names = np.unique(table.label, return_inverse=True)[1]
@@ -136,14 +140,14 @@ def _excluded(stage: _Stage, name: str, state: State) -> list[Row]:
         name,
         counts=counts,
         tokens=tokens,
-        num=_num_excluded(stage.settings, stage.job),
-        seed=stage.options.seed,
+        num=_num_excluded(stage.settings, stage.parts),
+        seed=stage.spec.seed,
     )
     return _left_out(stage, name, state, clients=clients)
 
 
-def _num_excluded(settings: Settings, job: Job) -> int:
-    return settings.excluded_clients or max(1, len(job.data.clients) // 4)
+def _num_excluded(settings: Settings, parts: Parts) -> int:
+    return settings.excluded_clients or max(1, len(parts.data.clients) // 4)
 
 
 def _left_out(
@@ -152,11 +156,11 @@ def _left_out(
     """Two rows: the federation's model without them, and what it is worth to them."""
     theirs = f"{name}{drills.SHUT_OUT}"
     before = _score_own(stage, state, clients)
-    who = f"{len(clients)} of {len(stage.job.data.clients)} clients"
+    who = f"{len(clients)} of {len(stage.parts.data.clients)} clients"
     if _alone(stage):
         own = _unmoved(stage, theirs)._replace(before=before, after=before)
         return [_unmoved(stage, name), own]
-    sampler = drills.without(stage.job.plan.sampler, clients)
+    sampler = drills.without(stage.parts.plan.sampler, clients)
     without = _play(stage, name, after=after, sampler=sampler)
     worth = _score_own(stage, without, clients)
     note = f"on their own rows, were they let in; {who} can neither train nor be served"
@@ -167,22 +171,22 @@ def _left_out(
 
 
 def _artefact(stage: _Stage, name: str, state: State) -> list[Row]:
-    made = fedjax_post.deployed(stage.job.algorithm, stage.job.model, state)
+    made = fedjax_post.deployed(stage.parts.algorithm, stage.parts.model, state)
     path = stage.directory / name
-    holds_weights = artefact.write(path, *made, base=stage.options.model)
+    holds_weights = artefact.write(path, *made, base=stage.spec.model.name)
     terms = artefact.terms(
-        stage.options.model,
+        stage.spec.model.name,
         passport=stage.settings.passport,
         holds_weights=holds_weights,
         data_licence=stage.settings.data_licence,
     )
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     told = {"artefact_bytes": size, "terms": terms}
-    if not drills.serves_alone(stage.job.algorithm.access):
+    if not drills.serves_alone(stage.parts.algorithm.access):
         note = "it was read back, and the model that it is for is not there"
         return [_row(stage, name, 0.0, note, can=(_alone(stage), False), **told)]
-    model, params = artefact.read(path, base=stage.options.model, dtype=stage.options.dtype)
-    after = score(model, params, stage.job.heldout)["exact_match"]
+    model, params = artefact.read(path, base=stage.spec.model.name, dtype=stage.spec.model.dtype)
+    after = score(model, params, stage.parts.heldout)["exact_match"]
     return [_row(stage, name, after, "read back from files, without a provider", **told)]
 
 
@@ -206,16 +210,16 @@ def _play(
     model: Any = None,
 ) -> State:
     """The state at the end of a run in a folder of its own, begun where another one stood."""
-    job, where = stage.job, stage.directory / name
+    parts, where = stage.parts, stage.directory / name
     if after is not None and not where.exists():
         folder.write_whole(where, lambda path: shutil.copytree(stage.directory / after, path))
-    plan = job.plan._replace(directory=where, sampler=sampler or job.plan.sampler)
+    plan = parts.plan._replace(directory=where, sampler=sampler or parts.plan.sampler)
     for _ in fedjax_post.run(
-        job.algorithm,
-        job.model if model is None else model,
-        job.data.clients,
-        params=job.params,
-        rounds=rounds or stage.options.num_rounds,
+        parts.algorithm,
+        parts.model if model is None else model,
+        parts.data.clients,
+        params=parts.params,
+        rounds=rounds or stage.spec.training.rounds,
         plan=plan,
     ):
         pass
@@ -223,39 +227,39 @@ def _play(
 
 
 def _state_of(stage: _Stage, name: str) -> State:
-    found = fedjax_post.restore(stage.directory / name, stage.job.algorithm, stage.job.params)
+    found = fedjax_post.restore(stage.directory / name, stage.parts.algorithm, stage.parts.params)
     assert found is not None  # a run has ended there
     return found.state
 
 
 def _other_version(stage: _Stage) -> Any:
     """The models of a run, the target's weights changed."""
-    key, change = jax.random.key(stage.options.seed), stage.settings.change
-    model = stage.job.model
+    key, change = jax.random.key(stage.spec.seed), stage.settings.change
+    model = stage.parts.model
     if isinstance(model, dict):
         return model | {"target": drills.another_version(model["target"], key, change=change)}
     return drills.another_version(model, key, change=change)
 
 
 def _score(stage: _Stage, state: State, *, model: Any = None) -> float:
-    model = stage.job.model if model is None else model
-    made = fedjax_post.deployed(stage.job.algorithm, model, state)
-    return score(*made, stage.job.heldout)["exact_match"]
+    model = stage.parts.model if model is None else model
+    made = fedjax_post.deployed(stage.parts.algorithm, model, state)
+    return score(*made, stage.parts.heldout)["exact_match"]
 
 
 def _score_own(stage: _Stage, state: State, clients: np.ndarray) -> float:
     """Exact match on some clients' own training rows."""
-    table, (offsets, indices) = _held(stage.job)
+    table, (offsets, indices) = _held(stage.parts)
     rows = np.concatenate([indices[offsets[i] : offsets[i + 1]] for i in clients])
-    chosen = choose_rows(len(rows), stage.settings.own_examples, seed=stage.options.seed)
-    heldout = stage.job.heldout._replace(table=table, rows=rows[chosen])
-    made = fedjax_post.deployed(stage.job.algorithm, stage.job.model, state)
+    chosen = choose_rows(len(rows), stage.settings.own_examples, seed=stage.spec.seed)
+    heldout = stage.parts.heldout._replace(table=table, rows=rows[chosen])
+    made = fedjax_post.deployed(stage.parts.algorithm, stage.parts.model, state)
     return score(*made, heldout)["exact_match"]
 
 
-def _held(job: Job):
+def _held(parts: Parts):
     """The clients' table and partition."""
-    clients = getattr(job.data.clients, "clients", job.data.clients)
+    clients = getattr(parts.data.clients, "clients", parts.data.clients)
     return clients.table, clients.partition
 
 
@@ -269,7 +273,7 @@ def _unmoved(stage: _Stage, name: str) -> Row:
 
 
 def _alone(stage: _Stage) -> bool:
-    return drills.trains_alone(stage.job.algorithm.access)
+    return drills.trains_alone(stage.parts.algorithm.access)
 
 
 def filled(settings: Settings, rounds: int) -> Settings:
@@ -277,16 +281,18 @@ def filled(settings: Settings, rounds: int) -> Settings:
     at_round = settings.at_round or rounds // 2
     if not 1 <= at_round < rounds:
         raise ValueError(
-            f"--at_round={at_round} must be from 1 to {rounds - 1}, before the last of "
-            f"--num_rounds={rounds}"
+            f"at_round={at_round} must be from 1 to {rounds - 1}, before the last of "
+            f"`training.rounds={rounds}`"
         )
     return settings._replace(at_round=at_round)
 
 
-def _check_same(directory: Path, options: absl_flags.FlagValues) -> None:
-    """Refuses a folder with drills of other flags."""
-    stored, lines = directory / "method", folder.flag_lines(options)
-    if stored.exists() and stored.read_text(encoding="utf-8").splitlines() != lines:
-        raise ValueError(f"{directory} holds drills with other flags; give another --output_dir")
+def _claim(directory: Path, spec: Spec) -> None:
+    """Refuses a folder with drills of another experiment."""
+    stored = directory / folder.SPEC
+    if stored.exists() and read_spec(stored, trust_code=True) != spec:
+        raise ValueError(
+            f"{directory} holds drills of another experiment; give another `directory`"
+        )
     directory.mkdir(parents=True, exist_ok=True)
-    folder.write_text(stored, "".join(f"{line}\n" for line in lines))
+    write_spec(stored, spec)
