@@ -40,7 +40,9 @@ def define_launch(values: flags.FlagValues) -> None:
     flags.DEFINE_bool("ask_again", False, twice, **give)
 
 
-def parse(argv: Sequence[str], *, about: str, own: Sequence[Definer] = ()) -> CommandLine:
+def parse(
+    argv: Sequence[str], *, about: str, own: Sequence[Definer] = (), without: Sequence[str] = ()
+) -> CommandLine:
     """Returns what a command line says.
 
     With `--resume`, fields that are left out come from the run in `--output_dir`; with `--spec`,
@@ -50,6 +52,7 @@ def parse(argv: Sequence[str], *, about: str, own: Sequence[Definer] = ()) -> Co
       argv: program name and flags.
       about: the program's description, for `--help`.
       own: define the flags that are of no experiment.
+      without: flags that the program sets by others of its own.
 
     Raises:
       ValueError: for words that are no flags, unknown flags, wrong values, and code that a file
@@ -73,6 +76,9 @@ def parse(argv: Sequence[str], *, about: str, own: Sequence[Definer] = ()) -> Co
         return CommandLine(Spec(), values, {}, help.text(about, wanted, values, mine))
     if rest:
         raise ValueError(f"{rest[0]!r} is no flag; write --name=value")
+    for name in without:
+        if values[name].present:
+            raise ValueError(f"--{name} is set by another flag of this program; leave it out")
     typed = changes_of(values)
     return CommandLine(_put(stored or Spec(), typed), values, typed, None)
 

@@ -22,22 +22,18 @@ def audit_of(parts: Parts) -> dict[str, Any]:
     name = passport_of(parts.spec.model.name)
     try:
         if not name:
-            raise AccessError(
-                f"{parts.spec.model.name} has no passport, so that its corpus is unknown"
-            )
+            raise AccessError(f"{model} has no passport, so that its corpus is unknown")
         passport = load_passport(name)
         check_corpus(passport)
-        if parts.spec.model.name not in READINGS:
-            raise AccessError(
-                f"the documents that {parts.spec.model.name} has read are not on this machine"
-            )
+        if model not in READINGS:
+            raise AccessError(f"the documents that {model} has read are not on this machine")
         found = audit(
             parts.target,
             parts.tokenizer,
-            read_texts(parts.spec.model.name, per_call=_PER_CALL),
+            read_texts(model, per_call=_PER_CALL),
             _rows(parts),
             passport=passport,
-            fresh=fresh_texts(parts.spec.model.name, _FRESH),
+            fresh=fresh_texts(model, _FRESH),
         )
     except AccessError as error:
         return {"refused": str(error)}

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 from fedjax_post.openness.drills import DRILLS
 from fedjax_post.report import position
-from fedjax_post.study import audits, cells, drills, folder, ladder_facts
+from fedjax_post.study import audits, cells, folder, ladder_facts
 from fedjax_post.study.build import build
+from fedjax_post.study.drills import carry_out
 from fedjax_post.study.faults import Settings
 from fedjax_post.study.ladder_facts import Rung
 from fedjax_post.study.resolve import resolve
@@ -152,7 +153,7 @@ def _drilled(
     ]
     if not planned:
         return []
-    return drills.carry_out(planned, faults.chosen, faults.settings, show=show)
+    return carry_out(planned, faults.chosen, faults.settings, show=show)
 
 
 def _kept(path: Path, make: Callable[[], Any]) -> Mapping[str, Any]:
