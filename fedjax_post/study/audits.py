@@ -19,7 +19,8 @@ def audit_of(parts: Parts) -> dict[str, Any]:
     Only the bases that this project trained have documents that can be made again; of any
     other open corpus a person would have to pass the documents to `openness.audit.audit`.
     """
-    name = passport_of(parts.spec.model.name)
+    model = parts.spec.model.name
+    name = passport_of(model)
     try:
         if not name:
             raise AccessError(f"{model} has no passport, so that its corpus is unknown")
