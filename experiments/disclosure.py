@@ -20,8 +20,9 @@ from fedjax_post.openness import codec, ledger
 from fedjax_post.openness.arrivals import offsets_of
 from fedjax_post.openness.ledger import Entry, Form, Hosting, Price
 from fedjax_post.report.records import read_records
-from fedjax_post.simulate.cohort import data_rng, draw
+from fedjax_post.simulate.cohort import data_rng
 from fedjax_post.simulate.run import Plan
+from fedjax_post.simulate.visits import visits
 
 
 def define(values: flags.FlagValues) -> None:
@@ -161,8 +162,7 @@ def write(directory: Path, entries: list[Entry]) -> None:
 
 def _visits(data: Loaded, plan: Plan, rounds: int) -> Iterator[tuple[int, Any, Any]]:
     """The visits of a run once more; they are functions of its seed."""
-    for round in range(rounds):
-        cohort = draw(plan.sampler, len(data.clients), seed=plan.seed, round=round)
-        for client in cohort.tolist():
-            visit = data.clients.visit(client, data_rng(plan.seed, round, client))
-            yield round, visit.batches, visit.step_mask
+    for taken in visits(plan, len(data.clients), range(rounds)):
+        rng = data_rng(plan.seed, taken.began, taken.client_id)
+        visit = data.clients.visit(taken.client_id, rng)
+        yield taken.round, visit.batches, visit.step_mask

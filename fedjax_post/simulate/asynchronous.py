@@ -23,8 +23,8 @@ and exponent 0 this is the synchronous algorithm over `uniform(size)`.
 """
 
 import heapq
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -33,6 +33,7 @@ from fedjax_post.data.clients import Clients
 from fedjax_post.simulate.feed import laid_out, side_by_side
 from fedjax_post.simulate.programs import Chunk, all_lanes
 from fedjax_post.simulate.speeds import Speeds
+from fedjax_post.simulate.visits import Step
 
 
 class Buffer(NamedTuple):
@@ -41,15 +42,6 @@ class Buffer(NamedTuple):
     concurrency: int  # clients at work at once
     size: int  # updates behind a step
     staleness_exponent: float = 0.5  # a; 0 counts all alike
-
-
-class Step(NamedTuple):
-    """One step of the server: whose updates it takes, and what it says in the record."""
-
-    round: int
-    began: tuple[tuple[int, np.ndarray], ...] = ()  # (round, ids of clients that began in it)
-    awaited: frozenset[int] = frozenset()  # rounds that clients still at work began in
-    numbers: Mapping[str, Any] = {}  # for the record
 
 
 def check(buffer: Buffer, algorithm: Algorithm, population: int) -> None:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import groupby, islice
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,13 +12,14 @@ from fedjax_post.core import access, engine
 from fedjax_post.core.algorithm import Aggregate, Algorithm, PyTree, no_context
 from fedjax_post.core.engine import State
 from fedjax_post.data.clients import Clients
-from fedjax_post.simulate import asynchronous, checkpoint, feed, processes, record
-from fedjax_post.simulate.asynchronous import Buffer, Step
+from fedjax_post.simulate import asynchronous, checkpoint, feed, processes, record, visits
+from fedjax_post.simulate.asynchronous import Buffer
 from fedjax_post.simulate.cohort import Sampler, data_rng, draw, full, widths_of
 from fedjax_post.simulate.keeping import Begun, Held, Keep, check_unused, kept
 from fedjax_post.simulate.programs import Chunk, Programs, Stored, device
 from fedjax_post.simulate.record import Callback, Record
-from fedjax_post.simulate.speeds import Speeds, equal, slowest
+from fedjax_post.simulate.speeds import Speeds, slowest
+from fedjax_post.simulate.visits import Step
 
 
 class Plan(NamedTuple):
@@ -211,13 +212,9 @@ def _items(
         "seed": plan.seed,
         "local": programs.local,
     }
+    steps = visits.steps(plan, len(clients), rounds)
     if plan.buffer is None:
-        found = plan.feed(clients, rounds, sampler=plan.sampler, **layout)
-        return ((Step(int(chunk.round)), num_lanes, chunk) for num_lanes, chunk in found)
-    every = asynchronous.steps(
-        plan.buffer, plan.speeds or equal(), population=len(clients), seed=plan.seed
-    )
-    steps = islice(every, rounds.start, rounds.stop)
+        return plan.feed(clients, steps, **layout)
     return asynchronous.chunks(clients, steps, buffer=plan.buffer, **layout)
 
 
