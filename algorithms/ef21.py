@@ -52,7 +52,7 @@ def ef21(
         or if `link` has a memory of its own; at the start of a run, if the value is not
         as the algorithm's `value_like` says.
     """
-    for what in (algorithm.Around.LINK, algorithm.Around.MEMORY):
+    for what in (algorithm.Around.LINK, algorithm.Around.MEMORY, algorithm.Around.EQUAL):
         compose.check_may(base, what, "EF21")
     compose.check_one_value(base, "EF21")
     if link.remembers:

@@ -213,6 +213,7 @@ class Around(enum.Enum):
     MEMORY = "a link that makes up for what it lost in earlier rounds"
     SCALE = "a bound or a fixed denominator, which makes values smaller: their place must be 0"
     RULE = "another aggregate in the place of its mean"
+    EQUAL = "a mean that counts clients alike, whatever their weights"
     NOISE = "noise on the mean; see `privacy.noise`"
     STALE = "values of clients that began in earlier rounds; see `simulate.asynchronous`"
 

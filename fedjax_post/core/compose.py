@@ -9,7 +9,8 @@ nothing. What is refused, and why:
 | a link with a memory: `error_feedback`, `ef21` | a round's value says nothing of the next one's |
 | a bound: `clip`, `norm_bounded`, `fixed_mean` | a value is a place, and no change of one |
 | a rule, `ef21` | the server takes more than one mean value, or a rule would leave nothing |
-| noise: `privacy.private` | the server divides by what is noised, or weights say all |
+| equal weights: `privacy.private`, `ef21` | the method is in the clients' weights |
+| noise: `privacy.private` | the server divides by what is noised |
 
 An algorithm says so itself, in `Algorithm.refuses` and `Aggregate.kind`. A refused bound does
 not keep `adapters.robust.norm_bounded` away, which looks at products.

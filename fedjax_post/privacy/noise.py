@@ -78,7 +78,7 @@ def private(
     if isinstance(noise_multiplier, int | float) and not noise_multiplier >= 0:
         raise ValueError(f"noise_multiplier must not be negative, got {noise_multiplier}")
     check_one_value(base, "noise")
-    for what in (Around.LINK, Around.SCALE, Around.NOISE):
+    for what in (Around.LINK, Around.EQUAL, Around.SCALE, Around.NOISE):
         check_may(base, what, "noise")
     if base.uplink.first:
         raise ValueError("a private algorithm has its own clip; leave clip out of the links")
