@@ -6,9 +6,9 @@ from typing import Any
 from absl import flags
 
 from fedjax_post.core.access import Access
-from fedjax_post.openness.calls import Terms
-from fedjax_post.openness.hosted import Hosted, connect, show_queries
-from fedjax_post.openness.journal import spent
+from fedjax_post.provider.calls import Terms
+from fedjax_post.provider.hosted import Hosted, connect, show_queries
+from fedjax_post.provider.journal import spent
 
 _NEEDS = {"executor": "host", "adapter": "text_prompt"}
 

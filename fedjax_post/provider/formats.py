@@ -5,7 +5,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from fedjax_post.openness.served import Completion, Served
+from fedjax_post.provider.served import Completion, Served
 
 NOTHING = {"prompt_tokens": 0, "completion_tokens": 0, "cost": 0.0}
 

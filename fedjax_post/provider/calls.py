@@ -20,9 +20,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from fedjax_post.core.access import UnansweredError
-from fedjax_post.openness.codec import encode_prompt
-from fedjax_post.openness.journal import OUTSIDE, Journal, Key, Spent, digest
-from fedjax_post.openness.replies import Bill, MalformedError, Reply, read_answer
+from fedjax_post.provider.codec import encode_prompt
+from fedjax_post.provider.journal import OUTSIDE, Journal, Key, Spent, digest
+from fedjax_post.provider.replies import Bill, MalformedError, Reply, read_answer
 
 PATIENCE = 120.0  # seconds that a provider may ask to wait
 

@@ -12,13 +12,13 @@ import pytest
 
 from fedjax_post.adapters.prompt import text_prompt
 from fedjax_post.core.access import Access, AccessError
-from fedjax_post.openness import journal
-from fedjax_post.openness.calls import BudgetError, ProviderError, Terms
-from fedjax_post.openness.hosted import check_terms, connect, score_of, show_queries
-from fedjax_post.openness.journal import Journal, JournalError
-from fedjax_post.openness.provider import Provider, Settings
-from fedjax_post.openness.served import load_served
-from fedjax_post.openness.serving import serve
+from fedjax_post.provider import journal
+from fedjax_post.provider.app import serve
+from fedjax_post.provider.calls import BudgetError, ProviderError, Terms
+from fedjax_post.provider.hosted import check_terms, connect, score_of, show_queries
+from fedjax_post.provider.journal import Journal, JournalError
+from fedjax_post.provider.served import load_served
+from fedjax_post.provider.service import Provider, Settings
 
 TEXTS = ["sort: pear fig apple\n", "reverse: cat dog\n", "a longer question about pear fig\n"]
 LIMITS = {"max_new_tokens": 8, "eos_id": 1, "pad_id": 2}  # of the built-in tokenizer

@@ -24,10 +24,10 @@ from jaxtyping import Array, Bool, Float, Int
 from tqdm import tqdm
 
 from fedjax_post.core.access import Access, AccessError, check_params
-from fedjax_post.openness import codec
-from fedjax_post.openness.calls import Caller, Query, Terms, rows_per_call
-from fedjax_post.openness.journal import OUTSIDE, Journal, Spent
-from fedjax_post.openness.replies import Reply
+from fedjax_post.provider import codec
+from fedjax_post.provider.calls import Caller, Query, Terms, rows_per_call
+from fedjax_post.provider.journal import OUTSIDE, Journal, Spent
+from fedjax_post.provider.replies import Reply
 
 PyTree = Any
 
