@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 
 from fedjax_post.provider import formats
 from fedjax_post.provider.codec import encode_prompt
-from fedjax_post.provider.formats import Asked, Refusal
+from fedjax_post.provider.formats import Asked
+from fedjax_post.provider.refusals import Refusal
 from fedjax_post.provider.served import Completion, Served, complete
 
 

@@ -27,10 +27,10 @@ from fedjax_post.openness.ledger import (
     unique_tokens,
 )
 from fedjax_post.provider.app import serve
-from fedjax_post.provider.calls import Terms
 from fedjax_post.provider.hosted import connect
 from fedjax_post.provider.served import make_served
 from fedjax_post.provider.service import Provider, Settings
+from fedjax_post.provider.terms import Terms
 from fedjax_post.testing.models import tiny_config
 
 WORDS = ("cat", "dog", "cat dog", "dog cat hen", "hen", "hen pig", "pig", "cow pig hen")
