@@ -63,6 +63,12 @@ def num_prompt_tokens(query: Query, tokenizer: Any, *, style: str) -> int:
     return sum(around + len(encode_prompt(tokenizer, text)) for text in query.texts)
 
 
+def num_answer_tokens(text: str, tokenizer: Any) -> int:
+    """Tokens of an answer, whether or not its first one begins with the space before it."""
+    alone = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return min(len(alone), len(encode_after(tokenizer, text)))
+
+
 def worst_cost(query: Query, tokenizer: Any, *, terms: Terms) -> float | None:
     """What a call may cost at most by one's own count; None without prices."""
     prompts = num_prompt_tokens(query, tokenizer, style=terms.style)
@@ -74,7 +80,7 @@ def settle(
 ) -> Bill:
     """The bill of an answer, each number of it at least one's own."""
     said = [
-        min(len(encode_after(tokenizer, text)) + ended, query.max_tokens)
+        min(num_answer_tokens(text, tokenizer) + ended, query.max_tokens)
         for text, ended, _ in replies
     ]
     prompts = max(bill.prompt_tokens, num_prompt_tokens(query, tokenizer, style="completions"))
