@@ -16,9 +16,10 @@ from fedjax_post.core.algorithm import Algorithm
 from fedjax_post.data.load import Loaded
 from fedjax_post.data.table import TokenTable, gather
 from fedjax_post.data.template import Columns, make_segments
-from fedjax_post.openness import codec, ledger
+from fedjax_post.openness import ledger
 from fedjax_post.openness.arrivals import offsets_of
 from fedjax_post.openness.ledger import Entry, Form, Hosting, Price
+from fedjax_post.provider import codec
 from fedjax_post.report.records import read_records
 from fedjax_post.simulate.cohort import data_rng
 from fedjax_post.simulate.run import Plan

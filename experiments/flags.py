@@ -62,6 +62,9 @@ def parse(argv: Sequence[str]) -> flags.FlagValues:
         before = define(known)
         before(["", *stored])
         _continue(options, before)
+    hosting.check_typed(
+        argv, [f"--provider_url={options.provider_url}"] * bool(options.provider_url)
+    )
     factories.check_taken(options, known)
     methods.fill_defaults(options, known[name])
     return options

@@ -179,10 +179,12 @@ def _stopped(error: BaseException, directory: Path, options: absl_flags.FlagValu
         if not peers.are_several():
             raise error
         traceback.print_exception(error)
-    why = "interrupted" if interrupted else f"error: {error}"
+    why = "interrupted" if interrupted else f"error: {in_flags(str(error), flags.define())}"
     why = f"error: another process has ended ({lost})" if lost else why
     why = f"error: {_FULL} ({str(error).splitlines()[0]})" if full else why
-    given = " ".join(["--resume", *distributed.given(options)])
+    given = " ".join(
+        ["--resume", *distributed.given(options), *map(shlex.quote, hosting.given(options))]
+    )
     again = f"python -m experiments.train --output_dir={shlex.quote(str(directory))} {given}"
     print(f"\n{why}; to continue: {again}", file=sys.stderr)
     code = 130 if interrupted else 1

@@ -29,6 +29,7 @@ ARROWS = {
     "simulate": {"core", "model.views", "data.batches", "data.clients"},
     "evaluate": {"core", "model", "data", "objectives"},
     "openness": {"core.access", "model", "hub"},
+    "provider": {"core", "model", "hub", "adapters", "objectives", "data.template"},
     "privacy": {"core"},
     "report": set(),
     "study": {*ROOMS, "algorithms", "fedjax_post"} - {"testing"},
