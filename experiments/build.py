@@ -29,9 +29,10 @@ from experiments import (
 from fedjax_post.adapters.lora import add_lora
 from fedjax_post.core.algorithm import Algorithm
 from fedjax_post.core.engine import State, init
-from fedjax_post.data.load import Loaded, Population, Text, load_clients
+from fedjax_post.data.load import Loaded, Population, Text, count_clients, load_clients
 from fedjax_post.data.pairs import load_pairs
 from fedjax_post.data.ranks import RankedClients
+from fedjax_post.data.source import check_source
 from fedjax_post.data.table import TokenTable
 from fedjax_post.data.template import Columns
 from fedjax_post.evaluate.generation import longest_response
@@ -94,6 +95,7 @@ def _begin(options: flags.FlagValues) -> tuple[Job, Mesh | None]:
     objectives.check(options)
     dp.check(options)
     hosting.check(options)
+    _check_population(options)
     config = load_config(options.model)
     tokenizer = find_tokenizer(options)
     check_tokenizer(tokenizer, config)
@@ -190,6 +192,7 @@ def load_data(options: flags.FlagValues, tokenizer: Any, *, context_length: int)
         batch_size=options.batch_size,
         local_steps=options.local_steps,
         local_epochs=options.local_epochs,
+        split=options.split,
         text=Text(
             columns=Columns(**{role: options[f"{role}_column"].value for role in Columns._fields}),
             template=prompts.template_of(options),
@@ -198,13 +201,7 @@ def load_data(options: flags.FlagValues, tokenizer: Any, *, context_length: int)
             pack_length=options.pack_length,
             response_words=response_words(options),
         ),
-        population=Population(
-            partition=options.partition,
-            num_clients=options.num_clients,
-            alpha=options.partition_alpha,
-            heldout_fraction=options.heldout_fraction,
-            seed=options.seed,
-        ),
+        population=population_of(options),
     )
     if data.heldout is None:
         raise ValueError(
@@ -212,6 +209,17 @@ def load_data(options: flags.FlagValues, tokenizer: Any, *, context_length: int)
             f"--dataset={options.dataset} holds none out; raise it"
         )
     return data
+
+
+def population_of(options: flags.FlagValues) -> Population:
+    """Returns who holds the rows."""
+    return Population(
+        partition=options.partition,
+        num_clients=options.num_clients,
+        alpha=options.partition_alpha,
+        heldout_fraction=options.heldout_fraction,
+        seed=options.seed,
+    )
 
 
 def response_words(options: flags.FlagValues) -> dict[str, str] | None:
@@ -325,6 +333,14 @@ def _chunk_size(options, algorithm, model, params, data) -> int | None:
     size = largest_chunk(algorithm, model, data.clients, params=params, at_most=most)
     options["chunk_size"].value = str(size)
     return size
+
+
+def _check_population(options: flags.FlagValues) -> None:
+    """Refuses data that is not there, and too large a cohort, before any library is loaded."""
+    check_source(options.dataset)
+    population = count_clients(options.dataset, population_of(options))
+    if population is not None:
+        make_sampler(options, population)
 
 
 def _check_chunk_size(options: flags.FlagValues) -> None:

@@ -40,11 +40,12 @@ def projection(job: Job, options: flags.FlagValues) -> str:
     report = job.data.report
     lines = [
         f"model      {_model(job, options)}; {_count(job.params):,} trained ({options.adapter})",
-        f"clients    {report['clients']:,}, {options.partition}, of {report['examples_min']} to "
+        f"clients    {report['clients']:,}, {report['partition']}, of {report['examples_min']} to "
         f"{report['examples_max']} examples (median {report['examples_median']:g}); "
         f"{report['examples']:,} examples, {report['tokens']:,} tokens",
         f"rows       of {report['max_length']} tokens; {report['truncated']} cut and "
-        f"{report['dropped']} left out",
+        f"{report['dropped']} left out ("
+        f"{' and '.join(f'{name}: {size:,}' for name, size in report['splits'].items())})",
         f"scored     {_scored(job, options)}",
     ]
     lines.append(f"method     {methods.describe(options)}; {options.num_rounds} rounds")
