@@ -98,7 +98,7 @@ def test_the_ledger_of_an_asynchronous_run_knows_who_visited(tiny_flags, tmp_pat
 
     monkeypatch.setattr(programs, "visit_chunk", spied)
     given = [flag for flag in tiny_flags if not flag.startswith("--cohort_size")]
-    words = "cat dog hen pig cow".split()
+    words = ["cat", "dog", "hen", "pig", "cow"]
     rows = [
         {"instruction": f"{one} {other}", "response": one, "client": number}
         for number, one in enumerate(words)
