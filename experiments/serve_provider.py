@@ -21,9 +21,9 @@ from absl import flags
 
 from experiments import process
 from fedjax_post.hub.load import DTYPES
-from fedjax_post.openness.provider import Provider, Settings
-from fedjax_post.openness.served import Served, load_served
-from fedjax_post.openness.serving import prepare
+from fedjax_post.provider.app import prepare
+from fedjax_post.provider.served import Served, load_served
+from fedjax_post.provider.service import Provider, Settings
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -33,7 +33,6 @@ def _train(argv: Sequence[str]) -> int:
         line.spec,
         directory=line.values.output_dir,
         resume=line.values.resume,
-        trust_code=True,  # `parse` saw to it
         ask_again=line.values.ask_again,
     )
     if peers.is_first():

@@ -1,6 +1,7 @@
 """A command line as an experiment, and as what concerns this process alone."""
 
 import difflib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ from algorithms import ALGORITHMS
 from experiments.flags import help
 from experiments.flags.define import FLAGS, changes_of, define_fields, define_own
 from fedjax_post.study import factories
-from fedjax_post.study.files import CODE, check_trusted, read_spec
+from fedjax_post.study.files import check_trusted, read_spec
 from fedjax_post.study.folder import spec_file
 from fedjax_post.study.spec import Spec
 
@@ -64,9 +65,11 @@ def parse(
     known = dict(ALGORITHMS)
     values = _defined(known, own)
     _parsed(values, argv, known_only=True)
-    stored = None if wanted is not None else _stored(values)
-    name = changes_of(values, ["algorithm"])["method.name"] if values["algorithm"].present else None
-    name = name or (stored or Spec()).method.name
+    stored, source = (Spec(), None) if wanted is not None else _stored(values)
+    first = changes_of(values, [name for name in FLAGS if values[name].present])
+    if wanted is None:
+        _check_trusted(_put(stored, first), argv, values, source)
+    name = first.get("method.name", stored.method.name)
     if name not in known:
         known[name] = factories.find_factory(name)
     values = _defined(known, own)
@@ -80,7 +83,7 @@ def parse(
         if values[name].present:
             raise ValueError(f"--{name} is set by another flag of this program; leave it out")
     typed = changes_of(values)
-    return CommandLine(_put(stored or Spec(), typed), values, typed, None)
+    return CommandLine(_put(stored, typed), values, typed, None)
 
 
 def changes_in(text: Sequence[str]) -> dict[str, Any]:
@@ -106,20 +109,24 @@ def _put(spec: Spec, typed: Mapping[str, Any]) -> Spec:
     return spec.put(changes)
 
 
-def _stored(values: flags.FlagValues) -> Spec | None:
-    """The specification that a command line begins from; None for the default one."""
+def _stored(values: flags.FlagValues) -> tuple[Spec, Path | None]:
+    """The specification that a command line begins from, and its file if it has one."""
     if "spec" not in values:
-        return None
+        return Spec(), None
     where = values.output_dir
     path = spec_file(Path(where) if where else None) if values.resume else None
     path = Path(values.spec) if values.spec and path is None else path
-    if path is None:
-        return None
-    stored = read_spec(path, trust_code=True)
-    if not values.trust_code:
-        typed = changes_of(values, [name for name in FLAGS if values[name].present])
-        check_trusted(stored, [path for path in CODE if path not in typed], source=path)
-    return stored
+    return (Spec(), None) if path is None else (read_spec(path), path)
+
+
+def _check_trusted(spec: Spec, argv: Sequence[str], values: flags.FlagValues, source: Any) -> None:
+    """Refuses code and hosts that came from a file, be it a specification or a flag file."""
+    by_hand = [given for given in argv if not re.match(r"--?flagfile(=|$)", given)]
+    alone = _defined(dict(ALGORITHMS), ())
+    _parsed(alone, by_hand, known_only=True)
+    typed = set(changes_of(alone, [name for name in FLAGS if alone[name].present]))
+    trust = "trust_code" in values and values.trust_code
+    check_trusted(spec, typed, source=source or "the flag file", trust_code=trust)
 
 
 def _defined(known: Mapping[str, Callable], own: Sequence[Definer]) -> flags.FlagValues:

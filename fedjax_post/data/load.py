@@ -1,5 +1,7 @@
 """From the name of a data set to clients and a held-out table, in one call."""
 
+import logging
+import string
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -7,16 +9,22 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from fedjax_post.data.batches import TokenClients
+from fedjax_post.data.files import column_names
 from fedjax_post.data.partition import Partition, describe, dirichlet, iid, natural
-from fedjax_post.data.source import Splits, hold_out, load_splits
+from fedjax_post.data.source import BUILTIN, load_splits
+from fedjax_post.data.splits import Origin, Splits, hold_out
 from fedjax_post.data.table import TokenTable, make_table
+from fedjax_post.data.tasks import NUM_CLIENTS
 from fedjax_post.data.template import USUAL_NAMES, Columns, find_columns
+from fedjax_post.data.typed import as_text
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+_LOG = logging.getLogger(__name__)
 _WORDED = "response_word"  # the column that `response_words` makes
 PARTITIONS = ("natural", "iid", "dirichlet")
+_MOST_CLIENTS, _FEWEST_ROWS = 16, 8  # of rows that are dealt out because they name no client
 
 
 class Text(NamedTuple):
@@ -33,9 +41,11 @@ class Text(NamedTuple):
 class Population(NamedTuple):
     """Who holds the rows, and how many nobody holds."""
 
-    partition: str = "natural"  # one of PARTITIONS
-    num_clients: int | None = None  # None: all that are natural; else the first ones
-    alpha: float = 1.0  # of `dirichlet`
+    # one of PARTITIONS; None: natural where there is a column of clients, else iid
+    partition: str | None = None
+    # None: all that are natural; of iid by default at most 16, of at least 8 rows each
+    num_clients: int | None = None  # of natural clients the first ones
+    alpha: float = 0.3  # of `dirichlet`; less is more skew
     heldout_fraction: float = 0.05  # where the source holds nothing out itself
     seed: int = 0  # of the partition, the held-out rows and the built-in tasks
 
@@ -51,44 +61,47 @@ class Loaded(NamedTuple):
 
 
 def load_clients(
-    dataset: "str | Path | Splits | Dataset | Sequence[dict]",
+    dataset: "str | Path | Splits | Dataset | Mapping[str, Dataset] | Sequence[dict]",
     tokenizer,
     *,
     batch_size: int,
     local_steps: int | None = None,
     local_epochs: int | None = None,
+    split: str | None = None,
     text: Text = Text(),  # noqa: B008
     population: Population = Population(),  # noqa: B008
 ) -> Loaded:
     """Returns the clients of a data set, its held-out rows, and a report on both.
 
     Args:
-      dataset: a name or path as for `load_splits`, or rows in memory.
+      dataset: a name, a path, or rows in memory, as for `load_splits`.
       tokenizer: a Hugging Face tokenizer.
       batch_size: see `TokenClients`.
       local_steps: see `TokenClients`; exactly one of this and `local_epochs`.
       local_epochs: see `TokenClients`.
+      split: the split to train on, where there are several; see `choose`.
       text: how rows become tokens.
       population: who holds which rows.
 
     Raises:
-      ValueError: for bad input, naming the flag of `experiments.train`, its value and the
-        remedy.
+      ValueError: for bad input, naming the argument, its value and the remedy.
     """
-    if population.partition not in PARTITIONS:
+    if population.partition not in (None, *PARTITIONS):
         raise ValueError(
-            f"--partition={population.partition} is unknown; use one of {', '.join(PARTITIONS)}"
+            f"partition={population.partition} is unknown; use one of {', '.join(PARTITIONS)}"
         )
-    splits = hold_out(
-        as_splits(dataset, population), population.heldout_fraction, seed=population.seed
-    )
+    splits = as_splits(dataset, population, split=split)
     if text.response_words:
         splits, text = _worded(splits, text, text.response_words)
     columns = _columns(splits.train.column_names, text.columns, population)
+    _check_files(splits, columns, population)
+    splits = _read_as_text(splits, columns, text.template)
+    splits = hold_out(splits, population.heldout_fraction, seed=population.seed)
+    population = _settled(population, columns, len(splits.train))
     options = text._replace(columns=columns)._asdict()
     pack_length = options.pop("pack_length") or None
     del options["response_words"]
-    table = make_table(splits.train, tokenizer, **options)
+    table = make_table(splits.train, tokenizer, origin=splits.origin, **options)
     partition, names = _share_out(table, population)
     clients = TokenClients(
         table,
@@ -100,6 +113,7 @@ def load_clients(
     )
     report = describe(partition, table) | {
         "partition": population.partition,
+        "splits": {splits.origin.split: len(splits.train)},
         "template": text.template,
         "columns": {role: name for role, name in columns._asdict().items() if name},
     }
@@ -109,7 +123,8 @@ def load_clients(
     has_label = columns.label in splits.heldout.column_names
     options["columns"] = columns._replace(client=None, label=columns.label if has_label else None)
     find_columns(splits.heldout.column_names, options["columns"])  # the others must exist
-    heldout = make_table(splits.heldout, tokenizer, **options)
+    heldout = make_table(splits.heldout, tokenizer, origin=splits.heldout_origin, **options)
+    report["splits"] |= {splits.heldout_origin.split: len(splits.heldout)}
     report |= {
         "heldout_examples": len(heldout.length),
         "heldout_truncated": heldout.fit.num_truncated,
@@ -118,18 +133,17 @@ def load_clients(
     return Loaded(clients, heldout, names, report)
 
 
-def as_splits(dataset: Any, population: Population) -> Splits:
+def as_splits(dataset: Any, population: Population, *, split: str | None = None) -> Splits:
     """Returns the rows of a name, a path, or rows in memory; nothing is held out yet."""
-    if isinstance(dataset, Splits):
-        return dataset
-    if isinstance(dataset, str | Path):
-        wanted = population.num_clients if population.partition == "natural" else None
-        return load_splits(str(dataset), num_clients=wanted, seed=population.seed)
-    import datasets
+    wanted = population.num_clients if population.partition in (None, "natural") else None
+    return load_splits(dataset, split=split, num_clients=wanted, seed=population.seed)
 
-    if not isinstance(dataset, datasets.Dataset):
-        dataset = datasets.Dataset.from_list(list(dataset))
-    return Splits(dataset, None)
+
+def count_clients(dataset: object, population: Population) -> int | None:
+    """Returns how many clients there will be, where that is known before any row is read."""
+    if population.partition in ("iid", "dirichlet"):
+        return population.num_clients
+    return (population.num_clients or NUM_CLIENTS) if dataset in BUILTIN else None
 
 
 def _worded(splits: Splits, text: Text, words: Mapping[str, str]) -> tuple[Splits, Text]:
@@ -139,56 +153,114 @@ def _worded(splits: Splits, text: Text, words: Mapping[str, str]) -> tuple[Split
     source = wanted.response or wanted.label or next(usual, None)
     if source not in names:
         raise ValueError(
-            f"--response_words needs a column of labels, and {source or 'label'} is none; choose "
-            f"one by --label_column ({', '.join(names)})"
+            f"`response_words` needs a column of labels, and {source or 'label'} is none; choose "
+            f"one by `label_column` ({', '.join(names)})"
         )
 
-    def add(rows: "Dataset | None") -> "Dataset | None":
+    def add(rows: "Dataset | None", origin: Origin) -> "Dataset | None":
         if rows is None:
             return None
-        values = [str(value) for value in rows[source]]
-        missing = sorted(set(values) - set(words))
-        if missing:
-            raise ValueError(
-                f"--response_words has no word for {source} {missing[0]!r} of row "
-                f"{values.index(missing[0])}; it has {', '.join(map(repr, words))}: add one"
-            )
+        rows = as_text(rows, [source], flat=[source], row_fn=origin.row)
+        values = rows[source][:]
+        for index, value in enumerate(values):
+            if value not in words:
+                what = f"is empty in row {origin.row(index)}; fill it or leave the row out"
+                raise ValueError(
+                    f"column {source}, which `response_words` puts into words, {what}"
+                    if value is None
+                    else f"`response_words` has no word for {source} {value!r} of row "
+                    f"{origin.row(index)}; it has {', '.join(map(repr, words))}: add one"
+                )
         return rows.add_column(_WORDED, np.asarray([words[value] for value in values]))
 
     columns = wanted._replace(response=_WORDED, label=wanted.label or source)
-    return Splits(add(splits.train), add(splits.heldout)), text._replace(columns=columns)
+    train, heldout = add(splits.train, splits.origin), add(splits.heldout, splits.heldout_origin)
+    assert train is not None
+    return splits._replace(train=train, heldout=heldout), text._replace(columns=columns)
 
 
 def _columns(names: Sequence[str], wanted: Columns, population: Population) -> Columns:
     """Returns the columns, checked against what the partition needs."""
     columns = find_columns(names, wanted)
-    needed = {"natural": "client", "dirichlet": "label"}.get(population.partition)
+    needed = {"natural": "client", "dirichlet": "label"}.get(population.partition or "")
     if needed and getattr(columns, needed) is None:
         raise ValueError(
-            f"--partition={population.partition} needs a column, and none was found; choose one "
-            f"by --{needed}_column ({', '.join(names)}), or use --partition=iid"
+            f"partition={population.partition} needs a column, and none was found; choose one "
+            f"by `{needed}_column` ({', '.join(names)}), or use partition=iid"
         )
-    return columns if population.partition == "natural" else columns._replace(client=None)
+    return columns if population.partition in (None, "natural") else columns._replace(client=None)
+
+
+def _settled(population: Population, columns: Columns, num_rows: int) -> Population:
+    """Returns a population whose partition is chosen, by what columns there are."""
+    if population.partition is not None:
+        return population
+    if columns.client is not None:
+        return population._replace(partition="natural")
+    num_clients = population.num_clients or max(1, min(_MOST_CLIENTS, num_rows // _FEWEST_ROWS))
+    _LOG.warning(
+        "no column names clients: the rows are dealt out evenly to %d (partition=iid); to choose "
+        "otherwise, give the column's name (client_column), another partition, or num_clients",
+        num_clients,
+    )
+    return population._replace(partition="iid", num_clients=num_clients)
+
+
+def _check_files(splits: Splits, columns: Columns, population: Population) -> None:
+    """Refuses files of one data set that do not name their columns alike."""
+    roles = ["prompt", "response", "messages"]
+    roles += ["label"] if population.partition == "dirichlet" else []
+    for rows, origin in zip(splits[:2], splits[2:], strict=True):
+        if rows is None or len(origin.files) < 2:
+            continue
+        used = [name for role in roles if (name := getattr(columns, role)) in rows.column_names]
+        used = [name for name in used if rows.data.column(name).null_count and name != _WORDED]
+        for file in origin.files if used else ():
+            found = column_names(file)
+            lacking = [name for name in used if name not in found]
+            if lacking:
+                raise ValueError(
+                    f"dataset={file.path} has no column {', '.join(lacking)}, as other files "
+                    f"beside it have; it has {', '.join(found)}: rename them, or leave it out"
+                )
+
+
+def _read_as_text(splits: Splits, columns: Columns, template: str) -> Splits:
+    """Returns splits of which the columns that are used are text."""
+    used = {name for name in columns if name is not None}
+    if "{" in template:
+        try:
+            used |= {name for _, name, _, _ in string.Formatter().parse(template) if name}
+        except ValueError as error:
+            raise ValueError(f"template={template!r} is no format string: {error}") from None
+    flat = [name for name in (columns.label, columns.client) if name is not None]
+
+    def read(rows: "Dataset", origin: Origin) -> "Dataset":
+        names = [name for name in rows.column_names if name in used]
+        return as_text(rows, names, flat=flat, row_fn=origin.row)
+
+    heldout = splits.heldout and read(splits.heldout, splits.heldout_origin)
+    return splits._replace(train=read(splits.train, splits.origin), heldout=heldout)
 
 
 def _share_out(table: TokenTable, population: Population) -> tuple[Partition, tuple[str, ...]]:
-    num_clients, seed = population.num_clients, population.seed
+    num_clients, seed, num_rows = population.num_clients, population.seed, len(table.length)
     if population.partition == "natural":
-        assert table.client is not None  # `_columns` saw to it
+        assert table.client is not None  # `_columns` and `_settled` saw to it
         partition, names = natural(table.client)
         if num_clients is None:
             return partition, names
         if not 1 <= num_clients <= len(names):
             raise ValueError(
-                f"--num_clients={num_clients}, but --partition=natural finds {len(names)}; "
-                "use at most that many, or another --partition"
+                f"num_clients={num_clients}, but partition=natural finds {len(names)}; "
+                "use at most that many, or another `partition`"
             )
         offsets = partition.offsets[: num_clients + 1]
         return Partition(offsets, partition.indices[: offsets[-1]]), names[:num_clients]
     if num_clients is None:
-        raise ValueError(f"--partition={population.partition} needs --num_clients")
+        raise ValueError(f"partition={population.partition} needs `num_clients`")
     if population.partition == "iid":
-        partition = iid(len(table.length), num_clients, seed=seed)
+        partition = iid(num_rows, num_clients, seed=seed)
     else:
         assert table.label is not None
         partition = dirichlet(table.label, num_clients, alpha=population.alpha, seed=seed)

@@ -14,9 +14,10 @@ import numpy as np
 
 from fedjax_post.core.algorithm import ClientData
 from fedjax_post.data.batches import TokenClients
+from fedjax_post.data.fingerprint import Fingerprint
 from fedjax_post.data.load import Loaded, Population, Text, as_splits, load_clients
 from fedjax_post.data.partition import Partition
-from fedjax_post.data.source import Splits, hold_out
+from fedjax_post.data.splits import hold_out
 from fedjax_post.data.table import TokenTable
 
 _CHAT = " in its chat"  # of a column of last messages
@@ -58,6 +59,12 @@ class PairClients:
         """Which rows each client holds."""
         return self.preferred.partition
 
+    def fingerprint(self) -> str:
+        """Returns a hash of the clients with both responses of each row."""
+        found = Fingerprint(self.preferred.fingerprint())
+        found.add_table(self.rejected)
+        return found.hexdigest()
+
     def num_steps(self, client_id: int) -> int:
         """Returns the steps of a visit of the client."""
         return self.preferred.num_steps(client_id)
@@ -84,6 +91,7 @@ def load_pairs(
     text: Text = Text(),  # noqa: B008
     population: Population = Population(),  # noqa: B008
     rejected: str = "rejected",
+    split: str | None = None,
     **visits: Any,
 ) -> Loaded:
     """Returns clients of pairs and held-out pairs, as `load_clients` does of rows.
@@ -97,6 +105,7 @@ def load_pairs(
         Rows are not packed.
       population: as in `load_clients`.
       rejected: the column of what is not preferred, of the same kind.
+      split: as in `load_clients`.
       **visits: `batch_size`, and `local_steps` or `local_epochs`.
 
     Raises:
@@ -109,7 +118,7 @@ def load_pairs(
             "--response_words would give both responses of a pair the word of its label; leave it "
             "out, and choose columns by --response_column and --rejected_column"
         )
-    splits = as_splits(dataset, population)
+    splits = as_splits(dataset, population, split=split)
     splits = hold_out(splits, population.heldout_fraction, seed=population.seed)
     names = splits.train.column_names
     if rejected not in names:
@@ -119,7 +128,8 @@ def load_pairs(
     chosen = text.columns.response or ("chosen" if "chosen" in names else None)
     if isinstance(splits.train[0][rejected], dict):
         turns = text.columns.messages or "conversations"
-        splits = Splits(*(_as_chats(rows, turns, chosen, rejected) for rows in splits))
+        train, heldout = (_as_chats(rows, turns, chosen, rejected) for rows in splits[:2])
+        splits = splits._replace(train=train, heldout=heldout)
         chosen, rejected = (f"{name}{_CHAT}" for name in (chosen, rejected))
     role = "messages" if isinstance(splits.train[0][rejected], list) else "response"
     text = text._replace(columns=text.columns._replace(messages=None, response=None))

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from fedjax_post.data.splits import Origin
 from fedjax_post.data.template import Columns, make_encoder
 from fedjax_post.hub.tokenizer import pad_id_of
 
@@ -68,6 +69,7 @@ def make_table(
     template: str = "auto",
     max_length: int | None = None,
     context_length: int | None = None,
+    origin: Origin = Origin(),  # noqa: B008
 ) -> TokenTable:
     """Returns the tokenised rows of a data set.
 
@@ -80,23 +82,25 @@ def make_table(
       max_length: L, in tokens; None or 0 for the longest row, rounded up to a multiple
         of 8 and at most `context_length`.
       context_length: what the model can read, in tokens; None for no limit.
+      origin: where the rows come from, for messages.
 
     Raises:
       ValueError: see the table at the head of this module, and if `max_length` is below 2
         or exceeds `context_length`.
     """
-    tokenised = _tokenise(rows, tokenizer, columns, template)
+    tokenised = _tokenise(rows, tokenizer, columns, template=template, origin=origin)
     chunks = tokenised.data.column("tokens").chunks
     offsets = [chunk.offsets.to_numpy() for chunk in chunks]
     lengths = np.concatenate([np.diff(offset) for offset in offsets])
     limit = _choose_length(max_length, int(lengths.max()), context_length)
     first = np.maximum(_numbers(tokenised, "first_response"), 1)  # position 0 is not predicted
     client = _values(tokenised, columns.client)
-    if columns.client and None in tokenised[columns.client]:
-        raise ValueError(
-            f"column {columns.client} names no client for row "
-            f"{list(tokenised[columns.client]).index(None)}; fill it or leave the row out"
-        )
+    for index, name in enumerate(tokenised[columns.client] if columns.client else ()):
+        if name is None or not str(name).strip():
+            raise ValueError(
+                f"column {columns.client} names no client for row {origin.row(index)}; "
+                "fill it or leave the row out"
+            )
     kept = _kept(first, client, limit)
     table = TokenTable(
         values=tuple(chunk.values.to_numpy(zero_copy_only=True) for chunk in chunks),
@@ -108,7 +112,7 @@ def make_table(
         pad_id=pad_id_of(tokenizer),
         label=_taken(_values(tokenised, columns.label), kept),
         client=_taken(client, kept),
-        fit=_fit(lengths, kept, limit),
+        fit=_fit(lengths, kept, limit, origin),
     )
     if table.fit.num_truncated + table.fit.num_dropped:
         _LOG.warning("%s", fit_message(table))
@@ -156,7 +160,9 @@ def fit_message(table: TokenTable) -> str:
     )
 
 
-def _tokenise(rows: "Dataset", tokenizer, columns: Columns, template: str) -> "Dataset":
+def _tokenise(
+    rows: "Dataset", tokenizer, columns: Columns, *, template: str, origin: Origin
+) -> "Dataset":
     """Returns columns tokens, prompt_length, first_response, and label and client as they are."""
     import datasets
     from datasets.fingerprint import Hasher
@@ -178,8 +184,9 @@ def _tokenise(rows: "Dataset", tokenizer, columns: Columns, template: str) -> "D
         folder = Path(datasets.config.HF_DATASETS_CACHE) / "fedjax_post"
         folder.mkdir(parents=True, exist_ok=True)
         cache_file = str(folder / f"tokens-{fingerprint}.arrow")
+    encode = make_encoder(tokenizer, columns, template=template)
     return rows.map(
-        make_encoder(tokenizer, columns, template=template),
+        lambda batch, indices: encode(batch, [origin.row(index) for index in indices]),
         with_indices=True,
         batched=True,
         remove_columns=[name for name in rows.column_names if name not in carried],
@@ -236,14 +243,14 @@ def _kept(first: np.ndarray, client: np.ndarray | None, limit: int) -> np.ndarra
     return np.flatnonzero(fits)
 
 
-def _fit(lengths: np.ndarray, kept: np.ndarray, limit: int) -> Fit:
+def _fit(lengths: np.ndarray, kept: np.ndarray, limit: int, origin: Origin) -> Fit:
     cut = np.flatnonzero(lengths > limit)
     return Fit(
         num_rows=len(lengths),
         num_truncated=int((lengths[kept] > limit).sum()),
         num_dropped=len(lengths) - len(kept),
         longest=int(lengths.max()),
-        example=int(cut[0]) if len(cut) else None,
+        example=origin.row(cut[0]).number if len(cut) else None,
     )
 
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from fedjax_post.data import lexicon
 
+NUM_CLIENTS = 128  # of the default federation
 HELD_OUT_SHARE = 8  # one list of so many is held out
 _WORD_LENGTHS, _NUMBER_LENGTHS = (3, 4, 5), (3, 4)
 
@@ -143,7 +144,7 @@ def client_size(client_id: int, *, seed: int = 0) -> int:
     return random.Random(f"size {seed} {client_id}").randint(64, 192)
 
 
-def rows(num_clients: int = 128, *, num_heldout: int = 480, seed: int = 0) -> dict:
+def rows(num_clients: int = NUM_CLIENTS, *, num_heldout: int = 480, seed: int = 0) -> dict:
     """The default federation as `datasets.Dataset`s: {"train": ..., "test": ...}.
 
     Args:

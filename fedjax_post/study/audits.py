@@ -4,7 +4,8 @@ from typing import Any
 
 from fedjax_post.core.access import AccessError
 from fedjax_post.data.reading import READINGS, fresh_texts, read_texts
-from fedjax_post.data.source import hold_out, load_splits
+from fedjax_post.data.source import load_splits
+from fedjax_post.data.splits import hold_out
 from fedjax_post.openness.artefact import passport_of
 from fedjax_post.openness.audit import audit, check_corpus
 from fedjax_post.openness.load import load_passport
@@ -43,9 +44,8 @@ def audit_of(parts: Parts) -> dict[str, Any]:
 
 def _rows(parts: Parts) -> list[tuple[str, str]]:
     """The held-out questions and answers as the data set has them."""
-    splits = load_splits(
-        parts.spec.data.source, num_clients=parts.spec.data.num_clients, seed=parts.spec.seed
-    )
-    heldout = hold_out(splits, parts.spec.data.heldout_fraction, seed=parts.spec.seed).heldout
+    data, seed = parts.spec.data, parts.spec.seed
+    splits = load_splits(data.source, split=data.split, num_clients=data.num_clients, seed=seed)
+    heldout = hold_out(splits, data.heldout_fraction, seed=seed).heldout
     names = parts.data.report["columns"]
     return [(str(row[names["prompt"]]), str(row[names["response"]])) for row in heldout]

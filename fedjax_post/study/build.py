@@ -28,6 +28,7 @@ from fedjax_post.study import (
     trained,
     wires,
 )
+from fedjax_post.study.files import identity
 from fedjax_post.study.spec import Spec
 
 PyTree = Any
@@ -63,6 +64,7 @@ def build(spec: Spec) -> Parts:
       ValueError, OSError, AccessError: for input that will not do, naming the field, its value
         and the remedy.
     """
+    rows.check(spec)
     config = load_config(spec.model.name)
     tokenizer = trained.find_tokenizer(spec)
     check_tokenizer(tokenizer, config)
@@ -91,6 +93,7 @@ def build(spec: Spec) -> Parts:
         chunk_size=_chunk_size(spec, algorithm, model, params, data),
         feed=fedjax_post.pooled if spec.method.baseline == "central" else fedjax_post.chunks,
         checkpoint_every=spec.execution.checkpoint_every,
+        identity=_identity(spec),
         **devices.plan_of(mesh, spec),
         **paced,
     )
@@ -149,6 +152,11 @@ def check(spec: Spec) -> None:
     given = spec.execution.chunk_size
     if given not in (None, "auto") and not (str(given).isdecimal() and int(given) >= 1):
         raise ValueError(f"chunk_size={given} must be a number of at least 1, or auto")
+
+
+def _identity(spec: Spec) -> dict[str, Any]:
+    """What must be equal when a run is resumed; the number of rounds is checked by itself."""
+    return {path: value for path, value in identity(spec).items() if path != "training.rounds"}
 
 
 def _participation(spec: Spec, population: int) -> float:

@@ -11,9 +11,8 @@ from fedjax_post.core.access import AccessError
 from fedjax_post.report import comparison
 from fedjax_post.study import factories, folder
 from fedjax_post.study.carry_out import carry_out
-from fedjax_post.study.files import identity, read_spec
+from fedjax_post.study.files import identity
 from fedjax_post.study.job import check_same, prepare
-from fedjax_post.study.resolve import resolve
 from fedjax_post.study.spec import Spec
 
 Show = Callable[[str], object]
@@ -85,8 +84,7 @@ def check(cells: Sequence[Cell]) -> None:
         try:
             stored = cell.directory / folder.SPEC
             if stored.exists():
-                before = read_spec(stored, trust_code=True)
-                check_same(resolve(cell.spec), resolve(before), cell.directory)
+                check_same(cell.spec, stored)
             elif cell.label not in seen:
                 prepare(cell.spec, directory=cell.directory)
         except (ValueError, OSError, AccessError) as error:
@@ -102,7 +100,7 @@ def carry_out_all(cells: Sequence[Cell], *, show: Show = print) -> None:
     for number, cell in enumerate(left, 1):
         show(f"{number}/{len(left)}  {cell.label}, seed {cell.spec.seed}")
         resume = (cell.directory / folder.SPEC).exists()
-        job = prepare(cell.spec, directory=cell.directory, resume=resume, trust_code=True)
+        job = prepare(cell.spec, directory=cell.directory, resume=resume)
         carry_out(job)
         jax.clear_caches()  # the next experiment shares none of the compiled programs
         minutes = (time.perf_counter() - began) / number * (len(left) - number) / 60

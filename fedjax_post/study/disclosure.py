@@ -14,12 +14,14 @@ from fedjax_post.core.algorithm import Algorithm
 from fedjax_post.data.load import Loaded
 from fedjax_post.data.table import TokenTable, gather
 from fedjax_post.data.template import Columns, make_segments
-from fedjax_post.openness import codec, ledger
+from fedjax_post.openness import ledger
 from fedjax_post.openness.arrivals import offsets_of
 from fedjax_post.openness.ledger import Entry, Form, Hosting, Price
+from fedjax_post.provider import codec
 from fedjax_post.report.records import read_records
-from fedjax_post.simulate.cohort import data_rng, draw
+from fedjax_post.simulate.cohort import data_rng
 from fedjax_post.simulate.run import Plan
+from fedjax_post.simulate.visits import visits
 from fedjax_post.study import folder, prompts
 from fedjax_post.study.spec import Spec
 
@@ -141,8 +143,7 @@ def write(directory: Path, entries: list[Entry]) -> None:
 
 def _visits(data: Loaded, plan: Plan, rounds: int) -> Iterator[tuple[int, Any, Any]]:
     """The visits of a run once more; they are functions of its seed."""
-    for round in range(rounds):
-        cohort = draw(plan.sampler, len(data.clients), seed=plan.seed, round=round)
-        for client in cohort.tolist():
-            visit = data.clients.visit(client, data_rng(plan.seed, round, client))
-            yield round, visit.batches, visit.step_mask
+    for taken in visits(plan, len(data.clients), range(rounds)):
+        rng = data_rng(plan.seed, taken.began, taken.client_id)
+        visit = data.clients.visit(taken.client_id, rng)
+        yield taken.round, visit.batches, visit.step_mask

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ FORMAT, VERSION = "fedjax_post experiment", 1
 _PLAIN = (str, int, float, bool, type(None))
 # Fields whose text may name code: nothing but a call of a known name, or module:function.
 CODE = ("method.name", "method.uplink", "method.aggregate", "objective.reward")
+HOST = "hosting.url"
 _NAMED = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
@@ -94,30 +95,26 @@ def write_spec(path: Path, spec: Spec) -> None:
     aside.replace(path)
 
 
-def read_spec(
-    path: Path, *, supplied: Mapping[str, Any] | None = None, trust_code: bool = False
-) -> Spec:
+def read_spec(path: Path, *, supplied: Mapping[str, Any] | None = None) -> Spec:
     """Returns the specification in a file, with what it could not hold put back.
+
+    It is data: whoever runs it calls `check_trusted` first.
 
     Args:
       path: of the file.
       supplied: values by the paths of their fields; a function must have the source that is
         written in the file.
-      trust_code: whether functions that the file names may be imported.
 
     Raises:
       OSError: if the file cannot be read.
-      ValueError: for a file that is no specification, a value that is missing or not the one of
-        the file, and code that is not trusted.
+      ValueError: for a file that is no specification, and a value that is missing or not the one
+        of the file.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise ValueError(f"{path} is no text in UTF-8; is it damaged?") from None
-    spec = supply(from_json(text, source=str(path)), supplied or {}, source=str(path))
-    if not trust_code:
-        check_trusted(spec, [path for path in CODE if path not in (supplied or {})], source=path)
-    return spec
+    return supply(from_json(text, source=str(path)), supplied or {}, source=str(path))
 
 
 def supply(spec: Spec, supplied: Mapping[str, Any], *, source: str) -> Spec:
@@ -140,19 +137,38 @@ def supply(spec: Spec, supplied: Mapping[str, Any], *, source: str) -> Spec:
     return spec
 
 
-def check_trusted(spec: Spec, paths: Any, *, source: object) -> None:
-    """Refuses code that a file names.
+def check_trusted(
+    spec: Spec, typed: Container[str], *, source: object, trust_code: bool = False
+) -> None:
+    """Refuses code and hosts that a file names, until a person does.
+
+    Args:
+      spec: what would be run.
+      typed: paths of the fields that a person gave by hand, in place of the file's.
+      source: the file, for messages.
+      trust_code: whether the person said that the file's code may run.
 
     Raises:
       ValueError: naming the file, the field and the ways out.
     """
-    for path in paths:
+    for path in CODE:
         value = spec.at(path)
-        if isinstance(value, str) and _NAMED.search(value):
-            raise ValueError(
-                f"{source} names code, {path} = {value!r}; it runs only with `trust_code`, or if "
-                "it is given again by hand"
-            )
+        if trust_code or path in typed or not isinstance(value, str) or not _NAMED.search(value):
+            continue
+        raise ValueError(
+            f"{source} names code, {path}={value}; it runs only with `trust_code`, or if "
+            f"`{path}` is given again by hand"
+        )
+    if spec.hosting.url is not None and HOST not in typed:
+        raise ValueError(
+            f"{source} names a host, hosting.url={spec.hosting.url}, and private text and keys "
+            "would go there; if you trust it, give `hosting.url` again by hand"
+        )
+
+
+def as_written(spec: Spec) -> dict[str, Any]:
+    """Returns every field by path, as a file holds it."""
+    return {path: _written(spec.at(path)) for path in PATHS}
 
 
 def identity(spec: Spec) -> dict[str, Any]:

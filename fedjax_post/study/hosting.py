@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from fedjax_post.core.access import Access
-from fedjax_post.openness.calls import Terms
-from fedjax_post.openness.hosted import Hosted, connect, show_queries
-from fedjax_post.openness.journal import spent
+from fedjax_post.provider.hosted import Hosted, connect, show_queries
+from fedjax_post.provider.journal import spent
+from fedjax_post.provider.terms import Terms
 from fedjax_post.study.spec import Spec
 
 # what asking a provider takes: field -> the value it must have

@@ -9,7 +9,7 @@ job.export(state, "adapter")
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from fedjax_post.simulate.record import Callback, Record
 from fedjax_post.study import build, export, factories, folder, hosting, peers, plan, scoring
 from fedjax_post.study.build import Parts
 from fedjax_post.study.fields import meaning_of
-from fedjax_post.study.files import read_spec, write_spec
+from fedjax_post.study.files import Missing, as_written, from_json, supply, write_spec
 from fedjax_post.study.resolve import resolve
 from fedjax_post.study.spec import PATHS, Spec
 
@@ -105,8 +105,6 @@ def prepare(
     *,
     directory: str | Path | None = None,
     resume: bool = False,
-    supplied: Mapping[str, Any] | None = None,
-    trust_code: bool = False,
     ask_again: bool = False,
 ) -> Job:
     """Returns the job of an experiment; everything is checked, nothing compiled or written.
@@ -117,8 +115,6 @@ def prepare(
         below `runs`, named by the time and the algorithm.
       resume: whether the run in `directory` goes on. All but fields that are free must be as
         they were; more rounds may be asked for where nothing depends on their number.
-      supplied: values by path that the folder's file could not hold, see `files`.
-      trust_code: whether functions that the folder's file names may be imported.
       ask_again: with `resume`, send calls to a provider again that may have been paid.
 
     Raises:
@@ -128,8 +124,7 @@ def prepare(
     where = None if directory is None else Path(directory)
     resolved = resolve(spec)
     if resume:
-        stored = read_spec(folder.spec_file(where), supplied=supplied, trust_code=trust_code)
-        check_same(resolved, resolve(stored), where)
+        check_same(spec, folder.spec_file(where))
     elif where is not None:
         folder.check_unused(where)
     with peers.together():
@@ -139,29 +134,34 @@ def prepare(
     return Job(spec, parts, where, _found(parts, where) if resume else None, ask_again)
 
 
-def check_same(now: Spec, before: Spec, directory: Path | None) -> None:
+def check_same(now: Spec, stored: Path) -> None:
     """Refuses to go on with a run as another experiment.
 
     Args:
-      now: resolved.
-      before: resolved, of the run in the folder.
-      directory: of the run.
+      now: the experiment that is to go on.
+      stored: the file of the run's own.
 
     Raises:
       ValueError: naming the first field that differs, and both values.
     """
+    before = from_json(stored.read_text(encoding="utf-8"), source=str(stored))
+    written, given = as_written(resolve(_without_missing(before, now))), as_written(resolve(now))
     for path, field in PATHS.items():
-        was, given = before.at(path), now.at(path)
-        meaning = meaning_of(field)
-        if was == given or (meaning is not None and meaning.free):
+        if written[path] == given[path] or meaning_of(field).free:
             continue
         why = _by_rounds(before) if path == "training.rounds" else ""
         if path == "training.rounds" and not why:
             continue
         raise ValueError(
-            f"{path}={given} differs from the run in {directory}, which has {was}{why}; leave it "
-            "out to resume, or give another `directory`"
+            f"{path}={given[path]} differs from the run in {stored.parent}, which has "
+            f"{written[path]}{why}; leave it out to resume, or give another `directory`"
         )
+
+
+def _without_missing(before: Spec, now: Spec) -> Spec:
+    """The stored experiment, with the values of this one where they are what the file means."""
+    found = {path: now.at(path) for path in PATHS if isinstance(before.at(path), Missing)}
+    return supply(before, found, source="the run's specification") if found else before
 
 
 def rounds_of(parts: Parts, callbacks: Sequence[Callback]) -> Iterator[tuple[State, Record]]:

@@ -8,12 +8,14 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from fedjax_post.data.load import PARTITIONS, Population
 from fedjax_post.data.source import BUILTIN as TASKS
 from fedjax_post.hub.files import BUILTIN as MODELS
 from fedjax_post.model.codes import KINDS
 from fedjax_post.study.fields import check, setting
 
 _frozen = dataclasses.dataclass(frozen=True)
+_USUAL = Population()
 
 
 @_frozen
@@ -72,15 +74,19 @@ class Data:
         flag="dataset",
         common=True,
     )
-    partition: str = setting(
-        "natural", "who holds what", choices=("natural", "iid", "dirichlet"), common=True
+    split: str | None = setting(None, "the split to train on, where there are several (train)")
+    partition: str | None = setting(
+        _USUAL.partition,
+        "who holds what (natural where there is a column of clients, else iid)",
+        choices=PARTITIONS,
+        common=True,
     )
-    partition_alpha: float = setting(0.3, "of dirichlet; less is more skew", above=0)
+    partition_alpha: float = setting(_USUAL.alpha, "of dirichlet; less is more skew", above=0)
     num_clients: int | None = setting(
         None, "clients of iid, dirichlet and the built-in tasks (128)", low=1, common=True
     )
     heldout_fraction: float = setting(
-        0.05, "share of rows set aside where the data hold none out", low=0
+        _USUAL.heldout_fraction, "share of rows set aside where the data hold none out", low=0
     )
     prompt_column: str | None = setting(None, "column of the prompt (by its usual names)")
     response_column: str | None = setting(None, "column of the response (by its usual names)")

@@ -23,7 +23,8 @@ def projection(parts: Parts) -> str:
         f"{report['examples_max']} examples (median {report['examples_median']:g}); "
         f"{report['examples']:,} examples, {report['tokens']:,} tokens",
         f"rows       of {report['max_length']} tokens; {report['truncated']} cut and "
-        f"{report['dropped']} left out",
+        f"{report['dropped']} left out ("
+        f"{' and '.join(f'{name}: {size:,}' for name, size in report['splits'].items())})",
         f"scored     {_scored(parts)}",
     ]
     lines.append(f"method     {methods.describe(spec)}; {spec.training.rounds} rounds")

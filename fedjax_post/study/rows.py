@@ -4,8 +4,9 @@ from functools import partial
 from typing import Any
 
 import fedjax_post
-from fedjax_post.data.load import Loaded, Population, Text, load_clients
+from fedjax_post.data.load import Loaded, Population, Text, count_clients, load_clients
 from fedjax_post.data.pairs import load_pairs
+from fedjax_post.data.source import check_source
 from fedjax_post.data.table import TokenTable
 from fedjax_post.data.template import Columns
 from fedjax_post.evaluate.generation import longest_response
@@ -28,6 +29,7 @@ def load_data(spec: Spec, tokenizer: Any, *, context_length: int) -> Loaded:
         batch_size=spec.training.batch_size,
         local_steps=spec.training.local_steps,
         local_epochs=spec.training.local_epochs,
+        split=spec.data.split,
         text=Text(
             columns=Columns(**{role: spec.at(f"data.{role}_column") for role in Columns._fields}),
             template=prompts.template_of(spec),
@@ -36,13 +38,7 @@ def load_data(spec: Spec, tokenizer: Any, *, context_length: int) -> Loaded:
             pack_length=spec.data.pack_length,
             response_words=spec.data.response_words or None,
         ),
-        population=Population(
-            partition=spec.data.partition,
-            num_clients=spec.data.num_clients,
-            alpha=spec.data.partition_alpha,
-            heldout_fraction=spec.data.heldout_fraction,
-            seed=spec.seed,
-        ),
+        population=population_of(spec),
     )
     if data.heldout is None:
         raise ValueError(
@@ -50,6 +46,25 @@ def load_data(spec: Spec, tokenizer: Any, *, context_length: int) -> Loaded:
             f"data={spec.data.source} holds none out; raise it"
         )
     return data
+
+
+def population_of(spec: Spec) -> Population:
+    """Returns who holds the rows of an experiment."""
+    return Population(
+        partition=spec.data.partition,
+        num_clients=spec.data.num_clients,
+        alpha=spec.data.partition_alpha,
+        heldout_fraction=spec.data.heldout_fraction,
+        seed=spec.seed,
+    )
+
+
+def check(spec: Spec) -> None:
+    """Refuses data that is not there, and too large a cohort, before anything is loaded."""
+    check_source(spec.data.source)
+    population = count_clients(spec.data.source, population_of(spec))
+    if population is not None:
+        make_sampler(spec, population)
 
 
 def make_sampler(spec: Spec, population: int) -> Sampler:

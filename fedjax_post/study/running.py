@@ -107,13 +107,23 @@ class Hosting:
         flag="provider_style",
     )
     max_queries: int | None = setting(
-        None, "queries of the whole run, evaluation too; none after them", low=1, free=True
+        None,
+        "queries sent in the whole run, evaluation and repeats too; none after them",
+        low=1,
+        free=True,
     )
     max_cost: float | None = setting(
-        None, "money of the whole run, at price or as the provider bills", above=0, free=True
+        None,
+        "money of the whole run, at price, or as the provider bills if that is more",
+        above=0,
+        free=True,
     )
     timeout: float = setting(
-        60.0, "seconds that an answer may take", above=0, flag="provider_timeout", free=True
+        60.0,
+        "seconds that a call may take, from the connection to the last byte",
+        above=0,
+        flag="provider_timeout",
+        free=True,
     )
     on_failure: str = setting(
         "stop",
@@ -186,7 +196,10 @@ class Execution:
         None, "devices for clients and for the base, such as clients:4,model:2 (one)", free=True
     )
     checkpoint_every: int | None = setting(
-        None, "rounds between checkpoints (at most a fiftieth of the time)", low=1, free=True
+        None,
+        "rounds between checkpoints (at most a fiftieth of the time)",
+        low=1,
+        free=True,
     )
 
     __post_init__ = check

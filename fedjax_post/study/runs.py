@@ -1,13 +1,12 @@
 """A run's folder, read back: what it was asked to do, and what came of it."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedjax_post.report.records import Record, read_records
 from fedjax_post.study import folder
-from fedjax_post.study.files import read_spec
+from fedjax_post.study.files import HOST, check_trusted, read_spec
 from fedjax_post.study.job import Job, prepare
 from fedjax_post.study.spec import Spec
 
@@ -19,7 +18,6 @@ class Run(NamedTuple):
     spec: Spec
     records: list[Record]  # one a round
     summary: dict[str, Any] | None  # None until it has ended
-    supplied: Mapping[str, Any] = {}
 
     def resume(self, rounds: int | None = None) -> Job:
         """Returns the job that goes on where the run stands.
@@ -30,9 +28,7 @@ class Run(NamedTuple):
           rounds: in all; None for as many as were asked for.
         """
         spec = self.spec if rounds is None else self.spec.put({"training.rounds": rounds})
-        return prepare(
-            spec, directory=self.directory, resume=True, supplied=self.supplied, trust_code=True
-        )
+        return prepare(spec, directory=self.directory, resume=True)
 
 
 def read(directory: str | Path, *, trust_code: bool = False, **supplied: Any) -> Run:
@@ -42,16 +38,19 @@ def read(directory: str | Path, *, trust_code: bool = False, **supplied: Any) ->
       directory: of the run.
       trust_code: whether functions that the folder names may be imported.
       **supplied: sections that its file could not hold, such as `method=my_factory` or
-        `data=rows`; see `files`.
+        `data=rows`, see `files`; and `url`, the host of a run at a provider.
 
     Raises:
       FileNotFoundError: if the folder holds no run.
-      ValueError: for a damaged file, something that has to be supplied, or code without trust.
+      ValueError: for a damaged file, something that has to be supplied, or code or a host that
+        nobody has named.
     """
     directory = Path(directory)
-    heads = {"method": "method.name", "data": "data.source"}
+    heads = {"method": "method.name", "data": "data.source", "url": HOST}
     given = {heads.get(name, name): value for name, value in supplied.items()}
-    spec = read_spec(folder.spec_file(directory), supplied=given, trust_code=trust_code)
+    path = folder.spec_file(directory)
+    spec = read_spec(path, supplied=given)
+    check_trusted(spec, given, source=path, trust_code=trust_code)
     records = directory / "records.jsonl"
     summary = directory / "summary.json"
     return Run(
@@ -59,5 +58,4 @@ def read(directory: str | Path, *, trust_code: bool = False, **supplied: Any) ->
         spec,
         read_records(directory) if records.exists() else [],
         json.loads(summary.read_text(encoding="utf-8")) if summary.exists() else None,
-        given,
     )

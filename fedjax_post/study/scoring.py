@@ -7,7 +7,7 @@ import jax
 import fedjax_post
 from fedjax_post.core.engine import State
 from fedjax_post.evaluate.scores import HeldOut, Scores, choose_rows, mean_scores, score
-from fedjax_post.openness.hosted import Hosted
+from fedjax_post.provider.hosted import Hosted
 from fedjax_post.simulate.personal import read_clients
 from fedjax_post.simulate.record import Callback, Record
 from fedjax_post.study import private

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from fedjax_post.data import Population, Text, gather, load_clients
-from fedjax_post.data.source import Splits, hold_out, is_held_out, load_splits
+from fedjax_post.data.source import load_splits
+from fedjax_post.data.splits import Splits, hold_out, is_held_out
 from fedjax_post.data.template import Columns
 
 ROWS = [{"prompt": f"p{i}", "response": f"r{i}"} for i in range(4)]
@@ -134,7 +135,7 @@ def test_bad_sources_are_named(tmp_path):
         "notes.txt": "unknown kind",
         "hollow": "no files to train on",
     }.items():
-        with pytest.raises(ValueError, match=rf"--dataset=.*{name}.*({message})"):
+        with pytest.raises(ValueError, match=rf"dataset=.*{name}.*({message})"):
             load_splits(str(tmp_path / name))
 
 
@@ -143,7 +144,7 @@ def test_hub_without_network_says_so(monkeypatch):
         raise ConnectionError("unreachable")
 
     monkeypatch.setattr(datasets, "load_dataset", fail)
-    with pytest.raises(ValueError, match=r"--dataset=some/name .*unreachable.*the network.*local"):
+    with pytest.raises(ValueError, match=r"dataset=some/name .*unreachable.*the network.*local"):
         load_splits("some/name")
 
 
@@ -180,13 +181,13 @@ def test_labels_skew_and_columns_are_checked(tokenizer):
         return load_clients(ROWS, tokenizer, batch_size=1, local_steps=1, population=population)
 
     assert len(load(partition="iid", num_clients=4).clients) == 4
-    with pytest.raises(ValueError, match=r"--partition=dirichlet needs a column.*--label_column"):
+    with pytest.raises(ValueError, match=r"partition=dirichlet needs a column.*--label_column"):
         load(partition="dirichlet", num_clients=2)
-    with pytest.raises(ValueError, match=r"--partition=natural needs a column.*--client_column"):
+    with pytest.raises(ValueError, match=r"partition=natural needs a column.*--client_column"):
         load()
-    with pytest.raises(ValueError, match="--partition=random is unknown; use one of natural, iid"):
+    with pytest.raises(ValueError, match="partition=random is unknown; use one of natural, iid"):
         load(partition="random")
-    with pytest.raises(ValueError, match="--partition=iid needs --num_clients"):
+    with pytest.raises(ValueError, match="partition=iid needs --num_clients"):
         load(partition="iid")
     with pytest.raises(ValueError, match="--num_clients must be in"):
         load(partition="iid", num_clients=5)
@@ -195,7 +196,7 @@ def test_labels_skew_and_columns_are_checked(tokenizer):
 def test_more_natural_clients_than_there_are_is_refused(tokenizer):
     rows = [row | {"user": "u"} for row in ROWS]
     text = Text(columns=Columns(client="user"))
-    with pytest.raises(ValueError, match="--num_clients=2, but --partition=natural finds 1"):
+    with pytest.raises(ValueError, match="--num_clients=2, but partition=natural finds 1"):
         load_clients(
             rows,
             tokenizer,

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
+from experiments.build import layer_range, make_sampler
 
 from algorithms.fed_dtpt import fed_dtpt
 from experiments import flags, prompts
-from experiments.build import layer_range, make_sampler
 from fedjax_post.data.corpus import build_tokenizer
 from fedjax_post.hub.load import load_model, save_model
 from fedjax_post.simulate.cohort import draw

@@ -3,9 +3,9 @@
 import json
 
 import pytest
+from experiments.factories import declared
 
 from experiments import ladder_facts, openness
-from experiments.factories import declared
 from experiments.ladder import FOLDER, ladder_names, plan_runs, read_ladder, seeds_of
 from fedjax_post.core.access import Access
 

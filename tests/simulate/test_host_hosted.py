@@ -13,12 +13,13 @@ from fedjax_post import core
 from fedjax_post.core.access import AccessError
 from fedjax_post.core.algorithm import stateless
 from fedjax_post.objectives.choice import answer_loss, choice_loss
-from fedjax_post.openness.calls import BudgetError, ProviderError, Terms
-from fedjax_post.openness.hosted import connect
-from fedjax_post.openness.journal import JournalError, spent
-from fedjax_post.openness.provider import Provider, Settings
-from fedjax_post.openness.served import load_served
-from fedjax_post.openness.serving import serve
+from fedjax_post.provider.app import serve
+from fedjax_post.provider.calls import BudgetError, ProviderError
+from fedjax_post.provider.hosted import connect
+from fedjax_post.provider.journal import JournalError, spent
+from fedjax_post.provider.served import load_served
+from fedjax_post.provider.service import Provider, Settings
+from fedjax_post.provider.terms import Terms
 
 TEXT = answer_loss(eos_id=1, pad_id=2, max_new_tokens=4)
 QUESTIONS = ["sort: pear fig\n", "reverse: cat dog\n", "sort: dog cat\n", "reverse: fig pear\n"]

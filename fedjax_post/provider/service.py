@@ -19,10 +19,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fedjax_post.openness import formats
-from fedjax_post.openness.codec import encode_prompt
-from fedjax_post.openness.formats import Asked, Refusal
-from fedjax_post.openness.served import Completion, Served, complete
+from fedjax_post.provider import formats
+from fedjax_post.provider.codec import encode_prompt
+from fedjax_post.provider.formats import Asked
+from fedjax_post.provider.refusals import Refusal
+from fedjax_post.provider.served import Completion, Served, complete
 
 
 class Settings(NamedTuple):

@@ -20,11 +20,11 @@ from experiments import serve_provider
 from fedjax_post.adapters.prompt import text_prompt
 from fedjax_post.hub.prompt import save_prompt
 from fedjax_post.model.generate import generate
-from fedjax_post.openness import served as serving_of
-from fedjax_post.openness.codec import decode_after, decode_prompt, encode_after, encode_prompt
-from fedjax_post.openness.provider import Provider, Settings
-from fedjax_post.openness.served import complete, load_served
-from fedjax_post.openness.serving import serve
+from fedjax_post.provider import served as serving_of
+from fedjax_post.provider.app import serve
+from fedjax_post.provider.codec import decode_after, decode_prompt, encode_after, encode_prompt
+from fedjax_post.provider.served import complete, load_served
+from fedjax_post.provider.service import Provider, Settings
 
 ROOT = Path(__file__).parent.parent.parent
 TEXTS = ["sort: pear fig apple\n", "reverse: cat dog\n"]

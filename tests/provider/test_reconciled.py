@@ -15,8 +15,6 @@ from fedjax_post.data.load import Text, load_clients
 from fedjax_post.model.views import init_model
 from fedjax_post.objectives.choice import answer_loss, choice_loss
 from fedjax_post.openness.arrivals import Private, arrivals, index_of, offsets_of
-from fedjax_post.openness.calls import Terms
-from fedjax_post.openness.hosted import connect
 from fedjax_post.openness.ledger import (
     DisclosureError,
     Form,
@@ -28,9 +26,11 @@ from fedjax_post.openness.ledger import (
     totals,
     unique_tokens,
 )
-from fedjax_post.openness.provider import Provider, Settings
-from fedjax_post.openness.served import make_served
-from fedjax_post.openness.serving import serve
+from fedjax_post.provider.app import serve
+from fedjax_post.provider.hosted import connect
+from fedjax_post.provider.served import make_served
+from fedjax_post.provider.service import Provider, Settings
+from fedjax_post.provider.terms import Terms
 from fedjax_post.testing.models import tiny_config
 
 WORDS = ("cat", "dog", "cat dog", "dog cat hen", "hen", "hen pig", "pig", "cow pig hen")

@@ -12,13 +12,14 @@ import pytest
 
 from fedjax_post.adapters.prompt import text_prompt
 from fedjax_post.core.access import Access, AccessError
-from fedjax_post.openness import journal
-from fedjax_post.openness.calls import BudgetError, ProviderError, Terms
-from fedjax_post.openness.hosted import check_terms, connect, score_of, show_queries
-from fedjax_post.openness.journal import Journal, JournalError
-from fedjax_post.openness.provider import Provider, Settings
-from fedjax_post.openness.served import load_served
-from fedjax_post.openness.serving import serve
+from fedjax_post.provider import journal
+from fedjax_post.provider.app import serve
+from fedjax_post.provider.calls import BudgetError, ProviderError
+from fedjax_post.provider.hosted import connect, score_of, show_queries
+from fedjax_post.provider.journal import Journal, JournalError
+from fedjax_post.provider.served import load_served
+from fedjax_post.provider.service import Provider, Settings
+from fedjax_post.provider.terms import Terms, check_terms
 
 TEXTS = ["sort: pear fig apple\n", "reverse: cat dog\n", "a longer question about pear fig\n"]
 LIMITS = {"max_new_tokens": 8, "eos_id": 1, "pad_id": 2}  # of the built-in tokenizer
@@ -196,15 +197,14 @@ def test_a_call_that_a_killed_process_had_under_way_is_told_not_repeated(served,
 def test_a_journal_is_refused_if_it_is_none(tmp_path):
     path = tmp_path / "journal.jsonl"
     path.write_text('{"round": 1}\n')
-    with pytest.raises(JournalError, match="is not a journal of calls"):
+    with pytest.raises(JournalError, match="journal.jsonl, line 1: .*no journal of calls"):
         Journal(path)
 
 
 @pytest.mark.parametrize(
     ("terms", "message"),
     [
-        ({"max_queries": 5}, r"--max_queries=5 .*3 queries are spent \(166 paid\), it has 3;"),
-        ({"max_cost": 160.0}, r"--max_cost=160 .*\d+ are spent on \d queries"),
+        ({"max_queries": 5}, r"^max_queries=5 .*3 queries are spent \(\d+ paid\), it has 3;"),
         ({"max_cost": 200.0, "price_prompt": 1e6, "price_completion": 5e6}, "may cost 166"),
     ],
 )  # fmt: skip
@@ -222,11 +222,11 @@ def test_a_budget_ends_before_the_call(served, log, terms, message):
 @pytest.mark.parametrize(
     ("settings", "terms", "message", "may_be_paid"),
     [
-        ({"latency": 0.4}, {"timeout": 0.05}, r"no answer within 0\.05 s.* may have been", True),
+        ({"latency": 0.4}, {"timeout": 0.05}, r"no whole answer .*0\.05 s.* may have been", True),
         ({"shutdown_after": 0}, {"max_retries": 0}, "answered 503 .*shut down.*wait", False),
         ({"refused_clients": ("client-0",)}, {}, "403 .*'client-0' is not served", False),
         ({"refused_pattern": "cat"}, {}, "400 .*content policy.*leave these rows out", False),
-        ({"rate_limit": (0, 500)}, {}, "answered 429 .*wait and --resume", False),
+        ({"rate_limit": (0, 500)}, {}, "answered 429 .*wait and `resume`", False),
     ],
 )  # fmt: skip
 def test_failures_name_the_provider_and_the_remedy(
@@ -236,7 +236,7 @@ def test_failures_name_the_provider_and_the_remedy(
     with serve(Provider(served, Settings(**settings))) as url:
         terms = Terms(**terms, on_failure=on_failure)
         model = connect(url, "builtin", tokenizer, terms=terms, journal=path)
-        with pytest.raises(ProviderError, match=f"--provider_url={url}.*{message}") as caught:
+        with pytest.raises(ProviderError, match=f"^provider_url={url}.*{message}") as caught:
             ask(model.at(0, 0), tokenizer)
     assert caught.value.drop == (on_failure == "drop")
     assert caught.value.may_be_paid == may_be_paid
@@ -251,7 +251,7 @@ def test_failures_name_the_provider_and_the_remedy(
     ("settings", "name", "message"),
     [
         ({"api_key": "right"}, "builtin", "refused the key; set OPENAI_API_KEY"),
-        ({}, "other", "404 .*'other' does not exist.*correct --provider_model"),
+        ({}, "other", "404 .*'other' does not exist.*correct `provider_model`"),
         ({"max_logprobs": 5}, "builtin", r"At most 5 .*lower `Terms\.top_logprobs`"),
     ],
 )
@@ -284,7 +284,7 @@ def test_refusals_are_retried_and_lost_answers_are_not(served, log):
     slow = Provider(served, Settings(log=log, latency=0.3))
     with serve(slow) as url:
         model = connect(url, "builtin", served.tokenizer, terms=Terms(timeout=0.1, max_retries=5))
-        with pytest.raises(ProviderError, match="no answer within"):
+        with pytest.raises(ProviderError, match="no whole answer within"):
             ask(model, served.tokenizer, TEXTS[:1])
         done = threading.Event()
         while len(lines_of(log)) < 4:  # the provider finishes, and charges, what it began
@@ -305,7 +305,6 @@ GOOD = {"index": 0, "text": "x", "finish_reason": "stop", "logprobs": None}
         ({"choices": [GOOD | {"finish_reason": "content_filter"}]}, "withheld by a content filter"),
         ({"choices": [GOOD | {"finish_reason": None}]}, "ended by None"),
         ([1, 2], "no choices in"),
-        ({"choices": [GOOD], "usage": {"prompt_tokens": "many"}}, "'many' in place of a number"),
     ],
 )
 def test_malformed_answers_are_errors_that_may_have_been_paid(served, body, message):
@@ -379,15 +378,18 @@ def test_a_candidate_that_is_not_told_of_has_the_most_that_it_can_have(top, scor
 
 
 @pytest.mark.parametrize(
-    ("terms", "url", "message"),
+    ("terms", "message"),
     [
-        ({}, "localhost:80", "--provider_url=localhost:80 is no address; write http://"),
-        ({"style": "edits"}, "http://x", "style must be one of"),
-        ({"on_failure": "ignore"}, "http://x", r"on_failure must be one of \('stop', 'drop'\)"),
-        ({"max_queries": 0}, "http://x", "max_queries must be at least 1, got 0"),
-        ({"price_prompt": 1.0}, "http://x", "come together"),
+        ({"style": "edits"}, "style must be one of"),
+        ({"on_failure": "ignore"}, r"on_failure must be one of \('stop', 'drop'\)"),
+        ({"max_queries": 0}, "max_queries must be a number of at least 1, got 0"),
+        ({"timeout": float("inf")}, "timeout must be a number of at least 0.001, got inf"),
+        ({"price_prompt": float("nan")}, "price_prompt must be a number of at least 0, got nan"),
+        ({"price_prompt": 1.0}, "come together"),
+        ({"max_cost": 5.0}, "max_cost=5 is kept by one's own prices.*give `price`"),
+        ({"max_cost": 5.0, "price_prompt": 0, "price_completion": 0}, "give `price`"),
     ],
 )
-def test_terms_that_cannot_be_kept_are_refused(terms, url, message):
+def test_terms_that_cannot_be_kept_are_refused(terms, message):
     with pytest.raises(ValueError, match=message):
-        check_terms(Terms(**terms), url=url, access=Access.TEXT)
+        check_terms(Terms(**terms), access=Access.TEXT)

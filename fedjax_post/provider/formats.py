@@ -5,28 +5,10 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from fedjax_post.openness.served import Completion, Served
+from fedjax_post.provider.refusals import Refusal
+from fedjax_post.provider.served import Completion, Served
 
 NOTHING = {"prompt_tokens": 0, "completion_tokens": 0, "cost": 0.0}
-
-
-class Refusal(Exception):
-    """A request that is not answered, in OpenAI's form."""
-
-    def __init__(self, status: int, message: str, *, code: str, headers: Mapping[str, str] = {}):
-        super().__init__(message)
-        self.status, self.code, self.headers = status, code, dict(headers)
-
-    @property
-    def body(self) -> dict[str, Any]:
-        """The JSON of the answer."""
-        kind = _KINDS.get(self.status, "invalid_request_error")
-        error = {"message": str(self), "type": kind, "param": None, "code": self.code}
-        return {"error": error}
-
-
-_KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error",
-          500: "server_error", 503: "server_error"}  # fmt: skip
 
 
 class Asked(NamedTuple):

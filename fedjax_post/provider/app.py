@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from fedjax_post.openness.formats import Refusal
-from fedjax_post.openness.provider import Provider
+from fedjax_post.provider.refusals import Refusal
+from fedjax_post.provider.service import Provider
 
 EXTRA = "install the extra: pip install 'fedjax_post[hosted]'"
 

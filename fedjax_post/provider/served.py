@@ -21,7 +21,7 @@ from fedjax_post.hub.peft import load_adapter
 from fedjax_post.hub.tokenizer import check_tokenizer, load_tokenizer, pad_id_of
 from fedjax_post.model.generate import generate
 from fedjax_post.model.views import LanguageModel
-from fedjax_post.openness.codec import decode_after, token_texts
+from fedjax_post.provider.codec import decode_after, token_texts
 
 PyTree = Any
 MOST_ROWS = 16  # computed side by side
