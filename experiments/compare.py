@@ -36,9 +36,8 @@ def _compare(argv: Sequence[str]) -> int:
     if line.help is not None:
         print(line.help)
         return 0
-    specs = lists.experiments(line.spec, line.values.algorithms, flag="algorithms")
     found = study.compare(
-        specs,
+        lists.experiments(line, "algorithms"),
         seeds=lists.seeds(line.values),
         directory=line.values.output_dir,
         command=shlex.join(["compare", *argv[1:]]),

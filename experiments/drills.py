@@ -56,7 +56,7 @@ def _drill(argv: Sequence[str]) -> int:
         return 0
     values = line.values
     found = study.drills(
-        lists.experiments(line.spec, values.methods, flag="methods"),
+        lists.experiments(line, "methods"),
         chosen=DRILLS if values.drills == ["all"] else values.drills,
         seeds=lists.seeds(values),
         settings=Settings(**{name: values[name].value for name in Settings._fields}),

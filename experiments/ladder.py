@@ -11,7 +11,7 @@ A task is a file in `experiments/ladders`, or one of your own by its path ending
 """
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,9 +55,9 @@ def read_ladder(name: str, typed: Mapping[str, Any], *, trust_code: bool = False
     """
     path = Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml"
     content = _content(path, name)
-    common = changes_in(_flags(content.get("common", {})))
+    common = _changes(content.get("common", {}), trust_code)
     rungs = {
-        cell: _rung(path, cell, told, common | dict(typed))
+        cell: _rung(path, cell, told, common, typed, trust_code)
         for cell, told in content["cells"].items()
     }
     for rung in rungs.values():
@@ -68,7 +68,7 @@ def read_ladder(name: str, typed: Mapping[str, Any], *, trust_code: bool = False
         rungs,
         task.get("gate", {}),
         {base: bases.get("cells", []) for base in bases.get("names", [])},
-        _faults(content.get("drills", {})),
+        _faults(content.get("drills", {}), trust_code),
     )
 
 
@@ -95,25 +95,27 @@ def _content(path: Path, name: str) -> Mapping[str, Any]:
     return content
 
 
-def _rung(path: Path, name: str, told: Any, common: Mapping[str, Any]) -> Rung:
+def _rung(path, name: str, told: Any, common, typed, trust_code: bool) -> Rung:
     if not isinstance(told, dict) or told.get("kind") not in KINDS:
         kind = told.get("kind") if isinstance(told, dict) else told
         raise ValueError(
             f"{path}: [cells.{name}] has kind = {kind!r}; give one of {', '.join(KINDS)}"
         )
-    own = changes_in(_flags({key: value for key, value in told.items() if key not in _TOLD}))
-    return Rung(Spec().put(dict(common) | own), told["kind"], str(told.get("title", name)))
+    own = _changes({key: value for key, value in told.items() if key not in _TOLD}, trust_code)
+    spec = Spec().put(dict(common) | own | dict(typed))
+    return Rung(spec, told["kind"], str(told.get("title", name)))
 
 
-def _faults(told: Mapping[str, Any]) -> Faults:
+def _faults(told: Mapping[str, Any], trust_code: bool) -> Faults:
     rest = dict(told)
-    cells, changes = rest.pop("cells", ()), changes_in(_flags(rest.pop("flags", {})))
+    cells, changes = rest.pop("cells", ()), _changes(rest.pop("flags", {}), trust_code)
     chosen = {"chosen": rest.pop("drills")} if "drills" in rest else {}
     return Faults(cells, changes=changes, settings=Settings(**rest), **chosen)
 
 
-def _flags(table: Mapping[str, Any]) -> Sequence[str]:
-    return [f"--{name}={_text(value)}" for name, value in table.items()]
+def _changes(table: Mapping[str, Any], trust_code: bool) -> dict[str, Any]:
+    given = [f"--{name}={_text(value)}" for name, value in table.items()]
+    return changes_in(given, trusted=trust_code)
 
 
 def _text(value: Any) -> str:

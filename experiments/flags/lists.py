@@ -6,7 +6,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments.flags.parse import changes_in
+from experiments.flags.parse import CommandLine, changes_in
 from fedjax_post.study.spec import Spec
 
 
@@ -35,24 +35,24 @@ def seeds(values: flags.FlagValues) -> list[int]:
     return [int(seed) for seed in given]
 
 
-def experiments(spec: Spec, text: str, *, flag: str) -> dict[str, Spec]:
-    """Returns the experiments of `name:flag=value:.., ..`, by their texts.
+def experiments(line: CommandLine, flag: str) -> dict[str, Spec]:
+    """Returns the experiments of a flag `name:flag=value:.., ..`, by their texts.
 
     Args:
-      spec: what they have in common.
-      text: algorithms with commas between them, each followed by flags of its own after colons.
-      flag: that holds the text, for messages.
+      line: what was typed; its experiment is what they have in common.
+      flag: algorithms with commas between them, each followed by flags of its own after colons.
 
     Raises:
       ValueError: if none is named or one is named twice, and for wrong flags.
     """
-    entries = [entry for entry in _split(text, ",") if entry]
+    entries = [entry for entry in _split(line.values[flag].value, ",") if entry]
     if not entries:
         raise ValueError(f"--{flag} names none; give some, such as fed_avg,scaffold")
     twice = [entry for entry in entries if entries.count(entry) > 1]
     if twice:
         raise ValueError(f"--{flag} has {twice[0]} twice; give it once")
-    return {entry: spec.put(_changes(entry)) for entry in entries}
+    trusted = flag in line.by_hand
+    return {entry: line.spec.put(_changes(entry, trusted=trusted)) for entry in entries}
 
 
 def grid(entries: Sequence[str]) -> Mapping[str, list[Any]]:
@@ -74,11 +74,11 @@ def grid(entries: Sequence[str]) -> Mapping[str, list[Any]]:
     return found
 
 
-def _changes(entry: str) -> dict[str, Any]:
+def _changes(entry: str, *, trusted: bool) -> dict[str, Any]:
     parts = _split(entry, ":")
     name = ":".join(part for part in parts if not re.match(r"\w+=", part))
     own = [f"--{part}" for part in parts if re.match(r"\w+=", part)]
-    return {"method.params": {}} | changes_in([f"--algorithm={name}", *own])
+    return {"method.params": {}} | changes_in([f"--algorithm={name}", *own], trusted=trusted)
 
 
 def _split(text: str, separator: str) -> list[str]:

@@ -25,6 +25,7 @@ class CommandLine(NamedTuple):
     spec: Spec
     values: flags.FlagValues  # with the flags that are of no experiment
     typed: Mapping[str, Any]  # fields that were given, by path
+    by_hand: frozenset[str]  # flags that stand on the command line itself, not in a file
     help: str | None  # what to print instead of running, if that was asked for
 
 
@@ -67,8 +68,12 @@ def parse(
     _parsed(values, argv, known_only=True)
     stored, source = (Spec(), None) if wanted is not None else _stored(values)
     first = changes_of(values, [name for name in FLAGS if values[name].present])
+    hand = _by_hand(argv, own)
     if wanted is None:
-        _check_trusted(_put(stored, first), argv, values, source)
+        trust = "trust_code" in values and values.trust_code
+        typed = changes_of(hand, [name for name in FLAGS if hand[name].present])
+        source = source or "the flag file"
+        check_trusted(_put(stored, first), typed, source=source, trust_code=trust)
     name = first.get("method.name", stored.method.name)
     if name not in known:
         known[name] = factories.find_factory(name)
@@ -76,23 +81,36 @@ def parse(
     rest = _parsed(values, argv)
     if wanted is not None:
         mine = [flag for define in own for flag in _names_of(define)]
-        return CommandLine(Spec(), values, {}, help.text(about, wanted, values, mine))
+        about = help.text(about, wanted, values, mine)
+        return CommandLine(Spec(), values, {}, frozenset(), about)
     if rest:
         raise ValueError(f"{rest[0]!r} is no flag; write --name=value")
     for name in without:
         if values[name].present:
             raise ValueError(f"--{name} is set by another flag of this program; leave it out")
     typed = changes_of(values)
-    return CommandLine(_put(stored, typed), values, typed, None)
+    by_hand = frozenset(name for name in hand if hand[name].present)
+    return CommandLine(_put(stored, typed), values, typed, by_hand, None)
 
 
-def changes_in(text: Sequence[str]) -> dict[str, Any]:
+def changes_in(text: Sequence[str], *, trusted: bool = True) -> dict[str, Any]:
     """Returns the fields that some flags say, by path; for a part of a command line or a file.
+
+    Args:
+      text: flags.
+      trusted: whether an algorithm that is a function somewhere may be imported.
 
     Raises:
       ValueError: as `parse`.
     """
-    values = _defined(dict(ALGORITHMS), ())
+    known = dict(ALGORITHMS)
+    values = _defined(known, ())
+    _parsed(values, ["", *text], known_only=True)
+    if values["algorithm"].present and values.algorithm not in known:
+        changes = changes_of(values, ["algorithm"])
+        check_trusted(Spec().put(changes), {}, source="a file", trust_code=trusted)
+        known[values.algorithm] = factories.find_factory(values.algorithm)
+    values = _defined(known, ())
     if rest := _parsed(values, ["", *text]):
         raise ValueError(f"{rest[0]!r} is no flag; write --name=value")
     return changes_of(values)
@@ -119,14 +137,21 @@ def _stored(values: flags.FlagValues) -> tuple[Spec, Path | None]:
     return (Spec(), None) if path is None else (read_spec(path), path)
 
 
-def _check_trusted(spec: Spec, argv: Sequence[str], values: flags.FlagValues, source: Any) -> None:
-    """Refuses code and hosts that came from a file, be it a specification or a flag file."""
-    by_hand = [given for given in argv if not re.match(r"--?flagfile(=|$)", given)]
-    alone = _defined(dict(ALGORITHMS), ())
-    _parsed(alone, by_hand, known_only=True)
-    typed = set(changes_of(alone, [name for name in FLAGS if alone[name].present]))
-    trust = "trust_code" in values and values.trust_code
-    check_trusted(spec, typed, source=source or "the flag file", trust_code=trust)
+def _by_hand(argv: Sequence[str], own: Sequence[Definer]) -> flags.FlagValues:
+    """The flags that stand on the command line itself."""
+    values = _defined(dict(ALGORITHMS), own)
+    _parsed(values, _without_flag_files(argv), known_only=True)
+    return values
+
+
+def _without_flag_files(argv: Sequence[str]) -> list[str]:
+    left, words = [], iter(argv)
+    for word in words:
+        if re.fullmatch(r"--?flagfile", word):
+            next(words, None)  # its name
+        elif not re.match(r"--?flagfile=", word):
+            left.append(word)
+    return left
 
 
 def _defined(known: Mapping[str, Callable], own: Sequence[Definer]) -> flags.FlagValues:

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -138,13 +138,13 @@ def supply(spec: Spec, supplied: Mapping[str, Any], *, source: str) -> Spec:
 
 
 def check_trusted(
-    spec: Spec, typed: Container[str], *, source: object, trust_code: bool = False
+    spec: Spec, typed: Mapping[str, Any], *, source: object, trust_code: bool = False
 ) -> None:
     """Refuses code and hosts that a file names, until a person does.
 
     Args:
       spec: what would be run.
-      typed: paths of the fields that a person gave by hand, in place of the file's.
+      typed: what a person gave by hand in place of the file's, by path.
       source: the file, for messages.
       trust_code: whether the person said that the file's code may run.
 
@@ -153,13 +153,15 @@ def check_trusted(
     """
     for path in CODE:
         value = spec.at(path)
-        if trust_code or path in typed or not isinstance(value, str) or not _NAMED.search(value):
+        if trust_code or not isinstance(value, str) or not _NAMED.search(value):
+            continue
+        if typed.get(path) == value:
             continue
         raise ValueError(
             f"{source} names code, {path}={value}; it runs only with `trust_code`, or if "
             f"`{path}` is given again by hand"
         )
-    if spec.hosting.url is not None and HOST not in typed:
+    if spec.hosting.url not in (None, typed.get(HOST)):
         raise ValueError(
             f"{source} names a host, hosting.url={spec.hosting.url}, and private text and keys "
             "would go there; if you trust it, give `hosting.url` again by hand"

@@ -3,11 +3,13 @@
 import json
 
 import pytest
-from experiments.factories import declared
 
-from experiments import ladder_facts, openness
-from experiments.ladder import FOLDER, ladder_names, plan_runs, read_ladder, seeds_of
+from experiments import openness
+from experiments.ladder import FOLDER, ladder_names, read_ladder
 from fedjax_post.core.access import Access
+from fedjax_post.study import ladder_facts
+from fedjax_post.study.factories import declared
+from fedjax_post.study.ladder import plan_cells
 
 SMALL = """
 [task]
@@ -58,28 +60,27 @@ def refused(capsys, *given):
 
 @pytest.mark.parametrize("name", ladder_names())
 def test_a_ladder_names_methods_that_there_are(name):
-    ladder = read_ladder(name)
-    needed = declared()
-    assert {cell.flags["algorithm"] for cell in ladder.cells} <= set(needed)
-    assert {"lora", "soft_prompt", "manual_prompt"} <= {cell.name for cell in ladder.cells}
-    rows = ladder_facts.cells_told(ladder.cells)
+    ladder = read_ladder(name, {})
+    assert {rung.spec.method.name for rung in ladder.rungs.values()} <= set(declared())
+    assert {"lora", "soft_prompt", "manual_prompt"} <= set(ladder.rungs)
+    rows = ladder_facts.cells_told(ladder.rungs)
     tiers = {row["tier"] for row in rows}
     assert {"TEXT", "LOGITS", "EMBEDDINGS", "EMULATOR", "WEIGHTS", "GRADIENTS"} == tiers
     assert {row["kind"] for row in rows} == {"open", "closed", "baseline"}
 
 
 def test_all_seeds_of_all_cells_are_runs_with_their_own_flags_last(own, tmp_path):
-    ladder = read_ladder(own(SMALL + '[bases]\nnames = ["builtin"]\ncells = ["lora"]\n'))
-    runs = plan_runs(ladder, [0, 3], ["--num_rounds=2"], tmp_path)
+    text = SMALL + '[bases]\nnames = ["builtin"]\ncells = ["lora"]\n'
+    ladder = read_ladder(own(text), {"training.rounds": 2})
+    runs = plan_cells(ladder.rungs, [0, 3], ladder.bases, tmp_path)
     folders = [str(run.directory.relative_to(tmp_path)) for run in runs]
     assert folders == [
         *("lora/seed-0", "manual_prompt/seed-0", "lora/seed-3", "manual_prompt/seed-3"),
         *("bases/builtin/lora/seed-0", "bases/builtin/lora/seed-3"),
     ]
-    given = runs[0].given
-    assert given.index("--num_rounds=1") < given.index("--num_rounds=2")  # the last one counts
-    assert given[-1] == "--seed=0"
-    assert runs[-1].given[-2:] == ["--model=builtin", "--seed=3"]
+    assert {run.spec.training.rounds for run in runs} == {2}  # what was typed counts
+    assert (runs[0].spec.seed, runs[0].spec.adapter.rank) == (0, 2)
+    assert (runs[-1].spec.seed, runs[-1].spec.model.name) == (3, "builtin")
 
 
 @pytest.mark.parametrize(
@@ -89,8 +90,10 @@ def test_all_seeds_of_all_cells_are_runs_with_their_own_flags_last(own, tmp_path
         ("[cells]\n[extra]\n", "[extra] is unknown"),
         ("[task]\n", "[cells] is missing"),
         ("cells = [", "is no TOML"),
-        (SMALL.replace('"fed_avg"', '"fedavg"'), "--algorithm=fedavg is unknown"),
-        (SMALL + "nonsense = 1\n", "Unknown command line flag 'nonsense'"),
+        (SMALL.replace('"fed_avg"', '"fedavg"'), "--algorithm=fedavg is no algorithm"),
+        (SMALL + "nonsense = 1\n", "--nonsense is no flag"),
+        (SMALL.replace("cells.lora", 'cells."../../escaped"'), "is no name for a folder"),
+        (SMALL.replace('"fed_avg"', '"os:getcwd"'), "names code, --algorithm=os:getcwd"),
     ],
 )
 def test_bad_files_are_refused_before_anything_runs(own, text, said, capsys, tmp_path):
@@ -102,10 +105,8 @@ def test_bad_files_are_refused_before_anything_runs(own, text, said, capsys, tmp
 def test_bad_flags_are_refused(capsys):
     assert f"there is no {FOLDER / 'nowhere.toml'}" in refused(capsys, "--task=nowhere")
     assert "--task exclude each other" in refused(capsys, "--task=kinds", "--passport=all")
-    with pytest.raises(ValueError, match="--seeds=1,1 has a seed twice"):
-        seeds_of(["1", "1"])
-    with pytest.raises(ValueError, match="--seeds=x must be whole numbers"):
-        seeds_of(["x"])
+    assert "must be some numbers, each once" in refused(capsys, "--task=kinds", "--seeds=1,1")
+    assert "--seeds=x must be whole numbers" in refused(capsys, "--task=kinds", "--seeds=x")
 
 
 def test_a_method_below_the_weights_runs_at_more_tiers():

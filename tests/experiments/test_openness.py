@@ -1,12 +1,12 @@
 """The openness program: passports, what can be run, what would be lost."""
 
 import pytest
-from experiments.factories import declared
 
 from algorithms import ALGORITHMS
 from experiments import openness
 from fedjax_post.core.access import Access
 from fedjax_post.openness.load import passport_names
+from fedjax_post.study.factories import declared
 
 
 def told(capsys, *flags):

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from experiments import flags
-
 ROOT = Path(__file__).parent.parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 
