@@ -77,8 +77,8 @@ def test_a_flag_file_names_no_code(tmp_path):
     file.write_text("--algorithm=os:getcwd\n")
     with pytest.raises(ValueError, match="names code, method.name=os:getcwd"):
         parsed(f"--flagfile={file}")
+    file.write_text("--objective=grpo\n--reward=os:getcwd\n")
     with pytest.raises(ValueError, match="names code, objective.reward=os:getcwd"):
-        file.write_text("--objective=grpo\n--reward=os:getcwd\n")
         parsed(f"--flagfile={file}")
 
 

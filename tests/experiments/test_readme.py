@@ -20,7 +20,7 @@ def test_python_blocks_run(capsys):
 
 
 def test_flags_of_the_table_exist():
-    known = {f"--{name}" for name in flags.define()} | {"--flagfile", "--help"}
+    known = {f"--{name}" for name in FLAGS} | {"--flagfile", "--help"}
     named = set(re.findall(r"`(--\w+)", TEXT)) | set(re.findall(r"train (--\w+)", TEXT))
     assert named <= known
 

@@ -10,7 +10,7 @@ from experiments.flags import in_flags
     [
         ("max_length=20 leaves no response", "--max_length=20 leaves no response"),
         ("rank must be at least 1; give `rank`", "rank must be at least 1; give --lora_rank"),
-        ("choose `label=task`, or `partition=iid`", "choose --label_column=task, or --partition=iid"),
+        ("choose `label=task`", "choose --label_column=task"),
         ("rounds=0 must be at least 1", "--num_rounds=0 must be at least 1"),
         ("privacy.clip=1 needs `privacy.epsilon`", "--dp_clip=1 needs --dp_epsilon"),
         ("method=fedavg is no algorithm", "--algorithm=fedavg is no algorithm"),

@@ -45,4 +45,4 @@ def test_embeddings_are_those_of_the_named_model(tiny_folder, tmp_path):
     assert embeddings(Model(str(tiny_folder))) is None
     save_model(tmp_path, tiny_model())
     with pytest.raises(ValueError, match=f"model.embeddings={tmp_path} has 32 tokens"):
-        embeddings(Model(str(tiny_folder), embeddings=str(tmp_path)))
+        embeddings(model.replace(embeddings=str(tmp_path)))
