@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from experiments.flags.define import FLAGS
+
 ROOT = Path(__file__).parent.parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 

@@ -39,9 +39,8 @@ def embeddings(model):
 
 def test_embeddings_are_those_of_the_named_model(tiny_folder, tmp_path):
     table = load_model(tiny_folder).variables["params"]["embedding"]
-    np.testing.assert_array_equal(
-        embeddings(Model(str(tiny_folder), embeddings=str(tiny_folder))), table
-    )
+    model = Model(str(tiny_folder), embeddings=str(tiny_folder))
+    np.testing.assert_array_equal(embeddings(model), table)
     assert embeddings(Model(str(tiny_folder))) is None
     save_model(tmp_path, tiny_model())
     with pytest.raises(ValueError, match=f"model.embeddings={tmp_path} has 32 tokens"):
