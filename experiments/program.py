@@ -29,7 +29,7 @@ def run(work: Callable[[], int]) -> int:
     except TimeoutError as error:
         return peers.leave(refuse(str(error)))
     except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
+        print("\ninterrupted; the same command with its --output_dir goes on", file=sys.stderr)
         return peers.leave(130)
     except _REFUSALS as error:
         return refuse(str(error))
