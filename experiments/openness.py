@@ -23,7 +23,7 @@ from experiments import program
 from experiments.flags import lists, parse
 from experiments.ladder import read_ladder
 from fedjax_post import study
-from fedjax_post.core.access import Access
+from fedjax_post.core.access import LEVELS
 from fedjax_post.study.catalogue import answer
 
 
@@ -39,7 +39,7 @@ def _define(values: flags.FlagValues) -> None:
     about = "print which methods a model's access allows, why not the others; 'all' for a matrix"
     flags.DEFINE_string("what_can_i_run", None, about, **give)
     about = "with --what_can_i_run: print what would be lost if it were open only to this tier"
-    tiers = [tier.name for tier in Access]
+    tiers = [level.name for level in LEVELS]
     flags.DEFINE_enum("downgrade", None, tiers, about, case_sensitive=False, **give)
     task = "run a task at every level of access: a ladder by name, or the path of one's own .toml"
     flags.DEFINE_string("task", None, task, **give)

@@ -88,7 +88,7 @@ def downgrade_page(
 ) -> str:
     """Returns the methods that would be lost if a model were open only to a tier."""
     granted = read.granted(passport)
-    if tier >= granted:
+    if not granted & ~tier:
         return f"{passport.title} grants {granted.name}; at {tier.name} nothing would be lost."
     gone: list[Refusal] = lost(methods, granted, tier)
     lines = [f"{passport.title}, open to {tier.name} and not to {granted.name}, would lose", ""]

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from fedjax_post.core.access import Access
+from fedjax_post.core.access import Access, spoken
 from fedjax_post.provider.hosted import Hosted, connect, show_queries
 from fedjax_post.provider.journal import spent
 from fedjax_post.provider.terms import Terms
@@ -17,7 +17,7 @@ def filled(spec: Spec) -> Spec:
     """Returns the experiment with what holds of any target that a provider is asked for."""
     if not is_hosted(spec):
         return spec
-    granted = min(Access.LOGITS, Access[spec.hosting.access]).name
+    granted = spoken(Access.LOGITS & Access[spec.hosting.access])
     return spec.put({"hosting.inference": "provider", "hosting.access": granted})
 
 

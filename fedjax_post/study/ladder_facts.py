@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fedjax_post.core.access import Access
+from fedjax_post.core.access import LEVELS
 from fedjax_post.evaluate.generation import reference_answers
 from fedjax_post.openness import passport as read
 from fedjax_post.openness.framework import CLASSES
@@ -81,7 +81,7 @@ def gate_of(
 def matrix_told() -> dict[str, int]:
     """Returns how many registered methods there are, and how many run at each tier."""
     methods = declared()
-    run = {tier.name: len(methods) - len(refusals(methods, roles(tier))) for tier in Access}
+    run = {tier.name: len(methods) - len(refusals(methods, roles(tier))) for tier in LEVELS}
     return {"methods": len(methods), **run}
 
 

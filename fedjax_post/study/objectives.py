@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from algorithms import on_policy
-from fedjax_post.core.access import Access
+from fedjax_post.core.access import Access, union
 from fedjax_post.core.algorithm import Algorithm
 from fedjax_post.hub.tokenizer import pad_id_of
 from fedjax_post.objectives.dpo import dpo_loss
@@ -109,7 +109,7 @@ def loss_of(spec: Spec, algorithm: Algorithm) -> Callable | None:
     if spec.objective.name == "sft":
         return None
     told = f"objective={spec.objective.name}: method={spec.method.name}"
-    if max(algorithm.access.values()) < Access.WEIGHTS:
+    if Access.READ not in union(algorithm.access):
         raise ValueError(
             f"{told} searches prompts of a model whose weights it does not see; take one that "
             "trains an adapter, such as fed_avg"

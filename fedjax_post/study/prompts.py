@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from fedjax_post.adapters.prompt import add_soft_prompt, text_prompt
-from fedjax_post.core.access import Access
+from fedjax_post.core.access import Access, union
 from fedjax_post.core.algorithm import Algorithm
 from fedjax_post.hub.load import load_model
 from fedjax_post.hub.tokenizer import pad_id_of
@@ -93,9 +93,9 @@ def loss_of(spec: Spec, algorithm: Algorithm, tokenizer: Any, *, longest: int) -
     Raises:
       ValueError: if the labels are needed and missing, or begin alike.
     """
-    if max(algorithm.access.values()) >= Access.WEIGHTS:
+    if Access.READ in union(algorithm.access):
         return sft_loss
-    if max(algorithm.access.values()) == Access.TEXT:
+    if union(algorithm.access) == Access.TEXT:
         ends = {"eos_id": tokenizer.eos_token_id, "pad_id": pad_id_of(tokenizer)}
         return answer_loss(**ends, max_new_tokens=longest)
     if not spec.data.labels:

@@ -6,7 +6,7 @@ Fields as in `learning`.
 import dataclasses
 from typing import Any
 
-from fedjax_post.core.access import Access
+from fedjax_post.core.access import LEVELS
 from fedjax_post.study.fields import check, setting
 
 _frozen = dataclasses.dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Hosting:
     access: str = setting(
         "GRADIENTS",
         "what the model is taken to grant; an algorithm that needs more is refused",
-        choices=tuple(tier.name for tier in Access),
+        choices=tuple(str(level.name) for level in LEVELS),
     )
     inference: str = setting(
         "client",

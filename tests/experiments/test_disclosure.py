@@ -8,6 +8,7 @@ import pytest
 from experiments import train
 from experiments.flags import changes_in
 from fedjax_post import study
+from fedjax_post.core.access import Access
 from fedjax_post.data.corpus import build_tokenizer
 from fedjax_post.openness.ledger import Form
 from fedjax_post.simulate import programs
@@ -76,7 +77,9 @@ def test_a_template_is_counted_without_its_row(tiny_flags, template, around):
     parts = study.prepare(study.Spec().put(changes_in(given))).parts
     table, tokenizer = parts.data.heldout, build_tokenizer()
     assert parts.form == Form(template=1 + around, prompt=3, answer=1, shot=around)
-    form = disclosure.form_of(parts.spec, tokenizer, access={"target": 4}, table=table, longest=3)
+    form = disclosure.form_of(
+        parts.spec, tokenizer, access={"target": Access.GRADIENTS}, table=table, longest=3
+    )
     assert form == Form()
 
 

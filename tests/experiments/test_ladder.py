@@ -6,7 +6,7 @@ import pytest
 
 from experiments import openness
 from experiments.ladder import FOLDER, ladder_names, read_ladder
-from fedjax_post.core.access import Access
+from fedjax_post.core.access import LEVELS
 from fedjax_post.study import ladder_facts
 from fedjax_post.study.factories import declared
 from fedjax_post.study.ladder import plan_cells
@@ -111,7 +111,7 @@ def test_bad_flags_are_refused(capsys):
 
 def test_a_method_below_the_weights_runs_at_more_tiers():
     told = ladder_facts.matrix_told()
-    counts = [told[tier.name] for tier in Access]
+    counts = [told[tier.name] for tier in LEVELS]
     assert counts == sorted(counts)
     assert counts[-1] == told["methods"] == len(declared())
     assert 0 < counts[0] < counts[-1]
