@@ -86,6 +86,8 @@ def make_provider(options: flags.FlagValues) -> Provider:
         )
     if options.log is not None and not Path(options.log).absolute().parent.is_dir():
         raise FileNotFoundError(f"--log={options.log}: its folder does not exist; make it first")
+    if options.log is not None and Path(options.log).exists() and not Path(options.log).is_file():
+        raise ValueError(f"--log={options.log} is no file; give the name of one")
     served = _load(options.model, options.adapter, options)
     served = served._replace(name=options.name or served.name)
     successor = None

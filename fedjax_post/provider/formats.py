@@ -50,7 +50,8 @@ def read_body(content: bytes) -> dict[str, Any]:
       Refusal: 400, for anything else.
     """
     try:
-        body = json.loads(content.decode("utf-8"), parse_constant=_refuse_constant)
+        text = content.decode("utf-8")
+        body = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_object)
         json.dumps(body, ensure_ascii=False).encode("utf-8")  # halves of characters fail here
     except RecursionError:
         raise Refusal(400, "The JSON is nested too deep.", code="invalid_json") from None
@@ -190,6 +191,13 @@ def _brief(value: Any) -> str:
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no number")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a field is given twice")
+    return found
 
 
 def response(

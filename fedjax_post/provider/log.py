@@ -63,24 +63,21 @@ def read_texts(path: str | Path) -> Iterator[str]:
             told = json.loads(line)
         except ValueError:
             continue
-        if told["event"] == "arrived":
+        if isinstance(told, dict) and told.get("event") == "arrived":
             body = told.get("body") or ""
             if told.get("base64"):
                 body = base64.b64decode(told["base64"]).decode("utf-8", "replace")
             try:
-                yield from _strings(json.loads(body))
+                yield from _strings(json.loads(body, object_pairs_hook=list))
             except (ValueError, RecursionError):
                 yield body
 
 
 def _strings(value: Any) -> Iterator[str]:
+    """The strings of a JSON value whose objects are lists of pairs: a name may stand twice."""
     if isinstance(value, str):
         yield value
-    elif isinstance(value, dict):
-        for name, item in value.items():
-            yield name
-            yield from _strings(item)
-    elif isinstance(value, list):
+    elif isinstance(value, list | tuple):
         for item in value:
             yield from _strings(item)
 

@@ -72,7 +72,7 @@ class Provider:
         try:
             self._pattern = settings.refused_pattern and re.compile(settings.refused_pattern)
         except re.error as error:
-            raise ValueError(f"refuse_pattern={settings.refused_pattern}: {error}") from None
+            raise ValueError(f"refused_pattern={settings.refused_pattern}: {error}") from None
         self.served, self.settings, self._successor = served, settings, successor
         self.log = Log(settings.log)
         self.num_answered = 0

@@ -63,6 +63,7 @@ ODD = {
     "long": b'{"max_tokens": ' + b"9" * 5000 + b"}",
     "surrogate": b'{"model": "tiny", "prompt": "\\ud800"}',
     "bytes": b'{"prompt": "\xff\xfe"}',
+    "twice": b'{"prompt": "cat", "prompt": "dog"}',
     "mixed": b'{"prompt": ["cat", 3]}',
     "tokens": b'{"prompt": [[1, 2], [3]]}',
     "model": b'{"model": {"a": 1}, "prompt": "cat"}',
@@ -83,7 +84,7 @@ def test_odd_bodies_are_refused_in_the_format_and_logged_as_they_came(served, lo
            for line in arrived]  # fmt: skip
     assert raw == [*ODD.values(), json.dumps(GOOD).encode()]
     assert [line["size"] for line in arrived] == list(map(len, raw))
-    assert [line["status"] for line in told(log, "settled")] == [400] * 11 + [
+    assert [line["status"] for line in told(log, "settled")] == [400] * 12 + [
         404 if path == "/completions" else 400, 200
     ]  # fmt: skip
 
@@ -93,12 +94,22 @@ def test_the_log_shows_every_text_whatever_it_came_in(served, log):
     bodies = [
         {"model": "tiny", "prompt": ["cat", 3, ["mixed"]]}, {"prompt": "x", "stop": ["in a stop"]},
         {"metadata": {"in a name": 1}, "suffix": "in a suffix"}, chat, b'{"half": "in a ha',
+        b'{"prompt": "in a first", "prompt": "in a second"}',
     ]  # fmt: skip
     with serve(Provider(served, Settings(log=log))) as url:
         for body in bodies:
             post(url, body)
     texts = "\n".join(read_texts(log))
-    for part in ("mixed", "in a stop", "in a name", "in a suffix", "in parts", "in a ha"):
+    for part in (
+        "mixed",
+        "in a stop",
+        "in a name",
+        "in a suffix",
+        "in parts",
+        "in a ha",
+        "in a first",
+        "in a second",
+    ):
         assert part in texts
 
 

@@ -237,7 +237,7 @@ def test_failures_name_the_provider_and_the_remedy(
     with serve(Provider(served, Settings(**settings))) as url:
         terms = Terms(**terms, on_failure=on_failure)
         model = connect(url, "builtin", tokenizer, terms=terms, journal=path)
-        with pytest.raises(ProviderError, match=f"^provider_url={url}.*{message}") as caught:
+        with pytest.raises(ProviderError, match=f"^url={url}.*{message}") as caught:
             ask(model.at(0, 0), tokenizer)
     assert caught.value.drop == (on_failure == "drop")
     assert caught.value.may_be_paid == may_be_paid
@@ -252,7 +252,7 @@ def test_failures_name_the_provider_and_the_remedy(
     ("settings", "name", "message"),
     [
         ({"api_key": "right"}, "builtin", "refused the key; set OPENAI_API_KEY"),
-        ({}, "other", "404 .*'other' does not exist.*correct `provider_model`"),
+        ({}, "other", "404 .*'other' does not exist.*correct the model's name"),
         ({"max_logprobs": 5}, "builtin", r"At most 5 .*lower `Terms\.top_logprobs`"),
     ],
 )
