@@ -61,6 +61,7 @@ def refused(call, tmp_path, capsys):
         ),
         ("--uplink=__import__('os')", "__import__ is unknown; there are clip, cast"),
         ("--uplink=clip(1.0).bound", "is no call of a name; there are clip, cast"),
+        ("--uplink=clip(**{'a':1})", "stands for no argument; write name=value"),
         ("--uplink=top_k(0.1", "it is no list of calls; write names such as clip and cast"),
         ("--uplink=top_k(2.0)", "top_k(2.0): fraction must be in (0, 1], got 2.0"),
         ("--uplink=top_k(1/2)", "1 / 2 is neither a number nor a call of a name"),
