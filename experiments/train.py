@@ -113,7 +113,7 @@ def carry_out(
         }
         if options.score_personal:
             scores["personal"] = scoring.score_own_tasks(job, options, state)
-        summary.export(job, options, state)
+        summary.export(job, options, state, scores=scores)
     with peers.together():
         if peers.is_first():
             seconds = time.perf_counter() - began
