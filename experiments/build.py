@@ -29,8 +29,9 @@ from experiments import (
 from fedjax_post.adapters.lora import add_lora
 from fedjax_post.core.algorithm import Algorithm
 from fedjax_post.core.engine import State, init
-from fedjax_post.data.load import Loaded, Population, Text, count_clients, load_clients
+from fedjax_post.data.load import Loaded, Text, load_clients
 from fedjax_post.data.pairs import load_pairs
+from fedjax_post.data.population import Population, count_clients
 from fedjax_post.data.ranks import RankedClients
 from fedjax_post.data.source import check_source
 from fedjax_post.data.table import TokenTable

@@ -21,7 +21,7 @@ from experiments import (
     wires,
 )
 from experiments.optimizers import CLIENT_OPTIMIZERS, SCHEDULES, SERVER_OPTIMIZERS
-from fedjax_post.data.load import PARTITIONS, Population
+from fedjax_post.data.population import PARTITIONS, Population
 from fedjax_post.data.source import BUILTIN
 from fedjax_post.hub.files import BUILTIN as MODELS
 from fedjax_post.model.codes import KINDS
