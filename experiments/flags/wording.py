@@ -16,6 +16,9 @@ _ARGUMENTS = {
     "directory": "output_dir",
     "resume": "resume",
     "trust_code": "trust_code",
+    "url": "provider_url",
+    "timeout": "provider_timeout",
+    "refused_pattern": "refuse_pattern",
     **{
         role: f"{role}_column"
         for role in ("prompt", "response", "context", "messages", "label", "client", "rejected")

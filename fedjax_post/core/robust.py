@@ -24,7 +24,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from fedjax_post.core.aggregates import column, present, stack, weighted_mean
+from fedjax_post.core.aggregates import column, present, stack, weighted_mean, weighted_sum
 from fedjax_post.core.algorithm import Aggregate, PyTree
 from fedjax_post.core.norms import hold, norm
 
@@ -255,7 +255,7 @@ def sorted_mean(trim: Callable) -> Callable:
 
 def _mean_of(values: PyTree, weights: jax.Array) -> PyTree:
     share = weights / jnp.maximum(weights.sum(), jnp.finfo(jnp.float32).tiny)
-    return jax.tree.map(lambda v: jnp.tensordot(share, v, 1), values)
+    return jax.tree.map(lambda v: weighted_sum(share, v), values)
 
 
 def _distances(values: PyTree) -> jax.Array:

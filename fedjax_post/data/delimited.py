@@ -96,16 +96,16 @@ def _lines(text: TextIO, *, tabs: bool) -> Iterator[Line]:
                 yield number, line.rstrip("\r\n").split("\t")
         return
     cells = csv.reader(given, strict=True)
-    line = 1
+    begins = 1
     before = csv.field_size_limit(LONGEST)  # the module has no other way to allow long cells
     try:
         for row in cells:
             if row:
-                yield line, row
-            line = cells.line_num + 1
+                yield begins, row
+            begins = cells.line_num + 1
     except csv.Error as error:
         raise ValueError(
-            f"line {line}: {error}; a cell that holds quotes is written in quotes, its own doubled"
+            f"line {begins}: {error}; a cell with quotes stands in quotes, its own doubled"
         ) from None
     finally:
         csv.field_size_limit(before)

@@ -14,11 +14,12 @@ and `datasets`' own notes are passed over.
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
-from fedjax_post.data.files import KINDS, File, find_file, read_parquet, read_text
+from fedjax_post.data.cached import read_parquet, read_text
+from fedjax_post.data.files import KINDS, File, ending_of, find_file
 from fedjax_post.data.partition import natural_key
 from fedjax_post.data.splits import Origin, Splits, choose, is_held_out
 from fedjax_post.data.typed import as_text
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 _NOTES = ("dataset_info.json", "dataset_infos.json")
-_PART = re.compile(r"(.+)-\d{5}-of-\d{5}")
+_PART = re.compile(r"(.+)-\d{5}-of-\d{5}(-[0-9a-f]{16})?")
 
 
 def load_folder(path: Path, *, split: str | None = None) -> Splits:
@@ -46,27 +47,24 @@ def load_folder(path: Path, *, split: str | None = None) -> Splits:
     if not files and (path / "data").is_dir():
         files = _files(path / "data")
     if not files:
-        below = [inner.name for inner in _entries(path) if inner.is_dir() and _files(inner)]
-        raise ValueError(
-            f"dataset={path} has no files to train on; put one file for each client there "
-            f"({', '.join(KINDS)})" + (f", or choose {' or '.join(below)} in it" if below else "")
-        )
+        _refuse_empty(path)
     parts: dict[str, list[File]] = {}
     for file in files:
         match = _PART.fullmatch(file.stem)
         parts.setdefault(match[1] if match else "", []).append(file)
+    if list(parts) == [""]:
+        _check_stems(path, files)
+    if split is not None and list(parts) == [""]:  # files may be named as splits
+        parts = {file.stem: [file] for file in files}
     if "" not in parts:
         train, heldout = choose(parts, path, split=split)
         kept = parts[heldout] if heldout else []
         return _joined(path, parts[train], kept, names=(train, heldout or ""), clients=False)
-    if split is not None:
-        raise ValueError(f"split={split}: dataset={path} is a folder of files, without splits")
     if len(parts) > 1:
         raise ValueError(
             f"dataset={path} holds parts of splits ({', '.join(filter(None, parts))}) beside other "
             f"files (such as {parts[''][0].path.name}); take one or the other away"
         )
-    _check_stems(path, files)
     train_files = [file for file in files if not is_held_out(file.stem)]
     if not train_files:
         raise ValueError(f"dataset={path} has no files to train on, but for evaluation alone")
@@ -76,6 +74,18 @@ def load_folder(path: Path, *, split: str | None = None) -> Splits:
         [file for file in files if is_held_out(file.stem)],
         names=("train", "test"),
         clients=len(train_files) > 1,
+    )
+
+
+def _refuse_empty(path: Path) -> NoReturn:
+    below = [
+        folder.name
+        for folder in _entries(path)
+        if folder.is_dir() and any(map(ending_of, (entry.name for entry in folder.iterdir())))
+    ]
+    raise ValueError(
+        f"dataset={path} has no files to train on; put one file for each client there "
+        f"({', '.join(KINDS)})" + f", or choose a folder in it: {', '.join(below)}" * bool(below)
     )
 
 

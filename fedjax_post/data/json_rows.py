@@ -13,6 +13,7 @@ the last kind of text is held in memory whole.
 
 import itertools
 import json
+import re
 from collections.abc import Iterator
 from typing import Any, TextIO
 
@@ -23,6 +24,8 @@ Numbered = tuple[int, dict[str, Any]]  # the line on which a row begins, from 1,
 LONGEST = 1 << 28  # characters of one value
 _DEEPEST = 64  # lists and objects within each other
 _PIECE = 1 << 16  # characters read at a time, at first
+_SPACE: Any = re.compile(r"[ \t\r\n]*")
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def json_rows(text: TextIO) -> Iterator[Numbered]:
@@ -61,8 +64,8 @@ def as_text(value: Any, depth: int = 0) -> Any:
     if depth == _DEEPEST:
         raise ValueError(f"lists and objects stand more than {_DEEPEST} deep within each other")
     if isinstance(value, list):
-        return [as_text(item, depth + 1) for item in value]
-    return {key: as_text(item, depth + 1) for key, item in value.items()}
+        return [x if type(x) is str else as_text(x, depth + 1) for x in value]
+    return {k: x if type(x) is str else as_text(x, depth + 1) for k, x in value.items()}
 
 
 class _Buffer:
@@ -75,10 +78,9 @@ class _Buffer:
     def peek(self) -> str:
         """Returns the next character that is no white space, empty at the end."""
         while True:
-            rest = self._held[self._at :].lstrip(" \t\r\n")
-            self._skip_to(len(self._held) - len(rest))
-            if rest:
-                return rest[0]
+            self._skip_to(_SPACE.match(self._held, self._at).end())
+            if self._at < len(self._held):
+                return self._held[self._at]
             self._held, self._at = self._text.read(_PIECE), 0
             if not self._held:
                 return ""
@@ -99,13 +101,25 @@ class _Buffer:
             except json.JSONDecodeError as error:
                 if self._is_cut(error) and self._read_on():
                     continue
-                line = self.line + self._held.count("\n", self._at, error.pos)
-                since = "" if line == self.line else f", in what begins on line {self.line}"
-                raise ValueError(f"line {line}: {error.msg}{since}") from None
+                # the decoder may point one character too far
+                line = self.line + self._held.count("\n", self._at, max(error.pos - 1, self._at))
+                where = "" if line == self.line else f" on line {line}"
+                what = error.msg.removesuffix(" at")
+                raise ValueError(f"line {self.line}: {what}{where}") from None
             except ValueError as error:
                 raise ValueError(f"line {self.line}: {error}") from None
+            if _SURROGATE.search(self._held, self._at, end):
+                self._check_characters(value)
             self._skip_to(end)
             return value
+
+    def _check_characters(self, value: Any) -> None:
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise ValueError(
+                f"line {self.line}: half of a surrogate pair is no character; write both or none"
+            ) from None
 
     def _is_cut(self, error: json.JSONDecodeError) -> bool:
         """Whether more text may mend what is wrong with the value."""

@@ -1,7 +1,5 @@
 """From the name of a data set to clients and a held-out table, in one call."""
 
-import logging
-import string
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -9,22 +7,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from fedjax_post.data.batches import TokenClients
-from fedjax_post.data.files import column_names
-from fedjax_post.data.partition import Partition, describe, dirichlet, iid, natural
-from fedjax_post.data.source import BUILTIN, load_splits
+from fedjax_post.data.partition import describe
+from fedjax_post.data.population import PARTITIONS, Population, settled, share_out
+from fedjax_post.data.source import load_splits
 from fedjax_post.data.splits import Origin, Splits, hold_out
 from fedjax_post.data.table import TokenTable, make_table
-from fedjax_post.data.tasks import NUM_CLIENTS
 from fedjax_post.data.template import USUAL_NAMES, Columns, find_columns
 from fedjax_post.data.typed import as_text
+from fedjax_post.data.used import read_used
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-_LOG = logging.getLogger(__name__)
 _WORDED = "response_word"  # the column that `response_words` makes
-PARTITIONS = ("natural", "iid", "dirichlet")
-_MOST_CLIENTS, _FEWEST_ROWS = 16, 8  # of rows that are dealt out because they name no client
 
 
 class Text(NamedTuple):
@@ -36,18 +31,6 @@ class Text(NamedTuple):
     context_length: int | None = None  # tokens that the model can read; None: no limit
     pack_length: int | None = None  # tokens of a row that examples share; None or 0: one a row
     response_words: Mapping[str, str] | None = None  # label -> response, such as {"0": "sad"}
-
-
-class Population(NamedTuple):
-    """Who holds the rows, and how many nobody holds."""
-
-    # one of PARTITIONS; None: natural where there is a column of clients, else iid
-    partition: str | None = None
-    # None: all that are natural; of iid by default at most 16, of at least 8 rows each
-    num_clients: int | None = None  # of natural clients the first ones
-    alpha: float = 0.3  # of `dirichlet`; less is more skew
-    heldout_fraction: float = 0.05  # where the source holds nothing out itself
-    seed: int = 0  # of the partition, the held-out rows and the built-in tasks
 
 
 class Loaded(NamedTuple):
@@ -94,15 +77,14 @@ def load_clients(
     if text.response_words:
         splits, text = _worded(splits, text, text.response_words)
     columns = _columns(splits.train.column_names, text.columns, population)
-    _check_files(splits, columns, population)
-    splits = _read_as_text(splits, columns, text.template)
+    splits = read_used(splits, columns, template=text.template)
     splits = hold_out(splits, population.heldout_fraction, seed=population.seed)
-    population = _settled(population, columns, len(splits.train))
+    population = settled(population, columns, num_rows=len(splits.train))
     options = text._replace(columns=columns)._asdict()
     pack_length = options.pop("pack_length") or None
     del options["response_words"]
     table = make_table(splits.train, tokenizer, origin=splits.origin, **options)
-    partition, names = _share_out(table, population)
+    partition, names = share_out(table, population)
     clients = TokenClients(
         table,
         partition,
@@ -111,9 +93,10 @@ def load_clients(
         local_epochs=local_epochs,
         pack_length=pack_length,
     )
+    sizes = {splits.origin.split: len(splits.train)}
     report = describe(partition, table) | {
         "partition": population.partition,
-        "splits": {splits.origin.split: len(splits.train)},
+        "splits": sizes,
         "template": text.template,
         "columns": {role: name for role, name in columns._asdict().items() if name},
     }
@@ -124,7 +107,7 @@ def load_clients(
     options["columns"] = columns._replace(client=None, label=columns.label if has_label else None)
     find_columns(splits.heldout.column_names, options["columns"])  # the others must exist
     heldout = make_table(splits.heldout, tokenizer, origin=splits.heldout_origin, **options)
-    report["splits"] |= {splits.heldout_origin.split: len(splits.heldout)}
+    sizes[splits.heldout_origin.split] = len(splits.heldout)
     report |= {
         "heldout_examples": len(heldout.length),
         "heldout_truncated": heldout.fit.num_truncated,
@@ -137,13 +120,6 @@ def as_splits(dataset: Any, population: Population, *, split: str | None = None)
     """Returns the rows of a name, a path, or rows in memory; nothing is held out yet."""
     wanted = population.num_clients if population.partition in (None, "natural") else None
     return load_splits(dataset, split=split, num_clients=wanted, seed=population.seed)
-
-
-def count_clients(dataset: object, population: Population) -> int | None:
-    """Returns how many clients there will be, where that is known before any row is read."""
-    if population.partition in ("iid", "dirichlet"):
-        return population.num_clients
-    return (population.num_clients or NUM_CLIENTS) if dataset in BUILTIN else None
 
 
 def _worded(splits: Splits, text: Text, words: Mapping[str, str]) -> tuple[Splits, Text]:
@@ -189,79 +165,3 @@ def _columns(names: Sequence[str], wanted: Columns, population: Population) -> C
             f"by `{needed}_column` ({', '.join(names)}), or use partition=iid"
         )
     return columns if population.partition in (None, "natural") else columns._replace(client=None)
-
-
-def _settled(population: Population, columns: Columns, num_rows: int) -> Population:
-    """Returns a population whose partition is chosen, by what columns there are."""
-    if population.partition is not None:
-        return population
-    if columns.client is not None:
-        return population._replace(partition="natural")
-    num_clients = population.num_clients or max(1, min(_MOST_CLIENTS, num_rows // _FEWEST_ROWS))
-    _LOG.warning(
-        "no column names clients: the rows are dealt out evenly to %d (partition=iid); to choose "
-        "otherwise, give the column's name (client_column), another partition, or num_clients",
-        num_clients,
-    )
-    return population._replace(partition="iid", num_clients=num_clients)
-
-
-def _check_files(splits: Splits, columns: Columns, population: Population) -> None:
-    """Refuses files of one data set that do not name their columns alike."""
-    roles = ["prompt", "response", "messages"]
-    roles += ["label"] if population.partition == "dirichlet" else []
-    for rows, origin in zip(splits[:2], splits[2:], strict=True):
-        if rows is None or len(origin.files) < 2:
-            continue
-        used = [name for role in roles if (name := getattr(columns, role)) in rows.column_names]
-        used = [name for name in used if rows.data.column(name).null_count and name != _WORDED]
-        for file in origin.files if used else ():
-            found = column_names(file)
-            lacking = [name for name in used if name not in found]
-            if lacking:
-                raise ValueError(
-                    f"dataset={file.path} has no column {', '.join(lacking)}, as other files "
-                    f"beside it have; it has {', '.join(found)}: rename them, or leave it out"
-                )
-
-
-def _read_as_text(splits: Splits, columns: Columns, template: str) -> Splits:
-    """Returns splits of which the columns that are used are text."""
-    used = {name for name in columns if name is not None}
-    if "{" in template:
-        try:
-            used |= {name for _, name, _, _ in string.Formatter().parse(template) if name}
-        except ValueError as error:
-            raise ValueError(f"template={template!r} is no format string: {error}") from None
-    flat = [name for name in (columns.label, columns.client) if name is not None]
-
-    def read(rows: "Dataset", origin: Origin) -> "Dataset":
-        names = [name for name in rows.column_names if name in used]
-        return as_text(rows, names, flat=flat, row_fn=origin.row)
-
-    heldout = splits.heldout and read(splits.heldout, splits.heldout_origin)
-    return splits._replace(train=read(splits.train, splits.origin), heldout=heldout)
-
-
-def _share_out(table: TokenTable, population: Population) -> tuple[Partition, tuple[str, ...]]:
-    num_clients, seed, num_rows = population.num_clients, population.seed, len(table.length)
-    if population.partition == "natural":
-        assert table.client is not None  # `_columns` and `_settled` saw to it
-        partition, names = natural(table.client)
-        if num_clients is None:
-            return partition, names
-        if not 1 <= num_clients <= len(names):
-            raise ValueError(
-                f"num_clients={num_clients}, but partition=natural finds {len(names)}; "
-                "use at most that many, or another `partition`"
-            )
-        offsets = partition.offsets[: num_clients + 1]
-        return Partition(offsets, partition.indices[: offsets[-1]]), names[:num_clients]
-    if num_clients is None:
-        raise ValueError(f"partition={population.partition} needs `num_clients`")
-    if population.partition == "iid":
-        partition = iid(num_rows, num_clients, seed=seed)
-    else:
-        assert table.label is not None
-        partition = dirichlet(table.label, num_clients, alpha=population.alpha, seed=seed)
-    return partition, ()

@@ -17,7 +17,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedjax_post.data.files import KINDS, find_file, read_parquet, read_text
+from fedjax_post.data.cached import read_parquet, read_text
+from fedjax_post.data.files import KINDS, ending_of, find_file
 from fedjax_post.data.folders import load_folder
 from fedjax_post.data.splits import Origin, Splits, choose
 from fedjax_post.data.typed import from_memory
@@ -78,9 +79,7 @@ def check_source(name: str) -> None:
     if path.exists():
         if find_file(path) is None:
             raise ValueError(f"dataset={name} is of an unknown kind; use {', '.join(KINDS)}")
-    elif path.name.endswith(tuple(KINDS)) or not re.fullmatch(
-        r"[\w-][\w.-]*(/[\w.-]+)?(:.+)?", name
-    ):
+    elif ending_of(name) or not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?(:.+)?", name):
         raise ValueError(f"dataset={name}: no such file or folder; check the path")
 
 

@@ -46,7 +46,7 @@ class Splits(NamedTuple):
 
     train: "Dataset"
     heldout: "Dataset | None"  # None where the source has none of its own
-    origin: Origin = Origin()
+    origin: Origin = Origin()  # of `train`
     heldout_origin: Origin = Origin("test")
 
 

@@ -7,6 +7,7 @@ them as `datasets.Json`, so that rows need not agree in what they hold.
 import contextlib
 import json
 import os
+import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,19 +34,24 @@ def cache_folder() -> Path:
 
 def open_table(path: Path) -> "Dataset":
     """Returns the rows of a table, memory-mapped; its name says what it holds."""
+    import pyarrow as pa
     from datasets import Dataset
     from datasets.table import MemoryMappedTable
 
-    return Dataset(MemoryMappedTable.from_file(str(path)), fingerprint=path.stem)
+    try:
+        return Dataset(MemoryMappedTable.from_file(str(path)), fingerprint=path.stem)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path} is damaged ({error}); delete it, and it is made anew") from error
 
 
-def store(path: Path, make_rows: Callable[[], Iterable[Row]]) -> None:
+def store(path: Path, make_rows: Callable[[], Iterable[Row]], *, name: object) -> None:
     """Writes rows of text, whole or not at all.
 
     Args:
       path: of the table.
       make_rows: returns the rows; it is called again where later rows have columns that the first
         ones do not have.
+      name: where the rows come from, for messages.
 
     Raises:
       ValueError: for rows of more than 1000 columns.
@@ -58,6 +64,12 @@ def store(path: Path, make_rows: Callable[[], Iterable[Row]]) -> None:
             with stream(aside, features_of(columns)) as writer:
                 for block in _blocks(make_rows()):
                     found = grown(found, block)
+                    if len(found) > _MOST_COLUMNS:
+                        raise ValueError(
+                            f"dataset={name} has more than {_MOST_COLUMNS} columns, such as "
+                            f"{', '.join(list(found)[-3:])}; give what differs from row to row "
+                            "one column"
+                        )
                     if found == columns:
                         writer.write_batch(batch_of(block, columns))
             if found != columns:
@@ -70,7 +82,7 @@ def store(path: Path, make_rows: Callable[[], Iterable[Row]]) -> None:
 @contextlib.contextmanager
 def written(path: Path) -> Iterator[Path]:
     """Lets a file be written aside and puts it in place, unless it failed or was taken away."""
-    aside = path.with_name(f".{path.name}-{os.getpid()}")
+    aside = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
     try:
         yield aside
         if aside.exists():
@@ -112,11 +124,6 @@ def grown(columns: Columns, block: Sequence[Row]) -> Columns:
                 columns[name] = True
             else:
                 columns.setdefault(name, False)
-    if len(columns) > _MOST_COLUMNS:
-        raise ValueError(
-            f"rows have more than {_MOST_COLUMNS} columns, such as "
-            f"{', '.join(list(columns)[-3:])}; give what differs from row to row one column"
-        )
     return columns
 
 

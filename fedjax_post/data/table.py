@@ -95,7 +95,8 @@ def make_table(
     limit = _choose_length(max_length, int(lengths.max()), context_length)
     first = np.maximum(_numbers(tokenised, "first_response"), 1)  # position 0 is not predicted
     client = _values(tokenised, columns.client)
-    for index, name in enumerate(tokenised[columns.client] if columns.client else ()):
+    names = tokenised.data.column(columns.client).to_pylist() if columns.client else ()
+    for index, name in enumerate(names):
         if name is None or not str(name).strip():
             raise ValueError(
                 f"column {columns.client} names no client for row {origin.row(index)}; "

@@ -1,5 +1,6 @@
 """Where a model or tokenizer lies: a local folder, a built-in one, or a hub name."""
 
+import hashlib
 from pathlib import Path
 
 from fedjax_post.hub.documents import check_regular
@@ -31,6 +32,20 @@ def find_folder(name_or_path: str | Path, *, revision: str | None = None) -> Pat
     for path in (path for pattern in PATTERNS for path in folder.glob(pattern)):
         check_regular(path)
     return folder
+
+
+def fingerprint(name_or_path: str | Path) -> str:
+    """Returns the SHA-256 of a model's weight files, in order; "" if it has none here."""
+    try:
+        files = sorted(_find(str(name_or_path), None).glob("*.safetensors"))
+    except FileNotFoundError:
+        return ""
+    digest = hashlib.sha256()
+    for path in files:
+        check_regular(path)
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest() if files else ""
 
 
 def _find(name: str, revision: str | None) -> Path:

@@ -191,7 +191,9 @@ def write_file(path: Path, tensors: dict[str, np.ndarray], *, run: str = "") -> 
     unfinished.unlink(missing_ok=True)
     unfinished.touch()
     mode = unfinished.stat().st_mode  # the library would make it readable by its owner alone
-    save_file(tensors, str(unfinished), metadata={"format": "pt", "run": run})
+    # the library writes two entries in any order, and equal runs are to write equal bytes
+    metadata = {"format": "pt", "run": run} if run else {"format": "pt"}
+    save_file(tensors, str(unfinished), metadata=metadata)
     unfinished.chmod(mode)
     os.replace(unfinished, path)
 

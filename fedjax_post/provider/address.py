@@ -17,7 +17,7 @@ def check_url(url: str, *, has_key: bool) -> bool:
       Whether texts travel in clear from one machine to another, which is for the caller to say.
 
     Raises:
-      ValueError: naming `provider_url` and the remedy.
+      ValueError: naming `url` and the remedy.
     """
     try:
         parts = urlsplit(url)
@@ -27,15 +27,15 @@ def check_url(url: str, *, has_key: bool) -> bool:
     is_plain = url.isascii() and url.isprintable() and " " not in url
     if host and ("@" in parts.netloc or parts.query or parts.fragment):
         raise ValueError(
-            f"provider_url: more than an address of {host!r} is given; write http://host:port/v1, "
+            f"`url` holds more than the address of {host!r}; write http://host:port/v1, "
             f"and put the key into the environment variable {KEY}"
         )
     if not host or port == 0 or parts.scheme not in ("http", "https") or not is_plain:
-        raise ValueError(f"provider_url={url} is no address; write http://host:port/v1")
+        raise ValueError(f"url={url} is no address; write http://host:port/v1")
     is_clear = parts.scheme == "http" and not _is_here(host)
     if is_clear and has_key:
         raise ValueError(
-            f"provider_url={url} would send the key in {KEY} in clear; write https://, or unset "
+            f"url={url} would send the key in {KEY} in clear; write https://, or unset "
             f"{KEY} for a host that wants none"
         )
     return is_clear

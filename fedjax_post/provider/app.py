@@ -1,17 +1,17 @@
-"""A provider on the network: the ASGI application, and a server in this process."""
+"""A provider on the network: the ASGI application.
 
-import contextlib
-import json
-import socket
-import threading
-import time
-from collections.abc import Callable, Iterator
+Who has no key is refused before the body is read, and so is a body that says that it is too large.
+"""
+
+import uuid
+from functools import partial
 from typing import Any
 
 from fedjax_post.provider.refusals import Refusal
 from fedjax_post.provider.service import Provider
 
 EXTRA = "install the extra: pip install 'fedjax_post[hosted]'"
+_SECONDS = 30.0  # that a body may take to arrive
 
 
 def make_app(provider: Provider) -> Any:
@@ -28,89 +28,112 @@ def make_app(provider: Provider) -> Any:
     except ImportError as error:
         raise ImportError(f"a provider is served by starlette; {EXTRA}") from error
 
-    def asking(chat: bool) -> Callable:
-        async def handle(request):
-            try:
-                body = json.loads(await request.body())
-            except ValueError:
-                body = None
-            key = request.headers.get("authorization", "").removeprefix("Bearer ") or None
-            peer = request.client.host if request.client else ""
-            try:
-                await anyio.sleep(provider.settings.latency)
-                # Started work is finished, logged and charged, whether or not anybody waits.
-                work = lambda: provider.answer(body, chat=chat, key=key, peer=peer)
-                return JSONResponse(await anyio.to_thread.run_sync(work))
-            except Refusal as refusal:
-                return JSONResponse(refusal.body, refusal.status, headers=refusal.headers)
+    def refused(refusal: Refusal, *, is_read: bool = True) -> JSONResponse:
+        # A body that was left unread would be taken for the next request.
+        headers = refusal.headers | ({} if is_read else {"connection": "close"})
+        return JSONResponse(refusal.body, refusal.status, headers=headers)
 
-        return handle
+    async def ask(request, *, chat: bool):
+        name = f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}"
+        try:
+            content = await _arrived(request, provider, name)
+        except Refusal as refusal:
+            settled = partial(provider.log.settled, name, status=refusal.status)
+            await anyio.to_thread.run_sync(partial(settled, error=str(refusal)))
+            return refused(refusal, is_read=False)
+        try:
+            await anyio.sleep(provider.settings.latency)
+            # Started work is finished, logged and charged, whether or not anybody waits.
+            work = lambda: provider.answer(content, chat=chat, request=name)
+            return JSONResponse(await anyio.to_thread.run_sync(work))
+        except Refusal as refusal:
+            return refused(refusal)
+
+    async def completions(request):
+        return await ask(request, chat=False)
+
+    async def chats(request):
+        return await ask(request, chat=True)
 
     async def models(request):
-        del request
-        card = {"id": provider.served.name, "object": "model", "owned_by": "fedjax_post"}
-        return JSONResponse({"object": "list", "data": [card | {"created": 0}]})
+        try:
+            provider.check_key(request.headers.get("authorization", ""))
+            name = provider.served.name
+            card = {"id": name, "object": "model", "owned_by": "fedjax_post", "created": 0}
+            wanted = request.path_params.get("name")
+            if wanted is None:
+                return JSONResponse({"object": "list", "data": [card]})
+            if wanted != name:
+                raise provider.no_model(wanted)
+            return JSONResponse(card)
+        except Refusal as refusal:
+            return refused(refusal)
 
     async def lost(request, error):
         del error
-        what = f"There is no {request.method} {request.url.path}; see /v1/models."
-        return JSONResponse(Refusal(404, what, code="not_found").body, 404)
+        what = f"There is no {request.method} {request.url.path[:200]}; see /v1/models."
+        return refused(Refusal(404, what, code="not_found"))
 
     async def broken(request, error):
-        del request
-        return JSONResponse(Refusal(500, repr(error), code="internal_error").body, 500)
+        del request, error  # which the server prints, and a stranger need not know
+        return refused(Refusal(500, "The server failed.", code="internal_error"))
 
     routes = [
-        Route("/v1/completions", asking(chat=False), methods=["POST"]),
-        Route("/v1/chat/completions", asking(chat=True), methods=["POST"]),
+        Route("/v1/completions", completions, methods=["POST"]),
+        Route("/v1/chat/completions", chats, methods=["POST"]),
         Route("/v1/models", models),
+        Route("/v1/models/{name:path}", models),
     ]
     return Starlette(routes=routes, exception_handlers={404: lost, 405: lost, Exception: broken})
 
 
-@contextlib.contextmanager
-def serve(provider: Provider, *, host: str = "127.0.0.1", port: int = 0) -> Iterator[str]:
-    """Serves a provider from a thread of this process; yields its base URL, `http://.../v1`.
+async def _arrived(request: Any, provider: Provider, name: str) -> bytes:
+    """The body of a request, written to the log; a refusal if it is not taken in."""
+    import anyio
 
-    Args:
-      provider: who answers.
-      host: address to listen at.
-      port: 0 takes a free one.
-    """
-    server, listener, url = prepare(provider, host=host, port=port)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-    thread.start()
+    where = {"peer": request.client.host if request.client else "", "endpoint": request.url.path}
+
+    async def note(body: bytes | None, size: int | None) -> None:
+        write = lambda: provider.log.arrived(name, body=body, size=size, **where)
+        await anyio.to_thread.run_sync(write)
+
+    declared = request.headers.get("content-length", "")
+    size = int(declared[:20]) if declared.isdecimal() else None
+    most = provider.settings.max_bytes
     try:
-        while not server.started and thread.is_alive():
-            time.sleep(0.005)
-        yield url
-    finally:
-        server.should_exit = True
-        thread.join()
-        listener.close()
+        provider.check_key(request.headers.get("authorization", ""))
+        if size is not None and size > most:
+            raise _too_large(most)
+    except Refusal:
+        await note(None, size)
+        raise
+    content, status = await _content(request, most)
+    await note(content if len(content) <= most else None, len(content))
+    if len(content) > most:
+        raise _too_large(most)
+    if status != 200:
+        raise Refusal(status, "The body did not arrive whole.", code="incomplete_body")
+    return content
 
 
-def prepare(provider: Provider, *, host: str, port: int) -> tuple[Any, socket.socket, str]:
-    """A server that is not running yet, the socket that it is to listen at, and its base URL.
+async def _content(request: Any, most: int) -> tuple[bytes, int]:
+    """What came of a body, a little over `most` bytes of it at most; and 200 if that is all."""
+    import anyio
+    from starlette.requests import ClientDisconnect
 
-    Raises:
-      ImportError: without the extra `hosted`, naming it.
-      OSError: if the port is taken.
-    """
+    content = bytearray()
     try:
-        import uvicorn
-    except ImportError as error:
-        raise ImportError(f"a provider is served by uvicorn; {EXTRA}") from error
-    listener = socket.socket()
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-        listener.listen()  # who comes before the server runs waits
-    except OSError as error:
-        listener.close()
-        raise OSError(
-            error.errno,
-            f"--port={port} at --host={host}: {error.strerror}; --port=0 takes a free one",
-        ) from None
-    config = uvicorn.Config(make_app(provider), log_level="warning", lifespan="off")
-    return uvicorn.Server(config), listener, f"http://{host}:{listener.getsockname()[1]}/v1"
+        with anyio.fail_after(_SECONDS):
+            async for piece in request.stream():
+                content += piece
+                if len(content) > most:
+                    break
+    except TimeoutError:
+        return bytes(content), 408
+    except ClientDisconnect:
+        return bytes(content), 400
+    return bytes(content), 200
+
+
+def _too_large(most: int) -> Refusal:
+    return Refusal(413, f"A request may have {most} bytes at most.", code="request_too_large")

@@ -209,7 +209,7 @@ class Caller:
         except LostError as error:
             raise self._error(
                 f"{error}; {len(query.texts)} queries may have been paid. `resume` sends them "
-                "again; a slow provider needs a longer `provider_timeout`",
+                "again; a slow provider needs a longer `timeout`",
                 droppable=True,
                 may_be_paid=True,
             ) from None
@@ -253,7 +253,7 @@ class Caller:
         droppable: bool = False,
         may_be_paid: bool = False,
     ) -> ProviderError:
-        starts = (f"provider_url={self._provider.url}", "max_queries=", "max_cost=")
+        starts = (f"url={self._provider.url}", "max_queries=", "max_cost=")
         error = kind(message if message.startswith(starts) else f"{starts[0]} {message}")
         error.drop = droppable and self.terms.on_failure == "drop"
         error.may_be_paid = may_be_paid
@@ -277,7 +277,7 @@ _REMEDIES: dict[str | int | None, tuple[str, bool]] = {
     "insufficient_quota": ("top up the account and `resume`", True),
     "logprobs_limit": ("lower `Terms.top_logprobs`", False),
     403: ("this client is not served; ask another provider, or drop it", True),
-    404: ("correct `provider_model` or `provider_url`", False),
+    404: ("correct the model's name there, or `url`", False),
     413: ("ask in smaller batches, or shorten the prompt", True),
     429: ("wait and `resume`, or raise `Terms.max_retries`", True),
     503: ("wait and `resume`, or ask another provider", True),

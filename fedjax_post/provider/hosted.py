@@ -201,7 +201,7 @@ def connect(
     key = read_key()
     if check_url(url, has_key=bool(key)):
         warnings.warn(
-            f"provider_url={url}: texts travel in clear; write https:// where others may listen",
+            f"url={url}: texts travel in clear; write https:// where others may listen",
             stacklevel=2,
         )
     from fedjax_post.provider.line import Line  # needs the extra

@@ -39,7 +39,7 @@ def carry_out(
         state = _trained(job, parts, callbacks)
         scores |= scoring.final(parts, state)
         if parts.spec.method.baseline != "local":
-            export.write(parts, state, job.directory / "adapter", run=str(job.directory))
+            export.write(parts, state, job.directory / "adapter", scores=scores)
         entries = disclosure.entries_of(
             parts.spec, parts.algorithm, parts.data, parts.plan, parts.form
         )

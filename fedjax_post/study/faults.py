@@ -16,9 +16,10 @@ import numpy as np
 import fedjax_post
 from fedjax_post.core.engine import State
 from fedjax_post.evaluate.scores import choose_rows, score
+from fedjax_post.hub import artefact
 from fedjax_post.openness import drills
 from fedjax_post.openness.drills import Row
-from fedjax_post.study import artefact, folder
+from fedjax_post.study import folder, licence
 from fedjax_post.study.build import Parts, build
 from fedjax_post.study.cells import Cell, Show
 from fedjax_post.study.files import to_json, write_spec
@@ -174,7 +175,7 @@ def _artefact(stage: _Stage, name: str, state: State) -> list[Row]:
     made = fedjax_post.deployed(stage.parts.algorithm, stage.parts.model, state)
     path = stage.directory / name
     holds_weights = artefact.write(path, *made, base=stage.spec.model.name)
-    terms = artefact.terms(
+    terms = licence.terms(
         stage.spec.model.name,
         passport=stage.settings.passport,
         holds_weights=holds_weights,

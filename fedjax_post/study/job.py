@@ -77,8 +77,8 @@ class Job:
         return scoring.score_state(self.parts, state, self.parts.heldout, rounds=self.rounds_done)
 
     def export(self, state: State, path: str | Path) -> Path:
-        """Writes what the federation learned as a folder; see `study.artefact`."""
-        export.write(self.parts, state, Path(path), run=str(self.directory))
+        """Writes what the federation learned as a folder; see `hub.artefact`."""
+        export.write(self.parts, state, Path(path))
         return Path(path)
 
     @contextlib.contextmanager

@@ -4,8 +4,9 @@ from functools import partial
 from typing import Any
 
 import fedjax_post
-from fedjax_post.data.load import Loaded, Population, Text, count_clients, load_clients
+from fedjax_post.data.load import Loaded, Text, load_clients
 from fedjax_post.data.pairs import load_pairs
+from fedjax_post.data.population import Population, count_clients
 from fedjax_post.data.source import check_source
 from fedjax_post.data.table import TokenTable
 from fedjax_post.data.template import Columns

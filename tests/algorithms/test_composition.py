@@ -67,7 +67,9 @@ NO_MEAN |= {"fed_bpt", "fed_dtpt"}
 FAIR = {"agnostic_fed_avg", "q_fed_avg"}  # the clients that a robust rule leaves out count most
 NO_RULE = NO_MEAN | {"fed_k_seed", "fed_k_seed_pro", "in_context", "manual_prompt"} | FAIR
 PLACES = {"het_lora", "fed_ex_lora", "lora_fair", "flex_lora", "fed_avg_bbt", "fed_bpt"}
-NO_BOUND = NO_LINK | PLACES | {"agnostic_fed_avg"}  # what is sent is no change, or not only
+NO_BOUND = (
+    NO_LINK | PLACES | {"agnostic_fed_avg", "fed_nova"}
+)  # what is sent is no change, or not only
 TOKENS = NO_LINK | {"bdpl", "fed_prompt_search"}  # what is deployed has no gradient for Ditto
 REFUSED = {
     "ef21": NO_MEMORY | NO_MEAN | {"agnostic_fed_avg"},
@@ -75,7 +77,7 @@ REFUSED = {
     "cast": NO_LINK,
     "quantize": NO_LINK,
     "krum": NO_RULE,
-    "private": NO_MEAN | NO_LINK | {"het_lora", "fed_avg_bbt"} | FAIR,
+    "private": NO_MEAN | NO_LINK | {"het_lora", "fed_avg_bbt", "fed_nova", "fed_k_seed_pro"} | FAIR,
     "clip": NO_BOUND,
     "bounded": NO_RULE | NO_BOUND,
     "fixed": NO_RULE | NO_BOUND,
@@ -136,6 +138,8 @@ def test_a_wrapper_is_made_around_an_algorithm_or_says_why_not(wrapper):
         ("agnostic_fed_avg", "clip", "a bound would shrink a client's loss with its change"),
         ("q_fed_avg", "private", "its server divides by a sum over clients"),
         ("q_fed_avg", "bounded", "clients that fare worse send more"),
+        ("fed_nova", "private", "its server multiplies two means"),
+        ("fed_k_seed_pro", "private", "it draws seeds by quotients of sums"),
         ("het_lora", "bounded", "clients send their factors, not a change of them"),
     ],
 )

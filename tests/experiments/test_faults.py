@@ -7,7 +7,7 @@ import pytest
 
 from experiments import drills
 from fedjax_post.openness.drills import DRILLS, EXCLUSIONS, SHUT_OUT
-from fedjax_post.study import artefact, faults
+from fedjax_post.study import faults, licence
 
 CLOSED = "manual_prompt:adapter=text_prompt:prompt_text=say"  # quick to compile
 SEARCH = "fed_bpt:adapter=soft_prompt:prompt_length=2:search_dim=2:generations=1:num_points=2"
@@ -108,7 +108,7 @@ def test_bad_input_is_refused(found, command, given, message, capsys, tmp_path):
 
 
 def test_a_base_without_a_passport_has_no_terms():
-    (entry,) = artefact.terms("somebody/else")
+    (entry,) = licence.terms("somebody/else")
     assert "no passport for somebody/else" in entry["says"]
 
 

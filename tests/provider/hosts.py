@@ -83,3 +83,23 @@ def completion(*choices, usage=None, **more) -> bytes:
     """An answer in order, of a completion."""
     usage = {"prompt_tokens": 5, "completion_tokens": 2} if usage is None else usage
     return http({"choices": list(choices) or [choice()], "model": "m", "usage": usage} | more)
+
+
+def seen_by(log) -> list[dict]:
+    """What a provider's log says, a line for each prompt of a completion or message of a chat."""
+    lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    told = {line["request"]: line for line in lines if line["event"] == "settled"}
+    seen = []
+    for line in lines:
+        if line["event"] == "arrived":
+            body = json.loads(line["body"])
+            prompts = body.get("prompt") or [m["content"] for m in body.get("messages", [])]
+            prompts = [prompts] if isinstance(prompts, str) else prompts
+            settled = told.get(line["request"], {})
+            answers = settled.get("answers", [None] * len(prompts))
+            about = {"user": "", "cost": 0, "endpoint": line["endpoint"], **settled}
+            seen += [
+                about | {"prompt": prompt, "answer": answer}
+                for prompt, answer in zip(prompts, answers, strict=True)
+            ]
+    return seen
