@@ -25,10 +25,10 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 import jax
 from absl import flags as absl_flags
 
-from experiments import flags, folder, train
+from experiments import endings, flags, folder, train
 from experiments.build import build
-from fedjax_post.core.access import AccessError
 from fedjax_post.report import comparison
+from fedjax_post.simulate import stopping
 
 # what differs between equal runs: where they lie, and what they show on the way
 _INCIDENTAL = ("--output_dir", "--resume", "--noresume", "--chunk_size", "--checkpoint_every")
@@ -49,8 +49,12 @@ class Run(NamedTuple):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the program; returns its exit code: 0, 2 for bad input, 130 if interrupted."""
-    argv = list(sys.argv if argv is None else argv)
+    """Runs the program; returns its exit code: 0, 2 for bad input, 130 or 143 if interrupted."""
+    with stopping.catching():
+        return _main(list(sys.argv if argv is None else argv))
+
+
+def _main(argv: list[str]) -> int:
     try:
         own, common = _parse(argv)
         if own.help:
@@ -59,19 +63,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         output_dir = Path(own.output_dir or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-comparison")
         runs = plan_runs(own.algorithms, own.seeds, common, output_dir)
         check_runs(runs)
-    except absl_flags.UnrecognizedFlagError as error:
-        return _refuse(f"{error}; --help lists the flags, those of experiments.train go with them")
-    except (absl_flags.Error, ValueError, OSError, AccessError) as error:
-        return _refuse(str(error))
+    except endings.REFUSED as error:
+        return endings.refuse(error, flags.define())
+    except KeyboardInterrupt as error:
+        print("\ninterrupted", file=sys.stderr)
+        return endings.interrupted_code(error)
     print(f"{len(runs)} runs, {sum(run.done for run in runs)} of them finished, in {output_dir}")
     try:
         code = carry_out(runs)
-    except KeyboardInterrupt:  # between two runs, or before one has begun
-        code = 130
+    except KeyboardInterrupt as error:  # between two runs, or before one has begun
+        code = endings.interrupted_code(error)
     if code == 0:
         labels = list(dict.fromkeys(run.label for run in runs))
         print(comparison.write(output_dir, labels, command=shlex.join(["compare", *argv[1:]])))
-    elif code == 130:
+    elif code in (130, 143):
         where = f"--output_dir={shlex.quote(str(output_dir))}"
         print(f"\ninterrupted; the same command with {where} goes on", file=sys.stderr)
     return code
@@ -191,11 +196,6 @@ def carry_out(runs: Sequence[Run]) -> int:
         told = comparison.describe(comparison.read_run(run.directory))
         print(f"      {told}; about {minutes:.0f} minutes to go", flush=True)
     return 0
-
-
-def _refuse(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
-    return 2
 
 
 if __name__ == "__main__":

@@ -22,15 +22,19 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 import jax
 from absl import flags as absl_flags
 
-from experiments import compare, folder, process
+from experiments import compare, endings, flags, folder, process
 from experiments.faults import Settings, drilled
-from fedjax_post.core.access import AccessError
 from fedjax_post.openness import drills
+from fedjax_post.simulate import stopping
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the program; returns its exit code: 0, 2 for bad input, 130 if interrupted."""
-    argv = list(sys.argv if argv is None else argv)
+    """Runs the program; returns its exit code: 0, 2 for bad input, 130 or 143 if interrupted."""
+    with stopping.catching():
+        return _main(list(sys.argv if argv is None else argv))
+
+
+def _main(argv: list[str]) -> int:
     try:
         own, common = _parse(argv)
         if own.help:
@@ -45,13 +49,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = Settings(**{name: own[name].value for name in Settings._fields})
         process.prepare()
         rows = carry_out(methods, chosen, settings)
-    except absl_flags.UnrecognizedFlagError as error:
-        return _refuse(f"{error}; --help lists the flags, those of experiments.train go with them")
-    except (absl_flags.Error, ValueError, OSError, AccessError) as error:
-        return _refuse(str(error))
-    except KeyboardInterrupt:
+    except endings.REFUSED as error:
+        return endings.refuse(error, flags.define())
+    except KeyboardInterrupt as error:
         print("\ninterrupted; the same command with its --output_dir goes on", file=sys.stderr)
-        return 130
+        return endings.interrupted_code(error)
     told = {"command": shlex.join(argv), "rows": rows}
     folder.write_text(directory / "drills.json", json.dumps(told, indent=2) + "\n")
     print(drills.table(rows), f"\nresults  {directory}/drills.json", sep="\n")
@@ -119,11 +121,6 @@ def _parse(argv: Sequence[str]) -> tuple[absl_flags.FlagValues, list[str]]:
     absl_flags.DEFINE_string("data_licence", "unknown", "of the clients' data", **give)
     common = own(list(argv), known_only=True)[1:]
     return own, common
-
-
-def _refuse(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
-    return 2
 
 
 if __name__ == "__main__":

@@ -87,9 +87,12 @@ def load_own(name: str, *, flag: str) -> Callable:
     if os.getcwd() not in sys.path:  # an installed command does not look where it is called
         sys.path.append(os.getcwd())
     try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+        found = importlib.import_module(module)
+    except ImportError as error:
         raise ValueError(f"--{flag}={name} cannot be loaded: {error}") from error
+    if not hasattr(found, attribute):
+        raise ValueError(f"--{flag}={name} cannot be loaded: {module} has no {attribute!r}")
+    return getattr(found, attribute)
 
 
 def wrapped(text: str) -> Callable:

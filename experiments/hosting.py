@@ -1,5 +1,6 @@
 """From flags to a target behind a provider's API: where it is asked, and on what terms."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,8 @@ from absl import flags
 from fedjax_post.core.access import Access
 from fedjax_post.openness.calls import Terms
 from fedjax_post.openness.hosted import Hosted, connect, show_queries
-from fedjax_post.openness.journal import spent
+from fedjax_post.openness.journal import Spent, spent
+from fedjax_post.simulate import stopping
 
 _NEEDS = {"executor": "host", "adapter": "text_prompt"}
 
@@ -89,8 +91,19 @@ def model_of(options: flags.FlagValues, tokenizer: Any, *, directory: Path | Non
         journal=None if directory is None else directory / "journal.jsonl",
         ask_again=options.ask_again,
         access=Access[options.access],
-        watch=None if directory is None else show_queries(options.max_queries),
+        watch=None if directory is None else _watch(options),
     )
+
+
+def _watch(options: flags.FlagValues) -> Callable[[Spent], None]:
+    """Shows what is spent, and ends a run that was interrupted once an answer is in the journal."""
+    show = show_queries(options.max_queries)
+
+    def watch(so_far: Spent) -> None:
+        show(so_far)
+        stopping.check()
+
+    return watch
 
 
 def told(directory: Path) -> dict[str, Any] | None:

@@ -24,17 +24,16 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 from absl import flags
 
-from experiments import process
+from experiments import endings, process
 from experiments.factories import declared
-from fedjax_post.core.access import Access, AccessError
+from fedjax_post.core.access import Access
 from fedjax_post.openness import page
-from fedjax_post.openness.ledger import DisclosureError
 from fedjax_post.openness.load import load_passport, passport_names
 from fedjax_post.openness.passport import Passport
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the program; returns 0, 1 if a file failed, 2 for bad input, 130 if interrupted."""
+    """Runs the program; returns 0, 1 or 2 as experiments.train does, 130 or 143 if interrupted."""
     argv = list(sys.argv if argv is None else argv)
     options = _define()
     try:
@@ -48,10 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if rest:
             raise ValueError(f"{rest[0]!r} is no flag; write --name=value")
         print(_answer(options))
-    except flags.UnrecognizedFlagError as error:
-        return _refuse(f"{error}; --help lists the flags")
-    except (flags.Error, ValueError, OSError, AccessError, DisclosureError) as error:
-        return _refuse(str(error))
+    except endings.REFUSED as error:
+        return endings.refuse(error)
     return 0
 
 
@@ -82,17 +79,19 @@ def _climb(options: flags.FlagValues, given: Sequence[str], argv: Sequence[str])
         ladder,
         ladder_runs,
     )
+    from fedjax_post.simulate import stopping
 
     where = Path(options.output_dir or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-ladder")
     process.prepare()
     command = f"python -m experiments.openness {shlex.join(argv[1:])}"
     try:
-        seeds = ladder.seeds_of(options.seeds)
-        return ladder_runs.carry_out(options.task, seeds, given, where, command=command)
-    except KeyboardInterrupt:
+        with stopping.catching():
+            seeds = ladder.seeds_of(options.seeds)
+            return ladder_runs.carry_out(options.task, seeds, given, where, command=command)
+    except KeyboardInterrupt as error:
         again = f"--output_dir={shlex.quote(str(where))}"
         print(f"\ninterrupted; the same command with {again} goes on", file=sys.stderr)
-        return 130
+        return endings.interrupted_code(error)
 
 
 def _answer(options: flags.FlagValues) -> str:
@@ -124,11 +123,6 @@ def _load(flag: str, name: str) -> Passport:
         return load_passport(name)
     except ValueError as error:
         raise ValueError(f"--{flag}={name}: {error}") from None
-
-
-def _refuse(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
-    return 2
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 from absl import flags
 
-from experiments import process
+from experiments import endings, process
 from fedjax_post.hub.load import DTYPES
 from fedjax_post.openness.provider import Provider, Settings
 from fedjax_post.openness.served import Served, load_served
@@ -39,10 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         process.prepare()
         provider = make_provider(options)
         server, listener, url = prepare(provider, host=options.host, port=options.port)
-    except flags.UnrecognizedFlagError as error:
-        return _refuse(f"{error}; --help lists the flags")
-    except (flags.Error, ValueError, OSError, ImportError) as error:
-        return _refuse(str(error))
+    except endings.REFUSED as error:
+        return endings.refuse(error)
     name = provider.served.name
     print(f"{name} is served at --provider_url={url} --provider_model={name}", flush=True)
     print(_example(url, name), "Ctrl-C ends it", sep="\n", flush=True)
@@ -139,11 +137,6 @@ def _definers(values: flags.FlagValues) -> tuple[Callable, Callable, Callable]:
         flags.DEFINE_float(name, default, doc, lower_bound=0.0, flag_values=values)
 
     return text, number, real
-
-
-def _refuse(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
-    return 2
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from experiments import (
     disclosure,
     distributed,
     dp,
+    endings,
     flags,
     hosting,
     peers,
@@ -34,20 +35,25 @@ from experiments import (
     summary,
 )
 from experiments.build import Job, build
-from experiments.wording import in_flags
-from fedjax_post.core.access import AccessError
 from fedjax_post.core.engine import State, init
 from fedjax_post.evaluate.scores import Scores
-from fedjax_post.openness.ledger import DisclosureError
 from fedjax_post.report.curve import draw_curve
 from fedjax_post.report.table import summary_table
+from fedjax_post.simulate import stopping
 
 _FULL = "the device's memory does not hold a chunk of clients; give --remat or a lower --chunk_size"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the program; returns 0, 1 if a file failed, 2 for bad input, 130 if interrupted."""
-    argv = list(sys.argv if argv is None else argv)
+    """Runs the program; returns its exit code.
+
+    That is 0, 1 if a file failed, 2 for bad input, 130 after Ctrl-C, 143 after SIGTERM.
+    """
+    with stopping.catching():
+        return _main(list(sys.argv if argv is None else argv))
+
+
+def _main(argv: list[str]) -> int:
     began = time.perf_counter()
     try:
         options = flags.parse(argv)
@@ -57,22 +63,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         distributed.join(options)
         process.prepare()
         job = prepare(options)
-    except absl_flags.UnrecognizedFlagError as error:
-        return _refuse(f"{error}; --help lists the flags")
     except TimeoutError as error:
-        return peers.leave(_refuse(str(error)))
-    except KeyboardInterrupt:
+        return peers.leave(endings.refuse(error, flags.define()))
+    except KeyboardInterrupt as error:
         print("\ninterrupted", file=sys.stderr)
-        return peers.leave(130)
-    except (
-        absl_flags.Error,
-        ValueError,
-        OSError,
-        AccessError,
-        ImportError,
-        DisclosureError,
-    ) as error:
-        return _refuse(str(error))
+        return peers.leave(endings.interrupted_code(error))
+    except endings.REFUSED as error:
+        return endings.refuse(error, flags.define())
     try:
         with peers.held(Path(job.plan.directory)):
             try:
@@ -80,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             except (KeyboardInterrupt, Exception) as error:
                 return _stopped(error, Path(job.plan.directory), options)
     except (BlockingIOError, peers.PeerError) as error:
-        return _refuse(str(error))
+        return endings.refuse(error, flags.define())
     return 0
 
 
@@ -173,30 +170,26 @@ def train(job: Job, options: absl_flags.FlagValues) -> State:
 
 def _stopped(error: BaseException, directory: Path, options: absl_flags.FlagValues) -> int:
     """Says what ended a run and how it goes on; returns the exit code."""
-    interrupted = isinstance(error, KeyboardInterrupt)
     lost, full = peers.cut_off(error), _is_full(error)
-    if not (interrupted or lost or full or isinstance(error, (OSError, peers.PeerError))):
+    told = isinstance(error, (OSError, peers.PeerError)) and not endings.passed_own_code(error)
+    if not (isinstance(error, KeyboardInterrupt) or lost or full or told):
         if not peers.are_several():
             raise error
         traceback.print_exception(error)
-    why = "interrupted" if interrupted else f"error: {error}"
+    code, why = 1, f"error: {error}"
+    if isinstance(error, KeyboardInterrupt):
+        code, why = endings.interrupted_code(error), "interrupted"
     why = f"error: another process has ended ({lost})" if lost else why
     why = f"error: {_FULL} ({str(error).splitlines()[0]})" if full else why
     given = " ".join(["--resume", *distributed.given(options)])
     again = f"python -m experiments.train --output_dir={shlex.quote(str(directory))} {given}"
     print(f"\n{why}; to continue: {again}", file=sys.stderr)
-    code = 130 if interrupted else 1
     return code if peers.is_told(error) else peers.leave(code)
 
 
 def _is_full(error: BaseException) -> bool:
     """Returns whether a device had no memory left."""
     return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
-
-
-def _refuse(message: str) -> int:
-    print(f"error: {in_flags(message, flags.define())}", file=sys.stderr)
-    return 2
 
 
 if __name__ == "__main__":

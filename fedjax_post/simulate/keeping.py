@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from fedjax_post.core.algorithm import PyTree
 from fedjax_post.core.engine import State
-from fedjax_post.simulate import checkpoint, processes, record
+from fedjax_post.simulate import checkpoint, processes, record, stopping
 from fedjax_post.simulate.record import Callback, Record
 
 
@@ -124,22 +124,27 @@ def _kept(
         saved, cost, since = last.rounds_done, 0.0, time.monotonic()
         try:
             start = Held(last.state, last.replicas)
-            for (state, replicas), line in play(store, start, range(saved, rounds)):
-                for callback in callbacks:
-                    line |= callback(state, line) or {}
-                if keeps and processes.is_first():
-                    record.append(lines, line)
-                done = line["round"] + 1
-                last = checkpoint.Snapshot(state, done, store.version, begun.identity, replicas)
-                elapsed = time.monotonic() - since
-                if keeps and (done == rounds or is_due(keep.checkpoint_every, done, elapsed, cost)):
-                    _save(manager, store, last)
-                    saved, cost = done, time.monotonic() - since - elapsed
-                    since = time.monotonic()
+            played = play(store, start, range(saved, rounds))
+            while last.rounds_done < rounds:
+                with stopping.deferred():
+                    (state, replicas), line = next(played)
+                    for callback in callbacks:
+                        line |= callback(state, line) or {}
+                    if keeps and processes.is_first():
+                        record.append(lines, line)
+                    done = line["round"] + 1
+                    last = checkpoint.Snapshot(state, done, store.version, begun.identity, replicas)
+                    elapsed = time.monotonic() - since
+                    due = done == rounds or is_due(keep.checkpoint_every, done, elapsed, cost)
+                    if keeps and due:
+                        _save(manager, store, last)
+                        saved, cost = done, time.monotonic() - since - elapsed
+                        since = time.monotonic()
                 yield state, line
         finally:
-            if keeps and last.rounds_done > saved and processes.are_together():
-                _save(manager, store, last)
+            with stopping.deferred():
+                if keeps and last.rounds_done > saved and processes.are_together():
+                    _save(manager, store, last)
 
 
 def _begin(manager, begun: Begun) -> checkpoint.Snapshot:

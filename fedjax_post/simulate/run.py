@@ -12,7 +12,7 @@ from fedjax_post.core import access, engine
 from fedjax_post.core.algorithm import Aggregate, Algorithm, PyTree, no_context
 from fedjax_post.core.engine import State
 from fedjax_post.data.clients import Clients
-from fedjax_post.simulate import asynchronous, checkpoint, feed, processes, record
+from fedjax_post.simulate import asynchronous, checkpoint, feed, processes, record, stopping
 from fedjax_post.simulate.asynchronous import Buffer, Step
 from fedjax_post.simulate.cohort import Sampler, data_rng, draw, full, widths_of
 from fedjax_post.simulate.keeping import Begun, Held, Keep, check_unused, kept
@@ -226,6 +226,7 @@ def _play(job: _Job, held: Held, items: Iterable) -> tuple[Held, list, list, Rec
     state = held.state._replace(replica=job.programs.broadcast(held.state))
     total, under_way, settled, replicas = None, [], [], held.replicas
     for step, num_lanes, chunk in items:
+        stopping.check()
         if total is None:
             total = job.programs.start(job.model, state.replica, chunk.data, num_lanes)
             replicas = {**replicas, step.round: state.replica}
