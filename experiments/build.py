@@ -2,7 +2,6 @@
 
 import dataclasses
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -26,9 +25,11 @@ from experiments import (
     roles,
     wires,
 )
+from experiments.flags import identity
 from fedjax_post.adapters.lora import add_lora
 from fedjax_post.core.algorithm import Algorithm
 from fedjax_post.core.engine import State, init
+from fedjax_post.data.fingerprint import Fingerprint
 from fedjax_post.data.load import Loaded, Population, Text, load_clients
 from fedjax_post.data.pairs import load_pairs
 from fedjax_post.data.ranks import RankedClients
@@ -77,7 +78,10 @@ def build(options: flags.FlagValues) -> Job:
     distributed.check_joined(options)
     with peers.together():
         job, mesh = _begin(options)
-    start, rounds_done = _find_start(options, job.algorithm, job.params)
+    plan = job.plan._replace(identity={"heldout": _rows_hash(job.heldout), **identity(options)})
+    found = fedjax_post.identify(job.model, job.data.clients, params=job.params, plan=plan)
+    job = job._replace(plan=plan._replace(identity=found))
+    start, rounds_done = _find_start(options, job)
     return job._replace(start=devices.placed(start, mesh), rounds_done=rounds_done)
 
 
@@ -292,6 +296,14 @@ def make_heldout(options: flags.FlagValues, data: Loaded, tokenizer: Any) -> Hel
     )
 
 
+def _rows_hash(heldout: HeldOut) -> str:
+    found = Fingerprint()
+    for table in (heldout.table, heldout.rejected):
+        if table is not None:
+            found.add_table(table)
+    return found.hexdigest()
+
+
 def _check_trainable(options: flags.FlagValues) -> None:
     """Refuses to train weights that would be codes, before they are read."""
     if options.quantise != "none" and options.adapter != "lora":
@@ -332,15 +344,15 @@ def _cohort_size(options: flags.FlagValues, population: int) -> int:
     return options.buffer_size or options.cohort_size or min(16, population)
 
 
-def _find_start(
-    options: flags.FlagValues, algorithm: Algorithm, params: PyTree
-) -> tuple[State, int]:
+def _find_start(options: flags.FlagValues, job: Job) -> tuple[State, int]:
     """The state to go on from, and the rounds behind it."""
     snapshot = None
-    if options.resume and (Path(options.output_dir) / "checkpoints").exists():
-        snapshot = fedjax_post.restore(options.output_dir, algorithm, params)
+    if options.resume:
+        snapshot = fedjax_post.restore(
+            options.output_dir, job.algorithm, job.params, identity=job.plan.identity
+        )
     if snapshot is None:
-        return init(algorithm, params), 0
+        return init(job.algorithm, job.params), 0
     if snapshot.rounds_done > options.num_rounds:
         raise ValueError(
             f"--num_rounds={options.num_rounds}: the run in {options.output_dir} has "

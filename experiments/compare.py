@@ -25,7 +25,7 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 import jax
 from absl import flags as absl_flags
 
-from experiments import endings, flags, folder, train
+from experiments import endings, flags, folder, provenance, train
 from experiments.build import build
 from fedjax_post.report import comparison
 from fedjax_post.simulate import stopping
@@ -112,7 +112,11 @@ def plan_runs(
             name = ":".join(part for part in parts if not re.match(r"\w+=", part))
             own = [f"--{part}" for part in parts if re.match(r"\w+=", part)]
             where = output_dir / comparison.folder_of(entry) / f"seed-{int(seed)}"
-            given = [f"--algorithm={name}", *own, f"--seed={int(seed)}"]
+            named = [f"--algorithm={name}", *own]
+            given = [
+                *provenance.from_file(named, provenance.source(algorithms)),
+                f"--seed={int(seed)}",
+            ]
             runs.append(Run(entry, int(seed), where, [*common, *given]))
     return runs
 
@@ -137,7 +141,10 @@ def _parse(argv: Sequence[str]) -> tuple[absl_flags.FlagValues, list[str]]:
     absl_flags.DEFINE_list("seeds", ["0", "1", "2"], "of the runs", flag_values=own)
     where = "a new folder, or that of a comparison to go on with (runs/<time>-comparison)"
     absl_flags.DEFINE_string("output_dir", None, where, flag_values=own)
-    common = own(list(argv), known_only=True)[1:]
+    given = provenance.expand(argv)
+    common = own(given, known_only=True)[1:]
+    file = provenance.file_of(given, "algorithms", own.algorithms)
+    own.algorithms = provenance.from_file([own.algorithms], file)[0]
     for flag in ("algorithm", "seed", "resume"):
         if any(re.match(rf"--(no)?{flag}(=|$)", given) for given in common):
             raise ValueError(f"--{flag} is set by --algorithms and --seeds; leave it out")
@@ -154,7 +161,7 @@ def check_runs(runs: Sequence[Run]) -> None:
         options = flags.parse(["train", *run.given, f"--output_dir={run.directory}"])
         stored = run.directory / "flags"
         if stored.exists():
-            _check_same(run, options, stored.read_text(encoding="utf-8").splitlines())
+            _check_same(run, options, folder.read_flags(run.directory))
         elif run.seed == runs[0].seed and not run.directory.exists():
             with (
                 open(os.devnull, "w", encoding="utf-8") as silent,
@@ -166,7 +173,8 @@ def check_runs(runs: Sequence[Run]) -> None:
 
 
 def _check_same(run: Run, options: absl_flags.FlagValues, stored: list[str]) -> None:
-    before = flags.parse(["train", *stored])  # flags that did not exist then have their defaults
+    typed = [line for line in folder.flag_lines(options) if line in stored]
+    before = flags.parse(["train", *stored, *typed])  # flags of today have their defaults
     keep = lambda given: {
         line for line in folder.flag_lines(given) if line.split("=")[0] not in _INCIDENTAL
     }
@@ -189,7 +197,7 @@ def carry_out(runs: Sequence[Run]) -> int:
         output = run.directory / "output.txt"
         with open(output, "a", encoding="utf-8") as file, contextlib.redirect_stdout(file):
             code = train.main(given)
-        if code:
+        if code and not run.done:
             return code
         jax.clear_caches()  # the next algorithm shares none of the compiled programs
         minutes = (time.perf_counter() - began) / number * (len(left) - number) / 60

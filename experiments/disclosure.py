@@ -1,7 +1,6 @@
 """From flags to the disclosure ledger: where the target runs, and what left because of it."""
 
 import contextlib
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from string import Formatter
@@ -16,6 +15,7 @@ from fedjax_post.core.algorithm import Algorithm
 from fedjax_post.data.load import Loaded
 from fedjax_post.data.table import TokenTable, gather
 from fedjax_post.data.template import Columns, make_segments
+from fedjax_post.integrity import sealed_line
 from fedjax_post.openness import codec, ledger
 from fedjax_post.openness.arrivals import offsets_of
 from fedjax_post.openness.ledger import Entry, Form, Hosting, Price
@@ -155,7 +155,7 @@ def place_of(options: flags.FlagValues, access: Mapping[str, Access]) -> str | N
 
 def write(directory: Path, entries: list[Entry]) -> None:
     """Writes `disclosure.jsonl`: a line for each round and party."""
-    lines = [json.dumps(entry._asdict()) + "\n" for entry in entries]
+    lines = [sealed_line(entry._asdict()) for entry in entries]
     folder.write_text(directory / "disclosure.jsonl", "".join(lines))
 
 

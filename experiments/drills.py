@@ -8,7 +8,6 @@ own below --output_dir, begun from the same state as the run without the fault; 
 command goes on after Ctrl-C. What comes out is drills.json, a list of rows, and a table.
 """
 
-import json
 import os
 import shlex
 import sys
@@ -22,7 +21,7 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 import jax
 from absl import flags as absl_flags
 
-from experiments import compare, endings, flags, folder, process
+from experiments import compare, endings, flags, folder, process, provenance
 from experiments.faults import Settings, drilled
 from fedjax_post.openness import drills
 from fedjax_post.simulate import stopping
@@ -55,7 +54,7 @@ def _main(argv: list[str]) -> int:
         print("\ninterrupted; the same command with its --output_dir goes on", file=sys.stderr)
         return endings.interrupted_code(error)
     told = {"command": shlex.join(argv), "rows": rows}
-    folder.write_text(directory / "drills.json", json.dumps(told, indent=2) + "\n")
+    folder.write_json(directory / "drills.json", told)
     print(drills.table(rows), f"\nresults  {directory}/drills.json", sep="\n")
     return 0
 
@@ -119,7 +118,10 @@ def _parse(argv: Sequence[str]) -> tuple[absl_flags.FlagValues, list[str]]:
     absl_flags.DEFINE_integer("own_examples", usual.own_examples, own_rows, lower_bound=0, **give)
     absl_flags.DEFINE_string("passport", "", "of the base (by --model)", **give)
     absl_flags.DEFINE_string("data_licence", "unknown", "of the clients' data", **give)
-    common = own(list(argv), known_only=True)[1:]
+    given = provenance.expand(argv)
+    common = own(given, known_only=True)[1:]
+    file = provenance.file_of(given, "methods", own.methods)
+    own.methods = provenance.from_file([own.methods], file)[0]
     return own, common
 
 

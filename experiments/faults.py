@@ -22,6 +22,8 @@ from fedjax_post.evaluate.scores import choose_rows, score
 from fedjax_post.openness import drills
 from fedjax_post.openness.drills import Row
 
+_FAULTS = ("cohorts", "model")  # of a run's identity, what a fault changes
+
 
 class Settings(NamedTuple):
     """How hard the faults are."""
@@ -210,6 +212,8 @@ def _play(
     if after is not None and not where.exists():
         folder.write_whole(where, lambda path: shutil.copytree(stage.directory / after, path))
     plan = job.plan._replace(directory=where, sampler=sampler or job.plan.sampler)
+    identity = {name: value for name, value in plan.identity.items() if name not in _FAULTS}
+    plan = plan._replace(identity=identity, may_differ=() if after is None else _FAULTS)
     for _ in fedjax_post.run(
         job.algorithm,
         job.model if model is None else model,

@@ -17,6 +17,7 @@ from experiments import (
     objectives,
     pace,
     prompts,
+    provenance,
     roles,
     wires,
 )
@@ -32,7 +33,7 @@ _FREE = (
     *("output_dir", "resume", "eval_every", "curve_examples", "eval_examples", "help"),
     *("telemetry_clients", "mesh", "chunk_size", "remat", "checkpoint_every", *distributed.FLAGS),
     *("provider_url", "provider_timeout", "on_provider_failure"),
-    *("max_queries", "max_cost", "ask_again"),
+    *("max_queries", "max_cost", "ask_again", "trust_code"),
 )
 
 
@@ -45,13 +46,20 @@ def parse(argv: Sequence[str]) -> flags.FlagValues:
     Raises:
       flags.Error: for a flag that does not exist or cannot have its value.
       ValueError: for words that are no flags, an unknown algorithm, a flag that the
-        algorithm does not take, and flags that differ from the resumed run's.
+        algorithm does not take, flags that differ from the resumed run's, and code that a
+        file names and the command line does not.
     """
+    argv = provenance.expand(argv)
     first = define()
     first(argv, known_only=True)
-    stored = folder.read_flags(first.output_dir) if first.resume and not first.help else []
+    stored = (
+        provenance.expand(folder.read_flags(first.output_dir))
+        if first.resume and not first.help
+        else []
+    )
     if stored and not first["algorithm"].present:
         first(["", *stored], known_only=True)
+    provenance.check_code([*stored, *argv], first)
     name = first.algorithm
     known = {**ALGORITHMS, name: factories.find_factory(name)}
     options = define(known)
@@ -62,6 +70,7 @@ def parse(argv: Sequence[str]) -> flags.FlagValues:
         before = define(known)
         before(["", *stored])
         _continue(options, before)
+    provenance.check_code([*stored, *argv], options)
     factories.check_taken(options, known)
     methods.fill_defaults(options, known[name])
     return options
@@ -75,6 +84,14 @@ def define(known: factories.Factories = ALGORITHMS) -> flags.FlagValues:
     _define_training(values)
     factories.define_own(known, values)
     return values
+
+
+def identity(options: flags.FlagValues) -> dict[str, str]:
+    """Returns the values of all flags that a resumed run must have as they were, by `--name`."""
+    scheduled = any(options[name].value != usual for name, usual in _BY_ROUNDS.items())
+    free = _FREE if scheduled else (*_FREE, "num_rounds")
+    named = {name: options[name].value for name in sorted(options) if name not in free}
+    return {f"--{name}": str(value) for name, value in named.items() if value is not None}
 
 
 def _continue(options: flags.FlagValues, before: flags.FlagValues) -> None:
@@ -121,6 +138,8 @@ def _define_run(values: flags.FlagValues) -> None:
     whole("seed", 0, "of data, partition, cohorts, batches and the adapter's start", 0)
     text("output_dir", None, "a new folder (runs/<time>-<algorithm>)")
     flags.DEFINE_bool("resume", False, "continue the run in --output_dir", flag_values=values)
+    trust = "run code that a file names: of a resumed run, a flag file, a ladder"
+    flags.DEFINE_bool("trust_code", False, trust, flag_values=values)
     often = "rounds between checkpoints (as many as keep saving to a fiftieth of the time)"
     whole("checkpoint_every", None, often, 1)
     whole("eval_every", 5, "rounds between points of the learning curve; 0: none", 0)

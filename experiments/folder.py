@@ -2,29 +2,34 @@
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from absl import flags
+
+from experiments import provenance
+from fedjax_post.integrity import DamagedError, sealed_file
 
 _OURS = (
     *("flags", "records.jsonl", "journal.jsonl", "summary.json"),
     *("checkpoints", "clients", "adapter"),
 )
 _PROCESSES = ("distributed", "coordinator_address", "num_processes", "process_id")
-_UNSTORED = ("output_dir", "resume", "help", "ask_again", *_PROCESSES)
+_SUM = "# sha256 of the lines above: "  # a comment to whoever reads flags
+_UNSTORED = ("output_dir", "resume", "help", "ask_again", "trust_code", *_PROCESSES)
 
 
-def read_flags(output_dir: str | None) -> list[str]:
-    """Returns the lines of a run's `flags` file.
+def read_flags(output_dir: str | Path | None) -> list[str]:
+    """Returns the lines of a run's `flags` file, which remember it.
 
     Raises:
-      ValueError: if no folder is given.
+      ValueError: if no folder is given, or the file is not as it was written.
       FileNotFoundError: if it holds no run.
     """
     if not output_dir:
@@ -34,7 +39,7 @@ def read_flags(output_dir: str | None) -> list[str]:
         raise FileNotFoundError(
             f"--output_dir={output_dir} holds no run to --resume; leave --resume out to start one"
         )
-    return path.read_text(encoding="utf-8").splitlines()
+    return provenance.from_file(_opened(path.read_bytes(), path), path)
 
 
 def check(options: flags.FlagValues) -> None:
@@ -53,16 +58,26 @@ def check(options: flags.FlagValues) -> None:
         )
 
 
-def claim(options: flags.FlagValues) -> Path:
-    """Returns the folder of the run, made if it is new, with the file `flags` in it."""
+def place(options: flags.FlagValues) -> Path:
+    """Returns the folder of the run, made if it is new; nothing is written into it."""
     if options.output_dir is None:
         what = re.sub(r"\W+", "-", options.algorithm.rpartition(":")[2]).strip("-")
         what += "" if options.baseline == "none" else f"-{options.baseline}"
-        return _fresh(Path("runs"), f"{time.strftime('%Y%m%d-%H%M%S')}-{what}", options)
+        return _fresh(Path("runs"), f"{time.strftime('%Y%m%d-%H%M%S')}-{what}")
     directory = Path(options.output_dir)
     directory.mkdir(parents=True, exist_ok=True)
-    _write_flags(directory, options)
     return directory
+
+
+def begin(directory: Path, options: flags.FlagValues) -> None:
+    """Writes the file `flags`, in a folder that this process holds.
+
+    Raises:
+      FileExistsError: if another run came first.
+    """
+    check(options)
+    lines = "".join(f"{line}\n" for line in flag_lines(options))
+    write_text(directory / "flags", f"{lines}{_SUM}{_sum_of(lines)}\n")
 
 
 @contextlib.contextmanager
@@ -116,12 +131,17 @@ def write_whole(path: Path, make: Callable[[Path], object]) -> None:
     os.replace(aside, path)
 
 
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes an object with its checksum, whole or not at all."""
+    write_text(path, sealed_file(content))
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a text file, whole or not at all."""
     write_whole(path, lambda aside: aside.write_text(text, encoding="utf-8"))
 
 
-def _fresh(parent: Path, name: str, options: flags.FlagValues) -> Path:
+def _fresh(parent: Path, name: str) -> Path:
     parent.mkdir(parents=True, exist_ok=True)
     for number in range(1, 1000):
         directory = parent / (name if number == 1 else f"{name}-{number}")
@@ -129,7 +149,6 @@ def _fresh(parent: Path, name: str, options: flags.FlagValues) -> Path:
             directory.mkdir()
         except FileExistsError:
             continue
-        _write_flags(directory, options)
         return directory
     raise FileExistsError(f"{parent / name} is taken; give an --output_dir")
 
@@ -143,8 +162,19 @@ def flag_lines(options: flags.FlagValues) -> list[str]:
     ]
 
 
-def _write_flags(directory: Path, options: flags.FlagValues) -> None:
-    write_text(directory / "flags", "".join(f"{line}\n" for line in flag_lines(options)))
+def _opened(raw: bytes, path: Path) -> list[str]:
+    """The flags of a `flags` file, whose last line is the checksum of those before it."""
+    lines, found, written = raw.rpartition(_SUM.encode())
+    if not found or written != f"{_sum_of(lines)}\n".encode():
+        raise DamagedError(
+            f"{path} is not as the run wrote it; restore it, or start a new run with "
+            f"--flagfile={path} and another --output_dir"
+        )
+    return lines.decode(errors="replace").splitlines()
+
+
+def _sum_of(lines: str | bytes) -> str:
+    return hashlib.sha256(lines.encode() if isinstance(lines, str) else lines).hexdigest()
 
 
 def _remove(path: Path) -> None:

@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments import compare
+from experiments.provenance import from_file
+from fedjax_post.report.comparison import folder_of
 
 FOLDER = Path(__file__).parent / "ladders"
 KINDS = ("open", "closed", "baseline")
@@ -40,6 +42,7 @@ class Cell(NamedTuple):
 class Ladder(NamedTuple):
     """A task, and the methods that are tried on it."""
 
+    path: Path  # of its file
     task: Mapping[str, Any]
     common: Mapping[str, Any]
     cells: tuple[Cell, ...]
@@ -70,7 +73,7 @@ def read_ladder(name: str) -> Ladder:
         )
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"--task={name}: {path} is no TOML: {error}") from None
     unknown = [table for table in content if table not in _TABLES]
     if unknown or not content.get("cells"):
@@ -78,9 +81,14 @@ def read_ladder(name: str) -> Ladder:
             f"--task={name}: {f'[{unknown[0]}] is unknown' if unknown else '[cells] is missing'}; "
             f"the tables are {', '.join(_TABLES)}"
         )
+    tables = [*content.items(), *content["cells"].items()]
+    wrong = [key for key, value in tables if not isinstance(value, dict)]
+    if wrong:
+        raise ValueError(f"--task={name}: {path} has {wrong[0]}, which must be a table")
     cells = tuple(_cell(name, cell, told) for cell, told in content["cells"].items())
-    rest = (content.get(table, {}) for table in ("bases", "drills"))
-    return Ladder(content.get("task", {}), content.get("common", {}), cells, *rest)
+    bases, drills = (content.get(table, {}) for table in ("bases", "drills"))
+    _check_names(name, cells, bases=bases, drills=drills, gate=content.get("task", {}).get("gate"))
+    return Ladder(path, content.get("task", {}), content.get("common", {}), cells, bases, drills)
 
 
 def plan_runs(
@@ -111,9 +119,9 @@ def plan_runs(
     ]
 
 
-def flags_of(table: Mapping[str, Any]) -> list[str]:
-    """Returns a table of a ladder's file as flags."""
-    return [f"--{name}={_text(value)}" for name, value in table.items()]
+def flags_of(table: Mapping[str, Any], path: Path) -> list[str]:
+    """Returns a table of a ladder's file as flags, which remember the file."""
+    return from_file([f"--{name}={_text(value)}" for name, value in table.items()], path)
 
 
 def seeds_of(given: Sequence[str]) -> list[int]:
@@ -131,7 +139,8 @@ def seeds_of(given: Sequence[str]) -> list[int]:
 
 
 def _run(ladder: Ladder, cell: Cell, seed: int, given: Sequence[str], folder: Path) -> compare.Run:
-    own = [*flags_of(ladder.common), *flags_of(cell.flags), *given, f"--seed={seed}"]
+    told = [*flags_of(ladder.common, ladder.path), *flags_of(cell.flags, ladder.path)]
+    own = [*told, *given, f"--seed={seed}"]
     return compare.Run(cell.title, seed, folder / f"seed-{seed}", own)
 
 
@@ -141,8 +150,29 @@ def _cell(task: str, name: str, told: Mapping[str, Any]) -> Cell:
             f"--task={task}: [cells.{name}] has kind = {told.get('kind')!r}; "
             f"give one of {', '.join(KINDS)}"
         )
+    if not isinstance(told.get("algorithm"), str):
+        raise ValueError(f"--task={task}: [cells.{name}] names no algorithm; give one as a text")
     own = {key: value for key, value in told.items() if key not in _TOLD}
     return Cell(name, told.get("title", name), told["kind"], own)
+
+
+def _check_names(task: str, cells: Sequence[Cell], *, bases: Any, drills: Any, gate: Any) -> None:
+    """Refuses names that are no plain name of a folder, and names of cells that are not there."""
+    names = [cell.name for cell in cells]
+    given = [("a cell", names), ("[bases] names", bases.get("names", []))]
+    wrong = [(where, name) for where, own in given for name in own if folder_of(str(name)) != name]
+    if wrong:
+        where, name = wrong[0]
+        raise ValueError(
+            f"--task={task}: {where}: {name!r} is no plain name; use letters, digits, -, _, . and ="
+        )
+    gate = gate if isinstance(gate, dict) else {}
+    wanted = [*bases.get("cells", []), *drills.get("cells", []), *gate.values()]
+    unknown = [name for name in wanted if name not in names]
+    if unknown:
+        raise ValueError(
+            f"--task={task}: there is no [cells.{unknown[0]}]; the cells are {', '.join(names)}"
+        )
 
 
 def _text(value: Any) -> str:

@@ -3,15 +3,14 @@
 Every part is read from what runs left, from passports, or measured on the base itself.
 """
 
-import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments import disclosure
 from experiments.build import Job
-from experiments.factories import declared
+from experiments.factories import access_of, declared
 from experiments.ladder import Cell
 from fedjax_post.core.access import Access
 from fedjax_post.evaluate.generation import reference_answers
@@ -20,16 +19,16 @@ from fedjax_post.openness.framework import CLASSES
 from fedjax_post.openness.licences import terms_of
 from fedjax_post.openness.load import load_passport, passport_names
 from fedjax_post.openness.runnable import refusals, roles
+from fedjax_post.report.records import read_summary
 
 
 def cells_told(cells: Sequence[Cell]) -> list[dict[str, Any]]:
     """Returns a row for each cell: its folder, name, tier, kind, and which score is its own."""
-    access = declared()
     return [
         {
             "method": cell.name,
             "label": cell.title,
-            "tier": disclosure.tier_of(access[str(cell.flags["algorithm"])]),
+            "tier": disclosure.tier_of(access_of(cell.flags["algorithm"])),
             "kind": cell.kind,
             "score": "personal" if cell.flags.get("score_personal") else "final",
         }
@@ -94,5 +93,4 @@ def _scores(folder: Path) -> float | None:
 
 
 def _exact(path: Path) -> float | None:
-    summary: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return summary["final"].get("exact_match")
+    return (read_summary(path.parent).get("final") or {}).get("exact_match")

@@ -1,6 +1,5 @@
 """Carries out a ladder: its runs, its drills, the audit of its base, and the report over them."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from experiments import audits, compare, drills, flags, folder, ladder_facts
 from experiments.build import build
 from experiments.faults import Settings
 from experiments.ladder import Ladder, flags_of, plan_runs, read_ladder
+from fedjax_post.integrity import read_file
 from fedjax_post.openness.drills import DRILLS
 from fedjax_post.report import position
 
@@ -62,14 +62,14 @@ def write_facts(
         "drills": _drilled(ladder, runs, output_dir),
         "commands": _commands(output_dir, command),
     }
-    folder.write_text(output_dir / "ladder.json", json.dumps(told, indent=2) + "\n")
+    folder.write_json(output_dir / "ladder.json", told)
 
 
 def _drilled(ladder: Ladder, runs: Sequence[compare.Run], output_dir: Path) -> list[dict[str, Any]]:
     """The rows of the drills of the file's `[drills]`, for every seed."""
     told = dict(ladder.drills)
     wanted, chosen = told.pop("cells", []), told.pop("drills", list(DRILLS))
-    own = flags_of(told.pop("flags", {}))
+    own = flags_of(told.pop("flags", {}), ladder.path)
     names = {cell.name: cell.title for cell in ladder.cells}
     methods = [
         compare.Run(names[name], run.seed, output_dir / "drills" / name / f"seed-{run.seed}",
@@ -84,12 +84,12 @@ def _drilled(ladder: Ladder, runs: Sequence[compare.Run], output_dir: Path) -> l
 def _kept(path: Path, make: Any) -> Mapping[str, Any]:
     """What a file holds; made and written first where there is none."""
     if not path.exists():
-        folder.write_text(path, json.dumps(make(), indent=2) + "\n")
-    return json.loads(path.read_text(encoding="utf-8"))
+        folder.write_json(path, make())
+    return read_file(path)
 
 
 def _commands(output_dir: Path, command: str) -> list[str]:
     """The commands that made the ladder so far, each once."""
     path = output_dir / "ladder.json"
-    before = json.loads(path.read_text(encoding="utf-8"))["commands"] if path.exists() else []
+    before = read_file(path).get("commands", []) if path.exists() else []
     return list(dict.fromkeys([*before, command]))

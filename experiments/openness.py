@@ -24,7 +24,7 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 from absl import flags
 
-from experiments import endings, process
+from experiments import endings, process, provenance
 from experiments.factories import declared
 from fedjax_post.core.access import Access
 from fedjax_post.openness import page
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv if argv is None else argv)
     options = _define()
     try:
-        rest = options(argv, known_only=True)[1:]
+        rest = options(provenance.expand(argv), known_only=True)[1:]
         if options.help:
             print(__doc__, options.get_help(), sep="\n")
             return 0

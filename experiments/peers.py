@@ -63,23 +63,28 @@ def together() -> Iterator[None]:
             raise PeerError(f"process {number}: {said}")
 
 
-def claim(options: flags.FlagValues) -> Path:
-    """Returns `folder.claim` of the first process, which all of them see.
+def claim(options: flags.FlagValues, stack: contextlib.ExitStack) -> Path:
+    """Returns the run's folder, held by its processes until the stack ends, with its `flags`.
+
+    Nothing is written into it before it is held.
 
     Raises:
+      BlockingIOError, FileExistsError: if it is another run's.
       FileNotFoundError: in a process that does not see it.
     """
     with together():
-        mine = folder.claim(options) if is_first() else Path()
-    if not are_several():
-        return mine
-    directory = Path(processes.exchanged(str(mine))[0])
+        mine = folder.place(options) if is_first() else Path()
+    directory = Path(processes.exchanged(str(mine))[0]) if are_several() else mine
     with together():
-        if not (directory / "flags").exists():
+        if not directory.exists():
             raise FileNotFoundError(
                 f"--output_dir={directory} of process 0 is not there for process "
                 f"{jax.process_index()}; give a folder that all processes share"
             )
+    stack.enter_context(held(directory))
+    with together():
+        if is_first():
+            folder.begin(directory, options)
     return directory
 
 

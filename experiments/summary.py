@@ -1,6 +1,5 @@
 """What a run prints before it starts, and what it leaves behind when it ends."""
 
-import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -105,6 +104,7 @@ def summarize(
         "tokens_per_second": sum(r["num_read"] for r in warm) / sum(r["seconds"] for r in warm),
         "visits": visits,
         "dropped_visits": sum(len(record["dropped"]) for record in records),
+        "warnings": _warnings(records),
         "train_seconds": total["seconds"],
         "virtual_seconds": _sum(records, "virtual_seconds"),
         "telemetry": {name: last[name] for name in _TELEMETRY if name in last},
@@ -121,7 +121,7 @@ def summarize(
 
 def write_summary(directory: Path, summary: dict[str, Any]) -> None:
     """Writes summary.json, whole or not at all."""
-    folder.write_text(directory / "summary.json", json.dumps(summary, indent=2) + "\n")
+    folder.write_json(directory / "summary.json", summary)
 
 
 def export(job: Job, options: flags.FlagValues, state: State) -> None:
@@ -164,6 +164,18 @@ def _emulator_bytes(job: Job) -> int | None:
     if "emulator" not in job.algorithm.access:
         return None
     return emulator_bytes(job.model["emulator"])
+
+
+def _warnings(records: list[dict[str, Any]]) -> list[str]:
+    """What makes the result worthless, though the run ended."""
+    visits = sum(int(record["cohort"]) for record in records)
+    if not visits or sum(len(record["dropped"]) for record in records) < visits:
+        return []
+    return [
+        f"none of the {visits} visits counted, and nothing was learned: clients' updates were not "
+        "finite, or their model gave no answers; see whether the model's weights are finite, or "
+        "lower the local step size"
+    ]
 
 
 def _sum(records: list[dict[str, Any]], name: str) -> float | None:

@@ -12,7 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 # transformers would announce that it found no PyTorch, which nothing here needs.
@@ -47,13 +47,14 @@ _FULL = "the device's memory does not hold a chunk of clients; give --remat or a
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns its exit code.
 
-    That is 0, 1 if a file failed, 2 for bad input, 130 after Ctrl-C, 143 after SIGTERM.
+    0; 1 if a file failed or no visit counted, 2 for bad input, 130 after Ctrl-C, 143 after SIGTERM.
     """
-    with stopping.catching():
-        return _main(list(sys.argv if argv is None else argv))
+    with stopping.catching(), ExitStack() as stack:
+        return _main(list(sys.argv if argv is None else argv), stack)
 
 
-def _main(argv: list[str]) -> int:
+def _main(argv: list[str], stack: ExitStack) -> int:
+    """`main`, with the run's folder held until the stack ends."""
     began = time.perf_counter()
     try:
         options = flags.parse(argv)
@@ -62,7 +63,7 @@ def _main(argv: list[str]) -> int:
             return 0
         distributed.join(options)
         process.prepare()
-        job = prepare(options)
+        job = prepare(options, stack)
     except TimeoutError as error:
         return peers.leave(endings.refuse(error, flags.define()))
     except KeyboardInterrupt as error:
@@ -71,23 +72,18 @@ def _main(argv: list[str]) -> int:
     except endings.REFUSED as error:
         return endings.refuse(error, flags.define())
     try:
-        with peers.held(Path(job.plan.directory)):
-            try:
-                carry_out(job, options, argv=argv, began=began)
-            except (KeyboardInterrupt, Exception) as error:
-                return _stopped(error, Path(job.plan.directory), options)
-    except (BlockingIOError, peers.PeerError) as error:
-        return endings.refuse(error, flags.define())
-    return 0
+        return carry_out(job, options, argv=argv, began=began)
+    except (KeyboardInterrupt, Exception) as error:
+        return _stopped(error, Path(job.plan.directory), options)
 
 
-def prepare(options: absl_flags.FlagValues) -> Job:
-    """Returns the run with its folder, what it will take being printed."""
+def prepare(options: absl_flags.FlagValues, stack: ExitStack) -> Job:
+    """Returns the run with its folder, held by the stack, what it will take being printed."""
     job = build(options)
     with peers.together():
         if peers.is_first():
             print(summary.projection(job, options), flush=True)
-    directory = peers.claim(options)
+    directory = peers.claim(options, stack)
     job = job._replace(plan=job.plan._replace(directory=directory))
     if hosting.is_hosted(options):
         model = hosting.model_of(options, job.tokenizer, directory=directory)
@@ -97,8 +93,8 @@ def prepare(options: absl_flags.FlagValues) -> Job:
 
 def carry_out(
     job: Job, options: absl_flags.FlagValues, *, argv: Sequence[str], began: float
-) -> None:
-    """Scores, trains, scores again, and writes what came out."""
+) -> int:
+    """Scores, trains, scores again, and writes what came out; 1 if no visit counted, else 0."""
     base = scoring.score_state(job, init(job.algorithm, job.params), job.heldout, rounds=0)
     state = train(job, options)
     if options.baseline == "local":
@@ -114,7 +110,9 @@ def carry_out(
     with peers.together():
         if peers.is_first():
             seconds = time.perf_counter() - began
-            report(job, options, scores=scores, argv=argv, seconds=seconds)
+            warnings = report(job, options, scores=scores, argv=argv, seconds=seconds)
+            return 1 if warnings else 0
+    return 0
 
 
 def report(
@@ -124,8 +122,12 @@ def report(
     scores: dict[str, Scores],
     argv: Sequence[str],
     seconds: float,
-) -> None:
-    """Writes what left the federation, the summary and the learning curve, and prints the table."""
+) -> list[str]:
+    """Writes what left the federation, the summary and the learning curve, and prints the table.
+
+    Returns:
+      The summary's warnings, which were printed too.
+    """
     directory = Path(job.plan.directory)
     entries = disclosure.entries_of(options, job.algorithm, job.data, job.plan, job.form)
     disclosure.write(directory, entries)
@@ -135,6 +137,9 @@ def report(
     summary.write_summary(directory, content)
     draw_curve(directory)
     print(summary_table(content, directory))
+    for warning in content["warnings"]:
+        print(f"\nerror: {warning}", file=sys.stderr)
+    return content["warnings"]
 
 
 def train(job: Job, options: absl_flags.FlagValues) -> State:

@@ -26,14 +26,14 @@ ARROWS = {
     "hub": {"core", "model", "adapters"},
     "objectives": {"core", "model.views", "model.generate"},
     "data": {"core", "hub"},
-    "simulate": {"core", "model.views", "data.batches", "data.clients"},
+    "simulate": {"core", "model.views", "data.batches", "data.clients", "integrity"},
     "evaluate": {"core", "model", "data", "objectives"},
     "openness": {"core.access", "model", "hub"},
     "privacy": {"core"},
-    "report": set(),
+    "report": {"integrity"},
     "testing": set(ROOMS),
     "algorithms": {"core", "adapters", "blackbox", "privacy"},
-    "experiments": {*ROOMS, "algorithms", "fedjax_post"},
+    "experiments": {*ROOMS, "algorithms", "fedjax_post", "integrity"},
 }
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from fedjax_post.core.algorithm import ClientData
 from fedjax_post.data.batches import TokenClients
+from fedjax_post.data.fingerprint import Fingerprint
 from fedjax_post.data.load import Loaded, Population, Text, as_splits, load_clients
 from fedjax_post.data.partition import Partition
 from fedjax_post.data.source import Splits, hold_out
@@ -57,6 +58,12 @@ class PairClients:
     def partition(self) -> Partition:
         """Which rows each client holds."""
         return self.preferred.partition
+
+    def fingerprint(self) -> str:
+        """Returns a hash of the clients with both responses of each row."""
+        found = Fingerprint(self.preferred.fingerprint())
+        found.add_table(self.rejected)
+        return found.hexdigest()
 
     def num_steps(self, client_id: int) -> int:
         """Returns the steps of a visit of the client."""
