@@ -29,7 +29,7 @@ _TELEMETRY = (
     *("client_drift", "client_norm", "client_cosine", "aggregation_error", "effective_rank"),
     *("staleness_mean", "staleness_max"),
 )
-_PACKAGES = ("fedjax_post", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+_PACKAGES = ("fedjax_post", "jax", "jaxlib", "flax", "optax", "safetensors", "numpy")
 
 
 def projection(job: Job, options: flags.FlagValues) -> str:

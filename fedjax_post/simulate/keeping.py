@@ -1,6 +1,6 @@
 """Keeping a run: its records, its checkpoints and its clients' states, whatever ends it."""
 
-import threading
+import atexit
 import time
 import weakref
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
@@ -84,18 +84,15 @@ def kept(
 
 
 def _close_at_exit(steps: Generator) -> None:
-    """Closes what a variable or a traceback holds open, while threads can still be started.
-
-    `atexit` comes too late: a checkpoint is written on threads of the standard library, which
-    end themselves by this same list, before what is registered there.
-    """
+    """Closes what a variable or a traceback holds open; what jax registered is called later."""
     open_steps = weakref.ref(steps)
 
     def close():
         if (still_open := open_steps()) is not None:
             still_open.close()
 
-    threading._register_atexit(close)  # type: ignore[attr-defined]
+    atexit.register(close)
+    weakref.finalize(steps, atexit.unregister, close).atexit = False
 
 
 def _kept(
