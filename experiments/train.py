@@ -40,6 +40,7 @@ from fedjax_post.evaluate.scores import Scores
 from fedjax_post.report.curve import draw_curve
 from fedjax_post.report.table import summary_table
 from fedjax_post.simulate import stopping
+from fedjax_post.simulate.room import room_in
 
 _FULL = "the device's memory does not hold a chunk of clients; give --remat or a lower --chunk_size"
 
@@ -72,7 +73,8 @@ def _main(argv: list[str], stack: ExitStack) -> int:
     except endings.REFUSED as error:
         return endings.refuse(error, flags.define())
     try:
-        return carry_out(job, options, argv=argv, began=began)
+        with room_in(Path(job.plan.directory)):
+            return carry_out(job, options, argv=argv, began=began)
     except (KeyboardInterrupt, Exception) as error:
         return _stopped(error, Path(job.plan.directory), options)
 

@@ -14,6 +14,7 @@ from fedjax_post.core.engine import State
 from fedjax_post.simulate import checkpoint, processes, record, resume, stopping
 from fedjax_post.simulate.record import Callback, Record
 from fedjax_post.simulate.resume import Begun
+from fedjax_post.simulate.room import room_in
 
 
 class Keep(NamedTuple):
@@ -101,6 +102,7 @@ def _kept(
     with ExitStack() as stack:
         keeps = keep.directory is not None
         directory = Path(keep.directory or stack.enter_context(TemporaryDirectory()))
+        stack.enter_context(room_in(directory))
         saved_in = directory / "checkpoints"
         last = resume.begin(directory, begun, keep.may_differ)
         store = processes.PartedStore(
