@@ -1,4 +1,4 @@
-"""What every program does around its work: exit codes, one-line refusals, and how to go on."""
+"""What every program does around its work: how it stops, what it refuses, and how it goes on."""
 
 import os
 import shlex
@@ -11,28 +11,31 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 import jax
 
-from experiments import process
+from experiments import endings, process
 from experiments.flags import in_flags
-from fedjax_post.core.access import AccessError
-from fedjax_post.openness.ledger import DisclosureError
+from fedjax_post.simulate import stopping
 from fedjax_post.study import Job, peers
 
-_REFUSALS = (ValueError, OSError, AccessError, ImportError, DisclosureError)
 _FULL = "the device's memory does not hold a chunk of clients; give --remat or a lower --chunk_size"
 
 
 def run(work: Callable[[], int]) -> int:
-    """Returns the exit code of a program's work: 2 and one line for input that will not do."""
-    try:
-        process.prepare()
-        return work()
-    except TimeoutError as error:
-        return peers.leave(refuse(str(error)))
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command with its --output_dir goes on", file=sys.stderr)
-        return peers.leave(130)
-    except _REFUSALS as error:
-        return refuse(str(error))
+    """Returns the exit code of a program's work.
+
+    0 or what the work returns; 2 and one line for input that will not do; 130 after Ctrl-C, 143
+    after SIGTERM.
+    """
+    with stopping.catching():
+        try:
+            process.prepare()
+            return work()
+        except TimeoutError as error:
+            return peers.leave(endings.refuse(error))
+        except KeyboardInterrupt as error:
+            print("\ninterrupted; the same command with its --output_dir goes on", file=sys.stderr)
+            return peers.leave(endings.interrupted_code(error))
+        except endings.REFUSED as error:
+            return endings.refuse(error)
 
 
 def held(job: Job, work: Callable[[], int], *, again: Sequence[str]) -> int:
@@ -46,31 +49,26 @@ def held(job: Job, work: Callable[[], int], *, again: Sequence[str]) -> int:
     try:
         return work()
     except (BlockingIOError, peers.PeerError) as error:
-        return refuse(str(error))
+        return endings.refuse(error)
     except (KeyboardInterrupt, Exception) as error:
         return _stopped(error, job, again)
 
 
-def refuse(message: str) -> int:
-    """Prints why a program does nothing, in the words of the command line; returns 2."""
-    print(f"error: {in_flags(message)}", file=sys.stderr)
-    return 2
-
-
 def _stopped(error: BaseException, job: Job, again: Sequence[str]) -> int:
-    interrupted = isinstance(error, KeyboardInterrupt)
     lost, full = peers.cut_off(error), _is_full(error)
-    if not (interrupted or lost or full or isinstance(error, OSError | peers.PeerError)):
+    told = isinstance(error, OSError | peers.PeerError) and not endings.passed_own_code(error)
+    if not (isinstance(error, KeyboardInterrupt) or lost or full or told):
         if not peers.are_several():
             raise error
         traceback.print_exception(error)
-    why = "interrupted" if interrupted else f"error: {error}"
+    code, why = 1, f"error: {in_flags(str(error))}"
+    if isinstance(error, KeyboardInterrupt):
+        code, why = endings.interrupted_code(error), "interrupted"
     why = f"error: another process has ended ({lost})" if lost else why
     why = f"error: {_FULL} ({str(error).splitlines()[0]})" if full else why
-    given = " ".join(["--resume", *again])
+    given = " ".join(["--resume", *map(shlex.quote, again)])
     command = f"python -m experiments.train --output_dir={shlex.quote(str(job.directory))} {given}"
     print(f"\n{why}; to continue: {command}", file=sys.stderr)
-    code = 130 if interrupted else 1
     return code if peers.is_told(error) else peers.leave(code)
 
 

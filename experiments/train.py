@@ -18,7 +18,10 @@ from fedjax_post.study import peers
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the program; returns 0, 1 if a file failed, 2 for bad input, 130 if interrupted."""
+    """Runs the program; returns its exit code.
+
+    0; 1 if a file failed or no visit counted, 2 for bad input, 130 after Ctrl-C, 143 after SIGTERM.
+    """
     argv = list(sys.argv if argv is None else argv)
     return program.run(lambda: _train(argv))
 
@@ -39,14 +42,23 @@ def _train(argv: Sequence[str]) -> int:
         print(job, flush=True)
     if line.values.dry_run:
         return 0
-    return program.held(job, lambda: _carry_out(job, argv), again=distributed.given(line.values))
+    again = [*distributed.given(line.values), *_host(line.spec)]
+    return program.held(job, lambda: _carry_out(job, argv), again=again)
+
+
+def _host(spec: study.Spec) -> list[str]:
+    """What has to be typed again where a run goes on."""
+    return [] if spec.hosting.url is None else [f"--provider_url={spec.hosting.url}"]
 
 
 def _carry_out(job: study.Job, argv: Sequence[str]) -> int:
     summary = study.carry_out(job, command=argv)
-    if peers.is_first():
-        print(summary_table(summary, job.directory))
-    return 0
+    if not peers.is_first():
+        return 0
+    print(summary_table(summary, job.directory))
+    for warning in summary["warnings"]:
+        print(f"\nerror: {warning}", file=sys.stderr)
+    return 1 if summary["warnings"] else 0
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import numpy as np
 
 from fedjax_post.core import access, engine
 from fedjax_post.core.algorithm import Aggregate, Algorithm, no_context
-from fedjax_post.simulate import programs
+from fedjax_post.simulate import programs, stopping
 from fedjax_post.simulate.visit import contexts_of, discounted
 
 
@@ -36,6 +36,7 @@ def host(algorithm: Algorithm, telemetry: Aggregate = engine.NO_TELEMETRY) -> pr
         lanes: list[Any] = []  # None: left out
         # Padding stands behind the real clients, and nothing is computed for it.
         for lane in range(int((chunk.client_ids >= 0).sum())):
+            stopping.check()
             one = jax.tree.map(lambda x, lane=lane: x[lane], (stored, chunk.data))
             client_id = chunk.client_ids[lane]
             contexts = [_context(run_key, round, client_id) for round in (-1, chunk.round)]

@@ -12,7 +12,16 @@ from fedjax_post.core import access, engine
 from fedjax_post.core.algorithm import Aggregate, Algorithm, PyTree, no_context
 from fedjax_post.core.engine import State
 from fedjax_post.data.clients import Clients
-from fedjax_post.simulate import asynchronous, checkpoint, feed, processes, record, resume, visits
+from fedjax_post.simulate import (
+    asynchronous,
+    checkpoint,
+    feed,
+    processes,
+    record,
+    resume,
+    stopping,
+    visits,
+)
 from fedjax_post.simulate.asynchronous import Buffer
 from fedjax_post.simulate.cohort import Sampler, data_rng, draw, full, widths_of
 from fedjax_post.simulate.identity import identify
@@ -237,6 +246,7 @@ def _play(job: _Job, held: Held, items: Iterable) -> tuple[Held, list, list, Rec
     state = held.state._replace(replica=job.programs.broadcast(held.state))
     total, under_way, settled, replicas = None, [], [], held.replicas
     for step, num_lanes, chunk in items:
+        stopping.check()
         if total is None:
             total = job.programs.start(job.model, state.replica, chunk.data, num_lanes)
             replicas = {**replicas, step.round: state.replica}

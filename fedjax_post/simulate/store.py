@@ -108,17 +108,8 @@ class ClientStore:
         entries = np.empty(len(client_ids), _ENTRY)
         entries["client"], entries["slot"] = client_ids, self._room_for(len(client_ids))
         entries["crc"] = [_crc(lane) for lane in lanes]
-        try:
-            self._fill(entries["slot"], lanes)
-            self._append(entries)
-        except OSError as error:
-            raise OSError(
-                error.errno,
-                f"no room for the states of clients ({len(lanes) * self._row_size:,} bytes; "
-                f"{error.strerror}); free some and resume, nothing before the last checkpoint "
-                "is lost",
-                str(self._directory),
-            ) from error
+        self._fill(entries["slot"], lanes)
+        self._append(entries)
         before = self._slot_of[client_ids]
         self._replaced += before[before >= 0].tolist()
         self._take(entries)

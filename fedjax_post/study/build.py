@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import fedjax_post
 from fedjax_post.core.algorithm import Algorithm
 from fedjax_post.core.engine import State, init
+from fedjax_post.data.fingerprint import Fingerprint
 from fedjax_post.data.load import Loaded
 from fedjax_post.data.ranks import RankedClients
 from fedjax_post.evaluate.generation import longest_response
@@ -93,13 +94,13 @@ def build(spec: Spec) -> Parts:
         chunk_size=_chunk_size(spec, algorithm, model, params, data),
         feed=fedjax_post.pooled if spec.method.baseline == "central" else fedjax_post.chunks,
         checkpoint_every=spec.execution.checkpoint_every,
-        identity=_identity(spec),
         **devices.plan_of(mesh, spec),
         **paced,
     )
-    return Parts(
+    parts = Parts(
         spec, algorithm, model, params, data, heldout, plan, start, form, tokenizer, promised
     )
+    return _identified(spec, parts)
 
 
 def _make_algorithm(
@@ -154,9 +155,24 @@ def check(spec: Spec) -> None:
         raise ValueError(f"chunk_size={given} must be a number of at least 1, or auto")
 
 
-def _identity(spec: Spec) -> dict[str, Any]:
-    """What must be equal when a run is resumed; the number of rounds is checked by itself."""
-    return {path: value for path, value in identity(spec).items() if path != "training.rounds"}
+def _identified(spec: Spec, parts: Parts) -> Parts:
+    """The run, knowing what must be equal when it is resumed: settings, rows and weights.
+
+    The number of rounds is checked by itself.
+    """
+    settings = {path: str(value) for path, value in identity(spec).items()}
+    settings.pop("training.rounds", None)
+    plan = parts.plan._replace(identity={"heldout": _rows_hash(parts.heldout), **settings})
+    found = fedjax_post.identify(parts.model, parts.data.clients, params=parts.params, plan=plan)
+    return parts._replace(plan=plan._replace(identity=found))
+
+
+def _rows_hash(heldout: HeldOut) -> str:
+    found = Fingerprint()
+    for table in (heldout.table, heldout.rejected):
+        if table is not None:
+            found.add_table(table)
+    return found.hexdigest()
 
 
 def _participation(spec: Spec, population: int) -> float:

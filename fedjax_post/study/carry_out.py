@@ -1,6 +1,5 @@
 """A whole run: scored, trained, scored again, and everything that it leaves behind."""
 
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ import fedjax_post
 from fedjax_post.core.engine import State, init
 from fedjax_post.report.curve import draw_curve
 from fedjax_post.simulate.record import Callback
+from fedjax_post.simulate.room import room_in
 from fedjax_post.study import disclosure, export, folder, peers, scoring, summary
 from fedjax_post.study.build import Parts
 from fedjax_post.study.job import Job, rounds_of
@@ -33,7 +33,7 @@ def carry_out(
       peers.Stopped: if the run was told to stop; it is saved, and resumed by its folder.
     """
     began = time.perf_counter()
-    with job.opened() as parts:
+    with job.opened() as parts, room_in(job.directory):
         start = init(parts.algorithm, parts.params)
         scores = {"base": scoring.score_state(parts, start, parts.heldout, rounds=0)}
         state = _trained(job, parts, callbacks)
@@ -68,5 +68,5 @@ def _trained(job: Job, parts: Parts, callbacks: Sequence[Callback]) -> State:
 
 def _write(directory: Path, content: dict[str, Any], entries: Sequence[Any]) -> None:
     disclosure.write(directory, entries)
-    folder.write_text(directory / "summary.json", json.dumps(content, indent=2) + "\n")
+    folder.write_json(directory / "summary.json", content)
     draw_curve(directory)

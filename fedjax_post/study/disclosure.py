@@ -1,7 +1,6 @@
 """The disclosure ledger of a run: where the target runs, and what left because of it."""
 
 import contextlib
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from string import Formatter
@@ -14,6 +13,7 @@ from fedjax_post.core.algorithm import Algorithm
 from fedjax_post.data.load import Loaded
 from fedjax_post.data.table import TokenTable, gather
 from fedjax_post.data.template import Columns, make_segments
+from fedjax_post.integrity import sealed_line
 from fedjax_post.openness import ledger
 from fedjax_post.openness.arrivals import offsets_of
 from fedjax_post.openness.ledger import Entry, Form, Hosting, Price
@@ -137,7 +137,7 @@ def place_of(spec: Spec, access: Mapping[str, Access]) -> str | None:
 
 def write(directory: Path, entries: list[Entry]) -> None:
     """Writes `disclosure.jsonl`: a line for each round and party."""
-    lines = [json.dumps(entry._asdict()) + "\n" for entry in entries]
+    lines = [sealed_line(entry._asdict()) for entry in entries]
     folder.write_text(directory / "disclosure.jsonl", "".join(lines))
 
 

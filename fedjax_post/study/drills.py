@@ -1,6 +1,5 @@
 """Autonomy drills: what methods lose when whoever hosts the model stops, changes or refuses."""
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -57,7 +56,7 @@ def drills(
     planned = cells.planned(cells.labelled(specs), seeds, directory)
     found = Drilled(directory, carry_out(planned, chosen, settings, show=show))
     told = {"command": command, "rows": found.rows}
-    folder.write_text(directory / "drills.json", json.dumps(told, indent=2) + "\n")
+    folder.write_json(directory / "drills.json", told)
     return found
 
 

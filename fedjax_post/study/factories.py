@@ -108,6 +108,11 @@ def declared() -> dict[str, Mapping[str, Access]]:
     return {name: _toy_of(factory).access for name, factory in ALGORITHMS.items()}
 
 
+def access_of(name: str) -> Mapping[str, Access]:
+    """Returns the access that an algorithm declares, by model role; see `find_factory`."""
+    return _toy_of(find_factory(name)).access
+
+
 def own_parameters(factory: Callable) -> dict[str, inspect.Parameter]:
     """Returns a factory's hyper-parameters: the arguments that the program does not give."""
     parameters = inspect.signature(factory).parameters

@@ -26,6 +26,8 @@ from fedjax_post.study.files import to_json, write_spec
 from fedjax_post.study.resolve import resolve
 from fedjax_post.study.spec import Spec
 
+_FAULTS = ("cohorts", "model")  # of a run's identity, what a fault changes
+
 
 class Settings(NamedTuple):
     """How hard the faults are."""
@@ -215,6 +217,8 @@ def _play(
     if after is not None and not where.exists():
         folder.write_whole(where, lambda path: shutil.copytree(stage.directory / after, path))
     plan = parts.plan._replace(directory=where, sampler=sampler or parts.plan.sampler)
+    identity = {name: value for name, value in plan.identity.items() if name not in _FAULTS}
+    plan = plan._replace(identity=identity, may_differ=() if after is None else _FAULTS)
     for _ in fedjax_post.run(
         parts.algorithm,
         parts.model if model is None else model,

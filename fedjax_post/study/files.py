@@ -15,10 +15,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fedjax_post.integrity import check_file, sealed_file
 from fedjax_post.study.fields import default_of, unknown
 from fedjax_post.study.spec import PATHS, Spec
 
 FORMAT, VERSION = "fedjax_post experiment", 1
+_SEAL = "sha256"  # the last field of a file that a run wrote
 _PLAIN = (str, int, float, bool, type(None))
 # Fields whose text may name code: nothing but a call of a known name, or module:function.
 CODE = ("method.name", "method.uplink", "method.aggregate", "objective.reward")
@@ -46,13 +48,14 @@ def to_json(spec: Spec) -> str:
             content.setdefault(section, {})[name] = value
         else:
             content[section] = value
-    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return sealed_file(content)
 
 
 def from_json(text: str, *, source: str = "the file") -> Spec:
     """Returns the specification of a file; values that it could not hold are `Missing`.
 
-    Fields that the file lacks have their defaults: it was written by an earlier version.
+    Fields that the file lacks have their defaults: it was written by an earlier version. A file
+    that a run wrote ends in a checksum; whoever edits it takes that line out.
 
     Args:
       text: what `to_json` returned, possibly edited by a person.
@@ -65,6 +68,8 @@ def from_json(text: str, *, source: str = "the file") -> Spec:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{source} is not JSON: {error}") from None
+    if isinstance(content, dict) and _SEAL in content:
+        check_file(text, source)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f'{source} is no specification; its "format" must be {FORMAT!r}')
     if content.get("version") != VERSION:
@@ -74,7 +79,7 @@ def from_json(text: str, *, source: str = "the file") -> Spec:
         )
     changes = {}
     for key, value in content.items():
-        if key in ("format", "version"):
+        if key in ("format", "version", _SEAL):
             continue
         inner = value.items() if isinstance(value, dict) and key not in PATHS else ((None, value),)
         for name, item in inner:

@@ -6,9 +6,11 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
+
+from fedjax_post.integrity import sealed_file
 
 SPEC = "spec.json"
 _OURS = (
@@ -124,6 +126,11 @@ def write_whole(path: Path, make: Callable[[Path], object]) -> None:
     if path.is_dir():
         _remove(path)
     os.replace(aside, path)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes an object with its checksum, whole or not at all."""
+    write_text(path, sealed_file(content))
 
 
 def write_text(path: Path, text: str) -> None:

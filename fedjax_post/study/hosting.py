@@ -1,12 +1,14 @@
 """A target behind a provider's API: where it is asked, and on what terms."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from fedjax_post.core.access import Access, spoken
 from fedjax_post.provider.hosted import Hosted, connect, show_queries
-from fedjax_post.provider.journal import spent
+from fedjax_post.provider.journal import Spent, spent
 from fedjax_post.provider.terms import Terms
+from fedjax_post.simulate import stopping
 from fedjax_post.study.spec import Spec
 
 # what asking a provider takes: field -> the value it must have
@@ -75,7 +77,7 @@ def model_of(spec: Spec, tokenizer: Any, *, directory: Path | None) -> Hosted:
         journal=None if directory is None else directory / "journal.jsonl",
         ask_again=spec.ask_again,
         access=Access[spec.hosting.access],
-        watch=None if directory is None else show_queries(spec.hosting.max_queries),
+        watch=None if directory is None else _watch(spec),
     )
 
 
@@ -83,3 +85,14 @@ def told(directory: Path) -> dict[str, Any] | None:
     """Returns what the provider was asked for and billed, by the journal; None without one."""
     path = directory / "journal.jsonl"
     return spent(path)._asdict() if path.exists() else None
+
+
+def _watch(spec: Spec) -> Callable[[Spent], None]:
+    """Shows what is spent, and ends a run that was interrupted once an answer is in the journal."""
+    show = show_queries(spec.hosting.max_queries)
+
+    def watch(so_far: Spent) -> None:
+        show(so_far)
+        stopping.check()
+
+    return watch

@@ -190,7 +190,9 @@ def _found(parts: Parts, directory: Path) -> Any:
     """The run's last checkpoint; None if it was stopped before its first."""
     if not (directory / "checkpoints").exists():
         return None
-    snapshot = fedjax_post.restore(directory, parts.algorithm, parts.params)
+    snapshot = fedjax_post.restore(
+        directory, parts.algorithm, parts.params, identity=parts.plan.identity
+    )
     rounds = parts.spec.training.rounds
     if snapshot is not None and snapshot.rounds_done > rounds:
         raise ValueError(

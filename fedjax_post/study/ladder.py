@@ -3,12 +3,12 @@
 ladder({"lora": Rung(spec, "open"), "fed_bpt": Rung(closed, "closed")}, title="my task")
 """
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fedjax_post.integrity import read_file
 from fedjax_post.openness.drills import DRILLS
 from fedjax_post.report import position
 from fedjax_post.study import audits, cells, folder, ladder_facts
@@ -94,7 +94,7 @@ def ladder(
         "drills": _drilled(rungs, seeds, faults, directory, show=show),
         "commands": _commands(directory, command),
     }
-    folder.write_text(directory / "ladder.json", json.dumps(told, indent=2) + "\n")
+    folder.write_json(directory / "ladder.json", told)
     return Position(directory, position.write(directory))
 
 
@@ -159,12 +159,12 @@ def _drilled(
 def _kept(path: Path, make: Callable[[], Any]) -> Mapping[str, Any]:
     """What a file holds; made and written first where there is none."""
     if not path.exists():
-        folder.write_text(path, json.dumps(make(), indent=2) + "\n")
-    return json.loads(path.read_text(encoding="utf-8"))
+        folder.write_json(path, make())
+    return read_file(path)
 
 
 def _commands(directory: Path, command: str) -> list[str]:
     """The commands that made the ladder so far, each once."""
     path = directory / "ladder.json"
-    before = json.loads(path.read_text(encoding="utf-8"))["commands"] if path.exists() else []
+    before = read_file(path)["commands"] if path.exists() else []
     return list(dict.fromkeys([*before, *filter(None, [command])]))

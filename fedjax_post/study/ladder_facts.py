@@ -3,7 +3,6 @@
 Every part is read from what runs left, from passports, or measured on the base itself.
 """
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,9 +15,10 @@ from fedjax_post.openness.framework import CLASSES
 from fedjax_post.openness.licences import terms_of
 from fedjax_post.openness.load import load_passport, passport_names
 from fedjax_post.openness.runnable import refusals, roles
+from fedjax_post.report.records import read_summary
 from fedjax_post.study import disclosure
 from fedjax_post.study.build import Parts
-from fedjax_post.study.factories import declared
+from fedjax_post.study.factories import access_of, declared
 from fedjax_post.study.spec import Spec
 
 
@@ -38,12 +38,11 @@ class Rung(NamedTuple):
 
 def cells_told(rungs: Mapping[str, Rung]) -> list[dict[str, Any]]:
     """Returns a row for each method: its folder, name, tier, kind, and which score is its own."""
-    access = declared()
     return [
         {
             "method": name,
             "label": rung.title or name,
-            "tier": disclosure.tier_of(access[str(rung.spec.method.name)]),
+            "tier": disclosure.tier_of(access_of(rung.spec.method.name)),
             "kind": rung.kind,
             "score": "personal" if rung.spec.scoring.personal else "final",
         }
@@ -108,5 +107,4 @@ def _scores(folder: Path) -> float | None:
 
 
 def _exact(path: Path) -> float | None:
-    summary: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return summary["final"].get("exact_match")
+    return (read_summary(path.parent).get("final") or {}).get("exact_match")

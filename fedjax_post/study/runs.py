@@ -1,10 +1,9 @@
 """A run's folder, read back: what it was asked to do, and what came of it."""
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fedjax_post.report.records import Record, read_records
+from fedjax_post.report.records import Record, read_records, read_summary
 from fedjax_post.study import folder
 from fedjax_post.study.files import HOST, check_trusted, read_spec
 from fedjax_post.study.job import Job, prepare
@@ -57,5 +56,5 @@ def read(directory: str | Path, *, trust_code: bool = False, **supplied: Any) ->
         directory,
         spec,
         read_records(directory) if records.exists() else [],
-        json.loads(summary.read_text(encoding="utf-8")) if summary.exists() else None,
+        read_summary(directory) if summary.exists() else None,
     )

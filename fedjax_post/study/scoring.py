@@ -8,6 +8,7 @@ import fedjax_post
 from fedjax_post.core.engine import State
 from fedjax_post.evaluate.scores import HeldOut, Scores, choose_rows, mean_scores, score
 from fedjax_post.provider.hosted import Hosted
+from fedjax_post.simulate import stopping
 from fedjax_post.simulate.personal import read_clients
 from fedjax_post.simulate.record import Callback, Record
 from fedjax_post.study import private
@@ -17,9 +18,10 @@ from fedjax_post.study.build import Parts
 def score_state(parts: Parts, state: State, heldout: HeldOut, *, rounds: int) -> Scores:
     """Returns the scores of what the federation would deploy after so many rounds."""
     model, params = fedjax_post.deployed(parts.algorithm, parts.model, state)
-    if isinstance(model, Hosted):
-        model = model.at(rounds, -1)
-    return score(model, params, heldout)
+    if not isinstance(model, Hosted):
+        return score(model, params, heldout)
+    with stopping.deferred():  # a call that is cut off may have been paid
+        return score(model.at(rounds, -1), params, heldout)
 
 
 def final(parts: Parts, state: State) -> dict[str, Scores]:

@@ -23,7 +23,7 @@ _TELEMETRY = (
     *("client_drift", "client_norm", "client_cosine", "aggregation_error", "effective_rank"),
     *("staleness_mean", "staleness_max"),
 )
-_PACKAGES = ("fedjax_post", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+_PACKAGES = ("fedjax_post", "jax", "jaxlib", "flax", "optax", "safetensors", "numpy")
 
 
 def summarize(
@@ -80,6 +80,7 @@ def summarize(
         "versions": versions_of(_PACKAGES),
         "commit": commit(),
         "command": shlex.join(command),
+        "warnings": _warnings(records),
     }
 
 
@@ -93,3 +94,15 @@ def _emulator_bytes(parts: Parts) -> int | None:
 def _sum(records: list[dict[str, Any]], name: str) -> float | None:
     """The sum over the rounds, where they have the entry."""
     return sum(record[name] for record in records) if name in records[0] else None
+
+
+def _warnings(records: list[dict[str, Any]]) -> list[str]:
+    """What makes the result worthless, though the run ended."""
+    visits = sum(int(record["cohort"]) for record in records)
+    if not visits or sum(len(record["dropped"]) for record in records) < visits:
+        return []
+    return [
+        f"none of the {visits} visits counted, and nothing was learned: clients' updates were not "
+        "finite, or their model gave no answers; see whether the model's weights are finite, or "
+        "lower the local step size"
+    ]

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 import fedjax_post
-from fedjax_post.study import scoring
+from fedjax_post.study import build, scoring, trained
 
 
 @pytest.fixture(autouse=True)
@@ -223,7 +223,7 @@ def test_what_no_library_is_needed_for_is_refused_at_once(refused, monkeypatch, 
         raise AssertionError("the model's folder was read")
 
     monkeypatch.setattr(build, "load_config", reached)
-    monkeypatch.setattr(build, "load_tokenizer", reached)
+    monkeypatch.setattr(trained, "load_tokenizer", reached)
     assert said in refused(*given.split())
 
 
