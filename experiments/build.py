@@ -29,10 +29,10 @@ from experiments import (
 from fedjax_post.adapters.lora import add_lora
 from fedjax_post.core.algorithm import Algorithm
 from fedjax_post.core.engine import State, init
+from fedjax_post.data.columns import Columns
 from fedjax_post.data.load import Loaded, Population, Text, load_clients
 from fedjax_post.data.pairs import load_pairs
 from fedjax_post.data.ranks import RankedClients
-from fedjax_post.data.template import Columns
 from fedjax_post.evaluate.generation import longest_response
 from fedjax_post.evaluate.scores import HeldOut, choose_rows
 from fedjax_post.hub.load import load_config, load_model

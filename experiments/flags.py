@@ -21,6 +21,7 @@ from experiments import (
     wires,
 )
 from experiments.optimizers import CLIENT_OPTIMIZERS, SCHEDULES, SERVER_OPTIMIZERS
+from fedjax_post.data.columns import Columns
 from fedjax_post.data.source import BUILTIN
 from fedjax_post.hub.files import BUILTIN as MODELS
 from fedjax_post.model.codes import KINDS
@@ -140,7 +141,7 @@ def _define_data(values: flags.FlagValues) -> None:
     choice("partition", "natural", ["natural", "iid", "dirichlet"], "who holds what")
     real("partition_alpha", 0.3, "of dirichlet; less is more skew")
     whole("num_clients", None, "of iid, dirichlet and the built-in tasks (128)", 1)
-    for role in ("prompt", "response", "context", "messages", "label", "client"):
+    for role in Columns._fields:
         text(f"{role}_column", None, f"column of the {role} (by its usual names)")
     words = "what labels are called in responses, such as 0=sad,1=happy"
     flags.DEFINE_list("response_words", [], words, flag_values=values)

@@ -19,6 +19,9 @@ _FLAG_OF = {
     "messages": "messages_column",
     "label": "label_column",
     "client": "client_column",
+    "system": "system_column",
+    "history": "history_column",
+    "tools": "tools_column",
     "rejected": "rejected_column",
 }
 _ARGUMENT = re.compile(
