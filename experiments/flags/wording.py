@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 from experiments.flags.define import FLAGS
+from fedjax_post.data.columns import Columns
 
 # Arguments of the library whose flag has another name, beside the fields of an experiment.
 _ARGUMENTS = {
@@ -19,10 +20,7 @@ _ARGUMENTS = {
     "url": "provider_url",
     "timeout": "provider_timeout",
     "refused_pattern": "refuse_pattern",
-    **{
-        role: f"{role}_column"
-        for role in ("prompt", "response", "context", "messages", "label", "client", "rejected")
-    },
+    **{role: f"{role}_column" for role in (*Columns._fields, "rejected")},
 }
 _NAME = r"[a-z]\w*(?:\.[a-z]\w*)?"
 _ARGUMENT = re.compile(

@@ -6,6 +6,7 @@ rows are read.
 
 from fedjax_post.data.batches import ArrayClients, TokenClients, pool
 from fedjax_post.data.clients import Clients
+from fedjax_post.data.columns import Columns, find_columns
 from fedjax_post.data.load import Loaded, Text, load_clients
 from fedjax_post.data.pairs import PairClients, load_pairs
 from fedjax_post.data.partition import Partition, describe, dirichlet, iid, natural
@@ -14,7 +15,6 @@ from fedjax_post.data.ranks import RankedClients
 from fedjax_post.data.source import load_splits
 from fedjax_post.data.splits import Splits, hold_out
 from fedjax_post.data.table import TokenTable, gather, make_table
-from fedjax_post.data.template import Columns, find_columns
 
 __all__ = [
     "ArrayClients",

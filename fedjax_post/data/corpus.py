@@ -15,9 +15,11 @@ import numpy as np
 from fedjax_post.data import lexicon, tasks
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
-# an instruction, a line break, the answer, the end
+# An instruction, a line break, the answer, the end. The space before an answer is the one that the
+# tokenizer puts before every text: its first word is the same token as at the beginning of a text.
 CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}{{ message['content'] }}"
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if message['role'] == 'assistant' %}{{ ' ' }}{% endif %}{{ message['content'] }}"
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% else %}{{ '\n' }}{% endif %}"
     "{% endfor %}"
 )

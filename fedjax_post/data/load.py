@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from fedjax_post.data.batches import TokenClients
+from fedjax_post.data.columns import USUAL_NAMES, Columns, find_columns, match_columns
 from fedjax_post.data.partition import describe
 from fedjax_post.data.population import PARTITIONS, Population, settled, share_out
 from fedjax_post.data.source import load_splits
 from fedjax_post.data.splits import Origin, Splits, hold_out
-from fedjax_post.data.table import TokenTable, make_table
-from fedjax_post.data.template import USUAL_NAMES, Columns, find_columns
+from fedjax_post.data.table import TokenTable, make_pair_tables, make_table
 from fedjax_post.data.typed import as_text
 from fedjax_post.data.used import read_used
 
@@ -26,7 +26,7 @@ class Text(NamedTuple):
     """How rows become tokens."""
 
     columns: Columns = Columns()
-    template: str = "auto"  # see `make_segments`
+    template: str = "auto"  # see `is_chat_template`
     max_length: int | None = None  # tokens; None or 0: the longest row
     context_length: int | None = None  # tokens that the model can read; None: no limit
     pack_length: int | None = None  # tokens of a row that examples share; None or 0: one a row
@@ -76,44 +76,80 @@ def load_clients(
     splits = as_splits(dataset, population, split=split)
     if text.response_words:
         splits, text = _worded(splits, text, text.response_words)
-    columns = _columns(splits.train.column_names, text.columns, population)
-    splits = read_used(splits, columns, template=text.template)
+    columns = partitioned(find_columns(splits.train.column_names, text.columns), splits, population)
+    schedule = {"batch_size": batch_size, "local_steps": local_steps, "local_epochs": local_epochs}
+    return assemble(
+        splits, tokenizer, columns=columns, text=text, population=population, schedule=schedule
+    )[0]
+
+
+def assemble(
+    splits: Splits,
+    tokenizer,
+    *,
+    columns: Columns,
+    text: Text,
+    population: Population,
+    schedule: Mapping[str, Any],
+    rejected: str | None = None,
+) -> tuple[Loaded, TokenTable | None]:
+    """Returns clients, held-out rows and report of splits, and of pairs the clients' other rows.
+
+    Args:
+      splits: rows to train on, and held-out ones if the source has any.
+      tokenizer: as for `load_clients`.
+      columns: every role's, as `partitioned` returns them.
+      text: as for `load_clients`; its columns are not read.
+      population: as for `load_clients`.
+      schedule: `batch_size`, `local_steps` and `local_epochs` of `TokenClients`.
+      rejected: of pairs, the column of what is not preferred.
+
+    Raises:
+      ValueError: as `make_table`, and if the rows cannot be shared out.
+    """
+    others = () if rejected is None else (rejected,)
+    splits = read_used(splits, columns, template=text.template, others=others)
     splits = hold_out(splits, population.heldout_fraction, seed=population.seed)
     population = settled(population, columns, num_rows=len(splits.train))
-    options = text._replace(columns=columns)._asdict()
-    pack_length = options.pop("pack_length") or None
-    del options["response_words"]
-    table = make_table(splits.train, tokenizer, origin=splits.origin, **options)
+    options = {
+        "template": text.template,
+        "max_length": text.max_length,
+        "context_length": text.context_length,
+    }
+
+    def tables(
+        rows: "Dataset", own: Columns, origin: Origin
+    ) -> tuple[TokenTable, TokenTable | None]:
+        given = {"columns": own, "origin": origin, **options}
+        if rejected is None:
+            return make_table(rows, tokenizer, **given), None
+        return make_pair_tables(rows, tokenizer, rejected=rejected, **given)
+
+    table, other = tables(splits.train, columns, splits.origin)
     partition, names = share_out(table, population)
-    clients = TokenClients(
-        table,
-        partition,
-        batch_size=batch_size,
-        local_steps=local_steps,
-        local_epochs=local_epochs,
-        pack_length=pack_length,
-    )
+    clients = TokenClients(table, partition, pack_length=text.pack_length or None, **schedule)
     sizes = {splits.origin.split: len(splits.train)}
     report = describe(partition, table) | {
         "partition": population.partition,
         "splits": sizes,
         "template": text.template,
         "columns": {role: name for role, name in columns._asdict().items() if name},
+        **table.notes._asdict(),
     }
     if splits.heldout is None:
-        return Loaded(clients, None, names, report | {"heldout_examples": 0})
+        return Loaded(clients, None, names, report | {"heldout_examples": 0}), other
     # Held-out rows name no client that must keep one, and need no label.
     has_label = columns.label in splits.heldout.column_names
-    options["columns"] = columns._replace(client=None, label=columns.label if has_label else None)
-    find_columns(splits.heldout.column_names, options["columns"])  # the others must exist
-    heldout = make_table(splits.heldout, tokenizer, origin=splits.heldout_origin, **options)
+    own = columns._replace(client=None, label=columns.label if has_label else None)
+    match_columns(splits.heldout.column_names, own)  # the others must exist
+    heldout, heldout_other = tables(splits.heldout, own, splits.heldout_origin)
     sizes[splits.heldout_origin.split] = len(splits.heldout)
     report |= {
         "heldout_examples": len(heldout.length),
         "heldout_truncated": heldout.fit.num_truncated,
         "heldout_dropped": heldout.fit.num_dropped,
     }
-    return Loaded(clients, heldout, names, report)
+    return Loaded(clients, heldout, names, report, heldout_other), other
 
 
 def as_splits(dataset: Any, population: Population, *, split: str | None = None) -> Splits:
@@ -155,13 +191,16 @@ def _worded(splits: Splits, text: Text, words: Mapping[str, str]) -> tuple[Split
     return splits._replace(train=train, heldout=heldout), text._replace(columns=columns)
 
 
-def _columns(names: Sequence[str], wanted: Columns, population: Population) -> Columns:
-    """Returns the columns, checked against what the partition needs."""
-    columns = find_columns(names, wanted)
+def partitioned(columns: Columns, splits: Splits, population: Population) -> Columns:
+    """Returns the columns, checked against what the partition needs.
+
+    Raises:
+      ValueError: if it needs a column and there is none.
+    """
     needed = {"natural": "client", "dirichlet": "label"}.get(population.partition or "")
     if needed and getattr(columns, needed) is None:
         raise ValueError(
             f"partition={population.partition} needs a column, and none was found; choose one "
-            f"by `{needed}_column` ({', '.join(names)}), or use partition=iid"
+            f"by `{needed}_column` ({', '.join(splits.train.column_names)}), or use partition=iid"
         )
     return columns if population.partition in (None, "natural") else columns._replace(client=None)

@@ -6,7 +6,6 @@ A data set of pairs is tokenised as two tables, row by row the same questions. B
 
 import copy
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,13 +13,12 @@ import numpy as np
 
 from fedjax_post.core.algorithm import ClientData
 from fedjax_post.data.batches import TokenClients
+from fedjax_post.data.columns import Columns, listed, match_columns
 from fedjax_post.data.fingerprint import Fingerprint
-from fedjax_post.data.load import Loaded, Population, Text, as_splits, load_clients
+from fedjax_post.data.load import Loaded, Population, Text, as_splits, assemble, partitioned
+from fedjax_post.data.messages import is_chat
 from fedjax_post.data.partition import Partition
-from fedjax_post.data.splits import hold_out
 from fedjax_post.data.table import TokenTable
-
-_CHAT = " in its chat"  # of a column of last messages
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,13 +94,20 @@ def load_pairs(
 ) -> Loaded:
     """Returns clients of pairs and held-out pairs, as `load_clients` does of rows.
 
+    A pair is kept if both of its responses begin within the length. The turns that two responses
+    both begin with are their prompt; of the rest, the answers are learned.
+
+    | prompt | responses |
+    | --- | --- |
+    | a text, or turns | texts, turns, or whole chats that hold the prompt |
+    | the turns of the column of messages (`conversations`) | a turn each |
+    | no such column | whole chats |
+
     Args:
       dataset: as in `load_clients`.
       tokenizer: as in `load_clients`.
       text: as in `load_clients`. The column of responses holds what is preferred; where none
-        is named it is `chosen`, if there is one. Texts follow a prompt; lists of messages are
-        whole chats; a message follows those of the column of messages (`conversations`).
-        Rows are not packed.
+        is named it is `chosen`, if there is one. Rows are not packed.
       population: as in `load_clients`.
       rejected: the column of what is not preferred, of the same kind.
       split: as in `load_clients`.
@@ -112,58 +117,59 @@ def load_pairs(
       ValueError: as `load_clients`, and without a column of what is not preferred.
     """
     if text.pack_length:
-        raise ValueError(f"--pack_length={text.pack_length}: pairs are not packed; leave it out")
+        raise ValueError(f"pack_length={text.pack_length}: pairs are not packed; leave it out")
     if text.response_words:
         raise ValueError(
-            "--response_words would give both responses of a pair the word of its label; leave it "
-            "out, and choose columns by --response_column and --rejected_column"
+            "`response_words` would give both responses of a pair the word of its label; leave it "
+            "out, and choose columns by `response_column` and `rejected_column`"
         )
     splits = as_splits(dataset, population, split=split)
-    splits = hold_out(splits, population.heldout_fraction, seed=population.seed)
-    names = splits.train.column_names
+    columns = _find_pair_columns(splits.train, text.columns, rejected)
+    columns = partitioned(columns, splits, population)
+    loaded, other = assemble(
+        splits,
+        tokenizer,
+        columns=columns,
+        text=text,
+        population=population,
+        schedule=visits,
+        rejected=rejected,
+    )
+    assert other is not None
+    report = loaded.report | {
+        "rejected_column": rejected,
+        "rejected_truncated": other.fit.num_truncated,
+    }
+    return loaded._replace(clients=PairClients(loaded.clients, other), report=report)
+
+
+def _find_pair_columns(rows: Any, wanted: Columns, rejected: str) -> Columns:
+    """Returns the columns of pairs: a prompt, turns before the responses, or neither for chats."""
+    names = rows.column_names
     if rejected not in names:
+        raise ValueError(f"rejected_column={rejected}: no such column; there are {listed(names)}")
+    usual = "chosen" if "chosen" in names else None
+    found = match_columns(names, wanted._replace(response=wanted.response or usual))
+    if found.response is None:
         raise ValueError(
-            f"--rejected_column={rejected}: no such column; there are {_listed(splits.train)}"
+            f"no column of preferred responses was found; there are {listed(names)}: choose one "
+            "by `response_column`"
         )
-    chosen = text.columns.response or ("chosen" if "chosen" in names else None)
-    if isinstance(splits.train[0][rejected], dict):
-        turns = text.columns.messages or "conversations"
-        train, heldout = (_as_chats(rows, turns, chosen, rejected) for rows in splits[:2])
-        splits = splits._replace(train=train, heldout=heldout)
-        chosen, rejected = (f"{name}{_CHAT}" for name in (chosen, rejected))
-    role = "messages" if isinstance(splits.train[0][rejected], list) else "response"
-    text = text._replace(columns=text.columns._replace(messages=None, response=None))
-    sides = []
-    for name in (chosen, rejected):
-        own = text._replace(columns=text.columns._replace(**{role: name}))
-        sides.append(load_clients(splits, tokenizer, text=own, population=population, **visits))
-    first, second = sides
-    one, two = _as_long(first.clients.table, second.clients.table)
-    clients = PairClients(dataclasses.replace(first.clients, table=one), two)
-    report = first.report | {"max_length": one.max_length, "rejected_column": rejected}
-    heldout, others = first.heldout, second.heldout
-    if heldout is not None and others is not None:
-        heldout, others = _as_long(heldout, others)
-    return Loaded(clients, heldout, first.names, report, others)
-
-
-def _as_chats(rows: Any, turns: str, *names: str | None) -> Any:
-    """Adds columns of whole chats, for columns of last messages."""
-    if rows is None:
-        return None
-    for name in (turns, *names):
-        if name not in rows.column_names:
+    # By all rows, since the first may be empty: what that means is said of it by its number.
+    held = next((x for name in (found.response, rejected) for x in rows[name] if x), None)
+    if isinstance(held, dict):
+        if found.messages is None:
             raise ValueError(
-                f"column {name} is missing beside last messages; choose the turns before them by "
-                f"--messages_column, and them by --response_column ({_listed(rows)})"
+                f"columns {found.response} and {rejected} hold a turn each, and no column has "
+                "the turns before it; choose one by `messages_column`"
             )
-    return rows.map(lambda row: {f"{name}{_CHAT}": [*row[turns], row[name]] for name in names})
-
-
-def _listed(rows: Any) -> str:
-    return ", ".join(sorted(rows.column_names))
-
-
-def _as_long(*tables: TokenTable) -> Sequence[TokenTable]:
-    longest = max(table.max_length for table in tables)
-    return [table._replace(max_length=longest) for table in tables]
+        return found._replace(prompt=None, context=None)
+    if is_chat(held) and wanted.prompt is None and wanted.messages is not None:
+        return found._replace(prompt=None, context=None)
+    if found.prompt is None and not is_chat(held):
+        raise ValueError(
+            f"no prompt column was found beside {found.response} and {rejected}, which are texts; "
+            "choose one by `prompt_column`, or, where the texts hold the prompt, write it into a "
+            "column prompt or both as lists of turns"
+        )
+    return found._replace(messages=None)

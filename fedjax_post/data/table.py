@@ -1,9 +1,7 @@
 """Tokenised rows, memory-mapped: what clients' batches are gathered from.
 
-Rows are tokenised once, whole, by `datasets.map`, whose cache on disk makes the next start
-quick at any `max_length`: rows are cut when they are read. A row that is cut loses its end
-of sequence, as it should. A row whose prompt alone fills `max_length` teaches nothing and
-is left out.
+A row that is cut loses its end of sequence, as it should. A row whose prompt alone fills
+`max_length` teaches nothing and is left out; so is a pair of which that is true on one side.
 
 | row, against max_length L | what happens |
 | --- | --- |
@@ -15,20 +13,20 @@ is left out.
 """
 
 import logging
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from fedjax_post.data.columns import Columns
 from fedjax_post.data.splits import Origin
-from fedjax_post.data.template import Columns, make_encoder
+from fedjax_post.data.tokenise import Notes, Tokenised, tokenise
 from fedjax_post.hub.tokenizer import pad_id_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 _LOG = logging.getLogger(__name__)
-_VERSION = 1  # of what the cache on disk holds; raise it when `make_encoder` changes
 
 
 class Fit(NamedTuple):
@@ -38,7 +36,7 @@ class Fit(NamedTuple):
     num_truncated: int = 0  # responses cut
     num_dropped: int = 0  # left out: the prompt alone fills the length
     longest: int = 0  # tokens of the longest row
-    example: int | None = None  # number of a row that was cut or left out
+    example: int | None = None  # number in the data set of a row that was cut or left out
 
 
 class TokenTable(NamedTuple):
@@ -59,6 +57,7 @@ class TokenTable(NamedTuple):
     label: np.ndarray | None = None  # [num_rows], the label column, if there is one
     client: np.ndarray | None = None  # [num_rows], the client column, if there is one
     fit: Fit = Fit()
+    notes: Notes = Notes()
 
 
 def make_table(
@@ -78,7 +77,7 @@ def make_table(
       tokenizer: a Hugging Face tokenizer.
       columns: as `find_columns` returns them. Where `client` is set, each client must
         keep a row.
-      template: see `make_segments`.
+      template: see `is_chat_template`.
       max_length: L, in tokens; None or 0 for the longest row, rounded up to a multiple
         of 8 and at most `context_length`.
       context_length: what the model can read, in tokens; None for no limit.
@@ -88,36 +87,51 @@ def make_table(
       ValueError: see the table at the head of this module, and if `max_length` is below 2
         or exceeds `context_length`.
     """
-    tokenised = _tokenise(rows, tokenizer, columns, template=template, origin=origin)
-    chunks = tokenised.data.column("tokens").chunks
-    offsets = [chunk.offsets.to_numpy() for chunk in chunks]
-    lengths = np.concatenate([np.diff(offset) for offset in offsets])
-    limit = _choose_length(max_length, int(lengths.max()), context_length)
-    first = np.maximum(_numbers(tokenised, "first_response"), 1)  # position 0 is not predicted
-    client = _values(tokenised, columns.client)
-    names = tokenised.data.column(columns.client).to_pylist() if columns.client else ()
-    for index, name in enumerate(names):
-        if name is None or not str(name).strip():
-            raise ValueError(
-                f"column {columns.client} names no client for row {origin.row(index)}; "
-                "fill it or leave the row out"
-            )
-    kept = _kept(first, client, limit)
-    table = TokenTable(
-        values=tuple(chunk.values.to_numpy(zero_copy_only=True) for chunk in chunks),
-        chunk=np.repeat(np.arange(len(chunks), dtype=np.int32), [len(c) for c in chunks])[kept],
-        start=np.concatenate([offset[:-1] for offset in offsets]).astype(np.int64)[kept],
-        length=np.minimum(lengths, limit).astype(np.int32)[kept],
-        prompt_length=np.minimum(_numbers(tokenised, "prompt_length"), limit)[kept],
-        max_length=limit,
-        pad_id=pad_id_of(tokenizer),
-        label=_taken(_values(tokenised, columns.label), kept),
-        client=_taken(client, kept),
-        fit=_fit(lengths, kept, limit, origin),
-    )
-    if table.fit.num_truncated + table.fit.num_dropped:
-        _LOG.warning("%s", fit_message(table))
-    return table
+    tokenised = tokenise(rows, tokenizer, columns=columns, template=template, origin=origin)
+    return _fitted([tokenised], tokenizer, max_length=max_length, context_length=context_length)[0]
+
+
+def make_pair_tables(
+    rows: "Dataset",
+    tokenizer,
+    *,
+    columns: Columns,
+    rejected: str,
+    template: str = "auto",
+    max_length: int | None = None,
+    context_length: int | None = None,
+    origin: Origin = Origin(),  # noqa: B008
+) -> tuple[TokenTable, TokenTable]:
+    """Returns two tables of the same rows, with the preferred response and with the other.
+
+    Args:
+      rows: as for `make_table`.
+      tokenizer: as for `make_table`.
+      columns: as `find_pair_columns` returns them; `response` is the preferred one.
+      rejected: the column of the other response.
+      template: as for `make_table`.
+      max_length: as for `make_table`; the longest row is that of both tables.
+      context_length: as for `make_table`.
+      origin: as for `make_table`.
+
+    Raises:
+      ValueError: as `make_table`.
+    """
+    assert columns.response is not None
+    sides = (columns.response, rejected), (rejected, columns.response)
+    tokenised = [
+        tokenise(
+            rows,
+            tokenizer,
+            columns=columns._replace(response=response),
+            template=template,
+            against=against,
+            origin=origin,
+        )
+        for response, against in sides
+    ]
+    one, other = _fitted(tokenised, tokenizer, max_length=max_length, context_length=context_length)
+    return one, other
 
 
 def gather(
@@ -156,53 +170,43 @@ def fit_message(table: TokenTable) -> str:
     fit = table.fit
     return (
         f"of {fit.num_rows} rows, {fit.num_truncated} are cut and {fit.num_dropped} left out "
-        f"(no response within the length) at --max_length={table.max_length}; the longest has "
+        f"(no response within the length) at max_length={table.max_length}; the longest has "
         f"{fit.longest} tokens, row {fit.example} is an example"
     )
 
 
-def _tokenise(
-    rows: "Dataset", tokenizer, columns: Columns, *, template: str, origin: Origin
-) -> "Dataset":
-    """Returns columns tokens, prompt_length, first_response, and label and client as they are."""
-    import datasets
-    from datasets.fingerprint import Hasher
-
-    if not len(rows):
-        raise ValueError("--dataset has no rows; choose another one, or another split of it")
-    numbers = datasets.Value("int32")
-    encoded = {
-        "tokens": datasets.List(numbers),
-        "prompt_length": numbers,
-        "first_response": numbers,
-    }
-    carried = [name for name in (columns.label, columns.client) if name is not None]
-    # The library's own hash of a tokenizer changes with use; this one does not.
-    recipe = [_VERSION, rows._fingerprint, _identity(tokenizer), tuple(columns), template]
-    fingerprint = Hasher.hash(recipe)
-    cache_file = None
-    if not rows.cache_files:  # rows in memory have no folder of their own to cache in
-        folder = Path(datasets.config.HF_DATASETS_CACHE) / "fedjax_post"
-        folder.mkdir(parents=True, exist_ok=True)
-        cache_file = str(folder / f"tokens-{fingerprint}.arrow")
-    encode = make_encoder(tokenizer, columns, template=template)
-    return rows.map(
-        lambda batch, indices: encode(batch, [origin.row(index) for index in indices]),
-        with_indices=True,
-        batched=True,
-        remove_columns=[name for name in rows.column_names if name not in carried],
-        features=datasets.Features({name: rows.features[name] for name in carried} | encoded),
-        new_fingerprint=fingerprint,
-        cache_file_name=cache_file,
-        desc="tokenise",
-    )
-
-
-def _identity(tokenizer) -> list[str]:
-    """Returns texts that differ wherever two tokenizers would."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    vocabulary = backend.to_str() if backend else repr(sorted(tokenizer.get_vocab().items()))
-    return [vocabulary, repr(tokenizer.chat_template), repr(tokenizer.special_tokens_map)]
+def _fitted(
+    sides: Sequence[Tokenised],
+    tokenizer,
+    *,
+    max_length: int | None,
+    context_length: int | None,
+) -> list[TokenTable]:
+    """Returns tables of one length and of the same rows: those that have a response in each."""
+    longest = max(int(side.length.max()) for side in sides)
+    limit = _choose_length(max_length, longest, context_length)
+    first = np.max([side.first for side in sides], axis=0)
+    kept = _kept(first, sides[0].client, limit)
+    tables = [
+        TokenTable(
+            values=side.values,
+            chunk=side.chunk[kept],
+            start=side.start[kept],
+            length=np.minimum(side.length, limit).astype(np.int32)[kept],
+            prompt_length=np.minimum(side.prompt_length, limit)[kept],
+            max_length=limit,
+            pad_id=pad_id_of(tokenizer),
+            label=_taken(side.label, kept),
+            client=_taken(side.client, kept),
+            fit=_fit(side, kept, limit),
+            notes=side.notes,
+        )
+        for side in sides
+    ]
+    for table in tables:  # what is left out is the same on all sides
+        if table.fit.num_truncated or (table.fit.num_dropped and table is tables[0]):
+            _LOG.warning("%s", fit_message(table))
+    return tables
 
 
 def _choose_length(max_length: int | None, longest: int, context_length: int | None) -> int:
@@ -211,12 +215,12 @@ def _choose_length(max_length: int | None, longest: int, context_length: int | N
         return min(rounded, context_length or rounded)
     if max_length < 2:
         raise ValueError(
-            f"--max_length must be at least 2, a prompt and a response, got {max_length}; "
+            f"max_length must be at least 2, a prompt and a response, got {max_length}; "
             "use 0 for the longest row"
         )
     if context_length and max_length > context_length:
         raise ValueError(
-            f"--max_length={max_length} exceeds what the model reads, {context_length} tokens; "
+            f"max_length={max_length} exceeds what the model reads, {context_length} tokens; "
             f"use at most {context_length}, or 0 for the longest row"
         )
     return max_length
@@ -227,7 +231,7 @@ def _kept(first: np.ndarray, client: np.ndarray | None, limit: int) -> np.ndarra
     fits = first < limit
     if not fits.any():
         raise ValueError(
-            f"--max_length={limit} leaves no response in any of the {len(first)} rows: their "
+            f"max_length={limit} leaves no response in any of the {len(first)} rows: their "
             f"prompts fill it; use at least {first.min() + 1} (all rows: {first.max() + 1})"
         )
     if client is not None and not fits.all():
@@ -237,35 +241,24 @@ def _kept(first: np.ndarray, client: np.ndarray | None, limit: int) -> np.ndarra
         empty = np.flatnonzero(shortest >= limit)
         if len(empty):
             raise ValueError(
-                f"--max_length={limit} leaves {len(empty)} of {len(names)} clients (such as "
+                f"max_length={limit} leaves {len(empty)} of {len(names)} clients (such as "
                 f"{names[empty[0]]}) without a row that has a response: their prompts fill it; "
-                f"use at least {shortest.max() + 1}, or another --partition"
+                f"use at least {shortest.max() + 1}, or another `partition`"
             )
     return np.flatnonzero(fits)
 
 
-def _fit(lengths: np.ndarray, kept: np.ndarray, limit: int, origin: Origin) -> Fit:
-    cut = np.flatnonzero(lengths > limit)
+def _fit(side: Tokenised, kept: np.ndarray, limit: int) -> Fit:
+    lengths, left_out = side.length, np.ones(len(side.length), bool)
+    left_out[kept] = False
+    touched = np.flatnonzero(left_out | (lengths > limit))
     return Fit(
         num_rows=len(lengths),
         num_truncated=int((lengths[kept] > limit).sum()),
         num_dropped=len(lengths) - len(kept),
         longest=int(lengths.max()),
-        example=origin.row(cut[0]).number if len(cut) else None,
+        example=int(side.row[touched[0]]) if len(touched) else None,
     )
-
-
-def _numbers(tokenised: "Dataset", column: str) -> np.ndarray:
-    return tokenised.data.column(column).to_numpy()
-
-
-def _values(tokenised: "Dataset", column: str | None) -> np.ndarray | None:
-    """Returns a column for grouping: integers as they are, all else as text."""
-    if column is None:
-        return None
-    values = tokenised.data.column(column)
-    array = values.to_numpy()
-    return array if array.dtype.kind in "iu" else array.astype(str)
 
 
 def _taken(values: np.ndarray | None, kept: np.ndarray) -> np.ndarray | None:

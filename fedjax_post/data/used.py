@@ -4,9 +4,9 @@ import string
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from fedjax_post.data.columns import Columns
 from fedjax_post.data.files import column_names
 from fedjax_post.data.splits import Origin, Splits
-from fedjax_post.data.template import Columns
 from fedjax_post.data.typed import as_text
 
 if TYPE_CHECKING:

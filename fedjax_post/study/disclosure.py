@@ -10,9 +10,10 @@ import numpy as np
 
 from fedjax_post.core.access import Access, check_access
 from fedjax_post.core.algorithm import Algorithm
+from fedjax_post.data.columns import Columns
 from fedjax_post.data.load import Loaded
 from fedjax_post.data.table import TokenTable, gather
-from fedjax_post.data.template import Columns, make_segments
+from fedjax_post.data.template import make_prompt
 from fedjax_post.integrity import sealed_line
 from fedjax_post.openness import ledger
 from fedjax_post.openness.arrivals import offsets_of
@@ -80,10 +81,10 @@ def _template_tokens(spec: Spec, tokenizer: Any, table: TokenTable) -> tuple[int
     template, mark = prompts.template_of(spec), "\0"
     names = [name for _, name, _, _ in Formatter().parse(template) if name]
     row = dict.fromkeys((*names, "prompt"), mark) | {"response": "."}
-    segments = make_segments(
+    prompt = make_prompt(
         tokenizer, Columns(prompt="prompt", response="response"), template=template
     )
-    literals, offsets_fn = segments(row)[0].split(mark), offsets_of(tokenizer)
+    literals, offsets_fn = prompt(row).split(mark), offsets_of(tokenizer)
     head = 0
     for number in range(min(len(table.length), 64)):
         length = int(table.prompt_length[number])

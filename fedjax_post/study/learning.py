@@ -94,6 +94,9 @@ class Data:
     messages_column: str | None = setting(None, "column of whole chats (by its usual names)")
     label_column: str | None = setting(None, "column of the label (by its usual names)")
     client_column: str | None = setting(None, "column of the client (by its usual names)")
+    system_column: str | None = setting(None, "column of the system's turn (by its usual names)")
+    history_column: str | None = setting(None, "column of earlier turns (by its usual names)")
+    tools_column: str | None = setting(None, "column of tools (by its usual names)")
     rejected_column: str | None = setting(
         None, "with objective dpo, column of what is not preferred (rejected)"
     )

@@ -4,12 +4,12 @@ from functools import partial
 from typing import Any
 
 import fedjax_post
+from fedjax_post.data.columns import Columns
 from fedjax_post.data.load import Loaded, Text, load_clients
 from fedjax_post.data.pairs import load_pairs
 from fedjax_post.data.population import Population, count_clients
 from fedjax_post.data.source import check_source
 from fedjax_post.data.table import TokenTable
-from fedjax_post.data.template import Columns
 from fedjax_post.evaluate.generation import longest_response
 from fedjax_post.evaluate.scores import HeldOut, choose_rows
 from fedjax_post.simulate.cohort import Sampler, draw

@@ -75,9 +75,9 @@ def test_the_built_in_pairs_are_of_different_kinds(tokenizer):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"rejected": "worse"}, "--rejected_column=worse: no such column; there are"),
-        ({"text": Text(pack_length=32)}, "--pack_length=32: pairs are not packed"),
-        ({"text": Text(response_words={"0": "no"})}, "--response_words would give both"),
+        ({"rejected": "worse"}, "rejected_column=worse: no such column; there are"),
+        ({"text": Text(pack_length=32)}, "pack_length=32: pairs are not packed"),
+        ({"text": Text(response_words={"0": "no"})}, "`response_words` would give both"),
     ],
 )
 def test_what_makes_no_pairs_is_refused(tokenizer, given, said):
@@ -88,7 +88,7 @@ def test_what_makes_no_pairs_is_refused(tokenizer, given, said):
 
 def test_last_messages_need_the_turns_before_them(chat_tokenizer):
     rows = [{k: v for k, v in last_messages(i).items() if k != "conversations"} for i in range(8)]
-    with pytest.raises(ValueError, match="choose the turns before them by --messages_column"):
+    with pytest.raises(ValueError, match="the turns before it; choose one by `messages_column`"):
         load_pairs(rows, chat_tokenizer, population=POPULATION, **VISITS)
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from fedjax_post.data import Population, Text, gather, load_clients
+from fedjax_post.data.columns import Columns
 from fedjax_post.data.source import load_splits
 from fedjax_post.data.splits import Splits, hold_out, is_held_out
-from fedjax_post.data.template import Columns
 
 ROWS = [{"prompt": f"p{i}", "response": f"r{i}"} for i in range(4)]
 
@@ -216,7 +216,7 @@ def test_held_out_rows_must_have_the_columns(tokenizer):
     heldout = datasets.Dataset.from_list([{"prompt": "p"}])
     splits = Splits(datasets.Dataset.from_list(ROWS), heldout)
     population = Population("iid", 2)
-    with pytest.raises(ValueError, match="--response_column=response: no such column"):
+    with pytest.raises(ValueError, match="response_column=response: no such column"):
         load_clients(splits, tokenizer, batch_size=1, local_steps=1, population=population)
 
 

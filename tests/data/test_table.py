@@ -4,9 +4,9 @@ import datasets
 import numpy as np
 import pytest
 
+from fedjax_post.data.columns import Columns, find_columns
 from fedjax_post.data.partition import describe, iid
 from fedjax_post.data.table import fit_message, gather, make_table
-from fedjax_post.data.template import Columns, find_columns
 
 # With <s> before and </s> behind: 4, 6, 8 and 12 tokens, prompts of 2, 3, 4 and 10.
 ROWS = [
@@ -64,7 +64,7 @@ def test_rows_that_leave_no_response_are_left_out_and_counted(tokenizer):
     assert len(table.length) == 3
     assert (table.fit.num_rows, table.fit.num_dropped, table.fit.example) == (4, 1, 3)
     assert "1 left out" in fit_message(table)
-    assert "--max_length=10" in fit_message(table)
+    assert "max_length=10" in fit_message(table)
 
 
 def test_one_token_more_than_the_prompt_is_enough(tokenizer):
@@ -73,7 +73,7 @@ def test_one_token_more_than_the_prompt_is_enough(tokenizer):
 
 def test_any_length_reads_the_same_table(tokenizer, monkeypatch):
     whole = table_of(tokenizer)
-    monkeypatch.setattr("fedjax_post.data.table.make_encoder", lambda *args, **options: None)
+    monkeypatch.setattr("fedjax_post.data.tokenise.make_encoder", lambda *args, **options: None)
     cut = table_of(tokenizer, max_length=6, columns=COLUMNS._replace())
     assert cut.max_length == 6
     assert all(map(np.array_equal, whole.values, cut.values))
@@ -93,13 +93,13 @@ def test_many_chunks_read_as_one(tokenizer):
 
 
 def test_no_row_left_is_refused_with_the_length_that_would_do(tokenizer):
-    message = r"--max_length=2 leaves no response in any of the 4 rows.*at least 3 \(all rows: 11\)"
+    message = r"max_length=2 leaves no response in any of the 4 rows.*at least 3 \(all rows: 11\)"
     with pytest.raises(ValueError, match=message):
         table_of(tokenizer, max_length=2)
 
 
 def test_a_client_left_with_nothing_is_refused_with_the_length_that_would_do(tokenizer):
-    message = r"--max_length=4 leaves 1 of 2 clients \(such as y\).*use at least 5"
+    message = r"max_length=4 leaves 1 of 2 clients \(such as y\).*use at least 5"
     with pytest.raises(ValueError, match=message):
         table_of(tokenizer, max_length=4)
     assert table_of(tokenizer, max_length=5).fit.num_dropped == 1
@@ -108,9 +108,9 @@ def test_a_client_left_with_nothing_is_refused_with_the_length_that_would_do(tok
 
 
 def test_bad_lengths_are_refused(tokenizer):
-    with pytest.raises(ValueError, match=r"--max_length must be at least 2.*got 1"):
+    with pytest.raises(ValueError, match=r"max_length must be at least 2.*got 1"):
         table_of(tokenizer, max_length=1)
-    with pytest.raises(ValueError, match="--max_length=64 exceeds what the model reads, 32"):
+    with pytest.raises(ValueError, match="max_length=64 exceeds what the model reads, 32"):
         table_of(tokenizer, max_length=64, context_length=32)
 
 
@@ -121,7 +121,7 @@ def test_rows_without_client_are_named(tokenizer):
 
 def test_no_rows_are_refused(tokenizer):
     empty = datasets.Dataset.from_dict({"prompt": [], "response": []})
-    with pytest.raises(ValueError, match="--dataset has no rows"):
+    with pytest.raises(ValueError, match="dataset. has no rows"):
         make_table(empty, tokenizer, columns=Columns("prompt", "response"))
 
 

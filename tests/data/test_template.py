@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from fedjax_post.data.template import Columns, find_columns, make_encoder
+from fedjax_post.data.columns import Columns, find_columns
+from fedjax_post.data.encoder import make_encoder
 
 ROW = {"instruction": "Add 1", "context": "to 2", "response": "3"}
 COLUMNS = Columns("instruction", "response", "context")
@@ -50,9 +51,9 @@ def test_wanted_columns_come_before_usual_names():
 
 
 def test_missing_columns_are_named_with_flag_and_choices():
-    with pytest.raises(ValueError, match=r"--prompt_column=q: no such column; there are a, b"):
+    with pytest.raises(ValueError, match=r"prompt_column=q: no such column; there are a, b"):
         find_columns(["a", "b"], Columns(prompt="q"))
-    with pytest.raises(ValueError, match=r"no response column.*there are text.*--response_column"):
+    with pytest.raises(ValueError, match=r"no response column.*there are text.*`response_column`"):
         find_columns(["text"], Columns(prompt="text"))
 
 
@@ -130,7 +131,7 @@ def test_chats_without_answer_are_named(chat_tokenizer):
 
 
 def test_chat_needs_a_chat_template(tokenizer):
-    with pytest.raises(ValueError, match="--template=chat needs a chat template"):
+    with pytest.raises(ValueError, match="template=chat needs a chat template"):
         make_encoder(tokenizer, COLUMNS, template="chat")
     with pytest.raises(ValueError, match="column messages needs a chat template"):
         make_encoder(tokenizer, Columns(messages="messages"))
@@ -146,9 +147,9 @@ def test_templates_that_rewrite_the_past_are_refused(chat_tokenizer):
 
 
 def test_unknown_templates_are_refused(tokenizer):
-    with pytest.raises(ValueError, match="--template=alpaca is unknown; use auto, chat, plain"):
+    with pytest.raises(ValueError, match="template=alpaca is unknown; use auto, chat, plain"):
         make_encoder(tokenizer, COLUMNS, template="alpaca")
-    with pytest.raises(ValueError, match=r"--template names \{topic\}, which is no column"):
+    with pytest.raises(ValueError, match=r"template names \{topic\}, which is no column"):
         encode(tokenizer, ROW, COLUMNS, template="{topic}: ")
 
 

@@ -1,0 +1,204 @@
+"""Turns of a chat, from the dialects that data sets write them in to that of chat templates.
+
+A turn is an object of a role (`role` or `from`), a content (`content` or `value`), and perhaps:
+
+| key | what becomes of it |
+| --- | --- |
+| `tool_calls`; `function_call`, also as a role of its own | calls, given to the chat template |
+| `tool_call_id`, `name` | given to the chat template |
+| `reasoning_content`, `reasoning`, `thinking` | given to the chat template |
+| `weight`, `train`, `training`, `loss` | whether an answer is learned: 0 or false, 1 or true |
+| `id`, `timestamp` and other keys of `_SPARE` | nothing |
+| any other key | ValueError, unless it is empty |
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from fedjax_post.data.columns import is_empty, listed
+from fedjax_post.data.text import text_of
+
+ROLES = {
+    "system": "system",
+    "developer": "developer",
+    **dict.fromkeys(("user", "human", "prompter"), "user"),
+    **dict.fromkeys(
+        ("assistant", "gpt", "chatgpt", "bot", "bing", "bard", "model", "ai"), "assistant"
+    ),
+    **dict.fromkeys(("function_call", "tool_call"), "call"),
+    **dict.fromkeys(
+        ("tool", "observation", "function", "function_response", "tool_response", "ipython"), "tool"
+    ),
+}
+REASONING = ("reasoning_content", "reasoning", "thinking")
+_CALLS = ("tool_calls", "function_call")
+_WEIGHTS = ("weight", "train", "training", "loss")
+_YES, _NO = ("1", "1.0", "true", "yes"), ("0", "0.0", "false", "no")
+# What says where a turn is from, and nothing about its text.
+_SPARE = (
+    *("id", "message_id", "turn_id", "turn_identifier", "conversation_id", "parent_id", "uuid"),
+    *("timestamp", "created_at", "time", "date", "lang", "language", "country", "source"),
+    *("token_count", "num_tokens", "hashed_ip", "header", "toxic", "redacted"),
+)
+_KNOWN = {"role", "from", "content", "value", "name", "tool_call_id"}
+_KNOWN |= {*REASONING, *_CALLS, *_WEIGHTS, *_SPARE}
+
+
+class Turn(NamedTuple):
+    """A turn as chat templates read it, and whether the data want it learned."""
+
+    message: dict[str, Any]  # role, and content, tool_calls and the like where there are any
+    learned: bool  # of an answer; False for every other turn
+
+
+def is_chat(value: Any) -> bool:
+    """Whether a cell is a list of turns, and not a text or its parts."""
+    return isinstance(value, list) and any(
+        isinstance(turn, dict) and turn.keys() & {"role", "from"} for turn in value
+    )
+
+
+def read_turns(value: Any, column: str) -> list[Turn]:
+    """Returns the turns of a cell.
+
+    Args:
+      value: a list of turns; None for none.
+      column: its name, for messages.
+
+    Raises:
+      ValueError: for what is no list of turns, roles and keys that are not known, and contents
+        that are no text.
+    """
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise ValueError(
+            f"column {column} holds a {type(value).__name__}, where a chat is a list of turns; "
+            "choose another column"
+        )
+    return [read_turn(turn, f"{column}, turn {i},") for i, turn in enumerate(value)]
+
+
+def read_turn(turn: Any, column: str) -> Turn:
+    """Returns one turn, see `read_turns`."""
+    if not isinstance(turn, dict):
+        text_of(turn, column, "a turn is an object of a role and a content")
+        raise ValueError(f"column {column} holds no object of a role and a content; write one")
+    held = {key: value for key, value in turn.items() if not is_empty(value)}
+    unknown = held.keys() - _KNOWN
+    role, content = _one_of(turn, ("role", "from"), column), _one_of(
+        turn, ("content", "value"), column
+    )  # fmt: skip
+    if unknown or role is None:
+        raise ValueError(
+            f"column {column} holds the keys {listed(held)}; a turn has a role (or from) and a "
+            f"content (or value), and may have {listed(_KNOWN - set(_SPARE))}: rename or remove "
+            f"{listed(unknown) if unknown else 'the others'}"
+        )
+    kind = ROLES.get(str(role).strip().lower())
+    if kind is None:
+        raise ValueError(
+            f"column {column} is of role {role}, which is not known; rename it to one of "
+            f"{listed(ROLES)}"
+        )
+    text = text_of(content, column, "write its content as text")
+    if kind == "call":
+        if held.keys() & set(_CALLS):
+            raise ValueError(f"column {column} holds calls in two places; keep one")
+        held["tool_calls"], text, kind = text, None, "assistant"
+    message: dict[str, Any] = {"role": kind}
+    if text is not None:
+        message["content"] = text
+    calls = [call for key in _CALLS if key in held for call in _read_calls(held[key], column)]
+    if calls:
+        message["tool_calls"] = calls
+    elif text is None and kind != "assistant":
+        raise ValueError(f"column {column} ({kind}) holds no content; fill it or leave the row out")
+    for key in ("name", "tool_call_id", *REASONING):
+        if key in held:
+            message[key] = text_of(held[key], f"{column} key {key},")
+    return Turn(message, kind == "assistant" and _is_learned(held, column))
+
+
+def read_tools(value: Any, column: str) -> list[dict[str, Any]] | None:
+    """Returns the functions of a cell as JSON schemas, or None where it names none.
+
+    Args:
+      value: a list of schemas, or JSON text of one; with or without `{"type": "function"}`.
+      column: its name, for messages.
+
+    Raises:
+      ValueError: for what is no such list.
+    """
+    if is_empty(value):
+        return None
+    found = _parsed(value, column)
+    if isinstance(found, dict):
+        found = [found]
+    found = [_parsed(tool, column) for tool in found] if isinstance(found, list) else [None]
+    if not all(isinstance(tool, dict) for tool in found):
+        raise ValueError(f"column {column} holds no list of JSON schemas of functions; write one")
+    tools = [_without_nulls(tool) for tool in found]
+    return [
+        tool if "function" in tool or "name" not in tool else {"type": "function", "function": tool}
+        for tool in tools
+    ] or None
+
+
+def _one_of(turn: Mapping[str, Any], keys: Sequence[str], column: str) -> Any:
+    """Returns the value under one of two names, None if it is under neither."""
+    values = [turn[key] for key in keys if turn.get(key) is not None]
+    if len(values) > 1 and values[0] != values[1]:
+        raise ValueError(f"column {column} holds both {' and '.join(keys)}; keep one")
+    return values[0] if values else None
+
+
+def _read_calls(value: Any, column: str) -> list[dict[str, Any]]:
+    """Returns calls as chat templates have them: arguments are objects, nothing is null."""
+    found = _parsed(value, column)
+    calls = []
+    for call in found if isinstance(found, list) else [found]:
+        call = _without_nulls(_parsed(call, column))
+        called = call.get("function", call) if isinstance(call, dict) else None
+        if not isinstance(called, dict) or not isinstance(called.get("name"), str):
+            raise ValueError(
+                f"column {column} holds a call without the name of a function; write it as "
+                '{"name": ..., "arguments": {...}}'
+            )
+        arguments = _parsed(called.get("arguments", {}), column)
+        function = {**called, "arguments": arguments}
+        outer = call if "function" in call else {}
+        calls.append({"type": "function", **outer, "function": function})
+    return calls
+
+
+def _parsed(value: Any, column: str) -> Any:
+    """Returns what JSON text says; anything else as it is."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"column {column} holds a call or a function that is no JSON ({error}); mend it"
+        ) from None
+
+
+def _without_nulls(value: Any) -> Any:
+    """Returns a structure without the null entries that tables fill objects of unlike keys with."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(x) for key, x in value.items() if x is not None}
+    return [_without_nulls(x) for x in value] if isinstance(value, list) else value
+
+
+def _is_learned(held: Mapping[str, Any], column: str) -> bool:
+    """Whether an answer is learned, as its weight says."""
+    for key in _WEIGHTS:
+        if key in held:
+            said = str(held[key]).strip().lower()
+            if said not in (*_YES, *_NO):
+                raise ValueError(f"column {column} has the {key} {said}; use 0 or 1")
+            if said in _NO:
+                return False
+    return True
