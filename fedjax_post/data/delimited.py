@@ -11,8 +11,8 @@ import re
 from collections.abc import Iterator
 from typing import TextIO
 
+from fedjax_post.data.columns import USUAL_NAMES
 from fedjax_post.data.json_rows import LONGEST, Numbered
-from fedjax_post.data.template import USUAL_NAMES
 
 HEADERLESS = ("text", "label")
 _ROWS_READ = 1000  # to tell whether the first one is a header

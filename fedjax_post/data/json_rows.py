@@ -17,7 +17,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, TextIO
 
-from fedjax_post.data.template import find_columns
+from fedjax_post.data.columns import find_columns
 
 Numbered = tuple[int, dict[str, Any]]  # the line on which a row begins, from 1, and the row
 

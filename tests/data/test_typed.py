@@ -12,9 +12,9 @@ import pytest
 from pyarrow import parquet
 
 from fedjax_post.data import Population, Splits, Text, gather, load_clients
+from fedjax_post.data.columns import Columns
 from fedjax_post.data.source import load_splits
 from fedjax_post.data.splits import hold_out
-from fedjax_post.data.template import Columns
 
 ONE = Population("iid", num_clients=1, heldout_fraction=0.0)
 
