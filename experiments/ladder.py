@@ -19,7 +19,7 @@ from experiments.flags import changes_in
 from fedjax_post.study import Faults, Rung, Spec
 from fedjax_post.study.faults import Settings
 from fedjax_post.study.files import check_trusted
-from fedjax_post.study.ladder import KINDS
+from fedjax_post.study.ladder import KINDS, Task
 
 FOLDER = Path(__file__).parent / "ladders"
 _TOLD = ("title", "kind")
@@ -29,9 +29,8 @@ _TABLES = ("task", "common", "cells", "bases", "drills")
 class Ladder(NamedTuple):
     """A task, and the methods that are tried on it; see `study.ladder`."""
 
-    title: str
+    task: Task
     rungs: dict[str, Rung]
-    gate: Mapping[str, str]
     bases: dict[str, list[str]]
     faults: Faults
 
@@ -62,13 +61,15 @@ def read_ladder(name: str, typed: Mapping[str, Any], *, trust_code: bool = False
     }
     for rung in rungs.values():
         check_trusted(rung.spec, typed, source=path, trust_code=trust_code)
-    task, bases = content.get("task", {}), content.get("bases", {})
+    task, bases = Task(**content.get("task", {})), content.get("bases", {})
+    faults = _faults(content.get("drills", {}), trust_code)
+    for cell in (*task.gate.values(), *bases.get("cells", ()), *faults.cells):
+        if cell not in rungs and cell not in Task().gate.values():
+            raise ValueError(
+                f"{path}: there is no [cells.{cell}]; the cells are {', '.join(rungs)}"
+            )
     return Ladder(
-        task.get("title", "a task"),
-        rungs,
-        task.get("gate", {}),
-        {base: bases.get("cells", []) for base in bases.get("names", [])},
-        _faults(content.get("drills", {}), trust_code),
+        task, rungs, {base: bases.get("cells", []) for base in bases.get("names", [])}, faults
     )
 
 
@@ -101,6 +102,8 @@ def _rung(path, name: str, told: Any, common, typed, trust_code: bool) -> Rung:
         raise ValueError(
             f"{path}: [cells.{name}] has kind = {kind!r}; give one of {', '.join(KINDS)}"
         )
+    if "algorithm" not in told:
+        raise ValueError(f"{path}: [cells.{name}] names no algorithm; give one")
     own = _changes({key: value for key, value in told.items() if key not in _TOLD}, trust_code)
     spec = Spec().put(dict(common) | own | dict(typed))
     return Rung(spec, told["kind"], str(told.get("title", name)))
@@ -114,6 +117,8 @@ def _faults(told: Mapping[str, Any], trust_code: bool) -> Faults:
 
 
 def _changes(table: Mapping[str, Any], trust_code: bool) -> dict[str, Any]:
+    if "flagfile" in table:
+        raise ValueError("a ladder names another file, flagfile; give that on the command line")
     given = [f"--{name}={_text(value)}" for name, value in table.items()]
     return changes_in(given, trusted=trust_code)
 

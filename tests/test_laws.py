@@ -66,12 +66,12 @@ DECLARED = {
 
 
 def outside_imports(path: Path) -> set[tuple[str, bool]]:
-    """Packages of others that a file imports, and whether within a function alone."""
+    """Packages of others that a file imports, and whether within a function or a `try` alone."""
     found = set()
 
     def look(nodes, within):
         for node in nodes:
-            here = within or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+            here = within or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Try)
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
             found.update((name.split(".")[0], within) for name in names)

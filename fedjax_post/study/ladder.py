@@ -22,6 +22,13 @@ KINDS = ("open", "closed", "baseline")
 _GATE = {"manual": "manual_prompt", "soft": "soft_prompt", "full": "lora"}
 
 
+class Task(NamedTuple):
+    """What a ladder is of."""
+
+    title: str = "a task"
+    gate: Mapping[str, str] = _GATE  # rungs that show whether the base can be prompted
+
+
 class Faults(NamedTuple):
     """Which methods of a ladder are drilled, and how."""
 
@@ -45,10 +52,9 @@ class Position(NamedTuple):
 def ladder(
     rungs: Mapping[str, Rung],
     *,
-    title: str = "a task",
+    task: Task = Task(),  # noqa: B008 - immutable
     seeds: Sequence[int] = (0,),
     bases: Mapping[str, Sequence[str]] | None = None,
-    gate: Mapping[str, str] | None = None,
     faults: Faults = Faults(),  # noqa: B008 - immutable
     directory: str | Path | None = None,
     command: str = "",
@@ -60,10 +66,9 @@ def ladder(
 
     Args:
       rungs: the methods by name; a name is a folder's.
-      title: of the task.
+      task: its title, and its gate: the rungs of a manual prompt, of a soft one and of the best.
       seeds: of the runs.
       bases: other base models, each with the names of the rungs that run on it too.
-      gate: the rungs that show whether the base can be prompted: manual, soft and full.
       faults: what is drilled.
       directory: a new folder, or that of a ladder to go on with; by default below `runs`.
       command: how the ladder was made, for the report.
@@ -82,12 +87,12 @@ def ladder(
     parts = build(resolve(planned[0].spec))
     chance = ladder_facts.chance_of(parts)
     told = {
-        "task": title,
+        "task": task.title,
         "model": parts.spec.model.name,
         "chance": chance,
         "labels": list(parts.spec.data.labels),
         "cells": ladder_facts.cells_told(rungs),
-        "gate": ladder_facts.gate_of(directory, chance, **(_GATE | dict(gate or {}))),
+        "gate": ladder_facts.gate_of(directory, chance, **(_GATE | dict(task.gate))),
         "matrix": ladder_facts.matrix_told(),
         "passports": ladder_facts.passports_told(),
         "audit": _kept(directory / "audit.json", lambda: audits.audit_of(parts)),

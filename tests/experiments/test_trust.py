@@ -1,6 +1,5 @@
 """Folders, flag files and ladders are data: they run nothing and reach nowhere."""
 
-import hashlib
 import json
 import shutil
 import stat
@@ -10,8 +9,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from experiments import compare, flags, folder, openness, provenance, train
+from experiments import compare, openness, train
+from experiments.flags import define_launch, parse
+from fedjax_post import study
 from fedjax_post.integrity import read_file
+from fedjax_post.study import folder
+from fedjax_post.study.files import read_spec, write_spec
 
 MODULE = """
 import pathlib
@@ -41,11 +44,14 @@ def content(directory):
     return {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
-def reseal(run, old, new):
-    """Changes a run's flags as somebody does who knows how they are checked."""
-    lines = (run / "flags").read_text().rpartition("# sha256")[0].replace(old, new)
-    told = hashlib.sha256(lines.encode()).hexdigest()
-    (run / "flags").write_text(f"{lines}# sha256 of the lines above: {told}\n")
+def reseal(run, **changes):
+    """Changes a run's specification as somebody does who knows how it is checked."""
+    path = run / "spec.json"
+    write_spec(path, read_spec(path).put(changes))
+
+
+def parsed(given):
+    return parse(given, about="", own=[define_launch]).spec
 
 
 @pytest.mark.parametrize("value", ["stranger:fed_avg", "ditto('stranger:fed_avg')"])
@@ -54,16 +60,14 @@ def test_a_flag_file_runs_no_code_unless_it_is_trusted(stranger, tmp_path, value
     (tmp_path / "1.flags").write_text(f"# a preset\n--num_rounds=3\n--algorithm={value}\n")
     (tmp_path / "2.flags").write_text(f"--flagfile={tmp_path}/1.flags\n")
     given = ["train", f"--flagfile={tmp_path}/{depth}.flags"]
-    with pytest.raises(
-        ValueError, match=rf"{depth}\.flags names code to run, --algorithm="
-    ) as told:
-        flags.parse(given)
-    assert "give --trust_code, or --algorithm itself, on the command line" in str(told.value)
+    with pytest.raises(ValueError, match="the flag file names code, method.name=") as told:
+        parsed(given)
+    assert "only with `trust_code`, or if `method.name` is given again" in str(told.value)
     (tmp_path / "3.flags").write_text(f"--trust_code\n--algorithm={value}\n")
-    with pytest.raises(ValueError, match="names code to run"):
-        flags.parse(["train", f"--flagfile={tmp_path}/3.flags"])
+    with pytest.raises(ValueError, match="names code"):
+        parsed(["train", f"--flagfile={tmp_path}/3.flags"])
     assert not stranger()
-    flags.parse([*given, "--trust_code"])
+    parsed([*given, "--trust_code"])
     assert stranger()
 
 
@@ -72,26 +76,26 @@ def test_a_flag_file_runs_no_code_unless_it_is_trusted(stranger, tmp_path, value
 )
 def test_what_is_typed_is_consent(stranger, tmp_path, given):
     (tmp_path / "f.flags").write_text("--algorithm=stranger:fed_avg\n")
-    flags.parse(["train", f"--flagfile={tmp_path}/f.flags", *given])
+    parsed(["train", f"--flagfile={tmp_path}/f.flags", *given])
     assert stranger()
 
 
 def test_a_reward_of_a_file_is_code_too(tmp_path):
     (tmp_path / "f.flags").write_text("--objective=grpo\n--reward=stranger:reward\n")
-    with pytest.raises(ValueError, match="names code to run, --reward=stranger:reward"):
-        flags.parse(["train", f"--flagfile={tmp_path}/f.flags"])
+    with pytest.raises(ValueError, match="names code, objective.reward=stranger:reward"):
+        parsed(["train", f"--flagfile={tmp_path}/f.flags"])
 
 
 def test_a_resumed_folder_runs_no_code_unless_it_is_trusted(stranger, finished, tmp_path, capsys):
     run = shutil.copytree(finished, tmp_path / "run")
-    reseal(run, "--algorithm=fed_avg", "--algorithm=stranger:fed_avg")
+    reseal(run, **{"method.name": "stranger:fed_avg"})
     before = content(run)
     assert train.main(["train", "--resume", f"--output_dir={run}"]) == 2
-    assert f"{run}/flags names code to run, --algorithm=stranger:fed_avg" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert f"{run}/spec.json names code, --algorithm=stranger:fed_avg" in told
+    with pytest.raises(ValueError, match="names code"):
+        study.read(run)
     assert content(run) == before
-    reseal(run, "--algorithm=stranger:fed_avg", f"--flagfile={tmp_path}/other.flags")
-    assert train.main(["train", "--resume", f"--output_dir={run}"]) == 2
-    assert "flags names another file, --flagfile=" in capsys.readouterr().err
     assert not stranger()
 
 
@@ -100,7 +104,7 @@ def test_a_comparison_runs_no_code_of_a_file(stranger, tmp_path, capsys):
     out = tmp_path / "out"
     given = [f"--flagfile={tmp_path}/f.flags", "--seeds=0", f"--output_dir={out}"]
     assert compare.main(["compare", *given]) == 2
-    assert "f.flags names code to run" in capsys.readouterr().err
+    assert "names code, --algorithm=stranger:fed_avg" in capsys.readouterr().err
     assert not stranger()
     assert not out.exists()
 
@@ -111,19 +115,19 @@ LADDER = '[common]\nnum_rounds = 1\n[cells.lora]\nkind = "open"\nalgorithm = "fe
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (LADDER.replace('"fed_avg"', '"stranger:fed_avg"'), "own.toml names code to run"),
+        (LADDER.replace('"fed_avg"', '"stranger:fed_avg"'), "names code, --algorithm=stranger:fed_avg"),
         (LADDER.replace("num_rounds = 1", "trust_code = true\nreward = 'stranger:reward'"),
-         "own.toml names code to run, --reward=stranger:reward"),
+         "trust_code is no flag"),
         (LADDER.replace("num_rounds = 1", "flagfile = '/etc/hostname'"), "names another file"),
-        (LADDER.replace("cells.lora", "cells.'../../escaped'"), "'../../escaped' is no plain name"),
-        (LADDER.replace("cells.lora", "cells.'/tmp/escaped'"), "'/tmp/escaped' is no plain name"),
-        (LADDER.replace("cells.lora", "cells.'..'"), "'..' is no plain name"),
-        (LADDER + '[bases]\nnames = ["../up"]\n', "[bases] names: '../up' is no plain name"),
+        (LADDER.replace("cells.lora", "cells.'../../escaped'"), "'../../escaped' is no name for a folder"),
+        (LADDER.replace("cells.lora", "cells.'/tmp/escaped'"), "'/tmp/escaped' is no name for a folder"),
+        (LADDER.replace("cells.lora", "cells.'..'"), "'..' is no name for a folder"),
+        (LADDER + '[bases]\nnames = ["../up"]\ncells = ["lora"]\n', "'../up' is no name for a folder"),
         (LADDER + '[bases]\ncells = ["x"]\n', "there is no [cells.x]; the cells are lora"),
         (LADDER + '[drills]\ncells = ["../x"]\n', "there is no [cells.../x]"),
         (LADDER + '[task]\ngate = { soft = "../../x" }\n', "there is no [cells.../../x]"),
-        ("[cells]\na = 3\n", "has a, which must be a table"),
-        ("cells = 3\n", "has cells, which must be a table"),
+        ("[cells]\na = 3\n", "[cells.a] has kind = 3"),
+        ("cells = 3\n", "[cells] is missing"),
         ('[cells.a]\nkind = "open"\n', "[cells.a] names no algorithm"),
         ("x = " + "[" * 5000, "is no TOML"),
         ("\udcff", "is no TOML"),
@@ -139,15 +143,6 @@ def test_a_ladder_reaches_nowhere(stranger, tmp_path, capsys, text, said):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["own.toml", "stranger.py"]
 
 
-def test_where_a_value_comes_from(tmp_path):
-    (tmp_path / "f").write_text("--seed=1\n--rank\n8\n")
-    argv = provenance.expand(["train", "--seed=2", f"--flagfile={tmp_path}/f", "--lr=1"])
-    assert argv == ["train", "--seed=2", "--seed=1", "--rank", "8", "--lr=1"]
-    found = [("seed", "1"), ("seed", "2"), ("rank", "8"), ("lr", "1"), ("other", "1")]
-    files = [provenance.file_of(argv, *pair) for pair in found]
-    assert files == [f"{tmp_path}/f", None, f"{tmp_path}/f", None, None]
-
-
 @pytest.mark.parametrize(
     ("raw", "said"), [(b"\xff\xfe", "is no text"), (None, "Unable to open flagfile")]
 )
@@ -160,33 +155,29 @@ def test_a_flag_file_that_is_none_is_named(tmp_path, capsys, raw, said):
     assert f"{tmp_path}/f" in told
 
 
-def test_edited_flags_are_refused(finished, tmp_path, capsys):
-    """By their checksum; and by the identity, if that was made anew."""
+def test_an_edited_specification_is_refused(finished, tmp_path, capsys):
+    """By its checksum; and by the identity, if that was made anew."""
     run = shutil.copytree(finished, tmp_path / "run")
     again = ["train", "--resume", f"--output_dir={run}", "--num_rounds=6"]
-    for change in (
-        (b"--local_steps=5", b"--local_steps=4"),
-        (b"\n", b"\r"),
-        (b"client_lr=0", b"\xff"),
-    ):
-        raw = (finished / "flags").read_bytes()
-        (run / "flags").write_bytes(raw.replace(*change, 1))
+    raw = (finished / "spec.json").read_bytes()
+    for change in ((b'"batch_size": 2', b'"batch_size": 3'), (b'"lora"', b'"l\xffra"')):
+        (run / "spec.json").write_bytes(raw.replace(*change, 1))
         assert train.main(again) == 2
-        assert f"{run}/flags is not as the run wrote it" in capsys.readouterr().err
-    shutil.copy(finished / "flags", run / "flags")
-    reseal(run, "--local_steps=5", "--local_steps=4")
+        assert f"{run}/spec.json is damaged" in capsys.readouterr().err
+    shutil.copy(finished / "spec.json", run / "spec.json")
+    reseal(run, **{"training.local_steps": 4})
     before = content(run)
     assert train.main(again) == 2
-    assert "the rows that clients hold" in (told := capsys.readouterr().err)
-    assert "--local_steps (5 there, 4 here)" in told
+    assert "training.local_steps (" in (told := capsys.readouterr().err)
+    assert "there, 4 here" in told
     assert content(run) == before
 
 
 def test_other_rows_or_weights_are_refused_and_named(finished, call, tmp_path, capsys):
     """Under the same names, with other content: responses, their order, fewer, and weights."""
-    model = shutil.copytree(flag_of(finished, "model"), tmp_path / "model")
+    model = shutil.copytree(given_of(finished)["model"], tmp_path / "model")
     rows = tmp_path / "rows.jsonl"
-    shutil.copy(flag_of(finished, "dataset"), rows)
+    shutil.copy(given_of(finished)["dataset"], rows)
     given = f"--model={model}", f"--dataset={rows}"
     assert call(*given, "--num_rounds=2", "--exact_match=off") == 0
     run, lines = tmp_path / "run", rows.read_text().splitlines(keepends=True)
@@ -209,9 +200,9 @@ def test_other_rows_or_weights_are_refused_and_named(finished, call, tmp_path, c
     assert content(run) == before
 
 
-def flag_of(run, name):
-    lines = (run / "flags").read_text().splitlines()
-    return next(line.partition("=")[2] for line in lines if line.startswith(f"--{name}="))
+def given_of(run):
+    spec = read_spec(run / "spec.json")
+    return {"model": spec.model.name, "dataset": spec.data.source}
 
 
 def test_a_second_start_in_a_folder_leaves_every_byte(finished, call, tmp_path, capsys):
@@ -230,7 +221,7 @@ def test_a_second_start_in_a_folder_leaves_every_byte(finished, call, tmp_path, 
 
 
 def test_a_run_without_a_visit_that_counts_says_so(call, finished, tmp_path, capsys):
-    model = shutil.copytree(flag_of(finished, "model"), tmp_path / "model")
+    model = shutil.copytree(given_of(finished)["model"], tmp_path / "model")
     tensors = load_file(model / "model.safetensors")
     save_file({name: np.full_like(leaf, np.nan) for name, leaf in tensors.items()},
               model / "model.safetensors")  # fmt: skip
