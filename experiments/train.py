@@ -85,7 +85,8 @@ def prepare(options: absl_flags.FlagValues, stack: ExitStack) -> Job:
     with peers.together():
         if peers.is_first():
             print(summary.projection(job, options), flush=True)
-    directory = peers.claim(options, stack)
+    with room_in(Path(options.output_dir or "runs")):
+        directory = peers.claim(options, stack)
     job = job._replace(plan=job.plan._replace(directory=directory))
     if hosting.is_hosted(options):
         model = hosting.model_of(options, job.tokenizer, directory=directory)
