@@ -35,7 +35,7 @@ def room_in(directory: Path) -> Iterator[None]:
             raise
         raise OSError(
             errno.ENOSPC,
-            "no room on the disk for what this run writes; free some and resume, nothing before "
-            "the last checkpoint is lost",
+            "no room on the disk for what this run writes; free some and start it again, or resume "
+            "it: nothing before the last checkpoint is lost",
             str(directory),
         ) from error

@@ -33,7 +33,7 @@ def carry_out(
       peers.Stopped: if the run was told to stop; it is saved, and resumed by its folder.
     """
     began = time.perf_counter()
-    with job.opened() as parts, room_in(job.directory):
+    with room_in(job.directory), job.opened() as parts:
         start = init(parts.algorithm, parts.params)
         scores = {"base": scoring.score_state(parts, start, parts.heldout, rounds=0)}
         state = _trained(job, parts, callbacks)

@@ -10,6 +10,7 @@ import pytest
 
 import fedjax_post
 from experiments import compare, endings, train
+from tests.simulate.test_full_disk import files_of_at_most
 
 OWN = '''
 """An algorithm of somebody's own, with mistakes in it."""
@@ -162,3 +163,21 @@ def test_a_signal_in_a_comparison_says_how_it_goes_on(tiny_flags, tmp_path, monk
     where = f"--output_dir={tmp_path / 'both'}"
     assert compare.main(["compare", *given, "--algorithms=fed_avg", "--seeds=0", where]) == 143
     assert f"the same command with {where} goes on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("room", [100, 3_000, 12_000])
+def test_a_full_disk_is_one_line(call, finished, tmp_path, capsys, room):
+    """Flags, records, checkpoints, the adapter, the curve: whichever is the first not to fit."""
+    del finished  # read the data set, so that it lies in the cache
+    with files_of_at_most(room):
+        code = call("--exact_match=off", "--eval_every=0")
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert "no room on the disk for what this run writes" in line
+    assert f"'{tmp_path / 'run'}'" in line
+    assert code == (2 if room == 100 else 1)
+    if code == 2:  # before there was a run
+        return
+    assert f"to continue: python -m experiments.train --output_dir={tmp_path / 'run'}" in line
+    assert train.main(["train", f"--output_dir={tmp_path / 'run'}", "--resume"]) == 0
