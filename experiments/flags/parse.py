@@ -26,6 +26,7 @@ class CommandLine(NamedTuple):
     values: flags.FlagValues  # with the flags that are of no experiment
     typed: Mapping[str, Any]  # fields that were given, by path
     by_hand: frozenset[str]  # flags that stand on the command line itself, not in a file
+    words: tuple[str, ...]  # what is no flag
     help: str | None  # what to print instead of running, if that was asked for
 
 
@@ -43,7 +44,12 @@ def define_launch(values: flags.FlagValues) -> None:
 
 
 def parse(
-    argv: Sequence[str], *, about: str, own: Sequence[Definer] = (), without: Sequence[str] = ()
+    argv: Sequence[str],
+    *,
+    about: str,
+    own: Sequence[Definer] = (),
+    without: Sequence[str] = (),
+    words: Sequence[str] = (),
 ) -> CommandLine:
     """Returns what a command line says.
 
@@ -55,6 +61,7 @@ def parse(
       about: the program's description, for `--help`.
       own: define the flags that are of no experiment.
       without: flags that the program sets by others of its own.
+      words: what each word stands for that is no flag; all of them must be there.
 
     Raises:
       ValueError: for words that are no flags, unknown flags, wrong values, and code that a file
@@ -82,15 +89,17 @@ def parse(
     if wanted is not None:
         mine = [flag for define in own for flag in _names_of(define)]
         about = help.text(about, wanted, values, mine)
-        return CommandLine(Spec(), values, {}, frozenset(), about)
-    if rest:
-        raise ValueError(f"{rest[0]!r} is no flag; write --name=value")
+        return CommandLine(Spec(), values, {}, frozenset(), (), about)
+    if len(rest) > len(words):
+        raise ValueError(f"{rest[len(words)]!r} is no flag; write --name=value")
+    if len(rest) < len(words):
+        raise ValueError(f"name {words[len(rest)]} on the command line; --help shows how")
     for name in without:
         if values[name].present:
             raise ValueError(f"--{name} is set by another flag of this program; leave it out")
     typed = changes_of(values)
     by_hand = frozenset(name for name in hand if hand[name].present)
-    return CommandLine(_put(stored, typed), values, typed, by_hand, None)
+    return CommandLine(_put(stored, typed), values, typed, by_hand, tuple(rest), None)
 
 
 def changes_in(text: Sequence[str], *, trusted: bool = True) -> dict[str, Any]:

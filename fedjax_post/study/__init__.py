@@ -10,6 +10,7 @@ from fedjax_post.study.carry_out import carry_out
 # the functions take the place of their modules, which nothing outside this room names
 from fedjax_post.study.compare import Comparison, compare, sweep
 from fedjax_post.study.drills import drills
+from fedjax_post.study.evaluate import Evaluation, evaluate
 from fedjax_post.study.job import Job, prepare
 from fedjax_post.study.ladder import Faults, ladder
 from fedjax_post.study.ladder_facts import Rung
@@ -17,4 +18,5 @@ from fedjax_post.study.learning import Adapter, Data, Method, Model, Objective
 from fedjax_post.study.resolve import resolve
 from fedjax_post.study.running import Execution, Hosting, Privacy, Scoring, Training
 from fedjax_post.study.runs import Run, read
+from fedjax_post.study.served import Served, serve, stream
 from fedjax_post.study.spec import Spec
