@@ -163,7 +163,7 @@ def _worded(splits: Splits, text: Text, words: Mapping[str, str]) -> tuple[Split
     names, wanted = splits.train.column_names, text.columns
     usual = (name for name in USUAL_NAMES["label"] if name in names)
     source = wanted.response or wanted.label or next(usual, None)
-    if source not in names:
+    if source is None or source not in names:
         raise ValueError(
             f"`response_words` needs a column of labels, and {source or 'label'} is none; choose "
             f"one by `label_column` ({', '.join(names)})"
