@@ -81,8 +81,8 @@ def read_ladder(name: str) -> Ladder:
             f"--task={name}: {f'[{unknown[0]}] is unknown' if unknown else '[cells] is missing'}; "
             f"the tables are {', '.join(_TABLES)}"
         )
-    tables = [*content.items(), *content["cells"].items()]
-    wrong = [key for key, value in tables if not isinstance(value, dict)]
+    inner = content["cells"].items() if isinstance(content["cells"], dict) else ()
+    wrong = [key for key, value in (*content.items(), *inner) if not isinstance(value, dict)]
     if wrong:
         raise ValueError(f"--task={name}: {path} has {wrong[0]}, which must be a table")
     cells = tuple(_cell(name, cell, told) for cell, told in content["cells"].items())

@@ -56,7 +56,7 @@ def projection(job: Job, options: flags.FlagValues) -> str:
     state = num_bytes(client_state_like(*given))
     lines.append(
         f"on disk    {format_bytes(state)} of state per client, "
-        f"{format_bytes(state * report['clients'])} if all are seen"
+        f"{format_bytes(state * report['clients'])} if all are seen, in at most three versions"
     )
     return "\n".join(lines)
 

@@ -90,7 +90,7 @@ def remove(directory: Path, rounds_done: int) -> None:
 
 def versions(directory: Path) -> list[Versions]:
     """The store's version of each checkpoint whose meta file is whole."""
-    return [meta.version for _, meta, why in _metas(directory) if not why]
+    return [meta.version for _, meta, _ in _metas(directory) if meta is not None]
 
 
 def find(directory: Path) -> Iterator[tuple[int, Meta | None, str]]:

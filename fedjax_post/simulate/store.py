@@ -69,6 +69,7 @@ class ClientStore:
         self._kept: dict[Version, np.ndarray] = {}  # the slots of each
         self._free: list[int] = []
         self._replaced: list[int] = []  # slots of the last whole round that have a successor
+        self._version, self._index = Version(0, 0), -1
         self._rows = _opened(self._directory / "rows.bin")
         self._num_slots = os.fstat(self._rows).st_size // max(1, self._row_size)
         self._open(version or Version(0, 0))
