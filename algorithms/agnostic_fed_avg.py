@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_post.core import aggregates, algorithm, local, servers
+from fedjax_post.core import aggregates, algorithm, local, servers, world
 
 
 class Shared(NamedTuple):
@@ -32,11 +32,11 @@ class Shared(NamedTuple):
 
 
 def agnostic_fed_avg(
-    loss_fn: local.LossFn,
-    client_tx: optax.GradientTransformation,
+    loss_fn: world.LossFn,
+    client_tx: world.ClientTx,
     *,
     weight_lr: float = 0.1,
-    server_tx: optax.GradientTransformation | None = None,
+    server_tx: world.ServerTx | None = None,
 ) -> algorithm.Algorithm:
     """Federated averaging for the clients' worst mixture.
 

@@ -14,14 +14,13 @@ Clients count alike, where the paper samples them by size. The rest is the autho
 to the digit.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_post.core import aggregates, algorithm, local
+from fedjax_post.core import aggregates, algorithm, local, world
 
 
 class Fair(NamedTuple):
@@ -32,7 +31,7 @@ class Fair(NamedTuple):
 
 
 def q_fed_avg(
-    loss_fn: local.LossFn, learning_rate: float | Callable, *, q: float = 1.0
+    loss_fn: world.LossFn, learning_rate: world.LearningRate, *, q: float = 1.0
 ) -> algorithm.Algorithm:
     """Federated averaging that trades mean loss for evenness.
 

@@ -13,14 +13,13 @@ Deviation: c moves by |S| / N times the mean change of the c_k, |S| / N being
 `participation`, so that a cohort of another size counts as if it were of the usual one.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_post.core import aggregates, algorithm, local, servers
+from fedjax_post.core import aggregates, algorithm, local, servers, world
 
 
 class Shared(NamedTuple):
@@ -31,11 +30,11 @@ class Shared(NamedTuple):
 
 
 def scaffold(
-    loss_fn: local.LossFn,
-    learning_rate: float | Callable,
+    loss_fn: world.LossFn,
+    learning_rate: world.LearningRate,
     *,
-    participation: float,
-    server_tx: optax.GradientTransformation | None = None,
+    participation: world.Participation,
+    server_tx: world.ServerTx | None = None,
 ) -> algorithm.Algorithm:
     """Federated averaging whose local steps are corrected for drift.
 
@@ -84,11 +83,11 @@ def scaffold(
 
 
 def scaffold_option_1(
-    loss_fn: local.LossFn,
-    learning_rate: float | Callable,
+    loss_fn: world.LossFn,
+    learning_rate: world.LearningRate,
     *,
-    participation: float,
-    server_tx: optax.GradientTransformation | None = None,
+    participation: world.Participation,
+    server_tx: world.ServerTx | None = None,
 ) -> algorithm.Algorithm:
     """SCAFFOLD whose controls are gradients at the shared model; arguments as in `scaffold`.
 

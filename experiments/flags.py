@@ -99,7 +99,9 @@ def _define_run(values: flags.FlagValues) -> None:
     text(
         "algorithm",
         "fed_adam_optax",
-        f"{', '.join(ALGORITHMS)}; ditto(one of these); or package.module:factory",
+        f"{', '.join(ALGORITHMS)}; ditto(one of these); or package.module:factory, whose arguments "
+        "are flags but for those annotated by fedjax_post.core.world, such as `loss_fn: LossFn` "
+        "and `client_tx: ClientTx`, which are given",
     )
     choice("baseline", "none", ["none", "central", "local"], "a reference on the same tokens")
     text("model", "builtin", f"{', '.join(MODELS)}, a Hugging Face folder, or a hub name")

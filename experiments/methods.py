@@ -1,16 +1,16 @@
 """From flags to an algorithm: its optimizers, schedules and weights, or a reference point."""
 
+import inspect
 from collections.abc import Callable, Mapping
-from inspect import signature
 from types import MappingProxyType
 from typing import Any
 
 from absl import flags
 
-from algorithms import ALGORITHMS, references
+from algorithms import references
 from experiments import factories, objectives
 from experiments.optimizers import CLIENT_OPTIMIZERS, SCHEDULES, SERVER_OPTIMIZERS, client_optimizer
-from fedjax_post.core import local
+from fedjax_post.core import local, world
 from fedjax_post.core.algorithm import Algorithm
 from fedjax_post.objectives.sft import sft_loss
 
@@ -19,11 +19,6 @@ _WEIGHTS = {
     "examples": local.by_examples,
     "uniform": local.uniformly,
 }
-# the algorithms that heed the rank of a client
-RANKED = (
-    *("ffa_lora", "ro_lora", "fed_sa_lora", "flora", "fed_ex_lora"),
-    *("flex_lora", "het_lora", "fed_svd", "lora_fair", "florist"),
-)
 _USUAL = {
     "client_optimizer": "sgd",
     "client_schedule": "constant",
@@ -52,10 +47,9 @@ def fill_defaults(options: flags.FlagValues, factory: Callable) -> None:
     if factories.takes(factory, "client_lr"):
         usual_lr = CLIENT_OPTIMIZERS[options.client_optimizer or "sgd"].learning_rate
         _fill(options, "client_lr", usual_lr)
-    taken = signature(factory).parameters
-    if "server_lr" in taken:
-        _fill(options, "server_lr", taken["server_lr"].default)
-    elif "server_tx" in taken:
+    if factories.needs(factory, "ServerLr"):
+        _fill(options, "server_lr", _usual_server_lr(options, factory))
+    elif factories.needs(factory, "ServerTx"):
         _fill(options, "server_lr", SERVER_OPTIMIZERS[options.server_optimizer].learning_rate)
     if options.local_epochs is None:
         _fill(options, "local_steps", 5)
@@ -79,10 +73,11 @@ def make_algorithm(
       options: parsed flags.
       participation: cohort size over population size.
       loss_of: the loss that an algorithm's access allows, from that algorithm.
-      given: what else factories are offered, by the names of their arguments.
+      given: what else factories are offered, by the annotations of their arguments.
 
     Raises:
-      ValueError: for a hyper-parameter that its factory refuses.
+      ValueError: for a hyper-parameter that its factory refuses; where clients' ranks differ
+        and the algorithm does not heed them.
     """
     schedule = None
     if options.client_schedule not in (None, "constant"):
@@ -95,20 +90,21 @@ def make_algorithm(
         schedule=schedule,
     )
     offered: dict[str, Any] = {
-        "client_tx": client_tx,
-        "learning_rate": _by_round(options.client_lr or 0.0, schedule),
-        "participation": participation,
-        "server_lr": options.server_lr,
+        "ClientTx": client_tx,
+        "LearningRate": _by_round(options.client_lr or 0.0, schedule),
+        "Participation": participation,
+        "ServerLr": options.server_lr,
         **given,
     }
     if options.server_optimizer is not None:
-        offered["server_tx"] = SERVER_OPTIMIZERS[options.server_optimizer].make(options.server_lr)
+        offered["ServerTx"] = SERVER_OPTIMIZERS[options.server_optimizer].make(options.server_lr)
     if options.client_weight is not None:
-        offered["weigh_fn"] = _WEIGHTS[options.client_weight]
+        offered["WeighFn"] = _WEIGHTS[options.client_weight]
     # Which loss it may have is declared by what is built; called it is only later
-    offered["loss_fn"] = lambda *given: loss_fn(*given)
+    offered["LossFn"] = lambda *given: loss_fn(*given)
     factory = _REFERENCES.get(options.baseline) or factories.find_factory(options.algorithm)
     algorithm = factories.build(factory, options, offered)
+    _check_ranked(options, algorithm)
     loss_fn: Callable = loss_of(algorithm)
     return algorithm
 
@@ -117,9 +113,9 @@ def client_ranks(options: flags.FlagValues) -> list[int]:
     """Returns the ranks that clients have in turn.
 
     Raises:
-      ValueError: for a rank that is none, and for an algorithm that would not heed it.
+      ValueError: for a rank that is none.
     """
-    told = f"--client_ranks={','.join(options.client_ranks)}"
+    told = _told_ranks(options)
     try:
         ranks = [int(rank) for rank in options.client_ranks]
     except ValueError as error:
@@ -128,13 +124,37 @@ def client_ranks(options: flags.FlagValues) -> list[int]:
         raise ValueError(
             f"{told}: each must be from 1 to --lora_rank={options.lora_rank}, with --adapter=lora"
         )
-    if options.algorithm in ALGORITHMS and options.algorithm not in RANKED:
-        raise ValueError(
-            f"{told}: --algorithm={options.algorithm} trains all components on every client; "
-            f"unequal ranks are for {', '.join(RANKED)}; plain averaging of factors padded "
-            "with zeros is --algorithm=het_lora --nosparsity_weights"
-        )
     return ranks
+
+
+def _told_ranks(options: flags.FlagValues) -> str:
+    return f"--client_ranks={','.join(options.client_ranks)}"
+
+
+def _check_ranked(options: flags.FlagValues, algorithm: Algorithm) -> None:
+    """Refuses unequal ranks for an algorithm that would train all components on every client."""
+    if options.client_ranks and options.baseline == "none" and not algorithm.ranked:
+        raise ValueError(
+            f"{_told_ranks(options)}: --algorithm={options.algorithm} trains all components on "
+            f"every client; unequal ranks are for {', '.join(factories.ranked())}, and for your "
+            "own that heeds `data.rank` and says so by Algorithm(..., ranked=True)"
+        )
+
+
+def _usual_server_lr(options: flags.FlagValues, factory: Callable) -> float | None:
+    """The default of the argument that is given the server's step size.
+
+    Raises:
+      ValueError: if it has none, and no flag gives it one.
+    """
+    marks = world.needs(factory)
+    name = next(name for name, mark in marks.items() if mark.name == "ServerLr")
+    default = world.parameters_of(factory)[name].default
+    if default is not inspect.Parameter.empty:
+        return default
+    if options.server_lr is None:
+        raise ValueError(f"--algorithm={options.algorithm} needs --server_lr; give it a value")
+    return None
 
 
 def describe(options: flags.FlagValues) -> str:

@@ -225,3 +225,5 @@ class Algorithm(NamedTuple):
     refuses: Mapping[str, str] = {}
     # (value, replica) -> Reading: for the simulator's telemetry, and for nothing else
     read: Callable = unread
+    # heeds the rank of each client, `data.rank`, so that ranks may differ
+    ranked: bool = False
