@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
+from fedjax_post.study.factories import annotations, own_parameters
 from fedjax_post.study.fields import default_of, kinds_of, meaning_of
 from fedjax_post.study.spec import PATHS, SECTIONS, Spec
 
@@ -131,16 +132,21 @@ def _value(flag: Flag, value: Any) -> Any:
 
 
 def _own_of(factories: Mapping[str, Callable]) -> dict[str, tuple[type, str]]:
-    from fedjax_post.study.factories import own_parameters
-
+    """The type and the help of every hyper-parameter that a flag can give."""
     kinds: dict[str, type] = {}
     told: dict[str, list[str]] = {}
     for algorithm, factory in factories.items():
         for name, parameter in own_parameters(factory).items():
             kind = parameter.annotation
             kind = kind if kind in _DEFINERS else type(parameter.default)
-            if kind not in _DEFINERS or name in FLAGS:
+            if kind not in _DEFINERS:
                 continue
+            if name in FLAGS:
+                raise ValueError(
+                    f"method={algorithm}: its argument {name} would be the flag --{name}, which "
+                    f"the program has already; rename it, such as own_{name}, or annotate it as "
+                    f"what it is to be given: {annotations()}"
+                )
             kinds[name] = kind
             doc = re.search(rf"^\s+{name}: (.*)$", inspect.getdoc(factory) or "", re.MULTILINE)
             default = "" if parameter.default is parameter.empty else f" {parameter.default}"

@@ -9,7 +9,9 @@ import optax
 
 from algorithms import ALGORITHMS, ditto
 from algorithms.references import central
+from fedjax_post.core import world
 from fedjax_post.core.access import Access
+from fedjax_post.core.checked import check_parts
 from fedjax_post.study.calls import parse
 from fedjax_post.study.fields import unknown
 from fedjax_post.study.files import load_code
@@ -17,34 +19,27 @@ from fedjax_post.study.learning import Method
 
 Factories = Mapping[str, Callable]
 
-# general flag -> the arguments that it feeds; other general flags suit every algorithm
+# general flag -> the annotations that it feeds; other general flags suit every algorithm
 FEEDS = {
-    "client_optimizer": ("client_tx",),
-    "client_lr": ("client_tx", "learning_rate"),
-    "client_schedule": ("client_tx", "learning_rate"),
-    "weight_decay": ("client_tx",),
-    "grad_clip": ("client_tx",),
-    "server_optimizer": ("server_tx",),
-    "server_lr": ("server_tx", "server_lr"),
-    "client_weight": ("weigh_fn",),
-    "embeddings": ("embeddings",),
+    "client_optimizer": ("ClientTx",),
+    "client_lr": ("ClientTx", "LearningRate"),
+    "client_schedule": ("ClientTx", "LearningRate"),
+    "weight_decay": ("ClientTx",),
+    "grad_clip": ("ClientTx",),
+    "server_optimizer": ("ServerTx",),
+    "server_lr": ("ServerTx", "ServerLr"),
+    "client_weight": ("WeighFn",),
+    "embeddings": ("Embeddings",),
 }
-# arguments that the program gives, so that no flag is made of them
-PROVIDED = (
-    *("loss_fn", "client_tx", "learning_rate", "participation"),
-    *("server_tx", "server_lr", "weigh_fn"),
-    *("candidates", "embeddings", "separator", "dropped", "vocab_size"),
-)
-# what factories are given so that they tell their access: nothing is trained with it
+# what factories are given so that they report their access: nothing is trained with it
 _TOY: Mapping[str, Any] = {
-    "loss_fn": lambda params, model, batch, key: (0.0, {}),
-    "client_tx": optax.sgd(0.1),
-    "learning_rate": 0.1,
-    "participation": 1.0,
-    "local_pattern": "^head$",
-    "candidates": np.arange(2),
-    "separator": np.int32(0),
-    "dropped": np.arange(1),
+    "LossFn": lambda params, model, batch, key: (0.0, {}),
+    "ClientTx": optax.sgd(0.1),
+    "LearningRate": 0.1,
+    "Participation": 1.0,
+    "Candidates": np.arange(2),
+    "Separator": np.int32(0),
+    "Specials": np.arange(1),
 }
 
 
@@ -88,17 +83,21 @@ def wrapped(text: str) -> Callable:
 
 def _ditto_over(inner: Callable | str, **fixed: Any) -> Callable:
     inner = find_factory(inner) if isinstance(inner, str) else inner
-    taken = inspect.signature(inner).parameters
-    own = {name: p for name, p in taken.items() if name not in ("loss_fn", "client_tx")}
-    ditto(ALGORITHMS["fed_avg"](None, optax.sgd(1.0)), None, client_tx=optax.sgd(1.0), **fixed)
+    needed = world.needs(inner)
+    ditto(central(None, optax.sgd(1.0)), None, client_tx=optax.sgd(1.0), **fixed)
 
-    def factory(loss_fn, client_tx, **given):
-        given |= {"client_tx": client_tx} if "client_tx" in taken else {}
-        return ditto(inner(loss_fn, **given), loss_fn, client_tx=client_tx, **fixed)
+    def factory(loss_fn: world.LossFn, client_tx: world.ClientTx, **others: Any):
+        shared = {"LossFn": loss_fn, "ClientTx": client_tx}
+        both = {name: shared[mark.name] for name, mark in needed.items() if mark.name in shared}
+        return ditto(inner(**both, **others), loss_fn, client_tx=client_tx, **fixed)
 
-    both = [p for name, p in inspect.signature(factory).parameters.items() if name != "given"]
-    keywords = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own.values()]
-    factory.__signature__ = inspect.Signature([*both, *keywords])  # type: ignore[attr-defined]
+    given = [*world.parameters_of(factory).values()][:2]
+    own = [
+        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for name, parameter in world.parameters_of(inner).items()
+        if name not in needed or needed[name].name not in ("LossFn", "ClientTx")
+    ]
+    factory.__signature__ = inspect.Signature([*given, *own])  # type: ignore[attr-defined]
     factory.__doc__ = inner.__doc__
     return factory
 
@@ -108,15 +107,21 @@ def declared() -> dict[str, Mapping[str, Access]]:
     return {name: _toy_of(factory).access for name, factory in ALGORITHMS.items()}
 
 
-def access_of(name: str) -> Mapping[str, Access]:
+def access_of(name: str | Callable) -> Mapping[str, Access]:
     """Returns the access that an algorithm declares, by model role; see `find_factory`."""
     return _toy_of(find_factory(name)).access
 
 
+def ranked() -> list[str]:
+    """Returns the registered algorithms that heed the rank of each client."""
+    return [name for name, factory in ALGORITHMS.items() if _toy_of(factory).ranked]
+
+
 def own_parameters(factory: Callable) -> dict[str, inspect.Parameter]:
     """Returns a factory's hyper-parameters: the arguments that the program does not give."""
-    parameters = inspect.signature(factory).parameters
-    return {name: value for name, value in parameters.items() if name not in PROVIDED}
+    needed = world.needs(factory)
+    parameters = world.parameters_of(factory)
+    return {name: value for name, value in parameters.items() if name not in needed}
 
 
 def takers(flag: str, factories: Factories) -> list[str]:
@@ -126,7 +131,14 @@ def takers(flag: str, factories: Factories) -> list[str]:
 
 def takes(factory: Callable, flag: str) -> bool:
     """Returns whether a factory takes a flag."""
-    return bool(set(FEEDS.get(flag, (flag,))) & set(inspect.signature(factory).parameters))
+    if flag in FEEDS:
+        return any(needs(factory, annotation) for annotation in FEEDS[flag])
+    return flag in own_parameters(factory)
+
+
+def needs(factory: Callable, annotation: str) -> bool:
+    """Returns whether a factory has an argument with an annotation of `core.world`."""
+    return annotation in {mark.name for mark in world.needs(factory).values()}
 
 
 def check_taken(method: Method, factory: Callable) -> None:
@@ -159,20 +171,41 @@ def filled_params(method: Method, factory: Callable) -> dict[str, Any]:
     """
     params = dict(method.params)
     for name, parameter in own_parameters(factory).items():
-        if name in params:
+        if name in params or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
         if parameter.default is parameter.empty:
-            raise ValueError(f"method={spoken(method.name)} needs {name}; give it a value")
-        params[name] = parameter.default
+            raise ValueError(
+                f"method={spoken(method.name)}: nothing says what its argument {name} is given; "
+                f"give `method.params` a value for it, or annotate it, as in `{name}: float` for a "
+                "flag, or in `loss_fn: LossFn` and `client_tx: ClientTx` for what is given to it, "
+                f"with what fedjax_post.core.world has: {annotations()}"
+            )
+        if isinstance(parameter.default, bool | int | float | str):
+            params[name] = parameter.default
     return params
 
 
 def build(factory: Callable, method: Method, offered: Mapping[str, Any]) -> Any:
-    """Returns the factory's algorithm, made of what is offered and of its own arguments."""
-    names = inspect.signature(factory).parameters
-    arguments = {name: value for name, value in offered.items() if name in names}
+    """Returns the factory's algorithm, made of what is offered and of its own arguments.
+
+    Args:
+      factory: what makes it.
+      method: with the values of its own arguments.
+      offered: what there is, by the name of its annotation in `core.world`.
+
+    Raises:
+      TypeError: if it returns something else.
+    """
+    given = world.needs(factory).items()
+    arguments = {name: offered[mark.name] for name, mark in given if mark.name in offered}
+    names = own_parameters(factory)
     own = {name: value for name, value in method.params.items() if name in names}
-    return factory(**arguments, **own)
+    return check_parts(factory(**arguments, **own))
+
+
+def annotations() -> str:
+    """Returns the names of the annotations of `core.world`."""
+    return ", ".join(mark.name for mark in map(world.given_by, world.ANNOTATIONS) if mark)
 
 
 def spoken(value: Any) -> str:
@@ -182,7 +215,7 @@ def spoken(value: Any) -> str:
 
 def _toy_of(factory: Callable) -> Any:
     """An algorithm made of toy arguments where it has no defaults."""
-    taken = inspect.signature(factory).parameters
-    missing = [name for name, p in taken.items() if p.default is p.empty]
-    usual = lambda name: None if name in PROVIDED else 0.1
-    return factory(**{name: _TOY.get(name, usual(name)) for name in missing})
+    needed = world.needs(factory)
+    usual = lambda name: _TOY[needed[name].name] if name in needed else 0.1
+    taken = world.parameters_of(factory).items()
+    return factory(**{name: usual(name) for name, p in taken if p.default is p.empty})

@@ -1,15 +1,16 @@
 """The algorithm of an experiment: its optimizers, schedules and weights, or a reference point."""
 
+import inspect
 from collections.abc import Callable, Mapping
-from inspect import signature
 from types import MappingProxyType
 from typing import Any
 
-from algorithms import ALGORITHMS, references
-from fedjax_post.core import local
+from algorithms import references
+from fedjax_post.core import local, world
 from fedjax_post.core.algorithm import Algorithm
 from fedjax_post.objectives.sft import sft_loss
 from fedjax_post.study import factories, objectives, private
+from fedjax_post.study.learning import Method
 from fedjax_post.study.optimizers import (
     CLIENT_OPTIMIZERS,
     SCHEDULES,
@@ -23,11 +24,6 @@ _WEIGHTS = {
     "examples": local.by_examples,
     "uniform": local.uniformly,
 }
-# the algorithms that heed the rank of a client
-RANKED = (
-    *("ffa_lora", "ro_lora", "fed_sa_lora", "flora", "fed_ex_lora"),
-    *("flex_lora", "het_lora", "fed_svd", "lora_fair", "florist"),
-)
 _USUAL = {
     "client_optimizer": "sgd",
     "client_schedule": "constant",
@@ -68,10 +64,9 @@ def filled(spec: Spec) -> Spec:
     optimizer = method.client_optimizer or values.get("client_optimizer", "sgd")
     if factories.takes(factory, "client_lr"):
         values["client_lr"] = CLIENT_OPTIMIZERS[optimizer].learning_rate
-    taken = signature(factory).parameters
-    if "server_lr" in taken:
-        values["server_lr"] = taken["server_lr"].default
-    elif "server_tx" in taken:
+    if factories.needs(factory, "ServerLr"):
+        values["server_lr"] = _usual_server_lr(method, factory)
+    elif factories.needs(factory, "ServerTx"):
         server = method.server_optimizer or values.get("server_optimizer", "sgd")
         values["server_lr"] = SERVER_OPTIMIZERS[server].learning_rate
     given = {name: value for name, value in vars(method).items() if value is not None}
@@ -94,10 +89,11 @@ def make_algorithm(
       spec: the experiment.
       participation: cohort size over population size.
       loss_of: the loss that an algorithm's access allows, from that algorithm.
-      given: what else factories are offered, by the names of their arguments.
+      given: what else factories are offered, by the annotations of their arguments.
 
     Raises:
-      ValueError: for a hyper-parameter that its factory refuses.
+      ValueError: for a hyper-parameter that its factory refuses; where clients' ranks differ
+        and the algorithm does not heed them.
     """
     schedule = None
     if spec.method.client_schedule not in (None, "constant"):
@@ -110,22 +106,23 @@ def make_algorithm(
         schedule=schedule,
     )
     offered: dict[str, Any] = {
-        "client_tx": client_tx,
-        "learning_rate": _by_round(spec.method.client_lr or 0.0, schedule),
-        "participation": participation,
-        "server_lr": spec.method.server_lr,
+        "ClientTx": client_tx,
+        "LearningRate": _by_round(spec.method.client_lr or 0.0, schedule),
+        "Participation": participation,
+        "ServerLr": spec.method.server_lr,
         **given,
     }
     if spec.method.server_optimizer is not None:
-        offered["server_tx"] = SERVER_OPTIMIZERS[spec.method.server_optimizer].make(
+        offered["ServerTx"] = SERVER_OPTIMIZERS[spec.method.server_optimizer].make(
             spec.method.server_lr
         )
     if spec.method.client_weight is not None:
-        offered["weigh_fn"] = _WEIGHTS[spec.method.client_weight]
+        offered["WeighFn"] = _WEIGHTS[spec.method.client_weight]
     # Which loss it may have is declared by what is built; called it is only later
-    offered["loss_fn"] = lambda *given: loss_fn(*given)
+    offered["LossFn"] = lambda *given: loss_fn(*given)
     factory = _REFERENCES.get(spec.method.baseline) or factories.find_factory(spec.method.name)
     algorithm = factories.build(factory, spec.method, offered)
+    _check_ranked(spec, algorithm)
     loss_fn: Callable = loss_of(algorithm)
     return algorithm
 
@@ -134,21 +131,47 @@ def client_ranks(spec: Spec) -> list[int]:
     """Returns the ranks that clients have in turn.
 
     Raises:
-      ValueError: for a rank that is none, and for an algorithm that would not heed it.
+      ValueError: for a rank that is none.
     """
-    ranks = list(spec.adapter.client_ranks)
-    told = f"client_ranks={','.join(map(str, ranks))}"
-    if spec.adapter.kind != "lora" or not 1 <= min(ranks) <= max(ranks) <= spec.adapter.rank:
+    ranks, adapter = list(spec.adapter.client_ranks), spec.adapter
+    if adapter.kind != "lora" or max(ranks) > adapter.rank:
         raise ValueError(
-            f"{told}: each must be from 1 to adapter.rank={spec.adapter.rank}, with adapter=lora"
-        )
-    if spec.method.name in ALGORITHMS and spec.method.name not in RANKED:
-        raise ValueError(
-            f"{told}: method={spec.method.name} trains all components on every client; "
-            f"unequal ranks are for {', '.join(RANKED)}; plain averaging of factors padded "
-            "with zeros is `method=het_lora` without `sparsity_weights`"
+            f"{_told_ranks(spec)}: each must be from 1 to `adapter.rank={adapter.rank}`, with "
+            "`adapter=lora`"
         )
     return ranks
+
+
+def _told_ranks(spec: Spec) -> str:
+    return f"client_ranks={','.join(map(str, spec.adapter.client_ranks))}"
+
+
+def _check_ranked(spec: Spec, algorithm: Algorithm) -> None:
+    """Refuses unequal ranks for an algorithm that would train all components on every client."""
+    if spec.adapter.client_ranks and spec.method.baseline == "none" and not algorithm.ranked:
+        raise ValueError(
+            f"{_told_ranks(spec)}: method={factories.spoken(spec.method.name)} trains all "
+            f"components on every client; unequal ranks are for {', '.join(factories.ranked())}, "
+            "and for your own that heeds `data.rank` and says so by Algorithm(..., ranked=True)"
+        )
+
+
+def _usual_server_lr(method: Method, factory: Callable) -> float | None:
+    """The default of the argument that is given the server's step size.
+
+    Raises:
+      ValueError: if it has none, and no value is given.
+    """
+    marks = world.needs(factory)
+    name = next(name for name, mark in marks.items() if mark.name == "ServerLr")
+    default = world.parameters_of(factory)[name].default
+    if default is not inspect.Parameter.empty:
+        return default
+    if method.server_lr is None:
+        raise ValueError(
+            f"method={factories.spoken(method.name)} needs `server_lr`; give it a value"
+        )
+    return None
 
 
 def describe(spec: Spec) -> str:

@@ -66,19 +66,19 @@ def places_of(spec: Spec, tokenizer: Any) -> int:
 
 
 def offered(spec: Spec, factory: Callable, tokenizer: Any) -> dict[str, Any]:
-    """Returns the tokens that a factory asks for, by the names of its arguments.
+    """Returns the tokens that a factory asks for, by the annotations of its arguments.
 
     Raises:
       ValueError: if there is no candidate, or embeddings are of other tokens.
     """
     make = {
-        "candidates": lambda: _candidates(spec, tokenizer),
-        "embeddings": lambda: _embeddings(spec),
-        "separator": lambda: np.int32(tokenizer.encode("\n", add_special_tokens=False)[-1]),
-        "vocab_size": lambda: len(tokenizer),
-        "dropped": lambda: np.asarray(sorted(set(tokenizer.all_special_ids)), np.int32),
+        "Candidates": lambda: _candidates(spec, tokenizer),
+        "Embeddings": lambda: _embeddings(spec),
+        "Separator": lambda: np.int32(tokenizer.encode("\n", add_special_tokens=False)[-1]),
+        "VocabSize": lambda: len(tokenizer),
+        "Specials": lambda: np.asarray(sorted(set(tokenizer.all_special_ids)), np.int32),
     }
-    return {name: fn() for name, fn in make.items() if factories.takes(factory, name)}
+    return {name: fn() for name, fn in make.items() if factories.needs(factory, name)}
 
 
 def loss_of(spec: Spec, algorithm: Algorithm, tokenizer: Any, *, longest: int) -> Callable:

@@ -1,16 +1,22 @@
 """The README and the pages run as they stand, and what they name exists."""
 
+import importlib
 import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import numpy as np
+import optax
 import pytest
 
-from algorithms import ALGORITHMS
+from algorithms import ALGORITHMS, fed_avg
 from experiments.flags.define import FLAGS
+from fedjax_post.core import world
 from fedjax_post.study.factories import own_parameters
+from fedjax_post.testing import Case, toy_loss
 
 ROOT = Path(__file__).parent.parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -42,6 +48,25 @@ def test_each_block_of_the_readme_runs_by_itself(block, tmp_path):
         mean, sent = done.stdout.split()
         assert float(mean) == pytest.approx(1, abs=1e-3)
         assert sent == "24"
+
+
+def test_the_algorithm_of_the_readme_is_fed_avg(tmp_path, monkeypatch):
+    """To the bit, and its arguments are given as it says."""
+    (block,) = [block for block in BLOCKS if "def my_fed_avg" in block]
+    (tmp_path / "readme_algorithm.py").write_text(block.split("\ndef loss_fn")[0])
+    monkeypatch.syspath_prepend(tmp_path)
+    factory = importlib.import_module("readme_algorithm").my_fed_avg
+    algorithms = (factory(toy_loss, optax.sgd(0.05)), fed_avg(toy_loss, optax.sgd(0.05)))
+    one, other = (Case(algorithm, rounds=3).reference.shared for algorithm in algorithms)
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+    marks = {name: mark.name for name, mark in world.needs(factory).items()}
+    assert marks == {"loss_fn": "LossFn", "client_tx": "ClientTx", "server_lr": "ServerLr"}
+
+
+def test_annotations_of_the_world_are_named():
+    text = (ROOT / "docs" / "algorithms.md").read_text(encoding="utf-8")
+    for annotation in world.ANNOTATIONS:
+        assert f"`{world.given_by(annotation).name}`" in text
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
