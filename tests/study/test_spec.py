@@ -85,7 +85,7 @@ def test_a_specification_is_read_back_equal(tmp_path):
     )
     write_spec(tmp_path / "spec.json", spec)
     assert read_spec(tmp_path / "spec.json") == spec
-    assert set(json.loads(to_json(spec))) == {"format", "version", *SECTIONS, "seed"}
+    assert set(json.loads(to_json(spec))) == {"format", "version", *SECTIONS, "seed", "sha256"}
 
 
 HEAD = '{"format": "fedjax_post experiment", '
