@@ -59,13 +59,18 @@ def planned(specs: Mapping[str, Spec], seeds: Sequence[int], directory: Path) ->
     Raises:
       ValueError: for no seed, or one that is there twice.
     """
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise ValueError(f"seeds={list(seeds)} must be some numbers, each once; such as 0, 1, 2")
+    check_seeds(seeds)
     return [
         Cell(label, spec.replace(seed=seed), where(directory, label, seed))
         for seed in seeds
         for label, spec in specs.items()
     ]
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Refuses no seed, and one that is there twice."""
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds={list(seeds)} must be some numbers, each once; such as 0, 1, 2")
 
 
 def where(directory: Path, label: str, seed: int) -> Path:

@@ -79,6 +79,7 @@ def ladder(
     """
     directory = Path(directory or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-ladder")
     _check(rungs)
+    cells.check_seeds(seeds)
     planned = plan_cells(rungs, seeds, bases or {}, directory)
     cells.check(planned)
     done = sum(cell.done for cell in planned)
