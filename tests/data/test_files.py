@@ -36,7 +36,7 @@ def read(path, content):
     path.write_bytes(content)
     rows = load_splits(str(path)).train.to_list()
     packed = path.with_name(f"packed-{path.name}.gz")
-    packed.write_bytes(gzip.compress(content))
+    packed.write_bytes(gzip.compress(content, mtime=0))
     if path.suffix != ".parquet":
         assert load_splits(str(packed)).train.to_list() == rows
     return rows
@@ -167,7 +167,7 @@ BROKEN = [
     ("a.csv", "prompt,response\na,b\n".encode("utf-16-le"), "no UTF-8.*utf-16"),
     ("a.json", b"PK\x03\x04rest", "a zip archive; unpack it first"),
     ("a.jsonl", b"version https://git-lfs.github.com/spec/v1\n", "run git lfs pull"),
-    ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 99)[:-9], "end-of-stream marker|cannot be read"),
+    ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 99, mtime=0)[:-9], "end-of-stream marker|cannot be read"),
     ("a.parquet", b"no parquet", "does not begin as a parquet file"),
     ("a.parquet", b"PAR1 and no more", "Parquet"),
 ]  # fmt: skip
