@@ -77,7 +77,7 @@ def parse(
     first = changes_of(values, [name for name in FLAGS if values[name].present])
     hand = _by_hand(argv, own)
     if wanted is None:
-        trust = "trust_code" in values and values.trust_code
+        trust = "trust_code" in hand and hand.trust_code
         typed = changes_of(hand, [name for name in FLAGS if hand[name].present])
         source = source or "the flag file"
         check_trusted(_put(stored, first), typed, source=source, trust_code=trust)
@@ -179,6 +179,9 @@ def _parsed(values: flags.FlagValues, argv: Sequence[str], *, known_only: bool =
         raise ValueError(_unknown(error.flagname, list(values))) from None
     except flags.Error as error:
         raise ValueError(str(error)) from None
+    except UnicodeDecodeError:
+        files = [given for given in argv if "flagfile" in given]
+        raise ValueError(f"{' '.join(files)} is no text; give a file with a flag a line") from None
 
 
 def _unknown(name: str, known: Sequence[str]) -> str:

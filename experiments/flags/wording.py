@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 
-from experiments.flags.define import FLAGS
+from experiments.flags.define import FLAGS, OWN
 from fedjax_post.data.columns import Columns
 
 # Arguments of the library whose flag has another name, beside the fields of an experiment.
@@ -16,13 +16,13 @@ _ARGUMENTS = {
     "path": "model",
     "directory": "output_dir",
     "resume": "resume",
-    "trust_code": "trust_code",
+    **{name: name for name in ("trust_code", "passport", "what_can_i_run", "downgrade", "seeds")},
     "url": "provider_url",
     "timeout": "provider_timeout",
     "refused_pattern": "refuse_pattern",
     **{role: f"{role}_column" for role in (*Columns._fields, "rejected")},
 }
-_NAME = r"[a-z]\w*(?:\.[a-z]\w*)?"
+_NAME = r"[a-z]\w*(?:\.[a-z]\w*){0,2}"
 _ARGUMENT = re.compile(
     rf"`(?P<quoted>{_NAME})(?P<value>=[^`]*)?`|(?<![\w.`'-])(?P<given>{_NAME})(?==)"
 )
@@ -54,7 +54,9 @@ def in_flags(message: str) -> str:
     """
 
     def reworded(match: re.Match) -> str:
-        flag = _FLAG_OF.get(match["quoted"] or match["given"])
+        name = match["quoted"] or match["given"]
+        own = name.startswith(f"{OWN}.")
+        flag = name.removeprefix(f"{OWN}.") if own else _FLAG_OF.get(name)
         return match[0] if flag is None else f"--{flag}{match['value'] or ''}"
 
     return _ARGUMENT.sub(reworded, message)

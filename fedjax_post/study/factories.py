@@ -16,6 +16,7 @@ from fedjax_post.study.calls import parse
 from fedjax_post.study.fields import unknown
 from fedjax_post.study.files import load_code
 from fedjax_post.study.learning import Method
+from fedjax_post.study.spec import Spec
 
 Factories = Mapping[str, Callable]
 
@@ -141,25 +142,28 @@ def needs(factory: Callable, annotation: str) -> bool:
     return annotation in {mark.name for mark in world.needs(factory).values()}
 
 
-def check_taken(method: Method, factory: Callable) -> None:
+def check_taken(spec: Spec, factory: Callable) -> None:
     """Refuses fields and arguments that the chosen algorithm has no use for.
 
     Raises:
       ValueError: naming the field and the algorithms that take it.
     """
-    names = {name for known in ALGORITHMS.values() for name in own_parameters(known)}
+    method, name_of = spec.method, spoken(spec.method.name)
     given = {name: getattr(method, name) for name in FEEDS if hasattr(method, name)}
-    for name, value in {**given, **method.params}.items():
-        if method.baseline != "none" and takes(central, name):
-            continue
+    given = {name: (name, value) for name, value in given.items()}
+    given["embeddings"] = "model.embeddings", spec.model.embeddings
+    own = {name: (f"method.params.{name}", value) for name, value in method.params.items()}
+    for name, (field, value) in (given | own).items():
         if value is None or takes(factory, name):
             continue
-        if name not in given and name not in names:
+        if method.baseline != "none" and takes(central, name):
+            continue
+        known = takers(name, ALGORITHMS)
+        if not known:
             told = unknown(name, own_parameters(factory), what="argument")
-            raise ValueError(f"method={spoken(method.name)}: {told}")
+            raise ValueError(f"method={name_of}: {told}")
         raise ValueError(
-            f"{name}={value}: method={spoken(method.name)} does not take it; it belongs to "
-            f"{', '.join(takers(name, ALGORITHMS))}"
+            f"{field}={value}: method={name_of} does not take it; it belongs to {', '.join(known)}"
         )
 
 

@@ -115,11 +115,21 @@ def read_spec(path: Path, *, supplied: Mapping[str, Any] | None = None) -> Spec:
       ValueError: for a file that is no specification, and a value that is missing or not the one
         of the file.
     """
+    return supply(read_as_written(path), supplied or {}, source=str(path))
+
+
+def read_as_written(path: Path) -> Spec:
+    """Returns the specification in a file, `Missing` in the place of what it could not hold.
+
+    Raises:
+      OSError: if the file cannot be read.
+      ValueError: as `from_json`.
+    """
     try:
         text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} is no text in UTF-8; is it damaged?") from None
-    return supply(from_json(text, source=str(path)), supplied or {}, source=str(path))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is damaged: it is no text at byte {error.start}") from None
+    return from_json(text, source=str(path))
 
 
 def supply(spec: Spec, supplied: Mapping[str, Any], *, source: str) -> Spec:

@@ -21,7 +21,7 @@ from fedjax_post.simulate.record import Callback, Record
 from fedjax_post.study import build, export, factories, folder, hosting, peers, plan, scoring
 from fedjax_post.study.build import Parts
 from fedjax_post.study.fields import meaning_of
-from fedjax_post.study.files import Missing, as_written, from_json, supply, write_spec
+from fedjax_post.study.files import Missing, as_written, read_as_written, supply, write_spec
 from fedjax_post.study.resolve import resolve
 from fedjax_post.study.spec import PATHS, Spec
 
@@ -144,7 +144,7 @@ def check_same(now: Spec, stored: Path) -> None:
     Raises:
       ValueError: naming the first field that differs, and both values.
     """
-    before = from_json(stored.read_text(encoding="utf-8"), source=str(stored))
+    before = read_as_written(stored)
     written, given = as_written(resolve(_without_missing(before, now))), as_written(resolve(now))
     for path, field in PATHS.items():
         if written[path] == given[path] or meaning_of(field).free:

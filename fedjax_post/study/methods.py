@@ -52,7 +52,7 @@ def filled(spec: Spec) -> Spec:
             "exclude each other; give one"
         )
     chosen = factories.find_factory(method.name)
-    factories.check_taken(method, chosen)
+    factories.check_taken(spec, chosen)
     federated = method.baseline == "none"
     factory = chosen if federated else references.central
     values = {"params": factories.filled_params(method, chosen)}

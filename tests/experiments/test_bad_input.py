@@ -7,6 +7,7 @@ import pytest
 
 import fedjax_post
 from fedjax_post.study import build, scoring, trained
+from fedjax_post.study.files import read_spec, write_spec
 
 
 @pytest.fixture(autouse=True)
@@ -109,7 +110,7 @@ def refused(call, tmp_path, capsys):
             "--dp_noise_multiplier=1 --dp_clip=1 --sampling=full --algorithm=flora",
             "--dp_clip=1: noise cannot stand around this algorithm",
         ),
-        ("--algorithm=ditto(fedavg)", "fedavg is unknown; did you mean fed_avg?"),
+        ("--algorithm=ditto(fedavg)", "fedavg is no algorithm; did you mean fed_avg?"),
         ("--algorithm=ditto(fed_avg,mu=-1)", "mu must not be negative, got -1"),
         ("--algorithm=dito(fed_avg)", "dito is unknown; did you mean ditto?"),
         ("--cohort_size=5", "5 exceeds the population of 4 clients; lower --cohort_size"),
@@ -129,9 +130,12 @@ def refused(call, tmp_path, capsys):
         ("--model=nobody/nothing", "--model=nobody/nothing is neither a local folder nor in"),
         ("--prompt_column=ask", "--prompt_column=ask: no such column; there are client"),
         ("--partition=dirichlet", "--partition=dirichlet needs --num_clients"),
-        ("--partition=dirichlet --num_clients=3 --partition_alpha=0", "--partition_alpha must be"),
+        (
+            "--partition=dirichlet --num_clients=3 --partition_alpha=0",
+            "--partition_alpha=0.0 must be greater than 0",
+        ),
         ("--partition=iid --num_clients=99", "--num_clients must be in [1, number of rows = 18]"),
-        ("--template={question}", "--template names {question}, which is no column"),
+        ("--template={question}", "template names {question}, which is no column"),
         ("--template=alpaca", "--template=alpaca is unknown; use auto, chat, plain"),
         ("--max_length=3", "--max_length=3 leaves no response in any of the"),
         ("--max_length=99", "--max_length=99 exceeds what the model reads, 32 tokens"),
@@ -140,7 +144,7 @@ def refused(call, tmp_path, capsys):
         ("--mesh=lanes:1", "--mesh=lanes:1 names axes ['lanes']; there are clients and model"),
         ("--mesh=model:1 --executor=host", "--mesh=model:1: --executor=host computes on one"),
         ("--mesh=model:1 --chunk_size=auto", "--chunk_size=auto knows one device's memory"),
-        ("--resume", "holds no run to --resume; leave --resume out to start one"),
+        ("--resume", "holds no run to resume; leave --resume out to start one"),
         ("--resume --output_dir=", "--resume needs --output_dir"),
     ],
 )
@@ -261,8 +265,6 @@ def test_a_run_is_not_resumed_as_another_one(call, finished, capsys, given, said
 def test_rounds_do_not_grow_under_a_schedule(call, finished, tmp_path, capsys):
     run = shutil.copytree(finished, tmp_path / "run")
     path = run / "spec.json"
-    stored = json.loads(path.read_text())
-    stored["method"]["client_schedule"] = "cosine"
-    path.write_text(json.dumps(stored))
+    write_spec(path, read_spec(path).put({"method.client_schedule": "cosine"}))
     assert call("--resume", "--num_rounds=6", "--client_schedule=cosine") == 2
     assert "--client_schedule depends on it" in capsys.readouterr().err
