@@ -47,5 +47,6 @@ def _rows(parts: Parts) -> list[tuple[str, str]]:
     data, seed = parts.spec.data, parts.spec.seed
     splits = load_splits(data.source, split=data.split, num_clients=data.num_clients, seed=seed)
     heldout = hold_out(splits, data.heldout_fraction, seed=seed).heldout
+    assert heldout is not None  # the run has rows to score on
     names = parts.data.report["columns"]
     return [(str(row[names["prompt"]]), str(row[names["response"]])) for row in heldout]

@@ -77,11 +77,13 @@ def build(spec: Spec) -> Parts:
         data = data._replace(clients=RankedClients(data.clients, ranks))
     paced = pace.plan_of(spec, len(data.clients))
     sampler = rows.make_sampler(spec, len(data.clients))
+    assert data.heldout is not None  # `load_data` saw to it
     longest = longest_response(data.heldout)
     algorithm, promised = _make_algorithm(spec, data, tokenizer, room=room, longest=longest)
     roles.check(spec, algorithm)
-    held = {"access": algorithm.access, "table": data.heldout, "longest": longest}
-    form = disclosure.form_of(spec, tokenizer, **held)
+    form = disclosure.form_of(
+        spec, tokenizer, access=algorithm.access, table=data.heldout, longest=longest
+    )
     disclosure.check(spec, algorithm, data, form)
     target = trained.load_target(spec, tokenizer, mesh)
     train = lambda model: trained.make_trainable(spec, model, tokenizer)

@@ -1,14 +1,14 @@
 """The disclosure ledger of a run: where the target runs, and what left because of it."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from string import Formatter
 from typing import Any
 
 import numpy as np
 
-from fedjax_post.core.access import Access, check_access
+from fedjax_post.core.access import Access, check_access, spoken
 from fedjax_post.core.algorithm import Algorithm
 from fedjax_post.data.columns import Columns
 from fedjax_post.data.load import Loaded
@@ -127,7 +127,7 @@ def told(spec: Spec, entries: list[Entry], access: Mapping[str, Access]) -> dict
 
 def tier_of(access: Mapping[str, Access]) -> str:
     """Returns the tier by which a method works on the target: EMULATOR where that stands in."""
-    return "EMULATOR" if "emulator" in access else access["target"].name
+    return "EMULATOR" if "emulator" in access else spoken(access["target"])
 
 
 def place_of(spec: Spec, access: Mapping[str, Access]) -> str | None:
@@ -136,7 +136,7 @@ def place_of(spec: Spec, access: Mapping[str, Access]) -> str | None:
     return spec.hosting.inference if asked else None
 
 
-def write(directory: Path, entries: list[Entry]) -> None:
+def write(directory: Path, entries: Sequence[Entry]) -> None:
     """Writes `disclosure.jsonl`: a line for each round and party."""
     lines = [sealed_line(entry._asdict()) for entry in entries]
     folder.write_text(directory / "disclosure.jsonl", "".join(lines))

@@ -163,7 +163,7 @@ def _left_out(
     if _alone(stage):
         own = _unmoved(stage, theirs)._replace(before=before, after=before)
         return [_unmoved(stage, name), own]
-    sampler = drills.without(stage.parts.plan.sampler, clients)
+    sampler = drills.without(stage.parts.plan.sampler, clients.tolist())
     without = _play(stage, name, after=after, sampler=sampler)
     worth = _score_own(stage, without, clients)
     note = f"on their own rows, were they let in; {who} can neither train nor be served"
@@ -269,7 +269,7 @@ def _held(parts: Parts):
 
 
 def _row(stage: _Stage, name: str, after: float, note: str, *, can=(True, True), **told) -> Row:
-    return Row(name, stage.method, stage.base, after, *can, note, told)
+    return Row(name, stage.method, stage.base, after, can[0], can[1], note, told)
 
 
 def _unmoved(stage: _Stage, name: str) -> Row:

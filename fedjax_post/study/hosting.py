@@ -47,13 +47,16 @@ def is_hosted(spec: Spec) -> bool:
     return spec.hosting.url is not None
 
 
-def model_of(spec: Spec, tokenizer: Any, *, directory: Path | None) -> Hosted:
+def model_of(
+    spec: Spec, tokenizer: Any, *, directory: Path | None, ask_again: bool = False
+) -> Hosted:
     """Returns the target at its provider; nothing is sent yet.
 
     Args:
       spec: the experiment.
       tokenizer: of this side.
       directory: of the run, for its journal; None while the run is only prepared.
+      ask_again: whether calls that may have been paid are sent again.
 
     Raises:
       ImportError: without the extra, naming it.
@@ -75,7 +78,7 @@ def model_of(spec: Spec, tokenizer: Any, *, directory: Path | None) -> Hosted:
         tokenizer,
         terms=terms,
         journal=None if directory is None else directory / "journal.jsonl",
-        ask_again=spec.ask_again,
+        ask_again=ask_again,
         access=Access[spec.hosting.access],
         watch=None if directory is None else _watch(spec),
     )

@@ -95,8 +95,13 @@ class Job:
             plan = self.parts.plan._replace(directory=self.directory)
             parts = self.parts._replace(plan=plan)
             if hosting.is_hosted(parts.spec):
-                asked = {"directory": self.directory, "ask_again": self.ask_again}
-                parts = parts._replace(model=hosting.model_of(parts.spec, parts.tokenizer, **asked))
+                model = hosting.model_of(
+                    parts.spec,
+                    parts.tokenizer,
+                    directory=self.directory,
+                    ask_again=self.ask_again,
+                )
+                parts = parts._replace(model=model)
             yield parts
 
 
@@ -147,7 +152,8 @@ def check_same(now: Spec, stored: Path) -> None:
     before = read_as_written(stored)
     written, given = as_written(resolve(_without_missing(before, now))), as_written(resolve(now))
     for path, field in PATHS.items():
-        if written[path] == given[path] or meaning_of(field).free:
+        meaning = meaning_of(field)
+        if written[path] == given[path] or (meaning is not None and meaning.free):
             continue
         why = _by_rounds(before) if path == "training.rounds" else ""
         if path == "training.rounds" and not why:
@@ -166,7 +172,7 @@ def _without_missing(before: Spec, now: Spec) -> Spec:
 
 def rounds_of(parts: Parts, callbacks: Sequence[Callback]) -> Iterator[tuple[State, Record]]:
     """Returns an iterator over the rounds that are left of a run whose folder is held."""
-    rounds = fedjax_post.run(
+    rounds: Any = fedjax_post.run(
         parts.algorithm,
         parts.model,
         parts.data.clients,

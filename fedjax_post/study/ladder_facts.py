@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fedjax_post.core.access import LEVELS
+from fedjax_post.core.access import LEVELS, spoken
 from fedjax_post.evaluate.generation import reference_answers
 from fedjax_post.openness import passport as read
 from fedjax_post.openness.framework import CLASSES
@@ -53,8 +53,9 @@ def cells_told(rungs: Mapping[str, Rung]) -> list[dict[str, Any]]:
 def chance_of(parts: Parts) -> float:
     """Returns the share of the commonest answer among the held-out rows, in [0, 1]."""
     heldout = parts.heldout
-    told = {"rows": heldout.rows, "decode_fn": heldout.decode_fn, "eos_id": heldout.eos_id}
-    answers = reference_answers(heldout.table, **told)
+    answers = reference_answers(
+        heldout.table, rows=heldout.rows, decode_fn=heldout.decode_fn, eos_id=heldout.eos_id
+    )
     return Counter(answers).most_common(1)[0][1] / len(answers)
 
 
@@ -80,7 +81,7 @@ def gate_of(
 def matrix_told() -> dict[str, int]:
     """Returns how many registered methods there are, and how many run at each tier."""
     methods = declared()
-    run = {tier.name: len(methods) - len(refusals(methods, roles(tier))) for tier in LEVELS}
+    run = {spoken(tier): len(methods) - len(refusals(methods, roles(tier))) for tier in LEVELS}
     return {"methods": len(methods), **run}
 
 

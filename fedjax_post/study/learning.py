@@ -12,7 +12,7 @@ from fedjax_post.data.population import PARTITIONS, Population
 from fedjax_post.data.source import BUILTIN as TASKS
 from fedjax_post.hub.files import BUILTIN as MODELS
 from fedjax_post.model.codes import KINDS
-from fedjax_post.study.fields import check, setting
+from fedjax_post.study.fields import check, replaced, setting
 
 _frozen = dataclasses.dataclass(frozen=True)
 _USUAL = Population()
@@ -61,7 +61,7 @@ class Model:
     )
 
     __post_init__ = check
-    replace = dataclasses.replace
+    replace = replaced
 
 
 @_frozen
@@ -113,7 +113,7 @@ class Data:
     )
 
     __post_init__ = check
-    replace = dataclasses.replace
+    replace = replaced
 
 
 @_frozen
@@ -152,7 +152,7 @@ class Adapter:
     )
 
     __post_init__ = check
-    replace = dataclasses.replace
+    replace = replaced
 
 
 @_frozen
@@ -184,7 +184,7 @@ class Objective:
     )
 
     __post_init__ = check
-    replace = dataclasses.replace
+    replace = replaced
 
 
 @_frozen
@@ -229,4 +229,4 @@ class Method:
     aggregate: Any = setting(None, "a rule in place of the mean, such as trimmed_mean(0.2)")
 
     __post_init__ = check
-    replace = dataclasses.replace
+    replace = replaced

@@ -124,8 +124,8 @@ def loss_of(spec: Spec, algorithm: Algorithm) -> Callable | None:
 
 def _make_loss(spec: Spec) -> Callable:
     if spec.objective.name == "dpo":
-        return dpo_loss(beta=spec.objective.dpo_beta)
-    return grpo_loss(clip=spec.objective.grpo_clip, beta=spec.objective.grpo_beta)
+        return dpo_loss(beta=_set(spec.objective.dpo_beta))
+    return grpo_loss(clip=_set(spec.objective.grpo_clip), beta=_set(spec.objective.grpo_beta))
 
 
 def around(
@@ -153,9 +153,15 @@ def around(
         )
     rollout = rollouts(
         find_reward(spec),
-        group_size=spec.objective.group_size,
+        group_size=_set(spec.objective.group_size),
         max_new_tokens=length,
         eos_id=tokenizer.eos_token_id,
         pad_id=pad_id_of(tokenizer),
     )
     return on_policy(algorithm, rollout)
+
+
+def _set(value: Any) -> Any:
+    """A value that `filled` saw to."""
+    assert value is not None
+    return value

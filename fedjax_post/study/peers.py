@@ -97,7 +97,7 @@ def held(directory: Path) -> Iterator[None]:
 
 def should_stop(round: int) -> bool:
     """Returns whether a run that was told to stop ends behind this round, in all processes."""
-    if not (jax.distributed.is_initialized() and jax.config.jax_enable_preemption_service):
+    if not (jax.distributed.is_initialized() and jax.config.jax_enable_preemption_service):  # type: ignore[attr-defined]
         return False
     from jax.experimental import multihost_utils
 

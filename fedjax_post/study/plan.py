@@ -10,6 +10,7 @@ from fedjax_post.report.table import format_bytes
 from fedjax_post.simulate import client_state_like, wire_bytes_of
 from fedjax_post.study import hosting, methods, private
 from fedjax_post.study.build import Parts
+from fedjax_post.study.rows import why_no_match
 
 
 def projection(parts: Parts) -> str:
@@ -53,7 +54,7 @@ def _scored(parts: Parts) -> str:
         told += f" ({table.fit.num_dropped:,} more have no response within the length)"
     if parts.heldout.exact_match:
         return f"{told}, answers compared"
-    reason = "as asked for" if spec.scoring.exact_match == "off" else rows.why_no_match(table)
+    reason = "as asked for" if spec.scoring.exact_match == "off" else why_no_match(table)
     return f"{told}; answers are not compared: {reason}; exact_match=on compares them"
 
 

@@ -23,7 +23,7 @@ def load_data(spec: Spec, tokenizer: Any, *, context_length: int) -> Loaded:
     """Returns the clients and the held-out rows of an experiment."""
     load = load_clients
     if spec.objective.name == "dpo":
-        load = partial(load_pairs, rejected=spec.data.rejected_column)
+        load = partial(load_pairs, rejected=spec.data.rejected_column or "rejected")
     data = load(
         spec.data.source,
         tokenizer,
@@ -81,6 +81,7 @@ def make_sampler(spec: Spec, population: int) -> Sampler:
 def make_heldout(spec: Spec, data: Loaded, tokenizer: Any) -> HeldOut:
     """Returns what the model is scored on at the start and at the end."""
     table = data.heldout
+    assert table is not None  # `load_data` saw to it
     return HeldOut(
         table=table,
         rows=choose_rows(len(table.length), spec.scoring.examples, seed=spec.seed),

@@ -7,7 +7,7 @@ import dataclasses
 from typing import Any
 
 from fedjax_post.core.access import LEVELS
-from fedjax_post.study.fields import check, setting
+from fedjax_post.study.fields import check, replaced, setting
 
 _frozen = dataclasses.dataclass(frozen=True)
 
@@ -42,7 +42,7 @@ class Training:
     )
 
     __post_init__ = check
-    replace = dataclasses.replace
+    replace = replaced
 
 
 @_frozen
@@ -72,7 +72,7 @@ class Privacy:
     )
 
     __post_init__ = check
-    replace = dataclasses.replace
+    replace = replaced
 
 
 @_frozen
@@ -134,7 +134,7 @@ class Hosting:
     )
 
     __post_init__ = check
-    replace = dataclasses.replace
+    replace = replaced
 
 
 @_frozen
@@ -179,7 +179,7 @@ class Scoring:
     )
 
     __post_init__ = check
-    replace = dataclasses.replace
+    replace = replaced
 
 
 @_frozen
@@ -203,4 +203,4 @@ class Execution:
     )
 
     __post_init__ = check
-    replace = dataclasses.replace
+    replace = replaced

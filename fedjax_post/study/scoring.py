@@ -1,6 +1,7 @@
 """Scores of a run: before it, along its way and at its end."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 
@@ -17,6 +18,7 @@ from fedjax_post.study.build import Parts
 
 def score_state(parts: Parts, state: State, heldout: HeldOut, *, rounds: int) -> Scores:
     """Returns the scores of what the federation would deploy after so many rounds."""
+    model: Any
     model, params = fedjax_post.deployed(parts.algorithm, parts.model, state)
     if not isinstance(model, Hosted):
         return score(model, params, heldout)
@@ -76,7 +78,7 @@ def _labels_of(parts: Parts, client_id: int) -> list[str]:
 def _each_client(parts: Parts, state: State) -> Iterator[tuple[int, Scores]]:
     """Some clients and the scores of what each would serve now."""
     personal = read_clients(
-        parts.plan.directory,
+        parts.plan.directory or "",
         parts.algorithm,
         parts.model,
         parts.data.clients,

@@ -18,6 +18,7 @@ from fedjax_post.hub.adapter_config import read_adapter_config
 from fedjax_post.hub.load import load_model
 from fedjax_post.study import folder, prompts, trained
 from fedjax_post.study.files import read_as_written
+from fedjax_post.study.learning import Model
 from fedjax_post.study.spec import Spec
 
 PyTree = Any
@@ -52,9 +53,9 @@ def serve(what: str | Path, changes: Mapping[str, Any] = _NONE) -> Served:
         path = path / "adapter"
     elif (path / _ADAPTER).exists():
         base = read_adapter_config(path)["base_model_name_or_path"]
-        spec = Spec(model=base).put(changes)
+        spec = Spec(model=Model(base)).put(changes)
     else:
-        spec = Spec(model=str(what)).put(changes)
+        spec = Spec(model=Model(str(what))).put(changes)
         model = load_model(spec.model.name, dtype=spec.model.dtype)
         return Served(model, {}, trained.find_tokenizer(spec), spec)
     base = spec.model.proxy or spec.model.name

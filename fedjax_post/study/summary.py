@@ -35,7 +35,7 @@ def summarize(
     seconds: float,
 ) -> dict[str, Any]:
     """Returns the content of summary.json; the README says what each key means."""
-    records = read_records(parts.plan.directory)
+    records = read_records(parts.plan.directory or "")
     total = {
         name: sum(record[name] for record in records)
         for name in ("bytes_up", "bytes_down", "num_read", "seconds", "cohort")

@@ -49,6 +49,9 @@ def csv_of(rows, *, separator=",", quoted=True):
     return "\r\n".join(lines) + "\r\n"
 
 
+_CUT = gzip.compress(b'{"a": 1}\n' * 99, mtime=0)[:-9]
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [
@@ -167,7 +170,7 @@ BROKEN = [
     ("a.csv", "prompt,response\na,b\n".encode("utf-16-le"), "no UTF-8.*utf-16"),
     ("a.json", b"PK\x03\x04rest", "a zip archive; unpack it first"),
     ("a.jsonl", b"version https://git-lfs.github.com/spec/v1\n", "run git lfs pull"),
-    ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 99, mtime=0)[:-9], "end-of-stream marker|cannot be read"),
+    ("a.jsonl.gz", _CUT, "end-of-stream marker|cannot be read"),
     ("a.parquet", b"no parquet", "does not begin as a parquet file"),
     ("a.parquet", b"PAR1 and no more", "Parquet"),
 ]  # fmt: skip

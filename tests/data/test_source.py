@@ -189,13 +189,8 @@ def test_labels_skew_and_columns_are_checked(tokenizer):
     with pytest.raises(ValueError, match=r"partition=dirichlet needs a column.*`label_column`"):
         load(partition="dirichlet", num_clients=2)
     with pytest.raises(ValueError, match=r"partition=natural needs a column.*`client_column`"):
-<<<<<<< HEAD
         load(partition="natural")
     with pytest.raises(ValueError, match="partition=random is unknown; use one of natural, iid"):
-=======
-        load()
-    with pytest.raises(ValueError, match="--partition=random is unknown; use one of natural, iid"):
->>>>>>> 30c777a (wip: laws of chats in tokens)
         load(partition="random")
     with pytest.raises(ValueError, match="partition=iid needs `num_clients`"):
         load(partition="iid")

@@ -115,7 +115,7 @@ LADDER = '[common]\nnum_rounds = 1\n[cells.lora]\nkind = "open"\nalgorithm = "fe
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (LADDER.replace('"fed_avg"', '"stranger:fed_avg"'), "names code, --algorithm=stranger:fed_avg"),
+        (LADDER.replace('"fed_avg"', '"stranger:fed_avg"'), "names code, --algorithm=stranger"),
         (LADDER.replace("num_rounds = 1", "trust_code = true\nreward = 'stranger:reward'"),
          "trust_code is no flag"),
         (LADDER.replace("num_rounds = 1", "flagfile = '/etc/hostname'"), "names another file"),
