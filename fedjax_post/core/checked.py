@@ -208,7 +208,8 @@ def _differences(given: PyTree, like: PyTree) -> Iterator[str]:
     for path, leaf in found.items():
         if _layout(leaf) != _layout(wanted[path]):
             yield f"{name(path)} is {_leaf(leaf)}, not {_leaf(wanted[path])}"
-    one, other = jax.tree.structure(given), jax.tree.structure(like)
+    one: Any = jax.tree.structure(given)
+    other: Any = jax.tree.structure(like)
     if one != other:
         yield f"got {one}, not {other}"
 

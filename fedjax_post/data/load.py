@@ -111,7 +111,7 @@ def assemble(
     splits = read_used(splits, columns, template=text.template, others=others)
     splits = hold_out(splits, population.heldout_fraction, seed=population.seed)
     population = settled(population, columns, num_rows=len(splits.train))
-    options = {
+    options: dict[str, Any] = {
         "template": text.template,
         "max_length": text.max_length,
         "context_length": text.context_length,
@@ -120,7 +120,7 @@ def assemble(
     def tables(
         rows: "Dataset", own: Columns, origin: Origin
     ) -> tuple[TokenTable, TokenTable | None]:
-        given = {"columns": own, "origin": origin, **options}
+        given: dict[str, Any] = {"columns": own, "origin": origin, **options}
         if rejected is None:
             return make_table(rows, tokenizer, **given), None
         return make_pair_tables(rows, tokenizer, rejected=rejected, **given)

@@ -40,7 +40,7 @@ FOLDER = Path(__file__).parent / "passports"
 _YES = ("yes", "no", UNKNOWN)
 _VERDICTS = ("passes", "fails", UNKNOWN)
 _OPENNESS = ("open", "partial", "closed", UNKNOWN)
-_TIERS = (*(level.name for level in LEVELS), UNKNOWN)
+_TIERS = (*(str(level.name) for level in LEVELS), UNKNOWN)
 _FIELDS = (
     *("title", "producer", "model_type", "checkpoint", "sources", "project"),
     *("components", "definition", "index", "access", "terms"),

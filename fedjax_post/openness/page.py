@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from fedjax_post.core.access import Access
+from fedjax_post.core.access import Access, spoken
 from fedjax_post.hub.families import FAMILIES
 from fedjax_post.openness import passport as read
 from fedjax_post.openness.framework import CLASSES, COMPONENTS, UNKNOWN, Evaluation
@@ -171,8 +171,8 @@ def _numeral(evaluation: Evaluation) -> str:
 
 def _needs(needed: Mapping[str, Access]) -> str:
     if set(needed) == {"target"}:
-        return needed["target"].name
-    return ", ".join(f"{role}: {tier.name}" for role, tier in needed.items())
+        return spoken(needed["target"])
+    return ", ".join(f"{role}: {spoken(tier)}" for role, tier in needed.items())
 
 
 def _listed(value: str | list[str]) -> list[str]:

@@ -114,7 +114,7 @@ def run(
     plan = plan._replace(chunk_size=chunk_size_of(plan, len(clients), rounds))
     check_unused(keep_of(plan))
     data = clients.visit(0, data_rng(0, 0, 0))
-    num_lanes = max(plan.chunk_size, _first_cohort(plan, len(clients)))
+    num_lanes = max(plan.chunk_size or 1, _first_cohort(plan, len(clients)))
     engine.check(algorithm, model, params, data, num_lanes=num_lanes)
     return _rounds(
         algorithm, model, clients, params=params, rounds=rounds, plan=plan, callbacks=callbacks

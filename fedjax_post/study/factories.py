@@ -85,7 +85,8 @@ def wrapped(text: str) -> Callable:
 def _ditto_over(inner: Callable | str, **fixed: Any) -> Callable:
     inner = find_factory(inner) if isinstance(inner, str) else inner
     needed = world.needs(inner)
-    ditto(central(None, optax.sgd(1.0)), None, client_tx=optax.sgd(1.0), **fixed)
+    toy = _TOY["LossFn"]  # a wrong argument is refused before the algorithm is known
+    ditto(central(toy, optax.sgd(1.0)), toy, client_tx=optax.sgd(1.0), **fixed)
 
     def factory(loss_fn: world.LossFn, client_tx: world.ClientTx, **others: Any):
         shared = {"LossFn": loss_fn, "ClientTx": client_tx}

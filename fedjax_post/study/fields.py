@@ -65,7 +65,7 @@ def check(section: Any) -> None:
         if meaning is None:
             continue
         given = getattr(section, field.name)
-        value = _conformed(given, kinds_of(type(section))[field.name], field.name)
+        value = _conformed(given, kinds_of(section.__class__)[field.name], field.name)
         _check_range(value, meaning, field.name)
         object.__setattr__(section, field.name, value)
 

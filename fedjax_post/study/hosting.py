@@ -72,6 +72,7 @@ def model_of(
         timeout=spec.hosting.timeout,
         on_failure=spec.hosting.on_failure,
     )
+    assert spec.hosting.url is not None  # whoever asks has seen to it
     return connect(
         spec.hosting.url,
         spec.hosting.model or spec.model.name,

@@ -14,11 +14,10 @@ from fedjax_post.hub.files import BUILTIN as MODELS
 from fedjax_post.model.codes import KINDS
 from fedjax_post.study.fields import check, replaced, setting
 
-_frozen = dataclasses.dataclass(frozen=True)
 _USUAL = Population()
 
 
-@_frozen
+@dataclasses.dataclass(frozen=True)
 class Model:
     """The open model that is adapted, and models that help to adapt it."""
 
@@ -60,11 +59,13 @@ class Model:
         None, "of the layers between, a stand-in keeps one in so many (2)", low=1
     )
 
-    __post_init__ = check
     replace = replaced
 
+    def __post_init__(self) -> None:
+        check(self)
 
-@_frozen
+
+@dataclasses.dataclass(frozen=True)
 class Data:
     """The rows, what of them is learned, and who holds them."""
 
@@ -112,11 +113,13 @@ class Data:
         0, "tokens of a row that several examples share; 0: one example a row", low=0
     )
 
-    __post_init__ = check
     replace = replaced
 
+    def __post_init__(self) -> None:
+        check(self)
 
-@_frozen
+
+@dataclasses.dataclass(frozen=True)
 class Adapter:
     """What is trained and sent."""
 
@@ -151,11 +154,13 @@ class Adapter:
         (), "words that a search may put into a prompt (every word of the vocabulary)"
     )
 
-    __post_init__ = check
     replace = replaced
 
+    def __post_init__(self) -> None:
+        check(self)
 
-@_frozen
+
+@dataclasses.dataclass(frozen=True)
 class Objective:
     """What clients learn from."""
 
@@ -183,11 +188,13 @@ class Objective:
         None, "grpo: strength of the pull to the frozen model (0)", low=0
     )
 
-    __post_init__ = check
     replace = replaced
 
+    def __post_init__(self) -> None:
+        check(self)
 
-@_frozen
+
+@dataclasses.dataclass(frozen=True)
 class Method:
     """The federated algorithm, its optimizers, and what stands around it."""
 
@@ -228,5 +235,7 @@ class Method:
     )
     aggregate: Any = setting(None, "a rule in place of the mean, such as trimmed_mean(0.2)")
 
-    __post_init__ = check
     replace = replaced
+
+    def __post_init__(self) -> None:
+        check(self)

@@ -95,22 +95,24 @@ def around(
         return algorithm, None
     delta = privacy.usual_delta(population) if spec.privacy.delta is None else spec.privacy.delta
     privacy.check_delta(delta, population)
-    drawn = {"delta": delta, "cohort_size": cohort_size, "population": population}
-    noise = spec.privacy.noise_multiplier
+    drawn: dict[str, Any] = {"delta": delta, "cohort_size": cohort_size, "population": population}
+    noise, epsilon, clip = spec.privacy.noise_multiplier, spec.privacy.epsilon, spec.privacy.clip
+    assert clip is not None  # `check` saw to it
     if noise is None:
-        noise = privacy.noise_for(spec.privacy.epsilon, rounds=spec.training.rounds, **drawn)
+        assert epsilon is not None
+        noise = privacy.noise_for(epsilon, rounds=spec.training.rounds, **drawn)
     try:
         algorithm = privacy.private(
             algorithm,
-            clip_norm=spec.privacy.clip,
+            clip_norm=clip,
             noise_multiplier=noise,
             cohort_size=cohort_size,
             seed=spec.seed,
         )
     except ValueError as error:
-        raise ValueError(f"privacy.clip={spec.privacy.clip:g}: {error}") from error
+        raise ValueError(f"privacy.clip={clip:g}: {error}") from error
     bound = algorithm.uplink.bound(math.inf)
-    return algorithm, Guarantee(noise, spec.privacy.clip, bound, **drawn)
+    return algorithm, Guarantee(noise, clip, bound, **drawn)
 
 
 def epsilon_after(promised: Guarantee, rounds: int) -> float:

@@ -62,7 +62,7 @@ def assemble(
       train: model -> (model, params): what is trained of whichever role is trained.
     """
     if "proxy" in algorithm.access:
-        proxy, params = train(load_model(spec.model.proxy, dtype=spec.model.dtype))
+        proxy, params = train(load_model(spec.model.proxy or "", dtype=spec.model.dtype))
         return {"target": model, "proxy": proxy}, params
     model, params = train(model)
     if "emulator" not in algorithm.access:

@@ -9,10 +9,8 @@ from typing import Any
 from fedjax_post.core.access import LEVELS
 from fedjax_post.study.fields import check, replaced, setting
 
-_frozen = dataclasses.dataclass(frozen=True)
 
-
-@_frozen
+@dataclasses.dataclass(frozen=True)
 class Training:
     """How many rounds, who takes part in them, and how much a visit does."""
 
@@ -41,11 +39,13 @@ class Training:
         None, "lognormal:<sigma>, or a .npy or .jsonl file of seconds"
     )
 
-    __post_init__ = check
     replace = replaced
 
+    def __post_init__(self) -> None:
+        check(self)
 
-@_frozen
+
+@dataclasses.dataclass(frozen=True)
 class Privacy:
     """Differential privacy of whole clients; off without an epsilon or a noise multiplier."""
 
@@ -71,11 +71,13 @@ class Privacy:
         flag="dp_delta",
     )
 
-    __post_init__ = check
     replace = replaced
 
+    def __post_init__(self) -> None:
+        check(self)
 
-@_frozen
+
+@dataclasses.dataclass(frozen=True)
 class Hosting:
     """What the target's host grants and learns, and how a hosted target is asked."""
 
@@ -133,11 +135,13 @@ class Hosting:
         free=True,
     )
 
-    __post_init__ = check
     replace = replaced
 
+    def __post_init__(self) -> None:
+        check(self)
 
-@_frozen
+
+@dataclasses.dataclass(frozen=True)
 class Scoring:
     """What is scored on held-out rows, and how often."""
 
@@ -178,11 +182,13 @@ class Scoring:
         16, "clients that aggregation_error is computed from; 0: no telemetry", low=0, free=True
     )
 
-    __post_init__ = check
     replace = replaced
 
+    def __post_init__(self) -> None:
+        check(self)
 
-@_frozen
+
+@dataclasses.dataclass(frozen=True)
 class Execution:
     """Which devices do the work and in what portions; changes no result beyond rounding."""
 
@@ -202,5 +208,7 @@ class Execution:
         free=True,
     )
 
-    __post_init__ = check
     replace = replaced
+
+    def __post_init__(self) -> None:
+        check(self)

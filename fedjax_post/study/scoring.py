@@ -22,8 +22,9 @@ def score_state(parts: Parts, state: State, heldout: HeldOut, *, rounds: int) ->
     model, params = fedjax_post.deployed(parts.algorithm, parts.model, state)
     if not isinstance(model, Hosted):
         return score(model, params, heldout)
+    asked: Any = model.at(rounds, -1)
     with stopping.deferred():  # a call that is cut off may have been paid
-        return score(model.at(rounds, -1), params, heldout)
+        return score(asked, params, heldout)
 
 
 def final(parts: Parts, state: State) -> dict[str, Scores]:

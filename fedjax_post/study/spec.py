@@ -65,7 +65,9 @@ class Spec:
 
 
 SECTIONS: Mapping[str, type] = {
-    name: kind for name, kind in kinds_of(Spec).items() if dataclasses.is_dataclass(kind)
+    name: kind
+    for name, kind in kinds_of(Spec).items()
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind)
 }
 
 

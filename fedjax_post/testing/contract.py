@@ -211,8 +211,8 @@ def trains_a_language_model(case: Case) -> None:
     What a quadratic does not show: second derivatives of its loss, under vmap. Worlds whose
     models are language models anyway have no other one, and need no such check.
     """
-    tier = case.algorithm.access.get("target", access.Access.TEXT)
-    if not hasattr(case.world, "toy_language") or tier < access.Access.WEIGHTS:
+    needed = case.algorithm.access.get("target", access.Access.TEXT)
+    if not hasattr(case.world, "toy_language") or access.Access.READ not in needed:
         return
     model, params, clients = case.world.toy_language()
     data = [clients.visit(i, data_rng(0, 0, i)) for i in range(len(clients))]

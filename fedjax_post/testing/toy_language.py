@@ -5,6 +5,7 @@ parameters, so that an algorithm that was built for the toy runs on it unchanged
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
@@ -36,7 +37,8 @@ class ToyLanguage:
 
     def restrict(self, tier: Access) -> "ToyLanguage":
         """The same model, open to `tier` only, which is WEIGHTS or GRADIENTS."""
-        return dataclasses.replace(self, model=self.model.restrict(tier))
+        view: Any = self.model.restrict(tier)
+        return dataclasses.replace(self, model=view)
 
     def loss(self, params: PyTree, batch: PyTree, key: jax.Array):
         """`sft_loss` of the adapter that stands for the toy's parameters."""
