@@ -22,7 +22,7 @@ _FLAG_OF = {
     "rejected": "rejected_column",
 }
 _ARGUMENT = re.compile(
-    r"`(?P<quoted>[a-z]\w*)(?P<value>=[^`]*)?`|(?<![\w.`-])(?P<given>[a-z]\w*)(?==)"
+    r"`(?P<quoted>[a-z]\w*)(?P<value>=[^`]*)?`|(?<![\w.`'-])(?P<given>[a-z]\w*)(?==)"
 )
 
 
