@@ -81,7 +81,8 @@ def test_the_prompt_is_what_a_server_gives(load, name, template):
     tokenizer = load(name, getattr(published, template))
     if name == "qwen2":
         tokenizer.bos_token = "<|endoftext|>"
-    (row,) = encode(tokenizer, {"messages": CHAT[:3] + [{"role": "assistant", "content": "Fine."}]})
+    answered = [*CHAT[:3], {"role": "assistant", "content": "Fine."}]
+    (row,) = encode(tokenizer, {"messages": answered})
     served = tokenizer.apply_chat_template(
         CHAT[:3], add_generation_prompt=True, return_dict=False
     )  # fmt: skip
@@ -193,7 +194,10 @@ def test_a_chat_may_begin_with_an_answer(load):
 
 
 SYSTEM = {"role": "system", "content": "Be kind."}
-DROPPING = "{% for m in messages %}{% if m.role != 'tool' %}{{ m.role }}: {{ m.content }}\n{% endif %}{% endfor %}"
+DROPPING = (
+    "{% for m in messages %}{% if m.role != 'tool' %}{{ m.role }}: {{ m.content }}\n"
+    "{% endif %}{% endfor %}"
+)
 
 
 @pytest.mark.parametrize(
