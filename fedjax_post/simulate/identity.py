@@ -57,7 +57,7 @@ def identify(model: PyTree, clients: Clients, *, params: PyTree, plan: "Plan") -
 
 
 def array_hash(tree: PyTree) -> str:
-    """A hash of the arrays of a tree: dtypes, shapes and every bit, 64 bits for each array.
+    """A hash of the arrays of a tree: dtypes, shapes and every bit, 32 bits for each array.
 
     It is a sum over the elements, in whole numbers, worked out where the arrays are: the same
     for every device and every layout, and different if any one element is. What is no array
@@ -69,7 +69,7 @@ def array_hash(tree: PyTree) -> str:
     told = []
     for leaf in leaves:
         if isinstance(leaf, jax.Array | np.ndarray):
-            told.append(f"{leaf.dtype}{leaf.shape}{next(sums).tolist()}")
+            told.append(f"{leaf.dtype}{leaf.shape}{next(sums)}")
         else:
             plain = isinstance(leaf, str | int | float | complex | np.generic)
             told.append(f"{type(leaf).__qualname__}{leaf if plain else ''}")
@@ -82,17 +82,13 @@ def _sums(arrays: list[jax.Array]) -> list[jax.Array]:
 
 
 def _sum(x: jax.Array) -> jax.Array:
-    """Two sums modulo 2^32 of the elements' bits, each mixed with its place."""
+    """The sum modulo 2^32 of the elements' bits, each mixed with its place."""
     bits, place = _bits(x), jnp.uint32(0)
     for axis, size in enumerate(bits.shape):
         place = place * np.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
-    # Odd factors and shifts are invertible, so that a change of one element changes each sum.
+    # Odd factors and shifts are invertible, so that a change of any one element changes the sum.
     mixed = (bits ^ (place * np.uint32(2654435761))) * np.uint32(2246822519)
-    mixed = (mixed ^ (mixed >> 15)) * np.uint32(3266489917)
-    other = (mixed ^ (mixed >> 13)) * np.uint32(668265263) + place
-    other = other ^ (other >> 16)
-    total = lambda y: jnp.sum(y, dtype=jnp.uint32)
-    return jnp.stack([total(mixed), total(other)])
+    return jnp.sum(mixed ^ (mixed >> 15), dtype=jnp.uint32)
 
 
 def _bits(x: jax.Array) -> jax.Array:

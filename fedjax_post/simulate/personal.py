@@ -45,7 +45,9 @@ def read_clients(
     if snapshot is None:
         raise FileNotFoundError(f"{directory} holds no checkpoint to read clients from")
     like = client_state_like(algorithm, model, clients, params)
-    store = PartedStore(Path(directory) / "clients", like, len(clients), snapshot.version)
+    store = PartedStore(
+        Path(directory) / "clients", like, len(clients), snapshot.version, kept=None
+    )
     try:
         seen = store.seen()
         if limit is not None and limit < len(seen):

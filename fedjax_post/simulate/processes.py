@@ -116,7 +116,7 @@ class PartedStore:
       like: shapes and dtypes of one client's state.
       population: number of clients.
       versions: of each part, what to reopen.
-      kept: other versions, each of all parts, that must stay readable.
+      kept: other versions, each of all parts, that must stay readable; None: only to be read.
     """
 
     def __init__(
@@ -126,12 +126,13 @@ class PartedStore:
         population: int,
         versions: Versions,
         *,
-        kept: Sequence[Versions] = (),
+        kept: Sequence[Versions] | None = (),
     ):
         self._like, self._num_parts = like, len(versions)
         self._versions, self._population = list(versions), population
+        of_part = lambda p: None if kept is None else [each[p] for each in kept]
         self._parts = {
-            p: ClientStore(where, like, size, versions[p], kept=[each[p] for each in kept])
+            p: ClientStore(where, like, size, versions[p], kept=of_part(p))
             for p, where, size in _parts(directory, population, self._num_parts)
         }
 

@@ -47,7 +47,7 @@ class ClientStore:
       like: shapes and dtypes of one client's state.
       population: number of clients; 12 bytes of memory each.
       version: what to reopen, everything after it is cut off; None starts empty.
-      kept: other versions that must stay readable.
+      kept: other versions that must stay readable; None: nothing is to be changed, only read.
     """
 
     def __init__(
@@ -57,10 +57,12 @@ class ClientStore:
         population: int,
         version: Version | None = None,
         *,
-        kept: Sequence[Version] = (),
+        kept: Sequence[Version] | None = (),
     ):
-        self._directory = Path(directory)
-        self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._directory, self._mode = Path(directory), os.O_RDONLY
+        if kept is not None:
+            self._mode = os.O_RDWR | os.O_CREAT
+            self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         leaves, self._structure = jax.tree.flatten(like)
         self._layout = [(x.shape, np.dtype(x.dtype)) for x in leaves]
         self._row_size = row_size_of(like)
@@ -70,10 +72,11 @@ class ClientStore:
         self._free: list[int] = []
         self._replaced: list[int] = []  # slots of the last whole round that have a successor
         self._version, self._index = Version(0, 0), -1
-        self._rows = _opened(self._directory / "rows.bin")
+        self._rows = self._opened(self._directory / "rows.bin")
         self._num_slots = os.fstat(self._rows).st_size // max(1, self._row_size)
         self._open(version or Version(0, 0))
-        self.keep(kept)
+        if kept is not None:
+            self.keep(kept)
 
     @property
     def row_size(self) -> int:
@@ -137,7 +140,7 @@ class ClientStore:
         if self._version.entries > 2 * len(live) + _SPARE:
             os.close(self._index)
             self._version = Version(self._version.generation + 1, 0)
-            self._index = _opened(self._index_path(self._version))
+            self._index = self._opened(self._index_path(self._version))
             os.ftruncate(self._index, 0)
             entries = np.empty(len(live), _ENTRY)
             entries["client"] = live
@@ -164,9 +167,10 @@ class ClientStore:
         os.close(self._index)
 
     def _open(self, version: Version) -> None:
-        self._index = _opened(self._index_path(version))
+        self._index = self._opened(self._index_path(version))
         entries = _entries(self._directory, version, len(self._slot_of), self._num_slots)
-        os.ftruncate(self._index, version.entries * _ENTRY.itemsize)
+        if self._mode != os.O_RDONLY:
+            os.ftruncate(self._index, version.entries * _ENTRY.itemsize)
         self._version, self._slot_of[:], self._replaced = version, -1, []
         self._take(entries)
 
@@ -210,6 +214,9 @@ class ClientStore:
         except (DamagedError, FileNotFoundError):
             return np.empty(0, np.int64)  # nobody can go back to it, so it needs no room
         return _latest(entries)["slot"]
+
+    def _opened(self, path: Path) -> int:
+        return os.open(path, self._mode, 0o600)
 
     def _index_path(self, version: Version) -> Path:
         return self._directory / f"index-{version.generation}.bin"
@@ -265,10 +272,6 @@ def _latest(entries: np.ndarray) -> np.ndarray:
 
 def _damaged(directory: Path, client: int, slot: int) -> str:
     return f"{directory / 'rows.bin'} is damaged: the state of client {client}, row {slot}"
-
-
-def _opened(path: Path) -> int:
-    return os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
 
 
 def _lanes_of(leaves: list[np.ndarray]) -> list[list[Any]]:

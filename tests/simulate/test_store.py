@@ -142,6 +142,18 @@ def test_a_round_that_was_broken_off_costs_no_version_its_rows(tmp_path, store):
     assert held(store, *range(4)) == [1, 2, 3, 4]
 
 
+def test_a_store_that_is_only_read_changes_nothing(tmp_path, store):
+    store.write(np.array([7, 3]), states(1, 2))
+    version = store.settle()
+    store.write(np.array([7]), states(5))
+    (tmp_path / "index-9.bin").write_bytes(b"of another checkpoint")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    reader = ClientStore(tmp_path, LIKE, 100, version, kept=None)
+    assert held(reader, 7, 3) == [1, 2]
+    reader.close()
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 def test_its_files_are_for_this_user_alone(tmp_path):
     store = ClientStore(tmp_path / "clients", LIKE, 3)
     store.write(np.array([1]), states(1))
