@@ -84,7 +84,10 @@ def curved(loss_fn, client_tx):
             along = jax.jvp(mean_slope, (replica,), (v,))[1]
             return optax.tree.add_scale(along, 1.0, v)  # damped
 
-        step, _ = jax.scipy.sparse.linalg.cg(product, mean_slope(replica), maxiter=3)
+        slopes = mean_slope(replica)
+        step, _ = jax.scipy.sparse.linalg.cg(product, slopes, maxiter=3)
+        # of slopes that are not finite it makes zeros, and the engine shall see what they were
+        step = optax.tree.add_scale(step, 0.0, slopes)
         return Upload(optax.tree.scale(-1.0, step), jnp.float32(1)), state, {}
 
     server = server_optimizer(optax.sgd(1.0))

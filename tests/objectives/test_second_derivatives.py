@@ -107,13 +107,13 @@ ODD = functools.partial(  # what may stand in a derivative's way, at once
     ("loss_fn", "start", "batch"),
     [
         (sft_loss, PLAIN, BATCH),
-        (sft_loss, ODD, PACKED),
-        (sft_loss, prompted_whole, BATCH),
         (dpo_loss(beta=0.5), PLAIN, PAIRS),
         (grpo_loss(clip=0.9, beta=0.1), PLAIN, ANSWERS),
         (choice_loss([5, 6, 7]), PLAIN, BATCH),
+        pytest.param(sft_loss, ODD, PACKED, marks=pytest.mark.slow),
+        pytest.param(sft_loss, prompted_whole, BATCH, marks=pytest.mark.slow),
     ],
-    ids=["sft", "sft, odd model", "sft, all weights", "dpo", "grpo", "choice"],
+    ids=["sft", "dpo", "grpo", "choice", "sft, odd model", "sft, all weights"],
 )
 def test_hessians_are_the_slopes_of_gradients(loss_fn, start, batch):
     model, params = start()
