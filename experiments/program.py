@@ -15,6 +15,7 @@ from experiments import endings, process
 from experiments.flags import in_flags
 from fedjax_post.simulate import stopping
 from fedjax_post.study import Job, peers
+from fedjax_post.study.folder import SPEC
 
 _FULL = "the device's memory does not hold a chunk of clients; give --remat or a lower --chunk_size"
 
@@ -55,6 +56,8 @@ def held(job: Job, work: Callable[[], int], *, again: Sequence[str]) -> int:
 
 
 def _stopped(error: BaseException, job: Job, again: Sequence[str]) -> int:
+    if not (job.directory / SPEC).exists():  # so that there is nothing to go on with
+        raise error
     lost, full = peers.cut_off(error), _is_full(error)
     told = isinstance(error, OSError | peers.PeerError) and not endings.passed_own_code(error)
     if not (isinstance(error, KeyboardInterrupt) or lost or full or told):

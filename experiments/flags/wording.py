@@ -11,12 +11,17 @@ from collections.abc import Mapping
 from experiments.flags.define import FLAGS, OWN
 from fedjax_post.data.columns import Columns
 
+# Arguments of functions, which some programs have flags for.
+_OWN = (
+    *("trust_code", "passport", "what_can_i_run", "downgrade", "seeds", "drills"),
+    *("at_round", "rate_limit", "refused_client", "excluded_clients"),
+)
 # Arguments of the library whose flag has another name, beside the fields of an experiment.
 _ARGUMENTS = {
     "path": "model",
     "directory": "output_dir",
     "resume": "resume",
-    **{name: name for name in ("trust_code", "passport", "what_can_i_run", "downgrade", "seeds")},
+    **{name: name for name in _OWN},
     "url": "provider_url",
     "timeout": "provider_timeout",
     "refused_pattern": "refuse_pattern",

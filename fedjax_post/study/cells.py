@@ -89,7 +89,7 @@ def check(cells: Sequence[Cell]) -> None:
         try:
             stored = cell.directory / folder.SPEC
             if stored.exists():
-                check_same(cell.spec, stored)
+                check_same(cell.spec, stored, as_long=True)
             elif cell.label not in seen:
                 prepare(cell.spec, directory=cell.directory)
         except (ValueError, OSError, AccessError) as error:

@@ -139,12 +139,13 @@ def prepare(
     return Job(spec, parts, where, _found(parts, where) if resume else None, ask_again)
 
 
-def check_same(now: Spec, stored: Path) -> None:
+def check_same(now: Spec, stored: Path, *, as_long: bool = False) -> None:
     """Refuses to go on with a run as another experiment.
 
     Args:
       now: the experiment that is to go on.
       stored: the file of the run's own.
+      as_long: whether it must have the same number of rounds.
 
     Raises:
       ValueError: naming the first field that differs, and both values.
@@ -156,7 +157,7 @@ def check_same(now: Spec, stored: Path) -> None:
         if written[path] == given[path] or (meaning is not None and meaning.free):
             continue
         why = _by_rounds(before) if path == "training.rounds" else ""
-        if path == "training.rounds" and not why:
+        if path == "training.rounds" and not (why or as_long):
             continue
         raise ValueError(
             f"{path}={given[path]} differs from the run in {stored.parent}, which has "

@@ -17,9 +17,10 @@ OWN = '''
 
 import optax
 from algorithms import fed_avg
+from fedjax_post.core.world import ClientTx, LossFn, WeighFn
 
 
-def in_update(loss_fn, client_tx, weigh_fn):
+def in_update(loss_fn: LossFn, client_tx: ClientTx, weigh_fn: WeighFn):
     algorithm = fed_avg(loss_fn, client_tx, weigh_fn=weigh_fn)
 
     def update(*args):
@@ -28,11 +29,11 @@ def in_update(loss_fn, client_tx, weigh_fn):
     return algorithm._replace(client=algorithm.client._replace(update=update))
 
 
-def in_factory(loss_fn, client_tx):
+def in_factory(loss_fn: LossFn, client_tx: ClientTx):
     return fed_avg(loss_fn, None).no_such_part
 
 
-def refused_by_ours(loss_fn):
+def refused_by_ours(loss_fn: LossFn):
     return fed_avg(loss_fn, optax.sgd(0.1), weigh_fn="tokens")
 
 
@@ -70,7 +71,7 @@ def test_so_does_one_in_its_factory(call, own):
 
 
 def test_so_does_one_in_a_module_that_it_imports(call, own):
-    with pytest.raises(ValueError, match="a_package_that_is_not_here") as found:
+    with pytest.raises(ImportError, match="a_package_that_is_not_here") as found:
         call("--algorithm=own_import:anything")
     assert "own_import.py" in "".join(traceback.format_exception(found.value))
 
@@ -146,7 +147,7 @@ def test_a_signal_while_the_run_is_prepared(call, monkeypatch, capsys):
     def stop(*args, **kwargs):
         signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr(train, "prepare", stop)
+    monkeypatch.setattr(train.study, "prepare", stop)
     assert call() == 143
     assert "interrupted" in capsys.readouterr().err
 
@@ -162,7 +163,9 @@ def test_a_signal_in_a_comparison_says_how_it_goes_on(tiny_flags, tmp_path, monk
     given = [flag for flag in tiny_flags if not flag.startswith("--algorithm")]
     where = f"--output_dir={tmp_path / 'both'}"
     assert compare.main(["compare", *given, "--algorithms=fed_avg", "--seeds=0", where]) == 143
-    assert f"the same command with {where} goes on" in capsys.readouterr().err
+    told = capsys.readouterr()
+    assert f"0 of them finished, in {tmp_path / 'both'}" in told.out
+    assert "the same command with its --output_dir goes on" in told.err
 
 
 @pytest.mark.parametrize("room", [100, 3_000, 12_000])

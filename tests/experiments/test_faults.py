@@ -47,17 +47,17 @@ def test_a_method_that_holds_its_weights_loses_nothing(found):
 
 
 def test_a_closed_method_ends_with_its_provider(found):
-    row = found["shutdown", "manual_prompt"]
+    row = found["shutdown", CLOSED]
     assert not row["can_train"]
     assert not row["can_serve"]
     assert row["after"] == [0.0]
     assert len(row["at_fault"]) == 1
-    assert not found["artefact", "manual_prompt"]["can_serve"]
+    assert not found["artefact", CLOSED]["can_serve"]
     for name in ("refused", "excluded_price"):
-        assert found[name, "manual_prompt"]["can_train"]
-        assert not found[f"{name}{SHUT_OUT}", "manual_prompt"]["can_train"]
-    assert found["refused", "manual_prompt"]["clients"] == [[0]]
-    assert found["excluded_price", "manual_prompt"]["clients"][0] != []
+        assert found[name, CLOSED]["can_train"]
+        assert not found[f"{name}{SHUT_OUT}", CLOSED]["can_train"]
+    assert found["refused", CLOSED]["clients"] == [[0]]
+    assert found["excluded_price", CLOSED]["clients"][0] != []
 
 
 def test_the_artefact_has_files_and_terms(found, command):
@@ -66,7 +66,7 @@ def test_the_artefact_has_files_and_terms(found, command):
     terms = {entry["about"]: entry["says"] for entry in made["terms"][0]}
     assert terms["what they must be called"] == "begins with Llama"
     assert terms["licence of the clients' data"].startswith("CC-BY-4.0 (open)")
-    prompt = {entry["about"] for entry in found["artefact", "manual_prompt"]["terms"][0]}
+    prompt = {entry["about"] for entry in found["artefact", CLOSED]["terms"][0]}
     assert "passing a prompt on" in prompt
 
 

@@ -168,7 +168,7 @@ def test_an_edited_specification_is_refused(finished, tmp_path, capsys):
     reseal(run, **{"training.local_steps": 4})
     before = content(run)
     assert train.main(again) == 2
-    assert "training.local_steps (" in (told := capsys.readouterr().err)
+    assert "--local_steps (" in (told := capsys.readouterr().err)
     assert "there, 4 here" in told
     assert content(run) == before
 
