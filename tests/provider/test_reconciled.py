@@ -32,6 +32,7 @@ from fedjax_post.provider.served import make_served
 from fedjax_post.provider.service import Provider, Settings
 from fedjax_post.provider.serving import serve
 from fedjax_post.provider.terms import Terms
+from fedjax_post.simulate.visits import steps
 from fedjax_post.testing.models import tiny_config
 
 WORDS = ("cat", "dog", "cat dog", "dog cat hen", "hen", "hen pig", "pig", "cow pig hen")
@@ -117,8 +118,9 @@ def play(method, model, clients, tokenizer, executor):
 
 
 def counted_by_record(records, clients, plan, hosting, form):
-    found = plan.feed(clients, range(3), sampler=plan.sampler, widths=(1,), seed=plan.seed)
-    visits = ((c.round, c.data.batches, c.data.step_mask) for _, c in found)
+    every = steps(plan, len(clients), range(3))
+    found = plan.feed(clients, every, widths=(1,), seed=plan.seed)
+    visits = ((c.round, c.data.batches, c.data.step_mask) for _, _, c in found)
     unique = unique_tokens(visits, template=form.template)
     return totals(account(records, hosting=hosting, form=form, unique=unique, price=PRICE))
 

@@ -50,6 +50,9 @@ class Watched:
     def num_steps(self, client_id):
         return self.clients.num_steps(client_id)
 
+    def fingerprint(self):
+        return self.clients.fingerprint()
+
     def visit(self, client_id, rng):
         self.visits.append(client_id)
         return self.clients.visit(client_id, rng)

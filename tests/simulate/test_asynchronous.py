@@ -165,7 +165,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(make, tmp_path):
 
 def test_a_resumed_run_must_be_of_the_same_kind(tmp_path):
     play(fed_avg(), 1, directory=tmp_path, **SLOW)
-    with pytest.raises(ValueError, match=r"belongs to a run with \['buffer'\] = \['\[5, 2, 0.5\]'"):
+    with pytest.raises(ValueError, match=r"differs from this one in `buffer` \(\[5, 2, 0.5\]"):
         play(fed_avg(), 2, directory=tmp_path, resume=True)
 
 
