@@ -204,13 +204,15 @@ def _marked(tokenizer: Any, row: Rendered, messages: list[Message], tools: Any) 
     """Returns a row whose answers are learned where the template marks them."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    _, (marks,) = render_jinja_template(
+    found: Any  # rendered texts, and of each the stretches that are marked
+    found = render_jinja_template(
         [messages],
         tools=tools,
         chat_template=tokenizer.get_chat_template(tools=tools),
         return_assistant_tokens_mask=True,
         **tokenizer.special_tokens_map,
     )
+    marks: list[tuple[int, int]] = found[1][0]
     within = [
         [(max(a, start), b) for a, b in marks if a < end and b > start] for start, end in row.spans
     ]

@@ -180,9 +180,9 @@ def test_labels_skew_and_columns_are_checked(tokenizer):
         return load_clients(ROWS, tokenizer, batch_size=1, local_steps=1, population=population)
 
     assert len(load(partition="iid", num_clients=4).clients) == 4
-    with pytest.raises(ValueError, match=r"--partition=dirichlet needs a column.*--label_column"):
+    with pytest.raises(ValueError, match=r"partition=dirichlet needs a column.*`label_column`"):
         load(partition="dirichlet", num_clients=2)
-    with pytest.raises(ValueError, match=r"--partition=natural needs a column.*--client_column"):
+    with pytest.raises(ValueError, match=r"partition=natural needs a column.*`client_column`"):
         load()
     with pytest.raises(ValueError, match="--partition=random is unknown; use one of natural, iid"):
         load(partition="random")
