@@ -9,10 +9,11 @@ the local steps, each client's weight climbs its loss:
 Deviations: the weights climb by exponentiated gradients, as in Ro et al. 2021
 (arXiv:2104.02748, with a client as a domain; FedJAX's code), rather than by a projected
 step, and the last model is served, where the paper serves the mean over all rounds. Client k
-keeps log l_k itself, up to a constant that is the same for all: the server subtracts
-the weighted mean loss of the last round, and needs to know nobody. Log-weights stay
-within 30 of it. The constant is the same only for clients that take part equally
-often; a client's weight rests while it is absent.
+keeps log l_k itself, up to a constant that is the same for all: the weighted mean loss is
+subtracted from its loss, that of the last round, as that of its own round is not yet known; in
+the first round, which has none before it, that of the first, as soon as it is known. The
+server needs to know nobody. Log-weights stay within 30 of it. Where everybody takes
+part the weights are those of the equation; else a client's weight rests while it is absent.
 """
 
 from typing import NamedTuple
@@ -25,10 +26,27 @@ from fedjax_post.core import aggregates, algorithm, local, servers
 
 
 class Shared(NamedTuple):
-    """What goes down; up come the change of the one and the value of the other."""
+    """What goes down."""
 
     params: algorithm.PyTree  # w
     level: jax.Array  # (), float32: last round's mean loss, by the weights l
+    first_level: jax.Array  # (), float32: that of the first round
+    begun: jax.Array  # (), bool: there has been a round
+
+
+class Sent(NamedTuple):
+    """What comes up."""
+
+    change: algorithm.PyTree
+    loss: jax.Array  # (), float32: f_k(w)
+
+
+class Held(NamedTuple):
+    """What a client keeps."""
+
+    log_weight: jax.Array  # (), float32: log l_k, up to a constant
+    first_loss: jax.Array  # (), float32: f_k(w) in the first round
+    waits: jax.Array  # (), bool: it has yet to climb by that loss
 
 
 def agnostic_fed_avg(
@@ -49,9 +67,9 @@ def agnostic_fed_avg(
       server_tx: as in `fed_avg`.
 
     Returns:
-      An algorithm whose `shared` is a `Shared` and whose clients keep one number. A
-      round sends one copy of the parameters and a number each way; each visit evaluates
-      its batches once more.
+      An algorithm whose `shared` is a `Shared` and whose clients keep two numbers. A
+      round sends one copy of the parameters each way, two numbers and a flag down and a number
+      up; each visit evaluates its batches once more.
 
     Raises:
       ValueError: if `weight_lr` is negative.
@@ -60,25 +78,36 @@ def agnostic_fed_avg(
         raise ValueError(f"weight_lr must not be negative, got {weight_lr}; 0 is FedAvg")
     server = servers.server_optimizer(server_tx or optax.sgd(1.0))
 
-    def update(model, replica, log_weight, data, ctx):
-        w, level = replica
+    held = lambda log_weight: jnp.clip(log_weight, -30.0, 30.0)
+
+    def update(model, replica, state, data, ctx):
+        w = replica.params
         w_k, _, metrics = local.local_steps(loss_fn, client_tx, w, model, data, ctx)
         loss = local.mean_over_steps(lambda *args: loss_fn(w, model, *args)[0], data, ctx)
-        # nothing to compare with in the first round
-        climb = jnp.where(ctx.round > 0, weight_lr * (loss - level), 0.0)
-        value = Shared(optax.tree.sub(w_k, w), loss)
-        upload = algorithm.Upload(value, jnp.exp(log_weight))
-        return upload, jnp.clip(log_weight + climb, -30.0, 30.0), metrics
+        owed = jnp.where(state.waits, weight_lr * (state.first_loss - replica.first_level), 0.0)
+        log_weight = held(state.log_weight + owed)
+        climb = jnp.where(replica.begun, weight_lr * (loss - replica.level), 0.0)
+        upload = algorithm.Upload(Sent(optax.tree.sub(w_k, w), loss), jnp.exp(log_weight))
+        return upload, Held(held(log_weight + climb), loss, ~replica.begun), metrics
 
     def serve(mean, state, shared):
-        params, state = server.update(mean.params, state, shared.params)
-        return Shared(params, mean.level), state
+        params, state = server.update(mean.change, state, shared.params)
+        first = jnp.where(shared.begun, shared.first_level, mean.loss)
+        return Shared(params, mean.loss, first, jnp.array(True)), state
 
+    zero, no = jnp.zeros(()), jnp.array(False)
     return algorithm.Algorithm(
-        client=algorithm.Client(lambda model, replica, key: jnp.zeros(()), update),
+        client=algorithm.Client(lambda model, replica, key: Held(zero, zero, no), update),
         server=algorithm.Server(lambda shared: server.init(shared.params), serve),
         aggregate=aggregates.weighted_mean(),
-        init=lambda params: Shared(params, jnp.zeros(())),
+        init=lambda params: Shared(params, zero, zero, no),
         deploy=lambda model, replica, state=None: (model, replica.params),
-        read=lambda value, replica: algorithm.as_change(value.params, replica.params),
+        value_like=lambda shared: Sent(shared.params, shared.level),
+        read=lambda value, replica: algorithm.as_change(value.change, replica.params),
+        refuses={
+            algorithm.Around.RULE: "those that fare worst count most, and a robust rule leaves "
+            "them out",
+            algorithm.Around.SCALE: "a bound would shrink a client's loss with its change",
+            algorithm.Around.EQUAL: "the clients' weights are all that it adds to FedAvg",
+        },
     )

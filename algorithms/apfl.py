@@ -11,11 +11,12 @@ shared model), v_k (its own) and a_k in [0, 1]:
 
 and w is averaged as in FedAvg.
 
-Deviations: a_k moves at every step; any local optimizer may take the steps of w_k and
-v_k, each with a state of its own. Public codes differ from the equations and from one
-another: FedJAX leaves a_k out of the step of v_k, and keeps one share for each tensor;
-FedRep's authors mix a_k v_k + a_k w_k, whose weights do not sum to 1, and step w_k and
-v_k with one momentum.
+Deviations: v_k starts from w as client k finds it at its first visit, which is the first
+model only for those who take part in the first round; a_k moves at every step; any local
+optimizer may take the steps of w_k and v_k, each with a state of its own. Public codes differ
+from the equations and from one another: FedJAX leaves a_k out of the step of v_k, and keeps
+one share for each tensor; FedRep's authors mix a_k v_k + a_k w_k, whose weights do not sum to
+1, and step w_k and v_k with one momentum.
 """
 
 from collections.abc import Callable

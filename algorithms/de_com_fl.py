@@ -123,7 +123,8 @@ def de_com_fl(
         access={"target": access.Access.WEIGHTS},
         value_like=lambda shared: shared.sent.slopes,
         refuses=dict.fromkeys(
-            ("memory", "stale"), "the slopes of a round belong to its own directions"
+            (algorithm.Around.MEMORY, algorithm.Around.STALE),
+            "the slopes of a round belong to its own directions",
         ),
     )
 

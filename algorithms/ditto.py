@@ -6,8 +6,9 @@ it client k walks its own v_k down
 
     f_k(v) + mu/2 |v - w|^2,    w the shared model as it was sent
 
-and keeps v_k. Deviation: the personal steps go over the batches of the visit, as
-many of them as the shared ones.
+and keeps v_k. Deviations: the personal steps go over the batches of the visit, as
+many of them as the shared ones; v_k starts from the shared model as client k finds it at its
+first visit, which is the first model only for those who take part in the first round.
 """
 
 from collections.abc import Callable

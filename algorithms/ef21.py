@@ -52,7 +52,7 @@ def ef21(
         or if `link` has a memory of its own; at the start of a run, if the value is not
         as the algorithm's `value_like` says.
     """
-    for what in ("link", "memory"):
+    for what in (algorithm.Around.LINK, algorithm.Around.MEMORY, algorithm.Around.EQUAL):
         compose.check_may(base, what, "EF21")
     compose.check_one_value(base, "EF21")
     if link.remembers:
@@ -86,8 +86,8 @@ def ef21(
         server=algorithm.Server(start, serve),
         refuses={
             **base.refuses,
-            "link": "EF21 has a wire of its own",
-            "rule": "EF21's server adds up the changes of every client's value",
+            algorithm.Around.LINK: "EF21 has a wire of its own",
+            algorithm.Around.RULE: "EF21's server adds up the changes of every client's value",
         },
     )
 

@@ -76,6 +76,7 @@ def fed_avg_bbt(
         access={"target": access.Access.EMBEDDINGS},
         value_like=downlink.encode,
         refuses=dict.fromkeys(
-            ("memory", "noise"), "a distribution is a place, and no part of another one"
+            (algorithm.Around.MEMORY, algorithm.Around.SCALE),
+            "a distribution is a place, and no part of another one",
         ),
     )

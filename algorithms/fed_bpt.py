@@ -145,8 +145,9 @@ def fed_bpt(
         access={"target": access.Access.EMBEDDINGS},
         value_like=lambda shared: Found(shared.search.mean, *jnp.zeros(2)),
         refuses={
-            "memory": "where a search ended is a place, and no part of another one",
-            "stale": "points are ranked as one generation around one mean",
+            algorithm.Around.MEMORY: "where a search ended is a place, and no part of another one",
+            algorithm.Around.SCALE: "a bound would hold fitness and place together",
+            algorithm.Around.STALE: "points are ranked as one generation around one mean",
         },
     )
 

@@ -90,5 +90,8 @@ def fed_dtpt(
         init=discrete.tokens_of,
         deploy=lambda model, replica, state=None: (model, discrete.with_tokens(replica)),
         access={"target": access.Access.TEXT},
-        refuses={"memory": "tokens are sent as they are", "link": "tokens have no size to cut"},
+        refuses={
+            algorithm.Around.MEMORY: "tokens are sent as they are",
+            algorithm.Around.LINK: "tokens have no size to cut",
+        },
     )

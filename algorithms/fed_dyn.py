@@ -14,7 +14,9 @@ Deviation: the local problem is walked down for a number of steps rather than
 solved. That moves no fixed point: where all y_k = x, h = 0 is the mean of the
 gradients. Clients count alike, as there (the authors' code scales alpha by their sizes
 where these differ). N is the cohort over `participation`: where cohorts differ in size,
-h moves as if each were of the usual size.
+h moves as if each were of the usual size, and is no longer the mean of the g_k; training then
+ends where the mean gradient is the gap between the two. `fixed_mean` of the usual size in the
+place of the mean closes it.
 """
 
 import optax

@@ -87,5 +87,8 @@ def fed_ex_lora(
             factors.with_residual(model, r.residual), r.factors
         ),
         read=factors.read_end,
-        refuses={"memory": "clients send their factors, not a change of them"},
+        refuses=dict.fromkeys(
+            (algorithm.Around.MEMORY, algorithm.Around.SCALE),
+            "clients send their factors, not a change of them",
+        ),
     )

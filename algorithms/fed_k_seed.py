@@ -107,7 +107,9 @@ def fed_k_seed(
         deploy=lambda model, replica, state=None: (model, replica.params),
         access={"target": access.Access.WEIGHTS},
         value_like=lambda shared: shared.sums,
-        refuses={"rule": "each client draws its own few seeds, so that a median is mostly zero"},
+        refuses={
+            algorithm.Around.RULE: "each client draws its own few seeds: a median is mostly zero"
+        },
     )
 
 

@@ -131,6 +131,11 @@ def fed_k_seed_pro(
         init=lambda params: Shared(params, Tally(*jnp.zeros((3, num_seeds)))),
         deploy=lambda model, replica, state=None: (model, replica.rebuilt.params),
         value_like=lambda shared: shared.tally,
+        refuses={
+            **base.refuses,
+            algorithm.Around.NOISE: "it draws seeds by quotients of sums, which noise makes "
+            "arbitrary; use fed_k_seed",
+        },
     )
 
 

@@ -73,4 +73,8 @@ def fed_nova(loss_fn: local.LossFn, client_tx: optax.GradientTransformation) -> 
         server=algorithm.Server(lambda shared: (), serve),
         aggregate=aggregates.weighted_mean(),
         value_like=lambda shared: Normalized(shared, jnp.zeros(())),
+        refuses={
+            algorithm.Around.SCALE: "its server multiplies two means, so that a bound or a fixed "
+            "denominator would shrink its step twice",
+        },
     )

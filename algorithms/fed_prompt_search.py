@@ -80,5 +80,8 @@ def fed_prompt_search(
         deploy=lambda model, replica, state=None: (model, discrete.with_tokens(replica.tokens)),
         access={"target": access.Access.TEXT},
         value_like=lambda shared: jnp.zeros(num_edits + 1),
-        refuses=dict.fromkeys(("memory", "stale"), "the losses of a round belong to its own edits"),
+        refuses=dict.fromkeys(
+            (algorithm.Around.MEMORY, algorithm.Around.STALE),
+            "the losses of a round belong to its own edits",
+        ),
     )

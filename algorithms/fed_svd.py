@@ -69,6 +69,7 @@ def fed_svd(
         read=factors.read_change_of_b,
         value_like=lambda shared: shared.b,
         refuses=dict.fromkeys(
-            ("memory", "stale"), "the server turns A, so that a change of B is over with its round"
+            (algorithm.Around.MEMORY, algorithm.Around.STALE),
+            "the server turns A, so that a change of B is over with its round",
         ),
     )

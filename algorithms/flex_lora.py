@@ -64,5 +64,8 @@ def flex_lora(
         init=factors.split,
         deploy=factors.deploy,
         read=factors.read_end,
-        refuses={"memory": "clients send their factors, not a change of them"},
+        refuses=dict.fromkeys(
+            (algorithm.Around.MEMORY, algorithm.Around.SCALE),
+            "clients send their factors, not a change of them",
+        ),
     )

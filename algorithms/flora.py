@@ -93,5 +93,5 @@ def flora(
             factors.with_residual(model, r.residual), r.start
         ),
         read=factors.read_end,
-        refuses={"memory": "clients start afresh in every round"},
+        refuses={algorithm.Around.MEMORY: "clients start afresh in every round"},
     )

@@ -57,11 +57,14 @@ def florist(
 
     def cut(a, b, shares):
         svd = products.product_svd(a, b, shares)
-        squares = jnp.square(svd.values)
+        largest = svd.values[:, :1]  # squares of small values would vanish in float32
+        squares = jnp.square(svd.values / jnp.where(largest > 0, largest, 1))
         before = jnp.cumsum(squares, 1) - squares
         kept = (before < energy * squares.sum(1, keepdims=True)) & (squares > 0)
         values = jnp.where(kept, svd.values, 0)
-        product = jnp.einsum("nip,npo->nio", svd.left, values[..., None] * svd.right)
+        product = jnp.einsum(
+            "nip,npo->nio", svd.left, values[..., None] * svd.right, precision="highest"
+        )
         return product, kept.sum(dtype=jnp.int32)
 
     def serve(cohort, state, shared):

@@ -136,7 +136,7 @@ def halves() -> algorithm.Aggregate:
 
     def add(total, answers, weights):
         shares = jnp.stack([weights * (answers.second == half) for half in (0, 1)])
-        share = lambda g: jnp.tensordot(shares, aggregates.present(g, weights), 1)
+        share = lambda g: aggregates.weighted_sum(shares, aggregates.present(g, weights))
         new = jax.tree.map(share, answers.gradient)
         return optax.tree.add(total, Gathered(new, shares.sum(1)))
 

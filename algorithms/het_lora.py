@@ -90,7 +90,8 @@ def het_lora(
         deploy=factors.deploy,
         read=factors.read_end,
         refuses=dict.fromkeys(
-            ("memory", "noise"), "clients send their factors, not a change of them"
+            (algorithm.Around.MEMORY, algorithm.Around.SCALE),
+            "clients send their factors, not a change of them",
         ),
     )
 

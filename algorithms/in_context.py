@@ -106,7 +106,7 @@ def in_context(
         deploy=deploy,
         access={"target": access.Access.TEXT},
         value_like=lambda shared: (),
-        refuses=dict.fromkeys(("memory", "rule", "link", "stale"), "nothing is sent"),
+        refuses=dict.fromkeys(algorithm.Around, "nothing is sent"),
     )
 
 

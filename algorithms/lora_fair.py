@@ -86,5 +86,8 @@ def lora_fair(
         init=factors.split,
         deploy=factors.deploy,
         read=factors.read_end,
-        refuses={"memory": "clients send their factors, not a change of them"},
+        refuses=dict.fromkeys(
+            (algorithm.Around.MEMORY, algorithm.Around.SCALE),
+            "clients send their factors, not a change of them",
+        ),
     )

@@ -30,5 +30,5 @@ def manual_prompt(loss_fn: local.LossFn) -> algorithm.Algorithm:
         downlink=algorithm.nothing(),
         access={"target": access.Access.TEXT},
         value_like=lambda shared: (),
-        refuses=dict.fromkeys(("memory", "rule", "link", "stale"), "nothing is sent"),
+        refuses=dict.fromkeys(algorithm.Around, "nothing is sent"),
     )

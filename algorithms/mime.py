@@ -90,7 +90,8 @@ def mime(loss_fn: local.LossFn, client_tx: optax.GradientTransformation) -> algo
         aggregate=aggregates.weighted_mean(),
         value_like=lambda shared: shared.params,
         refuses=dict.fromkeys(
-            ("memory", "stale"), "rounds of gradients and rounds of drifts take turns"
+            (algorithm.Around.MEMORY, algorithm.Around.STALE),
+            "rounds of gradients and rounds of drifts take turns",
         ),
         init=init,
         deploy=lambda model, replica, state=None: (model, replica.params),

@@ -11,7 +11,8 @@ inverse of the local step size and w_k where the local steps end:
 Deviations: F_k(w) is the mean loss over the batches of the visit, not all of the
 client's data; 1e-10 is added to it, as in the authors' code, so that no loss is zero.
 Clients count alike, where the paper samples them by size. The rest is the authors' code
-to the digit.
+to the digit. No noise goes around it: the step divides by the sum of the h_k, which noise of
+the size that covers a client's D_k may bring to any value near zero, or below.
 """
 
 from collections.abc import Callable
@@ -73,4 +74,10 @@ def q_fed_avg(
         server=algorithm.Server(lambda shared: (), serve),
         aggregate=aggregates.weighted_mean(),
         value_like=lambda shared: Fair(shared, jnp.zeros(())),
+        refuses={
+            algorithm.Around.RULE: "clients that fare worse send more, and a robust rule leaves "
+            "out whoever does",
+            algorithm.Around.NOISE: "its server divides by a sum over clients, which noise may "
+            "bring near zero",
+        },
     )

@@ -62,7 +62,9 @@ def ro_lora(
         init=factors.split,
         deploy=factors.deploy,
         read=algorithm.as_change,
-        refuses={"memory": "what was lost of one factor would come in the other's turn"},
+        refuses={
+            algorithm.Around.MEMORY: "what was lost of one factor would come in the other's turn"
+        },
     )
 
 

@@ -10,7 +10,12 @@ estimate c_k of its own gradient, the server keeps their mean c, and every local
 step follows g - c_k + c in place of g. Clients count alike.
 
 Deviation: c moves by |S| / N times the mean change of the c_k, |S| / N being
-`participation`, so that a cohort of another size counts as if it were of the usual one.
+`participation`, so that a cohort of another size counts as if it were of the usual one. Where
+cohorts differ in size (Poisson sampling, buffers, clients that are dropped), c is then no
+longer the mean of the c_k, nor where a link, a clip or a robust rule alters what is sent of
+their changes. The gap stays, and training ends where the mean gradient is that gap and not
+zero. With `fixed_mean` of the usual size in the place of the mean, as under noise, c is the
+mean for cohorts of any size.
 """
 
 from collections.abc import Callable

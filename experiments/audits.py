@@ -7,7 +7,8 @@ from absl import flags
 from experiments.build import Job
 from fedjax_post.core.access import AccessError
 from fedjax_post.data.reading import READINGS, fresh_texts, read_texts
-from fedjax_post.data.source import hold_out, load_splits
+from fedjax_post.data.source import load_splits
+from fedjax_post.data.splits import hold_out
 from fedjax_post.openness.artefact import passport_of
 from fedjax_post.openness.audit import audit, check_corpus
 from fedjax_post.openness.load import load_passport
@@ -46,7 +47,9 @@ def audit_of(job: Job, options: flags.FlagValues) -> dict[str, Any]:
 
 def _rows(job: Job, options: flags.FlagValues) -> list[tuple[str, str]]:
     """The held-out questions and answers as the data set has them."""
-    splits = load_splits(options.dataset, num_clients=options.num_clients, seed=options.seed)
+    splits = load_splits(
+        options.dataset, split=options.split, num_clients=options.num_clients, seed=options.seed
+    )
     heldout = hold_out(splits, options.heldout_fraction, seed=options.seed).heldout
     names = job.data.report["columns"]
     return [(str(row[names["prompt"]]), str(row[names["response"]])) for row in heldout]

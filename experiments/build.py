@@ -30,9 +30,12 @@ from fedjax_post.adapters.lora import add_lora
 from fedjax_post.core.algorithm import Algorithm
 from fedjax_post.core.engine import State, init
 from fedjax_post.data.columns import Columns
-from fedjax_post.data.load import Loaded, Population, Text, load_clients
+from fedjax_post.data.load import Loaded, Text, load_clients
 from fedjax_post.data.pairs import load_pairs
+from fedjax_post.data.population import Population, count_clients
 from fedjax_post.data.ranks import RankedClients
+from fedjax_post.data.source import check_source
+from fedjax_post.data.table import TokenTable
 from fedjax_post.evaluate.generation import longest_response
 from fedjax_post.evaluate.scores import HeldOut, choose_rows
 from fedjax_post.hub.load import load_config, load_model
@@ -93,6 +96,7 @@ def _begin(options: flags.FlagValues) -> tuple[Job, Mesh | None]:
     objectives.check(options)
     dp.check(options)
     hosting.check(options)
+    _check_population(options)
     config = load_config(options.model)
     tokenizer = find_tokenizer(options)
     check_tokenizer(tokenizer, config)
@@ -189,6 +193,7 @@ def load_data(options: flags.FlagValues, tokenizer: Any, *, context_length: int)
         batch_size=options.batch_size,
         local_steps=options.local_steps,
         local_epochs=options.local_epochs,
+        split=options.split,
         text=Text(
             columns=Columns(**{role: options[f"{role}_column"].value for role in Columns._fields}),
             template=prompts.template_of(options),
@@ -197,13 +202,7 @@ def load_data(options: flags.FlagValues, tokenizer: Any, *, context_length: int)
             pack_length=options.pack_length,
             response_words=response_words(options),
         ),
-        population=Population(
-            partition=options.partition,
-            num_clients=options.num_clients,
-            alpha=options.partition_alpha,
-            heldout_fraction=options.heldout_fraction,
-            seed=options.seed,
-        ),
+        population=population_of(options),
     )
     if data.heldout is None:
         raise ValueError(
@@ -211,6 +210,17 @@ def load_data(options: flags.FlagValues, tokenizer: Any, *, context_length: int)
             f"--dataset={options.dataset} holds none out; raise it"
         )
     return data
+
+
+def population_of(options: flags.FlagValues) -> Population:
+    """Returns who holds the rows."""
+    return Population(
+        partition=options.partition,
+        num_clients=options.num_clients,
+        alpha=options.partition_alpha,
+        heldout_fraction=options.heldout_fraction,
+        seed=options.seed,
+    )
 
 
 def response_words(options: flags.FlagValues) -> dict[str, str] | None:
@@ -278,18 +288,28 @@ def layer_range(text: str, num_layers: int) -> tuple[int, int]:
 def make_heldout(options: flags.FlagValues, data: Loaded, tokenizer: Any) -> HeldOut:
     """Returns what the model is scored on at the start and at the end."""
     table = data.heldout
-    short = longest_response(table) <= _SHORT and table.fit.num_truncated == 0
     return HeldOut(
         table=table,
         rows=choose_rows(len(table.length), options.eval_examples, seed=options.seed),
         decode_fn=lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
         eos_id=tokenizer.eos_token_id,
-        exact_match=options.exact_match == "on" or (options.exact_match == "auto" and short),
+        exact_match=options.exact_match == "on"
+        or (options.exact_match == "auto" and not why_no_match(table)),
         loss=not hosting.is_hosted(options),
         labels=tuple(options.labels),
         rejected=data.rejected,
         batch_size=options.eval_batch_size,
     )
+
+
+def why_no_match(table: TokenTable) -> str:
+    """Returns why answers to held-out rows are not compared by default; empty if they are."""
+    longest = longest_response(table)
+    if longest > _SHORT:
+        return f"held-out responses have up to {longest} tokens, more than {_SHORT}"
+    if table.fit.num_truncated:
+        return f"{table.fit.num_truncated} held-out responses are cut by max_length"
+    return ""
 
 
 def _check_trainable(options: flags.FlagValues) -> None:
@@ -314,6 +334,14 @@ def _chunk_size(options, algorithm, model, params, data) -> int | None:
     size = largest_chunk(algorithm, model, data.clients, params=params, at_most=most)
     options["chunk_size"].value = str(size)
     return size
+
+
+def _check_population(options: flags.FlagValues) -> None:
+    """Refuses data that is not there, and too large a cohort, before any library is loaded."""
+    check_source(options.dataset)
+    population = count_clients(options.dataset, population_of(options))
+    if population is not None:
+        make_sampler(options, population)
 
 
 def _check_chunk_size(options: flags.FlagValues) -> None:

@@ -36,7 +36,10 @@ def parse(text: str, factories: Factories) -> list[Any]:
     calls = tree.elts if isinstance(tree, ast.Tuple) else [tree]
     if not calls:
         raise ValueError(f"nothing is named; there are {', '.join(factories)}")
-    return [_make(node, factories) for node in calls]
+    try:
+        return [_make(node, factories) for node in calls]
+    except RecursionError:
+        raise ValueError("it is nested too deep; write shorter calls") from None
 
 
 def _make(node: ast.expr, factories: Factories) -> Any:
@@ -49,7 +52,9 @@ def _make(node: ast.expr, factories: Factories) -> Any:
         meant = f"did you mean {close[0]}?" if close else f"there are {_names(factories)}"
         raise ValueError(f"{name} is unknown; {meant}")
     args = [_value(arg, factories) for arg in call.args]
-    kwargs = {str(k.arg): _value(k.value, factories) for k in call.keywords if k.arg}
+    if None in [k.arg for k in call.keywords]:
+        raise ValueError(f"{ast.unparse(node)}: ** stands for no argument; write name=value")
+    kwargs = {str(k.arg): _value(k.value, factories) for k in call.keywords}
     try:
         return factories[name](*args, **kwargs)
     except (TypeError, ValueError) as error:
@@ -63,7 +68,7 @@ def _value(node: ast.expr, factories: Factories) -> Any:
         return node.id
     try:
         return ast.literal_eval(node)
-    except ValueError:
+    except (ValueError, TypeError):
         raise ValueError(f"{ast.unparse(node)} is neither a number nor a call of a name") from None
 
 

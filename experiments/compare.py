@@ -25,7 +25,7 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 import jax
 from absl import flags as absl_flags
 
-from experiments import flags, folder, train
+from experiments import flags, folder, hosting, train
 from experiments.build import build
 from fedjax_post.core.access import AccessError
 from fedjax_post.report import comparison
@@ -133,6 +133,7 @@ def _parse(argv: Sequence[str]) -> tuple[absl_flags.FlagValues, list[str]]:
     where = "a new folder, or that of a comparison to go on with (runs/<time>-comparison)"
     absl_flags.DEFINE_string("output_dir", None, where, flag_values=own)
     common = own(list(argv), known_only=True)[1:]
+    hosting.check_typed(argv, common)
     for flag in ("algorithm", "seed", "resume"):
         if any(re.match(rf"--(no)?{flag}(=|$)", given) for given in common):
             raise ValueError(f"--{flag} is set by --algorithms and --seeds; leave it out")

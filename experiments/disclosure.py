@@ -17,12 +17,14 @@ from fedjax_post.data.columns import Columns
 from fedjax_post.data.load import Loaded
 from fedjax_post.data.table import TokenTable, gather
 from fedjax_post.data.template import make_prompt
-from fedjax_post.openness import codec, ledger
+from fedjax_post.openness import ledger
 from fedjax_post.openness.arrivals import offsets_of
 from fedjax_post.openness.ledger import Entry, Form, Hosting, Price
+from fedjax_post.provider import codec
 from fedjax_post.report.records import read_records
-from fedjax_post.simulate.cohort import data_rng, draw
+from fedjax_post.simulate.cohort import data_rng
 from fedjax_post.simulate.run import Plan
+from fedjax_post.simulate.visits import visits
 
 
 def define(values: flags.FlagValues) -> None:
@@ -97,10 +99,8 @@ def _template_tokens(
     template, mark = prompts.template_of(options), "\0"
     names = [name for _, name, _, _ in Formatter().parse(template) if name]
     row = dict.fromkeys((*names, "prompt"), mark) | {"response": "."}
-    prompt = make_prompt(
-        tokenizer, Columns(prompt="prompt", response="response"), template=template
-    )
-    literals, offsets_fn = prompt(row).split(mark), offsets_of(tokenizer)
+    prompt_fn = make_prompt(tokenizer, Columns("prompt", "response"), template=template)
+    literals, offsets_fn = prompt_fn(row).split(mark), offsets_of(tokenizer)
     head = 0
     for number in range(min(len(table.length), 64)):
         length = int(table.prompt_length[number])
@@ -162,8 +162,7 @@ def write(directory: Path, entries: list[Entry]) -> None:
 
 def _visits(data: Loaded, plan: Plan, rounds: int) -> Iterator[tuple[int, Any, Any]]:
     """The visits of a run once more; they are functions of its seed."""
-    for round in range(rounds):
-        cohort = draw(plan.sampler, len(data.clients), seed=plan.seed, round=round)
-        for client in cohort.tolist():
-            visit = data.clients.visit(client, data_rng(plan.seed, round, client))
-            yield round, visit.batches, visit.step_mask
+    for taken in visits(plan, len(data.clients), range(rounds)):
+        rng = data_rng(plan.seed, taken.began, taken.client_id)
+        visit = data.clients.visit(taken.client_id, rng)
+        yield taken.round, visit.batches, visit.step_mask

@@ -22,7 +22,7 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 import jax
 from absl import flags as absl_flags
 
-from experiments import compare, folder, process
+from experiments import compare, folder, hosting, process
 from experiments.faults import Settings, drilled
 from fedjax_post.core.access import AccessError
 from fedjax_post.openness import drills
@@ -118,6 +118,7 @@ def _parse(argv: Sequence[str]) -> tuple[absl_flags.FlagValues, list[str]]:
     absl_flags.DEFINE_string("passport", "", "of the base (by --model)", **give)
     absl_flags.DEFINE_string("data_licence", "unknown", "of the clients' data", **give)
     common = own(list(argv), known_only=True)[1:]
+    hosting.check_typed(argv, common)
     return own, common
 
 

@@ -15,10 +15,11 @@ import numpy as np
 from absl import flags as absl_flags
 
 import fedjax_post
-from experiments import artefact, compare, flags, folder
+from experiments import compare, flags, folder, licence
 from experiments.build import Job, build
 from fedjax_post.core.engine import State
 from fedjax_post.evaluate.scores import choose_rows, score
+from fedjax_post.hub import artefact
 from fedjax_post.openness import drills
 from fedjax_post.openness.drills import Row
 
@@ -170,7 +171,7 @@ def _artefact(stage: _Stage, name: str, state: State) -> list[Row]:
     made = fedjax_post.deployed(stage.job.algorithm, stage.job.model, state)
     path = stage.directory / name
     holds_weights = artefact.write(path, *made, base=stage.options.model)
-    terms = artefact.terms(
+    terms = licence.terms(
         stage.options.model,
         passport=stage.settings.passport,
         holds_weights=holds_weights,

@@ -22,6 +22,7 @@ from experiments import (
 )
 from experiments.optimizers import CLIENT_OPTIMIZERS, SCHEDULES, SERVER_OPTIMIZERS
 from fedjax_post.data.columns import Columns
+from fedjax_post.data.population import PARTITIONS, Population
 from fedjax_post.data.source import BUILTIN
 from fedjax_post.hub.files import BUILTIN as MODELS
 from fedjax_post.model.codes import KINDS
@@ -63,6 +64,9 @@ def parse(argv: Sequence[str]) -> flags.FlagValues:
         before = define(known)
         before(["", *stored])
         _continue(options, before)
+    hosting.check_typed(
+        argv, [f"--provider_url={options.provider_url}"] * bool(options.provider_url)
+    )
     factories.check_taken(options, known)
     methods.fill_defaults(options, known[name])
     return options
@@ -138,9 +142,12 @@ def _define_data(values: flags.FlagValues) -> None:
     text, whole, real, choice = _definers(values)
     data = f"{', '.join(BUILTIN)}, a file, a folder with a file per client, or a hub name"
     text("dataset", "builtin", data)
-    choice("partition", "natural", ["natural", "iid", "dirichlet"], "who holds what")
-    real("partition_alpha", 0.3, "of dirichlet; less is more skew")
-    whole("num_clients", None, "of iid, dirichlet and the built-in tasks (128)", 1)
+    text("split", None, "the split to train on, where there are several (train)")
+    usual = Population()
+    held = "who holds what (natural where there is a column of clients, else iid)"
+    choice("partition", usual.partition, list(PARTITIONS), held)
+    real("partition_alpha", usual.alpha, "of dirichlet; less is more skew")
+    whole("num_clients", usual.num_clients, "of iid, dirichlet and the built-in tasks (128)", 1)
     for role in Columns._fields:
         text(f"{role}_column", None, f"column of the {role} (by its usual names)")
     words = "what labels are called in responses, such as 0=sad,1=happy"
@@ -149,7 +156,8 @@ def _define_data(values: flags.FlagValues) -> None:
     text("template", "auto", "chat, plain, auto, or a format string over columns")
     whole("max_length", 0, "tokens of a row; 0: the longest", 0)
     whole("pack_length", 0, "tokens of a row that several examples share; 0: one a row", 0)
-    real("heldout_fraction", 0.05, "share set aside where the data has no held-out rows")
+    aside = "share set aside where the data has no held-out rows"
+    real("heldout_fraction", usual.heldout_fraction, aside)
 
 
 def _define_training(values: flags.FlagValues) -> None:

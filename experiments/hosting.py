@@ -1,14 +1,16 @@
 """From flags to a target behind a provider's API: where it is asked, and on what terms."""
 
+import shlex
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
 from fedjax_post.core.access import Access
-from fedjax_post.openness.calls import Terms
-from fedjax_post.openness.hosted import Hosted, connect, show_queries
-from fedjax_post.openness.journal import spent
+from fedjax_post.provider.hosted import Hosted, connect, show_queries
+from fedjax_post.provider.journal import spent
+from fedjax_post.provider.terms import Terms
 
 _NEEDS = {"executor": "host", "adapter": "text_prompt"}
 
@@ -21,11 +23,11 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_string("provider_model", None, "its name there (--model)", **give)
     styles = "how it is asked; chats for APIs without completions"
     flags.DEFINE_enum("provider_style", "completions", ["completions", "chat"], styles, **give)
-    most = "queries of the whole run, evaluation too; none after them"
+    most = "queries sent in the whole run, evaluation and repeats too; none after them"
     flags.DEFINE_integer("max_queries", None, most, lower_bound=1, **give)
-    cost = "money of the whole run, at --price or as the provider bills"
+    cost = "money of the whole run, at --price, or as the provider bills if that is more"
     flags.DEFINE_float("max_cost", None, cost, lower_bound=0.0, **give)
-    patience = "seconds that an answer may take"
+    patience = "seconds that a call may take, from the connection to the last byte"
     flags.DEFINE_float("provider_timeout", 60.0, patience, lower_bound=0.001, **give)
     fails = "where it does not answer: stop, to be resumed, or drop the client from the round"
     flags.DEFINE_enum("on_provider_failure", "stop", ["stop", "drop"], fails, **give)
@@ -52,6 +54,37 @@ def check(options: flags.FlagValues) -> None:
             )
     options.inference = "provider"
     options.access = min(Access.LOGITS, Access[options.access]).name
+
+
+def check_typed(typed: Sequence[str], used: Sequence[str]) -> None:
+    """Refuses an address that a file names: a host gets the key when it is typed, and then only.
+
+    Args:
+      typed: words of a command line, flag files among them unread.
+      used: flags that count, from wherever they came.
+
+    Raises:
+      ValueError: with the flag to type.
+    """
+    for url in set(_urls(used)) - set(_urls(typed)):
+        raise ValueError(
+            f"--provider_url={url} comes from a file, and private text and OPENAI_API_KEY would "
+            f"go there; if you trust it, type --provider_url={shlex.quote(url)} on this command "
+            "line"
+        )
+
+
+def _urls(words: Sequence[str]) -> Iterator[str]:
+    for i, word in enumerate(words):
+        name, equals, value = word.partition("=")
+        if name in ("--provider_url", "-provider_url"):
+            yield value if equals else "".join(words[i + 1 : i + 2])
+
+
+def given(options: flags.FlagValues) -> list[str]:
+    """Returns what has to be typed again where a run goes on."""
+    url = options.provider_url
+    return [] if url is None else [f"--provider_url={url}"]
 
 
 def is_hosted(options: flags.FlagValues) -> bool:

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments import compare
+from experiments import compare, hosting
 
 FOLDER = Path(__file__).parent / "ladders"
 KINDS = ("open", "closed", "baseline")
@@ -132,6 +132,7 @@ def seeds_of(given: Sequence[str]) -> list[int]:
 
 def _run(ladder: Ladder, cell: Cell, seed: int, given: Sequence[str], folder: Path) -> compare.Run:
     own = [*flags_of(ladder.common), *flags_of(cell.flags), *given, f"--seed={seed}"]
+    hosting.check_typed(given, own)
     return compare.Run(cell.title, seed, folder / f"seed-{seed}", own)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import audits, compare, drills, flags, folder, ladder_facts
+from experiments import audits, compare, drills, flags, folder, hosting, ladder_facts
 from experiments.build import build
 from experiments.faults import Settings
 from experiments.ladder import Ladder, flags_of, plan_runs, read_ladder
@@ -70,6 +70,7 @@ def _drilled(ladder: Ladder, runs: Sequence[compare.Run], output_dir: Path) -> l
     told = dict(ladder.drills)
     wanted, chosen = told.pop("cells", []), told.pop("drills", list(DRILLS))
     own = flags_of(told.pop("flags", {}))
+    hosting.check_typed((), own)
     names = {cell.name: cell.title for cell in ladder.cells}
     methods = [
         compare.Run(names[name], run.seed, output_dir / "drills" / name / f"seed-{run.seed}",

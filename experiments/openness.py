@@ -79,10 +79,12 @@ def _climb(options: flags.FlagValues, given: Sequence[str], argv: Sequence[str])
         if options[name].value is not None:
             raise ValueError(f"--{name}={options[name].value} and --task exclude each other")
     from experiments import (  # the training program, which a passport does not need
+        hosting,
         ladder,
         ladder_runs,
     )
 
+    hosting.check_typed(argv, given)
     where = Path(options.output_dir or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-ladder")
     process.prepare()
     command = f"python -m experiments.openness {shlex.join(argv[1:])}"

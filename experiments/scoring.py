@@ -9,7 +9,7 @@ import fedjax_post
 from experiments.build import Job
 from fedjax_post.core.engine import State
 from fedjax_post.evaluate.scores import HeldOut, Scores, choose_rows, mean_scores, score
-from fedjax_post.openness.hosted import Hosted
+from fedjax_post.provider.hosted import Hosted
 from fedjax_post.simulate.personal import read_clients
 from fedjax_post.simulate.record import Callback, Record
 

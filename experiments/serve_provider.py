@@ -20,10 +20,11 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 from absl import flags
 
 from experiments import process
+from experiments.wording import in_flags
 from fedjax_post.hub.load import DTYPES
-from fedjax_post.openness.provider import Provider, Settings
-from fedjax_post.openness.served import Served, load_served
-from fedjax_post.openness.serving import prepare
+from fedjax_post.provider.served import Served, load_served
+from fedjax_post.provider.service import Provider, Settings
+from fedjax_post.provider.serving import prepare
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         rest = options(list(sys.argv if argv is None else argv))[1:]
         if rest:
-            raise ValueError(f"{rest[0]!r} is no flag; write --name=value")
+            raise flags.Error(f"{rest[0]!r} is no flag; write --name=value")
         if options.help:
             print(__doc__, options.get_help(), sep="\n")
             return 0
@@ -41,8 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         server, listener, url = prepare(provider, host=options.host, port=options.port)
     except flags.UnrecognizedFlagError as error:
         return _refuse(f"{error}; --help lists the flags")
-    except (flags.Error, ValueError, OSError, ImportError) as error:
+    except flags.Error as error:
         return _refuse(str(error))
+    except (ValueError, OSError, ImportError) as error:
+        return _refuse(in_flags(str(error), options))
     name = provider.served.name
     print(f"{name} is served at --provider_url={url} --provider_model={name}", flush=True)
     print(_example(url, name), "Ctrl-C ends it", sep="\n", flush=True)
@@ -71,8 +74,9 @@ def make_provider(options: flags.FlagValues) -> Provider:
         refused_pattern=options.refuse_pattern,
         change_after=options.change_after,
         shutdown_after=options.shutdown_after,
-        api_key=options.api_key,
+        api_key=_key(options.api_key_env),
         max_logprobs=options.max_logprobs,
+        max_bytes=options.max_bytes,
     )
     changes = options.then_model is not None or options.then_adapter is not None
     if changes != (options.change_after is not None):
@@ -82,6 +86,8 @@ def make_provider(options: flags.FlagValues) -> Provider:
         )
     if options.log is not None and not Path(options.log).absolute().parent.is_dir():
         raise FileNotFoundError(f"--log={options.log}: its folder does not exist; make it first")
+    if options.log is not None and Path(options.log).exists() and not Path(options.log).is_file():
+        raise ValueError(f"--log={options.log} is no file; give the name of one")
     served = _load(options.model, options.adapter, options)
     served = served._replace(name=options.name or served.name)
     successor = None
@@ -89,6 +95,15 @@ def make_provider(options: flags.FlagValues) -> Provider:
         successor = _load(options.then_model or options.model, options.then_adapter, options)
         successor = successor._replace(name=f"{successor.name}-next")
     return Provider(served, settings, successor=successor)
+
+
+def _key(name: str | None) -> str | None:
+    """The key in a variable of the environment: a command line is for everybody to see."""
+    if name is None:
+        return None
+    if not os.environ.get(name, "").strip():
+        raise ValueError(f"api_key_env={name}: there is no key in that environment variable")
+    return os.environ[name].strip()
 
 
 def _load(model: str, adapter: str | None, options: flags.FlagValues) -> Served:
@@ -110,8 +125,9 @@ def _define() -> flags.FlagValues:
     flags.DEFINE_enum("dtype", "float32", DTYPES, "of weights and products", flag_values=values)
     text("host", "127.0.0.1", "address to listen at; 0.0.0.0 lets other machines in")
     number("port", 0, "port to listen at; 0: a free one, which is printed", 0, 65535)
-    text("api_key", None, "the key that requests must carry; none: open to all")
-    text("log", None, "file of what arrived, a line of JSON for every prompt, appended to")
+    text("api_key_env", None, "environment variable with the key to ask for; none: open to all")
+    text("log", None, "file of every arrival, raw, and of what became of it; appended to")
+    number("max_bytes", Settings().max_bytes, "of a request; larger ones are answered 413", 1)
     real("price_prompt", 0.0, "of a million tokens of prompts")
     real("price_completion", 0.0, "of a million tokens of answers")
     number("requests_per_minute", None, "further ones are answered 429, with Retry-After", 0)

@@ -4,6 +4,7 @@ import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median_high
 from typing import Any
 
 import jax
@@ -11,14 +12,16 @@ import numpy as np
 from absl import flags
 
 import fedjax_post
-from experiments import artefact, disclosure, dp, folder, hosting, methods, peers
+from experiments import build, disclosure, dp, folder, hosting, methods, peers
 from experiments.build import Job
 from experiments.versions import commit, versions_of
 from fedjax_post.core.algorithm import SUMMED, PyTree
 from fedjax_post.core.engine import State
 from fedjax_post.core.wire import num_bytes
+from fedjax_post.data.table import gather
+from fedjax_post.data.template import PLAIN
 from fedjax_post.evaluate.scores import Scores
-from fedjax_post.hub.files import BUILTIN, find_folder
+from fedjax_post.hub import artefact
 from fedjax_post.model.emulator import emulator_bytes
 from fedjax_post.model.quantise import dequantise_model
 from fedjax_post.openness.ledger import Entry
@@ -39,11 +42,13 @@ def projection(job: Job, options: flags.FlagValues) -> str:
     report = job.data.report
     lines = [
         f"model      {_model(job, options)}; {_count(job.params):,} trained ({options.adapter})",
-        f"clients    {report['clients']:,}, {options.partition}, of {report['examples_min']} to "
+        f"clients    {report['clients']:,}, {report['partition']}, of {report['examples_min']} to "
         f"{report['examples_max']} examples (median {report['examples_median']:g}); "
         f"{report['examples']:,} examples, {report['tokens']:,} tokens",
         f"rows       of {report['max_length']} tokens; {report['truncated']} cut and "
-        f"{report['dropped']} left out; {len(job.heldout.rows)} held out",
+        f"{report['dropped']} left out ("
+        f"{' and '.join(f'{name}: {size:,}' for name, size in report['splits'].items())})",
+        f"scored     {_scored(job, options)}",
     ]
     lines.append(f"method     {methods.describe(options)}; {options.num_rounds} rounds")
     wire = wire_bytes_of(*given)
@@ -78,7 +83,6 @@ def summarize(
         for name in ("bytes_up", "bytes_down", "num_read", "seconds", "cohort")
     }
     counted = {name: _sum(records, name) for name in SUMMED}
-    warm = records[1:] or records  # the first round compiles
     last = records[-1]
     federated, visits = options.baseline == "none", int(total["cohort"])
     each = lambda name: round(total[name] / visits) if federated and visits else None
@@ -102,7 +106,8 @@ def summarize(
         "privacy": dp.told(job.promised, last, options.sampling),
         "provider": hosting.told(Path(job.plan.directory or "")),
         "tokens": int(total["num_read"]),
-        "tokens_per_second": sum(r["num_read"] for r in warm) / sum(r["seconds"] for r in warm),
+        # rounds that compile, those of a resumed run among them, are slow and few
+        "tokens_per_second": median_high(record["tokens_per_second"] for record in records),
         "visits": visits,
         "dropped_visits": sum(len(record["dropped"]) for record in records),
         "train_seconds": total["seconds"],
@@ -124,8 +129,8 @@ def write_summary(directory: Path, summary: dict[str, Any]) -> None:
     folder.write_text(directory / "summary.json", json.dumps(summary, indent=2) + "\n")
 
 
-def export(job: Job, options: flags.FlagValues, state: State) -> None:
-    """Writes `adapter/`, see `artefact.write`.
+def export(job: Job, options: flags.FlagValues, state: State, *, scores: dict[str, Scores]) -> None:
+    """Writes `adapter/`, see `hub/artefact.py`.
 
     All processes of a run call it, and the first one writes.
     """
@@ -133,15 +138,52 @@ def export(job: Job, options: flags.FlagValues, state: State) -> None:
     name = options.model
     if "proxy" in job.algorithm.access:  # what was trained adapts the proxy
         model, name = job.model["proxy"], options.proxy_model
-    base = str(find_folder(name)) if name in BUILTIN else name
     if artefact.changes_base(model, params) and peers.are_several():
         host = jax.local_devices(backend="cpu")[0]  # whose memory holds the whole model
         model, params = jax.device_put(processes.gathered((model, params)), host)
-    told = {"base": base, "run": str(job.plan.directory), "decode_fn": job.heldout.decode_fn}
-    make = lambda path: artefact.write(path, model, params, **told)
     with peers.together():
         if peers.is_first():
+            about = _about(job, options, scores)
+            make = lambda path: artefact.write(path, model, params, base=name, about=about)
             folder.write_whole(Path(job.plan.directory) / "adapter", make)
+
+
+def _scored(job: Job, options: flags.FlagValues) -> str:
+    """What is scored at the end, and what is not and why."""
+    table, rows = job.heldout.table, len(job.heldout.rows)
+    told = f"{rows:,} held-out rows"
+    if table.fit.num_dropped:
+        told += f" ({table.fit.num_dropped:,} more have no response within the length)"
+    if job.heldout.exact_match:
+        return f"{told}, answers compared"
+    reason = "as asked for" if options.exact_match == "off" else build.why_no_match(table)
+    return f"{told}; answers are not compared: {reason}; --exact_match=on compares them"
+
+
+def _about(job: Job, options: flags.FlagValues, scores: dict[str, Scores]) -> artefact.About:
+    """What the folder says of itself, which is the same in equal runs."""
+    report, row = job.data.report, job.heldout.rows[0]
+    tokens = gather(job.heldout.table, np.asarray([row]))[0][0]
+    example = job.tokenizer.decode(tokens[: job.heldout.table.prompt_length[row]])
+    chat = options.template == "chat" or (
+        options.template == "auto" and job.tokenizer.chat_template
+    )
+    own = options.template if "{" in options.template else "" if chat else PLAIN
+    facts = [
+        ("method", f"{methods.describe(options)}; {options.num_rounds} rounds"),
+        ("trained", f"{_count(job.params):,} numbers ({options.adapter})"),
+        ("data", f"`{Path(options.dataset).name}`, {report['examples']:,} examples"),
+        ("clients", f"{report['clients']:,}, {options.partition}"),
+        ("prompts", options.template),
+        ("seed", str(options.seed)),
+    ]
+    if job.promised is not None:
+        facts.append(("privacy", dp.describe(job.promised, options.num_rounds)))
+    for when, found in scores.items():
+        numbers = [(k, v) for k, v in found.items() if isinstance(v, float)]
+        told = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in numbers)
+        facts.append((f"held out, {'before' if when == 'base' else when}", told))
+    return artefact.About(job.tokenizer, example, own, tuple(facts))
 
 
 def _model(job: Job, options: flags.FlagValues) -> str:

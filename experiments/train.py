@@ -113,7 +113,7 @@ def carry_out(
         }
         if options.score_personal:
             scores["personal"] = scoring.score_own_tasks(job, options, state)
-        summary.export(job, options, state)
+        summary.export(job, options, state, scores=scores)
     with peers.together():
         if peers.is_first():
             seconds = time.perf_counter() - began
@@ -179,10 +179,12 @@ def _stopped(error: BaseException, directory: Path, options: absl_flags.FlagValu
         if not peers.are_several():
             raise error
         traceback.print_exception(error)
-    why = "interrupted" if interrupted else f"error: {error}"
+    why = "interrupted" if interrupted else f"error: {in_flags(str(error), flags.define())}"
     why = f"error: another process has ended ({lost})" if lost else why
     why = f"error: {_FULL} ({str(error).splitlines()[0]})" if full else why
-    given = " ".join(["--resume", *distributed.given(options)])
+    given = " ".join(
+        ["--resume", *distributed.given(options), *map(shlex.quote, hosting.given(options))]
+    )
     again = f"python -m experiments.train --output_dir={shlex.quote(str(directory))} {given}"
     print(f"\n{why}; to continue: {again}", file=sys.stderr)
     code = 130 if interrupted else 1

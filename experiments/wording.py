@@ -23,6 +23,9 @@ _FLAG_OF = {
     "history": "history_column",
     "tools": "tools_column",
     "rejected": "rejected_column",
+    "url": "provider_url",
+    "timeout": "provider_timeout",
+    "refused_pattern": "refuse_pattern",
 }
 _ARGUMENT = re.compile(
     r"`(?P<quoted>[a-z]\w*)(?P<value>=[^`]*)?`|(?<![\w.`-])(?P<given>[a-z]\w*)(?==)"

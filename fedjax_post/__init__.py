@@ -7,6 +7,7 @@ from fedjax_post.simulate.asynchronous import Buffer
 from fedjax_post.simulate.cohort import full, poisson, uniform
 from fedjax_post.simulate.feed import chunks, pooled
 from fedjax_post.simulate.host import host
+from fedjax_post.simulate.identity import identify
 from fedjax_post.simulate.mesh import make_mesh, on_mesh, put_on_mesh
 from fedjax_post.simulate.programs import device
 from fedjax_post.simulate.record import progress

@@ -26,14 +26,16 @@ ARROWS = {
     "hub": {"core", "model", "adapters"},
     "objectives": {"core", "model.views", "model.generate"},
     "data": {"core", "hub"},
-    "simulate": {"core", "model.views", "data.batches", "data.clients"},
+    "simulate": {"core", "model.views", "data.batches", "data.clients", "integrity"},
     "evaluate": {"core", "model", "data", "objectives"},
     "openness": {"core.access", "model", "hub"},
+    "provider": {"core", "model", "hub", "adapters", "objectives", "data.template"},
     "privacy": {"core"},
-    "report": set(),
-    "testing": set(ROOMS),
+    "report": {"integrity"},
+    "study": {*ROOMS, "algorithms", "fedjax_post", "integrity"} - {"testing"},
+    "testing": set(ROOMS) - {"study"},
     "algorithms": {"core", "adapters", "blackbox", "privacy"},
-    "experiments": {*ROOMS, "algorithms", "fedjax_post"},
+    "experiments": {*ROOMS, "algorithms", "fedjax_post", "integrity"},
 }
 
 

@@ -25,7 +25,8 @@ from fedjax_post.adapters.lora import add_lora
 from fedjax_post.core.wire import num_bytes
 from fedjax_post.hub.families import FAMILIES, read_config
 from fedjax_post.hub.load import load_model
-from fedjax_post.hub.weights import INDEX, expected_tensors
+from fedjax_post.hub.tensors import INDEX
+from fedjax_post.hub.weights import expected_tensors
 from fedjax_post.model.codes import KINDS
 from fedjax_post.model.config import DecoderConfig
 from fedjax_post.model.generate import Sampling, sample

@@ -3,7 +3,7 @@
 All functions are batched over layers; the factors of K clients have leaves
 A `[K, num_layers, in, R]` and B `[K, num_layers, R, out]`. Singular vectors come from
 thin QR factors of the stacks and the SVD of their small core, never from a matrix of
-in x out.
+in x out. Products are of float32 on every device, as sums are in `core.aggregates`.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from fedjax_post.adapters.factors import Factors
 from fedjax_post.core import wire
-from fedjax_post.core.aggregates import present
+from fedjax_post.core.aggregates import present, weighted_sum
 from fedjax_post.core.algorithm import Aggregate, Pieces
 
 PyTree = Any
@@ -53,7 +53,7 @@ def mean_products() -> Aggregate:
 
     def add(total, values, weights):
         values = jax.tree.map(lambda x: present(x, weights), values)
-        weigh = lambda x: jnp.tensordot(weights, x, 1)
+        weigh = lambda x: weighted_sum(weights, x)
         new = Means(
             weighted_product(values, weights),
             jax.tree.map(weigh, values),
@@ -77,14 +77,16 @@ def weighted_product(values: Factors, weights: Float[Array, " K"]) -> PyTree:
     """
 
     def product(a, b):
-        return jnp.einsum("knir,knro->nio", a * weights.reshape(-1, 1, 1, 1), b)
+        a = a * weights.reshape(-1, 1, 1, 1)
+        return jnp.einsum("knir,knro->nio", a, b, precision="highest")
 
     return jax.tree.map(product, *values)
 
 
 def product_of(factors: Factors) -> PyTree:
     """Returns A B of one adapter, leaves `[num_layers, in, out]`."""
-    return jax.tree.map(lambda a, b: jnp.einsum("nir,nro->nio", a, b), *factors)
+    product = lambda a, b: jnp.einsum("nir,nro->nio", a, b, precision="highest")
+    return jax.tree.map(product, *factors)
 
 
 def product_svd(a: Array, b: Array, shares: Float[Array, " K"]) -> Svd:
@@ -99,7 +101,8 @@ def product_svd(a: Array, b: Array, shares: Float[Array, " K"]) -> Svd:
     a = a * shares.reshape(-1, 1, 1, 1)
     stacked_a = a.transpose(1, 2, 0, 3).reshape(num_layers, size_in, -1)
     stacked_b = b.transpose(1, 0, 2, 3).reshape(num_layers, -1, size_out)
-    return over_layers(_stacked_svd, stacked_a, stacked_b)
+    with jax.default_matmul_precision("highest"):
+        return over_layers(_stacked_svd, stacked_a, stacked_b)
 
 
 def _stacked_svd(a: Array, b: Array) -> Svd:

@@ -15,8 +15,18 @@ layers together. With n clients present:
 | coordinate_median | fewer than n / 2 | n, a layer at a time |
 | trimmed_mean(t) | at most t n | n, a layer at a time |
 
-The first three choose weights for the clients, from products of matrices of size R. The
-last two make a dense matrix, which goes on as one client of full rank. What comes of it:
+The first three choose weights for the clients, by lengths and distances of their products that
+no cancelling components can falsify, see `adapters.comparison`; what they judge is what goes on. A
+client whose product is not finite in float32 does not count. On n clients of rank R, with D the
+entries of all adapted matrices, they cost:
+
+| rule | multiplications | memory beside the factors |
+| --- | --- | --- |
+| norm_bounded | the QR factors of n A's | none |
+| krum, multi_krum | and 3 n^2 D | `comparison.BLOCK` numbers |
+| geometric_median | and, beside krum's, 2 n (R + 2) D a step | `comparison.BLOCK` numbers |
+
+The last two make a dense matrix, which goes on as one client of full rank. What comes of it:
 `flora` folds it as it is, nothing is lost, and it is billed dense; `florist` and `flex_lora`
 cut its singular values, as they cut those of the mean, and the best rank R of a median
 is no median. Algorithms that average the factors themselves are refused.
@@ -27,11 +37,13 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from fedjax_post.adapters.comparison import distances, distances_to, orthonormal
 from fedjax_post.adapters.factors import Factors
-from fedjax_post.adapters.products import over_layers
+from fedjax_post.adapters.products import over_layers, unzip
 from fedjax_post.core import robust
-from fedjax_post.core.aggregates import stack
+from fedjax_post.core.aggregates import present, stack
 from fedjax_post.core.algorithm import Algorithm
+from fedjax_post.core.norms import hold, norm
 
 # (Factors of [clients, layers, ..], weights [clients]) -> the same of what is to be averaged
 Rule = Callable[[Factors, jax.Array], tuple[Factors, jax.Array]]
@@ -93,23 +105,22 @@ def multi_krum(num_hostile: int, num_kept: int) -> Rule:
     robust.check_krum(num_hostile, num_kept)
 
     def choose(values, weights):
-        kept = robust.least_krum_scores(
-            squared_distances(values), weights > 0, num_hostile, num_kept
-        )
+        apart = distances(values)
+        kept = robust.least_krum_scores(apart, weights > 0, num_hostile, num_kept)
         return values, kept.astype(jnp.float32)
 
-    return choose
+    return _judged(choose)
 
 
 def geometric_median(*, num_steps: int = 32, smoothing: float = 1e-6) -> Rule:
     """Weighs clients so that their mean has the least weighted sum of distances to them.
 
-    Smoothed Weiszfeld steps, as in `core.robust.geometric_median`, on distances alone. They
-    start from weights over each client's median distance to the others.
+    Smoothed Weiszfeld steps, as in `core.robust.geometric_median`. They start from weights
+    over each client's weighted median distance to the others.
 
     Args:
-      num_steps: Weiszfeld steps.
-      smoothing: least distance that is divided by, positive.
+      num_steps: Weiszfeld steps; each makes the products anew.
+      smoothing: as in `core.robust.geometric_median`.
 
     Raises:
       ValueError: if `num_steps` or `smoothing` is not positive.
@@ -117,23 +128,17 @@ def geometric_median(*, num_steps: int = 32, smoothing: float = 1e-6) -> Rule:
     robust.check_weiszfeld(num_steps, smoothing)
 
     def weigh(values, weights):
-        there = weights > 0
-        squares = squared_distances(values)
-        pull = lambda far: jnp.where(there, weights / jnp.maximum(far, smoothing), 0)
-        times = lambda share, x: jnp.where(share > 0, share * x, 0)  # 0 times inf is 0 here
+        share_out = lambda far: _share(robust.pulls(far, weights, smoothing))
+        others = weights[:, None] * ~jnp.eye(len(weights), dtype=bool)
+        first = share_out(robust.weighted_median(distances(values), others))
 
         def step(_, shares):
-            # |x_i - sum s_j x_j|^2 = sum s_j d_ij - 1/2 sum s_j s_k d_jk for shares that sum to 1
-            shares = shares / shares.sum()
-            means = times(shares[None], squares).sum(1)
-            inner = means - times(shares, means).sum() / 2
-            return pull(jnp.sqrt(jnp.maximum(inner, 0)))
+            mean = lambda products: jnp.tensordot(shares, products, 1)[None]
+            return share_out(distances_to(values, mean, 1)[0])
 
-        others = jnp.where(there[None] & ~jnp.eye(len(there), dtype=bool), squares, jnp.nan)
-        middle = jnp.nan_to_num(jnp.nanmedian(others, 1), posinf=jnp.inf)  # nan: there is nobody
-        return values, jax.lax.fori_loop(0, num_steps, step, pull(jnp.sqrt(middle)))
+        return values, jax.lax.fori_loop(0, num_steps, step, first)
 
-    return weigh
+    return _judged(weigh)
 
 
 def norm_bounded(max_norm: float) -> Rule:
@@ -148,12 +153,9 @@ def norm_bounded(max_norm: float) -> Rule:
     robust.check_norm(max_norm)
 
     def shrink(values, weights):
-        norms = jnp.sqrt(_gram(values, values))
-        factor = jnp.where(norms > max_norm, (1 - 1e-5) * max_norm / norms, 1.0)
-        scaled = jax.tree.map(lambda a: a * factor.reshape(-1, 1, 1, 1), values.a)
-        return values._replace(a=scaled), weights
+        return values._replace(b=jax.vmap(lambda b: hold(b, max_norm))(values.b)), weights
 
-    return shrink
+    return _judged(shrink)
 
 
 def coordinate_median() -> Rule:
@@ -170,25 +172,20 @@ def trimmed_mean(fraction: float) -> Rule:
     return _per_coordinate(robust.trimmed_cut(fraction))
 
 
-def squared_distances(values: Factors) -> jax.Array:
-    """|A_i B_i - A_j B_j|^2 over all layers, `[clients, clients]`; inf where it overflows.
+def _judged(rule: Rule) -> Rule:
+    """The rule on orthonormal factors of those clients whose products are finite."""
 
-    By matrices of size R. The difference is taken as (A_i - A_j) B + A (B_i - B_j), with A
-    and B the means of the two, so that nothing cancels between clients whose factors are
-    close; a scale that a client moved from one factor to the other is moved back first.
-    """
-    values = _balanced(values)
-    clients = jnp.arange(len(jax.tree.leaves(values)[0]))
+    def judge(values, weights):
+        values = orthonormal(values)
+        finite = jnp.isfinite(jax.vmap(norm)(values.b))
+        weights = jnp.where(finite, weights, 0)
+        return rule(jax.tree.map(lambda x: present(x, weights), values), weights)
 
-    def to_all(i):
-        other = jax.tree.map(lambda x: x[i][None], values)
-        change = jax.tree.map(jnp.subtract, values, other)
-        middle = jax.tree.map(lambda x, y: (x + y) / 2, values, other)
-        one, two = Factors(change.a, middle.b), Factors(middle.a, change.b)
-        return _gram(one, one) + 2 * _gram(one, two) + _gram(two, two)
+    return judge
 
-    squares = jnp.maximum(jax.lax.map(to_all, clients), 0)
-    return jnp.nan_to_num(squares, nan=jnp.inf, posinf=jnp.inf)
+
+def _share(pulls: jax.Array) -> jax.Array:
+    return pulls / jnp.maximum(pulls.sum(), jnp.finfo(jnp.float32).tiny)
 
 
 def _per_coordinate(cut: Callable) -> Rule:
@@ -203,9 +200,9 @@ def _per_coordinate(cut: Callable) -> Rule:
             product = over_layers(lambda a, b: combine(a @ b, weights), *by_layer)
             return _as_factors(product, rank)
 
-        pairs = jax.tree.map(middle, *values)
-        both = jax.tree.transpose(jax.tree.structure(values.a), None, pairs)
-        return Factors(*both), jnp.ones(1)
+        with jax.default_matmul_precision("highest"):
+            pairs = jax.tree.map(middle, *values)
+        return Factors(*unzip(pairs, values.a)), jnp.ones(1)
 
     return dense
 
@@ -217,27 +214,3 @@ def _as_factors(product: jax.Array, rank: int) -> tuple[jax.Array, jax.Array]:
     ones = lambda size: jnp.broadcast_to(jnp.eye(size), (num_layers, size, size))
     pair = (product, ones(size_out)) if size_out <= size_in else (ones(size_in), product)
     return pad(pair[0], 2)[None], pad(pair[1], 1)[None]
-
-
-def _gram(one: Factors, other: Factors) -> jax.Array:
-    """<A_k B_k, C_k D_k> over all layers, `[clients]`: sum (A'C) * (B D')."""
-
-    def leaf(a, b, c, d):
-        left = jnp.einsum("knir,knis->knrs", a, c)
-        return (left * jnp.einsum("knro,knso->knrs", b, d)).sum((1, 2, 3))
-
-    by_matrix = jax.tree.leaves(jax.tree.map(leaf, one.a, one.b, other.a, other.b))
-    return jnp.stack(by_matrix).sum(0)
-
-
-def _balanced(values: Factors) -> Factors:
-    """The same products, each layer's A and B of one norm; zero stays zero."""
-
-    def leaf(a, b):
-        norms = [jnp.sqrt((x**2).sum((2, 3), keepdims=True)) for x in (a, b)]
-        ratio = jnp.sqrt(norms[1]) / jnp.sqrt(jnp.where(norms[0] > 0, norms[0], 1))
-        ratio = jnp.where((ratio > 0) & jnp.isfinite(ratio), ratio, 1)
-        return a * ratio, b / ratio
-
-    pairs = jax.tree.map(leaf, *values)
-    return Factors(*jax.tree.transpose(jax.tree.structure(values.a), None, pairs))

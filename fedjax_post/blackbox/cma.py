@@ -11,7 +11,10 @@ weights: cumulative step-size adaptation, rank-one and rank-mu updates of the co
 Points are sorted by fitness, nothing else is made of it. The constants are the tutorial's
 Table 1, but for two that follow Hansen's own code, pycma 4.5: the learning rate of the step
 path (+3 for +5 in its denominator), and that of the rank-one update, which shrinks below
-six points. Without its negative weights, pycma gives the same states.
+six points. So does h_sigma, the rule by which the covariance waits: |p_sigma|^2 / n below
+2 + 4 / (n + 1), where the tutorial has |p_sigma| below (1.4 + 2 / (n + 1)) E|N(0, I)|, both
+over 1 - (1 - c_sigma)^(2 g) or its root. Without its negative weights, pycma gives the same
+states.
 """
 
 import math

@@ -12,7 +12,8 @@ def similarity(tokens: jax.Array, embeddings: jax.Array | None) -> jax.Array:
     if embeddings is None:
         return same.astype(jnp.float32)
     rows = jnp.asarray(embeddings)[tokens].astype(jnp.float32)
-    rows = rows / jnp.maximum(jnp.linalg.norm(rows, axis=1, keepdims=True), 1e-6)
+    length = jnp.linalg.norm(rows, axis=1, keepdims=True)
+    rows = rows / jnp.where(length > 0, length, 1)
     return jnp.where(same, 1.0, rows @ rows.T)
 
 
@@ -60,11 +61,12 @@ def agree(prompts: jax.Array, weights: jax.Array, embeddings: jax.Array | None =
     """
     num, length = prompts.shape
     tokens, owner = prompts.reshape(-1), jnp.repeat(jnp.arange(num), length)
-    weight = jnp.repeat(weights / jnp.maximum(weights.sum(), 1e-12), length)
+    total = weights.sum()
+    weight = jnp.repeat(weights / jnp.where(total > 0, total, 1), length)
     cosines = similarity(tokens, embeddings)
     others = jnp.where(owner[:, None] == owner[None], 0, cosines * weight[None])
-    total = others.sum(axis=1).reshape(num, length)
-    attention = jax.nn.log_softmax(total, axis=1).reshape(-1)
+    seen = others.sum(axis=1).reshape(num, length)
+    attention = jax.nn.log_softmax(seen, axis=1).reshape(-1)
 
     distance = 1 - cosines
     there = weight > 0

@@ -6,6 +6,7 @@ from fedjax_post.core.algorithm import (
     SUMMED,
     Aggregate,
     Algorithm,
+    Around,
     Client,
     ClientData,
     Context,

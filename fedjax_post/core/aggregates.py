@@ -1,7 +1,8 @@
 """Aggregates: how the values of a cohort become one, a chunk of clients at a time.
 
 A value of weight 0 (padding, or a dropped client) counts for nothing, even if
-it is not finite.
+it is not finite. Sums are of float32 on every device, whatever it multiplies matrices in: a
+rounded value may be longer than the bound that it was held within.
 """
 
 from typing import Any, NamedTuple
@@ -95,7 +96,7 @@ def _no_sum(like: PyTree, cohort_size: int) -> Sum:
 
 def _add_weighted(total: Sum, values: PyTree, weights: jax.Array) -> Sum:
     def add(s, v):
-        return s + jnp.tensordot(weights, present(v, weights).astype(jnp.float32), 1)
+        return s + weighted_sum(weights, present(v, weights).astype(jnp.float32))
 
     return Sum(jax.tree.map(add, total.value, values), total.weight + weights.sum())
 
@@ -103,6 +104,11 @@ def _add_weighted(total: Sum, values: PyTree, weights: jax.Array) -> Sum:
 def present(values: jax.Array, weights: jax.Array) -> jax.Array:
     """Values `[clients, ...]`, zero for the clients whose weight `[clients]` is not positive."""
     return jnp.where(column(weights > 0, values), values, jnp.zeros((), values.dtype))
+
+
+def weighted_sum(weights: jax.Array, values: jax.Array) -> jax.Array:
+    """Sums of values `[clients, ...]` by weights `[..., clients]`, in float32 on every device."""
+    return jnp.tensordot(weights, values, 1, precision="highest")
 
 
 def column(mask: jax.Array, like: Any) -> jax.Array:

@@ -6,6 +6,7 @@ variables that the federation learns, any pytree; one *state per client*; and
 the *messages*. Everything here is written for one client; `simulate` maps it.
 """
 
+import enum
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -134,6 +135,7 @@ class Aggregate(NamedTuple):
     merge: Callable  # (total, total) -> total
     finish: Callable  # (total) -> value
     fixed: bool = False  # the denominator is fixed, so that an empty round counts too
+    scales: bool = False  # makes values smaller than their mean would, to a bound
     # "value": finishes as one tree like a client's value; "products": what comes of it
     # depends on the values, `Factors`, by their products A B alone; "": anything else
     kind: str = ""
@@ -204,6 +206,18 @@ def as_given(params: PyTree) -> PyTree:
     return params
 
 
+class Around(enum.Enum):
+    """What may be put around an algorithm, or refused by it; see `core.compose`."""
+
+    LINK = "another link to the server"
+    MEMORY = "a link that makes up for what it lost in earlier rounds"
+    SCALE = "a bound or a fixed denominator, which makes values smaller: their place must be 0"
+    RULE = "another aggregate in the place of its mean"
+    EQUAL = "a mean that counts clients alike, whatever their weights"
+    NOISE = "noise on the mean; see `privacy.noise`"
+    STALE = "values of clients that began in earlier rounds; see `simulate.asynchronous`"
+
+
 class Algorithm(NamedTuple):
     """A federated algorithm as data; see the module's head for the parts."""
 
@@ -219,9 +233,7 @@ class Algorithm(NamedTuple):
     access: Mapping[str, Access] = {"target": Access.GRADIENTS}
     # (shared) -> a tree like the value that a client uploads
     value_like: Callable = as_given
-    # what may not be put around it ("memory", "rule", "link"), and why; see `core.compose`;
-    # "noise": why a fixed denominator and noise would not do, see `privacy.noise`;
-    # "stale": why values of clients that began in earlier rounds will not do
-    refuses: Mapping[str, str] = {}
+    # what may not be put around it, as it would no longer compute what it says, and why
+    refuses: Mapping[Around, str] = {}
     # (value, replica) -> Reading: for the simulator's telemetry, and for nothing else
     read: Callable = unread

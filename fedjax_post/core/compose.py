@@ -7,12 +7,16 @@ nothing. What is refused, and why:
 | --- | --- |
 | any link | the algorithm has a wire of its own (`ef21`) |
 | a link with a memory: `error_feedback`, `ef21` | a round's value says nothing of the next one's |
+| a bound: `clip`, `norm_bounded`, `fixed_mean` | a value is a place, and no change of one |
 | a rule, `ef21` | the server takes more than one mean value, or a rule would leave nothing |
+| equal weights: `privacy.private`, `ef21` | the method is in the clients' weights |
+| noise: `privacy.private` | the server divides by what is noised |
 
-An algorithm says so itself, in `Algorithm.refuses` and `Aggregate.kind`.
+An algorithm says so itself, in `Algorithm.refuses` and `Aggregate.kind`. A refused bound does
+not keep `adapters.robust.norm_bounded` away, which looks at products.
 """
 
-from fedjax_post.core.algorithm import Aggregate, Algorithm, Uplink
+from fedjax_post.core.algorithm import Aggregate, Algorithm, Around, Uplink
 
 
 def with_uplink(base: Algorithm, link: Uplink) -> Algorithm:
@@ -24,9 +28,11 @@ def with_uplink(base: Algorithm, link: Uplink) -> Algorithm:
     Raises:
       ValueError: if the link would change what the algorithm computes, not only how exactly.
     """
-    check_may(base, "link", "another link")
+    check_may(base, Around.LINK, "another link")
     if link.remembers:
-        check_may(base, "memory", "a link that makes up for earlier losses")
+        check_may(base, Around.MEMORY, "a link that makes up for earlier losses")
+    if link.first:
+        check_may(base, Around.SCALE, "a link that holds values within a bound")
     return base._replace(uplink=link)
 
 
@@ -36,8 +42,10 @@ def with_aggregate(base: Algorithm, rule: Aggregate) -> Algorithm:
     Raises:
       ValueError: if its server needs what the rule does not give.
     """
-    check_may(base, "rule", "another aggregate")
+    check_may(base, Around.RULE, "another aggregate")
     check_one_value(base, "another aggregate")
+    if rule.scales or rule.fixed:
+        check_may(base, Around.SCALE, "an aggregate that makes values smaller")
     if rule.kind != "value":
         raise ValueError(
             "this aggregate does not finish as one value like the clients'; an algorithm must "
@@ -60,7 +68,22 @@ def check_one_value(base: Algorithm, name: str) -> None:
         )
 
 
-def check_may(base: Algorithm, what: str, name: str) -> None:
+def check_may(base: Algorithm, what: Around, name: str) -> None:
     """Refuses `name` with the algorithm's own reason, if it has one against `what`."""
-    if what in base.refuses:
-        raise ValueError(f"{name} cannot stand around this algorithm: {base.refuses[what]}")
+    if reason := reason_against(base, what):
+        raise ValueError(f"{name} cannot stand around this algorithm: {reason}")
+
+
+def reason_against(base: Algorithm, what: Around) -> str:
+    """Why the algorithm refuses `what`; empty if it does not.
+
+    Raises:
+      ValueError: if it refuses anything that is no `Around`, which would refuse nothing.
+    """
+    unknown = [key for key in base.refuses if not isinstance(key, Around)]
+    if unknown:
+        raise ValueError(
+            f"refuses={{{unknown[0]!r}: ...}} refuses nothing; its keys are members of "
+            f"core.Around: {', '.join(f'Around.{each.name}' for each in Around)}"
+        )
+    return base.refuses.get(what, "")

@@ -107,8 +107,8 @@ def visit_client(
 ) -> tuple[PyTree, ClientState, Report]:
     """One client's round: its message, its next state and a report.
 
-    A padding lane (client id -1) and a client whose value or message is not
-    finite get weight 0 and keep the state that they came with.
+    A padding lane (client id -1) and a client whose value, message or decoded message is
+    not finite get weight 0 and keep the state that they came with.
     """
     update_key, link_key = jax.random.split(ctx.key)
     upload, local, metrics = algorithm.client.update(
@@ -117,7 +117,8 @@ def visit_client(
     message, link = algorithm.uplink.encode(
         upload.value, replica, state.uplink, ctx._replace(key=link_key)
     )
-    kept = (ctx.client_id >= 0) & _all_finite((upload, message))
+    decoded = algorithm.uplink.decode(message, upload.value)
+    kept = (ctx.client_id >= 0) & _all_finite((upload, message, decoded))
     weight = jnp.where(kept, upload.weight, 0).astype(jnp.float32)
     keep = lambda new, old: jnp.where(kept, new, old)
     state = jax.tree.map(keep, ClientState(local, link), state)

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_post.core.algorithm import PyTree, Uplink
+from fedjax_post.core.norms import is_float, narrow
 from fedjax_post.core.uplinks import no_state
 
 _ROUNDING = 1 + 2**-8 + 2**-16  # half a unit in the last place of bfloat16
@@ -68,7 +69,7 @@ def quantize(bits: int, *, block_size: int = 128) -> Uplink:
         if bits == 4:
             codes = _unpack_nibbles(codes, y.size) - levels
         blocks = _blocks(codes.astype(jnp.float32), block_size) * scales[:, None]
-        return blocks.ravel()[: y.size].reshape(y.shape).astype(y.dtype)
+        return narrow(blocks.ravel()[: y.size].reshape(y.shape), y.dtype)
 
     encode = lambda value, replica, state, ctx: (_with_keys(round_leaf, value, ctx.key), state)
     factor = (1 + math.sqrt(block_size) / levels) * _ROUNDING
@@ -97,7 +98,7 @@ def sign() -> Uplink:
         if not isinstance(message, Signs):
             return message
         positive = jnp.unpackbits(message.bits, count=y.size).reshape(y.shape)
-        return jnp.where(positive, message.scale, -message.scale).astype(y.dtype)
+        return narrow(jnp.where(positive, message.scale, -message.scale), y.dtype)
 
     encode = lambda value, replica, state, ctx: (_with_keys(shrink, value, ctx.key), state)
     return Uplink(no_state, encode, _each(restore), lambda bound: _ROUNDING * bound)
@@ -133,7 +134,8 @@ def random_k(fraction: float, *, scaled: bool = True) -> Uplink:
     def keep(x, key):
         seed = jax.random.bits(key, (), jnp.uint32)
         factor = x.size / max(1, count(x)) if scaled else 1.0
-        return Drawn((x.ravel()[indices(x, seed)] * factor).astype(x.dtype), seed)
+        kept = x.ravel()[indices(x, seed)].astype(jnp.float32) * factor
+        return Drawn(narrow(kept, x.dtype), seed)
 
     def fill(y, message):
         if not isinstance(message, Drawn):
@@ -149,7 +151,7 @@ def random_k(fraction: float, *, scaled: bool = True) -> Uplink:
 def _with_keys(fn, tree: PyTree, key: jax.Array) -> PyTree:
     """`fn(leaf, key of its own)` on every floating leaf."""
     leaves, structure = jax.tree.flatten(tree)
-    floating = [jnp.issubdtype(x.dtype, jnp.floating) for x in leaves]
+    floating = [is_float(x) for x in leaves]
     drawn = [
         fn(x, jax.random.fold_in(key, i)) if floats else x
         for i, (x, floats) in enumerate(zip(leaves, floating, strict=True))

@@ -14,6 +14,9 @@ weight 0 (padding, dropped) does not count. With n clients present:
 | krum(f), multi_krum(f, m) | f, if n >= 2 f + 3 | the cohort |
 | geometric_median | less than half of the weight | the cohort |
 | norm_bounded(c, inner) | moves of at most c each | what `inner` costs |
+
+They hold at any scale of float32 (`core.norms`): lengths are compared, no squares of them, and
+no number here has a unit of its own.
 """
 
 from collections.abc import Callable
@@ -21,8 +24,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from fedjax_post.core.aggregates import column, present, stack, weighted_mean
+from fedjax_post.core.aggregates import column, present, stack, weighted_mean, weighted_sum
 from fedjax_post.core.algorithm import Aggregate, PyTree
+from fedjax_post.core.norms import hold, norm
+
+UNIT = 2.0**20  # of distances, so that none between finite values overflows
 
 
 def coordinate_median() -> Aggregate:
@@ -80,7 +86,7 @@ def least_krum_scores(
     """Who of those present has one of the `num_kept` least Krum scores, `[clients]`, bool.
 
     Args:
-      distances: `[clients, clients]`, squared; that of a client to itself does not matter.
+      distances: `[clients, clients]`; that of a client to itself does not matter.
       present: `[clients]`, bool.
       num_hostile: f, as in `krum`.
       num_kept: m, as in `multi_krum`.
@@ -88,7 +94,8 @@ def least_krum_scores(
     distances = jnp.where(present[None] & present[:, None], distances, jnp.inf)
     distances = jnp.where(jnp.eye(len(present), dtype=bool), jnp.inf, distances)
     near = jnp.arange(len(present)) < jnp.maximum(present.sum() - num_hostile - 2, 1)
-    scores = jnp.where(near[None], jnp.sort(distances, 1), 0).sum(1)
+    # the root of the sum of squares, which is in the order of the sum
+    scores = jax.vmap(norm)(jnp.where(near[None], jnp.sort(distances, 1), 0))
     # present before absent, even where every score has overflowed or nobody is near
     scores = jnp.where(present, jnp.nan_to_num(scores), jnp.inf)
     return (jnp.argsort(jnp.argsort(scores)) < num_kept) & present
@@ -98,27 +105,54 @@ def geometric_median(*, num_steps: int = 32, smoothing: float = 1e-6) -> Aggrega
     """The point of least weighted sum of distances to the clients' values.
 
     Pillutla et al., "Robust Aggregation for Federated Learning", 2019,
-    arXiv:1912.13445, Algorithm 2 (smoothed Weiszfeld), from the coordinate median.
-    Clients count by their weights.
+    arXiv:1912.13445, Algorithm 2 (smoothed Weiszfeld), from the weighted median of each
+    coordinate. Clients count by their weights. Deviation: the smoothing is a share of the
+    distances that there are, so that values of any size have the same median.
 
     Args:
       num_steps: Weiszfeld steps; the paper's few are for steps that cost a round each.
-      smoothing: least distance that is divided by, positive.
+      smoothing: least distance that is divided by, over the weighted median of the clients'
+        distances to the point; positive.
 
     Raises:
       ValueError: if `num_steps` or `smoothing` is not positive.
     """
     check_weiszfeld(num_steps, smoothing)
-    start = sorted_mean(median_cut)
 
     def combine(values, weights):
         def step(_, point):
-            pull = weights / jnp.maximum(jnp.sqrt(_distances_to(values, point)), smoothing)
-            return _mean_of(values, pull)
+            return _mean_of(values, pulls(_distances_to(values, point), weights, smoothing))
 
-        return jax.lax.fori_loop(0, num_steps, step, start(values, weights))
+        start = jax.tree.map(lambda v: weighted_median(v, column(weights, v)), values)
+        return jax.lax.fori_loop(0, num_steps, step, start)
 
     return _of_all(combine)
+
+
+def pulls(distances: jax.Array, weights: jax.Array, smoothing: float) -> jax.Array:
+    """Weights over distances, `[clients]`, up to a factor: at most the weights themselves.
+
+    Args:
+      distances: `[clients]` to a point; inf does not count.
+      weights: `[clients]`, 0 for the absent.
+      smoothing: as in `geometric_median`.
+    """
+    least = smoothing * weighted_median(distances, weights)
+    least = jnp.maximum(least, jnp.finfo(jnp.float32).tiny)
+    return weights * (least / jnp.maximum(distances, least))
+
+
+def weighted_median(values: jax.Array, weights: jax.Array) -> jax.Array:
+    """The least of each coordinate's values up to which half of the weight lies.
+
+    Args:
+      values: `[clients, ...]`.
+      weights: of as many axes, 0 for the absent.
+    """
+    order = jnp.argsort(values, 0)
+    reached = jnp.cumsum(jnp.take_along_axis(weights, order, 0, mode="clip"), 0)
+    middle = jnp.argmax(reached >= reached[-1:] / 2, 0)[None]
+    return jnp.take_along_axis(values, jnp.take_along_axis(order, middle, 0), 0)[0]
 
 
 def norm_bounded(max_norm: float, inner: Aggregate | None = None) -> Aggregate:
@@ -139,15 +173,9 @@ def norm_bounded(max_norm: float, inner: Aggregate | None = None) -> Aggregate:
 
     def add(total, values, weights):
         values = jax.tree.map(lambda v: present(v, weights), values)
-        largest = _over_leaves(jnp.maximum, values, lambda v: jnp.abs(v).max(1, initial=0))
-        largest = jnp.where(largest > 0, largest, 1.0)  # squares of what is left do not overflow
-        squares = lambda v: ((v / largest[:, None]) ** 2).sum(1)
-        norms = largest * jnp.sqrt(_over_leaves(jnp.add, values, squares))
-        shrink = jnp.where(norms > max_norm, (1 - 1e-5) * max_norm / norms, 1.0)
-        scaled = jax.tree.map(lambda v: (v * column(shrink, v)).astype(v.dtype), values)
-        return inner.add(total, scaled, weights)
+        return inner.add(total, jax.vmap(lambda v: hold(v, max_norm))(values), weights)
 
-    return inner._replace(add=add)
+    return inner._replace(add=add, scales=True)
 
 
 def _of_all(combine: Callable) -> Aggregate:
@@ -217,7 +245,8 @@ def sorted_mean(trim: Callable) -> Callable:
 
         def leaf(v):
             ordered = jnp.sort(jnp.where(column(weights > 0, v), v, jnp.inf), 0)
-            return jnp.where(column(inner, v), ordered, 0).sum(0) / jnp.maximum(inner.sum(), 1)
+            # divided first: a sum of two may overflow where their mean does not
+            return jnp.where(column(inner, v), ordered / jnp.maximum(inner.sum(), 1), 0).sum(0)
 
         return jax.tree.map(leaf, values)
 
@@ -226,23 +255,16 @@ def sorted_mean(trim: Callable) -> Callable:
 
 def _mean_of(values: PyTree, weights: jax.Array) -> PyTree:
     share = weights / jnp.maximum(weights.sum(), jnp.finfo(jnp.float32).tiny)
-    return jax.tree.map(lambda v: jnp.tensordot(share, v, 1), values)
+    return jax.tree.map(lambda v: weighted_sum(share, v), values)
 
 
 def _distances(values: PyTree) -> jax.Array:
-    """Squared distances `[clients, clients]`, by differences: no cancellation."""
+    """Distances `[clients, clients]` in `UNIT`s, by differences: no cancellation."""
     rows = jnp.arange(len(jax.tree.leaves(values)[0]))
     return jax.lax.map(lambda i: _distances_to(values, jax.tree.map(lambda v: v[i], values)), rows)
 
 
 def _distances_to(values: PyTree, point: PyTree) -> jax.Array:
-    """Squared distances `[clients]` of the values to a point, over all leaves."""
-    apart = jax.tree.map(lambda v, p: v - p[None], values, point)
-    return _over_leaves(jnp.add, apart, lambda v: (v**2).sum(1))
-
-
-def _over_leaves(combine: Callable, values: PyTree, fn: Callable) -> jax.Array:
-    """`fn` of each leaf as a float32 matrix `[clients, entries]`, combined over the leaves."""
-    leaves = jax.tree.leaves(values)
-    parts = [fn(v.astype(jnp.float32).reshape(v.shape[0], -1)) for v in leaves]
-    return jax.tree.reduce(combine, parts)
+    """Distances `[clients]` of the values to a point in `UNIT`s, over all leaves."""
+    apart = lambda value: jax.tree.map(lambda v, p: v / UNIT - p / UNIT, value, point)
+    return jax.vmap(lambda value: norm(apart(value)))(values)

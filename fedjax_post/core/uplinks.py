@@ -2,7 +2,8 @@
 
 Links compose by `chain`, encode in order and decode in reverse. A link touches
 floating leaves only. Law of `bound`: for any value, however large, the global
-norm of `decode(encode(value))` is at most the bound that the chain declares.
+norm of `decode(encode(value))` is at most the bound that the chain declares, or it is not
+finite (an overflow in a narrower type, an infinity in the value) and the client is dropped.
 """
 
 import math
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import optax.tree
 
 from fedjax_post.core.algorithm import PyTree, Uplink, no_context
+from fedjax_post.core.norms import hold, is_float, narrow
 
 
 def message_like(link: Uplink, like: PyTree) -> PyTree:
@@ -69,9 +71,9 @@ def chain(*links: Uplink) -> Uplink:
 
 
 def clip(max_norm: float) -> Uplink:
-    """Scales a value down to a global norm of at most `max_norm`.
+    """Scales a value down to a global norm of at most `max_norm`, see `core.norms`.
 
-    A value that lies within is sent as it is, to the bit.
+    A value of norm at most (1 - 1e-5) `max_norm` is sent as it is, to the bit.
 
     Raises:
       ValueError: if `max_norm` is not positive.
@@ -81,10 +83,7 @@ def clip(max_norm: float) -> Uplink:
 
     def encode(value, replica, state, ctx):
         del replica, ctx
-        # The margin keeps the norm of the rounded result below the bound.
-        norm = _norm(value)
-        shrink = jnp.where(norm > max_norm, (1 - 1e-5) * max_norm / norm, 1.0)
-        return _on_floats(lambda x: (x * shrink).astype(x.dtype), value), state
+        return hold(value, max_norm), state
 
     stateless = Uplink(no_state, encode, _same, lambda bound: min(bound, max_norm), first=True)
     return stateless
@@ -102,7 +101,7 @@ def cast(dtype: jnp.dtype) -> Uplink:
         return norm * (1 + float(kind.eps)) if norm < float(kind.max) else math.inf
 
     encode = lambda value, replica, state, ctx: (
-        _on_floats(lambda x: x.astype(dtype), value),
+        _on_floats(lambda x: narrow(x, dtype), value),
         state,
     )
     return Uplink(no_state, encode, decode, bound)
@@ -155,7 +154,7 @@ def error_feedback(link: Uplink) -> Uplink:
 
     def encode(value, replica, state, ctx):
         lost, inner = state
-        value = jax.tree.map(lambda v, e: v + e if _is_float(v) else v, value, lost)
+        value = jax.tree.map(lambda v, e: v + e if is_float(v) else v, value, lost)
         message, inner = link.encode(value, replica, inner, ctx)
         return message, (optax.tree.sub(value, link.decode(message, value)), inner)
 
@@ -174,19 +173,5 @@ def _same(message: PyTree, like: PyTree) -> PyTree:
     return message
 
 
-def _is_float(x: jax.Array) -> bool:
-    return jnp.issubdtype(x.dtype, jnp.floating)
-
-
 def _on_floats(fn, tree: PyTree) -> PyTree:
-    return jax.tree.map(lambda x: fn(x) if _is_float(x) else x, tree)
-
-
-def _norm(tree: PyTree) -> jax.Array:
-    """Global norm of the floating leaves, without overflow in the squares."""
-    leaves = [x.astype(jnp.float32) for x in jax.tree.leaves(tree) if _is_float(x) and x.size]
-    if not leaves:
-        return jnp.zeros(())
-    largest = jnp.stack([jnp.abs(x).max() for x in leaves]).max()
-    safe = jnp.where(largest > 0, largest, 1.0)
-    return safe * optax.tree.norm([x / safe for x in leaves])
+    return jax.tree.map(lambda x: fn(x) if is_float(x) else x, tree)

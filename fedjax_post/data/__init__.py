@@ -7,11 +7,13 @@ rows are read.
 from fedjax_post.data.batches import ArrayClients, TokenClients, pool
 from fedjax_post.data.clients import Clients
 from fedjax_post.data.columns import Columns, find_columns
-from fedjax_post.data.load import Loaded, Population, Text, load_clients
+from fedjax_post.data.load import Loaded, Text, load_clients
 from fedjax_post.data.pairs import PairClients, load_pairs
 from fedjax_post.data.partition import Partition, describe, dirichlet, iid, natural
+from fedjax_post.data.population import Population
 from fedjax_post.data.ranks import RankedClients
-from fedjax_post.data.source import Splits, hold_out, load_splits
+from fedjax_post.data.source import load_splits
+from fedjax_post.data.splits import Splits, hold_out
 from fedjax_post.data.table import TokenTable, gather, make_table
 
 __all__ = [

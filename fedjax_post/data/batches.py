@@ -28,6 +28,7 @@ import numpy as np
 
 from fedjax_post.core.algorithm import ClientData, PyTree
 from fedjax_post.data.clients import empty_aligned
+from fedjax_post.data.fingerprint import Fingerprint
 from fedjax_post.data.packing import first_fit, gather_packed, most_rows
 from fedjax_post.data.partition import Partition
 from fedjax_post.data.table import TokenTable, gather
@@ -119,6 +120,13 @@ class ArrayClients:
         """Returns the steps of a visit of the client."""
         return _num_steps(self, self._sizes[client_id])
 
+    def fingerprint(self) -> str:
+        """Returns a hash of all arrays, and of what a visit takes of them."""
+        found = Fingerprint(self.batch_size, self.local_steps, self.local_epochs)
+        for tree in self._held:
+            found.add(str(jax.tree.structure(tree)), *jax.tree.leaves(tree))
+        return found.hexdigest()
+
     def room(self, num_steps: int) -> int:
         """Returns the steps to make room for where the longest visit has `num_steps`.
 
@@ -181,6 +189,13 @@ class TokenClients:
     def num_steps(self, client_id: int) -> int:
         """Returns the steps of a visit of the client; at most so many where rows are packed."""
         return int(self._steps[client_id])
+
+    def fingerprint(self) -> str:
+        """Returns a hash of all tokens, of who holds which rows, and of what a visit takes."""
+        found = Fingerprint(self.batch_size, self.local_steps, self.local_epochs, self.pack_length)
+        found.add(*self.partition)
+        found.add_table(self.table)
+        return found.hexdigest()
 
     def visit(self, client_id: int, rng: np.random.Generator) -> ClientData:
         """Returns batches of tokens; `num_tokens` counts the loss tokens among them."""

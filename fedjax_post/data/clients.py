@@ -7,13 +7,15 @@ import jax
 import numpy as np
 
 from fedjax_post.core.algorithm import ClientData
+from fedjax_post.data.fingerprint import Fingerprint
 
 
 class Clients(Protocol):
     """A population of clients, each of which can be visited.
 
     It may offer `lanes` too, as `in_lanes` has it, where it can lay out several visits for
-    less than they cost one by one.
+    less than they cost one by one, and `fingerprint`, without arguments, a short text that
+    differs wherever its visits would.
     """
 
     def __len__(self) -> int:
@@ -64,6 +66,22 @@ def in_lanes(
     return jax.tree.map(lambda *x: np.stack(x), *visits)
 
 
+def fingerprint_of(clients: Clients) -> str:
+    """Returns what tells these clients from others: their own `fingerprint`, if they have one.
+
+    Without it, a hash of one visit of the first, the last and some clients between them.
+    """
+    own: Any = getattr(clients, "fingerprint", None)
+    if own is not None:
+        return own()
+    count = len(clients)
+    found = Fingerprint(count)
+    for i in sorted({round(k * (count - 1) / (_VISITS - 1)) for k in range(_VISITS)}):
+        visit = clients.visit(i, np.random.default_rng(i))
+        found.add(clients.num_steps(i), *map(np.asarray, jax.tree.leaves(visit)))
+    return found.hexdigest()
+
+
 def empty_aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     """Returns an array that jax need not copy on a CPU: its first byte is where jax wants it."""
     dtype = np.dtype(dtype)
@@ -75,3 +93,4 @@ def empty_aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
 
 _COUNTS = ("num_examples", "num_tokens", "num_read")
 _ALIGNMENT = 64  # bytes
+_VISITS = 16  # that stand for a population of unknown kind

@@ -118,7 +118,11 @@ def client_size(client_id: int, *, seed: int = 0) -> int:
 
 
 def rows(
-    num_clients: int = 128, *, num_heldout: int = 480, seed: int = 0, convention: str = "last"
+    num_clients: int = tasks.NUM_CLIENTS,
+    *,
+    num_heldout: int = 480,
+    seed: int = 0,
+    convention: str = "last",
 ) -> dict:
     """Returns the default federation as `datasets.Dataset`s: {"train": ..., "test": ...}.
 

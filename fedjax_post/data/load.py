@@ -8,15 +8,18 @@ import numpy as np
 
 from fedjax_post.data.batches import TokenClients
 from fedjax_post.data.columns import USUAL_NAMES, Columns, find_columns, match_columns
-from fedjax_post.data.partition import Partition, describe, dirichlet, iid, natural
-from fedjax_post.data.source import Splits, hold_out, load_splits
+from fedjax_post.data.partition import describe
+from fedjax_post.data.population import PARTITIONS, Population, settled, share_out
+from fedjax_post.data.source import load_splits
+from fedjax_post.data.splits import Origin, Splits, hold_out
 from fedjax_post.data.table import TokenTable, make_pair_tables, make_table
+from fedjax_post.data.typed import as_text
+from fedjax_post.data.used import read_used
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 _WORDED = "response_word"  # the column that `response_words` makes
-PARTITIONS = ("natural", "iid", "dirichlet")
 
 
 class Text(NamedTuple):
@@ -30,16 +33,6 @@ class Text(NamedTuple):
     response_words: Mapping[str, str] | None = None  # label -> response, such as {"0": "sad"}
 
 
-class Population(NamedTuple):
-    """Who holds the rows, and how many nobody holds."""
-
-    partition: str = "natural"  # one of PARTITIONS
-    num_clients: int | None = None  # None: all that are natural; else the first ones
-    alpha: float = 1.0  # of `dirichlet`
-    heldout_fraction: float = 0.05  # where the source holds nothing out itself
-    seed: int = 0  # of the partition, the held-out rows and the built-in tasks
-
-
 class Loaded(NamedTuple):
     """What a run needs of its data."""
 
@@ -51,40 +44,39 @@ class Loaded(NamedTuple):
 
 
 def load_clients(
-    dataset: "str | Path | Splits | Dataset | Sequence[dict]",
+    dataset: "str | Path | Splits | Dataset | Mapping[str, Dataset] | Sequence[dict]",
     tokenizer,
     *,
     batch_size: int,
     local_steps: int | None = None,
     local_epochs: int | None = None,
+    split: str | None = None,
     text: Text = Text(),  # noqa: B008
     population: Population = Population(),  # noqa: B008
 ) -> Loaded:
     """Returns the clients of a data set, its held-out rows, and a report on both.
 
     Args:
-      dataset: a name or path as for `load_splits`, or rows in memory.
+      dataset: a name, a path, or rows in memory, as for `load_splits`.
       tokenizer: a Hugging Face tokenizer.
       batch_size: see `TokenClients`.
       local_steps: see `TokenClients`; exactly one of this and `local_epochs`.
       local_epochs: see `TokenClients`.
+      split: the split to train on, where there are several; see `choose`.
       text: how rows become tokens.
       population: who holds which rows.
 
     Raises:
-      ValueError: for bad input, naming the flag of `experiments.train`, its value and the
-        remedy.
+      ValueError: for bad input, naming the argument, its value and the remedy.
     """
-    if population.partition not in PARTITIONS:
+    if population.partition not in (None, *PARTITIONS):
         raise ValueError(
-            f"--partition={population.partition} is unknown; use one of {', '.join(PARTITIONS)}"
+            f"partition={population.partition} is unknown; use one of {', '.join(PARTITIONS)}"
         )
-    splits = hold_out(
-        as_splits(dataset, population), population.heldout_fraction, seed=population.seed
-    )
+    splits = as_splits(dataset, population, split=split)
     if text.response_words:
         splits, text = _worded(splits, text, text.response_words)
-    columns = partitioned(find_columns(splits.train.column_names, text.columns), splits, population)
+    columns = find_columns(splits.train.column_names, text.columns)
     schedule = {"batch_size": batch_size, "local_steps": local_steps, "local_epochs": local_epochs}
     return assemble(
         splits, tokenizer, columns=columns, text=text, population=population, schedule=schedule
@@ -104,9 +96,9 @@ def assemble(
     """Returns clients, held-out rows and report of splits, and of pairs the clients' other rows.
 
     Args:
-      splits: rows to train on, and held-out ones if there are any.
+      splits: as `as_splits` returns them.
       tokenizer: as for `load_clients`.
-      columns: every role's, as `partitioned` returns them.
+      columns: every role's.
       text: as for `load_clients`; its columns are not read.
       population: as for `load_clients`.
       schedule: `batch_size`, `local_steps` and `local_epochs` of `TokenClients`.
@@ -115,22 +107,30 @@ def assemble(
     Raises:
       ValueError: as `make_table`, and if the rows cannot be shared out.
     """
-    options = {
-        "template": text.template,
-        "max_length": text.max_length,
-        "context_length": text.context_length,
-    }
+    columns = _partitioned(columns, splits, population)
+    others = [] if rejected is None else [rejected]
+    splits = read_used(splits, columns, template=text.template, others=others)
+    splits = hold_out(splits, population.heldout_fraction, seed=population.seed)
+    population = settled(population, columns, num_rows=len(splits.train))
 
-    def tables(rows: "Dataset", own: Columns) -> tuple[TokenTable, TokenTable | None]:
+    def tables(
+        rows: "Dataset", own: Columns, origin: Origin
+    ) -> tuple[TokenTable, TokenTable | None]:
+        options: dict[str, Any] = {
+            **{"columns": own, "origin": origin, "template": text.template},
+            **{"max_length": text.max_length, "context_length": text.context_length},
+        }
         if rejected is None:
-            return make_table(rows, tokenizer, columns=own, **options), None
-        return make_pair_tables(rows, tokenizer, columns=own, rejected=rejected, **options)
+            return make_table(rows, tokenizer, **options), None
+        return make_pair_tables(rows, tokenizer, rejected=rejected, **options)
 
-    table, other = tables(splits.train, columns)
-    partition, names = _share_out(table, population)
+    table, other = tables(splits.train, columns, splits.origin)
+    partition, names = share_out(table, population)
     clients = TokenClients(table, partition, pack_length=text.pack_length or None, **schedule)
+    sizes = {splits.origin.split: len(splits.train)}
     report = describe(partition, table) | {
         "partition": population.partition,
+        "splits": sizes,
         "template": text.template,
         "columns": {role: name for role, name in columns._asdict().items() if name},
         **table.notes._asdict(),
@@ -141,7 +141,8 @@ def assemble(
     has_label = columns.label in splits.heldout.column_names
     own = columns._replace(client=None, label=columns.label if has_label else None)
     match_columns(splits.heldout.column_names, own)  # the others must exist
-    heldout, heldout_other = tables(splits.heldout, own)
+    heldout, heldout_other = tables(splits.heldout, own, splits.heldout_origin)
+    sizes[splits.heldout_origin.split] = len(splits.heldout)
     report |= {
         "heldout_examples": len(heldout.length),
         "heldout_truncated": heldout.fit.num_truncated,
@@ -150,18 +151,10 @@ def assemble(
     return Loaded(clients, heldout, names, report, heldout_other), other
 
 
-def as_splits(dataset: Any, population: Population) -> Splits:
+def as_splits(dataset: Any, population: Population, *, split: str | None = None) -> Splits:
     """Returns the rows of a name, a path, or rows in memory; nothing is held out yet."""
-    if isinstance(dataset, Splits):
-        return dataset
-    if isinstance(dataset, str | Path):
-        wanted = population.num_clients if population.partition == "natural" else None
-        return load_splits(str(dataset), num_clients=wanted, seed=population.seed)
-    import datasets
-
-    if not isinstance(dataset, datasets.Dataset):
-        dataset = datasets.Dataset.from_list(list(dataset))
-    return Splits(dataset, None)
+    wanted = population.num_clients if population.partition in (None, "natural") else None
+    return load_splits(dataset, split=split, num_clients=wanted, seed=population.seed)
 
 
 def _worded(splits: Splits, text: Text, words: Mapping[str, str]) -> tuple[Splits, Text]:
@@ -171,60 +164,38 @@ def _worded(splits: Splits, text: Text, words: Mapping[str, str]) -> tuple[Split
     source = wanted.response or wanted.label or next(usual, None)
     if source not in names:
         raise ValueError(
-            f"--response_words needs a column of labels, and {source or 'label'} is none; choose "
-            f"one by --label_column ({', '.join(names)})"
+            f"`response_words` needs a column of labels, and {source or 'label'} is none; choose "
+            f"one by `label_column` ({', '.join(names)})"
         )
 
-    def add(rows: "Dataset | None") -> "Dataset | None":
+    def add(rows: "Dataset | None", origin: Origin) -> "Dataset | None":
         if rows is None:
             return None
-        values = [str(value) for value in rows[source]]
-        missing = sorted(set(values) - set(words))
-        if missing:
-            raise ValueError(
-                f"--response_words has no word for {source} {missing[0]!r} of row "
-                f"{values.index(missing[0])}; it has {', '.join(map(repr, words))}: add one"
-            )
+        rows = as_text(rows, [source], flat=[source], row_fn=origin.row)
+        values = rows[source][:]
+        for index, value in enumerate(values):
+            if value not in words:
+                what = f"is empty in row {origin.row(index)}; fill it or leave the row out"
+                raise ValueError(
+                    f"column {source}, which `response_words` puts into words, {what}"
+                    if value is None
+                    else f"`response_words` has no word for {source} {value!r} of row "
+                    f"{origin.row(index)}; it has {', '.join(map(repr, words))}: add one"
+                )
         return rows.add_column(_WORDED, np.asarray([words[value] for value in values]))
 
     columns = wanted._replace(response=_WORDED, label=wanted.label or source)
-    return Splits(add(splits.train), add(splits.heldout)), text._replace(columns=columns)
+    train, heldout = add(splits.train, splits.origin), add(splits.heldout, splits.heldout_origin)
+    assert train is not None
+    return splits._replace(train=train, heldout=heldout), text._replace(columns=columns)
 
 
-def partitioned(columns: Columns, splits: Splits, population: Population) -> Columns:
-    """Returns the columns, checked against what the partition needs.
-
-    Raises:
-      ValueError: if it needs a column and there is none.
-    """
-    needed = {"natural": "client", "dirichlet": "label"}.get(population.partition)
+def _partitioned(columns: Columns, splits: Splits, population: Population) -> Columns:
+    """Returns the columns, checked against what the partition needs."""
+    needed = {"natural": "client", "dirichlet": "label"}.get(population.partition or "")
     if needed and getattr(columns, needed) is None:
         raise ValueError(
             f"partition={population.partition} needs a column, and none was found; choose one "
             f"by `{needed}_column` ({', '.join(splits.train.column_names)}), or use partition=iid"
         )
-    return columns if population.partition == "natural" else columns._replace(client=None)
-
-
-def _share_out(table: TokenTable, population: Population) -> tuple[Partition, tuple[str, ...]]:
-    num_clients, seed = population.num_clients, population.seed
-    if population.partition == "natural":
-        assert table.client is not None  # `_columns` saw to it
-        partition, names = natural(table.client)
-        if num_clients is None:
-            return partition, names
-        if not 1 <= num_clients <= len(names):
-            raise ValueError(
-                f"--num_clients={num_clients}, but --partition=natural finds {len(names)}; "
-                "use at most that many, or another --partition"
-            )
-        offsets = partition.offsets[: num_clients + 1]
-        return Partition(offsets, partition.indices[: offsets[-1]]), names[:num_clients]
-    if num_clients is None:
-        raise ValueError(f"--partition={population.partition} needs --num_clients")
-    if population.partition == "iid":
-        partition = iid(len(table.length), num_clients, seed=seed)
-    else:
-        assert table.label is not None
-        partition = dirichlet(table.label, num_clients, alpha=population.alpha, seed=seed)
-    return partition, ()
+    return columns if population.partition in (None, "natural") else columns._replace(client=None)

@@ -14,10 +14,11 @@ import numpy as np
 from fedjax_post.core.algorithm import ClientData
 from fedjax_post.data.batches import TokenClients
 from fedjax_post.data.columns import Columns, listed, match_columns
-from fedjax_post.data.load import Loaded, Population, Text, as_splits, assemble, partitioned
+from fedjax_post.data.fingerprint import Fingerprint
+from fedjax_post.data.load import Loaded, Text, as_splits, assemble
 from fedjax_post.data.messages import is_chat
 from fedjax_post.data.partition import Partition
-from fedjax_post.data.source import hold_out
+from fedjax_post.data.population import Population
 from fedjax_post.data.table import TokenTable
 
 
@@ -57,6 +58,12 @@ class PairClients:
         """Which rows each client holds."""
         return self.preferred.partition
 
+    def fingerprint(self) -> str:
+        """Returns a hash of the clients with both responses of each row."""
+        found = Fingerprint(self.preferred.fingerprint())
+        found.add_table(self.rejected)
+        return found.hexdigest()
+
     def num_steps(self, client_id: int) -> int:
         """Returns the steps of a visit of the client."""
         return self.preferred.num_steps(client_id)
@@ -83,6 +90,7 @@ def load_pairs(
     text: Text = Text(),  # noqa: B008
     population: Population = Population(),  # noqa: B008
     rejected: str = "rejected",
+    split: str | None = None,
     **visits: Any,
 ) -> Loaded:
     """Returns clients of pairs and held-out pairs, as `load_clients` does of rows.
@@ -103,6 +111,7 @@ def load_pairs(
         is named it is `chosen`, if there is one. Rows are not packed.
       population: as in `load_clients`.
       rejected: the column of what is not preferred, of the same kind.
+      split: as in `load_clients`.
       **visits: `batch_size`, and `local_steps` or `local_epochs`.
 
     Raises:
@@ -115,14 +124,11 @@ def load_pairs(
             "`response_words` would give both responses of a pair the word of its label; leave it "
             "out, and choose columns by `response_column` and `rejected_column`"
         )
-    splits = as_splits(dataset, population)
-    splits = hold_out(splits, population.heldout_fraction, seed=population.seed)
-    columns = _find_pair_columns(splits.train, text.columns, rejected)
-    columns = partitioned(columns, splits, population)
+    splits = as_splits(dataset, population, split=split)
     loaded, other = assemble(
         splits,
         tokenizer,
-        columns=columns,
+        columns=_find_pair_columns(splits.train, text.columns, rejected),
         text=text,
         population=population,
         schedule=visits,

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from fedjax_post.core.algorithm import ClientData
-from fedjax_post.data.clients import Clients, in_lanes
+from fedjax_post.data.clients import Clients, fingerprint_of, in_lanes
+from fedjax_post.data.fingerprint import Fingerprint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +48,10 @@ class RankedClients:
         ranks = np.array(self.ranks, np.int32)[client_ids % len(self.ranks)]
         data = in_lanes(self.clients, client_ids, rng_of, longest=longest)
         return data._replace(rank=ranks)
+
+    def fingerprint(self) -> str:
+        """Returns a hash of the clients and of their ranks."""
+        return Fingerprint(fingerprint_of(self.clients), tuple(self.ranks)).hexdigest()
 
     def num_steps(self, client_id: int) -> int:
         """Returns about how many steps a visit takes."""

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from fedjax_post.data.columns import Columns
+from fedjax_post.data.splits import Origin
 from fedjax_post.data.tokenise import Notes, Tokenised, tokenise
 from fedjax_post.hub.tokenizer import pad_id_of
 
@@ -67,6 +68,7 @@ def make_table(
     template: str = "auto",
     max_length: int | None = None,
     context_length: int | None = None,
+    origin: Origin = Origin(),  # noqa: B008
 ) -> TokenTable:
     """Returns the tokenised rows of a data set.
 
@@ -79,13 +81,15 @@ def make_table(
       max_length: L, in tokens; None or 0 for the longest row, rounded up to a multiple
         of 8 and at most `context_length`.
       context_length: what the model can read, in tokens; None for no limit.
+      origin: where the rows come from, for messages.
 
     Raises:
       ValueError: see the table at the head of this module, and if `max_length` is below 2
         or exceeds `context_length`.
     """
-    tokenised = tokenise(rows, tokenizer, columns=columns, template=template)
-    return _fitted([tokenised], tokenizer, max_length=max_length, context_length=context_length)[0]
+    made = tokenise(rows, tokenizer, columns=columns, template=template, origin=origin)
+    limits = max_length, context_length
+    return _fitted([made], tokenizer, limits=limits, origin=origin)[0]
 
 
 def make_pair_tables(
@@ -97,6 +101,7 @@ def make_pair_tables(
     template: str = "auto",
     max_length: int | None = None,
     context_length: int | None = None,
+    origin: Origin = Origin(),  # noqa: B008
 ) -> tuple[TokenTable, TokenTable]:
     """Returns two tables of the same rows, with the preferred response and with the other.
 
@@ -108,6 +113,7 @@ def make_pair_tables(
       template: as for `make_table`.
       max_length: as for `make_table`; the longest row is that of both tables.
       context_length: as for `make_table`.
+      origin: as for `make_table`.
 
     Raises:
       ValueError: as `make_table`.
@@ -121,10 +127,12 @@ def make_pair_tables(
             columns=columns._replace(response=response),
             template=template,
             against=against,
+            origin=origin,
         )
         for response, against in sides
     ]
-    one, other = _fitted(tokenised, tokenizer, max_length=max_length, context_length=context_length)
+    limits = max_length, context_length
+    one, other = _fitted(tokenised, tokenizer, limits=limits, origin=origin)
     return one, other
 
 
@@ -173,12 +181,12 @@ def _fitted(
     sides: Sequence[Tokenised],
     tokenizer,
     *,
-    max_length: int | None,
-    context_length: int | None,
+    limits: tuple[int | None, int | None],
+    origin: Origin,
 ) -> list[TokenTable]:
     """Returns tables of one length and of the same rows: those that have a response in each."""
     longest = max(int(side.length.max()) for side in sides)
-    limit = _choose_length(max_length, longest, context_length)
+    limit = _choose_length(limits[0], longest, limits[1])
     first = np.max([side.first for side in sides], axis=0)
     kept = _kept(first, sides[0].client, limit)
     tables = [
@@ -192,7 +200,7 @@ def _fitted(
             pad_id=pad_id_of(tokenizer),
             label=_taken(side.label, kept),
             client=_taken(side.client, kept),
-            fit=_fit(side, kept, limit),
+            fit=_fit(side, kept, limit, origin),
             notes=side.notes,
         )
         for side in sides
@@ -242,7 +250,7 @@ def _kept(first: np.ndarray, client: np.ndarray | None, limit: int) -> np.ndarra
     return np.flatnonzero(fits)
 
 
-def _fit(side: Tokenised, kept: np.ndarray, limit: int) -> Fit:
+def _fit(side: Tokenised, kept: np.ndarray, limit: int, origin: Origin) -> Fit:
     lengths, left_out = side.length, np.ones(len(side.length), bool)
     left_out[kept] = False
     touched = np.flatnonzero(left_out | (lengths > limit))
@@ -251,7 +259,7 @@ def _fit(side: Tokenised, kept: np.ndarray, limit: int) -> Fit:
         num_truncated=int((lengths[kept] > limit).sum()),
         num_dropped=len(lengths) - len(kept),
         longest=int(lengths.max()),
-        example=int(side.row[touched[0]]) if len(touched) else None,
+        example=origin.row(int(side.row[touched[0]])).number if len(touched) else None,
     )
 
 

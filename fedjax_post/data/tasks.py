@@ -13,7 +13,9 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from fedjax_post.data import lexicon
+from fedjax_post.data.typed import from_memory
 
+NUM_CLIENTS = 128  # of the default federation
 HELD_OUT_SHARE = 8  # one list of so many is held out
 _WORD_LENGTHS, _NUMBER_LENGTHS = (3, 4, 5), (3, 4)
 
@@ -143,7 +145,7 @@ def client_size(client_id: int, *, seed: int = 0) -> int:
     return random.Random(f"size {seed} {client_id}").randint(64, 192)
 
 
-def rows(num_clients: int = 128, *, num_heldout: int = 480, seed: int = 0) -> dict:
+def rows(num_clients: int = NUM_CLIENTS, *, num_heldout: int = 480, seed: int = 0) -> dict:
     """The default federation as `datasets.Dataset`s: {"train": ..., "test": ...}.
 
     Args:
@@ -167,7 +169,7 @@ def rows(num_clients: int = 128, *, num_heldout: int = 480, seed: int = 0) -> di
 def federation(
     num_clients: int, num_heldout: int, *, client_fn: Callable, heldout_fn: Callable
 ) -> dict:
-    """Made rows as `datasets.Dataset`s: {"train": ..., "test": ...}; see `rows`.
+    """Made rows as data sets of text: {"train": ..., "test": ...}; see `rows`.
 
     Args:
       num_clients: clients 0 to num_clients - 1.
@@ -180,11 +182,9 @@ def federation(
             f"num_clients and num_heldout must be at least 1, got {num_clients} and "
             f"{num_heldout}; the default is 128 clients and 480 held-out rows"
         )
-    from datasets import Dataset  # heavy: only whoever asks for rows pays for it
-
     train = [row for client in range(num_clients) for row in client_fn(client)]
     heldout = heldout_fn(num_heldout)
-    return {"train": Dataset.from_list(train), "test": Dataset.from_list(heldout)}
+    return {"train": from_memory(train), "test": from_memory(heldout)}
 
 
 def _row(problem: Problem, dialect: str, *, client: int) -> dict:

@@ -5,7 +5,7 @@ cut when they are read, so that the next start is quick at any `max_length`.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from fedjax_post.data.columns import Columns
 from fedjax_post.data.encoder import make_encoder, used_columns
+from fedjax_post.data.splits import Origin
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -53,6 +54,7 @@ def tokenise(
     columns: Columns,
     template: str = "auto",
     against: str | None = None,
+    origin: Origin = Origin(),  # noqa: B008
 ) -> Tokenised:
     """Returns the rows in tokens.
 
@@ -62,6 +64,7 @@ def tokenise(
       columns: see `make_encoder`.
       template: see `make_encoder`.
       against: see `make_encoder`.
+      origin: where the rows come from, for messages.
 
     Raises:
       ValueError: as `make_encoder`; without rows; and for a row without a client where there is
@@ -69,15 +72,20 @@ def tokenise(
     """
     if not len(rows):
         raise ValueError("`dataset` has no rows; choose another one, or another split of it")
-    made = _mapped(rows, tokenizer, columns, template, against)
+    encode = make_encoder(tokenizer, columns, template=template, against=against)
+    # The library's own hash of a tokenizer changes with use; this one does not.
+    recipe = [_VERSION, rows._fingerprint, _identity(tokenizer), tuple(columns), template, against]
+    made = _mapped(rows, encode, columns=columns, recipe=recipe, origin=origin)
     chunks = made.data.column("tokens").chunks
     offsets = [chunk.offsets.to_numpy() for chunk in chunks]
     row = _numbers(made, "row")
-    if columns.client and None in (clients := made[columns.client]):
-        raise ValueError(
-            f"column {columns.client} names no client for row "
-            f"{row[list(clients).index(None)]}; fill it or leave the row out"
-        )
+    names = made.data.column(columns.client).to_pylist() if columns.client else ()
+    for index, name in enumerate(names):
+        if name is None or not str(name).strip():
+            raise ValueError(
+                f"column {columns.client} names no client for row {origin.row(int(row[index]))}; "
+                "fill it or leave the row out"
+            )
     used = used_columns(columns, template=template, against=against)
     notes = Notes(
         rows=len(rows),
@@ -86,7 +94,7 @@ def tokenise(
         unlike_prompts=int(_numbers(made, "unlike").sum()),
         unused_columns=tuple(sorted(set(rows.column_names) - used)),
     )
-    _tell(notes, row, made)
+    _tell(notes, made, lambda index: origin.row(int(row[index])))
     return Tokenised(
         values=tuple(chunk.values.to_numpy(zero_copy_only=True) for chunk in chunks),
         chunk=np.repeat(np.arange(len(chunks), dtype=np.int32), [len(c) for c in chunks]),
@@ -102,7 +110,7 @@ def tokenise(
 
 
 def _mapped(
-    rows: "Dataset", tokenizer, columns: Columns, template: str, against: str | None
+    rows: "Dataset", encode: Callable, *, columns: Columns, recipe: list, origin: Origin
 ) -> "Dataset":
     """Returns the columns of `make_encoder`, from the cache if they are there."""
     import datasets
@@ -112,18 +120,15 @@ def _mapped(
     encoded = {"tokens": datasets.List(number), "row": number, "spelled": truth, "unlike": truth}
     encoded |= {"prompt_length": number, "first_response": number}
     carried = [name for name in (columns.label, columns.client) if name is not None]
-    # The library's own hash of a tokenizer changes with use; this one does not.
-    recipe = [_VERSION, rows._fingerprint, _identity(tokenizer), tuple(columns), template, against]
     fingerprint = Hasher.hash(recipe)
     cache_file = None
     if not rows.cache_files:  # rows in memory have no folder of their own to cache in
         folder = Path(datasets.config.HF_DATASETS_CACHE) / "fedjax_post"
         folder.mkdir(parents=True, exist_ok=True)
         cache_file = str(folder / f"tokens-{fingerprint}.arrow")
-    encode = make_encoder(tokenizer, columns, template=template, against=against)
 
     def encode_at(batch: Mapping[str, list], indices: Sequence[int]) -> dict[str, list]:
-        made = encode(batch, indices)
+        made = encode(batch, [origin.row(index) for index in indices])
         return made | {"row": [indices[i] for i in made.pop("origin")]}
 
     return rows.map(
@@ -138,24 +143,24 @@ def _mapped(
     )
 
 
-def _tell(notes: Notes, row: np.ndarray, made: "Dataset") -> None:
+def _tell(notes: Notes, made: "Dataset", row_fn: Callable[[int], object]) -> None:
     """Logs what a reader of the rows would not expect."""
     if notes.split_chats:
         _LOG.warning(
             "the chat template writes earlier answers otherwise than the last one: %d of %d chats "
             "became a row for each answer, %d rows in all",
-            *(notes.split_chats, notes.rows, len(row)),
+            *(notes.split_chats, notes.rows, len(made)),
         )
     if notes.spelled_rows:
         _LOG.warning(
-            "%d rows spell control tokens in their text, such as row %d; they are read as text",
-            *(notes.spelled_rows, row[_numbers(made, "spelled")][0]),
+            "%d rows spell control tokens in their text, such as row %s; they are read as text",
+            *(notes.spelled_rows, row_fn(int(_numbers(made, "spelled").argmax()))),
         )
     if notes.unlike_prompts:
         _LOG.warning(
-            "in %d rows, such as row %d, the prompt has other tokens than where it stands alone, "
+            "in %d rows, such as row %s, the prompt has other tokens than where it stands alone, "
             "as a server would write it",
-            *(notes.unlike_prompts, row[_numbers(made, "unlike")][0]),
+            *(notes.unlike_prompts, row_fn(int(_numbers(made, "unlike").argmax()))),
         )
 
 

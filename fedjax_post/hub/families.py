@@ -14,13 +14,14 @@ from typing import Any, NamedTuple
 from fedjax_post.hub.fields import (
     Json,
     Reader,
+    check_length,
     read_activation,
-    read_ropes,
     read_sliding,
     refuse_unread,
     require,
 )
 from fedjax_post.hub.names import GPT2, LLAMA, NEOX, SANDWICH, Tensor
+from fedjax_post.hub.ropes import check_rotation, read_rope
 from fedjax_post.model.config import DecoderConfig
 
 
@@ -29,17 +30,15 @@ class Family(NamedTuple):
 
     config: Callable[[Json], dict[str, Any]]  # config.json -> fields of DecoderConfig
     tensors: Mapping[str, Tensor]  # our dotted path -> theirs
-    ignored: tuple[str, ...] = ()  # patterns of stored tensors that are derived, not learned
-    prefix: str = ""  # of their names, which some files leave out
-    inside: str = ""  # prefix of all their names in a file that holds more than text
+    inside: str = ""  # part of all their names in a file that holds more than text
 
 
 def read_config(raw: Json) -> DecoderConfig:
     """Returns the config that a parsed config.json describes, with dtype float32.
 
     Raises:
-      ValueError: on an unsupported model_type, or a switch that is not understood:
-        an unknown switch is refused, never ignored.
+      ValueError: on an unsupported model_type, a field of a wrong type or size, or a switch
+        that is not understood: an unknown switch is refused, never ignored.
     """
     raw = _text_part(raw)
     family = find_family(raw)
@@ -56,14 +55,17 @@ def read_config(raw: Json) -> DecoderConfig:
     refuse_unread(reader)
     source = json.dumps(dict(raw), sort_keys=True)
     bos = reader.get("bos_token_id")
-    fields["bos_id"] = bos if isinstance(bos, int) else None
-    return DecoderConfig(model_type=raw["model_type"], source=source, **fields)
+    fields["bos_id"] = bos if type(bos) is int and 0 <= bos < fields["vocab_size"] else None
+    try:
+        return check_rotation(DecoderConfig(model_type=raw["model_type"], source=source, **fields))
+    except ValueError as error:
+        raise ValueError(f"config.json: {error}") from None
 
 
 def find_family(raw: Json) -> Family:
     """Returns the row of the table that a config.json belongs to."""
     kind = raw.get("model_type")
-    if kind not in FAMILIES:
+    if not isinstance(kind, str) or kind not in FAMILIES:
         raise ValueError(
             f"config.json: model_type {kind!r} is not supported; supported are "
             f"{sorted({*FAMILIES, *TEXT_PARTS})}; "
@@ -111,8 +113,8 @@ def write_config(config: DecoderConfig) -> dict[str, Any]:
     return raw
 
 
-def _llama(raw: Json) -> dict[str, Any]:
-    """Llama 1 to 3.x and all that copy it."""
+def _llama(raw: Json, **rope: Any) -> dict[str, Any]:
+    """Llama 1 to 3.x and all that copy it; `rope` goes to `read_rope`."""
     require(raw, {"pretraining_tp": 1})
     heads = raw["num_attention_heads"]
     bias = bool(raw.get("attention_bias", False))
@@ -130,14 +132,15 @@ def _llama(raw: Json) -> dict[str, Any]:
         "qkv_bias": bias,
         "out_bias": bias,
         "mlp_bias": bool(raw.get("mlp_bias", False)),
-        **read_ropes(raw),
+        "rope": read_rope(raw, **rope),
     }
 
 
-def _mistral(raw: Json) -> dict[str, Any]:
-    """Llama whose layers all slide, or none does."""
-    layers = raw["num_hidden_layers"]
-    return {**_llama(raw), **read_sliding(raw, [bool(raw.get("sliding_window"))] * layers)}
+def _mistral(raw: Json, *, window: int | None = 4096, **rope: Any) -> dict[str, Any]:
+    """Llama whose layers all slide, or none does: layer_types are not read."""
+    window = raw.get("sliding_window", window)
+    slides = [window is not None] * raw["num_hidden_layers"]
+    return {**_llama(raw, **rope), **read_sliding(raw, slides, window=window, listed=False)}
 
 
 def _smollm3(raw: Json) -> dict[str, Any]:
@@ -145,25 +148,25 @@ def _smollm3(raw: Json) -> dict[str, Any]:
     layers = raw["num_hidden_layers"]
     every = raw.get("no_rope_layer_interval", 4)
     has_rope = raw.get("no_rope_layers") or [(i + 1) % every != 0 for i in range(layers)]
+    check_length("no_rope_layers", has_rope, layers)
     slides = bool(raw.get("sliding_window")) and bool(raw.get("use_sliding_window"))
     return {
-        **_llama(raw),
+        **_llama(raw, theta=2e6),
         "tied_head": bool(raw.get("tie_word_embeddings", True)),
         "no_rope_layers": tuple(i for i, rope in enumerate(has_rope) if not rope),
-        **read_sliding(raw, [slides and not rope for rope in has_rope]),
+        **read_sliding(
+            raw, [slides and not rope for rope in has_rope], window=raw.get("sliding_window")
+        ),
     }
 
 
 def _qwen2(raw: Json) -> dict[str, Any]:
     """Llama with biases on queries, keys and values; late layers may slide."""
     layers = range(raw["num_hidden_layers"])
-    slides = bool(raw.get("sliding_window")) and bool(raw.get("use_sliding_window"))
+    window = raw.get("sliding_window", 4096) if raw.get("use_sliding_window") else None
     first = raw.get("max_window_layers", 28)
-    return {
-        **_llama(raw),
-        "qkv_bias": True,
-        **read_sliding(raw, [slides and i >= first for i in layers]),
-    }
+    slides = [window is not None and i >= first for i in layers]
+    return {**_llama(raw), "qkv_bias": True, **read_sliding(raw, slides, window=window)}
 
 
 def _qwen3(raw: Json) -> dict[str, Any]:
@@ -172,22 +175,22 @@ def _qwen3(raw: Json) -> dict[str, Any]:
     return {**fields, "head_dim": raw.get("head_dim") or 128}
 
 
-def _gemma(raw: Json, *, period: int) -> dict[str, Any]:
+def _gemma(raw: Json, *, period: int, **rope: Any) -> dict[str, Any]:
     """What Gemma 2 and 3 share; one layer in `period` is global."""
     require(raw, {"use_bidirectional_attention": False})
     layers = range(raw["num_hidden_layers"])
     return {
-        **_llama(raw),
+        **_llama(raw, **rope),
         "head_dim": raw.get("head_dim") or 256,
-        "activation": read_activation(
-            raw.get("hidden_activation") or raw.get("hidden_act") or "gelu_pytorch_tanh"
-        ),
+        "activation": read_activation(raw.get("hidden_activation") or "gelu_pytorch_tanh"),
         "tied_head": bool(raw.get("tie_word_embeddings", True)),
         "norm": "rms_plus_one",
         "norm_place": "sandwich",
         "embedding_scale": float(raw["hidden_size"]) ** 0.5,
         "query_scale": float(raw.get("query_pre_attn_scalar", 256)) ** -0.5,
-        **read_sliding(raw, [(i + 1) % period != 0 for i in layers]),
+        **read_sliding(
+            raw, [(i + 1) % period != 0 for i in layers], window=raw.get("sliding_window", 4096)
+        ),
     }
 
 
@@ -204,11 +207,13 @@ def _gemma3(raw: Json) -> dict[str, Any]:
     """Normalised queries and keys, two rope bases, every sixth layer global."""
     period = raw.get("sliding_window_pattern") or raw.get("_sliding_window_pattern") or 6
     return {
-        **_gemma(raw, period=period),
+        **_gemma(raw, period=period, by_layer="full_attention", theta=1e6),
         "attention_softcap": raw.get("attn_logit_softcapping"),
         "logit_softcap": raw.get("final_logit_softcapping"),
         "qk_norm": "head",
-        **read_ropes(raw, theta=1e6, local_theta=10000.0),
+        "sliding_rope": read_rope(
+            raw, by_layer="sliding_attention", theta=1e4, theta_name="rope_local_base_freq"
+        ),
     }
 
 
@@ -218,11 +223,14 @@ def _text_part(raw: Json) -> Json:
     Files of such models leave out what is as in the smallest of them. What is loaded
     is a text model from here on, and is exported as one.
     """
-    if raw.get("model_type") not in TEXT_PARTS:
+    if not isinstance(raw.get("model_type"), str) or raw["model_type"] not in TEXT_PARTS:
         return raw
     kind, architecture, defaults = TEXT_PARTS[raw["model_type"]]
     above = {name: raw[name] for name in ("quantization_config",) if name in raw}
-    said = {**defaults, **above, **raw.get("text_config", {})}
+    text = raw.get("text_config", {})
+    if not isinstance(text, dict):
+        raise ValueError(f"config.json: text_config must be an object, got a {type(text).__name__}")
+    said = {**defaults, **above, **text}
     return {**said, "model_type": kind, "architectures": [architecture]}
 
 
@@ -239,25 +247,24 @@ def _olmo2(raw: Json) -> dict[str, Any]:
 
 
 def _phi3(raw: Json) -> dict[str, Any]:
-    """Mistral with fused projections."""
-    fields = {**_mistral(raw), "fused_qkv": "blocks", "fused_gate_up": True}
+    """Mistral with fused projections, a part of each head rotated where it says so."""
+    fraction = raw.get("partial_rotary_factor") or 1.0
+    fields = _mistral(raw, window=None, fraction=fraction, kinds=("default",))
+    fields |= {"fused_qkv": "blocks", "fused_gate_up": True}
     return {**fields, "norm_eps": raw.get("rms_norm_eps", 1e-5)}
 
 
 def _gpt_neox(raw: Json) -> dict[str, Any]:
     """Parallel residuals, a quarter of each head rotated, queries, keys and values by head."""
-    ropes = read_ropes(
-        raw, theta=raw.get("rotary_emb_base", 10000.0), fraction=raw.get("rotary_pct", 0.25)
-    )
+    fraction = raw.get("rotary_pct", 0.25)
     return {
-        **_llama(raw),
+        **_llama(raw, fraction=fraction, theta_name="rotary_emb_base"),
         **_gpt_shape(raw.get("attention_bias", True)),
         "activation": read_activation(raw.get("hidden_act", "gelu")),
         "norm_eps": raw.get("layer_norm_eps", 1e-5),
         "num_kv_heads": raw["num_attention_heads"],
         "parallel_residual": bool(raw.get("use_parallel_residual", True)),
         "fused_qkv": "heads",
-        **ropes,
     }
 
 
@@ -302,9 +309,6 @@ def _gpt_shape(bias: bool) -> dict[str, Any]:
     }
 
 
-_FREQUENCIES = r".*rotary_emb\.inv_freq"
-_MASKS = r".*\.(attn|attention)\.(bias|masked_bias)"
-
 # model_type of a model that also sees -> model_type, class and defaults of its text part
 TEXT_PARTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "gemma3": (
@@ -325,14 +329,14 @@ TEXT_PARTS: dict[str, tuple[str, str, dict[str, Any]]] = {
 FAMILIES: dict[str, Family] = {
     "gemma2": Family(_gemma2, SANDWICH),
     "gemma3_text": Family(_gemma3, SANDWICH, inside="language_model."),
-    "gpt2": Family(_gpt2, GPT2, (_MASKS,), prefix="transformer."),
-    "gpt_neox": Family(_gpt_neox, NEOX, (_MASKS, _FREQUENCIES)),
-    "llama": Family(_llama, LLAMA, (_FREQUENCIES,)),
-    "mistral": Family(_mistral, LLAMA, (_FREQUENCIES,)),
-    "olmo": Family(_olmo, LLAMA, (_FREQUENCIES,)),
-    "olmo2": Family(_olmo2, SANDWICH, (_FREQUENCIES,)),
-    "phi3": Family(_phi3, LLAMA, (_FREQUENCIES,)),
-    "qwen2": Family(_qwen2, LLAMA, (_FREQUENCIES,)),
+    "gpt2": Family(_gpt2, GPT2),
+    "gpt_neox": Family(_gpt_neox, NEOX),
+    "llama": Family(_llama, LLAMA),
+    "mistral": Family(_mistral, LLAMA),
+    "olmo": Family(_olmo, LLAMA),
+    "olmo2": Family(_olmo2, SANDWICH),
+    "phi3": Family(_phi3, LLAMA),
+    "qwen2": Family(_qwen2, LLAMA),
     "qwen3": Family(_qwen3, LLAMA),
     "smollm3": Family(_smollm3, LLAMA),
 }

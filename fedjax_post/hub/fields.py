@@ -1,10 +1,9 @@
 """The fields of a config.json that several families share, and the refusal of those unknown."""
 
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any
-
-from fedjax_post.model.config import Rope
+import reprlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 Json = Mapping[str, Any]
 
@@ -16,17 +15,6 @@ _ACTIVATIONS = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "relu": "relu",
 }
-_ROPE_FIELDS = {
-    "factor": "factor",
-    "low_freq_factor": "low_freq_factor",
-    "high_freq_factor": "high_freq_factor",
-    "original_max_position_embeddings": "original_positions",
-    "beta_fast": "beta_fast",
-    "beta_slow": "beta_slow",
-    "attention_factor": "attention_factor",
-    "truncate": "truncate",
-}
-_ROPE_KINDS = ("default", "linear", "llama3", "yarn")
 # A field with such a name may change the forward pass, so it must be understood
 _SWITCHES = re.compile(
     r"attn|attention|rope|rotary|norm|expert|moe|softcap|window|quant|scal|clip|bias|multiplier"
@@ -49,8 +37,97 @@ _HARMLESS = {
 }
 
 
+class Kind(NamedTuple):
+    """What the value of a field must be."""
+
+    says: str
+    fits: Callable[[Any], bool]
+
+    def or_null(self) -> "Kind":
+        """Returns the kind that null is of too."""
+        return Kind(f"{self.says} or null", lambda value: value is None or self.fits(value))
+
+
+def _whole(low: int, high: int) -> Kind:
+    return Kind(
+        f"a whole number from {low} to {high}", lambda v: type(v) is int and low <= v <= high
+    )
+
+
+MOST_LAYERS = 4096  # ten times what has been published; each costs names before a file is opened
+COUNT = _whole(1, 2**31 - 1)
+LAYERS = _whole(1, MOST_LAYERS)
+INDEX = _whole(0, 2**31 - 1)
+POSITIVE = Kind("a finite number above 0", lambda v: type(v) in (int, float) and 1e-30 < v < 1e30)
+BASE = Kind("a finite number above 1", lambda v: type(v) in (int, float) and 1 < v < 1e30)
+SHARE = Kind("a number above 0, at most 1", lambda v: type(v) in (int, float) and 0 < v <= 1)
+FLAG = Kind("true or false", lambda v: type(v) is bool)
+WORD = Kind("a word", lambda v: isinstance(v, str))
+OBJECT = Kind("an object", lambda v: isinstance(v, dict))
+WORDS = Kind("a list of words", lambda v: isinstance(v, list) and all(map(WORD.fits, v)))
+FLAGS = Kind("a list of 0 and 1", lambda v: isinstance(v, list) and all(x in (0, 1) for x in v))
+ANY = Kind("anything", lambda v: True)
+
+# Every field that is read, and what transformers takes for it
+KINDS: dict[str, Kind] = {
+    **dict.fromkeys(("num_hidden_layers", "n_layer"), LAYERS),
+    **dict.fromkeys(("vocab_size", "hidden_size", "intermediate_size", "n_embd"), COUNT),
+    **dict.fromkeys(("num_attention_heads", "n_head", "max_position_embeddings"), COUNT),
+    **dict.fromkeys(("n_positions", "no_rope_layer_interval"), COUNT),
+    **dict.fromkeys(
+        ("num_key_value_heads", "head_dim", "n_inner", "sliding_window"), COUNT.or_null()
+    ),
+    **dict.fromkeys(("sliding_window_pattern", "_sliding_window_pattern"), COUNT.or_null()),
+    "max_window_layers": INDEX,
+    "original_max_position_embeddings": COUNT.or_null(),
+    **dict.fromkeys(("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon"), POSITIVE),
+    **dict.fromkeys(("rope_theta", "rotary_emb_base", "rope_local_base_freq"), BASE),
+    **dict.fromkeys(("factor", "low_freq_factor", "high_freq_factor"), POSITIVE.or_null()),
+    **dict.fromkeys(("beta_fast", "beta_slow", "attention_factor"), POSITIVE.or_null()),
+    **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping"), POSITIVE.or_null()),
+    "clip_qkv": POSITIVE.or_null(),
+    "query_pre_attn_scalar": POSITIVE,
+    "rotary_pct": SHARE,
+    "partial_rotary_factor": SHARE.or_null(),
+    **dict.fromkeys(("attention_bias", "mlp_bias", "use_sliding_window"), FLAG),
+    **dict.fromkeys(("tie_word_embeddings", "use_parallel_residual"), FLAG),
+    **dict.fromkeys(("truncate", "use_bidirectional_attention"), FLAG.or_null()),
+    **dict.fromkeys(("scale_attn_weights", "scale_attn_by_inverse_layer_idx"), FLAG),
+    **dict.fromkeys(("reorder_and_upcast_attn", "add_cross_attention"), FLAG),
+    **dict.fromkeys(("hidden_act", "activation_function", "model_type"), WORD),
+    **dict.fromkeys(("hidden_activation", "rope_type", "type"), WORD.or_null()),
+    "layer_types": WORDS.or_null(),
+    "no_rope_layers": FLAGS.or_null(),
+    **dict.fromkeys(("rope_parameters", "rope_scaling"), OBJECT.or_null()),
+    **dict.fromkeys(("full_attention", "sliding_attention"), OBJECT.or_null()),
+    **dict.fromkeys(("bos_token_id", "pretraining_tp"), ANY),
+}
+
+
+def check_kind(name: str, value: Any) -> Any:
+    """Returns the value of a field of config.json.
+
+    Raises:
+      ValueError: if it is of another kind than transformers takes for it.
+    """
+    if not KINDS[name].fits(value):
+        raise ValueError(
+            f"config.json: {name} must be {KINDS[name].says}, got {reprlib.repr(value)}"
+        )
+    return value
+
+
+def check_length(name: str, values: Sequence[Any], layers: int) -> None:
+    """Refuses a list that has not one entry for each layer."""
+    if len(values) != layers:
+        raise ValueError(
+            f"config.json: {name} has {len(values)} entries for num_hidden_layers={layers}; "
+            "give one for each layer"
+        )
+
+
 class Reader(Mapping):
-    """A config.json that remembers which of its fields were read."""
+    """A config.json that checks what is read of it, and remembers which fields that were."""
 
     def __init__(self, raw: Json):
         self.raw = raw
@@ -58,7 +135,7 @@ class Reader(Mapping):
 
     def __getitem__(self, name: str) -> Any:
         self.seen.add(name)
-        return self.raw[name]
+        return check_kind(name, self.raw[name])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.raw)
@@ -80,8 +157,9 @@ def refuse_unread(reader: Reader) -> None:
     }
     if unread:
         raise ValueError(
-            f"config.json: {unread} may change the model and is not supported for model_type "
-            f"{reader.raw['model_type']!r}; this variant needs a row or a switch of its own"
+            f"config.json: {reprlib.repr(unread)} may change the model and is not supported for "
+            f"model_type {reader.raw['model_type']!r}; this variant needs a row or a switch of "
+            "its own"
         )
 
 
@@ -103,71 +181,39 @@ def read_activation(name: str) -> str:
     return _ACTIVATIONS[name]
 
 
-def read_sliding(raw: Json, default: list[bool]) -> dict[str, Any]:
-    """Returns the fields of sliding layers: those that config.json lists, else the default."""
+def read_sliding(
+    raw: Json, default: list[bool], *, window: int | None, listed: bool = True
+) -> dict[str, Any]:
+    """Returns the fields of sliding layers: those that config.json lists, else the default.
+
+    Args:
+      raw: the config.
+      default: whether each layer slides, where `layer_types` does not say it.
+      window: tokens that a sliding layer sees; None is no sliding.
+      listed: whether the family reads `layer_types`; else they must say the same.
+
+    Raises:
+      ValueError: on types that are not known, or contradict the window or the family.
+    """
     types = raw.get("layer_types")
     known = ("full_attention", "sliding_attention")
     unknown = sorted(set(types or ()) - set(known))
     if unknown:
         raise ValueError(f"config.json: layer_types {unknown} are not supported; only {known} are")
+    if types:
+        check_length("layer_types", types, len(default))
     slides = [kind == known[1] for kind in types] if types else default
+    if slides != default and not listed:
+        raise ValueError(
+            f"config.json: layer_types contradict sliding_window={window}, which a "
+            f"{raw['model_type']} has for all of its layers; leave them out"
+        )
     if not any(slides):
         return {}
-    if not raw.get("sliding_window"):
-        raise ValueError("config.json: there are sliding layers but sliding_window is not set")
-    layers = tuple(i for i, slide in enumerate(slides) if slide)
-    return {"sliding_window": raw["sliding_window"], "sliding_layers": layers}
-
-
-def read_ropes(
-    raw: Json, *, theta: float = 10000.0, fraction: float = 1.0, local_theta: float | None = None
-) -> dict[str, Any]:
-    """Returns the rotary embeddings of global and sliding layers, in the old or new spelling.
-
-    Args:
-      raw: the config.
-      theta: base where it says none.
-      fraction: share of a head that is rotated where it says none.
-      local_theta: base of sliding layers where they have one of their own.
-
-    Raises:
-      ValueError: on a scaling that is not known.
-    """
-    old = {"rope_theta": raw.get("rope_theta", theta), "partial_rotary_factor": fraction}
-    old["partial_rotary_factor"] = raw.get("partial_rotary_factor") or fraction
-    new, scaling = raw.get("rope_parameters"), raw.get("rope_scaling")
-    stated = new or scaling or {}
-    local_theta = raw.get("rope_local_base_freq", local_theta)
-    if "full_attention" in stated:
-        parts = {kind: {**old, **stated[kind]} for kind in ("full_attention", "sliding_attention")}
-        return {
-            "rope": _read_rope(parts["full_attention"], raw),
-            "sliding_rope": _read_rope(parts["sliding_attention"], raw),
-        }
-    ropes = {"rope": _read_rope({**old, **stated}, raw)}
-    if local_theta is not None:
-        ropes["sliding_rope"] = _read_rope({**old, "rope_theta": local_theta}, raw)
-    return ropes
-
-
-def _read_rope(stated: Json, raw: Json) -> Rope:
-    kind = stated.get("rope_type", stated.get("type", "default"))
-    if kind not in _ROPE_KINDS:
+    if window is None:
         raise ValueError(
-            f"config.json: rope scaling {kind!r} is not supported; supported are {_ROPE_KINDS}"
+            "config.json: layer_types has sliding layers but sliding_window is not set, "
+            "or switched off by use_sliding_window"
         )
-    known = {"rope_type", "type", "rope_theta", "partial_rotary_factor", *_ROPE_FIELDS}
-    unknown = sorted(name for name in set(stated) - known if stated[name] is not None)
-    if unknown:
-        raise ValueError(f"config.json: rope scaling {kind!r} has unknown fields {unknown}")
-    theta, fraction = float(stated["rope_theta"]), float(stated["partial_rotary_factor"])
-    if kind == "default":
-        return Rope(theta, fraction)
-    fields = {
-        ours: stated[theirs]
-        for theirs, ours in _ROPE_FIELDS.items()
-        if stated.get(theirs) is not None
-    }
-    if kind != "linear" and "original_positions" not in fields:
-        fields["original_positions"] = raw["max_position_embeddings"]
-    return Rope(theta, fraction, kind, **fields)
+    layers = tuple(i for i, slide in enumerate(slides) if slide)
+    return {"sliding_window": window, "sliding_layers": layers}

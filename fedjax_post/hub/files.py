@@ -1,6 +1,9 @@
 """Where a model or tokenizer lies: a local folder, a built-in one, or a hub name."""
 
+import hashlib
 from pathlib import Path
+
+from fedjax_post.hub.documents import check_regular
 
 # name -> folder beside this file
 BUILTIN = {
@@ -9,7 +12,7 @@ BUILTIN = {
     "builtin-small": "builtin_small",  # half the width and depth, from instructions alone
 }
 PATIENCE = 5.0  # seconds that the hub has to answer
-PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.txt", "tokenizer.model"]
+PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.txt", "tokenizer.model"]  # what is read
 
 
 def find_folder(name_or_path: str | Path, *, revision: str | None = None) -> Path:
@@ -23,8 +26,29 @@ def find_folder(name_or_path: str | Path, *, revision: str | None = None) -> Pat
 
     Raises:
       FileNotFoundError: if it is none of these; says how to get it.
+      ValueError: if what would be read of it is no regular file.
     """
-    name = str(name_or_path)
+    folder = _find(str(name_or_path), revision)
+    for path in (path for pattern in PATTERNS for path in folder.glob(pattern)):
+        check_regular(path)
+    return folder
+
+
+def fingerprint(name_or_path: str | Path) -> str:
+    """Returns the SHA-256 of a model's weight files, in order; "" if it has none here."""
+    try:
+        files = sorted(_find(str(name_or_path), None).glob("*.safetensors"))
+    except FileNotFoundError:
+        return ""
+    digest = hashlib.sha256()
+    for path in files:
+        check_regular(path)
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest() if files else ""
+
+
+def _find(name: str, revision: str | None) -> Path:
     if name in BUILTIN:
         folder = Path(__file__).parent / BUILTIN[name]
         if not (folder / "config.json").exists():
@@ -33,7 +57,7 @@ def find_folder(name_or_path: str | Path, *, revision: str | None = None) -> Pat
     if Path(name).expanduser().is_dir():
         return Path(name).expanduser()
     if Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        raise FileNotFoundError(f"--model={name}: there is no such folder")
+        raise FileNotFoundError(f"model={name}: there is no such folder")
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
@@ -42,7 +66,7 @@ def find_folder(name_or_path: str | Path, *, revision: str | None = None) -> Pat
         at = f" at revision {revision}" if revision else ""
         why = error.__cause__ or error
         raise FileNotFoundError(
-            f"--model={name} is neither a local folder nor in the local cache{at}, and the hub "
+            f"model={name} is neither a local folder nor in the local cache{at}, and the hub "
             f"could not give it ({type(why).__name__}); on a machine with network run "
             f"`hf download {name}` and copy the folder, or pass the path of a folder"
         ) from error

@@ -1,7 +1,6 @@
 """Models in and out: a Hugging Face folder becomes a LanguageModel, and back."""
 
 import dataclasses
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_post.adapters.lora import merge_lora
+from fedjax_post.hub.documents import read_json, write_json
 from fedjax_post.hub.families import find_family, read_config, write_config
 from fedjax_post.hub.files import find_folder
-from fedjax_post.hub.weights import SINGLE, ShardingFn, load_weights, write_weights
+from fedjax_post.hub.resolve import by_family_names, settle_head
+from fedjax_post.hub.tensors import SINGLE, read_folder, remove_shards, write_file
+from fedjax_post.hub.weights import ShardingFn, check_tensors, load_weights, stored_tensors
 from fedjax_post.model.config import DecoderConfig
 from fedjax_post.model.quantise import check_quantisation, dequantise_model
 from fedjax_post.model.views import LanguageModel
@@ -31,12 +33,21 @@ def load_config(name_or_path: str | Path, *, revision: str | None = None) -> Dec
     folder = find_folder(name_or_path, revision=revision)
     path = folder / "config.json"
     if not path.exists():
+        adapter = folder / "adapter_config.json"
+        if adapter.exists():
+            base = read_json(adapter).get("base_model_name_or_path")
+            raise FileNotFoundError(
+                f"{folder} holds an adapter and no model; load its base, {base!r}, and the adapter "
+                "over it"
+            )
         raise FileNotFoundError(f"{folder} has no config.json; is it a Hugging Face model folder?")
+    raw = read_json(path)
     try:
-        raw = json.loads(path.read_text())
+        return read_config(raw)
+    except RecursionError:
+        raise ValueError(f"{path} is nested too deeply") from None
     except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    return read_config(raw)
+        raise ValueError(f"{folder}: {error}") from None
 
 
 def load_model(
@@ -70,13 +81,12 @@ def load_model(
     if coded:
         check_quantisation(quantise)
     config = dataclasses.replace(load_config(folder), dtype=dtype.name, remat=coded)
+    family = find_family({"model_type": config.model_type})
+    entries = by_family_names(read_folder(folder), family)
+    config, entries = settle_head(config, entries, family, dtype=dtype)
+    check_tensors(entries, family, where=str(folder), config=config)
     variables = load_weights(
-        folder,
-        find_family({"model_type": config.model_type}),
-        config=config,
-        dtype=dtype,
-        sharding_fn=sharding_fn,
-        quantise=quantise,
+        entries, family, config=config, dtype=dtype, sharding_fn=sharding_fn, quantise=quantise
     )
     return LanguageModel(variables, config)
 
@@ -91,8 +101,11 @@ def save_model(
 ) -> None:
     """Writes a model as a Hugging Face folder: config.json and model.safetensors.
 
+    What `load_model` then reads is this model, whatever lay there before; each of the two files
+    is replaced as a whole.
+
     Args:
-      directory: made if it does not exist; existing files are overwritten.
+      directory: made if it does not exist; an index and its shards are removed.
       model: what to write; a residual is folded into the weights.
       params: adapter or trained weights to merge into it first.
       dtype: float32, bfloat16 or float16; by default the model's own.
@@ -113,11 +126,13 @@ def save_model(
     raw.pop("torch_dtype", None)
     raw["dtype"] = dtype.name
     family = find_family(raw)
+    weights = merged.variables["params"]
+    tensors = stored_tensors(weights, family, config=config, dtype=dtype)
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
-    weights = merged.variables["params"]
-    write_weights(folder / SINGLE, weights, family=family, config=config, dtype=dtype, run=run)
-    (folder / "config.json").write_text(json.dumps(raw, indent=2, sort_keys=True) + "\n")
+    write_json(folder / "config.json", raw)
+    write_file(folder / SINGLE, tensors, run=run)
+    remove_shards(folder)
 
 
 def num_parameters(model: LanguageModel) -> int:
@@ -127,7 +142,10 @@ def num_parameters(model: LanguageModel) -> int:
 
 
 def _check_dtype(dtype: Any) -> Any:
-    dtype = jnp.dtype(dtype)
+    try:
+        dtype = jnp.dtype(dtype)
+    except TypeError:
+        raise ValueError(f"dtype={dtype} is not supported; use one of {DTYPES}") from None
     if dtype.name not in DTYPES:
-        raise ValueError(f"--dtype must be one of {DTYPES}, got {dtype.name!r}")
+        raise ValueError(f"dtype={dtype.name} is not supported; use one of {DTYPES}")
     return dtype

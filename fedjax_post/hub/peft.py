@@ -1,6 +1,5 @@
 """Adapters in and out, as the folders that `peft` reads and writes."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -9,14 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_post.adapters.lora import adapted_layers, linear_layers, on_layers, with_scale
+from fedjax_post.hub.adapter_config import CONFIG, WEIGHTS, match_pattern, read_adapter_config
+from fedjax_post.hub.documents import write_json
 from fedjax_post.hub.families import find_family
 from fedjax_post.hub.names import Tensor
-from fedjax_post.hub.weights import read_header, shorten
+from fedjax_post.hub.resolve import family_name
+from fedjax_post.hub.tensors import read_file, shorten, write_file
 from fedjax_post.model.views import LanguageModel
 
 PyTree = Any
-CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 
 
@@ -44,8 +44,6 @@ def save_adapter(
       ValueError: if `params` holds no adapter, or its scales are not constant over
         the live components of a layer, which PEFT cannot say.
     """
-    from safetensors.numpy import save_file
-
     if set(params) != {"lora"}:
         raise ValueError(
             f"a PEFT folder holds an adapter, got the collections {sorted(params)}; "
@@ -75,8 +73,8 @@ def save_adapter(
     config = _write_config(model, ranks, alphas=alphas, base_name=base_name)
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, str(folder / WEIGHTS), metadata={"format": "pt", "run": run})
-    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    write_json(folder / CONFIG, config)
+    write_file(folder / WEIGHTS, tensors, run=run)
 
 
 def load_adapter(directory: str | Path, model: LanguageModel) -> tuple[LanguageModel, PyTree]:
@@ -94,17 +92,21 @@ def load_adapter(directory: str | Path, model: LanguageModel) -> tuple[LanguageM
 
     Raises:
       FileNotFoundError: if one of the two files is missing.
-      ValueError: if the adapter is not LoRA, uses a variant that is not supported,
+      ValueError: if the adapter is not LoRA, uses a variant that is not supported, is damaged,
         or does not fit the model.
     """
     folder = Path(directory)
-    for name in (CONFIG, WEIGHTS):
-        if not (folder / name).exists():
-            raise FileNotFoundError(f"{folder} has no {name}; is it a PEFT adapter folder?")
-    config = json.loads((folder / CONFIG).read_text())
-    _check_supported(config, folder)
-    entries = read_header(folder / WEIGHTS)
-    found = {name: entry.read() for name, entry in entries.items()}
+    config = read_adapter_config(folder)
+    found = read_factors(folder / WEIGHTS, model)
+    try:
+        return _load(found, model, config)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
+
+
+def _load(
+    found: dict[str, np.ndarray], model: LanguageModel, config: dict[str, Any]
+) -> tuple[LanguageModel, PyTree]:
     factors: PyTree = {}
     scales: PyTree = {}
     shapes = linear_layers(model)
@@ -123,10 +125,32 @@ def load_adapter(directory: str | Path, model: LanguageModel) -> tuple[LanguageM
         _put(factors, path, {"a": jnp.asarray(a), "b": jnp.asarray(b)})
         _put(scales, path, {"scale": jnp.asarray(np.stack(scale))})
     if found:
-        raise ValueError(f"{folder}: tensors without a place in the model: {shorten(found)}")
-    return with_scale(model, scales, dropout=float(config.get("lora_dropout", 0.0))), {
-        "lora": factors
-    }
+        raise ValueError(f"tensors without a place in the model: {shorten(found)}")
+    if not factors:
+        raise ValueError(f"{WEIGHTS} holds no factors; is it whole?")
+    dropout = float(config.get("lora_dropout", 0.0))
+    return with_scale(model, scales, dropout=dropout), {"lora": factors}
+
+
+def read_factors(path: Path, model: LanguageModel) -> dict[str, np.ndarray]:
+    """Returns the matrices of an adapter's file, float32, named as `peft` names them now.
+
+    Raises:
+      OSError: if the file cannot be read.
+      ValueError: if it is damaged, or holds what is no matrix of finite numbers.
+    """
+    tensors = find_family({"model_type": model.config.model_type}).tensors
+    found: dict[str, np.ndarray] = {}
+    for stored, entry in read_file(path).items():
+        name = PREFIX + family_name(stored, tensors)
+        if len(entry.shape) != 2 or not jnp.issubdtype(entry.dtype, jnp.floating):
+            raise ValueError(
+                f"{entry.where} is {entry.dtype} of shape {list(entry.shape)}, no factor of LoRA"
+            )
+        if name in found:
+            raise ValueError(f"{entry.where} is there under a second name too; keep one of them")
+        found[name] = entry.read(np.float32)
+    return found
 
 
 def _find_range(model: LanguageModel, found: dict[str, np.ndarray]) -> tuple[int, int]:
@@ -161,34 +185,11 @@ def _read_layer(module: str, found: dict[str, np.ndarray], *, shape: tuple[int, 
 
 def _read_scale(module: str, rank: int, *, config: dict[str, Any], max_rank: int) -> np.ndarray:
     """One layer's scale `[R]`: alpha / rank, or alpha / sqrt(rank) for rsLoRA."""
-    alpha = float(_pattern(config.get("alpha_pattern"), module, config["lora_alpha"]))
+    if rank and rank != (said := match_pattern(config.get("rank_pattern"), module, config["r"])):
+        raise ValueError(f"{module} has factors of rank {rank}, and {CONFIG} says {said}")
+    alpha = float(match_pattern(config.get("alpha_pattern"), module, config["lora_alpha"]))
     divisor = rank**0.5 if config.get("use_rslora") else rank
     return np.where(np.arange(max_rank) < rank, alpha / max(divisor, 1), 0.0).astype(np.float32)
-
-
-def _pattern(patterns: dict[str, Any] | None, module: str, default: Any) -> Any:
-    """PEFT's rule: the first key that matches the end of the module's name."""
-    for key, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({key})$", module):
-            return value
-    return default
-
-
-def _check_supported(config: dict[str, Any], folder: Path) -> None:
-    if config.get("peft_type") != "LORA":
-        raise ValueError(f"{folder}: peft_type {config.get('peft_type')!r} is not LORA")
-    for name in (
-        "use_dora",
-        "fan_in_fan_out_embedding",
-        "modules_to_save",
-        "trainable_token_indices",
-    ):
-        if config.get(name):
-            raise ValueError(
-                f"{folder}: {name}={config[name]} is not supported; only plain LoRA is"
-            )
-    if config.get("bias", "none") != "none":
-        raise ValueError(f"{folder}: bias={config['bias']!r} is not supported; only 'none' is")
 
 
 def _write_config(

@@ -5,7 +5,7 @@ stands behind bos. So the folder gives the same logits in `peft` for rows withou
 others if it is applied by hand behind bos.
 """
 
-import json
+import reprlib
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,22 @@ import numpy as np
 from jaxtyping import Array
 
 from fedjax_post.adapters.prompt import text_prompt
-from fedjax_post.hub.weights import read_header
+from fedjax_post.hub.adapter_config import CONFIG, WEIGHTS
+from fedjax_post.hub.documents import read_json, write_json
+from fedjax_post.hub.tensors import read_file, write_file
 from fedjax_post.model.prompted import prompt_length
 from fedjax_post.model.views import LanguageModel
 
 PyTree = Any
-CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
 TEXT = "prompt.json"
 NAME = "prompt_embeddings"  # of the one tensor, [P, D]
+# Fields of peft's configuration that do not change what the stored vectors mean
+_HARMLESS = {
+    *("auto_mapping", "base_model_name_or_path", "inference_mode", "num_attention_heads"),
+    *("num_layers", "num_virtual_tokens", "peft_type", "peft_version", "prompt_tuning_init"),
+    *("prompt_tuning_init_state_dict_path", "prompt_tuning_init_text", "revision", "task_type"),
+    *("token_dim", "tokenizer_kwargs", "tokenizer_name_or_path"),
+}
 
 
 def save_prompt(
@@ -57,12 +64,9 @@ def save_prompt(
     prompt = {kind: np.asarray(value) for kind, value in params["prompt"].items()}
     if "tokens" in prompt:
         said = {"tokens": prompt["tokens"].tolist(), "text": text, "base": base_name, "run": run}
-        (folder / TEXT).write_text(json.dumps(said, indent=2) + "\n")
+        write_json(folder / TEXT, said)
         return
-    from safetensors.numpy import save_file
-
     value = np.ascontiguousarray(prompt["embeddings"], np.float32)
-    save_file({NAME: value}, str(folder / WEIGHTS), metadata={"format": "pt", "run": run})
     config = {
         "base_model_name_or_path": base_name,
         "inference_mode": True,
@@ -75,7 +79,8 @@ def save_prompt(
         "task_type": "CAUSAL_LM",
         "token_dim": value.shape[1],
     }
-    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    write_json(folder / CONFIG, config)
+    write_file(folder / WEIGHTS, {NAME: value}, run=run)
 
 
 def is_prompt(directory: str | Path) -> bool:
@@ -84,7 +89,7 @@ def is_prompt(directory: str | Path) -> bool:
     if (folder / TEXT).exists():
         return True
     path = folder / CONFIG
-    return path.exists() and json.loads(path.read_text()).get("peft_type") == "PROMPT_TUNING"
+    return path.exists() and read_json(path).get("peft_type") == "PROMPT_TUNING"
 
 
 def load_prompt(directory: str | Path, model: LanguageModel) -> PyTree:
@@ -100,34 +105,58 @@ def load_prompt(directory: str | Path, model: LanguageModel) -> PyTree:
     """
     folder = Path(directory)
     if (folder / TEXT).exists():
-        params = text_prompt(json.loads((folder / TEXT).read_text())["tokens"])
-        tokens = np.asarray(params["prompt"]["tokens"])
-        if tokens.max(initial=0) >= model.config.vocab_size:
-            raise ValueError(
-                f"{folder / TEXT}: token {tokens.max()} is not among the model's "
-                f"{model.config.vocab_size}; load it over the base that it was made for"
-            )
-        return params
+        return text_prompt(_read_tokens(folder / TEXT, model))
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).exists():
             raise FileNotFoundError(f"{folder} has neither {TEXT} nor {name}; is it a prompt?")
-    kind = json.loads((folder / CONFIG).read_text()).get("peft_type")
+    config = read_json(folder / CONFIG)
+    kind = config.get("peft_type")
     if kind != "PROMPT_TUNING":
         raise ValueError(
             f"{folder / CONFIG}: peft_type {kind!r} is no prompt tuning; "
             "LoRA is read by load_adapter"
         )
-    return {"prompt": {"embeddings": _read_embeddings(folder / WEIGHTS, model)}}
+    for name, value in config.items():
+        fits = value in (None, 1) if name == "num_transformer_submodules" else not value
+        if name not in _HARMLESS and not fits:
+            raise ValueError(
+                f"{folder / CONFIG}: {name}={reprlib.repr(value)} is not supported; "
+                "only plain prompt tuning is"
+            )
+    embeddings = _read_embeddings(folder / WEIGHTS, model)
+    if config.get("num_virtual_tokens", len(embeddings)) != len(embeddings):
+        raise ValueError(
+            f"{folder / CONFIG}: num_virtual_tokens={config['num_virtual_tokens']!r}, and "
+            f"{WEIGHTS} holds {len(embeddings)}"
+        )
+    return {"prompt": {"embeddings": embeddings}}
+
+
+def _read_tokens(path: Path, model: LanguageModel) -> list[int]:
+    tokens = read_json(path).get("tokens")
+    if (
+        not isinstance(tokens, list)
+        or not tokens
+        or any(type(token) is not int for token in tokens)
+    ):
+        raise ValueError(f"{path}: tokens must be a list of token numbers")
+    wrong = [token for token in tokens if not 0 <= token < model.config.vocab_size]
+    if wrong:
+        raise ValueError(
+            f"{path}: token {wrong[0]} is not among the model's {model.config.vocab_size}; "
+            "load it over the base that it was made for"
+        )
+    return tokens
 
 
 def _read_embeddings(path: Path, model: LanguageModel) -> Array:
-    entries = read_header(path)
+    entries = read_file(path)
     if set(entries) != {NAME}:
         raise ValueError(f"{path} must hold the tensor {NAME} alone, got {sorted(entries)}")
-    value = entries[NAME].read()
-    if value.ndim != 2 or value.shape[1] != model.config.hidden_size:
+    shape = entries[NAME].shape
+    if len(shape) != 2 or not shape[0] or shape[1] != model.config.hidden_size:
         raise ValueError(
-            f"{path}: embeddings {list(value.shape)} do not fit the model's width of "
+            f"{path}: embeddings {list(shape)} do not fit the model's width of "
             f"{model.config.hidden_size}; load it over the base that it was made for"
         )
-    return jnp.asarray(value, jnp.float32)
+    return jnp.asarray(entries[NAME].read(np.float32))

@@ -1,44 +1,60 @@
 """Tokenizers, through `transformers`, checked against the model that they feed."""
 
-import json
 from pathlib import Path
 from typing import Any
 
+from fedjax_post.hub.documents import read_json
 from fedjax_post.hub.files import find_folder
 from fedjax_post.model.config import DecoderConfig
 
 
 def load_tokenizer(name_or_path: str | Path, *, revision: str | None = None) -> Any:
-    """Returns the `transformers` tokenizer of a folder or hub name.
+    """Returns the `transformers` tokenizer of a folder or hub name; code in it never runs.
 
     Raises:
       FileNotFoundError: if there is no such folder or it holds no tokenizer.
-      ValueError: if its files cannot be read, naming the one that is damaged.
+      ValueError: if its files cannot be read, naming the one that is damaged, or it is a
+        tokenizer of its own code.
     """
     folder = find_folder(name_or_path, revision=revision)
     names = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
     if not any((folder / name).exists() for name in names):
         raise FileNotFoundError(
             f"{folder} has no tokenizer files ({', '.join(names)}); "
-            "pass a folder with one as --tokenizer"
+            "copy those of the model that it was made from beside it"
         )
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(str(folder))
-    except Exception as error:  # the tokenizers library raises bare ones
-        raise ValueError(f"{_find_damage(folder, error)}; copy or download it again") from error
+        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the tokenizers library raises bare ones, and its panics
+        raise ValueError(_find_damage(folder, error)) from error
 
 
-def _find_damage(folder: Path, error: Exception) -> str:
+def _find_damage(folder: Path, error: BaseException) -> str:
     """Which file is to blame for an error, and what is wrong with it."""
     for path in sorted(folder.glob("*.json")):
         try:
-            json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as reason:
-            return f"{path} is not JSON: {reason}"
-    whole = folder / "tokenizer.json"
-    return f"{whole if whole.exists() else folder} does not hold a tokenizer: {error!r}"
+            read_json(path)
+        except (OSError, ValueError) as reason:
+            return str(reason)
+    if "trust_remote_code" in str(error):
+        return (
+            f"{folder} has a tokenizer that is code of its own (auto_map), which never runs here; "
+            "use a tokenizer that transformers knows"
+        )
+    blamed, told = folder, " ".join(f"{type(error).__name__}: {error}".split())
+    if (folder / "tokenizer.json").exists():
+        from tokenizers import Tokenizer
+
+        try:
+            Tokenizer.from_file(str(folder / "tokenizer.json"))
+            blamed = folder / "tokenizer_config.json"
+        except BaseException:  # bare ones, and panics
+            blamed = folder / "tokenizer.json"
+    return f"{blamed} does not hold a tokenizer ({told[:300]}); copy or download it again"
 
 
 def pad_id_of(tokenizer: Any) -> int:

@@ -16,8 +16,11 @@ are `{"tokens", "loss_mask"}` as in `objectives/sft.py`; its batches are then
 | old_log_probs | [B G, W + T - 1] float32 | by the model that answered, nats |
 
 Deviations: answers are drawn once for a visit, so that step k of it is k steps off-policy, which
-the clipped ratio is there for. The deviation is that of the population, and a group of equal
-rewards has advantages of 0. The reference is the model as it was loaded, without a second copy.
+the clipped ratio is there for. The deviation is that of the population; trl takes the sample's
+and adds 1e-4 to it, so that its advantages are sqrt((G - 1) / G) times these where rewards
+differ by much more than that, and vanish where they do not. Here units do not matter: rewards
+times a number, or plus one, have the same advantages. Rewards that differ by rounding alone are
+equal, and have advantages of 0. The reference is the model as it was loaded, without a second copy.
 """
 
 from collections.abc import Callable
@@ -35,7 +38,7 @@ from fedjax_post.objectives.tokens import masked_mean, reference_of
 PyTree = Any
 # (answer, wanted) -> (): of one answer; see `objectives.rewards`
 RewardFn = Callable[[Array, Array], Array]
-_LEAST = 1e-6  # a deviation below it is one of equal rewards
+_ROUNDING = 4 * float(jnp.finfo(jnp.float32).eps)  # of rewards that are equal, over the largest
 
 
 def rollouts(
@@ -102,10 +105,22 @@ def rollouts(
 
 
 def advantages(rewards: Float[Array, "B G"]) -> Float[Array, "B G"]:
-    """Returns rewards less their group's mean, over its deviation; 0 in a group of equals."""
-    centred = rewards - rewards.mean(axis=1, keepdims=True)
+    """Returns rewards less their group's mean, over its deviation; 0 in a group of equals.
+
+    Rewards are compared with the group's least first, which rounds little where it matters:
+    the mean of equal numbers need not be that number in float32, but their differences are 0.
+    """
+    is_even = _is_even(rewards)[:, None]
+    above = rewards - rewards.min(axis=1, keepdims=True)
+    above = above / jnp.where(is_even, 1.0, above.max(axis=1, keepdims=True))  # within [0, 1]
+    centred = above - above.mean(axis=1, keepdims=True)
     deviation = jnp.sqrt(jnp.square(centred).mean(axis=1, keepdims=True))
-    return jnp.where(deviation > _LEAST, centred / jnp.maximum(deviation, _LEAST), 0.0)
+    return jnp.where(is_even, 0.0, centred / jnp.where(is_even, 1.0, deviation))
+
+
+def _is_even(rewards: Float[Array, "B G"]) -> Float[Array, " B"]:
+    """Whether the rewards of a group are equal up to rounding."""
+    return jnp.ptp(rewards, axis=1) <= _ROUNDING * jnp.abs(rewards).max(axis=1)
 
 
 def grpo_loss(*, clip: float = 0.2, beta: float = 0.0) -> Callable:
@@ -181,7 +196,7 @@ def _told(asked, rewards, rows) -> dict[str, Array]:
     each = {
         "reward": rewards.mean(axis=1),
         "answer_tokens": lengths.mean(axis=1),
-        "even_groups": (jnp.ptp(rewards, axis=1) <= 0).astype(jnp.float32),
+        "even_groups": _is_even(rewards).astype(jnp.float32),
     }
     told = {name: jnp.where(is_asked, value, 0).sum() for name, value in each.items()}
     return told | {"asked": is_asked.sum(dtype=jnp.float32)}

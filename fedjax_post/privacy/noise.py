@@ -16,6 +16,8 @@ after, momentum, control variates, what is sent down, is post-processing of nois
 | integers among what is sent | refused: no clip bounds them |
 | a server that takes more than one mean value | refused: the other ones would not be noised |
 | a value that is a place, and no change of one | refused: a fixed denominator would scale it |
+| a server that divides by a mean of the clients' | refused: noise may bring that near zero |
+| a method that is in the clients' weights | refused: all count 1 here |
 | losses, accuracies and all else in records | not private: they are the simulator's view |
 
 The server is trusted to add the noise: it sees the clients' messages, and whoever knows the seed
@@ -32,7 +34,7 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_post.core.aggregates import fixed_mean
-from fedjax_post.core.algorithm import Algorithm, PyTree, Server, Uplink
+from fedjax_post.core.algorithm import Algorithm, Around, PyTree, Server, Uplink
 from fedjax_post.core.compose import check_may, check_one_value
 from fedjax_post.core.uplinks import chain, clip
 
@@ -76,7 +78,7 @@ def private(
     if isinstance(noise_multiplier, int | float) and not noise_multiplier >= 0:
         raise ValueError(f"noise_multiplier must not be negative, got {noise_multiplier}")
     check_one_value(base, "noise")
-    for what in ("link", "noise"):
+    for what in (Around.LINK, Around.EQUAL, Around.SCALE, Around.NOISE):
         check_may(base, what, "noise")
     if base.uplink.first:
         raise ValueError("a private algorithm has its own clip; leave clip out of the links")
@@ -93,9 +95,9 @@ def private(
         server=_noisy(base.server, deviation, seed),
         refuses={
             **base.refuses,
-            "stale": "its noise is accounted for cohorts, each drawn anew",
-            "rule": "its noise covers a fixed mean and no other rule",
-            "link": "its noise covers the links that it was made with",
+            Around.STALE: "its noise is accounted for cohorts, each drawn anew",
+            Around.RULE: "its noise covers a fixed mean and no other rule",
+            Around.LINK: "its noise covers the links that it was made with",
         },
     )
 

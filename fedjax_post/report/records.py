@@ -1,8 +1,9 @@
 """Record files, read back."""
 
-import json
 from pathlib import Path
 from typing import Any
+
+from fedjax_post import integrity
 
 Record = dict[str, Any]
 
@@ -12,16 +13,9 @@ def read_records(directory: str | Path) -> list[Record]:
 
     Raises:
       FileNotFoundError: if there is no `records.jsonl`.
-      ValueError: naming the line that is not JSON.
+      DamagedError: naming the line that is not as it was written.
     """
-    path = Path(directory) / "records.jsonl"
-    records = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            records.append(json.loads(line))
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number}, is not JSON: {error}") from None
-    return records
+    return list(integrity.read_lines(Path(directory) / "records.jsonl"))
 
 
 def series(records: list[Record], name: str) -> tuple[list[int], list[float]]:

@@ -1,9 +1,22 @@
 """Utility against bytes, a point for each algorithm."""
 
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+_MARKERS = "osD^v<>ph*XP"
+_FEW = 10  # colours that are told apart at a glance
+
+
+def colour(number: int, count: int) -> tuple[float, float, float, float]:
+    """Returns the colour of one of `count` methods, RGBA in [0, 1]; no two are equal."""
+    from matplotlib import colormaps
+
+    if count <= _FEW:
+        return colormaps["tab10"](number)
+    return colormaps["turbo"]((number + 0.5) / count)
 
 
 def draw_comparison(rows: Sequence[Any], path: Path) -> Path:
@@ -21,15 +34,15 @@ def draw_comparison(rows: Sequence[Any], path: Path) -> Path:
     from matplotlib.ticker import LogLocator
 
     names = [name for name in ("exact_match", "loss") if all(name in r.scores for r in rows)]
-    figure = Figure(figsize=(4.2 * len(names), 3.8), layout="constrained")
+    figure = Figure(figsize=(4.2 * len(names) + 2.4, _height(len(rows))), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         factor = 100 if name == "exact_match" else 1
         for number, row in enumerate(rows):
             score, sent = row.scores[name], (row.bytes_up.mean + row.bytes_down.mean) / 1e6
             half = 0 if math.isnan(score.half) else factor * score.half
-            style = {"fmt": "osD^v<>ph*XP"[number % 12], "color": f"C{number % 10}", "alpha": 0.8}
-            label = row.label if name == names[0] else None
+            label = _spoken(row.label) if name == names[0] else None
+            style = {"color": colour(number, len(rows)), "fmt": _MARKERS[number % len(_MARKERS)]}
             axes.errorbar(sent, factor * score.mean, half, capsize=3, label=label, **style)
         title = "exact match, %" if name == "exact_match" else "nats per token"
         axes.set(xscale="log", xlabel="sent, up and down, MB", ylabel=f"held out: {title}")
@@ -38,8 +51,19 @@ def draw_comparison(rows: Sequence[Any], path: Path) -> Path:
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_formatter("")
         axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize="small")
+    figure.legend(loc="outside right upper", frameon=False, fontsize="small")
     aside = path.with_name(f".{path.name}")
     figure.savefig(aside, dpi=110, format="png")
     aside.replace(path)
     return path
+
+
+def _height(rows: int) -> float:
+    """The height at which the legend has a line for each row, in inches."""
+    return max(3.8, 0.8 + 0.21 * rows)
+
+
+def _spoken(label: str) -> str:
+    """An algorithm with its own flags, for people: `ffa_lora, client_lr 0.3`."""
+    name, *own = re.split(r":(?=\w+=)", label)
+    return ", ".join([name, *(part.replace("=", " ") for part in own)])

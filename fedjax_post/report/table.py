@@ -60,7 +60,7 @@ def _costs(summary: Summary) -> list[str]:
         lines.append(f"dropped    {summary['dropped_visits']} of {summary['visits']} visits")
     return [
         *lines,
-        f"tokens/s   {summary['tokens_per_second']:,.0f} in training, after the first round",
+        f"tokens/s   {summary['tokens_per_second']:,.0f} in training, in the median round",
         f"seconds    {summary['seconds']:.0f} in all, {summary['train_seconds']:.0f} in "
         f"{summary['rounds']} rounds",
     ]

@@ -3,6 +3,7 @@
 from fedjax_post.simulate.asynchronous import Buffer
 from fedjax_post.simulate.cohort import full, poisson, uniform
 from fedjax_post.simulate.host import host
+from fedjax_post.simulate.identity import identify
 from fedjax_post.simulate.programs import device
 from fedjax_post.simulate.record import progress
 from fedjax_post.simulate.run import Plan, client_state_like, restore, run, wire_bytes_of

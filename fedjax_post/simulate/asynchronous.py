@@ -10,7 +10,7 @@ began in, and steps when `size` updates have come. Time is virtual: what a step 
 known from the speeds alone, before anything is computed. A buffer is computed when
 it is full, a chunk of clients for each replica that they began from, so that any
 algorithm runs unchanged, its wire and its client states included, unless it says that
-old values will not do (`Algorithm.refuses["stale"]`). An algorithm's `participation` is
+old values will not do (`Around.STALE`). An algorithm's `participation` is
 `size` over the population. The device holds one replica for each round that somebody at
 work began in; a client's bytes are counted in the round that takes its update.
 
@@ -23,16 +23,18 @@ and exponent 0 this is the synchronous algorithm over `uniform(size)`.
 """
 
 import heapq
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from fedjax_post.core.algorithm import Algorithm
+from fedjax_post.core.algorithm import Algorithm, Around
+from fedjax_post.core.compose import reason_against
 from fedjax_post.data.clients import Clients
 from fedjax_post.simulate.feed import laid_out, side_by_side
 from fedjax_post.simulate.programs import Chunk, all_lanes
 from fedjax_post.simulate.speeds import Speeds
+from fedjax_post.simulate.visits import Step
 
 
 class Buffer(NamedTuple):
@@ -41,15 +43,6 @@ class Buffer(NamedTuple):
     concurrency: int  # clients at work at once
     size: int  # updates behind a step
     staleness_exponent: float = 0.5  # a; 0 counts all alike
-
-
-class Step(NamedTuple):
-    """One step of the server: whose updates it takes, and what it says in the record."""
-
-    round: int
-    began: tuple[tuple[int, np.ndarray], ...] = ()  # (round, ids of clients that began in it)
-    awaited: frozenset[int] = frozenset()  # rounds that clients still at work began in
-    numbers: Mapping[str, Any] = {}  # for the record
 
 
 def check(buffer: Buffer, algorithm: Algorithm, population: int) -> None:
@@ -64,10 +57,9 @@ def check(buffer: Buffer, algorithm: Algorithm, population: int) -> None:
             "this algorithm's aggregate counts every client alike, however stale; use "
             "--staleness_exponent=0"
         )
-    if "stale" in algorithm.refuses:
+    if reason := reason_against(algorithm, Around.STALE):
         raise ValueError(
-            f"this algorithm cannot be asynchronous: {algorithm.refuses['stale']}; leave "
-            "--buffer_size out"
+            f"this algorithm cannot be asynchronous: {reason}; leave `buffer_size` out"
         )
 
 

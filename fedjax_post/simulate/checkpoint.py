@@ -1,18 +1,29 @@
-"""Checkpoints: a federation's state, the round it stands at, and its store's version."""
+"""Checkpoints: a federation's state, the round it stands at, and its store's version.
 
-from collections.abc import Mapping
+`checkpoints/<rounds done>/` holds the arrays (`state`, by orbax), what is said of them
+(`meta.json`) and the checksums of all these files. It is made beside, under a name that begins
+with a dot, and put in place when it is whole. The two latest are kept, so that a run whose
+latest is damaged goes on from the one before.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
+from fedjax_post import integrity
 from fedjax_post.core.algorithm import PyTree
 from fedjax_post.core.engine import State
+from fedjax_post.integrity import DamagedError
 from fedjax_post.simulate import processes
+from fedjax_post.simulate.processes import Versions
 from fedjax_post.simulate.store import Version
 
-if TYPE_CHECKING:
-    from orbax.checkpoint import CheckpointManager
+_KEPT = 2
+_META = "meta.json"
 
 
 class Snapshot(NamedTuple):
@@ -20,71 +31,108 @@ class Snapshot(NamedTuple):
 
     state: State
     rounds_done: int
-    version: tuple[Version, ...]  # of each part of the store
-    identity: dict[str, Any]  # what must be equal for a run to be the same one
+    version: Versions  # of each part of the store
+    identity: Mapping[str, Any]  # what must be equal for a run to be the same one
     replicas: Mapping[int, PyTree] = {}  # by round: those that clients at work began from
 
 
-def open_manager(directory: Path) -> "CheckpointManager":
-    """The checkpoints under `directory`; the two latest are kept."""
-    import orbax.checkpoint as ocp
+class Meta(NamedTuple):
+    """What is said of a checkpoint's arrays."""
 
-    options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
-    return ocp.CheckpointManager(Path(directory).absolute(), options=options)
+    version: Versions
+    identity: dict[str, Any]
+    shapes: list[str]  # of the state's arrays
+    rounds: list[int]  # of the replicas
 
 
-def save(manager: "CheckpointManager", snapshot: Snapshot) -> list[int]:
-    """Saves atomically; returns the oldest generation of each part that a kept one names."""
+def save(directory: Path, snapshot: Snapshot) -> None:
+    """Saves a checkpoint, whole or not at all, and removes all but the latest two."""
     import orbax.checkpoint as ocp
 
     rounds = sorted(snapshot.replicas)
-    meta = {
-        "version": [list(part) for part in snapshot.version],
-        "identity": snapshot.identity,
-        "replicas": rounds,
-    }
     held = (snapshot.state, [snapshot.replicas[round] for round in rounds])
-    manager.save(
-        snapshot.rounds_done,
-        args=ocp.args.Composite(
-            state=ocp.args.StandardSave(_by_number(held)), meta=ocp.args.JsonSave(meta)
-        ),
-    )
-    kept = [_meta(manager, step)["version"] for step in manager.all_steps()]
-    return [min(generation for generation, _ in part) for part in zip(*kept, strict=True)]
+    where, aside = (directory / f"{d}{snapshot.rounds_done}" for d in ("", ".unfinished-"))
+    if processes.is_first():
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for path in directory.glob(".unfinished-*"):
+            shutil.rmtree(path)
+        aside.mkdir(mode=0o700)
+    processes.exchanged("")
+    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as saver:
+        state = aside.absolute() / "state"
+        saver.save(state, args=ocp.args.StandardSave(_by_number(held)))
+    if processes.is_first():
+        meta = {
+            "version": [list(part) for part in snapshot.version],
+            "identity": dict(snapshot.identity),
+            "shapes": shapes(snapshot.state),
+            "replicas": rounds,
+        }
+        (aside / _META).write_text(integrity.sealed_file(meta), encoding="utf-8")
+        integrity.write_sums(aside)
+        for path in aside.rglob("*"):
+            path.chmod(0o700 if path.is_dir() else 0o600)
+        remove(directory, snapshot.rounds_done)
+        os.replace(aside, where)
+        _sync(directory)
+        for rounds_done in saved(directory)[_KEPT:]:
+            remove(directory, rounds_done)
+    processes.exchanged("")
 
 
-def latest(manager: "CheckpointManager", like: State) -> Snapshot | None:
-    """The latest checkpoint of a run whose state is like `like`; None if there is none.
+def saved(directory: Path) -> list[int]:
+    """The rounds done of each checkpoint that there is, the latest first."""
+    found = directory.iterdir() if directory.is_dir() else ()
+    return sorted((int(path.name) for path in found if path.name.isdecimal()), reverse=True)
+
+
+def remove(directory: Path, rounds_done: int) -> None:
+    """Removes a checkpoint, where there is one."""
+    if processes.is_first() and (directory / str(rounds_done)).exists():
+        shutil.rmtree(directory / str(rounds_done))
+
+
+def versions(directory: Path) -> list[Versions]:
+    """The store's version of each checkpoint whose meta file is whole."""
+    return [meta.version for _, meta, why in _metas(directory) if not why]
+
+
+def find(directory: Path) -> Iterator[tuple[int, Meta | None, str]]:
+    """Yields the checkpoints, the latest first: rounds done, what is said of it, what is wrong.
+
+    All files of one are read before it is yielded.
+    """
+    for rounds_done, meta, why in _metas(directory):
+        if not why and processes.is_first():
+            try:
+                integrity.check_sums(directory / str(rounds_done))
+            except (DamagedError, OSError) as error:
+                why = str(error)
+        yield rounds_done, meta, next(filter(None, processes.exchanged(why)), "")
+
+
+def load(directory: Path, rounds_done: int, meta: Meta, like: State) -> Snapshot:
+    """The checkpoint of a run whose state is like `like`.
 
     Raises:
       ValueError: if the checkpoint's arrays have other shapes or dtypes.
     """
     import orbax.checkpoint as ocp
 
-    step = manager.latest_step()
-    if step is None:
-        return None
-    meta = _meta(manager, step)
-    expected = meta["identity"].get("shapes")
-    if expected is not None and expected != shapes(like):
+    if meta.shapes != shapes(like):
         raise ValueError(
-            f"the checkpoint in {manager.directory} holds arrays {expected}, this run needs "
-            f"{shapes(like)}; resume with the flags of the run that wrote it"
+            f"the checkpoint in {directory} holds arrays {meta.shapes}, this run needs "
+            f"{shapes(like)}; resume with the settings of the run that wrote it"
         )
-    rounds = meta.get("replicas", [])
-    held = (like, [like.replica for _ in rounds])
-    restored = manager.restore(
-        step,
-        args=ocp.args.Composite(
-            state=ocp.args.StandardRestore(_by_number(processes.shared_like(held)))
-        ),
-    )
-    leaves = [restored.state[name] for name in sorted(restored.state)]
+    held = (like, [like.replica for _ in meta.rounds])
+    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as saver:
+        path = (directory / str(rounds_done) / "state").absolute()
+        form = _by_number(processes.shared_like(held))
+        restored = saver.restore(path, args=ocp.args.StandardRestore(form))
+    leaves = [restored[name] for name in sorted(restored)]
     state, replicas = jax.tree.unflatten(jax.tree.structure(held), leaves)
-    replicas = dict(zip(rounds, replicas, strict=True))
-    version = tuple(Version(*part) for part in meta["version"])
-    return Snapshot(state, step, version, meta["identity"], replicas)
+    replicas = dict(zip(meta.rounds, replicas, strict=True))
+    return Snapshot(state, rounds_done, meta.version, meta.identity, replicas)
 
 
 def shapes(state: State) -> list[str]:
@@ -96,7 +144,25 @@ def _by_number(tree: PyTree) -> dict[str, Any]:
     return {f"{i:06d}": leaf for i, leaf in enumerate(jax.tree.leaves(tree))}
 
 
-def _meta(manager: "CheckpointManager", step: int) -> dict[str, Any]:
-    import orbax.checkpoint as ocp
+def _metas(directory: Path) -> Iterator[tuple[int, Meta | None, str]]:
+    for rounds_done in saved(directory):
+        path = directory / str(rounds_done) / _META
+        try:
+            content = integrity.read_file(path)
+            version = tuple(Version(*map(int, part)) for part in content["version"])
+            rounds = list(map(int, content["replicas"]))
+            meta = Meta(version, dict(content["identity"]), list(content["shapes"]), rounds)
+        except FileNotFoundError:
+            yield rounds_done, None, f"{path} is missing: it is damaged, or of an older version"
+        except (DamagedError, OSError) as error:
+            yield rounds_done, None, str(error)
+        except (KeyError, TypeError, ValueError) as error:
+            yield rounds_done, None, f"{path} says nothing of a checkpoint ({error!r})"
+        else:
+            yield rounds_done, meta, ""
 
-    return manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+
+def _sync(directory: Path) -> None:
+    handle = os.open(directory, os.O_RDONLY)
+    os.fsync(handle)
+    os.close(handle)

@@ -14,50 +14,49 @@ from fedjax_post.data.batches import pool
 from fedjax_post.data.clients import Clients, in_lanes
 from fedjax_post.simulate.cohort import Sampler, data_rng, draw, in_chunks
 from fedjax_post.simulate.programs import Chunk, all_lanes
+from fedjax_post.simulate.visits import Step
 
 T = TypeVar("T")
 
 
 def chunks(
     clients: Clients,
-    rounds: Iterable[int],
+    steps: Iterable[Step],
     *,
-    sampler: Sampler,
     widths: Sequence[int],
     seed: int,
     local: Callable[[int], slice] = all_lanes,
-) -> Iterator[tuple[int, Chunk]]:
-    """Every chunk of every round, with a number of lanes that holds its round.
+) -> Iterator[tuple[Step, int, Chunk]]:
+    """Every chunk of every step of a cohort, with a number of lanes that holds the cohort.
 
     A client's data depend on the seed, the round and the client alone. Those of the
     lanes `local(number of lanes)` are prepared.
     """
-    for round in rounds:
-        cohort = draw(sampler, len(clients), seed=seed, round=round)
+    for step in steps:
+        ((round, cohort),) = step.began
         rows = laid_out(clients, cohort, widths)
         num_lanes = -(-sum(len(ids) for ids, _ in rows) // max(widths)) * max(widths)
         for ids, longest in rows:
             mine = ids[local(len(ids))]
             data = side_by_side(clients, mine, seed, round, longest=longest)
-            yield num_lanes, Chunk(np.int32(round), ids, data)
+            yield step, num_lanes, Chunk(np.int32(round), ids, data)
 
 
 def pooled(
     clients: Clients,
-    rounds: Iterable[int],
+    steps: Iterable[Step],
     *,
-    sampler: Sampler,
     widths: Sequence[int],
     seed: int,
     local: Callable[[int], slice] = all_lanes,
-) -> Iterator[tuple[int, Chunk]]:
+) -> Iterator[tuple[Step, int, Chunk]]:
     """The same batches as `chunks`, joined as those of a single client 0, for `central`."""
     del widths, local
-    for round in rounds:
-        cohort = draw(sampler, len(clients), seed=seed, round=round)
+    for step in steps:
+        ((round, cohort),) = step.began
         data = pool([clients.visit(i, data_rng(seed, round, i)) for i in cohort.tolist()])
         data = jax.tree.map(lambda x: np.asarray(x)[None], data)
-        yield 1, Chunk(np.int32(round), np.zeros(1, np.int32), data)
+        yield step, 1, Chunk(np.int32(round), np.zeros(1, np.int32), data)
 
 
 def abreast(

@@ -3,16 +3,17 @@
 import threading
 import time
 import weakref
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from fedjax_post.core.algorithm import PyTree
 from fedjax_post.core.engine import State
-from fedjax_post.simulate import checkpoint, processes, record
+from fedjax_post.simulate import checkpoint, processes, record, resume
 from fedjax_post.simulate.record import Callback, Record
+from fedjax_post.simulate.resume import Begun
 
 
 class Keep(NamedTuple):
@@ -21,15 +22,7 @@ class Keep(NamedTuple):
     directory: str | Path | None
     resume: bool
     checkpoint_every: int | None  # rounds; None: as `is_due` has it
-
-
-class Begun(NamedTuple):
-    """What a run is before its first round."""
-
-    state: State
-    like: PyTree  # shapes and dtypes of one client's state
-    population: int
-    identity: dict[str, Any]  # what must be equal for a run to be the same one
+    may_differ: Collection[str] = ()  # names of the identity that a resumed run may change
 
 
 class Held(NamedTuple):
@@ -55,8 +48,8 @@ def check_unused(keep: Keep) -> None:
     found = [name for name in ("records.jsonl", "checkpoints") if (directory / name).exists()]
     if processes.agreed(bool(found)):
         raise FileExistsError(
-            f"{directory} holds another run ({', '.join(found)}); give another --output_dir, "
-            "or --resume to continue it"
+            f"{directory} holds another run ({', '.join(found)}); give another `directory`, "
+            "or `resume` to continue it"
         )
 
 
@@ -109,13 +102,16 @@ def _kept(
     begun: Begun, play: PlayFn, *, rounds: int, keep: Keep, callbacks: Sequence[Callback]
 ) -> Generator[tuple[State, Record], None, None]:
     with ExitStack() as stack:
+        keeps = keep.directory is not None
         directory = Path(keep.directory or stack.enter_context(TemporaryDirectory()))
-        keeps, manager = keep.directory is not None, None
-        if keeps:
-            manager = stack.enter_context(checkpoint.open_manager(directory / "checkpoints"))
-        last = _begin(manager, begun)
+        saved_in = directory / "checkpoints"
+        last = resume.begin(directory, begun, keep.may_differ)
         store = processes.PartedStore(
-            directory / "clients", begun.like, begun.population, last.version
+            directory / "clients",
+            begun.like,
+            begun.population,
+            last.version,
+            kept=checkpoint.versions(saved_in),
         )
         stack.callback(store.close)
         if keeps and processes.is_first():
@@ -130,36 +126,19 @@ def _kept(
                 if keeps and processes.is_first():
                     record.append(lines, line)
                 done = line["round"] + 1
-                last = checkpoint.Snapshot(state, done, store.version, begun.identity, replicas)
+                last = checkpoint.Snapshot(state, done, store.settle(), begun.identity, replicas)
                 elapsed = time.monotonic() - since
                 if keeps and (done == rounds or is_due(keep.checkpoint_every, done, elapsed, cost)):
-                    _save(manager, store, last)
+                    _save(saved_in, store, last)
                     saved, cost = done, time.monotonic() - since - elapsed
                     since = time.monotonic()
                 yield state, line
         finally:
             if keeps and last.rounds_done > saved and processes.are_together():
-                _save(manager, store, last)
+                _save(saved_in, store, last)
 
 
-def _begin(manager, begun: Begun) -> checkpoint.Snapshot:
-    """What the run starts from: the latest checkpoint, or nothing done."""
-    identity = begun.identity
-    last = None if manager is None else checkpoint.latest(manager, begun.state)
-    if last is None:
-        return checkpoint.Snapshot(begun.state, 0, processes.no_versions(), identity)
-    if last.identity != identity:
-        both = sorted({*identity, *last.identity})
-        names = [name for name in both if identity.get(name) != last.identity.get(name)]
-        was, now = ([str(side.get(name)) for name in names] for side in (last.identity, identity))
-        raise ValueError(
-            f"{manager.directory} belongs to a run with {names} = {was}, this one has {now}; "
-            "resume with the settings of that run or give another directory"
-        )
-    return last
-
-
-def _save(manager, store: processes.PartedStore, last: checkpoint.Snapshot) -> None:
+def _save(saved_in: Path, store: processes.PartedStore, last: checkpoint.Snapshot) -> None:
     store.rewind(last.version)
-    version = store.sync()
-    store.forget_before(checkpoint.save(manager, last._replace(version=version)))
+    checkpoint.save(saved_in, last._replace(version=store.sync()))
+    store.keep(checkpoint.versions(saved_in))

@@ -10,7 +10,7 @@ any other number that sees its directory.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -18,7 +18,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fedjax_post.core.algorithm import ClientData, PyTree
-from fedjax_post.simulate.store import ClientStore, Version
+from fedjax_post.simulate.store import ClientStore, Version, check_version
+
+Versions = tuple[Version, ...]  # of each part of a store
 
 
 def is_first() -> bool:
@@ -98,7 +100,7 @@ def are_together() -> bool:
     return jax.process_count() == 1 or sys.exc_info()[0] in (None, GeneratorExit)
 
 
-def no_versions() -> tuple[Version, ...]:
+def no_versions() -> Versions:
     """Versions of the parts of a run that begins: a part for each process, nothing in it."""
     return (Version(0, 0),) * jax.process_count()
 
@@ -114,23 +116,29 @@ class PartedStore:
       like: shapes and dtypes of one client's state.
       population: number of clients.
       versions: of each part, what to reopen.
+      kept: other versions, each of all parts, that must stay readable.
     """
 
-    def __init__(self, directory: Path, like: PyTree, population: int, versions: Sequence[Version]):
+    def __init__(
+        self,
+        directory: Path,
+        like: PyTree,
+        population: int,
+        versions: Versions,
+        *,
+        kept: Sequence[Versions] = (),
+    ):
         self._like, self._num_parts = like, len(versions)
         self._versions, self._population = list(versions), population
-        mine = range(jax.process_index(), self._num_parts, jax.process_count())
-        size = -(-population // self._num_parts)
         self._parts = {
-            p: ClientStore(_folder(directory, p, self._num_parts), like, size, versions[p])
-            for p in mine
+            p: ClientStore(where, like, size, versions[p], kept=[each[p] for each in kept])
+            for p, where, size in _parts(directory, population, self._num_parts)
         }
 
-    @property
-    def version(self) -> tuple[Version, ...]:
+    def settle(self) -> Versions:
         """The versions that hold everything written so far; exact for this process's parts."""
         return tuple(
-            self._parts[p].version if p in self._parts else version
+            self._parts[p].settle() if p in self._parts else version
             for p, version in enumerate(self._versions)
         )
 
@@ -168,27 +176,27 @@ class PartedStore:
             rows = jax.tree.map(lambda x, mine=mine: x[mine], states)
             part.write(client_ids[mine] // self._num_parts, rows)
 
-    def rewind(self, versions: Sequence[Version]) -> None:
+    def rewind(self, versions: Versions) -> None:
         """Forgets everything after `versions`."""
         for p, part in self._parts.items():
             part.rewind(versions[p])
 
-    def sync(self) -> tuple[Version, ...]:
+    def sync(self) -> Versions:
         """Makes everything durable; returns the versions of all parts."""
-        known = np.zeros((self._num_parts, 2), np.int32)
+        known = np.zeros((self._num_parts, len(Version._fields)), np.uint32)
         for p, part in self._parts.items():
             known[p] = part.sync()
         if jax.process_count() > 1:
             from jax.experimental import multihost_utils
 
-            known = multihost_utils.process_allgather(known).sum(axis=0)
+            known = multihost_utils.process_allgather(known).sum(axis=0, dtype=np.uint32)
         self._versions = [Version(*row) for row in known.tolist()]
         return tuple(self._versions)
 
-    def forget_before(self, generations: Sequence[int]) -> None:
-        """Deletes files of older generations of each part, which no checkpoint names any more."""
+    def keep(self, versions: Sequence[Versions]) -> None:
+        """Keeps these versions readable, each of all parts, beside the present one."""
         for p, part in self._parts.items():
-            part.forget_before(generations[p])
+            part.keep([each[p] for each in versions])
 
     def close(self) -> None:
         """Closes the files."""
@@ -205,5 +213,18 @@ class PartedStore:
         return jax.tree.map(lambda x: x[owners, lanes], everyones)
 
 
-def _folder(directory: Path, part: int, num_parts: int) -> Path:
-    return directory if num_parts == 1 else directory / f"{part}-of-{num_parts}"
+def check_versions(directory: Path, like: PyTree, population: int, versions: Versions) -> None:
+    """Reads what this process's parts hold of some versions, and changes nothing.
+
+    Raises:
+      DamagedError: naming what is not as it was written.
+    """
+    for p, where, size in _parts(directory, population, len(versions)):
+        check_version(where, like, size, versions[p])
+
+
+def _parts(directory: Path, population: int, num_parts: int) -> Iterator[tuple[int, Path, int]]:
+    """This process's parts: number, folder and clients of each."""
+    for p in range(jax.process_index(), num_parts, jax.process_count()):
+        where = directory if num_parts == 1 else directory / f"{p}-of-{num_parts}"
+        yield p, where, -(-population // num_parts)

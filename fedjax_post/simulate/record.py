@@ -1,7 +1,5 @@
 """Records: one line of JSON for each round, and what a round reports."""
 
-import json
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,9 +9,11 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from fedjax_post import integrity
 from fedjax_post.core.algorithm import SUMMED
 from fedjax_post.core.engine import Report, State, WireBytes
 from fedjax_post.core.wire import total_bytes
+from fedjax_post.integrity import DamagedError
 from fedjax_post.simulate.programs import Chunk
 
 Record = dict[str, Any]
@@ -99,25 +99,34 @@ def defined(seen: Mapping[str, Any]) -> Record:
 
 
 def append(file: TextIO, record: Record) -> None:
-    """Adds a line to an open record file, and flushes it to the operating system."""
-    file.write(json.dumps(_finite(record)) + "\n")
+    """Adds a line with its checksum to an open record file, and flushes it."""
+    file.write(integrity.sealed_line(record))
     file.flush()
+
+
+def kept_lines(path: Path, count: int) -> list[str]:
+    """The first lines of a record file, each checked.
+
+    Raises:
+      DamagedError: if it has fewer than `count`, or one is not as it was written.
+    """
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    if len(lines) < count:
+        raise DamagedError(f"{path} has {len(lines)} records where its checkpoint counts {count}")
+    texts = [line.decode(errors="replace") for line in lines[:count]]
+    for number, text in enumerate(texts, 1):
+        integrity.open_line(text, f"{path}, line {number},")
+    return texts
 
 
 def keep_lines(path: Path, count: int) -> None:
     """Cuts a record file after `count` lines, atomically.
 
     Raises:
-      ValueError: if it has fewer.
+      DamagedError: as `kept_lines`.
     """
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    if len(lines) < count:
-        raise ValueError(
-            f"{path} has {len(lines)} records where its checkpoint counts {count}; "
-            "restore the file or start a new run"
-        )
     fresh = path.with_suffix(".tmp")
-    fresh.write_text("".join(lines[:count]), encoding="utf-8")
+    fresh.write_text("".join(f"{line}\n" for line in kept_lines(path, count)), encoding="utf-8")
     os.replace(fresh, path)
 
 
@@ -136,12 +145,3 @@ def progress(rounds: int, *, start: int = 0) -> Callback:
             bar.close()
 
     return show
-
-
-def _finite(value: Any) -> Any:
-    """The value with None for numbers that JSON has no form for."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

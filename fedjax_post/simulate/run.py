@@ -1,8 +1,8 @@
 """`run`: a federation from its first round to its last, as an iterator."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import groupby, islice
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,13 +12,16 @@ from fedjax_post.core import access, engine
 from fedjax_post.core.algorithm import Aggregate, Algorithm, PyTree, no_context
 from fedjax_post.core.engine import State
 from fedjax_post.data.clients import Clients
-from fedjax_post.simulate import asynchronous, checkpoint, feed, processes, record
-from fedjax_post.simulate.asynchronous import Buffer, Step
+from fedjax_post.simulate import asynchronous, checkpoint, feed, processes, record, resume, visits
+from fedjax_post.simulate.asynchronous import Buffer
 from fedjax_post.simulate.cohort import Sampler, data_rng, draw, full, widths_of
-from fedjax_post.simulate.keeping import Begun, Held, Keep, check_unused, kept
+from fedjax_post.simulate.identity import identify
+from fedjax_post.simulate.keeping import Held, Keep, check_unused, kept
 from fedjax_post.simulate.programs import Chunk, Programs, Stored, device
 from fedjax_post.simulate.record import Callback, Record
-from fedjax_post.simulate.speeds import Speeds, equal, slowest
+from fedjax_post.simulate.resume import Begun
+from fedjax_post.simulate.speeds import Speeds, slowest
+from fedjax_post.simulate.visits import Step
 
 
 class Plan(NamedTuple):
@@ -39,6 +42,10 @@ class Plan(NamedTuple):
     directory: str | Path | None = None  # of records and checkpoints; None keeps neither
     resume: bool = False  # continue what `directory` holds
     checkpoint_every: int | None = None  # rounds; None: at most a fiftieth of the time
+    # Texts by name that must be equal when a run is resumed, beside what `identify` finds: the
+    # hyper-parameters of an algorithm, say, which nothing else can tell.
+    identity: Mapping[str, Any] = {}
+    may_differ: tuple[str, ...] = ()  # names of the identity that a resumed run is to change
 
 
 class _Job(NamedTuple):
@@ -64,7 +71,9 @@ def run(
 
     With a directory, a run that ends early for whatever reason (an exception, Ctrl-C,
     a kill, leaving the loop) is continued by `plan.resume`, and ends with the
-    same bits on the same machine as one that was never interrupted.
+    same bits on the same machine as one that was never interrupted. It must be the same run:
+    seed, data, weights, and who takes part in the first rounds are compared, see `identify`,
+    and whatever `plan.identity` names.
 
     Args:
       algorithm: what is run.
@@ -98,18 +107,25 @@ def run(
 
 
 def restore(
-    directory: str | Path, algorithm: Algorithm, params: PyTree
+    directory: str | Path,
+    algorithm: Algorithm,
+    params: PyTree,
+    *,
+    identity: Mapping[str, Any] | None = None,
 ) -> checkpoint.Snapshot | None:
-    """The latest checkpoint of a run in `directory`, or None if it has none.
+    """The latest checkpoint of a run in `directory` that is whole, or None if there is none at all.
 
     Args:
       directory: the run's `plan.directory`.
       algorithm: as given to `run`.
       params: as given to `run`; only shapes matter.
+      identity: of the run as it is to go on, from `identify`; None: it is not compared.
+
+    Raises:
+      DamagedError: if there are checkpoints, and none of them is whole.
+      ValueError: if the run has another identity, naming what differs.
     """
-    like = engine.init(algorithm, params)
-    with checkpoint.open_manager(Path(directory) / "checkpoints") as manager:
-        return checkpoint.latest(manager, like)
+    return resume.restore(Path(directory), engine.init(algorithm, params), identity)
 
 
 def client_state_like(
@@ -164,8 +180,7 @@ def _rounds(algorithm, model, clients, *, params, rounds, plan, callbacks):
         state,
         client_state_like(algorithm, model, clients, params),
         len(clients),
-        {"seed": plan.seed, "clients": len(clients), "shapes": checkpoint.shapes(state)}
-        | ({} if plan.buffer is None else {"buffer": list(plan.buffer)}),
+        {} if plan.directory is None else identify(model, clients, params=params, plan=plan),
     )
 
     def play(store, held, todo):
@@ -177,7 +192,7 @@ def _rounds(algorithm, model, clients, *, params, rounds, plan, callbacks):
 
 def keep_of(plan: Plan) -> Keep:
     """Where a plan keeps its files."""
-    return Keep(plan.directory, plan.resume, plan.checkpoint_every)
+    return Keep(plan.directory, plan.resume, plan.checkpoint_every, plan.may_differ)
 
 
 def _played(
@@ -211,13 +226,9 @@ def _items(
         "seed": plan.seed,
         "local": programs.local,
     }
+    steps = visits.steps(plan, len(clients), rounds)
     if plan.buffer is None:
-        found = plan.feed(clients, rounds, sampler=plan.sampler, **layout)
-        return ((Step(int(chunk.round)), num_lanes, chunk) for num_lanes, chunk in found)
-    every = asynchronous.steps(
-        plan.buffer, plan.speeds or equal(), population=len(clients), seed=plan.seed
-    )
-    steps = islice(every, rounds.start, rounds.stop)
+        return plan.feed(clients, steps, **layout)
     return asynchronous.chunks(clients, steps, buffer=plan.buffer, **layout)
 
 

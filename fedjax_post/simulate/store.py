@@ -1,14 +1,20 @@
-"""Client states on disk: a row for every client that was ever seen, and its history.
+"""Client states on disk: a row for every client that was ever seen, and its recent versions.
 
-Rows are appended, never changed, and `owners.bin` names the client of each. A
-version is a number of rows: an older state of the whole population is a prefix
-of the files, so a checkpoint names a version instead of copying, and rows that a
-killed process left behind are cut off when a version is reopened.
+`rows.bin` has slots of one row each, and an index says which slot holds whose state. The index
+is appended, never changed: a version of the whole population is a prefix of it, so that a
+checkpoint names a version instead of copying, and what a killed process left after it is cut
+off when the version is reopened. A slot is written again when no checkpoint that is kept, not
+the last whole round and not the present names it. With C kept checkpoints the files take at
+most C + 1 rows for each client that was seen, one for each client of a round, and an index of
+20 bytes a row; see `ClientStore.settle` and `ClientStore.keep`.
+
+Rows and index are checksummed. A row is checked whenever it is read, the index when it is opened.
 """
 
 import os
+import zlib
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,43 +24,55 @@ import numpy as np
 
 from fedjax_post.core.algorithm import PyTree
 from fedjax_post.data.clients import empty_aligned
+from fedjax_post.integrity import DamagedError
 
 _MOST_PARTS = os.sysconf("SC_IOV_MAX")  # of one call
+_ENTRY = np.dtype([("client", "<i8"), ("slot", "<i8"), ("crc", "<u4")])
+_SPARE = 1024  # outdated entries that an index may have beyond as many as are in use
 
 
 class Version(NamedTuple):
-    """A state of the population: the first `rows` rows of generation `generation`."""
+    """A state of the population: the first entries of an index."""
 
-    generation: int
-    rows: int
+    generation: int  # of the index
+    entries: int
+    crc: int = 0  # of these entries
 
 
 class ClientStore:
     """Rows of fixed size, keyed by client id.
 
     Args:
-      directory: where the files lie; made if missing.
+      directory: where the files lie; made if missing, for this user alone.
       like: shapes and dtypes of one client's state.
-      population: number of clients; 8 bytes of memory each.
+      population: number of clients; 12 bytes of memory each.
       version: what to reopen, everything after it is cut off; None starts empty.
+      kept: other versions that must stay readable.
     """
 
     def __init__(
-        self, directory: Path, like: PyTree, population: int, version: Version | None = None
+        self,
+        directory: Path,
+        like: PyTree,
+        population: int,
+        version: Version | None = None,
+        *,
+        kept: Sequence[Version] = (),
     ):
         self._directory = Path(directory)
-        self._directory.mkdir(parents=True, exist_ok=True)
+        self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         leaves, self._structure = jax.tree.flatten(like)
         self._layout = [(x.shape, np.dtype(x.dtype)) for x in leaves]
-        self._row_size = sum(int(np.prod(s)) * d.itemsize for s, d in self._layout)
-        self._rows_of = np.full(population, -1, np.int64)
-        self._version = Version(0, 0)
+        self._row_size = row_size_of(like)
+        self._slot_of = np.full(population, -1, np.int64)
+        self._crc_of = np.zeros(population, np.uint32)
+        self._kept: dict[Version, np.ndarray] = {}  # the slots of each
+        self._free: list[int] = []
+        self._replaced: list[int] = []  # slots of the last whole round that have a successor
+        self._rows = _opened(self._directory / "rows.bin")
+        self._num_slots = os.fstat(self._rows).st_size // max(1, self._row_size)
         self._open(version or Version(0, 0))
-
-    @property
-    def version(self) -> Version:
-        """The version that holds everything written so far."""
-        return self._version
+        self.keep(kept)
 
     @property
     def row_size(self) -> int:
@@ -62,100 +80,203 @@ class ClientStore:
         return self._row_size
 
     def read(self, client_ids: np.ndarray) -> tuple[PyTree, np.ndarray]:
-        """States `[clients, ...]` and which of them exist; zeros for those that do not."""
-        positions = np.where(client_ids >= 0, self._rows_of[client_ids], -1)
+        """States `[clients, ...]` and which of them exist; zeros for those that do not.
+
+        Raises:
+          DamagedError: naming a client whose state is not as it was written.
+        """
+        slots = np.where(client_ids >= 0, self._slot_of[client_ids], -1)
         leaves = [empty_aligned((len(client_ids), *s), d) for s, d in self._layout]
         for leaf in leaves:
-            leaf[positions < 0] = 0
+            leaf[slots < 0] = 0
         lanes = _lanes_of(leaves)
-        for lane in np.flatnonzero(positions >= 0):
-            _read(self._rows, lanes[lane], positions[lane] * self._row_size)
-        return jax.tree.unflatten(self._structure, leaves), positions >= 0
+        for lane in np.flatnonzero(slots >= 0):
+            _read(self._rows, lanes[lane], slots[lane] * self._row_size)
+            if _crc(lanes[lane]) != self._crc_of[client_ids[lane]]:
+                raise DamagedError(_damaged(self._directory, client_ids[lane], slots[lane]))
+        return jax.tree.unflatten(self._structure, leaves), slots >= 0
 
     def seen(self) -> np.ndarray:
         """Ids of the clients that have a state, ascending."""
-        return np.flatnonzero(self._rows_of >= 0)
+        return np.flatnonzero(self._slot_of >= 0)
 
     def write(self, client_ids: np.ndarray, states: PyTree) -> None:
-        """Appends the states `[clients, ...]` of clients with ids 0 or more."""
-        count = len(client_ids)
-        if not count or not self._row_size:
+        """Adds the states `[clients, ...]` of clients with ids 0 or more."""
+        if not len(client_ids) or not self._row_size:
             return
         lanes = _lanes_of([np.ascontiguousarray(x) for x in jax.tree.leaves(states)])
-        start, num_bytes = self._version.rows, count * self._row_size
+        entries = np.empty(len(client_ids), _ENTRY)
+        entries["client"], entries["slot"] = client_ids, self._room_for(len(client_ids))
+        entries["crc"] = [_crc(lane) for lane in lanes]
         try:
-            _write(self._rows, [part for lane in lanes for part in lane], start * self._row_size)
-            _write(self._owners, [client_ids.astype("<i8").tobytes()], start * 8)
+            self._fill(entries["slot"], lanes)
+            self._append(entries)
         except OSError as error:
             raise OSError(
                 error.errno,
-                f"no room for the states of clients ({num_bytes:,} bytes; {error.strerror}); "
-                "free some and resume, nothing before the last checkpoint is lost",
+                f"no room for the states of clients ({len(lanes) * self._row_size:,} bytes; "
+                f"{error.strerror}); free some and resume, nothing before the last checkpoint "
+                "is lost",
                 str(self._directory),
             ) from error
-        self._rows_of[client_ids] = np.arange(start, start + count)
-        self._version = self._version._replace(rows=start + count)
+        before = self._slot_of[client_ids]
+        self._replaced += before[before >= 0].tolist()
+        self._take(entries)
 
-    def rewind(self, version: Version) -> None:
-        """Forgets everything after `version`."""
-        if version != self._version:
-            self.close()
-            self._rows_of[:] = -1
-            self._open(version)
+    def settle(self) -> Version:
+        """The version that holds everything written so far, as of a round that is whole.
 
-    def sync(self) -> Version:
-        """Makes everything durable; starts a new generation if most rows are outdated."""
-        live = self.seen()
-        if self._version.rows > 2 * len(live) + 1024:
-            self._compact(live)
-        os.fsync(self._rows)
-        os.fsync(self._owners)
+        `rewind` may return to it until this is called again; what it replaced makes room.
+        """
+        self._free += [slot for slot in self._replaced if not self._held[slot]]
+        self._replaced = []
         return self._version
 
-    def forget_before(self, generation: int) -> None:
-        """Deletes the files of older generations, which no checkpoint names any more."""
-        for path in self._directory.glob("*.bin"):
-            if int(path.stem.split("-")[1]) < generation:
+    def rewind(self, version: Version) -> None:
+        """Forgets everything after `version`: the last settled one, or one that is kept."""
+        if version != self._version:
+            os.close(self._index)
+            self._open(version)
+            self._find_room()
+
+    def sync(self) -> Version:
+        """Makes everything durable; starts a new index if most of it is outdated."""
+        live = self.seen()
+        if self._version.entries > 2 * len(live) + _SPARE:
+            os.close(self._index)
+            self._version = Version(self._version.generation + 1, 0)
+            self._index = _opened(self._index_path(self._version))
+            os.ftruncate(self._index, 0)
+            entries = np.empty(len(live), _ENTRY)
+            entries["client"] = live
+            entries["slot"], entries["crc"] = self._slot_of[live], self._crc_of[live]
+            self._append(entries)
+        os.fsync(self._rows)
+        os.fsync(self._index)
+        return self._version
+
+    def keep(self, versions: Sequence[Version]) -> None:
+        """Keeps these versions readable, beside the present one, and no other."""
+        present = self._slot_of[self.seen()]
+        known = {**self._kept, self._version: present}
+        self._kept = {v: known[v] if v in known else self._slots_of(v) for v in versions}
+        generations = {self._version.generation, *(v.generation for v in versions)}
+        for path in self._directory.glob("index-*.bin"):
+            if int(path.stem.split("-")[1]) not in generations:
                 path.unlink()
+        self._find_room()
 
     def close(self) -> None:
         """Closes the files."""
         os.close(self._rows)
-        os.close(self._owners)
+        os.close(self._index)
 
     def _open(self, version: Version) -> None:
-        flags = os.O_RDWR | os.O_CREAT
-        rows, owners = self._paths(version.generation)
-        self._rows, self._owners = os.open(rows, flags), os.open(owners, flags)
-        for handle, size in ((self._rows, self._row_size), (self._owners, 8)):
-            if os.fstat(handle).st_size < version.rows * size:
-                raise ValueError(
-                    f"{self._directory} holds fewer than the {version.rows} client states that "
-                    "its checkpoint names; restore the folder or start a new run"
-                )
-            os.ftruncate(handle, version.rows * size)
-        ids = np.frombuffer(os.pread(self._owners, version.rows * 8, 0), "<i8")
-        self._rows_of[ids] = np.arange(version.rows)
-        self._version = version
+        self._index = _opened(self._index_path(version))
+        entries = _entries(self._directory, version, len(self._slot_of), self._num_slots)
+        os.ftruncate(self._index, version.entries * _ENTRY.itemsize)
+        self._version, self._slot_of[:], self._replaced = version, -1, []
+        self._take(entries)
 
-    def _compact(self, live: np.ndarray) -> None:
-        old_rows, old_owners, positions = self._rows, self._owners, self._rows_of[live]
-        self._open(Version(self._version.generation + 1, 0))
-        for start in range(0, len(live), 1024):
-            part = slice(start, start + 1024)
-            raw = [os.pread(old_rows, self._row_size, p * self._row_size) for p in positions[part]]
-            _write(self._rows, raw, start * self._row_size)
-        _write(self._owners, [live.astype("<i8").tobytes()], 0)
-        self._rows_of[live] = np.arange(len(live))
-        self._version = self._version._replace(rows=len(live))
-        os.close(old_rows)
-        os.close(old_owners)
+    def _find_room(self) -> None:
+        """Works out which slots are held by kept versions, and which are free."""
+        self._held = np.zeros(self._num_slots, bool)
+        for slots in self._kept.values():
+            self._held[slots] = True
+        busy = self._held.copy()
+        busy[self._slot_of[self.seen()]] = True
+        busy[self._replaced] = True
+        self._free = np.flatnonzero(~busy)[::-1].tolist()
 
-    def _paths(self, generation: int) -> tuple[Path, Path]:
-        return (
-            self._directory / f"rows-{generation}.bin",
-            self._directory / f"owners-{generation}.bin",
-        )
+    def _room_for(self, count: int) -> np.ndarray:
+        """Slots to write to, ascending: free ones, then new ones."""
+        old = [self._free.pop() for _ in range(min(count, len(self._free)))]
+        new = range(self._num_slots, self._num_slots + count - len(old))
+        self._num_slots += len(new)
+        self._held = np.concatenate([self._held, np.zeros(len(new), bool)])
+        return np.array([*sorted(old), *new], np.int64)
+
+    def _fill(self, slots: np.ndarray, lanes: list[list[Any]]) -> None:
+        """Writes the rows, those of adjacent slots at once."""
+        cuts = np.flatnonzero(np.diff(slots) != 1) + 1
+        for run in np.split(np.arange(len(slots)), cuts):
+            parts = (part for lane in run for part in lanes[lane])
+            _write(self._rows, parts, slots[run[0]] * self._row_size)
+
+    def _append(self, entries: np.ndarray) -> None:
+        raw, (generation, count, crc) = entries.tobytes(), self._version
+        _write(self._index, [raw], count * _ENTRY.itemsize)
+        self._version = Version(generation, count + len(entries), zlib.crc32(raw, crc))
+
+    def _take(self, entries: np.ndarray) -> None:
+        self._slot_of[entries["client"]] = entries["slot"]
+        self._crc_of[entries["client"]] = entries["crc"]
+
+    def _slots_of(self, version: Version) -> np.ndarray:
+        try:
+            entries = _entries(self._directory, version, len(self._slot_of), self._num_slots)
+        except (DamagedError, FileNotFoundError):
+            return np.empty(0, np.int64)  # nobody can go back to it, so it needs no room
+        return _latest(entries)["slot"]
+
+    def _index_path(self, version: Version) -> Path:
+        return self._directory / f"index-{version.generation}.bin"
+
+
+def row_size_of(like: PyTree) -> int:
+    """Bytes of one client's state, from its shapes and dtypes."""
+    return sum(int(np.prod(x.shape)) * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(like))
+
+
+def check_version(directory: Path, like: PyTree, population: int, version: Version) -> None:
+    """Reads all that a version of a store holds, and changes nothing.
+
+    Raises:
+      DamagedError: naming what is not as it was written.
+    """
+    row_size, path = row_size_of(like), directory / "rows.bin"
+    if not version.entries:
+        return
+    try:
+        with open(path, "rb") as rows:
+            num_slots = os.fstat(rows.fileno()).st_size // row_size
+            for client, slot, crc in _latest(_entries(directory, version, population, num_slots)):
+                if zlib.crc32(os.pread(rows.fileno(), row_size, slot * row_size)) != crc:
+                    raise DamagedError(_damaged(directory, client, slot))
+    except FileNotFoundError as error:
+        raise DamagedError(f"{error.filename} is missing") from None
+
+
+def _entries(directory: Path, version: Version, population: int, num_slots: int) -> np.ndarray:
+    """The entries of a version, checked."""
+    path, size = directory / f"index-{version.generation}.bin", version.entries * _ENTRY.itemsize
+    if not version.entries:
+        return np.empty(0, _ENTRY)
+    if size < 0 or path.stat().st_size < size:
+        raise DamagedError(f"{path} holds fewer than the {version.entries} entries of a checkpoint")
+    with open(path, "rb") as file:
+        raw = file.read(size)
+    if zlib.crc32(raw) != version.crc:
+        raise DamagedError(f"{path} is damaged: its checksum is not that of a checkpoint")
+    entries = np.frombuffer(raw, _ENTRY)
+    for name, end in (("client", population), ("slot", num_slots)):
+        if entries[name].min() < 0 or entries[name].max() >= end:
+            raise DamagedError(f"{path} names a {name} that is not from 0 to {end - 1}")
+    return entries
+
+
+def _latest(entries: np.ndarray) -> np.ndarray:
+    """The last entry of each client."""
+    newest = np.unique(entries["client"][::-1], return_index=True)[1]
+    return entries[::-1][newest]
+
+
+def _damaged(directory: Path, client: int, slot: int) -> str:
+    return f"{directory / 'rows.bin'} is damaged: the state of client {client}, row {slot}"
+
+
+def _opened(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
 
 
 def _lanes_of(leaves: list[np.ndarray]) -> list[list[Any]]:
@@ -164,14 +285,21 @@ def _lanes_of(leaves: list[np.ndarray]) -> list[list[Any]]:
     return [list(parts) for parts in zip(*flat, strict=True)]
 
 
+def _crc(parts: Iterable[Any]) -> int:
+    value = 0
+    for part in parts:
+        value = zlib.crc32(part, value)
+    return value
+
+
 def _read(handle: int, parts: list[Any], offset: int) -> None:
-    """Fills the parts one behind the other."""
+    """Fills the parts one after the other."""
     for first in range(0, len(parts), _MOST_PARTS):
         offset += os.preadv(handle, parts[first : first + _MOST_PARTS], offset)
 
 
 def _write(handle: int, parts: Iterable[Any], offset: int) -> None:
-    """Writes the parts one behind the other."""
+    """Writes the parts one after the other."""
     left = deque(memoryview(part) for part in parts)
     while left:
         written = os.pwritev(handle, list(islice(left, _MOST_PARTS)), offset)

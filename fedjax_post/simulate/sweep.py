@@ -19,11 +19,13 @@ from fedjax_post.core import access, engine
 from fedjax_post.core.algorithm import Algorithm, PyTree
 from fedjax_post.core.engine import State, WireBytes
 from fedjax_post.data.clients import Clients
-from fedjax_post.simulate import checkpoint, feed, programs, record
-from fedjax_post.simulate.keeping import Begun, Held, check_unused, kept
+from fedjax_post.simulate import feed, programs, record
+from fedjax_post.simulate.identity import identify
+from fedjax_post.simulate.keeping import Held, check_unused, kept
 from fedjax_post.simulate.processes import PartedStore
 from fedjax_post.simulate.programs import Chunk, Programs, Stored
 from fedjax_post.simulate.record import Callback, Record
+from fedjax_post.simulate.resume import Begun
 from fedjax_post.simulate.run import (
     Plan,
     chunk_size_of,
@@ -132,7 +134,7 @@ def sweep(
         state,
         client_state_like(first, model, clients, params),
         int(np.prod(grid.shape)) * len(clients),
-        {"clients": len(clients), "shapes": checkpoint.shapes(state), **_identity(grid)},
+        {} if plan.directory is None else _identity(model, clients, params, plan, grid),
     )
     wire = wire_bytes_of(first, model, clients, params)
     swept = _programs(make, grid, plan.telemetry)
@@ -149,9 +151,10 @@ def run_of(state: PyTree, seed: int, setting: int) -> PyTree:
     return jax.tree.map(lambda x: x[seed, setting], state)
 
 
-def _identity(grid: Grid) -> dict[str, Any]:
+def _identity(model, clients, params, plan: Plan, grid: Grid) -> dict[str, Any]:
     settings = {name: values.tolist() for name, values in grid.arrays.items()}
-    return {"seeds": list(grid.seeds), "settings": settings}
+    found = identify(model, clients, params=params, plan=plan._replace(seed=grid.seeds[0]))
+    return found | {"seeds": list(grid.seeds), "settings": settings}
 
 
 def _check(grid: Grid) -> None:

@@ -14,11 +14,15 @@ import algorithms
 from algorithms import ALGORITHMS
 from fedjax_post.adapters import robust
 from fedjax_post.core import (
+    Around,
     cast,
     chain,
+    clip,
     engine,
     error_feedback,
+    fixed_mean,
     krum,
+    norm_bounded,
     quantize,
     sign,
     stack,
@@ -40,7 +44,10 @@ WRAPPERS = {
     "cast": lambda case: with_uplink(case.algorithm, cast("bfloat16")),
     "fed back": lambda case: with_uplink(case.algorithm, error_feedback(top_k(0.5))),
     "quantize": lambda case: with_uplink(case.algorithm, quantize(8)),
+    "clip": lambda case: with_uplink(case.algorithm, clip(1.0)),
     "krum": lambda case: with_aggregate(case.algorithm, krum(1)),
+    "bounded": lambda case: with_aggregate(case.algorithm, norm_bounded(1.0)),
+    "fixed": lambda case: with_aggregate(case.algorithm, fixed_mean(LANES)),
     "trimmed": lambda case: with_aggregate(case.algorithm, trimmed_mean(0.25)),
     "private": lambda case: private(
         case.algorithm, clip_norm=1.0, noise_multiplier=0.1, cohort_size=LANES, seed=0
@@ -57,15 +64,23 @@ NO_MEMORY |= FOLDED
 NO_LINK = {"fed_dtpt", "in_context", "manual_prompt"}
 NO_MEMORY |= NO_LINK | {"fed_bpt", "fed_avg_bbt", "fed_prompt_search"}
 NO_MEAN |= {"fed_bpt", "fed_dtpt"}
-NO_RULE = NO_MEAN | {"fed_k_seed", "fed_k_seed_pro", "in_context", "manual_prompt"}
+FAIR = {"agnostic_fed_avg", "q_fed_avg"}  # the clients that a robust rule leaves out count most
+NO_RULE = NO_MEAN | {"fed_k_seed", "fed_k_seed_pro", "in_context", "manual_prompt"} | FAIR
+PLACES = {"het_lora", "fed_ex_lora", "lora_fair", "flex_lora", "fed_avg_bbt", "fed_bpt"}
+NO_BOUND = (
+    NO_LINK | PLACES | {"agnostic_fed_avg", "fed_nova"}
+)  # what is sent is no change, or not only
 TOKENS = NO_LINK | {"bdpl", "fed_prompt_search"}  # what is deployed has no gradient for Ditto
 REFUSED = {
-    "ef21": NO_MEMORY | NO_MEAN,
+    "ef21": NO_MEMORY | NO_MEAN | {"agnostic_fed_avg"},
     "fed back": NO_MEMORY,
     "cast": NO_LINK,
     "quantize": NO_LINK,
     "krum": NO_RULE,
-    "private": NO_MEAN | NO_LINK | {"het_lora", "fed_avg_bbt"},
+    "private": NO_MEAN | NO_LINK | {"het_lora", "fed_avg_bbt", "fed_nova", "fed_k_seed_pro"} | FAIR,
+    "clip": NO_BOUND,
+    "bounded": NO_RULE | NO_BOUND,
+    "fixed": NO_RULE | NO_BOUND,
     "trimmed": NO_RULE,
     "products, krum": set(ALGORITHMS) - FOLDED,
     "products, median": set(ALGORITHMS) - FOLDED,
@@ -113,6 +128,31 @@ def test_a_wrapper_is_made_around_an_algorithm_or_says_why_not(wrapper):
             continue
         with pytest.raises(ValueError, match=REASON):
             WRAPPERS[wrapper](case)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrapper", "reason"),
+    [
+        ("agnostic_fed_avg", "private", "the clients' weights are all that it adds to FedAvg"),
+        ("agnostic_fed_avg", "krum", "those that fare worst count most"),
+        ("agnostic_fed_avg", "clip", "a bound would shrink a client's loss with its change"),
+        ("q_fed_avg", "private", "its server divides by a sum over clients"),
+        ("q_fed_avg", "bounded", "clients that fare worse send more"),
+        ("fed_nova", "private", "its server multiplies two means"),
+        ("fed_k_seed_pro", "private", "it draws seeds by quotients of sums"),
+        ("het_lora", "bounded", "clients send their factors, not a change of them"),
+    ],
+)
+def test_a_wrapper_that_would_void_a_method_is_refused_with_the_reason(name, wrapper, reason):
+    with pytest.raises(ValueError, match=f"cannot stand around this algorithm: {reason}"):
+        WRAPPERS[wrapper](CASES[name])
+
+
+def test_a_refusal_that_is_misspelt_refuses_nothing_and_is_an_error():
+    mine = FED_AVG._replace(refuses={"memroy": "it has none"})
+    with pytest.raises(ValueError, match="refuses={'memroy': ...} refuses nothing"):
+        with_uplink(mine, cast("bfloat16"))
+    assert all(isinstance(key, Around) for case in CASES.values() for key in case.algorithm.refuses)
 
 
 def tower(name):

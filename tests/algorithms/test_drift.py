@@ -5,7 +5,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from quadratics import CLIENTS, CURVATURE, DIM, JOINT, LR, MINIMUM, STEPS, quadratic, solve
+from quadratics import (
+    CLIENTS,
+    CURVATURE,
+    DIM,
+    JOINT,
+    LR,
+    MINIMUM,
+    STEPS,
+    quadratic,
+    quadratic_clients,
+    solve,
+)
 
 import algorithms
 import fedjax_post as fp
@@ -128,6 +139,29 @@ def test_fed_dyn_with_some_of_the_clients_reaches_the_joint_optimum(tmp_path):
     plan = fp.Plan(sampler=fp.uniform(2))
     runs = fp.run(algorithm, None, clients, params=start, rounds=900, plan=plan)
     np.testing.assert_allclose(list(runs)[-1][0].shared, JOINT, atol=2e-2)
+
+
+@pytest.mark.parametrize("name", ["scaffold", "fed_dyn"])
+def test_cohorts_of_unlike_sizes_leave_a_gap_that_a_fixed_mean_closes(name):
+    """As the heads of both say: c is no longer the mean of the c_k, and training ends there."""
+    share = 0.6
+    algorithm = {
+        "scaffold": lambda: algorithms.scaffold(quadratic, 0.05, participation=share),
+        "fed_dyn": lambda: algorithms.fed_dyn(
+            quadratic, optax.sgd(0.05), alpha=1.0, participation=share
+        ),
+    }[name]()
+    unlike = fp.Plan(sampler=lambda n, rng: np.flatnonzero(rng.random(n) < share))
+
+    def slope_at_rest(algorithm):
+        clients = quadratic_clients(4)
+        run = fp.run(algorithm, None, clients, params=jnp.zeros(DIM), rounds=400, plan=unlike)
+        _, x = fp.deployed(algorithm, None, list(run)[-1][0])
+        return np.abs((CURVATURE * (np.asarray(x) - MINIMUM)).mean(0)).max()
+
+    fixed = core.with_aggregate(algorithm, core.fixed_mean(share * CLIENTS))
+    assert slope_at_rest(algorithm) > 0.01
+    assert slope_at_rest(fixed) < 1e-3
 
 
 def test_scaffold_option_1_reaches_the_joint_optimum():

@@ -1,10 +1,12 @@
 """Fairness: the optimum of each objective, in closed form or by its stationarity."""
 
+import itertools
+
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from quadratics import CURVATURE, LR, MINIMUM, quadratic, solve
+from quadratics import CURVATURE, LR, MINIMUM, quadratic, quadratic_clients, solve
 
 import algorithms
 import fedjax_post as fp
@@ -71,6 +73,35 @@ def test_agnostic_fed_avg_finds_the_minimax(rows):
     shared = list(run)[-1][0].shared
     np.testing.assert_allclose(shared.params, best, atol=5e-3)
     np.testing.assert_allclose(shared.level, a * (best - b) ** 2 / 2, atol=1e-2)
+
+
+@pytest.mark.parametrize("eta", [0.1, 1.0])
+def test_agnostic_fed_avg_is_the_published_algorithm_from_its_first_round(eta):
+    """l_k proportional to exp(eta times the sum of k's losses so far), w the mixture by l."""
+    w, log_l, expected = np.zeros(3), np.zeros(5), []
+    for _ in range(5):
+        share = np.exp(log_l) / np.exp(log_l).sum()
+        log_l = log_l + eta * losses(w)
+        w = share @ (MINIMUM + (1 - LR * CURVATURE) ** 8 * (w - MINIMUM))
+        expected.append(w)
+    algorithm = algorithms.agnostic_fed_avg(quadratic, optax.sgd(LR), weight_lr=eta)
+    found = [s.shared.params for s, _ in fp.run(
+        algorithm, None, quadratic_clients(8), params=jnp.zeros(3), rounds=5
+    )]  # fmt: skip
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_client_that_comes_late_is_neither_ahead_nor_behind():
+    """Equal losses that nothing moves: whoever was there in whichever round, all count alike."""
+    visits = itertools.cycle([[0, 1], [0, 2, 3], [1, 4], [0, 1, 2, 3, 4]])
+    sides = [(1.0, 1.0), (1.0, -1.0), (1.0, 1.0), (1.0, -1.0), (1.0, 1.0)]
+    run = fp.run(
+        algorithms.agnostic_fed_avg(quadratic, optax.sgd(0.0), weight_lr=5.0),
+        None, scalars(sides), params=jnp.zeros(1), rounds=4,
+        plan=fp.Plan(sampler=lambda population, rng: np.array(next(visits))),
+    )  # fmt: skip
+    weights = [record["weight"] / record["cohort"] for _, record in run]
+    np.testing.assert_allclose(weights, 1.0, rtol=1e-6)
 
 
 def test_agnostic_without_its_weights_is_fed_avg():

@@ -320,3 +320,20 @@ def test_only_adapters_are_taken(name):
 def test_hyper_parameters_are_checked(name, options):
     with pytest.raises(ValueError, match=f"{next(iter(options))} must"):
         make(name, **options)
+
+
+def test_florist_folds_products_whose_squares_float32_does_not_hold():
+    """As after a step size of 1e-25; with energy 1 it folds all of the mean."""
+    algorithm = make("florist", energy=1.0)
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=(3, 2, 6, 2)).astype(np.float32)
+    b = (1e-25 * rng.normal(size=(3, 2, 2, 5))).astype(np.float32)
+    values = factors.Factors({"mix": jnp.asarray(a)}, {"mix": jnp.asarray(b)})
+    zeros = jax.tree.map(lambda x: jnp.zeros_like(x[0]), values)
+    residual = jax.tree.map(jnp.zeros_like, products.product_of(zeros))
+    shared = algorithms.flora(toy_lora.toy_loss, SGD).init(toy_lora.toy_params())
+    shared = shared._replace(start=zeros, residual=residual, folded=jnp.zeros(1, jnp.int32))
+    folded, _ = algorithm.server.update((values, jnp.ones(3)), (), shared)
+    expected = (a.astype(np.float64) @ b).mean(0)
+    np.testing.assert_allclose(folded.residual["mix"] / 1e-25, expected / 1e-25, atol=1e-4)
+    assert int(folded.folded[0]) == 2 * 5

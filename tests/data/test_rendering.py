@@ -3,11 +3,11 @@
 import copy
 
 import numpy as np
+import published
 import pytest
 
 from fedjax_post.data.columns import Columns
 from fedjax_post.data.encoder import make_encoder
-from tests.data import published
 
 CHAT = [
     {"role": "user", "content": "Hi"},
@@ -69,7 +69,9 @@ def test_tokens_are_those_of_the_library_one_by_one(load, name, template):
     theirs = tokenizer.apply_chat_template(CHAT, return_dict=False)
     ours = ids_of(row)
     end = [tokenizer.eos_token_id]
-    assert ours == theirs[: len(ours)] or (ours[:-1] == theirs[: len(ours) - 1] and ours[-1:] == end)
+    assert ours == theirs[: len(ours)] or (
+        ours[:-1] == theirs[: len(ours) - 1] and ours[-1:] == end
+    )
     assert not tokenizer.decode(theirs[len(ours) :]).strip()  # but for trailing white space
 
 
@@ -99,7 +101,9 @@ def test_a_token_over_the_boundary_is_learned_and_counted(load):
 def test_generation_tags_give_the_mask_of_the_library(load):
     tokenizer = load("qwen2", published.CHATML_MARKED)
     (row,) = encode(tokenizer, {"messages": CHAT})
-    theirs = tokenizer.apply_chat_template(CHAT, return_dict=True, return_assistant_tokens_mask=True)
+    theirs = tokenizer.apply_chat_template(
+        CHAT, return_dict=True, return_assistant_tokens_mask=True
+    )
     size = len(row["tokens"])
     assert ids_of(row) == theirs["input_ids"][:size]
     assert (row["tokens"] < 0).tolist() == [m == 1 for m in theirs["assistant_masks"][:size]]
@@ -145,7 +149,11 @@ def test_control_tokens_that_a_row_spells_are_read_as_the_library_sanitises_them
 
 def test_history_that_is_written_otherwise_gives_a_row_for_each_answer(load):
     tokenizer = load("qwen2", published.QWEN_3)
-    rows = encode(tokenizer, {"messages": CHAT, "who": "x"}, Columns(None, None, None, "messages", client="who"))
+    rows = encode(
+        tokenizer,
+        {"messages": CHAT, "who": "x"},
+        Columns(None, None, None, "messages", client="who"),
+    )
     assert [row["client"] if "client" in row else row["who"] for row in rows] == ["x", "x"]
     for row, size in zip(rows, (2, 4), strict=True):
         whole = tokenizer.apply_chat_template(CHAT[:size], return_dict=False)

@@ -4,9 +4,9 @@ import datasets
 import numpy as np
 import pytest
 
+from fedjax_post.data.columns import Columns, find_columns
 from fedjax_post.data.partition import describe, iid
 from fedjax_post.data.table import fit_message, gather, make_table
-from fedjax_post.data.columns import Columns, find_columns
 
 # With <s> before and </s> behind: 4, 6, 8 and 12 tokens, prompts of 2, 3, 4 and 10.
 ROWS = [

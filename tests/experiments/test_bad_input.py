@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 import fedjax_post
-from experiments import scoring
+from experiments import build, scoring
 
 
 @pytest.fixture(autouse=True)
@@ -61,6 +61,7 @@ def refused(call, tmp_path, capsys):
         ),
         ("--uplink=__import__('os')", "__import__ is unknown; there are clip, cast"),
         ("--uplink=clip(1.0).bound", "is no call of a name; there are clip, cast"),
+        ("--uplink=clip(**{'a':1})", "stands for no argument; write name=value"),
         ("--uplink=top_k(0.1", "it is no list of calls; write names such as clip and cast"),
         ("--uplink=top_k(2.0)", "top_k(2.0): fraction must be in (0, 1], got 2.0"),
         ("--uplink=top_k(1/2)", "1 / 2 is neither a number nor a call of a name"),
@@ -190,7 +191,6 @@ def test_broken_models_are_refused(refused, tiny_folder, tmp_path, harm, said):
         ("", "the file is empty"),
         ('{"instruction": "a", "response": "", "client": 0}\n' * 4, "holds no response"),
         ('{"instruction": "a", "said": "b"}\n' * 4, "no response column was found"),
-        ('{"instruction": "a", "response": "b"}\n' * 4, "--client_column"),
         ('{"instruction": "a", "response": "b", "client": 0}\n', "leaves none to train on"),
         ("no json", "cannot be read"),
     ],
@@ -199,6 +199,29 @@ def test_bad_data_are_refused(refused, tmp_path, text, said):
     path = tmp_path / "rows.jsonl"
     path.write_text(text)
     assert said in refused(f"--dataset={path}")
+
+
+def test_natural_clients_need_a_column(refused, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"instruction": "a", "response": "b"}\n' * 4)
+    assert "--client_column" in refused(f"--dataset={path}", "--partition=natural")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("--dataset=/nowhere/rows.jsonl", "--dataset=/nowhere/rows.jsonl: no such file"),
+        ("--dataset=builtin --cohort_size=500", "500 exceeds the population of 128 clients"),
+        ("--partition=iid --num_clients=3 --cohort_size=4", "4 exceeds the population of 3"),
+    ],
+)
+def test_what_no_library_is_needed_for_is_refused_at_once(refused, monkeypatch, given, said):
+    def reached(*args):
+        raise AssertionError("the model's folder was read")
+
+    monkeypatch.setattr(build, "load_config", reached)
+    monkeypatch.setattr(build, "load_tokenizer", reached)
+    assert said in refused(*given.split())
 
 
 def test_a_client_whose_rows_all_leave_no_response_is_named(refused, tmp_path):

@@ -2,12 +2,14 @@
 
 import json
 
+import jax
 import pytest
 
-from experiments import disclosure, flags
+from experiments import disclosure, flags, train
 from experiments.build import build
 from fedjax_post.data.corpus import build_tokenizer
 from fedjax_post.openness.ledger import Form
+from fedjax_post.simulate import programs
 
 CLOSED = [
     "--algorithm=fed_bpt",
@@ -18,6 +20,16 @@ CLOSED = [
     "--num_points=2",
     "--labels=cat,dog,hen,pig,cow",
     "--num_rounds=1",
+    "--eval_every=0",
+    "--local_steps=1",
+]
+BDPL = [
+    "--algorithm=bdpl",
+    "--adapter=text_prompt",
+    "--prompt_text=say :",
+    "--candidates=say,cat",
+    "--num_samples=2",
+    "--labels=cat,dog,hen,pig,cow",
     "--eval_every=0",
     "--local_steps=1",
 ]
@@ -65,3 +77,39 @@ def test_a_template_is_counted_without_its_row(tiny_flags, template, around):
     assert job.form == Form(template=1 + around, prompt=3, answer=1, shot=around)
     form = disclosure.form_of(options, tokenizer, access={"target": 4}, table=table, longest=3)
     assert form == Form()
+
+
+def test_the_ledger_of_an_asynchronous_run_knows_who_visited(tiny_flags, tmp_path, monkeypatch):
+    """Every question that a visit of the run asked is counted once, and no other."""
+    asked = set()
+    real = programs.visit_chunk
+
+    def spied(algorithm, model, replica, total, chunk, *rest, **given):
+        def note(tokens, mask, client_ids):
+            rows = tokens[client_ids >= 0].reshape(-1, tokens.shape[-1])
+            learned = mask[client_ids >= 0].reshape(-1, tokens.shape[-1])
+            for row, answer in zip(rows, learned, strict=True):
+                if answer.any():
+                    asked.add(tuple(row[: answer.argmax()].tolist()))
+
+        batches = chunk.data.batches
+        jax.debug.callback(note, batches["tokens"], batches["loss_mask"], chunk.client_ids)
+        return real(algorithm, model, replica, total, chunk, *rest, **given)
+
+    monkeypatch.setattr(programs, "visit_chunk", spied)
+    given = [flag for flag in tiny_flags if not flag.startswith("--cohort_size")]
+    words = ["cat", "dog", "hen", "pig", "cow"]
+    rows = [
+        {"instruction": f"{one} {other}", "response": one, "client": number}
+        for number, one in enumerate(words)
+        for other in words
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given.append(f"--dataset={path}")
+    slow = ["--buffer_size=2", "--concurrency=4", "--client_speeds=lognormal:1", "--num_rounds=4"]
+    given += [*BDPL, TEMPLATE, *slow, "--inference=provider", f"--output_dir={tmp_path / 'run'}"]
+    assert train.main(["train", *given]) == 0
+    jax.effects_barrier()
+    told = json.loads((tmp_path / "run" / "summary.json").read_text())["disclosure"]
+    assert told["unique_private_tokens"] == 2 * len(asked)

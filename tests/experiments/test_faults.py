@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import artefact, drills, faults
+from experiments import drills, faults, licence
 from fedjax_post.openness.drills import DRILLS, EXCLUSIONS, SHUT_OUT
 
 CLOSED = "manual_prompt:adapter=text_prompt:prompt_text=say"  # quick to compile
@@ -107,7 +107,7 @@ def test_bad_input_is_refused(found, command, given, message, capsys, tmp_path):
 
 
 def test_a_base_without_a_passport_has_no_terms():
-    (entry,) = artefact.terms("somebody/else")
+    (entry,) = licence.terms("somebody/else")
     assert "no passport for somebody/else" in entry["says"]
 
 

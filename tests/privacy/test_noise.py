@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import scipy.stats
 
 import algorithms
 import fedjax_post as fp
@@ -79,17 +80,86 @@ def noise_of(like, rounds=0):
     return seen.server.update(zeros, state, zeros)[0]
 
 
-def test_noise_has_its_deviation_and_is_drawn_anew_for_each_leaf_and_round():
-    like = {"a": jnp.zeros((50, 40)), "b": jnp.zeros(2000), "c": jnp.zeros(2000)}
+def test_noise_is_drawn_anew_for_each_leaf_and_round():
+    like = {"b": jnp.zeros(2000), "c": jnp.zeros(2000)}
     rounds = [noise_of(like, rounds=n) for n in range(3)]
-    deviation = privacy.noise_deviation(2.0, bound=1e6, cohort_size=NUM_CLIENTS)
-    flat = np.stack([np.ravel(x) for tree in rounds for x in jax.tree.leaves(tree)]) / deviation
-    degrees = flat.shape[1]
-    for row in flat:  # a chi-squared variable of as many degrees
-        assert abs((row**2).sum() - degrees) < 4 * math.sqrt(2 * degrees)
-        assert abs(row.mean()) < 4 / math.sqrt(degrees)
+    flat = np.stack([np.ravel(x) for tree in rounds for x in jax.tree.leaves(tree)])
     correlation = np.corrcoef(flat) - np.eye(len(flat))
-    assert np.abs(correlation).max() < 5 / math.sqrt(degrees)
+    assert np.abs(correlation).max() < 5 / math.sqrt(flat.shape[1])
+
+
+SIZE = 6000
+WIRES = {  # a link, and how far what decodes may exceed what is sent: the links' own tables
+    "nothing": (None, 1.0),
+    "bfloat16": (core.cast(jnp.bfloat16), 1 + 2**-7),
+    "int4": (core.quantize(4), (1 + math.sqrt(128) / 7) * (1 + 2**-8 + 2**-16)),
+    "a half of the entries": (core.random_k(0.5), 2 * (1 + 2**-8 + 2**-16)),
+}
+
+
+def measured(algorithm, slopes, executor=None):
+    """What one round adds to zeros, when clients walk by the slopes that they have."""
+    arrays = [{"slope": np.full((1, SIZE), slope, np.float32)} for slope in slopes]
+    steps = fp.run(
+        algorithm, None, fp.ArrayClients(arrays, batch_size=1, local_steps=1),
+        params=jnp.zeros(SIZE), rounds=1,
+        plan=fp.Plan() if executor is None else fp.Plan(executor=executor),
+    )  # fmt: skip
+    return np.asarray(fp.deployed(algorithm, None, list(steps)[-1][0])[1], np.float64)
+
+
+def walk(params, model, batch, key):
+    del model, key
+    return -batch["slope"][0] @ params, {}
+
+
+def assert_normal(drawn, deviation):
+    """Independent normal numbers of this deviation: their squares, their mean and their form."""
+    low, high = scipy.stats.chi2.interval(1 - 1e-6, drawn.size)
+    assert low < (drawn**2).sum() / deviation**2 < high
+    assert abs(drawn.mean()) < 5 * deviation / math.sqrt(drawn.size)
+    assert scipy.stats.kstest(drawn / deviation, "norm").pvalue > 1e-4
+
+
+@pytest.mark.parametrize("wire", WIRES)
+def test_noise_has_the_deviation_of_mcmahans_algorithm_1(wire):
+    """sigma = z S / (q W), S what one client may move the sum by, q W the expected cohort."""
+    link, growth = WIRES[wire]
+    base = algorithms.fed_avg(walk, optax.sgd(1.0))
+    base = base if link is None else core.with_uplink(base, link)
+    noisy = privacy.private(base, clip_norm=3.0, noise_multiplier=0.7, cohort_size=2.5, seed=1)
+    assert_normal(measured(noisy, [0.0, 0.0]), 0.7 * 3.0 * growth / 2.5)
+
+
+@pytest.mark.parametrize("name", ["scaffold", "ditto", "host"])
+def test_noise_is_added_once_whoever_the_algorithm_is(name):
+    base = {
+        "scaffold": lambda: algorithms.scaffold(walk, 1.0, participation=1.0),
+        "ditto": lambda: algorithms.ditto_fed_avg(walk, optax.sgd(1.0)),
+        "host": lambda: algorithms.fed_avg(walk, optax.sgd(1.0)),
+    }[name]()
+    noisy = privacy.private(base, clip_norm=0.5, noise_multiplier=2.0, cohort_size=4, seed=2)
+    executor = host if name == "host" else None
+    assert_normal(measured(noisy, [0.0], executor), 2.0 * 0.5 / 4)
+
+
+def test_the_account_is_of_the_noise_and_the_movement_that_are_measured():
+    """dp_accounting, given what a run shows, charges what `epsilon_of` says."""
+    dp_accounting = pytest.importorskip("dp_accounting")
+    make = lambda noise: privacy.private(
+        algorithms.fed_avg(walk, optax.sgd(1.0)),
+        clip_norm=3.0, noise_multiplier=noise, cohort_size=2, seed=3,
+    )  # fmt: skip
+    noise = measured(make(1.5), [0.0, 0.0]).std()
+    movement = np.linalg.norm(measured(make(0.0), [1e30, 0.0]))
+    event = dp_accounting.PoissonSampledDpEvent(
+        0.1, dp_accounting.GaussianDpEvent(noise / movement)
+    )
+    account = dp_accounting.pld.PLDAccountant()
+    account.compose(dp_accounting.SelfComposedDpEvent(event, 10))
+    told = privacy.epsilon_of(1.5, delta=1e-5, rounds=10, cohort_size=2, population=20)
+    # a deviation of 6000 numbers is known to a hundredth
+    assert told == pytest.approx(account.get_epsilon(1e-5), rel=0.05)
 
 
 LINKS = {

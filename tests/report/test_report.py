@@ -7,8 +7,9 @@ import sys
 import pytest
 
 from fedjax_post.report.comparison import student_t
-from fedjax_post.report.curve import draw_curve
+from fedjax_post.report.curve import draw_curve, panels_of
 from fedjax_post.report.records import read_records, series
+from fedjax_post.report.scatter import colour
 from fedjax_post.report.table import format_bytes, summary_table
 
 RECORDS = [
@@ -48,6 +49,34 @@ def test_the_picture_needs_only_the_records(folder):
     assert path == folder / "learning_curve.png"
     assert path.read_bytes().startswith(b"\x89PNG")
     assert sorted(p.name for p in folder.iterdir()) == ["learning_curve.png", "records.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("record", "labels"),
+    [
+        ({"loss": 1.0, "eval_loss": 1.0}, ["loss, nats per token"]),
+        (
+            {"loss": 1.0, "accuracy": 0.5, "eval_loss": 1.0, "eval_preference": 0.5},
+            ["loss, nats per pair", "loss, nats per token", "pairs preferred, %"],
+        ),
+        (
+            {"loss": 0.0, "reward": 0.5, "eval_loss": 1.0, "eval_exact_match": 0.5},
+            ["mean reward", "loss, nats per token", "exact match, %"],
+        ),
+        ({"loss": 0.0, "reward": 0.5}, ["mean reward"]),
+    ],
+)
+def test_an_axis_says_what_is_drawn_on_it(record, labels):
+    records = [{"round": 0, **record}]
+    panels = panels_of(records)
+    assert [panel.label for panel in panels] == labels
+    held = [panel for panel in panels if panel.heldout == "eval_loss"]
+    assert all(panel.training in (None, "loss") for panel in held)
+
+
+def test_methods_of_a_comparison_have_colours_of_their_own():
+    for count in (1, 10, 11, 40):
+        assert len({colour(number, count) for number in range(count)}) == count
 
 
 def test_series_leave_out_rounds_without_a_value():

@@ -16,6 +16,7 @@ from fedjax_post.simulate import asynchronous, speeds
 from fedjax_post.simulate.asynchronous import Buffer
 from fedjax_post.simulate.feed import side_by_side
 from fedjax_post.simulate.programs import Chunk
+from fedjax_post.simulate.visits import Step
 from fedjax_post.testing import toy_clients, toy_loss, toy_model, toy_params
 
 HAND = speeds.traced(np.array([1.0, 2.0, 5.0]))
@@ -110,14 +111,14 @@ def test_equal_speeds_are_synchronous_to_the_bit(make, chunk_size):
 
 def play_from(clients, params, round, client_id):
     """The shared variables after a round of one client, the rounds before it being empty."""
-    plan = fp.Plan(feed=lambda clients, rounds, **given: only(clients, round, client_id))
+    plan = fp.Plan(feed=lambda clients, steps, **given: only(clients, round, client_id))
     run = fp.run(fed_avg(), toy_model(), clients, params=params, rounds=1, plan=plan)
     return next(run)[0].shared
 
 
 def only(clients, round, client_id):
     ids = np.array([client_id], np.int32)
-    yield 1, Chunk(np.int32(round), ids, side_by_side(clients, ids, 0, round))
+    yield Step(round), 1, Chunk(np.int32(round), ids, side_by_side(clients, ids, 0, round))
 
 
 @pytest.mark.parametrize("exponent", [0.0, 0.5, 2.0])

@@ -5,7 +5,8 @@ import numpy as np
 
 from fedjax_post.data.batches import ArrayClients
 from fedjax_post.simulate import feed
-from fedjax_post.simulate.cohort import data_rng, full
+from fedjax_post.simulate.cohort import data_rng
+from fedjax_post.simulate.visits import Step
 
 
 def test_arrays_are_cut_behind_the_longest_visit_of_a_chunk():
@@ -14,7 +15,8 @@ def test_arrays_are_cut_behind_the_longest_visit_of_a_chunk():
     arrays = [10.0 * k + np.arange(n) for k, n in enumerate(sizes)]
     clients = ArrayClients(arrays, batch_size=1, local_epochs=1)
     rooms = set()
-    for _, chunk in feed.chunks(clients, [0, 1], sampler=full(), widths=(4, 1), seed=0):
+    steps = [Step(round, ((round, np.arange(len(sizes))),)) for round in (0, 1)]
+    for _, _, chunk in feed.chunks(clients, steps, widths=(4, 1), seed=0):
         room = chunk.data.step_mask.shape[1]
         rooms.add(room)
         for lane, client_id in enumerate(chunk.client_ids.tolist()):

@@ -13,12 +13,13 @@ from fedjax_post import core
 from fedjax_post.core.access import AccessError
 from fedjax_post.core.algorithm import stateless
 from fedjax_post.objectives.choice import answer_loss, choice_loss
-from fedjax_post.openness.calls import BudgetError, ProviderError, Terms
-from fedjax_post.openness.hosted import connect
-from fedjax_post.openness.journal import JournalError, spent
-from fedjax_post.openness.provider import Provider, Settings
-from fedjax_post.openness.served import load_served
-from fedjax_post.openness.serving import serve
+from fedjax_post.provider.calls import BudgetError, ProviderError
+from fedjax_post.provider.hosted import connect
+from fedjax_post.provider.journal import JournalError, spent
+from fedjax_post.provider.served import load_served
+from fedjax_post.provider.service import Provider, Settings
+from fedjax_post.provider.serving import serve
+from fedjax_post.provider.terms import Terms
 
 TEXT = answer_loss(eos_id=1, pad_id=2, max_new_tokens=4)
 QUESTIONS = ["sort: pear fig\n", "reverse: cat dog\n", "sort: dog cat\n", "reverse: fig pear\n"]
@@ -79,7 +80,9 @@ def play(algorithm, model, served, *, rounds=ROUNDS, executor=fp.host, **plan):
 def log_of(path):
     """What the provider answered: (user, prompt) and how often."""
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return Counter((line["user"], line["prompt"]) for line in lines if line["status"] == 200)
+    bodies = {line["request"]: json.loads(line["body"]) for line in lines if "body" in line}
+    answered = [bodies[line["request"]] for line in lines if line.get("status") == 200]
+    return Counter((body["user"], prompt) for body in answered for prompt in body["prompt"])
 
 
 @pytest.mark.parametrize("tier", [core.Access.TEXT, core.Access.LOGITS])

@@ -166,9 +166,9 @@ def rounds_in(directory):
 
 def test_a_directory_with_another_run_is_refused(tmp_path):
     play(make(), 1, directory=tmp_path)
-    with pytest.raises(FileExistsError, match="holds another run .* --resume to continue it"):
+    with pytest.raises(FileExistsError, match="holds another run .* or `resume` to continue it"):
         play(make(), 1, directory=tmp_path)
-    with pytest.raises(ValueError, match=r"belongs to a run with \['seed'\] = \['0'\]"):
+    with pytest.raises(ValueError, match=r"differs from this one in .*`seed` \(0 there, 1 here\)"):
         play(make(), 2, directory=tmp_path, resume=True, seed=1)
     with pytest.raises(ValueError, match="holds arrays"):
         play(make("fed_avg"), 2, directory=tmp_path, resume=True)

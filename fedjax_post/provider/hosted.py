@@ -12,7 +12,7 @@ While shapes are worked out, under a trace, a hosted model answers zeros and sen
 
 import itertools
 import math
-import os
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,14 @@ from jaxtyping import Array, Bool, Float, Int
 from tqdm import tqdm
 
 from fedjax_post.core.access import Access, AccessError, check_params
-from fedjax_post.openness import codec
-from fedjax_post.openness.calls import Caller, Query, Terms, rows_per_call
-from fedjax_post.openness.journal import OUTSIDE, Journal, Spent
-from fedjax_post.openness.replies import Reply
+from fedjax_post.provider import codec
+from fedjax_post.provider.address import check_url, read_key
+from fedjax_post.provider.calls import Caller, Provider, rows_per_call
+from fedjax_post.provider.journal import OUTSIDE, Journal
+from fedjax_post.provider.replies import Reply
+from fedjax_post.provider.requests import Query
+from fedjax_post.provider.spent import Spent
+from fedjax_post.provider.terms import Terms, check_terms
 
 PyTree = Any
 
@@ -172,7 +176,8 @@ def connect(
 ) -> Hosted:
     """A model at an OpenAI-compatible endpoint; nothing is sent before it is asked.
 
-    The key is read from the environment variable OPENAI_API_KEY, and written nowhere.
+    The key is read from the environment variable OPENAI_API_KEY, sent to that host alone, and
+    written nowhere: an answer that repeats it is kept with `(key)` in its place.
 
     Args:
       url: base URL of the API, `http://.../v1`.
@@ -186,21 +191,24 @@ def connect(
 
     Raises:
       ImportError: without the extra `hosted`, naming it.
-      ValueError: for terms that cannot be kept.
+      ValueError: for terms that cannot be kept, an address that is none, or one that would show
+        the key on the way.
       JournalError: see `Journal`.
     """
-    check_terms(terms, url=url, access=access)
-    try:
-        import openai
-    except ImportError as error:
-        raise ImportError(
-            "a hosted model is asked through the openai client; install the extra: "
-            "pip install 'fedjax_post[hosted]'"
-        ) from error
-    key = os.environ.get("OPENAI_API_KEY") or "none"  # endpoints on one's own machine want none
-    client = openai.OpenAI(base_url=url, api_key=key, timeout=terms.timeout, max_retries=0)
+    check_terms(terms, access=access)
+    key = read_key()
+    if check_url(url, has_key=bool(key)):
+        warnings.warn(
+            f"url={url}: texts travel in clear; write https:// where others may listen",
+            stacklevel=2,
+        )
+    from fedjax_post.provider.line import Line  # needs the extra
+
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    line = Line(url, headers=headers, timeout=terms.timeout)
     written = Journal(journal, ask_again=ask_again)
-    caller = Caller(client, model, tokenizer, terms=terms, journal=written, watch=watch)
+    provider = Provider(url, model, key, line.post)
+    caller = Caller(provider, tokenizer, terms=terms, journal=written, watch=watch)
     return Hosted(caller, tokenizer, access=access)
 
 
@@ -210,32 +218,9 @@ def show_queries(total: int | None = None) -> Callable[[Spent], None]:
 
     def show(spent: Spent) -> None:
         bar.set_postfix({"cost": f"{spent.cost:.4g}"} if spent.cost else {}, refresh=False)
-        bar.update(spent.queries - bar.n)
+        bar.update(spent.sent - bar.n)
 
     return show
-
-
-def check_terms(terms: Terms, *, url: str, access: Access) -> None:
-    """Refuses terms that cannot be kept.
-
-    Raises:
-      ValueError: naming the flag or field, its value and the remedy.
-    """
-    if not url.startswith(("http://", "https://")):
-        raise ValueError(f"--provider_url={url} is no address; write http://host:port/v1")
-    if access > Access.LOGITS:
-        raise ValueError(f"a hosted model grants TEXT or LOGITS, not {access.name}")
-    for name, allowed in {"style": ("completions", "chat"), "on_failure": ("stop", "drop")}.items():
-        if getattr(terms, name) not in allowed:
-            raise ValueError(f"{name} must be one of {allowed}, got {getattr(terms, name)!r}")
-    least = {"max_queries": 1, "max_cost": 0, "price_prompt": 0, "price_completion": 0,
-             "max_retries": 0, "timeout": 1e-3, "top_logprobs": 1}  # fmt: skip
-    for name, low in least.items():
-        value = getattr(terms, name)
-        if value is not None and not value >= low:
-            raise ValueError(f"{name} must be at least {low}, got {value}")
-    if (terms.price_prompt is None) != (terms.price_completion is None):
-        raise ValueError("price_prompt and price_completion come together; give both or neither")
 
 
 def score_of(name: str, top: Mapping[str, float], *, is_start: bool = False) -> float:

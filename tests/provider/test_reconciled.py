@@ -15,8 +15,6 @@ from fedjax_post.data.load import Text, load_clients
 from fedjax_post.model.views import init_model
 from fedjax_post.objectives.choice import answer_loss, choice_loss
 from fedjax_post.openness.arrivals import Private, arrivals, index_of, offsets_of
-from fedjax_post.openness.calls import Terms
-from fedjax_post.openness.hosted import connect
 from fedjax_post.openness.ledger import (
     DisclosureError,
     Form,
@@ -28,9 +26,12 @@ from fedjax_post.openness.ledger import (
     totals,
     unique_tokens,
 )
-from fedjax_post.openness.provider import Provider, Settings
-from fedjax_post.openness.served import make_served
-from fedjax_post.openness.serving import serve
+from fedjax_post.provider.hosted import connect
+from fedjax_post.provider.log import read_texts
+from fedjax_post.provider.served import make_served
+from fedjax_post.provider.service import Provider, Settings
+from fedjax_post.provider.serving import serve
+from fedjax_post.provider.terms import Terms
 from fedjax_post.testing.models import tiny_config
 
 WORDS = ("cat", "dog", "cat dog", "dog cat hen", "hen", "hen pig", "pig", "cow pig hen")
@@ -122,10 +123,9 @@ def counted_by_record(records, clients, plan, hosting, form):
     return totals(account(records, hosting=hosting, form=form, unique=unique, price=PRICE))
 
 
-def counted_by_content(lines, tokenizer):
+def counted_by_content(log, tokenizer):
     private = [Private(row["instruction"], row["response"], "\n") for row in rows()]
-    texts = [line["prompt"] for line in lines]
-    return arrivals(texts, index_of(private), offsets_fn=offsets_of(tokenizer))
+    return arrivals(read_texts(log), index_of(private), offsets_fn=offsets_of(tokenizer))
 
 
 def template_tokens(tokenizer):
@@ -148,8 +148,9 @@ def test_records_and_the_provider_s_log_agree_to_the_token(
     form = Form(template=template_tokens(tokenizer), prompt=prompt, answer=answer)
     told = counted_by_record(records, clients, plan, Hosting.PROVIDER, form)["provider"]
     lines = [json.loads(line) for line in log.read_text().splitlines()]
-    seen = counted_by_content(lines, tokenizer)
-    assert told.queries == seen.queries == seen.texts == len(lines) == spent.queries > 10
+    lines = [line for line in lines if line["event"] == "settled"]
+    seen = counted_by_content(log, tokenizer)
+    assert told.queries == seen.queries == spent.queries == spent.sent > 10
     assert told.private_tokens == seen.private_tokens > 20
     assert told.unique_tokens == seen.unique_tokens > 10
     assert told.labels == seen.labels == 0
@@ -186,7 +187,7 @@ def test_a_guarded_run_stops_before_anything_private_leaves(served, clients, tok
         public = tokenizer("what is this ?\n", return_tensors="np")["input_ids"]
         mask = jnp.ones(public.shape, bool)
         model.next_scores({}, jnp.asarray(public), mask, jnp.array([5, 6]))
-    (line,) = log.read_text().splitlines()
-    assert "what is this" in json.loads(line)["prompt"]
+    assert [text for text in read_texts(log) if "what is this" in text] != []
+    assert log.read_text().count('"arrived"') == 1
     states = [json.loads(line)["state"] for line in journal.read_text().splitlines()]
     assert states == ["asked", "answered"]

@@ -1,8 +1,9 @@
 """The journal of paid calls: what was asked, what came back, and what it cost.
 
-An append-only file of JSON lines. A call to a provider has a key, (round, client, call),
-and leaves two lines: `asked`, on the disk before anything is sent, and then `answered` or
-`failed`. A run that is resumed finds the answers here and pays for none of them again.
+An append-only file of JSON lines, each with a checksum. A call to a provider has a key, (round,
+client, call), and leaves two lines: `asked`, on the disk before anything is sent, and then
+`answered` or `failed`; or `refused`, where it is sent once more. A run that is resumed finds the
+answers here and pays for none of them again.
 
 | the journal holds | the same call comes again |
 | --- | --- |
@@ -10,6 +11,7 @@ and leaves two lines: `asked`, on the disk before anything is sent, and then `an
 | `answered`, to another request | JournalError: the run is not the one that was journalled |
 | `failed`, the client was dropped | fails again in the same way, nothing is sent |
 | `failed`, the run was stopped, and said so | it is sent again |
+| `refused`, and the process was killed before it asked again | the same |
 | `asked` and no more: the process was killed | JournalError at once, unless `ask_again` |
 
 Prompts are not written down, only a digest of the request; answers are.
@@ -18,31 +20,21 @@ Prompts are not written down, only a digest of the request; answers are.
 import hashlib
 import json
 import os
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-Key = tuple[int, int, int]  # round, client id, number of the call in that visit
-Entry = dict[str, Any]
+from fedjax_post.provider import lines
+from fedjax_post.provider.replies import is_amount, is_count
+from fedjax_post.provider.spent import Account, Entry, Key, Spent, key_of
+
 OUTSIDE = -1  # the round and the client of a call that belongs to no visit
 
 
 class JournalError(OSError):
     """What a journal holds and what is asked do not fit together."""
-
-
-class Spent(NamedTuple):
-    """What a run asked of its provider; calls without an answer count too, if it may bill them."""
-
-    calls: int = 0  # requests
-    queries: int = 0  # prompts in them
-    prompt_tokens: int = 0  # as the provider counted them
-    completion_tokens: int = 0
-    cost: float = 0.0  # in the currency of the prices; 0 where none are known
-    seconds: float = 0.0  # waiting for answers
-    failed: int = 0  # calls without an answer
-    unsettled: int = 0  # queries of calls that may have been paid without an answer
 
 
 class Journal:
@@ -63,7 +55,8 @@ class Journal:
         self._ask_again = ask_again
         self._last: dict[Key, Entry] = {}
         self._outside: dict[tuple[int, str], Key] = {}  # (round, request) -> its last call
-        self._account = _Account()
+        self._account = Account()
+        self.lock = threading.RLock()  # held from a look at what is spent to the line that adds
         for line in () if self._path is None else _mended(self._path):
             self._take(line)
         if not ask_again and self.in_doubt():
@@ -102,20 +95,20 @@ class Journal:
                 "changed? Start a new run in another folder, or make the algorithm depend on "
                 "its keys alone"
             )
-        resend = entry["state"] == "asked" or (entry["state"] == "failed" and not entry["dropped"])
-        return None if resend else entry
+        is_final = entry["state"] == "answered" or entry.get("dropped", False)
+        return entry if is_final else None
 
     def in_doubt(self) -> str:
         """What a killed process may have paid for without an answer; "" if nothing."""
-        lines = [line for line in self._last.values() if line["state"] == "asked"]
-        if not lines:
+        open_ = [line for line in self._last.values() if line["state"] == "asked"]
+        if not open_:
             return ""
-        queries = sum(line["queries"] for line in lines)
-        calls = ", ".join(_name(key_of(line)) for line in lines[:3])
-        more = f" and {len(lines) - 3} more" if len(lines) > 3 else ""
+        queries = sum(line["queries"] for line in open_)
+        calls = ", ".join(_name(key_of(line)) for line in open_[:3])
+        more = f" and {len(open_) - 3} more" if len(open_) > 3 else ""
         return (
             f"{queries} queries ({calls}{more}) were sent by a process that ended before the "
-            f"answer was written to {self._path}; they may have been paid. --ask_again sends "
+            f"answer was written to {self._path}; they may have been paid. `ask_again` sends "
             "them once more"
         )
 
@@ -123,7 +116,7 @@ class Journal:
         """Adds a line, and returns when it is on the disk.
 
         Args:
-          state: asked, answered or failed.
+          state: asked, answered, refused or failed.
           key: of the call.
           request: digest of what is asked.
           content: what else the line says.
@@ -131,12 +124,10 @@ class Journal:
         round, client, call = key
         line = {"state": state, "round": round, "client": client, "call": call}
         line |= {"request": request, "time": time.time(), **content}
-        if self._path is not None:
-            with open(self._path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-        self._take(line)
+        with self.lock:
+            if self._path is not None:
+                lines.append(self._path, line, is_durable=True)
+            self._take(line)
         return line
 
     def spent(self) -> Spent:
@@ -153,8 +144,8 @@ class Journal:
 
 def spent(path: str | Path) -> Spent:
     """What the calls in a journal came to; nothing if there is no such file."""
-    account = _Account()
-    for line in _read(Path(path))[0] if Path(path).exists() else ():
+    account = Account()
+    for line, _ in _read(Path(path)) if Path(path).exists() else ():
         account.take(line)
     return account.sum()
 
@@ -165,80 +156,67 @@ def digest(request: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def key_of(line: Entry) -> Key:
-    """The key of a line's call."""
-    return line["round"], line["client"], line["call"]
-
-
-class _Account:
-    """The sum over lines, as they come."""
-
-    def __init__(self):
-        self._total = Spent()
-        self._asked: dict[Key, Entry] = {}
-
-    def take(self, line: Entry) -> None:
-        key, total = key_of(line), self._total
-        first = self._asked.pop(key, None)
-        if line["state"] == "asked":
-            # A second attempt: the first one's bill stays open.
-            total = _add_unsettled(total, first)
-            self._asked[key] = line
-        elif line["state"] == "failed":
-            total = _add_unsettled(total, first if line["may_be_paid"] else None)
-            total = total._replace(failed=total.failed + 1)
-        else:
-            total = total._replace(
-                calls=total.calls + 1,
-                queries=total.queries + line["queries"],
-                prompt_tokens=total.prompt_tokens + line["prompt_tokens"],
-                completion_tokens=total.completion_tokens + line["completion_tokens"],
-                cost=total.cost + (line["cost"] or 0.0),
-            )
-        self._total = total._replace(seconds=total.seconds + line.get("seconds", 0.0))
-
-    def sum(self) -> Spent:
-        total = self._total
-        for line in self._asked.values():
-            total = _add_unsettled(total, line)
-        return total
-
-
-def _add_unsettled(total: Spent, line: Entry | None) -> Spent:
-    if line is None:
-        return total
-    return total._replace(
-        calls=total.calls + 1,
-        queries=total.queries + line["queries"],
-        cost=total.cost + (line["worst_cost"] or 0.0),
-        unsettled=total.unsettled + line["queries"],
-    )
-
-
 def _mended(path: Path) -> Iterator[Entry]:
     """The lines of a journal, an unfinished one at its end cut off from the file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         return
-    lines, size = _read(path)
-    if size < path.stat().st_size:
-        os.truncate(path, size)
-    yield from lines
+    whole = 0
+    for line, end in _read(path):
+        whole = end
+        yield line
+    if whole < path.stat().st_size:
+        os.truncate(path, whole)
 
 
-def _read(path: Path) -> tuple[list[Entry], int]:
-    """The whole lines of a journal, and their bytes."""
-    raw = path.read_bytes()
-    whole = raw[: raw.rfind(b"\n") + 1]
+def _read(path: Path) -> Iterator[tuple[Entry, int]]:
     try:
-        lines = [json.loads(line) for line in whole.splitlines()]
-        for line in lines:
-            key_of(line), line["state"], line["request"]
-    except (ValueError, KeyError, TypeError) as error:
+        yield from lines.read(path, check=_check)
+    except ValueError as error:
         raise JournalError(
-            f"{path} is not a journal of calls ({error!r}); give a new --output_dir"
+            f"{error}. That is no journal of calls, or a damaged one; give a new output_dir"
         ) from None
-    return lines, len(whole)
+
+
+def _check(line: Any) -> None:
+    """Refuses what is no line of a journal: ValueError, KeyError or TypeError."""
+    fields = {**_FIELDS, **(_OF_STATE[line["state"]] if isinstance(line, dict) else {})}
+    for name, fits in fields.items():
+        if not fits(line[name]):
+            raise ValueError(f"{name} cannot be {str(line[name])[:60]}")
+    if line["state"] == "answered" and len(line["replies"]) != line["queries"]:
+        raise ValueError(f"{len(line['replies'])} replies to {line['queries']} queries")
+
+
+def _is_reply(value: Any) -> bool:
+    text, ended, top = value
+    is_number = lambda x: isinstance(x, int | float) and not isinstance(x, bool)
+    is_top = top is None or (isinstance(top, dict) and all(map(is_number, top.values())))
+    return isinstance(text, str) and isinstance(ended, bool) and is_top
+
+
+_is_text = lambda value: isinstance(value, str)
+_is_bool = lambda value: isinstance(value, bool)
+_is_cost = lambda value: value is None or is_amount(value)
+_is_place = lambda value: value == OUTSIDE or is_count(value)
+_Fields = Mapping[str, Callable[[Any], bool]]
+_FIELDS: _Fields = {
+    "state": _is_text, "round": _is_place, "client": _is_place, "call": is_count,
+    "request": _is_text, "queries": is_count,
+}  # fmt: skip
+_ENDED: _Fields = {
+    "error": _is_text, "may_be_paid": _is_bool, "sent": _is_bool, "seconds": is_amount,
+}  # fmt: skip
+_OF_STATE: Mapping[str, _Fields] = {
+    "asked": {"worst_cost": _is_cost},
+    "answered": {
+        "replies": lambda value: isinstance(value, list) and all(map(_is_reply, value)),
+        "prompt_tokens": is_count, "completion_tokens": is_count, "cost": _is_cost,
+        "seconds": is_amount,
+    },
+    "refused": _ENDED,
+    "failed": {**_ENDED, "dropped": _is_bool},
+}  # fmt: skip
 
 
 def _name(key: Key) -> str:

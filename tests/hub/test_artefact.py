@@ -6,9 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import artefact
 from fedjax_post.adapters.lora import add_lora, lora_delta
 from fedjax_post.adapters.prompt import add_soft_prompt, text_prompt
+from fedjax_post.hub import artefact
 from fedjax_post.hub.load import save_model
 from fedjax_post.testing.models import tiny_model
 

@@ -9,22 +9,26 @@ import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
+from unittest.mock import ANY
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import openai
 import pytest
+from hosts import seen_by
 
 from experiments import serve_provider
 from fedjax_post.adapters.prompt import text_prompt
 from fedjax_post.hub.prompt import save_prompt
 from fedjax_post.model.generate import generate
-from fedjax_post.openness import served as serving_of
-from fedjax_post.openness.codec import decode_after, decode_prompt, encode_after, encode_prompt
-from fedjax_post.openness.provider import Provider, Settings
-from fedjax_post.openness.served import complete, load_served
-from fedjax_post.openness.serving import serve
+from fedjax_post.provider import served as serving_of
+from fedjax_post.provider.codec import decode_after, decode_prompt, encode_after, encode_prompt
+from fedjax_post.provider.formats import read_request
+from fedjax_post.provider.refusals import Refusal
+from fedjax_post.provider.served import complete, load_served
+from fedjax_post.provider.service import Provider, Settings
+from fedjax_post.provider.serving import serve
 
 ROOT = Path(__file__).parent.parent.parent
 TEXTS = ["sort: pear fig apple\n", "reverse: cat dog\n"]
@@ -116,6 +120,9 @@ def test_a_stop_text_ends_an_answer_and_is_not_part_of_it(plain):
 
 def test_models_are_listed(plain):
     assert [model.id for model in plain.models.list()] == ["builtin"]
+    assert plain.models.retrieve("builtin").id == "builtin"
+    with pytest.raises(openai.NotFoundError, match="'other' does not exist"):
+        plain.models.retrieve("other")
 
 
 @pytest.mark.parametrize(
@@ -126,11 +133,19 @@ def test_models_are_listed(plain):
         ({"n": 2}, 400, "unsupported_value", "n"),
         ({"stream": True}, 400, "unsupported_value", "stream"),
         ({"max_tokens": 0}, 400, "invalid_value", "at least 1"),
-        ({"max_tokens": "many"}, 400, "invalid_value", "'many'"),
+        ({"max_tokens": "many"}, 400, "invalid_value", '"many"'),
         ({"max_tokens": 10**6}, 400, "context_length_exceeded", "context is"),
         ({"logprobs": 5}, 400, "logprobs_limit", "At most 4"),
         ({"logprobs": -1}, 400, "invalid_value", "at least 0"),
-        ({"stop": 3}, 400, "invalid_value", "stop"),
+        ({"stop": 3}, 400, "invalid_value", "`stop` must be a text or a list"),
+        ({"stop": [""]}, 400, "invalid_value", "`stop` .*none of them empty"),
+        ({"stop": ""}, 400, "invalid_value", "`stop` .*none of them empty"),
+        ({"stop": ["a"] * 17}, 400, "invalid_value", "`stop` holds 17 texts"),
+        ({"user": 3}, 400, "invalid_value", "`user` must be a text"),
+        ({"logprobs": True}, 400, "invalid_value", "`logprobs` must be a whole number"),
+        ({"max_tokens": True}, 400, "invalid_value", "`max_tokens` must be a whole number"),
+        ({"prompt": ["a"] * 2049}, 400, "invalid_value", "2049 texts, and at most 2048"),
+        ({"prompt": "pear" * 10**5}, 400, "context_length_exceeded", "400000 letters"),
         ({"prompt": []}, 400, "invalid_value", "at least one"),
         ({"prompt": [1, 2]}, 400, "invalid_value", "list of texts"),
     ],
@@ -142,11 +157,82 @@ def test_requests_that_cannot_be_met_are_refused_in_the_format(
     with pytest.raises(openai.APIStatusError, match=message) as caught:
         plain.completions.create(**asked)
     assert (caught.value.status_code, caught.value.code) == (status, code)
+    given = set(request_) if code != "context_length_exceeded" else {"prompt"}
+    assert {caught.value.param} == given
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "idle"),
+    [
+        ("top_p", 0.5, 1), ("n", 2, 1), ("best_of", 2, 1), ("temperature", 0.5, 0.0),
+        ("presence_penalty", 1, 0), ("frequency_penalty", -1, 0.0), ("logit_bias", {"5": 9}, {}),
+        ("stream", True, False), ("echo", True, False), ("suffix", "end", None),
+        ("seed", 3, None), ("metadata", {"a": "b"}, None), ("top_k", 5, None),
+        ("stream_options", {"include_usage": True}, None), ("anything", "else", None),
+    ],
+)  # fmt: skip
+def test_what_is_not_honoured_is_refused_by_name_and_not_passed_over(plain, name, value, idle):
+    ask = lambda value: plain.completions.create(
+        model="builtin", prompt="pear", max_tokens=1, extra_body={name: value}
+    )
+    with pytest.raises(openai.BadRequestError, match=f"`{name}`=") as caught:
+        ask(value)
+    assert (caught.value.code, caught.value.param) == ("unsupported_value", name)
+    ask(idle)
+
+
+CHAT = [{"role": "user", "content": "sort: pear fig"}]
+
+
+@pytest.mark.parametrize(
+    ("given", "param"),
+    [
+        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"tool_choice": "auto"}, "tool_choice"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"reasoning_effort": "low"}, "reasoning_effort"),
+        ({"prompt": "pear"}, "prompt"),
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"logprobs": 2}, "logprobs"),
+        ({"logprobs": True, "top_logprobs": 5}, "top_logprobs"),
+        ({"max_tokens": 1, "max_completion_tokens": 2}, "max_tokens"),
+        ({"messages": [{"role": "tool", "content": "a"}]}, "messages[0].role"),
+        ({"messages": [{"role": ["user"], "content": "a"}]}, "messages[0].role"),
+        ({"messages": [*CHAT, {"role": "user", "content": 3}]}, "messages[1].content"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+         "messages[0].content"),
+        ({"messages": [{**CHAT[0], "tool_calls": []}]}, "messages[0].tool_calls"),
+    ],
+)  # fmt: skip
+def test_chats_that_cannot_be_met_are_refused_by_name(plain, given, param):
+    with pytest.raises(openai.BadRequestError) as caught:
+        plain.chat.completions.create(
+            model="builtin", messages=given.get("messages", CHAT), extra_body=given
+        )
+    assert caught.value.param == param
+
+
+def test_a_message_that_the_template_leaves_out_is_refused():
+    messages = [{"role": "system", "content": "be brief"}, *CHAT]
+    last = lambda messages: messages[-1]["content"]
+    with pytest.raises(Refusal, match="left out by this model's chat template") as caught:
+        read_request({"messages": messages}, most=0, render_fn=last)
+    assert caught.value.param == "messages[0]"
+    with pytest.raises(Refusal, match="do not suit this model's chat template: 'tool'"):
+        read_request({"messages": CHAT}, most=0, render_fn=lambda messages: messages[0]["tool"])
+
+
+def test_parts_of_text_are_one_text(plain):
+    parts = [{"type": "text", "text": "sort: pe"}, {"type": "text", "text": "ar fig"}]
+    ask = lambda messages: plain.chat.completions.create(model="builtin", messages=messages)
+    whole, joined = ask(CHAT), ask([{"role": "user", "content": parts}])
+    assert joined.choices[0].message == whole.choices[0].message
+    assert joined.usage == whole.usage
 
 
 @pytest.mark.parametrize("messages", [[], [{"role": "user"}], "hello", [3]])
 def test_chats_that_are_none_are_refused(plain, messages):
-    with pytest.raises(openai.BadRequestError, match="`messages` must be a list"):
+    with pytest.raises(openai.BadRequestError, match="`messages` must be a list of"):
         plain.chat.completions.create(model="builtin", messages=messages)
 
 
@@ -181,14 +267,15 @@ def test_the_terms_are_kept_and_what_arrived_is_written_down(asked, served, tmp_
         ask("late")
     assert [a.model for a in answers] == ["builtin", "builtin", "next"]
     assert answers[0].system_fingerprint != answers[2].system_fingerprint == "fp_next"
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    lines = seen_by(log)
     assert [line["prompt"] for line in lines] == [
         "pear", "my seecret", "pear", "pear", "dog", "cat", "late"
     ]  # fmt: skip
     assert [line["status"] for line in lines] == [403, 400, 200, 200, 200, 200, 503]
     assert [line["user"] for line in lines][:3] == ["client-7", "", "client-1"]
-    assert [line["cost"] for line in lines] == [0, 0, 2, 2, 2, 2, 0]
+    assert [line["cost"] for line in lines] == [0, 0, 2, 4, 4, 2, 0]
     assert lines[2]["answer"] == answers[0].choices[0].text
+    assert [line["request"] for line in lines[2:]] == [*(answers[i].id for i in (0, 1, 1, 2)), ANY]
 
 
 def test_a_limit_of_requests_says_when_to_come_again(asked):
@@ -201,10 +288,16 @@ def test_a_limit_of_requests_says_when_to_come_again(asked):
 
 def test_a_key_is_asked_for_where_there_is_one(asked):
     client = asked(api_key="right")
-    with pytest.raises(openai.AuthenticationError):
-        client.completions.create(model="builtin", prompt="pear", max_tokens=1)
+    for ask in (
+        lambda: client.completions.create(model="builtin", prompt="pear", max_tokens=1),
+        client.models.list,
+        lambda: client.models.retrieve("builtin"),
+    ):
+        with pytest.raises(openai.AuthenticationError):
+            ask()
     opened = client.with_options(api_key="right")
     opened.completions.create(model="builtin", prompt="pear", max_tokens=1)
+    assert [model.id for model in opened.models.list()] == ["builtin"]
 
 
 def test_prompts_of_many_lengths_share_a_few_programs(served, monkeypatch):
@@ -266,7 +359,9 @@ def test_a_beginning_that_is_spelled_out_is_not_doubled(served):
         ("--model=builtin --price=3", "Unknown command line flag 'price'.*--help"),
         ("--latency=-1", "--latency=-1: .*non-negative"),
         ("model=builtin", "'model=builtin' is no flag; write --name=value"),
-        ("--model=builtin --host=1.2.3.4", "--host=1.2.3.4: .*--port=0"),
+        ("--model=builtin --host=1.2.3.4", "--port=0 at --host=1.2.3.4: .*--port=0"),
+        ("--model=builtin --api_key=sesame", "'api_key'.*api_key_env"),
+        ("--model=builtin --api_key_env=NO_SUCH", "--api_key_env=NO_SUCH: there is no key"),
     ],
 )
 def test_bad_flags_are_refused_in_one_line(capsys, flags, message, monkeypatch, served):
@@ -275,6 +370,7 @@ def test_bad_flags_are_refused_in_one_line(capsys, flags, message, monkeypatch, 
     assert serve_provider.main(["serve_provider", *flags.split()]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
+    assert "sesame" not in error
     assert re.search(message, error)
 
 

@@ -7,7 +7,6 @@ compiles a new program.
 import math
 import zlib
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +20,8 @@ from fedjax_post.hub.peft import load_adapter
 from fedjax_post.hub.tokenizer import check_tokenizer, load_tokenizer, pad_id_of
 from fedjax_post.model.generate import generate
 from fedjax_post.model.views import LanguageModel
-from fedjax_post.openness.codec import decode_after, token_texts
+from fedjax_post.provider.codec import decode_after, token_texts
+from fedjax_post.provider.programs import Programs
 
 PyTree = Any
 MOST_ROWS = 16  # computed side by side
@@ -37,6 +37,8 @@ class Served(NamedTuple):
     params: PyTree  # an adapter merged over the model, or {}
     fingerprint: str  # what changes when the model does
     token_texts: Sequence[str]  # of every token, as log-probabilities name it
+    longest: int  # letters of a token, at most
+    programs: Programs
 
     @property
     def context(self) -> int:
@@ -82,7 +84,8 @@ def make_served(name: str, model: LanguageModel, tokenizer: Any, params: PyTree 
     params = params or {}
     fingerprint = f"fp_{_checksum(model, params):08x}"
     names = token_texts(tokenizer, range(len(tokenizer)))
-    return Served(name, model, tokenizer, params, fingerprint, names)
+    longest = max(map(len, names))
+    return Served(name, model, tokenizer, params, fingerprint, names, longest, Programs())
 
 
 def complete(
@@ -102,11 +105,11 @@ def complete(
       stop: texts that end an answer and are not part of it.
       num_top: log-probabilities at each place; None: none.
     """
-    room = _room(max_tokens)
-    width = _width(max(map(len, prompts)), served.context - room)
+    most = served.context - _room(max_tokens)
     found = []
     for start in range(0, len(prompts), MOST_ROWS):
         part = prompts[start : start + MOST_ROWS]
+        width = _width(max(map(len, part)), most)
         rows, mask = _left_padded(part, served.tokenizer, width=width)
         tokens, chosen, top = _answers(served, rows, mask, max_tokens=max_tokens, num_top=num_top)
         for i, asked in enumerate(part):
@@ -121,18 +124,20 @@ def _answers(served, rows, mask, *, max_tokens, num_top):
     room = min(room, served.context - rows.shape[1])
     ends = {"eos_id": tokenizer.eos_token_id, "pad_id": pad_id_of(tokenizer)}
     if num_top is None or room > 1:
-        tokens = generate(served.model, served.params, rows, mask, max_new_tokens=room, **ends)
+        given = (served.model, served.params, rows, mask)
+        tokens = served.programs.run(generate, *given, max_new_tokens=room, **ends)
         if num_top is None:
-            return np.asarray(tokens)[:, :max_tokens], None, None
+            return tokens[:, :max_tokens], None, None
     else:
         tokens = None
     size = min(max(_room(num_top), 1), served.model.config.vocab_size)
-    tokens, *places = _likely(served.model, served.params, rows, mask, tokens, num_top=size)
-    chosen, values, ids = (np.asarray(x)[:, :max_tokens] for x in places)
-    return np.asarray(tokens)[:, :max_tokens], chosen, (values[..., :num_top], ids[..., :num_top])
+    places = (served.model, served.params, rows, mask, tokens)
+    tokens, chosen, values, ids = (
+        x[:, :max_tokens] for x in served.programs.run(_likely, *places, num_top=size)
+    )
+    return tokens, chosen, (values[..., :num_top], ids[..., :num_top])
 
 
-@partial(jax.jit, static_argnames=("num_top",))
 def _likely(model, params, rows, mask, tokens, *, num_top):
     """Log-probabilities `[B, T]` of tokens, and `[B, T, num_top]` of the likeliest, with ids.
 

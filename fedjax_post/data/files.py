@@ -1,0 +1,170 @@
+"""Files of rows: json, jsonl, csv and tsv, plain or gzipped, and parquet.
+
+What a file holds is told by its name and by its first bytes. Errors name the file, and the line
+where there is one.
+"""
+
+import contextlib
+import gzip
+import io
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, NamedTuple, TextIO, cast
+
+from fedjax_post.data.delimited import delimited_rows
+from fedjax_post.data.json_rows import Numbered, json_rows
+
+if TYPE_CHECKING:
+    from pyarrow.parquet import ParquetFile
+
+_TEXTS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "tsv"}
+KINDS = _TEXTS | {f"{ending}.gz": kind for ending, kind in _TEXTS.items()} | {".parquet": "parquet"}
+_GZIP, _PARQUET, _UTF_16 = b"\x1f\x8b", b"PAR1", (b"\xff\xfe", b"\xfe\xff")
+_FOREIGN = {
+    b"PK\x03\x04": "a zip archive; unpack it",
+    b"(\xb5/\xfd": "packed by zstd; unpack it",
+    b"\xfd7zXZ": "packed by xz; unpack it",
+    b"BZh": "packed by bzip2; unpack it",
+    b"version https://git-lfs": "a pointer of Git LFS, not the file itself; run git lfs pull",
+}
+
+
+class File(NamedTuple):
+    """A file of rows."""
+
+    path: Path
+    stem: str  # its name without endings
+    kind: str  # one of json, csv, tsv and parquet
+
+
+def ending_of(name: str) -> str | None:
+    """Returns the ending that tells what a file holds; None where it is none of ours."""
+    return next((ending for ending in KINDS if name.lower().endswith(ending)), None)
+
+
+def find_file(path: Path) -> File | None:
+    """Returns what a path holds; None where its ending is none of ours.
+
+    Raises:
+      ValueError: for what is no regular file, and for content of another kind than rows.
+    """
+    ending = ending_of(path.name)
+    if ending is None:
+        return None
+    kind = KINDS[ending]
+    with naming(path):
+        if not path.is_file():  # to open a pipe or a device may take for ever
+            raise ValueError("it is no regular file; copy what it gives into one")
+        with plain(path) as content:
+            head = content.read(1 << 12)
+        if not head:
+            raise ValueError("the file is empty")
+        for mark, what in _FOREIGN.items():
+            if head.startswith(mark):
+                raise ValueError(f"it is {what} first")
+        if head.startswith(_PARQUET):
+            kind = "parquet"
+        elif kind == "parquet":
+            raise ValueError("it does not begin as a parquet file does; download it again")
+        elif head.startswith(_UTF_16) or b"\0" in head:
+            raise ValueError(_recoded("it", "utf-16"))
+    return File(path, path.name[: -len(ending)], kind)
+
+
+def numbered_rows(file: File) -> Iterator[Numbered]:
+    """Yields the rows of a file of text, and the lines on which they begin.
+
+    Raises:
+      ValueError: for a file that cannot be read, naming it, the line and the remedy.
+    """
+    with opened_text(file) as text:
+        if file.kind == "json":
+            yield from json_rows(text)
+        else:
+            yield from delimited_rows(text, tabs=file.kind == "tsv")
+
+
+def column_names(file: File) -> list[str]:
+    """Returns the columns of a file, at the cost of reading it."""
+    if file.kind == "parquet":
+        with opened_parquet(file) as content:
+            return content.schema_arrow.names
+    return list(dict.fromkeys(name for _, row in numbered_rows(file) for name in row))
+
+
+def locate(files: Sequence[File], number: int) -> str:
+    """Returns the file and line of a row, by its number in all of the files."""
+    for file in files:
+        if file.kind == "parquet":
+            with opened_parquet(file) as content:
+                size = content.metadata.num_rows
+            if number < size:
+                return f"row {number} of {file.path.name}"
+            number -= size
+            continue
+        for line, _ in numbered_rows(file):
+            if not number:
+                return f"{file.path.name}, line {line}"
+            number -= 1
+    raise IndexError("there are fewer rows")
+
+
+@contextlib.contextmanager
+def opened_parquet(file: File) -> Iterator["ParquetFile"]:
+    """Opens a parquet file; its errors name it."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    with naming(file.path):
+        try:
+            with parquet.ParquetFile(file.path) as content:
+                yield content
+        except pa.ArrowException as error:
+            raise ValueError(str(error)) from error
+
+
+def plain(path: Path) -> IO[bytes]:
+    """Opens a file to read its content, unpacked where it is gzipped."""
+    with path.open("rb") as content:
+        packed = content.read(2) == _GZIP
+    return cast(IO[bytes], gzip.open(path)) if packed else path.open("rb")
+
+
+@contextlib.contextmanager
+def opened_text(file: File) -> Iterator[TextIO]:
+    """Opens a file of text, line ends as they are; errors of reading it name it."""
+    with (
+        naming(file.path),
+        plain(file.path) as content,
+        io.TextIOWrapper(content, "utf-8-sig", newline="") as text,
+    ):
+        yield text
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Gives errors of reading the name of the file."""
+    try:
+        yield
+    except UnicodeDecodeError:
+        line = _undecodable(path)
+        raise ValueError(
+            f"dataset={path} cannot be read: {_recoded(f'line {line}', 'latin-1')}"
+        ) from None
+    except (ValueError, OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"dataset={path} cannot be read: {error}") from error
+
+
+def _undecodable(path: Path) -> int:
+    with plain(path) as content:
+        for number, line in enumerate(content, start=1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return number
+    return 1
+
+
+def _recoded(what: str, encoding: str) -> str:
+    return f"{what} is no UTF-8; save it so, for instance by iconv -f {encoding} -t utf-8"

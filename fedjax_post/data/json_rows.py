@@ -1,0 +1,219 @@
+"""Rows of JSON text, read value by value, every scalar as the text that stands there.
+
+| text | rows |
+| --- | --- |
+| an object a line, or several objects one after the other | each object |
+| an array of objects | each object |
+| one object that is a row: a chat, or a prompt with its response | itself |
+| another object, of whose values exactly one is a list or dict of objects | these objects |
+
+Numbers and `true`, `false` become their source text, `null` and Python's `NaN` become None. Only
+the last kind of text is held in memory whole.
+"""
+
+import itertools
+import json
+import re
+from collections.abc import Iterator
+from typing import Any, TextIO
+
+from fedjax_post.data.columns import find_columns
+
+Numbered = tuple[int, dict[str, Any]]  # the line on which a row begins, from 1, and the row
+
+LONGEST = 1 << 28  # characters of one value
+_DEEPEST = 64  # lists and objects within each other
+_PIECE = 1 << 16  # characters read at a time, at first
+_SPACE: Any = re.compile(r"[ \t\r\n]*")
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def json_rows(text: TextIO) -> Iterator[Numbered]:
+    """Yields the rows of JSON text.
+
+    Args:
+      text: from its beginning, line ends as they are.
+
+    Raises:
+      ValueError: for text that is no JSON, and for values that are no rows; names the line.
+    """
+    buffer = _Buffer(text)
+    start = buffer.peek()
+    if not start:
+        raise ValueError("it is empty")
+    values = _array(buffer) if start == "[" else _sequence(buffer)
+    pair = list(itertools.islice(values, 2))
+    if len(pair) == 1 and start == "{":
+        line, value = pair[0]
+        yield from ((line, _row(line, row)) for row in _unwrapped(value))
+        return
+    for line, value in itertools.chain(pair, values):
+        yield line, _row(line, value)
+
+
+def as_text(value: Any, depth: int = 0) -> Any:
+    """Returns a JSON value whose scalars are text or None.
+
+    Raises:
+      ValueError: for what is nested more than 64 deep.
+    """
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if depth == _DEEPEST:
+        raise ValueError(f"lists and objects stand more than {_DEEPEST} deep within each other")
+    if isinstance(value, list):
+        return [x if type(x) is str else as_text(x, depth + 1) for x in value]
+    return {k: x if type(x) is str else as_text(x, depth + 1) for k, x in value.items()}
+
+
+class _Buffer:
+    """Text of which as much is held as the value being read needs."""
+
+    def __init__(self, text: TextIO):
+        self._text, self._held, self._at = text, "", 0
+        self.line = 1  # of the next character
+
+    def peek(self) -> str:
+        """Returns the next character that is no white space, empty at the end."""
+        while True:
+            self._skip_to(_SPACE.match(self._held, self._at).end())
+            if self._at < len(self._held):
+                return self._held[self._at]
+            self._held, self._at = self._text.read(_PIECE), 0
+            if not self._held:
+                return ""
+
+    def skip(self) -> None:
+        """Passes the character that `peek` returned."""
+        self._skip_to(self._at + 1)
+
+    def value(self) -> Any:
+        """Returns the next value, at which `peek` has arrived."""
+        while True:
+            try:
+                value, end = _DECODER.raw_decode(self._held, self._at)
+            except RecursionError:
+                raise ValueError(
+                    f"line {self.line}: lists and objects stand too deep within each other"
+                ) from None
+            except json.JSONDecodeError as error:
+                if self._is_cut(error) and self._read_on():
+                    continue
+                # the decoder may point one character too far
+                line = self.line + self._held.count("\n", self._at, max(error.pos - 1, self._at))
+                where = "" if line == self.line else f" on line {line}"
+                what = error.msg.removesuffix(" at")
+                raise ValueError(f"line {self.line}: {what}{where}") from None
+            except ValueError as error:
+                raise ValueError(f"line {self.line}: {error}") from None
+            if _SURROGATE.search(self._held, self._at, end):
+                self._check_characters(value)
+            self._skip_to(end)
+            return value
+
+    def _check_characters(self, value: Any) -> None:
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise ValueError(
+                f"line {self.line}: half of a surrogate pair is no character; write both or none"
+            ) from None
+
+    def _is_cut(self, error: json.JSONDecodeError) -> bool:
+        """Whether more text may mend what is wrong with the value."""
+        return error.msg.startswith("Unterminated") or error.pos > len(self._held) - 16
+
+    def _read_on(self) -> bool:
+        self._held, self._at = self._held[self._at :], 0
+        if len(self._held) > LONGEST:
+            raise ValueError(
+                f"line {self.line}: a value of more than {LONGEST:,} characters begins here; write "
+                "rows as an object a line"
+            )
+        more = self._text.read(max(_PIECE, len(self._held)))
+        self._held += more
+        return bool(more)
+
+    def _skip_to(self, at: int) -> None:
+        self.line += self._held.count("\n", self._at, at)
+        self._at = at
+
+
+def _sequence(buffer: _Buffer) -> Iterator[tuple[int, Any]]:
+    while buffer.peek():
+        yield buffer.line, buffer.value()
+
+
+def _array(buffer: _Buffer) -> Iterator[tuple[int, Any]]:
+    buffer.skip()
+    expected = "]"  # beside a value
+    while (found := buffer.peek()) != "]":
+        if expected == ",":
+            if found != ",":
+                raise ValueError(f"line {buffer.line}: expected ',' or ']' after a row")
+            buffer.skip()
+            buffer.peek()
+        yield buffer.line, buffer.value()
+        expected = ","
+    buffer.skip()
+    if buffer.peek():
+        raise ValueError(f"line {buffer.line}: there is more after the array")
+
+
+def _row(line: int, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        kind = "null" if value is None else "a list" if isinstance(value, list) else repr(value)
+        raise ValueError(f"line {line}: holds {kind[:40]}, where a row is an object")
+    try:
+        return as_text(value)
+    except ValueError as error:
+        raise ValueError(f"line {line}: {error}") from None
+
+
+def _unwrapped(value: dict) -> list:
+    """Returns the rows of a text that is one object."""
+    try:
+        find_columns(list(value))
+    except ValueError:
+        pass
+    else:
+        return [value]
+    held = {
+        key: list(inner.values()) if isinstance(inner, dict) else inner
+        for key, inner in value.items()
+        if isinstance(inner, list | dict)
+    }
+    tables = {key: inner for key, inner in held.items() if _is_table(inner)}
+    if not tables:
+        return [value]
+    if len(tables) > 1:
+        raise ValueError(
+            f"it is one object with rows under {', '.join(tables)}; put each into a file of its own"
+        )
+    return next(iter(tables.values()))
+
+
+def _is_table(rows: list) -> bool:
+    """Whether values are rows, and not the turns of a chat."""
+    return bool(rows) and all(
+        isinstance(row, dict) and not row.keys() & {"role", "from"} for row in rows
+    )
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"an object has the name {twice!r} twice")
+    return found
+
+
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_object,
+    parse_float=str,
+    parse_int=str,
+    parse_constant=lambda name: None if name == "NaN" else name,
+)

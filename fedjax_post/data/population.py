@@ -1,0 +1,87 @@
+"""Who holds the rows: what is asked for, what that means for given rows, and who gets which."""
+
+import logging
+from typing import NamedTuple
+
+from fedjax_post.data.columns import Columns
+from fedjax_post.data.partition import Partition, dirichlet, iid, natural
+from fedjax_post.data.source import BUILTIN
+from fedjax_post.data.table import TokenTable
+from fedjax_post.data.tasks import NUM_CLIENTS
+
+_LOG = logging.getLogger(__name__)
+PARTITIONS = ("natural", "iid", "dirichlet")
+_MOST_CLIENTS, _FEWEST_ROWS = 16, 8  # of rows that are dealt out because they name no client
+
+
+class Population(NamedTuple):
+    """Who holds the rows, and how many nobody holds."""
+
+    # one of PARTITIONS; None: natural where there is a column of clients, else iid
+    partition: str | None = None
+    # None: all that are natural; of iid by default at most 16, of at least 8 rows each
+    num_clients: int | None = None  # of natural clients the first ones
+    alpha: float = 0.3  # of `dirichlet`; less is more skew
+    heldout_fraction: float = 0.05  # where the source holds nothing out itself
+    seed: int = 0  # of the partition, the held-out rows and the built-in tasks
+
+
+def count_clients(dataset: object, population: Population) -> int | None:
+    """Returns how many clients there will be, where that is known before any row is read."""
+    if population.partition in ("iid", "dirichlet"):
+        return population.num_clients
+    return (population.num_clients or NUM_CLIENTS) if dataset in BUILTIN else None
+
+
+def settled(population: Population, columns: Columns, *, num_rows: int) -> Population:
+    """Returns a population whose partition is chosen.
+
+    Args:
+      population: if it names no partition, rows without a column of clients are dealt out evenly.
+      columns: that there are.
+      num_rows: rows to train on.
+    """
+    if population.partition is not None:
+        return population
+    if columns.client is not None:
+        return population._replace(partition="natural")
+    num_clients = population.num_clients or max(1, min(_MOST_CLIENTS, num_rows // _FEWEST_ROWS))
+    _LOG.warning(
+        "no column names clients: the rows are dealt out evenly to %d (partition=iid); to choose "
+        "otherwise, give the column's name (client_column), another partition, or num_clients",
+        num_clients,
+    )
+    return population._replace(partition="iid", num_clients=num_clients)
+
+
+def share_out(table: TokenTable, population: Population) -> tuple[Partition, tuple[str, ...]]:
+    """Returns who holds which rows, and the names of natural clients.
+
+    Args:
+      table: of the rows to train on; it has the column that the partition goes by.
+      population: as `settled` returns it.
+
+    Raises:
+      ValueError: if there cannot be so many clients, or their number is missing.
+    """
+    num_clients, seed, num_rows = population.num_clients, population.seed, len(table.length)
+    if population.partition == "natural":
+        assert table.client is not None  # whoever chose the columns saw to it
+        partition, names = natural(table.client)
+        if num_clients is None:
+            return partition, names
+        if not 1 <= num_clients <= len(names):
+            raise ValueError(
+                f"num_clients={num_clients}, but partition=natural finds {len(names)}; "
+                "use at most that many, or another `partition`"
+            )
+        offsets = partition.offsets[: num_clients + 1]
+        return Partition(offsets, partition.indices[: offsets[-1]]), names[:num_clients]
+    if num_clients is None:
+        raise ValueError(f"partition={population.partition} needs `num_clients`")
+    if population.partition == "iid":
+        partition = iid(num_rows, num_clients, seed=seed)
+    else:
+        assert table.label is not None
+        partition = dirichlet(table.label, num_clients, alpha=population.alpha, seed=seed)
+    return partition, ()

@@ -1,0 +1,175 @@
+"""Columns with types become text, where the type says what the text is.
+
+| type | text |
+| --- | --- |
+| text, null | itself |
+| whole numbers | their digits |
+| categories, `ClassLabel` included | the category's name |
+| lists and objects of these | lists and objects of text |
+| all else: fractions, booleans, dates, bytes, images | refused, since it has several spellings |
+
+Only columns that are used are looked at.
+"""
+
+import functools
+import itertools
+import numbers
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from fedjax_post.data.stored import batch_of, features_of, grown
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+_VERSION = 1  # of what the cache on disk holds; raise it when `_text` changes
+_REMEDY = "convert it to text, since it has several spellings"
+
+
+def from_memory(rows: Iterable[Mapping[str, Any]]) -> "Dataset":
+    """Returns rows in memory as a data set of text, as a file of them would give it.
+
+    Args:
+      rows: of text, whole numbers, None, and lists and dicts of these. A column that holds
+        anything else keeps its type, and is refused by whoever uses it.
+
+    Raises:
+      ValueError: for a column of values that no table can hold together.
+    """
+    import pyarrow as pa
+    from datasets import Dataset
+    from datasets.table import InMemoryTable
+
+    rows = list(rows)
+    fields, arrays = {}, {}
+    for name in dict.fromkeys(itertools.chain.from_iterable(rows)):
+        cells = [row.get(name) for row in rows]
+        try:
+            block = [{name: _text(cell)} for cell in cells]
+        except TypeError:
+            arrays[name] = _typed(name, cells)
+            fields[name] = pa.field(name, arrays[name].type)
+        else:
+            columns = grown({}, block)
+            arrays[name] = batch_of(block, columns).column(0)
+            fields[name] = features_of(columns).arrow_schema.field(0)
+    return Dataset(
+        InMemoryTable.from_arrays(list(arrays.values()), schema=pa.schema(fields.values()))
+    )
+
+
+def as_text(
+    rows: "Dataset",
+    names: Iterable[str],
+    *,
+    flat: Collection[str] = (),
+    row_fn: Callable[[int], object] = int,
+) -> "Dataset":
+    """Returns rows of which some columns are text; what is text already is left as it is.
+
+    Args:
+      rows: of any types.
+      names: the columns that are used.
+      flat: those of them that hold no lists or objects.
+      row_fn: what a row is called in messages, by its number.
+
+    Raises:
+      ValueError: for a value whose text cannot be told, naming row, column, type and remedy.
+    """
+    import datasets
+    from datasets.fingerprint import Hasher
+
+    text = datasets.Value("string")
+    wanted = {}
+    for name in dict.fromkeys(names):
+        feature = rows.features[name]
+        if feature == text or (_is_text(feature) and name not in flat):
+            continue
+        is_deep = not isinstance(feature, datasets.Value | datasets.ClassLabel)
+        wanted[name] = datasets.Json() if is_deep and name not in flat else text
+    if not wanted:
+        return rows
+    features = {name: rows.features[name] for name in wanted}
+    made = rows.select_columns(list(wanted)).map(
+        functools.partial(_converted, features, flat, row_fn),
+        batched=True,
+        with_indices=True,
+        features=datasets.Features(wanted),
+        new_fingerprint=Hasher.hash([_VERSION, rows._fingerprint, sorted(wanted), sorted(flat)]),
+        desc="to text",
+    )
+    return datasets.concatenate_datasets([rows.remove_columns(list(wanted)), made], axis=1)
+
+
+def _converted(
+    features: Mapping[str, Any],
+    flat: Collection[str],
+    row_fn: Callable[[int], object],
+    batch: Mapping[str, list],
+    places: list[int],
+) -> dict[str, list]:
+    """Returns columns as text."""
+    found: dict[str, list] = {}
+    for name, feature in features.items():
+        found[name] = []
+        for place, cell in zip(places, batch[name], strict=True):
+            try:
+                if name in flat and isinstance(cell, list | dict):
+                    raise TypeError("a list" if isinstance(cell, list) else "an object")
+                found[name].append(_text(cell, feature))
+            except TypeError as error:
+                raise ValueError(
+                    f"row {row_fn(place)}: column {name} holds {error}; {_REMEDY}"
+                ) from None
+    return found
+
+
+def _text(value: Any, feature: Any = None) -> Any:
+    """Returns a value as text, or a structure of text.
+
+    Raises:
+      TypeError: saying what the value is.
+    """
+    from datasets import ClassLabel
+
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(feature, ClassLabel):
+        return feature.names[value] if value >= 0 else None  # a test split often hides its labels
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        return str(int(value))
+    if isinstance(value, list | tuple):
+        inner = getattr(feature, "feature", None)
+        return [_text(item, inner) for item in value]
+    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        inner = feature if isinstance(feature, dict) else {}
+        return {key: _text(item, inner.get(key)) for key, item in value.items()}
+    raise TypeError(f"{str(value)[:40]!r} of type {type(value).__name__}")
+
+
+def _is_text(feature: Any) -> bool:
+    """Whether all scalars of a column are text by its type."""
+    from datasets import Json, Value
+
+    if isinstance(feature, Json):
+        return True
+    if isinstance(feature, Value):
+        return feature.dtype in ("string", "large_string", "null")
+    if isinstance(feature, dict):
+        return all(map(_is_text, feature.values()))
+    return hasattr(feature, "feature") and _is_text(feature.feature)
+
+
+def _typed(name: str, cells: list) -> Any:
+    """Returns a column that is not all text."""
+    import pyarrow as pa
+
+    try:
+        return pa.array(cells)
+    except (pa.ArrowException, TypeError, ValueError, OverflowError):
+        for number, cell in enumerate(cells):
+            try:
+                _text(cell)
+            except TypeError as error:
+                raise ValueError(f"row {number}: column {name} holds {error}; {_REMEDY}") from None
+        raise

@@ -1,0 +1,64 @@
+"""The columns of a data set that a run uses: text in every row, and there in every file."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from fedjax_post.data.columns import Columns
+from fedjax_post.data.files import column_names
+from fedjax_post.data.splits import Origin, Splits
+from fedjax_post.data.template import read_form
+from fedjax_post.data.typed import as_text
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+_NEEDED = ("prompt", "response", "messages", "label")  # others may be empty
+
+
+def read_used(
+    splits: Splits, columns: Columns, *, template: str, others: Sequence[str] = ()
+) -> Splits:
+    """Returns splits of which the columns that are used are text.
+
+    Args:
+      splits: of any types; rows may be in any order.
+      columns: which column plays which role.
+      template: its format string may name further columns.
+      others: further columns that are used.
+
+    Raises:
+      ValueError: for a value that is no text, see `as_text`, and for a file without a column that
+        others beside it have.
+    """
+    form = read_form(template)
+    named = () if form is None else form.names
+    used = {*others, *named, *(name for name in columns if name is not None)}
+    needed = {*others, *(getattr(columns, role) for role in _NEEDED)}
+    flat = [name for name in (columns.label, columns.client) if name is not None]
+
+    def read(rows: "Dataset", origin: Origin) -> "Dataset":
+        names = [name for name in rows.column_names if name in used]
+        _check_files(rows, origin, [name for name in names if name in needed])
+        return as_text(rows, names, flat=flat, row_fn=origin.row)
+
+    train, heldout = splits.train, splits.heldout
+    return splits._replace(
+        train=read(train, splits.origin),
+        heldout=None if heldout is None else read(heldout, splits.heldout_origin),
+    )
+
+
+def _check_files(rows: "Dataset", origin: Origin, needed: Sequence[str]) -> None:
+    """Refuses files of one data set that do not name their columns alike."""
+    if len(origin.files) < 2 or not any(rows.data.column(name).null_count for name in needed):
+        return
+    names = [column_names(file) for file in origin.files]
+    for file, found in zip(origin.files, names, strict=True):
+        lacking = [
+            name for name in needed if name not in found and any(name in other for other in names)
+        ]
+        if lacking:
+            raise ValueError(
+                f"dataset={file.path} has no column {', '.join(lacking)}, as other files beside it "
+                f"have; it has {', '.join(found)}: rename them, or take the file away"
+            )

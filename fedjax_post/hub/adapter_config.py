@@ -1,0 +1,135 @@
+"""What the adapter_config.json of a PEFT folder may say; all else is refused by name and value.
+
+A field that is not listed here must be empty, so that a variant that peft learns after this
+was written is refused, not loaded as plain LoRA.
+"""
+
+import re
+import reprlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from fedjax_post.hub.documents import read_json
+
+Json = Mapping[str, Any]
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+BIN = "adapter_model.bin"
+MOST = 500  # characters of a pattern
+MOST_REPEATS = 3  # in one pattern, beside the one that peft puts in front
+
+# Initialisations that leave the base as it was; the others take their start out of its weights
+_INITS = (True, False, None, "gaussian", "orthogonal", "eva", "mica")
+# Fields that do not change what the stored factors mean, or only where another field is set
+_HARMLESS = {
+    *("auto_mapping", "base_model_name_or_path", "eva_config", "fan_in_fan_out", "inference_mode"),
+    *("layers_pattern", "layers_to_transform", "loftq_config", "megatron_core", "peft_type"),
+    *("peft_version", "qalora_group_size", "revision", "runtime_config", "target_modules"),
+    *("target_parameters", "task_type", "exclude_modules"),
+}
+_PARTS = re.compile(
+    r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|(?P<group>\))?(?P<repeat>[*+?]|\{\d+(?:,\d*)?\})[?+]?|.", re.S
+)
+_REMEDY = (
+    "only plain LoRA is; merge this adapter into its base with peft's merge_and_unload and load "
+    "the result as a model"
+)
+
+
+def is_rank(value: Any) -> bool:
+    """Returns whether a value of JSON can be a rank."""
+    return type(value) is int and 1 <= value < 2**31
+
+
+def is_alpha(value: Any) -> bool:
+    """Returns whether a value of JSON can be a scale's numerator."""
+    return type(value) in (int, float) and abs(value) < 1e30
+
+
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """Returns the adapter_config.json of a folder that holds plain LoRA.
+
+    Raises:
+      FileNotFoundError: if the folder has no adapter, or one in another format.
+      ValueError: if it is damaged, or says something that is not supported.
+    """
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).exists():
+            remedy = "is it a PEFT adapter folder?"
+            if name == WEIGHTS and (folder / BIN).exists():
+                remedy = (
+                    f"{BIN} is a pickle, which is not read; load it with peft and write it again "
+                    "with save_pretrained"
+                )
+            raise FileNotFoundError(f"{folder} has no {name}; {remedy}")
+    path = folder / CONFIG
+    config = read_json(path)
+    if config.get("peft_type") != "LORA":
+        raise ValueError(f"{path}: peft_type {reprlib.repr(config.get('peft_type'))} is not LORA")
+    for name, value in config.items():
+        known = _ALLOWED.get(name)
+        fits = known(value) if known else name in _HARMLESS or not value
+        if not fits:
+            raise ValueError(f"{path}: {name}={reprlib.repr(value)} is not supported; {_REMEDY}")
+    if "lora_alpha" not in config or "r" not in config:
+        raise ValueError(f"{path} lacks r or lora_alpha; is it whole?")
+    return config
+
+
+def match_pattern(patterns: Json | None, module: str, default: Any) -> Any:
+    """Returns the value of the first pattern that matches the end of a module's name, as peft does.
+
+    Args:
+      patterns: regular expression -> value, as `rank_pattern` and `alpha_pattern` hold them.
+      module: dotted name of a layer.
+      default: where none matches.
+    """
+    for key, value in (patterns or {}).items():
+        if re.match(rf"(.*\.)?({key})$", module):
+            return value
+    return default
+
+
+def is_bounded(pattern: str) -> bool:
+    """Returns whether a regular expression matches a name in little time.
+
+    One of few repeats, none of a group: tried at every place of a name of N characters, n of
+    them cost at most N^n steps. A repeated group may cost 2^N.
+    """
+    if len(pattern) > MOST or "(?" in pattern.replace("(?:", ""):
+        return False
+    parts = list(_PARTS.finditer(pattern.replace("(?:", "(")))
+    repeats = [part for part in parts if part["repeat"]]
+    if len(repeats) > MOST_REPEATS or any(part["group"] for part in repeats):
+        return False
+    try:
+        re.compile(pattern)
+    except (re.error, RecursionError, OverflowError):
+        return False
+    return True
+
+
+def _patterns(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    def check(value: Any) -> bool:
+        return not value or (
+            isinstance(value, dict)
+            and all(map(is_bounded, value))
+            and all(map(fits, value.values()))
+        )
+
+    return check
+
+
+_ALLOWED: dict[str, Callable[[Any], bool]] = {
+    "r": is_rank,
+    "lora_alpha": is_alpha,
+    "lora_dropout": lambda value: type(value) in (int, float) and 0 <= value < 1,
+    "use_rslora": lambda value: type(value) is bool,
+    "bias": lambda value: value == "none",
+    "init_lora_weights": lambda value: (
+        value is None or (type(value) in (bool, str) and value in _INITS)
+    ),
+    "rank_pattern": _patterns(is_rank),
+    "alpha_pattern": _patterns(is_alpha),
+}

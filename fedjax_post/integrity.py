@@ -1,0 +1,166 @@
+"""Checksums of what a run writes: in lines and files of JSON, and over whole folders.
+
+A line, or a file, of JSON ends in a field that holds the checksum of its text without that
+field: `"crc32"` in a line, `"sha256"` in a file. A folder has a file `SHA256SUMS`, as
+`sha256sum` writes and checks it. They find accidental damage, whoever reads: one changed bit,
+a missing end, another file in place. They are no signatures: who can write a file can seal it.
+
+Numbers that JSON has no form for, NaN and infinities, are null, and their names stand in a
+field `not_finite`.
+"""
+
+import hashlib
+import json
+import math
+import os
+import re
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+SUMS = "SHA256SUMS"
+_LINE_END = re.compile(r', "crc32": "([0-9a-f]{8})"\}\Z')
+_FILE_END = re.compile(r',\n  "sha256": "([0-9a-f]{64})"\n\}\n\Z')
+
+
+class DamagedError(ValueError):
+    """A file is not what was written."""
+
+
+def sealed_line(content: Mapping[str, Any]) -> str:
+    """Returns an object that is not empty as a line of JSON with its checksum."""
+    text = json.dumps(_finite(content), allow_nan=False)
+    return f'{text[:-1]}, "crc32": "{zlib.crc32(text.encode()):08x}"}}\n'
+
+
+def open_line(line: str, where: str) -> dict[str, Any]:
+    """Returns the object of a line that `sealed_line` wrote.
+
+    Args:
+      line: without its line break.
+      where: file and number of the line, for messages.
+
+    Raises:
+      DamagedError: if the line is not as it was written.
+    """
+    found = _LINE_END.search(line[-30:])
+    if found is None:
+        _parsed(line, where)
+        raise DamagedError(f"{where} has no checksum: it was cut, or not written by this version")
+    text = line[: len(line) - len(found[0])] + "}"
+    _check(f"{zlib.crc32(text.encode()):08x}", found[1], where)
+    return _parsed(text, where)
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Yields the objects of a file of sealed lines.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      DamagedError: naming the first line that is not as it was written.
+    """
+    for number, line in enumerate(_text(path).split("\n"), 1):
+        if line:
+            yield open_line(line, f"{path}, line {number},")
+
+
+def sealed_file(content: Mapping[str, Any]) -> str:
+    """Returns an object that is not empty as a text of JSON with its checksum."""
+    text = json.dumps(_finite(content), indent=2, allow_nan=False)
+    return f'{text[:-2]},\n  "sha256": "{hashlib.sha256(text.encode()).hexdigest()}"\n}}\n'
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """Returns the object of a file that `sealed_file` made.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      DamagedError: if the file is not as it was written.
+    """
+    text, where = _text(path), f"{path}"
+    found = _FILE_END.search(text[-90:])
+    if found is None:
+        _parsed(text, where)
+        raise DamagedError(f"{where} has no checksum: it was cut, or not written by this version")
+    text = text[: len(text) - len(found[0])] + "\n}"
+    _check(hashlib.sha256(text.encode()).hexdigest(), found[1], where)
+    return _parsed(text, where)
+
+
+def write_sums(folder: Path) -> None:
+    """Writes the checksums of all files in a folder into its `SHA256SUMS`, durably."""
+    lines = [f"{_sum_of(path)}  {name}\n" for name, path in _files(folder)]
+    with open(folder / SUMS, "w", encoding="utf-8") as file:
+        file.writelines(lines)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def check_sums(folder: Path) -> None:
+    """Compares the files in a folder with its `SHA256SUMS`.
+
+    Raises:
+      DamagedError: naming the first file that is missing, new or not as it was written.
+    """
+    if not (folder / SUMS).is_file():
+        raise DamagedError(f"{folder} has no {SUMS}: it is damaged, or of an older version")
+    lines = [line.partition("  ") for line in _text(folder / SUMS).splitlines()]
+    listed = {name: value for value, _, name in lines}
+    found = dict(_files(folder))
+    for name in sorted(listed.keys() ^ found.keys()):
+        why = "is missing" if name in listed else f"is not in {SUMS}"
+        raise DamagedError(f"{folder / name} {why}")
+    for name, path in found.items():
+        _check(_sum_of(path), listed[name], f"{path}")
+
+
+def _files(folder: Path) -> list[tuple[str, Path]]:
+    every = (path for path in sorted(folder.rglob("*")) if not path.is_dir())
+    named = ((path.relative_to(folder).as_posix(), path) for path in every)
+    return [(name, path) for name, path in named if name != SUMS]
+
+
+def _sum_of(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check(found: str, written: str, where: str) -> None:
+    if found != written:
+        raise DamagedError(f"{where} is damaged: its checksum is {found[:8]}, not {written[:8]}")
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise DamagedError(f"{path} is damaged: it is no text at byte {error.start}") from None
+
+
+def _parsed(text: str, where: str) -> dict[str, Any]:
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(f"{where} is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise DamagedError(f"{where} is no JSON object but {type(content).__name__}")
+    return content
+
+
+def _finite(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The content with null for numbers that JSON has no form for, and the names of these."""
+    lost: list[str] = []
+
+    def mended(value: Any, name: str) -> Any:
+        if isinstance(value, Mapping):
+            return {key: mended(item, f"{name}.{key}") for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [mended(item, f"{name}.{i}") for i, item in enumerate(value)]
+        if isinstance(value, float) and not math.isfinite(value):
+            lost.append(name[1:])
+            return None
+        return value
+
+    whole = mended(content, "")
+    return whole | {"not_finite": lost} if lost else whole

@@ -1,0 +1,139 @@
+"""A provider on the network: the ASGI application.
+
+Who has no key is refused before the body is read, and so is a body that says that it is too large.
+"""
+
+import uuid
+from functools import partial
+from typing import Any
+
+from fedjax_post.provider.refusals import Refusal
+from fedjax_post.provider.service import Provider
+
+EXTRA = "install the extra: pip install 'fedjax_post[hosted]'"
+_SECONDS = 30.0  # that a body may take to arrive
+
+
+def make_app(provider: Provider) -> Any:
+    """The ASGI application (Starlette) of a provider.
+
+    Raises:
+      ImportError: without the extra `hosted`, naming it.
+    """
+    try:
+        import anyio
+        from starlette.applications import Starlette
+        from starlette.responses import JSONResponse
+        from starlette.routing import Route
+    except ImportError as error:
+        raise ImportError(f"a provider is served by starlette; {EXTRA}") from error
+
+    def refused(refusal: Refusal, *, is_read: bool = True) -> JSONResponse:
+        # A body that was left unread would be taken for the next request.
+        headers = refusal.headers | ({} if is_read else {"connection": "close"})
+        return JSONResponse(refusal.body, refusal.status, headers=headers)
+
+    async def ask(request, *, chat: bool):
+        name = f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}"
+        try:
+            content = await _arrived(request, provider, name)
+        except Refusal as refusal:
+            settled = partial(provider.log.settled, name, status=refusal.status)
+            await anyio.to_thread.run_sync(partial(settled, error=str(refusal)))
+            return refused(refusal, is_read=False)
+        try:
+            await anyio.sleep(provider.settings.latency)
+            # Started work is finished, logged and charged, whether or not anybody waits.
+            work = lambda: provider.answer(content, chat=chat, request=name)
+            return JSONResponse(await anyio.to_thread.run_sync(work))
+        except Refusal as refusal:
+            return refused(refusal)
+
+    async def completions(request):
+        return await ask(request, chat=False)
+
+    async def chats(request):
+        return await ask(request, chat=True)
+
+    async def models(request):
+        try:
+            provider.check_key(request.headers.get("authorization", ""))
+            name = provider.served.name
+            card = {"id": name, "object": "model", "owned_by": "fedjax_post", "created": 0}
+            wanted = request.path_params.get("name")
+            if wanted is None:
+                return JSONResponse({"object": "list", "data": [card]})
+            if wanted != name:
+                raise provider.no_model(wanted)
+            return JSONResponse(card)
+        except Refusal as refusal:
+            return refused(refusal)
+
+    async def lost(request, error):
+        del error
+        what = f"There is no {request.method} {request.url.path[:200]}; see /v1/models."
+        return refused(Refusal(404, what, code="not_found"))
+
+    async def broken(request, error):
+        del request, error  # which the server prints, and a stranger need not know
+        return refused(Refusal(500, "The server failed.", code="internal_error"))
+
+    routes = [
+        Route("/v1/completions", completions, methods=["POST"]),
+        Route("/v1/chat/completions", chats, methods=["POST"]),
+        Route("/v1/models", models),
+        Route("/v1/models/{name:path}", models),
+    ]
+    return Starlette(routes=routes, exception_handlers={404: lost, 405: lost, Exception: broken})
+
+
+async def _arrived(request: Any, provider: Provider, name: str) -> bytes:
+    """The body of a request, written to the log; a refusal if it is not taken in."""
+    import anyio
+
+    where = {"peer": request.client.host if request.client else "", "endpoint": request.url.path}
+
+    async def note(body: bytes | None, size: int | None) -> None:
+        write = lambda: provider.log.arrived(name, body=body, size=size, **where)
+        await anyio.to_thread.run_sync(write)
+
+    declared = request.headers.get("content-length", "")
+    size = int(declared[:20]) if declared.isdecimal() else None
+    most = provider.settings.max_bytes
+    try:
+        provider.check_key(request.headers.get("authorization", ""))
+        if size is not None and size > most:
+            raise _too_large(most)
+    except Refusal:
+        await note(None, size)
+        raise
+    content, status = await _content(request, most)
+    await note(content if len(content) <= most else None, len(content))
+    if len(content) > most:
+        raise _too_large(most)
+    if status != 200:
+        raise Refusal(status, "The body did not arrive whole.", code="incomplete_body")
+    return content
+
+
+async def _content(request: Any, most: int) -> tuple[bytes, int]:
+    """What came of a body, a little over `most` bytes of it at most; and 200 if that is all."""
+    import anyio
+    from starlette.requests import ClientDisconnect
+
+    content = bytearray()
+    try:
+        with anyio.fail_after(_SECONDS):
+            async for piece in request.stream():
+                content += piece
+                if len(content) > most:
+                    break
+    except TimeoutError:
+        return bytes(content), 408
+    except ClientDisconnect:
+        return bytes(content), 400
+    return bytes(content), 200
+
+
+def _too_large(most: int) -> Refusal:
+    return Refusal(413, f"A request may have {most} bytes at most.", code="request_too_large")

@@ -1,0 +1,249 @@
+"""The OpenAI formats of a provider: requests for completions and chats as read, answers as written.
+
+What would change an answer and is not honoured is refused by name, never passed over: a field
+may be absent, null, or have the one value at which it changes nothing.
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from fedjax_post.provider.refusals import Refusal
+from fedjax_post.provider.served import Completion, Served
+
+NOTHING = {"prompt_tokens": 0, "completion_tokens": 0, "cost": 0.0}
+MOST_PROMPTS = 2048  # in a request, and messages in a chat
+_MOST_STOPS = 16
+_MOST_USER = 512  # letters
+
+
+class Asked(NamedTuple):
+    """A request as it was understood."""
+
+    texts: list[str]
+    chat: bool
+    max_tokens: int
+    stop: tuple[str, ...]
+    num_top: int | None
+    user: str
+
+
+Render = Callable[[list[dict[str, str]]], str]  # the messages of a chat as one text
+
+_HONOURED = {"model", "user", "stop", "max_tokens", "logprobs"}
+_OF_COMPLETIONS = {"prompt"}
+_OF_CHATS = {"messages", "max_completion_tokens", "top_logprobs"}
+# Values at which a field that is not honoured changes nothing.
+_IDLE: Mapping[str, Any] = {
+    "temperature": 0, "top_p": 1, "n": 1, "best_of": 1, "stream": False, "echo": False,
+    "presence_penalty": 0, "frequency_penalty": 0, "logit_bias": {}, "suffix": "", "store": False,
+    "tools": [], "tool_choice": "none", "response_format": {"type": "text"}, "metadata": {},
+}  # fmt: skip
+_ROLES = ("system", "user", "assistant")
+
+
+def read_body(content: bytes) -> dict[str, Any]:
+    """The JSON object of a request.
+
+    Raises:
+      Refusal: 400, for anything else.
+    """
+    try:
+        text = content.decode("utf-8")
+        body = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_object)
+        json.dumps(body, ensure_ascii=False).encode("utf-8")  # halves of characters fail here
+    except RecursionError:
+        raise Refusal(400, "The JSON is nested too deep.", code="invalid_json") from None
+    except UnicodeError:
+        what = "The body must be UTF-8, without halves of characters."
+        raise Refusal(400, what, code="invalid_json") from None
+    except ValueError as error:
+        what = f"The body of a request is a JSON object; this is none: {error}."
+        raise Refusal(400, what, code="invalid_json") from None
+    if not isinstance(body, dict):
+        raise Refusal(400, "The body of a request is a JSON object.", code="invalid_json")
+    return body
+
+
+def read_request(body: Mapping[str, Any], *, most: int, render_fn: Render | None) -> Asked:
+    """What a request asks for.
+
+    Args:
+      body: as `read_body` returns it.
+      most: log-probabilities that are given at each place.
+      render_fn: for a chat; may raise anything for messages that it cannot render. None for
+        completions.
+
+    Raises:
+      Refusal: 400, naming the parameter.
+    """
+    chat = render_fn is not None
+    _refuse_others(body, _HONOURED | (_OF_CHATS if chat else _OF_COMPLETIONS))
+    texts = _prompts(body) if render_fn is None else [_chat(body, render_fn)]
+    user = body.get("user")
+    user = "" if user is None else user
+    if not isinstance(user, str) or len(user) > _MOST_USER:
+        raise _invalid("user", f"must be a text of at most {_MOST_USER} letters")
+    room = {n: body[n] for n in ("max_tokens", "max_completion_tokens") if body.get(n) is not None}
+    if len(room) > 1:
+        raise _invalid("max_tokens", "and `max_completion_tokens` say the same; give one")
+    rooms = [_whole(value, name, 1) for name, value in room.items()]
+    max_tokens = rooms[0] if rooms else (64 if chat else 16)
+    num_top = _num_top_of_chat(body) if chat else body.get("logprobs")
+    if num_top is not None and _whole(num_top, "logprobs") > most:
+        what = f"At most {most} log-probabilities are given here, not {num_top}."
+        param = "top_logprobs" if chat else "logprobs"
+        raise Refusal(400, what, code="logprobs_limit", param=param)
+    return Asked(texts, chat, max_tokens, _stops(body), num_top, user)
+
+
+def _refuse_others(body: Mapping[str, Any], honoured: set[str]) -> None:
+    for name, value in body.items():
+        if name in honoured or value is None or (name in _IDLE and _is_same(value, _IDLE[name])):
+            continue
+        what = f"`{name[:64]}`={_brief(value)} is not supported here; leave it out."
+        raise Refusal(400, what, code="unsupported_value", param=name[:64])
+
+
+def _prompts(body: Mapping[str, Any]) -> list[str]:
+    prompt = body.get("prompt")
+    texts: list[Any] = prompt if isinstance(prompt, list) else [prompt]
+    if not texts or not all(isinstance(text, str) for text in texts):
+        raise _invalid("prompt", "must be a text or a list of texts, at least one")
+    if len(texts) > MOST_PROMPTS:
+        raise _invalid("prompt", f"holds {len(texts)} texts, and at most {MOST_PROMPTS} may be")
+    return texts
+
+
+def _chat(body: Mapping[str, Any], render_fn: Render) -> str:
+    messages = body.get("messages")
+    if not isinstance(messages, list) or not 0 < len(messages) <= MOST_PROMPTS:
+        what = f"must be a list of 1 to {MOST_PROMPTS} of {{role, content}}"
+        raise _invalid("messages", what)
+    read = [_message(message, i) for i, message in enumerate(messages)]
+    try:
+        text = render_fn(read)
+    except Exception as error:  # templates are programs, and say what they want in their own way
+        what = f"do not suit this model's chat template: {str(error)[:200]}"
+        raise _invalid("messages", what) from None
+    for i, message in enumerate(read):
+        if message["role"] == "system" and message["content"].strip() not in text:
+            raise _invalid(f"messages[{i}]", "is left out by this model's chat template")
+    return text
+
+
+def _message(message: Any, i: int) -> dict[str, str]:
+    where = f"messages[{i}]"
+    if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
+        raise _invalid("messages", f"must be a list of {{role, content}}; look at number {i}")
+    if message["role"] not in _ROLES:
+        raise _invalid(f"{where}.role", f"must be one of {', '.join(_ROLES)}")
+    for name, value in message.items():
+        if name not in ("role", "content") and value is not None:
+            raise _invalid(f"{where}.{name[:64]}", "is not supported here; leave it out")
+    content = message["content"]
+    parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
+    for part in parts:
+        is_text = isinstance(part, dict) and part.keys() == {"type", "text"}
+        if not is_text or part["type"] != "text" or not isinstance(part["text"], str):
+            raise _invalid(f"{where}.content", "must be a text, or a list of {type: text, text}")
+    return {"role": message["role"], "content": "".join(part["text"] for part in parts)}
+
+
+def _stops(body: Mapping[str, Any]) -> tuple[str, ...]:
+    stop = body.get("stop")
+    stops = [] if stop is None else [stop] if isinstance(stop, str) else stop
+    if not isinstance(stops, list) or not all(isinstance(text, str) and text for text in stops):
+        raise _invalid("stop", "must be a text or a list of texts, none of them empty")
+    if len(stops) > _MOST_STOPS:
+        raise _invalid("stop", f"holds {len(stops)} texts, and at most {_MOST_STOPS} may be")
+    return tuple(stops)
+
+
+def _num_top_of_chat(body: Mapping[str, Any]) -> int | None:
+    wanted, num_top = body.get("logprobs"), body.get("top_logprobs")
+    if wanted is not None and not isinstance(wanted, bool):
+        raise _invalid("logprobs", "must be true or false in a chat")
+    if num_top is not None and not wanted:
+        raise _invalid("top_logprobs", "needs `logprobs`: true")
+    return _whole(num_top or 0, "top_logprobs") if wanted else None
+
+
+def _whole(value: Any, name: str, least: int = 0) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise _invalid(name, f"must be a whole number of at least {least}, not {_brief(value)}")
+    return value
+
+
+def _invalid(param: str, what: str) -> Refusal:
+    return Refusal(400, f"`{param}` {what}.", code="invalid_value", param=param)
+
+
+def _is_same(value: Any, idle: Any) -> bool:
+    return isinstance(value, bool) == isinstance(idle, bool) and value == idle
+
+
+def _brief(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a field is given twice")
+    return found
+
+
+def response(
+    served: Served,
+    asked: Asked,
+    answers: Sequence[Completion],
+    *,
+    usage: Mapping[str, Any],
+    request: str,
+) -> dict[str, Any]:
+    """The JSON of an answer; `usage` says what it came to, as `NOTHING` does."""
+    total = usage["prompt_tokens"] + usage["completion_tokens"]
+    choice = _chat_choice if asked.chat else _choice
+    return {
+        "id": request,
+        "object": "chat.completion" if asked.chat else "text_completion",
+        "created": int(time.time()),
+        "model": served.name,
+        "system_fingerprint": served.fingerprint,
+        "choices": [
+            choice(answer, asked) | {"index": i, "finish_reason": _reason(answer)}
+            for i, answer in enumerate(answers)
+        ],
+        "usage": {**usage, "total_tokens": total},
+    }
+
+
+def _reason(answer: Completion) -> str:
+    return "stop" if answer.ended else "length"
+
+
+def _choice(answer: Completion, asked: Asked) -> dict[str, Any]:
+    if asked.num_top is None:
+        return {"text": answer.text, "logprobs": None}
+    places = {"tokens": answer.tokens, "token_logprobs": answer.log_probs}
+    return {"text": answer.text, "logprobs": {**places, "top_logprobs": answer.top}}
+
+
+def _chat_choice(answer: Completion, asked: Asked) -> dict[str, Any]:
+    # A message is a text of its own: the space behind the prompt is not part of it.
+    message = {"role": "assistant", "content": answer.text.removeprefix(" "), "refusal": None}
+    if asked.num_top is None:
+        return {"message": message, "logprobs": None}
+    entry = lambda token, value: {"token": token, "logprob": value, "bytes": None}
+    content = [
+        {**entry(token, value), "top_logprobs": [entry(*pair) for pair in top.items()]}
+        for token, value, top in zip(answer.tokens, answer.log_probs, answer.top, strict=True)
+    ]
+    return {"message": message, "logprobs": {"content": content, "refusal": None}}

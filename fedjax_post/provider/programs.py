@@ -1,0 +1,47 @@
+"""Compiled programs by shape: each is compiled once, and while it is, the others run."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+
+_MOST = 64  # programs that are kept; who asks in ever new shapes pays in time, not in memory
+
+
+class Programs:
+    """Runs functions of arrays, one at a time, so that the device holds one batch."""
+
+    def __init__(self):
+        self._slots: OrderedDict[Any, _Slot] = OrderedDict()
+        self._lock, self._device = threading.Lock(), threading.Lock()
+
+    def run(self, fn: Callable, *args: Any, **static: Any) -> Any:
+        """What a function returns, on the host.
+
+        Args:
+          fn: of `args` and `static`; pure.
+          args: trees of arrays.
+          static: settings, hashable.
+        """
+        leaves, form = jax.tree.flatten(args)
+        shapes = tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves)
+        key = (fn, form, shapes, *sorted(static.items()))
+        with self._lock:
+            slot = self._slots.setdefault(key, _Slot())
+            self._slots.move_to_end(key)
+            while len(self._slots) > _MOST:
+                self._slots.popitem(last=False)
+        with slot.lock:
+            if slot.program is None:
+                slot.program = jax.jit(partial(fn, **static)).lower(*args).compile()
+        with self._device:
+            return jax.device_get(slot.program(*args))
+
+
+class _Slot:
+    def __init__(self):
+        self.lock = threading.Lock()
+        self.program: Callable | None = None

@@ -1,0 +1,215 @@
+"""A provider: a model behind the OpenAI completions and chat formats, with its own terms.
+
+What a federation gives up with a hosted model can be measured only against a host that
+charges, limits, refuses, changes its model and shuts down; here each of these is a setting.
+The log is the evidence of what it saw, whether it answered or not; see `log`.
+
+Answers are greedy: what asks for anything else is refused as unsupported. Requests are read,
+checked and put into tokens side by side; the model computes one batch at a time, so that a large
+request lets others in between.
+"""
+
+import logging
+import math
+import re
+import secrets
+import threading
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fedjax_post.provider import formats
+from fedjax_post.provider.codec import encode_prompt
+from fedjax_post.provider.formats import Asked
+from fedjax_post.provider.log import Log
+from fedjax_post.provider.refusals import Refusal
+from fedjax_post.provider.served import Completion, Served, complete
+
+
+class Settings(NamedTuple):
+    """The terms of a provider."""
+
+    price_prompt: float = 0.0  # for a million tokens
+    price_completion: float = 0.0
+    rate_limit: tuple[int, float] | None = None  # requests, in so many seconds
+    latency: float = 0.0  # seconds that an answer takes longer
+    log: str | Path | None = None  # JSON lines; None keeps none
+    refused_clients: tuple[str, ...] = ()  # values of `user`
+    refused_pattern: str | None = None  # of prompts
+    change_after: int | None = None  # answered requests, after which another model answers
+    shutdown_after: int | None = None  # answered requests, after which there are no more
+    api_key: str | None = None  # None: open to all
+    max_logprobs: int = 20
+    max_bytes: int = 4 << 20  # of a request's body
+
+
+class Provider:
+    """What a provider knows: its model, its terms, and what it has answered so far.
+
+    Args:
+      served: the model.
+      settings: its terms.
+      successor: the model that takes over after `settings.change_after` requests; requests
+        go on naming the first one, answers name the one that gave them.
+
+    Raises:
+      ValueError: if only one of a change and a successor is given, the pattern is bad, or the key
+        is empty.
+    """
+
+    def __init__(
+        self,
+        served: Served,
+        settings: Settings = Settings(),  # noqa: B008 - immutable
+        *,
+        successor: Served | None = None,
+    ):
+        if (successor is None) != (settings.change_after is None):
+            raise ValueError("a change of model needs both its moment and the model that follows")
+        if settings.api_key is not None and not settings.api_key.strip():
+            raise ValueError("api_key is empty; set one, or None to be open to all")
+        try:
+            self._pattern = settings.refused_pattern and re.compile(settings.refused_pattern)
+        except re.error as error:
+            raise ValueError(f"refused_pattern={settings.refused_pattern}: {error}") from None
+        self.served, self.settings, self._successor = served, settings, successor
+        self.log = Log(settings.log)
+        self.num_answered = 0
+        self._recent: deque[float] = deque()
+        self._lock = threading.Lock()  # of these two
+
+    def check_key(self, authorization: str) -> None:
+        """Refuses whoever does not show the key.
+
+        Args:
+          authorization: the header of that name, "" without one.
+
+        Raises:
+          Refusal: 401.
+        """
+        key = self.settings.api_key
+        given = authorization.encode("utf-8", "replace")
+        if key is not None and not secrets.compare_digest(given, f"Bearer {key}".encode()):
+            raise Refusal(401, "Incorrect API key provided.", code="invalid_api_key")
+
+    def answer(self, content: bytes, *, chat: bool, request: str) -> dict[str, Any]:
+        """The answer to a request, logged.
+
+        Args:
+          content: the request's body, raw.
+          chat: whether it came as a chat.
+          request: its id.
+
+        Raises:
+          Refusal: if it is not answered; logged too.
+        """
+        told: dict[str, Any] = {}
+        try:
+            return self._answer(content, chat=chat, request=request, told=told)
+        except Refusal as refusal:
+            self.log.settled(request, status=refusal.status, error=str(refusal), **told)
+            raise
+        except Exception as error:
+            logging.getLogger(__name__).exception("request %s failed", request)
+            self.log.settled(request, status=500, error=repr(error), **told)
+            what = f"The server failed; its log says more of request {request}."
+            raise Refusal(500, what, code="internal_error") from None
+
+    def _answer(
+        self, content: bytes, *, chat: bool, request: str, told: dict[str, Any]
+    ) -> dict[str, Any]:
+        served = self._admit()
+        body = formats.read_body(content)
+        user = body.get("user")
+        told["user"] = user[:64] if isinstance(user, str) else ""
+        render_fn = None
+        if chat:
+            options = {"add_generation_prompt": True, "tokenize": False}
+            render_fn = lambda messages: served.tokenizer.apply_chat_template(messages, **options)
+        most = self.settings.max_logprobs
+        asked = formats.read_request(body, most=most, render_fn=render_fn)
+        prompts = self._accepted(asked, served, body.get("model"))
+        answers = complete(
+            served, prompts, max_tokens=asked.max_tokens, stop=asked.stop, num_top=asked.num_top
+        )
+        with self._lock:
+            self.num_answered += 1
+        usage = _usage(prompts, answers, self.settings)
+        said = [answer.text for answer in answers]
+        self.log.settled(request, status=200, **told, model=served.name, answers=said, **usage)
+        return formats.response(served, asked, answers, usage=usage, request=request)
+
+    def _admit(self) -> Served:
+        """The model that answers the next request, if one may come."""
+        settings = self.settings
+        with self._lock:
+            shutdown, change = settings.shutdown_after, settings.change_after
+            if shutdown is not None and self.num_answered >= shutdown:
+                what = "This service has been shut down."
+                raise Refusal(503, what, code="service_unavailable")
+            if settings.rate_limit is not None:
+                self._limit(*settings.rate_limit)
+            changed = change is not None and self.num_answered >= change
+            return self._successor if changed and self._successor else self.served
+
+    def _limit(self, most: int, seconds: float) -> None:
+        now = time.monotonic()
+        while self._recent and now - self._recent[0] >= seconds:
+            self._recent.popleft()
+        if len(self._recent) >= most:
+            until = self._recent[0] + seconds - now if self._recent else seconds
+            wait = {
+                "retry-after": str(math.ceil(until)),
+                "retry-after-ms": str(math.ceil(1000 * until)),
+            }
+            what = f"Rate limit reached: {most} requests in {seconds:g} seconds."
+            raise Refusal(429, what, code="rate_limit_exceeded", headers=wait)
+        self._recent.append(now)
+
+    def _accepted(self, asked: Asked, served: Served, name: Any) -> list[list[int]]:
+        """The prompts in tokens, if they may be answered."""
+        if name != self.served.name:
+            raise self.no_model(name)
+        if asked.user in self.settings.refused_clients:
+            what = f"The user {asked.user!r} is not served here."
+            raise Refusal(403, what, code="user_refused", param="user")
+        param = "messages" if asked.chat else "prompt"
+        if self._pattern and any(self._pattern.search(text) for text in asked.texts):
+            what = "A prompt was refused by the content policy of this provider."
+            raise Refusal(400, what, code="content_policy_violation", param=param)
+        most = served.context - asked.max_tokens
+        longest = max(map(len, asked.texts))
+        if longest > served.longest * most:  # so many letters are more tokens: none are counted
+            what = f"a prompt of {longest} letters"
+            raise _too_long(what, asked.max_tokens, served.context, param)
+        prompts = [encode_prompt(served.tokenizer, text) for text in asked.texts]
+        if not all(prompts):
+            raise Refusal(400, "A prompt is empty.", code="invalid_value", param=param)
+        longest = max(map(len, prompts))
+        if longest > most:
+            what = f"a prompt of {longest}"
+            raise _too_long(what, asked.max_tokens, served.context, param)
+        return prompts
+
+    def no_model(self, name: Any) -> Refusal:
+        """The refusal of a model that is not here."""
+        called = repr(name)[:80]
+        what = f"The model {called} does not exist; this provider serves {self.served.name!r}."
+        return Refusal(404, what, code="model_not_found", param="model")
+
+
+def _too_long(what: str, max_tokens: int, context: int, param: str) -> Refusal:
+    message = (
+        f"This model's context is {context} tokens; {what} and {max_tokens} new ones were asked "
+        "for."
+    )
+    return Refusal(400, message, code="context_length_exceeded", param=param)
+
+
+def _usage(
+    prompts: list[list[int]], answers: list[Completion], settings: Settings
+) -> dict[str, Any]:
+    read, written = sum(map(len, prompts)), sum(answer.num_tokens for answer in answers)
+    cost = (read * settings.price_prompt + written * settings.price_completion) / 1e6
+    return {"prompt_tokens": read, "completion_tokens": written, "cost": cost}

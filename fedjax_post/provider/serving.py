@@ -1,0 +1,93 @@
+"""A server of a provider in this process."""
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from fedjax_post.provider.app import EXTRA, make_app
+from fedjax_post.provider.service import Provider
+
+_SECONDS = 20.0  # that the head of a request may take to arrive
+_CONNECTIONS = 512  # and requests, at a time; others are answered 503
+
+
+@contextlib.contextmanager
+def serve(provider: Provider, *, host: str = "127.0.0.1", port: int = 0) -> Iterator[str]:
+    """Serves a provider from a thread of this process; yields its base URL, `http://.../v1`.
+
+    Args:
+      provider: who answers.
+      host: address to listen at.
+      port: 0 takes a free one.
+    """
+    server, listener, url = prepare(provider, host=host, port=port)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    try:
+        while not server.started and thread.is_alive():
+            time.sleep(0.005)
+        yield url
+    finally:
+        server.should_exit = True
+        thread.join()
+        listener.close()
+
+
+def prepare(provider: Provider, *, host: str, port: int) -> tuple[Any, socket.socket, str]:
+    """A server that is not running yet, the socket that it is to listen at, and its base URL.
+
+    Raises:
+      ImportError: without the extra `hosted`, naming it.
+      OSError: if the port is taken.
+    """
+    try:
+        import uvicorn
+    except ImportError as error:
+        raise ImportError(f"a provider is served by uvicorn; {EXTRA}") from error
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen()  # who comes before the server runs waits
+    except OSError as error:
+        listener.close()
+        raise OSError(
+            error.errno,
+            f"port={port} at host={host}: {error.strerror}; `port=0` takes a free one",
+        ) from None
+    config = uvicorn.Config(
+        make_app(provider),
+        http=_make_protocol(),
+        log_level="warning",
+        lifespan="off",
+        proxy_headers=False,  # a peer is who it is, not who it says
+        limit_concurrency=_CONNECTIONS,
+    )
+    return uvicorn.Server(config), listener, f"http://{host}:{listener.getsockname()[1]}/v1"
+
+
+def _make_protocol() -> type:
+    """HTTP as uvicorn speaks it, with an end to connections on which no request begins."""
+    import h11
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    class Impatient(H11Protocol):
+        def connection_made(self, transport):
+            super().connection_made(transport)
+            self._look_after(self.scope)
+
+        def _look_after(self, scope):
+            self.loop.call_later(_SECONDS, self._look, scope)
+
+        def _look(self, scope):
+            if self.transport.is_closing():
+                return
+            if self.conn.their_state is h11.IDLE and self.scope is scope:
+                self.transport.close()
+            else:
+                self._look_after(self.scope)
+
+    return Impatient

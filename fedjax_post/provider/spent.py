@@ -1,0 +1,79 @@
+"""What a run asked of its provider and what that came to, summed over the lines of a journal."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+Key = tuple[int, int, int]  # round, client id, number of the call in that visit
+Entry = dict[str, Any]
+
+
+class Spent(NamedTuple):
+    """What a run asked of its provider; calls without an answer count too, if it may bill them."""
+
+    calls: int = 0  # requests
+    queries: int = 0  # prompts in them
+    prompt_tokens: int = 0  # by one's own count, or as the provider counted if that is more
+    completion_tokens: int = 0
+    cost: float = 0.0  # in the currency of the prices; 0 where none are known
+    seconds: float = 0.0  # waiting for answers
+    failed: int = 0  # calls without an answer
+    unsettled: int = 0  # queries of calls that may have been paid without an answer
+    sent: int = 0  # prompts that left, those that were refused or sent once more included
+
+
+class Account:
+    """The sum over lines, as they come."""
+
+    def __init__(self):
+        self._total = Spent()
+        self._asked: dict[Key, Entry] = {}
+
+    def take(self, line: Entry) -> None:
+        """Counts a line of a journal."""
+        key, total = key_of(line), self._total
+        first = self._asked.pop(key, None)
+        if line["state"] == "asked":
+            # A second attempt: the first one's bill stays open.
+            total = _add_unsettled(total, first)
+            self._asked[key] = line
+        elif line["state"] == "answered":
+            total = total._replace(
+                calls=total.calls + 1,
+                queries=total.queries + line["queries"],
+                prompt_tokens=total.prompt_tokens + line["prompt_tokens"],
+                completion_tokens=total.completion_tokens + line["completion_tokens"],
+                cost=total.cost + (line["cost"] or 0.0),
+                sent=total.sent + line["queries"],
+            )
+        elif line["may_be_paid"]:
+            total = _add_unsettled(total, first)
+        elif line["sent"]:
+            total = total._replace(sent=total.sent + line["queries"])
+        self._total = total._replace(
+            seconds=total.seconds + line.get("seconds", 0.0),
+            failed=total.failed + (line["state"] == "failed"),
+        )
+
+    def sum(self) -> Spent:
+        """What the lines came to, calls under way at their most."""
+        total = self._total
+        for line in self._asked.values():
+            total = _add_unsettled(total, line)
+        return total
+
+
+def key_of(line: Mapping[str, Any]) -> Key:
+    """The key of a line's call."""
+    return line["round"], line["client"], line["call"]
+
+
+def _add_unsettled(total: Spent, line: Entry | None) -> Spent:
+    if line is None:
+        return total
+    return total._replace(
+        calls=total.calls + 1,
+        queries=total.queries + line["queries"],
+        cost=total.cost + (line["worst_cost"] or 0.0),
+        unsettled=total.unsettled + line["queries"],
+        sent=total.sent + line["queries"],
+    )

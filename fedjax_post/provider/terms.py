@@ -1,0 +1,97 @@
+"""On what terms a provider is asked: how long, how often, and at most for how much.
+
+A budget goes by this side's own counts and stated prices. What a provider bills can only add
+to them: the larger of the two counts, and a bill that says nothing sensible counts nothing.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from fedjax_post.core.access import Access
+from fedjax_post.provider.codec import encode_after, encode_prompt
+from fedjax_post.provider.replies import Bill, Reply
+from fedjax_post.provider.requests import Query
+
+_CHAT = 16  # tokens that a chat's template may put around a message
+
+
+class Terms(NamedTuple):
+    """On what terms a provider is asked."""
+
+    style: str = "completions"  # or "chat": one prompt a request, as a user's message
+    max_queries: int | None = None  # sent in the whole run, repeats and earlier starts included
+    max_cost: float | None = None  # in the currency of the prices, which it needs
+    price_prompt: float | None = None  # for a million tokens; None: unknown
+    price_completion: float | None = None
+    max_retries: int = 2  # of calls that cannot have been paid
+    timeout: float = 60.0  # seconds of a whole call, from the connection to the last byte
+    top_logprobs: int = 20  # asked for; vLLM gives 20, OpenAI 5 for completions and 20 for chats
+    on_failure: str = "stop"  # or "drop": go on without the client that asked
+    name_clients: bool = True  # send `user=client-<id>`, as clients with accounts would be known
+    guard: Callable[[Sequence[str]], None] | None = None  # sees texts before they leave; may raise
+
+
+def check_terms(terms: Terms, *, access: Access) -> None:
+    """Refuses terms that cannot be kept.
+
+    Raises:
+      ValueError: naming the field, its value and the remedy.
+    """
+    if access > Access.LOGITS:
+        raise ValueError(f"a hosted model grants TEXT or LOGITS, not {access.name}")
+    for name, allowed in {"style": ("completions", "chat"), "on_failure": ("stop", "drop")}.items():
+        if getattr(terms, name) not in allowed:
+            raise ValueError(f"{name} must be one of {allowed}, got {getattr(terms, name)!r}")
+    least = {"max_queries": 1, "max_cost": 0, "price_prompt": 0, "price_completion": 0,
+             "max_retries": 0, "timeout": 1e-3, "top_logprobs": 1}  # fmt: skip
+    for name, low in least.items():
+        value = getattr(terms, name)
+        if value is not None and not low <= value < float("inf"):
+            raise ValueError(f"{name} must be a number of at least {low}, got {value}")
+    if (terms.price_prompt is None) != (terms.price_completion is None):
+        raise ValueError("price_prompt and price_completion come together; give both or neither")
+    if terms.max_cost is not None and not (terms.price_prompt or terms.price_completion):
+        raise ValueError(
+            f"max_cost={terms.max_cost:g} is kept by one's own prices, whatever is billed; give "
+            "`price`, for a million tokens"
+        )
+
+
+def num_prompt_tokens(query: Query, tokenizer: Any, *, style: str) -> int:
+    """Tokens of a query's prompts, by this side's tokenizer."""
+    around = _CHAT if style == "chat" else 0
+    return sum(around + len(encode_prompt(tokenizer, text)) for text in query.texts)
+
+
+def num_answer_tokens(text: str, tokenizer: Any) -> int:
+    """Tokens of an answer, whether or not its first one begins with the space before it."""
+    alone = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return min(len(alone), len(encode_after(tokenizer, text)))
+
+
+def worst_cost(query: Query, tokenizer: Any, *, terms: Terms) -> float | None:
+    """What a call may cost at most by one's own count; None without prices."""
+    prompts = num_prompt_tokens(query, tokenizer, style=terms.style)
+    return _at_price(prompts, len(query.texts) * query.max_tokens, terms)
+
+
+def settle(
+    bill: Bill, replies: Sequence[Reply], query: Query, *, tokenizer: Any, terms: Terms
+) -> Bill:
+    """The bill of an answer, each number of it at least one's own."""
+    said = [
+        min(num_answer_tokens(text, tokenizer) + ended, query.max_tokens)
+        for text, ended, _ in replies
+    ]
+    prompts = max(bill.prompt_tokens, num_prompt_tokens(query, tokenizer, style="completions"))
+    answers = max(bill.completion_tokens, sum(said))
+    costs = [cost for cost in (bill.cost, _at_price(prompts, answers, terms)) if cost is not None]
+    return bill._replace(
+        prompt_tokens=prompts, completion_tokens=answers, cost=max(costs, default=None)
+    )
+
+
+def _at_price(prompts: int, answers: int, terms: Terms) -> float | None:
+    if terms.price_prompt is None or terms.price_completion is None:
+        return None
+    return (prompts * terms.price_prompt + answers * terms.price_completion) / 1e6

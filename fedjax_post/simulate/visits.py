@@ -1,0 +1,59 @@
+"""Who visits when: a function of the plan alone, for the run and for whoever accounts for it."""
+
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from fedjax_post.simulate.cohort import draw
+
+if TYPE_CHECKING:
+    from fedjax_post.simulate.run import Plan
+
+
+class Step(NamedTuple):
+    """One step of the server: whose updates it takes, and what it says in the record."""
+
+    round: int
+    began: tuple[tuple[int, np.ndarray], ...] = ()  # (round, ids of clients that began in it)
+    awaited: frozenset[int] = frozenset()  # rounds that clients still at work began in
+    numbers: Mapping[str, Any] = {}  # for the record
+
+
+class Visit(NamedTuple):
+    """One client's visit; its data and its key are those of the round that it began in."""
+
+    round: int  # of the server step that takes its update
+    began: int
+    client_id: int
+
+
+def steps(plan: "Plan", population: int, rounds: range) -> Iterator[Step]:
+    """Returns the server's steps of some rounds.
+
+    Args:
+      plan: of the run; its sampler and seed count, or its buffer, speeds and seed.
+      population: number of clients.
+      rounds: consecutive.
+    """
+    if plan.buffer is None:
+        for round in rounds:
+            cohort = draw(plan.sampler, population, seed=plan.seed, round=round)
+            yield Step(round, ((round, cohort),))
+        return
+    from fedjax_post.simulate import asynchronous
+    from fedjax_post.simulate.speeds import equal
+
+    every = asynchronous.steps(
+        plan.buffer, plan.speeds or equal(), population=population, seed=plan.seed
+    )
+    yield from islice(every, rounds.start, rounds.stop)
+
+
+def visits(plan: "Plan", population: int, rounds: range) -> Iterator[Visit]:
+    """Returns every visit whose update the server took in some rounds; see `steps`."""
+    for step in steps(plan, population, rounds):
+        for began, client_ids in step.began:
+            for client_id in client_ids.tolist():
+                yield Visit(step.round, began, client_id)

@@ -1,0 +1,1 @@
+"""An experiment as data, and what is done with one; see `spec` and `job`."""

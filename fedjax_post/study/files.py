@@ -1,0 +1,226 @@
+"""Specifications as files: one readable JSON file that says what a run was asked to do.
+
+A function is written as `module:name`. What a file cannot hold, a function of a notebook or rows
+in memory, is written as its kind, name and hash, and whoever reads the file must supply it.
+"""
+
+import hashlib
+import importlib
+import inspect
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fedjax_post.study.fields import default_of, unknown
+from fedjax_post.study.spec import PATHS, Spec
+
+FORMAT, VERSION = "fedjax_post experiment", 1
+_PLAIN = (str, int, float, bool, type(None))
+# Fields whose text may name code: nothing but a call of a known name, or module:function.
+CODE = ("method.name", "method.uplink", "method.aggregate", "objective.reward")
+_NAMED = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+
+class Missing(NamedTuple):
+    """A value that a file could not hold; `supply` puts it back."""
+
+    what: str  # its kind and name
+    sha256: str  # of a function's source, or of rows
+
+    def __str__(self) -> str:
+        return f"{self.what}, sha256 {self.sha256[:12]}"
+
+
+def to_json(spec: Spec) -> str:
+    """Returns the text of a file that `from_json` reads back as an equal specification."""
+    content: dict[str, Any] = {"format": FORMAT, "version": VERSION}
+    for path in PATHS:
+        section, _, name = path.partition(".")
+        value = _written(spec.at(path))
+        if name:
+            content.setdefault(section, {})[name] = value
+        else:
+            content[section] = value
+    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def from_json(text: str, *, source: str = "the file") -> Spec:
+    """Returns the specification of a file; values that it could not hold are `Missing`.
+
+    Fields that the file lacks have their defaults: it was written by an earlier version.
+
+    Args:
+      text: what `to_json` returned, possibly edited by a person.
+      source: the file's name, for messages.
+
+    Raises:
+      ValueError: for anything that is no such file, an unknown field or a wrong value, naming it.
+    """
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{source} is not JSON: {error}") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ValueError(f'{source} is no specification; its "format" must be {FORMAT!r}')
+    if content.get("version") != VERSION:
+        raise ValueError(
+            f"{source} has version {content.get('version')!r} and this release reads {VERSION}; "
+            "read it with the release that wrote it"
+        )
+    changes = {}
+    for key, value in content.items():
+        if key in ("format", "version"):
+            continue
+        inner = value.items() if isinstance(value, dict) and key not in PATHS else ((None, value),)
+        for name, item in inner:
+            path = key if name is None else f"{key}.{name}"
+            if path not in PATHS:
+                raise ValueError(f"{source}: {unknown(path, PATHS)}")
+            changes[path] = _read(item)
+    try:
+        return Spec().put(changes)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
+
+
+def write_spec(path: Path, spec: Spec) -> None:
+    """Writes a specification to a file, whole or not at all."""
+    aside = path.with_name(f".{path.name}")
+    aside.write_text(to_json(spec), encoding="utf-8")
+    aside.replace(path)
+
+
+def read_spec(
+    path: Path, *, supplied: Mapping[str, Any] | None = None, trust_code: bool = False
+) -> Spec:
+    """Returns the specification in a file, with what it could not hold put back.
+
+    Args:
+      path: of the file.
+      supplied: values by the paths of their fields; a function must have the source that is
+        written in the file.
+      trust_code: whether functions that the file names may be imported.
+
+    Raises:
+      OSError: if the file cannot be read.
+      ValueError: for a file that is no specification, a value that is missing or not the one of
+        the file, and code that is not trusted.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is no text in UTF-8; is it damaged?") from None
+    spec = supply(from_json(text, source=str(path)), supplied or {}, source=str(path))
+    if not trust_code:
+        check_trusted(spec, [path for path in CODE if path not in (supplied or {})], source=path)
+    return spec
+
+
+def supply(spec: Spec, supplied: Mapping[str, Any], *, source: str) -> Spec:
+    """Returns a specification in which nothing is `Missing`.
+
+    Raises:
+      ValueError: naming what is still missing, or has another hash.
+    """
+    for path, value in supplied.items():
+        stored, given = (_written(item) for item in (spec.at(path), value))
+        if given != stored:
+            raise ValueError(f"{source} has {path} = {_told(stored)}, and {_told(given)} was given")
+    spec = spec.put(supplied)
+    for path in PATHS:
+        if isinstance(missing := spec.at(path), Missing):
+            short = path.removesuffix(".name").removesuffix(".source")
+            raise ValueError(
+                f"{source} cannot hold {path}: {missing}; supply it, as in read(..., {short}=...)"
+            )
+    return spec
+
+
+def check_trusted(spec: Spec, paths: Any, *, source: object) -> None:
+    """Refuses code that a file names.
+
+    Raises:
+      ValueError: naming the file, the field and the ways out.
+    """
+    for path in paths:
+        value = spec.at(path)
+        if isinstance(value, str) and _NAMED.search(value):
+            raise ValueError(
+                f"{source} names code, {path} = {value!r}; it runs only with `trust_code`, or if "
+                "it is given again by hand"
+            )
+
+
+def identity(spec: Spec) -> dict[str, Any]:
+    """Returns the fields that change what comes of a run, by path, without those at defaults."""
+    return {
+        path: _written(spec.at(path))
+        for path, field in PATHS.items()
+        if not field.metadata["meaning"].free and spec.at(path) != default_of(field)
+    }
+
+
+def load_code(name: str) -> Callable:
+    """Returns the function that `package.module:function` names.
+
+    Raises:
+      ValueError: if there is none. What its module raises while it is imported passes through.
+    """
+    module, _, attribute = name.partition(":")
+    try:
+        found = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not module.startswith(error.name):
+            raise  # a module that the user's own lacks
+        raise ValueError(f"{name} cannot be loaded: {error}") from None
+    if not callable(function := getattr(found, attribute, None)):
+        raise ValueError(f"{name} cannot be loaded: {module} has no function {attribute}")
+    return function
+
+
+def _written(value: Any) -> Any:
+    """A value as JSON holds it."""
+    if isinstance(value, _PLAIN):
+        return value
+    if isinstance(value, tuple) and not hasattr(value, "_fields"):
+        return [_written(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(key): _written(item) for key, item in value.items()}
+    missing = value if isinstance(value, Missing) else _missing(value)
+    return missing if isinstance(missing, str) else {"missing": missing.what, "sha256": missing[1]}
+
+
+def _missing(value: Any) -> Missing | str:
+    """The name by which a value can be imported, or what can be said of it."""
+    if callable(value) and hasattr(value, "__qualname__"):
+        module, name = value.__module__, value.__qualname__
+        holder = None if module == "__main__" else importlib.import_module(module)
+        if getattr(holder, name, None) is value:
+            return f"{module}:{name}"
+        try:
+            source = inspect.getsource(value)
+        except (OSError, TypeError):
+            source = repr(getattr(value, "__code__", value))
+        return Missing(f"function {name}", hashlib.sha256(source.encode()).hexdigest())
+    kind = f"{type(value).__module__}.{type(value).__qualname__}"
+    if isinstance(value, list):
+        text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=repr)
+        return Missing(f"{len(value)} rows", hashlib.sha256(text.encode()).hexdigest())
+    fingerprint = getattr(value, "_fingerprint", None) or kind
+    return Missing(kind, hashlib.sha256(str(fingerprint).encode()).hexdigest())
+
+
+def _read(value: Any) -> Any:
+    if isinstance(value, dict) and value.keys() == {"missing", "sha256"}:
+        return Missing(str(value["missing"]), str(value["sha256"]))
+    if isinstance(value, dict):
+        return {key: _read(item) for key, item in value.items()}
+    return tuple(_read(item) for item in value) if isinstance(value, list) else value
+
+
+def _told(written: Any) -> str:
+    if isinstance(written, dict) and "missing" in written:
+        return str(Missing(written["missing"], written["sha256"]))
+    return repr(written)

@@ -1,0 +1,171 @@
+"""Laws of splits and folders: which rows are trained on, which are held out, and who said so."""
+
+import json
+
+import datasets
+import pytest
+
+from fedjax_post.data import Population, load_clients, load_pairs
+from fedjax_post.data.source import load_splits
+from fedjax_post.data.splits import choose
+
+NAMES = ["train_sft", "test_sft", "train_prefs", "test_prefs"]
+ROWS = [{"prompt": f"p{i}", "response": f"r{i}"} for i in range(6)]
+
+
+def lines(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def shards(path, **rows):
+    """A folder as copied from a hub, one row a file."""
+    path.mkdir()
+    (path / "README.md").write_text("---\nlicense: mit\n---\n")
+    for split, found in rows.items():
+        for i, row in enumerate(found):
+            name = f"data/{split}-{i:05}-of-{len(found):05}.parquet"
+            (path / "data").mkdir(exist_ok=True)
+            datasets.Dataset.from_list([row]).to_parquet(str(path / name))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("names", "split", "chosen"),
+    [
+        (["train", "test", "validation"], None, ("train", "test")),
+        (["train", "validation"], None, ("train", "validation")),
+        (["train"], None, ("train", None)),
+        (["train_sft", "test_sft"], None, ("train_sft", "test_sft")),
+        (["train_sft", "test_sft", "train"], None, ("train", None)),
+        (["train_sft", "test"], None, ("train_sft", "test")),
+        (["all", "dev"], None, ("all", "dev")),
+        (NAMES, "train_sft", ("train_sft", "test_sft")),
+        (NAMES, "train_prefs", ("train_prefs", "test_prefs")),
+        (NAMES, "test_prefs", ("test_prefs", None)),
+        (["train_gen", "test_sft"], "train_gen", ("train_gen", None)),
+    ],
+)
+def test_a_split_is_held_out_with_its_partner(names, split, chosen):
+    assert choose(names, "d", split=split) == chosen
+
+
+@pytest.mark.parametrize(
+    ("names", "split", "said"),
+    [
+        (NAMES, None, "train_prefs, test_prefs, several of which could be meant; .*`split`"),
+        (
+            ["test"],
+            None,
+            "none of which is for training; choose one by `split`, such as split=test",
+        ),
+        (NAMES, "train", "split=train: dataset=d has the splits train_sft, "),
+    ],
+)
+def test_splits_that_cannot_be_told_are_named(names, split, said):
+    with pytest.raises(ValueError, match=said):
+        choose(names, "d", split=split)
+
+
+def test_held_out_splits_that_belong_to_no_other_are_told(caplog):
+    choose(["train_a", "test_b"], "d", split="train_a")
+    assert "rows of train_a are held out, since none of test_b belongs to it" in caplog.text
+
+
+def test_the_report_says_which_splits_were_used(tmp_path, tokenizer):
+    rows = datasets.Dataset.from_list([row | {"rejected": "x"} for row in ROWS])
+    saved = datasets.DatasetDict(dict.fromkeys(NAMES, rows) | {"test_sft": rows.select([0])})
+    saved.save_to_disk(str(tmp_path / "uf"))
+    given = {"batch_size": 1, "local_steps": 1, "population": Population("iid", 2)}
+    for load in (load_clients, load_pairs):
+        for dataset in (str(tmp_path / "uf"), saved):
+            loaded = load(dataset, tokenizer, split="train_sft", **given)
+            assert loaded.report["splits"] == {"train_sft": 6, "test_sft": 1}
+    loaded = load_clients(ROWS, tokenizer, **given)
+    assert loaded.report["splits"] == {"train": 5, "train, set aside": 1}
+
+
+def test_a_copy_of_a_hub_repository_is_its_splits(tmp_path):
+    splits = load_splits(str(shards(tmp_path / "d", train=ROWS[:3], test=ROWS[3:5])))
+    assert splits.train.to_list() == ROWS[:3]
+    assert splits.heldout.to_list() == ROWS[3:5]
+    several = shards(tmp_path / "e", train_sft=ROWS[:3], test_sft=ROWS[3:4], train_gen=ROWS[4:])
+    assert load_splits(str(several), split="train_sft").heldout.to_list() == ROWS[3:4]
+    with pytest.raises(ValueError, match=r"several of which could be meant"):
+        load_splits(str(several))
+
+
+def test_files_named_as_splits_can_be_chosen(tmp_path):
+    lines(tmp_path / "d" / "train_a.jsonl", ROWS[:2])
+    lines(tmp_path / "d" / "train_b.jsonl", ROWS[2:4])
+    lines(tmp_path / "d" / "test_b.jsonl", ROWS[4:])
+    splits = load_splits(str(tmp_path / "d"), split="train_b")
+    assert (splits.train.to_list(), splits.heldout.to_list()) == (ROWS[2:4], ROWS[4:])
+
+
+@pytest.mark.parametrize("source", ["builtin", "file", "memory"])
+def test_a_split_of_what_has_none_is_refused(tmp_path, source):
+    lines(tmp_path / "a.jsonl", ROWS)
+    dataset = {"builtin": "builtin", "file": str(tmp_path / "a.jsonl"), "memory": ROWS}[source]
+    with pytest.raises(
+        ValueError, match=r"split=train: dataset=.* has no splits; leave `split` out"
+    ):
+        load_splits(dataset, split="train")
+
+
+def test_only_files_of_rows_are_clients(tmp_path):
+    lines(tmp_path / "a.jsonl", ROWS[:2])
+    lines(tmp_path / "b.jsonl", ROWS[2:])
+    for name in ("dataset_info.json", ".hidden.jsonl", "README.md", "LICENSE"):
+        lines(tmp_path / name, [{"note": "x"}])
+    assert load_splits(str(tmp_path)).train["client"] == ["a"] * 2 + ["b"] * 4
+
+
+def test_a_folder_with_one_file_names_no_client(tmp_path):
+    lines(tmp_path / "train.jsonl", ROWS[:4])
+    lines(tmp_path / "test.jsonl", ROWS[4:])
+    splits = load_splits(str(tmp_path))
+    assert splits.train.to_list() == ROWS[:4]
+    assert splits.heldout.to_list() == ROWS[4:]
+
+
+def test_clients_of_one_name_are_refused(tmp_path):
+    lines(tmp_path / "a.jsonl", ROWS)
+    lines(tmp_path / "a.json", ROWS)
+    with pytest.raises(
+        ValueError, match=r"the client a twice, by a\.json and a\.jsonl; rename one"
+    ):
+        load_splits(str(tmp_path))
+
+
+def test_a_folder_of_folders_says_which_there_are(tmp_path):
+    lines(tmp_path / "main" / "train.jsonl", ROWS)
+    with pytest.raises(ValueError, match="no files to train on.*choose a folder in it: main"):
+        load_splits(str(tmp_path))
+
+
+def test_clients_may_hold_what_looks_like_another_type_each(tmp_path):
+    answers = {"a": "2021-03-04", "b": "soon", "c": "7", "d": 7, "e": True}
+    for client, answer in answers.items():
+        lines(tmp_path / f"{client}.jsonl", [{"prompt": "q", "response": answer}])
+    datasets.Dataset.from_list([{"prompt": "q", "response": 8}]).to_parquet(tmp_path / "f.parquet")
+    rows = load_splits(str(tmp_path)).train
+    assert rows["response"] == ["2021-03-04", "soon", "7", "7", "true", "8"]
+    assert rows["client"] == list("abcdef")
+
+
+def test_a_client_that_names_its_columns_otherwise_is_named(tmp_path, tokenizer):
+    lines(tmp_path / "a.jsonl", ROWS)
+    lines(tmp_path / "b.jsonl", [{"instruction": "q", "output": "a"}] * 2)
+    said = r"a\.jsonl has no column instruction, as other.*it has prompt, response: rename them"
+    with pytest.raises(ValueError, match=said):
+        load_clients(str(tmp_path), tokenizer, batch_size=1, local_steps=1)
+
+
+def test_a_file_that_names_clients_in_some_rows_is_refused(tmp_path):
+    lines(tmp_path / "a.jsonl", [{"prompt": "q", "client": "x"}, {"prompt": "q"}])
+    lines(tmp_path / "b.jsonl", ROWS)
+    with pytest.raises(
+        ValueError, match=r"a\.jsonl names a client in some rows, and on line 2 none"
+    ):
+        load_splits(str(tmp_path))
