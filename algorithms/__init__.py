@@ -1,5 +1,7 @@
 """Federated algorithms, one file each; `ALGORITHMS` is the only registry."""
 
+from collections.abc import Callable, Mapping
+
 from algorithms.agnostic_fed_avg import agnostic_fed_avg
 from algorithms.apfl import apfl
 from algorithms.bdpl import bdpl
@@ -51,7 +53,7 @@ from algorithms.q_fed_avg import q_fed_avg
 from algorithms.ro_lora import ro_lora
 from algorithms.scaffold import scaffold, scaffold_option_1
 
-ALGORITHMS = {
+ALGORITHMS: Mapping[str, Callable] = {
     "fed_avg": fed_avg,
     "fed_avg_m": fed_avg_m,
     "fed_adam": fed_adam,

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_post.core import aggregates, algorithm, local, servers
+from fedjax_post.core import aggregates, algorithm, local, servers, world
 
 
 class Shared(NamedTuple):
@@ -50,11 +50,11 @@ class Held(NamedTuple):
 
 
 def agnostic_fed_avg(
-    loss_fn: local.LossFn,
-    client_tx: optax.GradientTransformation,
+    loss_fn: world.LossFn,
+    client_tx: world.ClientTx,
     *,
     weight_lr: float = 0.1,
-    server_tx: optax.GradientTransformation | None = None,
+    server_tx: world.ServerTx | None = None,
 ) -> algorithm.Algorithm:
     """Federated averaging for the clients' worst mixture.
 

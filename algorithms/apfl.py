@@ -19,14 +19,13 @@ one share for each tensor; FedRep's authors mix a_k v_k + a_k w_k, whose weights
 1, and step w_k and v_k with one momentum.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_post.core import aggregates, algorithm, local, servers
+from fedjax_post.core import aggregates, algorithm, local, servers, world
 
 
 class Trio(NamedTuple):
@@ -45,13 +44,13 @@ class Held(NamedTuple):
 
 
 def apfl(
-    loss_fn: local.LossFn,
-    client_tx: optax.GradientTransformation,
+    loss_fn: world.LossFn,
+    client_tx: world.ClientTx,
     *,
     own_share: float = 0.5,
     share_lr: float = 0.01,
-    server_tx: optax.GradientTransformation | None = None,
-    weigh_fn: Callable = local.by_tokens,
+    server_tx: world.ServerTx | None = None,
+    weigh_fn: world.WeighFn = local.by_tokens,
 ) -> algorithm.Algorithm:
     """Federated averaging, and adaptive mixtures of it with models of the clients' own.
 

@@ -22,7 +22,6 @@ each place is the token that stands there at the start, and may start out likeli
 others; with `first_share = 0` all start alike, as in the papers.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -30,7 +29,7 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_post.blackbox import discrete
-from fedjax_post.core import access, aggregates, algorithm, forward, local
+from fedjax_post.core import access, aggregates, algorithm, forward, local, world
 
 
 class Shared(NamedTuple):
@@ -41,14 +40,14 @@ class Shared(NamedTuple):
 
 
 def bdpl(
-    loss_fn: local.LossFn,
-    client_tx: optax.GradientTransformation,
+    loss_fn: world.LossFn,
+    client_tx: world.ClientTx,
     *,
-    candidates: jax.Array,
+    candidates: world.Candidates,
     num_samples: int = 20,
     first_share: float = 0.5,
     max_norm: float = 3.0,
-    weigh_fn: Callable = local.by_tokens,
+    weigh_fn: world.WeighFn = local.by_tokens,
 ) -> algorithm.Algorithm:
     """Learns which tokens make a prompt, by policy gradient.
 

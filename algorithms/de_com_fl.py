@@ -17,14 +17,13 @@ Deviations: a central difference, where the paper's is forward; one direction a 
 step, so that they need not be sent.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_post.core import access, aggregates, algorithm, forward, local, wire
+from fedjax_post.core import access, aggregates, algorithm, forward, local, wire, world
 
 
 class Sent(NamedTuple):
@@ -56,12 +55,12 @@ class Walk(NamedTuple):
 
 
 def de_com_fl(
-    loss_fn: local.LossFn,
-    learning_rate: float | Callable,
+    loss_fn: world.LossFn,
+    learning_rate: world.LearningRate,
     *,
     num_slopes: int = 8,
     epsilon: float = 1e-3,
-    weigh_fn: Callable = local.by_tokens,
+    weigh_fn: world.WeighFn = local.by_tokens,
 ) -> algorithm.Algorithm:
     """Gradient-free tuning that sends one number for each local step.
 

@@ -13,20 +13,18 @@ Deviations: clients may come and go, so an inner state may be some rounds old; t
 are weighted by `weigh_fn`.
 """
 
-from collections.abc import Callable
-
 import optax
 
-from fedjax_post.core import aggregates, algorithm, local, servers
+from fedjax_post.core import aggregates, algorithm, local, servers, world
 
 
 def di_loco(
-    loss_fn: local.LossFn,
-    client_tx: optax.GradientTransformation,
+    loss_fn: world.LossFn,
+    client_tx: world.ClientTx,
     *,
-    server_lr: float = 0.7,
+    server_lr: world.ServerLr = 0.7,
     momentum: float = 0.9,
-    weigh_fn: Callable = local.by_tokens,
+    weigh_fn: world.WeighFn = local.by_tokens,
 ) -> algorithm.Algorithm:
     """Federated averaging with inner optimizers that are kept, and Nesterov outside.
 

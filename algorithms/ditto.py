@@ -11,13 +11,12 @@ many of them as the shared ones; v_k starts from the shared model as client k fi
 first visit, which is the first model only for those who take part in the first round.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import optax
 
 from algorithms.fed_avg import fed_avg
-from fedjax_post.core import access, algorithm, local
+from fedjax_post.core import access, algorithm, local, world
 
 
 class Held(NamedTuple):
@@ -29,9 +28,9 @@ class Held(NamedTuple):
 
 def ditto(
     base: algorithm.Algorithm,
-    loss_fn: local.LossFn,
+    loss_fn: world.LossFn,
     *,
-    client_tx: optax.GradientTransformation,
+    client_tx: world.ClientTx,
     mu: float = 0.1,
 ) -> algorithm.Algorithm:
     """Any algorithm, and a personal model for each of its clients.
@@ -80,12 +79,12 @@ def ditto(
 
 
 def ditto_fed_avg(
-    loss_fn: local.LossFn,
-    client_tx: optax.GradientTransformation,
+    loss_fn: world.LossFn,
+    client_tx: world.ClientTx,
     *,
     mu: float = 0.1,
-    server_tx: optax.GradientTransformation | None = None,
-    weigh_fn: Callable = local.by_tokens,
+    server_tx: world.ServerTx | None = None,
+    weigh_fn: world.WeighFn = local.by_tokens,
 ) -> algorithm.Algorithm:
     """`ditto` over `fed_avg`, with one local optimizer for both models.
 

@@ -9,19 +9,17 @@ al. 2021, arXiv:2003.00295, Algorithm 1); `fed_avg_m` gives it momentum (Hsu et
 al. 2019, arXiv:1909.06335).
 """
 
-from collections.abc import Callable
-
 import optax
 
-from fedjax_post.core import aggregates, algorithm, local, servers
+from fedjax_post.core import aggregates, algorithm, local, servers, world
 
 
 def fed_avg(
-    loss_fn: local.LossFn,
-    client_tx: optax.GradientTransformation,
+    loss_fn: world.LossFn,
+    client_tx: world.ClientTx,
     *,
-    server_tx: optax.GradientTransformation | None = None,
-    weigh_fn: Callable = local.by_tokens,
+    server_tx: world.ServerTx | None = None,
+    weigh_fn: world.WeighFn = local.by_tokens,
 ) -> algorithm.Algorithm:
     """Federated averaging; on the factors of an adapter it is FedIT (arXiv:2305.05644).
 
@@ -49,12 +47,12 @@ def fed_avg(
 
 
 def fed_avg_m(
-    loss_fn: local.LossFn,
-    client_tx: optax.GradientTransformation,
+    loss_fn: world.LossFn,
+    client_tx: world.ClientTx,
     *,
-    server_lr: float = 1.0,
+    server_lr: world.ServerLr = 1.0,
     momentum: float = 0.9,
-    weigh_fn: Callable = local.by_tokens,
+    weigh_fn: world.WeighFn = local.by_tokens,
 ) -> algorithm.Algorithm:
     """FedAvg with server momentum: m <- momentum m + mean update; x <- x + server_lr m.
 

@@ -18,18 +18,18 @@ from algorithms.fed_bpt import (
     searched,
 )
 from fedjax_post.blackbox import cma
-from fedjax_post.core import access, aggregates, algorithm, local
+from fedjax_post.core import access, aggregates, algorithm, local, world
 
 
 def fed_avg_bbt(
-    loss_fn: local.LossFn,
+    loss_fn: world.LossFn,
     *,
     search_dim: int = 500,
     num_points: int = 5,
     generations: int = 8,
     search_sigma: float = 1.0,
     mask_rate: float = 0.0,
-    vocab_size: int = 0,
+    vocab_size: world.VocabSize = 0,
     learn_cov: bool = True,
 ) -> algorithm.Algorithm:
     """The mean of clients' search distributions.

@@ -23,14 +23,13 @@ in units s, the deviation of p_0. t counts rounds, not steps, and m starts anew 
 since clients keep nothing.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_post.core import access, aggregates, algorithm, forward, local
+from fedjax_post.core import access, aggregates, algorithm, forward, local, world
 
 
 class Generator(NamedTuple):
@@ -48,14 +47,14 @@ class Held(NamedTuple):
 
 
 def fed_bbpt(
-    loss_fn: local.LossFn,
+    loss_fn: world.LossFn,
     *,
     generator_rank: int = 8,
     num_directions: int = 5,
     spsa_step: float = 1.0,
     spsa_radius: float = 0.5,
     spsa_momentum: float = 0.9,
-    weigh_fn: Callable = local.by_tokens,
+    weigh_fn: world.WeighFn = local.by_tokens,
 ) -> algorithm.Algorithm:
     """Federated averaging of prompt generators that SPSA trains.
 
@@ -141,7 +140,7 @@ def prompt_of(start: algorithm.PyTree, generators: list[Generator]) -> algorithm
     return jax.tree.unflatten(treedef, map(add, leaves, generators))
 
 
-def spsa(loss_fn: local.LossFn, radius: jax.Array, num_directions: int) -> local.LossFn:
+def spsa(loss_fn: world.LossFn, radius: jax.Array, num_directions: int) -> local.LossFn:
     """A loss whose gradient is SPSA's estimate, one difference after another."""
     slope_fn = forward.central_difference(loss_fn, radius)
 

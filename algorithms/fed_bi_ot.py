@@ -22,7 +22,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import optax
 
-from fedjax_post.core import aggregates, algorithm, local, servers
+from fedjax_post.core import aggregates, algorithm, local, servers, world
 from fedjax_post.core.access import Access
 
 
@@ -34,13 +34,13 @@ class Shared(NamedTuple):
 
 
 def fed_bi_ot(
-    loss_fn: local.LossFn,
-    client_tx: optax.GradientTransformation,
+    loss_fn: world.LossFn,
+    client_tx: world.ClientTx,
     *,
     pull: float = 0.001,
     aligner: tuple[Callable, Callable] | None = None,
-    server_tx: optax.GradientTransformation | None = None,
-    weigh_fn: Callable = local.by_tokens,
+    server_tx: world.ServerTx | None = None,
+    weigh_fn: world.WeighFn = local.by_tokens,
 ) -> algorithm.Algorithm:
     """Offsite-tuning with a pull, and a middle that its owner brings up to date in every round.
 

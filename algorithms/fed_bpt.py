@@ -39,7 +39,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from fedjax_post.blackbox import cma
-from fedjax_post.core import access, aggregates, algorithm, local
+from fedjax_post.core import access, aggregates, algorithm, local, world
 
 
 class Shared(NamedTuple):
@@ -84,14 +84,14 @@ class Settings(NamedTuple):
 
 
 def fed_bpt(
-    loss_fn: local.LossFn,
+    loss_fn: world.LossFn,
     *,
     search_dim: int = 500,
     num_points: int = 5,
     generations: int = 8,
     search_sigma: float = 1.0,
     mask_rate: float = 0.0,
-    vocab_size: int = 0,
+    vocab_size: world.VocabSize = 0,
     learn_cov: bool = True,
 ) -> algorithm.Algorithm:
     """Searches a soft prompt by CMA-ES on clients, and by CMA-ES over clients.
@@ -213,7 +213,7 @@ def corrected_sigma(power: jax.Array, fitness: jax.Array, num_points: int) -> ja
     return jnp.sqrt(jnp.where(better, power, 0).sum() / half / (num_points / 2))
 
 
-def local_search(loss_fn: local.LossFn, settings: Settings) -> Callable:
+def local_search(loss_fn: world.LossFn, settings: Settings) -> Callable:
     """A client's search: `(replica, model, data, ctx) -> (search, fitness, power, metrics)`.
 
     The metrics are those of the mean in the end, but for the sums over all that was asked.

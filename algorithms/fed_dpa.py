@@ -18,7 +18,6 @@ deployed has one s. Clients count by `weigh_fn`, in that code alike; all train a
 components.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -27,7 +26,7 @@ import optax
 
 from algorithms.fed_avg import fed_avg
 from fedjax_post.adapters import factors
-from fedjax_post.core import algorithm, local
+from fedjax_post.core import algorithm, local, world
 
 
 class Copy(NamedTuple):
@@ -38,11 +37,11 @@ class Copy(NamedTuple):
 
 
 def fed_dpa(
-    loss_fn: local.LossFn,
-    client_tx: optax.GradientTransformation,
+    loss_fn: world.LossFn,
+    client_tx: world.ClientTx,
     *,
     share: float = 0.5,
-    weigh_fn: Callable = local.by_tokens,
+    weigh_fn: world.WeighFn = local.by_tokens,
 ) -> algorithm.Algorithm:
     """FedDPA-T: both adapters are trained at every visit, one after the other.
 
@@ -90,12 +89,12 @@ def fed_dpa(
 
 
 def fed_dpa_f(
-    loss_fn: local.LossFn,
-    client_tx: optax.GradientTransformation,
+    loss_fn: world.LossFn,
+    client_tx: world.ClientTx,
     *,
     tune_after: int,
     share: float = 0.5,
-    weigh_fn: Callable = local.by_tokens,
+    weigh_fn: world.WeighFn = local.by_tokens,
 ) -> algorithm.Algorithm:
     """FedDPA-F: clients' own adapters are tuned copies of the one that they learned together.
 

@@ -17,23 +17,21 @@ Deviations:
   of embeddings, without context. Without a table it is the vote for each place.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 
 from fedjax_post.blackbox import consensus, discrete
-from fedjax_post.core import access, aggregates, algorithm, local
+from fedjax_post.core import access, aggregates, algorithm, local, world
 
 
 def fed_dtpt(
-    loss_fn: local.LossFn,
+    loss_fn: world.LossFn,
     *,
-    candidates: jax.Array,
-    embeddings: jax.Array | None = None,
+    candidates: world.Candidates,
+    embeddings: world.Embeddings | None = None,
     num_edits: int = 16,
     common: bool = True,
-    weigh_fn: Callable = local.by_examples,
+    weigh_fn: world.WeighFn = local.by_examples,
 ) -> algorithm.Algorithm:
     """Local hill climbing over the tokens of a prompt, and their semantic vote.
 

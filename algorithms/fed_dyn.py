@@ -21,15 +21,15 @@ place of the mean closes it.
 
 import optax
 
-from fedjax_post.core import aggregates, algorithm, local
+from fedjax_post.core import aggregates, algorithm, local, world
 
 
 def fed_dyn(
-    loss_fn: local.LossFn,
-    client_tx: optax.GradientTransformation,
+    loss_fn: world.LossFn,
+    client_tx: world.ClientTx,
     *,
     alpha: float = 0.1,
-    participation: float,
+    participation: world.Participation,
 ) -> algorithm.Algorithm:
     """Federated averaging with dynamic regularisation.
 

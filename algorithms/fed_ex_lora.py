@@ -17,14 +17,13 @@ touched: the sum of the residuals is one more, un-mapped, product beside it. A c
 of rank r counts with zeros beyond r, and starts from the first r components.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import optax
 
 from fedjax_post.adapters import factors, products
-from fedjax_post.core import algorithm, local, wire
+from fedjax_post.core import algorithm, local, wire, world
 
 
 class Shared(NamedTuple):
@@ -36,10 +35,10 @@ class Shared(NamedTuple):
 
 
 def fed_ex_lora(
-    loss_fn: local.LossFn,
-    client_tx: optax.GradientTransformation,
+    loss_fn: world.LossFn,
+    client_tx: world.ClientTx,
     *,
-    weigh_fn: Callable = local.by_tokens,
+    weigh_fn: world.WeighFn = local.by_tokens,
 ) -> algorithm.Algorithm:
     """Federated averaging of A and B with an exact residual in the base.
 
@@ -91,4 +90,5 @@ def fed_ex_lora(
             (algorithm.Around.MEMORY, algorithm.Around.SCALE),
             "clients send their factors, not a change of them",
         ),
+        ranked=True,
     )

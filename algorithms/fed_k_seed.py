@@ -15,14 +15,13 @@ which is the mean of the clients' models, by the clients' weights. Deviations: n
 FedKSeed; the seeds are drawn uniformly (`fed_k_seed_pro` draws them otherwise).
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_post.core import access, aggregates, algorithm, forward, local
+from fedjax_post.core import access, aggregates, algorithm, forward, local, world
 
 
 class Shared(NamedTuple):
@@ -47,12 +46,12 @@ class Walk(NamedTuple):
 
 
 def fed_k_seed(
-    loss_fn: local.LossFn,
-    learning_rate: float | Callable,
+    loss_fn: world.LossFn,
+    learning_rate: world.LearningRate,
     *,
     num_seeds: int = 1024,
     epsilon: float = 5e-4,
-    weigh_fn: Callable = local.by_tokens,
+    weigh_fn: world.WeighFn = local.by_tokens,
 ) -> algorithm.Algorithm:
     """Gradient-free tuning that sends one number for each seed of a pool.
 

@@ -15,7 +15,6 @@ is worked out by the client. The paper sends a pair for each local step, up; her
 go up, whose size depends on K alone.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -23,7 +22,7 @@ import jax.numpy as jnp
 import optax
 
 from algorithms.fed_k_seed import Replica, direction, fed_k_seed
-from fedjax_post.core import algorithm, forward, local
+from fedjax_post.core import algorithm, forward, local, world
 
 
 class Tally(NamedTuple):
@@ -63,13 +62,13 @@ class Walk(NamedTuple):
 
 
 def fed_k_seed_pro(
-    loss_fn: local.LossFn,
-    learning_rate: float | Callable,
+    loss_fn: world.LossFn,
+    learning_rate: world.LearningRate,
     *,
     num_seeds: int = 1024,
     epsilon: float = 5e-4,
     slope_clip: float = 1e3,
-    weigh_fn: Callable = local.by_tokens,
+    weigh_fn: world.WeighFn = local.by_tokens,
 ) -> algorithm.Algorithm:
     """FedKSeed that looks at where the loss moves.
 

@@ -17,22 +17,18 @@ adds what is not here: directions chosen by their angle to the last gradient, an
 number of them paced by their variance.
 """
 
-from collections.abc import Callable
-
-import optax
-
 from algorithms.fed_avg import fed_avg
-from fedjax_post.core import access, algorithm, forward, local
+from fedjax_post.core import access, algorithm, forward, local, world
 
 
 def fed_mezo(
-    loss_fn: local.LossFn,
-    client_tx: optax.GradientTransformation,
+    loss_fn: world.LossFn,
+    client_tx: world.ClientTx,
     *,
     epsilon: float = 1e-3,
     num_directions: int = 1,
-    server_tx: optax.GradientTransformation | None = None,
-    weigh_fn: Callable = local.by_tokens,
+    server_tx: world.ServerTx | None = None,
+    weigh_fn: world.WeighFn = local.by_tokens,
 ) -> algorithm.Algorithm:
     """FedAvg by central differences; weights are read and moved, nothing is differentiated.
 
@@ -53,12 +49,12 @@ def fed_mezo(
 
 
 def fed_fwd(
-    loss_fn: local.LossFn,
-    client_tx: optax.GradientTransformation,
+    loss_fn: world.LossFn,
+    client_tx: world.ClientTx,
     *,
     num_directions: int = 1,
-    server_tx: optax.GradientTransformation | None = None,
-    weigh_fn: Callable = local.by_tokens,
+    server_tx: world.ServerTx | None = None,
+    weigh_fn: world.WeighFn = local.by_tokens,
 ) -> algorithm.Algorithm:
     """FedAvg by forward-mode derivatives, which keep no activations; arguments as in `fed_mezo`."""
     estimated = forward.forward_gradient(loss_fn, num_directions=num_directions)

@@ -25,7 +25,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import optax
 
-from fedjax_post.core import aggregates, algorithm, local
+from fedjax_post.core import aggregates, algorithm, local, world
 
 
 class Normalized(NamedTuple):
@@ -35,7 +35,7 @@ class Normalized(NamedTuple):
     length: algorithm.PyTree  # (), float32: eta |a_k|_1
 
 
-def fed_nova(loss_fn: local.LossFn, client_tx: optax.GradientTransformation) -> algorithm.Algorithm:
+def fed_nova(loss_fn: world.LossFn, client_tx: world.ClientTx) -> algorithm.Algorithm:
     """Federated averaging of normalised updates.
 
     With equal numbers of steps it is FedAvg weighted by examples. There is no

@@ -14,23 +14,21 @@ Deviation: the mean update is weighted by `weigh_fn`; the paper's is uniform
 (`weigh_fn=uniformly`).
 """
 
-from collections.abc import Callable
-
 import optax
 
 from algorithms.fed_avg import fed_avg
-from fedjax_post.core import algorithm, local, servers
+from fedjax_post.core import algorithm, local, servers, world
 
 
 def fed_adam(
-    loss_fn: local.LossFn,
-    client_tx: optax.GradientTransformation,
+    loss_fn: world.LossFn,
+    client_tx: world.ClientTx,
     *,
-    server_lr: float = 1e-2,
+    server_lr: world.ServerLr = 1e-2,
     b1: float = 0.9,
     b2: float = 0.99,
     tau: float = 1e-3,
-    weigh_fn: Callable = local.by_tokens,
+    weigh_fn: world.WeighFn = local.by_tokens,
 ) -> algorithm.Algorithm:
     """FedAdam, Algorithm 2 of arXiv:2003.00295 to the letter.
 
@@ -51,14 +49,14 @@ def fed_adam(
 
 
 def fed_yogi(
-    loss_fn: local.LossFn,
-    client_tx: optax.GradientTransformation,
+    loss_fn: world.LossFn,
+    client_tx: world.ClientTx,
     *,
-    server_lr: float = 1e-2,
+    server_lr: world.ServerLr = 1e-2,
     b1: float = 0.9,
     b2: float = 0.99,
     tau: float = 1e-3,
-    weigh_fn: Callable = local.by_tokens,
+    weigh_fn: world.WeighFn = local.by_tokens,
 ) -> algorithm.Algorithm:
     """FedYogi, Algorithm 2 of arXiv:2003.00295 to the letter; arguments as in `fed_adam`."""
     server_tx = servers.literal_yogi(server_lr, b1=b1, b2=b2, tau=tau)
@@ -66,13 +64,13 @@ def fed_yogi(
 
 
 def fed_adagrad(
-    loss_fn: local.LossFn,
-    client_tx: optax.GradientTransformation,
+    loss_fn: world.LossFn,
+    client_tx: world.ClientTx,
     *,
-    server_lr: float = 1e-2,
+    server_lr: world.ServerLr = 1e-2,
     b1: float = 0.0,
     tau: float = 1e-3,
-    weigh_fn: Callable = local.by_tokens,
+    weigh_fn: world.WeighFn = local.by_tokens,
 ) -> algorithm.Algorithm:
     """FedAdagrad, Algorithm 2 of arXiv:2003.00295 to the letter; arguments as in `fed_adam`."""
     server_tx = servers.literal_adagrad(server_lr, b1=b1, tau=tau)
@@ -80,14 +78,14 @@ def fed_adagrad(
 
 
 def fed_adam_optax(
-    loss_fn: local.LossFn,
-    client_tx: optax.GradientTransformation,
+    loss_fn: world.LossFn,
+    client_tx: world.ClientTx,
     *,
-    server_lr: float = 1e-2,
+    server_lr: world.ServerLr = 1e-2,
     b1: float = 0.9,
     b2: float = 0.99,
     tau: float = 1e-3,
-    weigh_fn: Callable = local.by_tokens,
+    weigh_fn: world.WeighFn = local.by_tokens,
 ) -> algorithm.Algorithm:
     """FedAvg with `optax.adam` as server, `tau` as its eps; arguments as in `fed_adam`."""
     server_tx = optax.adam(server_lr, b1, b2, tau)
@@ -95,14 +93,14 @@ def fed_adam_optax(
 
 
 def fed_yogi_optax(
-    loss_fn: local.LossFn,
-    client_tx: optax.GradientTransformation,
+    loss_fn: world.LossFn,
+    client_tx: world.ClientTx,
     *,
-    server_lr: float = 1e-2,
+    server_lr: world.ServerLr = 1e-2,
     b1: float = 0.9,
     b2: float = 0.99,
     tau: float = 1e-3,
-    weigh_fn: Callable = local.by_tokens,
+    weigh_fn: world.WeighFn = local.by_tokens,
 ) -> algorithm.Algorithm:
     """FedAvg with `optax.yogi` as server, `tau` as its eps; arguments as in `fed_adam`."""
     server_tx = optax.yogi(server_lr, b1, b2, tau)
@@ -110,12 +108,12 @@ def fed_yogi_optax(
 
 
 def fed_adagrad_optax(
-    loss_fn: local.LossFn,
-    client_tx: optax.GradientTransformation,
+    loss_fn: world.LossFn,
+    client_tx: world.ClientTx,
     *,
-    server_lr: float = 1e-2,
+    server_lr: world.ServerLr = 1e-2,
     tau: float = 1e-3,
-    weigh_fn: Callable = local.by_tokens,
+    weigh_fn: world.WeighFn = local.by_tokens,
 ) -> algorithm.Algorithm:
     """FedAvg with `optax.adagrad` as server, `tau` as its eps; arguments as in `fed_adam`."""
     server_tx = optax.adagrad(server_lr, eps=tau)

@@ -13,14 +13,13 @@ where labels are unlike, an edit that makes one client's label likelier for all 
 the others. Nothing but answers in text is used. It is this project's own; no paper is followed.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from fedjax_post.blackbox import discrete
-from fedjax_post.core import access, aggregates, algorithm, local
+from fedjax_post.core import access, aggregates, algorithm, local, world
 
 
 class Shared(NamedTuple):
@@ -31,11 +30,11 @@ class Shared(NamedTuple):
 
 
 def fed_prompt_search(
-    loss_fn: local.LossFn,
+    loss_fn: world.LossFn,
     *,
-    candidates: jax.Array,
+    candidates: world.Candidates,
     num_edits: int = 16,
-    weigh_fn: Callable = local.by_examples,
+    weigh_fn: world.WeighFn = local.by_examples,
 ) -> algorithm.Algorithm:
     """Steepest descent over single edits of a prompt, of those that a round draws.
 

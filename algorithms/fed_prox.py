@@ -5,21 +5,19 @@ arXiv:1812.06127, Algorithm 2: client k minimises
 F_k(w) + mu/2 ||w - w_t||^2. No deviation from it but the choice of weights.
 """
 
-from collections.abc import Callable
-
 import optax
 
 from algorithms.fed_avg import fed_avg
-from fedjax_post.core import algorithm, local
+from fedjax_post.core import algorithm, local, world
 
 
 def fed_prox(
-    loss_fn: local.LossFn,
-    client_tx: optax.GradientTransformation,
+    loss_fn: world.LossFn,
+    client_tx: world.ClientTx,
     *,
     mu: float = 0.01,
-    server_tx: optax.GradientTransformation | None = None,
-    weigh_fn: Callable = local.by_tokens,
+    server_tx: world.ServerTx | None = None,
+    weigh_fn: world.WeighFn = local.by_tokens,
 ) -> algorithm.Algorithm:
     """FedAvg with the pull mu (w - w_t) added to every local gradient.
 

@@ -14,23 +14,19 @@ Deviations: the paper's server also distils the steered model into the proxy bet
 on text of its own; left out, so that what is shared is what clients trained.
 """
 
-from collections.abc import Callable
-
-import optax
-
 from algorithms.fed_avg import fed_avg
 from fedjax_post.adapters.steered import steer
-from fedjax_post.core import algorithm, local
+from fedjax_post.core import algorithm, local, world
 from fedjax_post.core.access import Access
 
 
 def fed_pt(
-    loss_fn: local.LossFn,
-    client_tx: optax.GradientTransformation,
+    loss_fn: world.LossFn,
+    client_tx: world.ClientTx,
     *,
     proxy_alpha: float = 1.0,
-    server_tx: optax.GradientTransformation | None = None,
-    weigh_fn: Callable = local.by_tokens,
+    server_tx: world.ServerTx | None = None,
+    weigh_fn: world.WeighFn = local.by_tokens,
 ) -> algorithm.Algorithm:
     """Federated averaging of a proxy, which steers its target to be served.
 

@@ -15,10 +15,8 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-import optax
-
 from algorithms.fed_avg import fed_avg
-from fedjax_post.core import algorithm, local, parts
+from fedjax_post.core import algorithm, local, parts, world
 
 
 class Parts(NamedTuple):
@@ -30,9 +28,9 @@ class Parts(NamedTuple):
 
 def local_part(
     make_fn: Callable[[local.LossFn], algorithm.Algorithm],
-    loss_fn: local.LossFn,
+    loss_fn: world.LossFn,
     *,
-    client_tx: optax.GradientTransformation,
+    client_tx: world.ClientTx,
     is_local: Callable[[str], bool],
 ) -> algorithm.Algorithm:
     """Any algorithm over a part of the parameters; the rest stays with each client.
@@ -94,12 +92,12 @@ def local_part(
 
 
 def fed_rep(
-    loss_fn: local.LossFn,
-    client_tx: optax.GradientTransformation,
+    loss_fn: world.LossFn,
+    client_tx: world.ClientTx,
     *,
     local_pattern: str = "/b$",
-    server_tx: optax.GradientTransformation | None = None,
-    weigh_fn: Callable = local.by_tokens,
+    server_tx: world.ServerTx | None = None,
+    weigh_fn: world.WeighFn = local.by_tokens,
 ) -> algorithm.Algorithm:
     """FedRep: `local_part` over `fed_avg`, with one local optimizer for both parts.
 

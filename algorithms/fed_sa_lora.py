@@ -13,20 +13,18 @@ the mean is taken over updates, so that any optimizer may serve. Clients of rank
 train the first r components under alpha / r.
 """
 
-from collections.abc import Callable
-
 import optax
 
 from fedjax_post.adapters import factors
-from fedjax_post.core import aggregates, algorithm, local, servers
+from fedjax_post.core import aggregates, algorithm, local, servers, world
 
 
 def fed_sa_lora(
-    loss_fn: local.LossFn,
-    client_tx: optax.GradientTransformation,
+    loss_fn: world.LossFn,
+    client_tx: world.ClientTx,
     *,
-    server_tx: optax.GradientTransformation | None = None,
-    weigh_fn: Callable = local.by_tokens,
+    server_tx: world.ServerTx | None = None,
+    weigh_fn: world.WeighFn = local.by_tokens,
 ) -> algorithm.Algorithm:
     """Federated averaging of A, with a B of each client's own.
 
@@ -77,4 +75,5 @@ def fed_sa_lora(
         deploy=deploy,
         read=lambda change, replica: algorithm.Reading(change),
         value_like=lambda shared: shared.a,
+        ranked=True,
     )

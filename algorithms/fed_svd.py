@@ -16,21 +16,19 @@ Deviations: clients of rank r train the first r components under alpha / r, the
 directions of the largest singular values. The first round's A is the given one.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 import optax
 
 from fedjax_post.adapters import factors, products
-from fedjax_post.core import aggregates, algorithm, local
+from fedjax_post.core import aggregates, algorithm, local, world
 
 
 def fed_svd(
-    loss_fn: local.LossFn,
-    client_tx: optax.GradientTransformation,
+    loss_fn: world.LossFn,
+    client_tx: world.ClientTx,
     *,
-    weigh_fn: Callable = local.by_tokens,
+    weigh_fn: world.WeighFn = local.by_tokens,
 ) -> algorithm.Algorithm:
     """Federated averaging of B over an A that follows the singular vectors.
 
@@ -72,4 +70,5 @@ def fed_svd(
             (algorithm.Around.MEMORY, algorithm.Around.STALE),
             "the server turns A, so that a change of B is over with its round",
         ),
+        ranked=True,
     )

@@ -15,20 +15,18 @@ Deviations: the mean is taken over updates, so that any optimizer may serve; cli
 of rank r train the first r components under alpha / r, the rest of B stays put.
 """
 
-from collections.abc import Callable
-
 import optax
 
 from fedjax_post.adapters import factors
-from fedjax_post.core import aggregates, algorithm, local, servers
+from fedjax_post.core import aggregates, algorithm, local, servers, world
 
 
 def ffa_lora(
-    loss_fn: local.LossFn,
-    client_tx: optax.GradientTransformation,
+    loss_fn: world.LossFn,
+    client_tx: world.ClientTx,
     *,
-    server_tx: optax.GradientTransformation | None = None,
-    weigh_fn: Callable = local.by_tokens,
+    server_tx: world.ServerTx | None = None,
+    weigh_fn: world.WeighFn = local.by_tokens,
 ) -> algorithm.Algorithm:
     """Federated averaging of B over a frozen A.
 
@@ -72,4 +70,5 @@ def ffa_lora(
         deploy=factors.deploy,
         read=factors.read_change_of_b,
         value_like=lambda shared: shared.b,
+        ranked=True,
     )

@@ -16,19 +16,15 @@ Deviation: the mean product is never formed; its singular vectors come from the 
 thin QR factors.
 """
 
-from collections.abc import Callable
-
-import optax
-
 from fedjax_post.adapters import factors, products
-from fedjax_post.core import aggregates, algorithm, local
+from fedjax_post.core import aggregates, algorithm, local, world
 
 
 def flex_lora(
-    loss_fn: local.LossFn,
-    client_tx: optax.GradientTransformation,
+    loss_fn: world.LossFn,
+    client_tx: world.ClientTx,
     *,
-    weigh_fn: Callable = local.by_tokens,
+    weigh_fn: world.WeighFn = local.by_tokens,
 ) -> algorithm.Algorithm:
     """Averaging of products, redistributed by singular value decomposition.
 
@@ -68,4 +64,5 @@ def flex_lora(
             (algorithm.Around.MEMORY, algorithm.Around.SCALE),
             "clients send their factors, not a change of them",
         ),
+        ranked=True,
     )

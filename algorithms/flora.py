@@ -17,14 +17,13 @@ make of them, in place of the stacks: its memory does not grow with the cohort. 
 itself is never touched: the sum is one more, un-mapped, product beside it.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import optax
 
 from fedjax_post.adapters import factors, products
-from fedjax_post.core import algorithm, local
+from fedjax_post.core import algorithm, local, world
 
 
 class Shared(NamedTuple):
@@ -36,11 +35,11 @@ class Shared(NamedTuple):
 
 
 def flora(
-    loss_fn: local.LossFn,
-    client_tx: optax.GradientTransformation,
+    loss_fn: world.LossFn,
+    client_tx: world.ClientTx,
     *,
     redraw: bool = True,
-    weigh_fn: Callable = local.by_tokens,
+    weigh_fn: world.WeighFn = local.by_tokens,
 ) -> algorithm.Algorithm:
     """Stacking of clients' factors into the base.
 
@@ -94,4 +93,5 @@ def flora(
         ),
         read=factors.read_end,
         refuses={algorithm.Around.MEMORY: "clients start afresh in every round"},
+        ranked=True,
     )

@@ -13,24 +13,22 @@ factors after it has merged what it received: here afresh, as in FLoRA. The pape
 alpha / r; each product counts under its client's.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 import optax
 
 from algorithms.flora import flora
 from fedjax_post.adapters import products
-from fedjax_post.core import aggregates, algorithm, local
+from fedjax_post.core import aggregates, algorithm, local, world
 
 
 def florist(
-    loss_fn: local.LossFn,
-    client_tx: optax.GradientTransformation,
+    loss_fn: world.LossFn,
+    client_tx: world.ClientTx,
     *,
     energy: float = 0.9,
     redraw: bool = True,
-    weigh_fn: Callable = local.by_tokens,
+    weigh_fn: world.WeighFn = local.by_tokens,
 ) -> algorithm.Algorithm:
     """Stacking of clients' factors into the base, cut by the energy of singular values.
 

@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_post.core import access, aggregates, algorithm, forward, local
+from fedjax_post.core import access, aggregates, algorithm, forward, local, world
 
 
 class Answer(NamedTuple):
@@ -60,10 +60,10 @@ class Replica(NamedTuple):
 
 
 def fwd_llm(
-    loss_fn: local.LossFn,
+    loss_fn: world.LossFn,
     *,
-    server_lr: float = 0.01,
-    server_tx: optax.GradientTransformation | None = None,
+    server_lr: world.ServerLr = 0.01,
+    server_tx: world.ServerTx | None = None,
     max_variance: float = 0.1,
     num_candidates: int = 10,
     epsilon: float = 0.01,

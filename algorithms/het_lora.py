@@ -16,24 +16,22 @@ The paper's norm ignores alpha / r; here B carries it, so that a product weighs 
 does to the model. An adapter that is still zero is never pruned.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 import optax
 
 from fedjax_post.adapters import factors, products
-from fedjax_post.core import aggregates, algorithm, local, servers
+from fedjax_post.core import aggregates, algorithm, local, servers, world
 
 
 def het_lora(
-    loss_fn: local.LossFn,
-    client_tx: optax.GradientTransformation,
+    loss_fn: world.LossFn,
+    client_tx: world.ClientTx,
     *,
     sparsity_weights: bool = True,
     prune_to: float = 1.0,
     prune_penalty: float = 0.0,
-    weigh_fn: Callable = local.by_tokens,
+    weigh_fn: world.WeighFn = local.by_tokens,
 ) -> algorithm.Algorithm:
     """Zero-padded averaging of factors of different ranks.
 
@@ -93,6 +91,7 @@ def het_lora(
             (algorithm.Around.MEMORY, algorithm.Around.SCALE),
             "clients send their factors, not a change of them",
         ),
+        ranked=True,
     )
 
 

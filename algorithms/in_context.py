@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_post.blackbox import discrete, shots
-from fedjax_post.core import access, aggregates, algorithm, local
+from fedjax_post.core import access, aggregates, algorithm, world
 
 
 class Kept(NamedTuple):
@@ -28,10 +28,10 @@ class Kept(NamedTuple):
 
 
 def in_context(
-    loss_fn: local.LossFn,
+    loss_fn: world.LossFn,
     *,
-    separator: jax.Array,
-    dropped: jax.Array,
+    separator: world.Separator,
+    dropped: world.Specials,
     num_shots: int = 8,
     num_sets: int = 4,
     shots_length: int = 96,

@@ -19,22 +19,19 @@ entries) comes to rest. A client of rank r counts with zeros beyond r, and start
 first r components.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
-import optax
 
 from fedjax_post.adapters import factors, products
-from fedjax_post.core import aggregates, algorithm, local
+from fedjax_post.core import aggregates, algorithm, local, world
 
 
 def lora_fair(
-    loss_fn: local.LossFn,
-    client_tx: optax.GradientTransformation,
+    loss_fn: world.LossFn,
+    client_tx: world.ClientTx,
     *,
     penalty: float = 0.01,
-    weigh_fn: Callable = local.by_tokens,
+    weigh_fn: world.WeighFn = local.by_tokens,
 ) -> algorithm.Algorithm:
     """Federated averaging of A and B with a correction of B on the server.
 
@@ -90,4 +87,5 @@ def lora_fair(
             (algorithm.Around.MEMORY, algorithm.Around.SCALE),
             "clients send their factors, not a change of them",
         ),
+        ranked=True,
     )

@@ -6,10 +6,10 @@ arXiv:2201.08531, and Sun et al., ICML 2024, arXiv:2310.01467).
 
 import jax.numpy as jnp
 
-from fedjax_post.core import access, aggregates, algorithm, local
+from fedjax_post.core import access, aggregates, algorithm, world
 
 
-def manual_prompt(loss_fn: local.LossFn) -> algorithm.Algorithm:
+def manual_prompt(loss_fn: world.LossFn) -> algorithm.Algorithm:
     """Shares a prompt and never changes it.
 
     Args:

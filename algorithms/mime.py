@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import optax
 
 from algorithms.mime_lite import frozen, next_state
-from fedjax_post.core import aggregates, algorithm, local
+from fedjax_post.core import aggregates, algorithm, local, world
 
 
 class Shared(NamedTuple):
@@ -37,7 +37,7 @@ class Shared(NamedTuple):
     control_due: jax.Array  # (), bool: the next round asks for gradients
 
 
-def mime(loss_fn: local.LossFn, client_tx: optax.GradientTransformation) -> algorithm.Algorithm:
+def mime(loss_fn: world.LossFn, client_tx: world.ClientTx) -> algorithm.Algorithm:
     """Federated averaging that mimics a central optimizer, without client states.
 
     One local step on a whole visit's batch is a central step of `client_tx`.

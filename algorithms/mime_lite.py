@@ -22,7 +22,7 @@ from typing import NamedTuple
 import jax
 import optax
 
-from fedjax_post.core import aggregates, algorithm, local
+from fedjax_post.core import aggregates, algorithm, local, world
 
 
 class Shared(NamedTuple):
@@ -57,9 +57,7 @@ def next_state(
     return tx.update(gradient, shared.opt_state, shared.params, anchor=shared.params, round=0)[1]
 
 
-def mime_lite(
-    loss_fn: local.LossFn, client_tx: optax.GradientTransformation
-) -> algorithm.Algorithm:
+def mime_lite(loss_fn: world.LossFn, client_tx: world.ClientTx) -> algorithm.Algorithm:
     """Federated averaging with one optimizer state for the federation.
 
     With plain SGD, which has no state, it is FedAvg of equal weights.

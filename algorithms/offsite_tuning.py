@@ -14,21 +14,17 @@ Deviations: clients train factors of the ends, or their weights, as `params` say
 trains weights, adapters or factors. Weights cost a client a copy of the stand-in's stacks.
 """
 
-from collections.abc import Callable
-
-import optax
-
 from algorithms.fed_avg import fed_avg
-from fedjax_post.core import algorithm, local
+from fedjax_post.core import algorithm, local, world
 from fedjax_post.core.access import Access
 
 
 def offsite_tuning(
-    loss_fn: local.LossFn,
-    client_tx: optax.GradientTransformation,
+    loss_fn: world.LossFn,
+    client_tx: world.ClientTx,
     *,
-    server_tx: optax.GradientTransformation | None = None,
-    weigh_fn: Callable = local.by_tokens,
+    server_tx: world.ServerTx | None = None,
+    weigh_fn: world.WeighFn = local.by_tokens,
 ) -> algorithm.Algorithm:
     """Federated averaging of the ends of a stand-in, plugged into its target to be served.
 

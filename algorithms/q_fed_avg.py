@@ -15,14 +15,13 @@ to the digit. No noise goes around it: the step divides by the sum of the h_k, w
 the size that covers a client's D_k may bring to any value near zero, or below.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_post.core import aggregates, algorithm, local
+from fedjax_post.core import aggregates, algorithm, local, world
 
 
 class Fair(NamedTuple):
@@ -33,7 +32,7 @@ class Fair(NamedTuple):
 
 
 def q_fed_avg(
-    loss_fn: local.LossFn, learning_rate: float | Callable, *, q: float = 1.0
+    loss_fn: world.LossFn, learning_rate: world.LearningRate, *, q: float = 1.0
 ) -> algorithm.Algorithm:
     """Federated averaging that trades mean loss for evenness.
 

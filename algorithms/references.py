@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import optax
 
-from fedjax_post.core import aggregates, algorithm, local, servers
+from fedjax_post.core import aggregates, algorithm, local, servers, world
 
 
 class Trainee(NamedTuple):
@@ -21,7 +21,7 @@ class Trainee(NamedTuple):
     opt_state: algorithm.PyTree
 
 
-def central(loss_fn: local.LossFn, client_tx: optax.GradientTransformation) -> algorithm.Algorithm:
+def central(loss_fn: world.LossFn, client_tx: world.ClientTx) -> algorithm.Algorithm:
     """One model trained on pooled data, its optimizer state kept from round to round.
 
     Args:
@@ -46,9 +46,7 @@ def central(loss_fn: local.LossFn, client_tx: optax.GradientTransformation) -> a
     )
 
 
-def local_only(
-    loss_fn: local.LossFn, client_tx: optax.GradientTransformation
-) -> algorithm.Algorithm:
+def local_only(loss_fn: world.LossFn, client_tx: world.ClientTx) -> algorithm.Algorithm:
     """Every client for itself: a model and an optimizer per client, nothing sent.
 
     Args:

@@ -14,21 +14,19 @@ stays put. The paper counts rounds from 1, and freezes A in the odd ones, as two
 readers of its text report: they are our even ones.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 import optax
 
 from fedjax_post.adapters import factors
-from fedjax_post.core import aggregates, algorithm, local, servers, wire
+from fedjax_post.core import aggregates, algorithm, local, servers, wire, world
 
 
 def ro_lora(
-    loss_fn: local.LossFn,
-    client_tx: optax.GradientTransformation,
+    loss_fn: world.LossFn,
+    client_tx: world.ClientTx,
     *,
-    weigh_fn: Callable = local.by_tokens,
+    weigh_fn: world.WeighFn = local.by_tokens,
 ) -> algorithm.Algorithm:
     """Federated averaging of one factor at a time, by the parity of the round.
 
@@ -65,6 +63,7 @@ def ro_lora(
         refuses={
             algorithm.Around.MEMORY: "what was lost of one factor would come in the other's turn"
         },
+        ranked=True,
     )
 
 

@@ -18,14 +18,13 @@ zero. With `fixed_mean` of the usual size in the place of the mean, as under noi
 mean for cohorts of any size.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_post.core import aggregates, algorithm, local, servers
+from fedjax_post.core import aggregates, algorithm, local, servers, world
 
 
 class Shared(NamedTuple):
@@ -36,11 +35,11 @@ class Shared(NamedTuple):
 
 
 def scaffold(
-    loss_fn: local.LossFn,
-    learning_rate: float | Callable,
+    loss_fn: world.LossFn,
+    learning_rate: world.LearningRate,
     *,
-    participation: float,
-    server_tx: optax.GradientTransformation | None = None,
+    participation: world.Participation,
+    server_tx: world.ServerTx | None = None,
 ) -> algorithm.Algorithm:
     """Federated averaging whose local steps are corrected for drift.
 
@@ -89,11 +88,11 @@ def scaffold(
 
 
 def scaffold_option_1(
-    loss_fn: local.LossFn,
-    learning_rate: float | Callable,
+    loss_fn: world.LossFn,
+    learning_rate: world.LearningRate,
     *,
-    participation: float,
-    server_tx: optax.GradientTransformation | None = None,
+    participation: world.Participation,
+    server_tx: world.ServerTx | None = None,
 ) -> algorithm.Algorithm:
     """SCAFFOLD whose controls are gradients at the shared model; arguments as in `scaffold`.
 

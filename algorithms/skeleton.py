@@ -18,7 +18,8 @@ Six steps, a few minutes each:
        for check in testing.CHECKS.values():
            check(testing.Case(my_algorithm(testing.toy_loss, optax.sgd(0.05))))
 
-6. Run it, its arguments as flags, then beside others:
+6. Run it, then beside others. What the program gives it is declared by the annotations of
+   `fedjax_post.core.world`, whatever the arguments are called; all others are flags:
 
        python -m experiments.train --algorithm=my_algorithms:my_algorithm --keep=0.3
        python -m experiments.compare --algorithms=fed_avg,my_algorithms:my_algorithm
@@ -32,19 +33,17 @@ As it stands: a client sends its change plus a share of its last one,
 y_k being where its local steps end. keep = 0 is FedAvg.
 """
 
-from collections.abc import Callable
-
 import optax
 
-from fedjax_post.core import aggregates, algorithm, local, servers
+from fedjax_post.core import aggregates, algorithm, local, servers, world
 
 
 def skeleton(
-    loss_fn: local.LossFn,
-    client_tx: optax.GradientTransformation,
+    loss_fn: world.LossFn,
+    client_tx: world.ClientTx,
     *,
     keep: float = 0.3,
-    weigh_fn: Callable = local.by_tokens,
+    weigh_fn: world.WeighFn = local.by_tokens,
 ) -> algorithm.Algorithm:
     """Federated averaging with momentum on each client; say here what yours is.
 

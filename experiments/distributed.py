@@ -16,7 +16,8 @@ import threading
 import jax
 from absl import flags
 
-from experiments import folder
+from experiments.flags.define import as_flags
+from experiments.flags.parse import CommandLine
 from fedjax_post.simulate import processes
 
 PATIENCE = 300  # seconds that processes wait for each other to be started
@@ -36,13 +37,13 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_integer("process_id", None, which, lower_bound=0, **give)
 
 
-def given(options: flags.FlagValues) -> list[str]:
+def given(values: flags.FlagValues) -> list[str]:
     """Returns the flags that ask for several processes, as they stand in a command."""
-    asked = [options[name] for name in FLAGS]
+    asked = [values[name] for name in FLAGS]
     return [flag.serialize() for flag in asked if flag.value != flag.default]
 
 
-def join(options: flags.FlagValues) -> None:
+def join(line: CommandLine) -> None:
     """Meets the other processes where the flags say so, before anything else uses jax.
 
     From then on SIGTERM is a notice to all processes, see `peers.should_stop`, and the first
@@ -53,40 +54,40 @@ def join(options: flags.FlagValues) -> None:
         fill in, or that differ between the processes.
       TimeoutError: if not all came.
     """
-    if not given(options) or jax.distributed.is_initialized():
+    if not given(line.values) or jax.distributed.is_initialized():
         return
-    _check(options)
+    _check(line)
     failed: list[Exception] = []
     # On a thread: what jax cannot do here ends the process, and it does not hear Ctrl-C.
-    meeting = threading.Thread(target=_meet, args=(options, failed), daemon=True)
+    meeting = threading.Thread(target=_meet, args=(line, failed), daemon=True)
     meeting.start()
     meeting.join(min(5, PATIENCE))
     if meeting.is_alive():
         print(f"waiting for the other processes, {PATIENCE} seconds at most", file=sys.stderr)
         meeting.join(PATIENCE)
     if meeting.is_alive():
-        raise TimeoutError(_missing(options))
+        raise TimeoutError(_missing(line))
     if failed:
-        raise ValueError(f"{given(options)[0]}: {failed[0]}") from failed[0]
+        raise ValueError(f"{given(line.values)[0]}: {failed[0]}") from failed[0]
     signal.signal(signal.SIGINT, _notify)
-    _check_same(options)
+    _check_same(line)
 
 
-def check_joined(options: flags.FlagValues) -> None:
+def check_joined(line: CommandLine) -> None:
     """Refuses the flags in a program that has not met the other processes.
 
     Raises:
       ValueError: naming the flag.
     """
-    if given(options) and not jax.distributed.is_initialized():
+    if given(line.values) and not jax.distributed.is_initialized():
         raise ValueError(
-            f"{given(options)[0]}: this program runs in one process; start its runs one by one "
+            f"{given(line.values)[0]}: this program runs in one process; start its runs one by one "
             "with experiments.train, or leave the flag out"
         )
 
 
-def _meet(options: flags.FlagValues, failed: list[Exception]) -> None:
-    named = {name: options[name].value for name in _BY_HAND}
+def _meet(line: CommandLine, failed: list[Exception]) -> None:
+    named = {name: line.values[name].value for name in _BY_HAND}
     try:
         jax.distributed.initialize(**named, initialization_timeout=2 * PATIENCE)
         jax.devices()  # processes wait for each other's
@@ -100,11 +101,11 @@ def _meet(options: flags.FlagValues, failed: list[Exception]) -> None:
         failed.append(error)
 
 
-def _check(options: flags.FlagValues) -> None:
+def _check(line: CommandLine) -> None:
     """Refuses what needs no other process to be wrong."""
-    told, number, count = given(options)[0], options.process_id, options.num_processes
-    missing = [f"--{name}" for name in _BY_HAND if options[name].value is None]
-    if missing and not options.distributed:
+    told, number, count = given(line.values)[0], line.values.process_id, line.values.num_processes
+    missing = [f"--{name}" for name in _BY_HAND if line.values[name].value is None]
+    if missing and not line.values.distributed:
         raise ValueError(
             f"{told} needs {' and '.join(missing)} too; or --distributed, where a cluster tells"
         )
@@ -113,14 +114,14 @@ def _check(options: flags.FlagValues) -> None:
             f"--process_id={number} must be less than --num_processes={count}; processes are "
             "numbered from 0"
         )
-    if options.executor == "host":
+    if line.spec.execution.executor == "host":
         raise ValueError(f"{told}: --executor=host computes in one process; leave one of them out")
-    if not options.mesh:
+    if not line.spec.execution.mesh:
         raise ValueError(
             f"{told} needs --mesh for the devices of all processes together, such as clients:8"
         )
-    if options.coordinator_address is not None:
-        _check_address(options.coordinator_address, is_here=number == 0)
+    if line.values.coordinator_address is not None:
+        _check_address(line.values.coordinator_address, is_here=number == 0)
 
 
 def _check_address(address: str, *, is_here: bool) -> None:
@@ -145,9 +146,9 @@ def _check_address(address: str, *, is_here: bool) -> None:
         ) from None
 
 
-def _missing(options: flags.FlagValues) -> str:
+def _missing(line: CommandLine) -> str:
     """What is known of why not all processes came."""
-    address, count = options.coordinator_address, options.num_processes
+    address, count = line.values.coordinator_address, line.values.num_processes
     waited = f"within {PATIENCE} seconds"
     if address is None or count is None:
         return f"--distributed: not all processes came {waited}; see how the others fared"
@@ -165,9 +166,10 @@ def _missing(options: flags.FlagValues) -> str:
     )
 
 
-def _check_same(options: flags.FlagValues) -> None:
+def _check_same(line: CommandLine) -> None:
     """Refuses, in all processes, that they were told different things."""
-    mine = [*folder.flag_lines(options), f"--output_dir={options.output_dir}"]
+    where = f"--output_dir={line.values.output_dir}"
+    mine = [*as_flags(line.spec), where, f"--resume={line.values.resume}"]
     said = [text.split("\n") for text in processes.exchanged("\n".join(mine))]
     for number, lines in enumerate(said):
         if lines != said[0]:

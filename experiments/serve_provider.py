@@ -19,8 +19,7 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 from absl import flags
 
-from experiments import process
-from experiments.wording import in_flags
+from experiments import endings, process
 from fedjax_post.hub.load import DTYPES
 from fedjax_post.provider.served import Served, load_served
 from fedjax_post.provider.service import Provider, Settings
@@ -40,12 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         process.prepare()
         provider = make_provider(options)
         server, listener, url = prepare(provider, host=options.host, port=options.port)
-    except flags.UnrecognizedFlagError as error:
-        return _refuse(f"{error}; --help lists the flags")
     except flags.Error as error:
-        return _refuse(str(error))
-    except (ValueError, OSError, ImportError) as error:
-        return _refuse(in_flags(str(error), options))
+        return endings.refuse(ValueError(f"{error}; --help lists the flags"))
+    except endings.REFUSED as error:
+        return endings.refuse(error)
     name = provider.served.name
     print(f"{name} is served at --provider_url={url} --provider_model={name}", flush=True)
     print(_example(url, name), "Ctrl-C ends it", sep="\n", flush=True)
@@ -155,11 +152,6 @@ def _definers(values: flags.FlagValues) -> tuple[Callable, Callable, Callable]:
         flags.DEFINE_float(name, default, doc, lower_bound=0.0, flag_values=values)
 
     return text, number, real
-
-
-def _refuse(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
-    return 2
 
 
 if __name__ == "__main__":

@@ -78,7 +78,19 @@ def read_file(path: Path) -> dict[str, Any]:
       FileNotFoundError: if there is no such file.
       DamagedError: if the file is not as it was written.
     """
-    text, where = _text(path), f"{path}"
+    return check_file(_text(path), str(path))
+
+
+def check_file(text: str, where: str) -> dict[str, Any]:
+    """Returns the object of a text that `sealed_file` made.
+
+    Args:
+      text: the whole file.
+      where: its name, for messages.
+
+    Raises:
+      DamagedError: if the text is not as it was written.
+    """
     found = _FILE_END.search(text[-90:])
     if found is None:
         _parsed(text, where)

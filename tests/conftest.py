@@ -2,11 +2,25 @@
 
 import gc
 import os
+import subprocess
+import sys
 from pathlib import Path
 
-# Tiny programs take longer to compile than to run. Before jax starts; subprocesses inherit it.
-_QUICK = "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0"
-os.environ["XLA_FLAGS"] = f"{_QUICK} {os.environ.get('XLA_FLAGS', '')}".strip()
+# Tiny programs take longer to compile than to run.
+_QUICK = "--xla_backend_optimization_level=0", "--xla_cpu_use_fusion_emitters=false"
+
+
+def _is_known(flag: str) -> bool:
+    """Whether the installed XLA has a flag: a process that is given an unknown one aborts."""
+    reads_flags = "from jaxlib import xla_client; xla_client.CompileOptions()"
+    command, environ = [sys.executable, "-c", reads_flags], os.environ | {"XLA_FLAGS": flag}
+    return subprocess.run(command, env=environ, capture_output=True).returncode == 0
+
+
+# Before jax starts; subprocesses inherit it, workers of pytest-xdist too.
+if _QUICK[0] not in os.environ.get("XLA_FLAGS", ""):
+    quick = " ".join(flag for flag in _QUICK if _is_known(flag))
+    os.environ["XLA_FLAGS"] = f"{quick} {os.environ.get('XLA_FLAGS', '')}".strip()
 
 import jax
 import pytest

@@ -2,8 +2,11 @@
 
 import ast
 import inspect
+import re
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import packages_distributions
 from itertools import chain
 from pathlib import Path
 
@@ -49,6 +52,48 @@ def imports(path: Path) -> set[str]:
             found |= {f"{node.module}.{alias.name}" for alias in node.names}
     ours = {name for name in found if name.split(".")[0] in ("fedjax_post", "algorithms")}
     return {name.removeprefix("fedjax_post.") for name in ours}
+
+
+# Distribution -> whether an extra has it, without which the rest works; else all installs do
+with open(ROOT / "pyproject.toml", "rb") as _file:
+    _PROJECT = tomllib.load(_file)["project"]
+_name = lambda requirement: re.split(r"[^\w-]", requirement)[0].lower().replace("_", "-")
+PROVIDERS = packages_distributions()
+DECLARED = {
+    **{_name(r): True for e in ("hosted", "privacy") for r in _PROJECT["optional-dependencies"][e]},
+    **{_name(r): False for r in _PROJECT["dependencies"]},
+}
+
+
+def outside_imports(path: Path) -> set[tuple[str, bool]]:
+    """Packages of others that a file imports, and whether within a function or a `try` alone."""
+    found = set()
+
+    def look(nodes, within):
+        for node in nodes:
+            here = within or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Try)
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+            found.update((name.split(".")[0], within) for name in names)
+            look(ast.iter_child_nodes(node), here)
+
+    look([ast.parse(path.read_text())], False)
+    ours = {"fedjax_post", "algorithms", "experiments", *sys.stdlib_module_names}
+    return {(name, within) for name, within in found if name not in ours}
+
+
+# Those of experiments/benchmark/sides run in environments of their own, with other libraries.
+@pytest.mark.parametrize(
+    "path", [p for p in SOURCES if "sides" not in p.parts], ids=lambda p: str(p.relative_to(ROOT))
+)
+def test_what_is_imported_is_declared(path):
+    """In the base dependencies; or in an extra, and then where it is used alone."""
+    for name, within in outside_imports(path):
+        known = {_name(provider) for provider in PROVIDERS.get(name, [name])} & DECLARED.keys()
+        assert known, f"{name} is imported, and pyproject.toml does not declare it"
+        assert within or not all(DECLARED[each] for each in known), (
+            f"{name} is of an extra; import it within the function that needs it"
+        )
 
 
 def room_of(path: Path) -> str:
@@ -124,7 +169,7 @@ def test_public_symbols_are_documented():
 
 def test_importing_the_package_is_light():
     """Heavy libraries are imported where they are used, not before."""
-    heavy = ["torch", "matplotlib", "datasets", "transformers", "orbax.checkpoint"]
+    heavy = ["torch", "matplotlib", "datasets", "transformers", "safetensors"]
     code = f"import fedjax_post, sys; print([m for m in {heavy} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"

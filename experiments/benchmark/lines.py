@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.versions import commit, versions_of
+from fedjax_post.study.versions import commit, versions_of
 
 RESULTS = Path(__file__).parent / "results.jsonl"
 _PACKAGES = ("fedjax_post", "jax", "jaxlib", "flax", "optax", "numpy")

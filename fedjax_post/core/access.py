@@ -1,20 +1,36 @@
 """How much of a language model an algorithm may touch, and the refusal."""
 
 import enum
+import functools
+import operator
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 
-class Access(enum.IntEnum):
-    """Tiers of access to a model; each grants what the lower ones grant."""
+class Access(enum.Flag):
+    """What may be done with a model: a set of capabilities, combined by `|`.
 
-    TEXT = 0  # prompts in, text out
-    LOGITS = 1  # tokens in, logits out
-    EMBEDDINGS = 2  # embeddings or soft prompts in, logits out
-    WEIGHTS = 3  # read and perturb weights, forward passes only
-    GRADIENTS = 4  # back-propagate
+    The levels below name the usual sets, each with what the lower ones grant.
+    """
+
+    TEXT = enum.auto()  # prompts in, text out
+    SCORES = enum.auto()  # tokens in, logits out
+    EMBED = enum.auto()  # embeddings or soft prompts in, logits out
+    READ = enum.auto()  # read and perturb the weights, forward passes only
+    DIFFERENTIATE = enum.auto()  # back-propagate
+    FINETUNE = enum.auto()  # its host trains it on rows that are sent there
+    EMULATOR = enum.auto()  # hold a stand-in of it
+
+    LOGITS = TEXT | SCORES
+    EMBEDDINGS = LOGITS | EMBED
+    WEIGHTS = EMBEDDINGS | READ
+    GRADIENTS = WEIGHTS | DIFFERENTIATE
+
+
+LEVELS = (Access.TEXT, Access.LOGITS, Access.EMBEDDINGS, Access.WEIGHTS, Access.GRADIENTS)
 
 
 class AccessError(Exception):
@@ -35,22 +51,39 @@ def check_access(needed: Mapping[str, Access], granted: Mapping[str, Access]) ->
     """Refuses an algorithm that needs more than its models grant.
 
     Args:
-      needed: the tier that the algorithm declares for each model role.
-      granted: the tier that each model offers, by role.
+      needed: what the algorithm declares for each model role.
+      granted: what each model offers, by role.
 
     Raises:
-      AccessError: naming the role, both tiers and what would have to be open.
+      AccessError: naming the role, both sets and what would have to be open.
     """
     for role, tier in needed.items():
         if role not in granted:
             raise AccessError(
                 f"the algorithm needs a model in the role {role!r}; got {sorted(granted)}"
             )
-        if granted[role] < tier:
+        if missing := tier & ~granted[role]:
             raise AccessError(
-                f"the algorithm needs {tier.name} of the {role!r} model, which grants "
-                f"{granted[role].name}: {_OPENED[tier]} would have to be open"
+                f"the algorithm needs {spoken(tier)} of the {role!r} model, which grants "
+                f"{spoken(granted[role])}: {_OPENED[highest(missing)]} would have to be open"
             )
+
+
+def spoken(access: Access) -> str:
+    """Returns the name of a set of capabilities: its level, or its members."""
+    if access in LEVELS:
+        return str(access.name)
+    return " and ".join(str(member.name) for member in access) or "nothing"
+
+
+def highest(access: Access) -> Access:
+    """Returns the one capability of a set that opens most of a model."""
+    return list(access)[-1]
+
+
+def union(access: Mapping[str, Access]) -> Access:
+    """Returns what an algorithm needs of any of its models."""
+    return functools.reduce(operator.or_, access.values())
 
 
 def check_params(params: Any, granted: Access) -> None:
@@ -67,19 +100,19 @@ def check_params(params: Any, granted: Access) -> None:
     Raises:
       AccessError: naming the tier, the collection and the remedy.
     """
-    if granted >= Access.WEIGHTS or not params:
+    if Access.READ in granted or not params:
         return
     for name, held in params.items():
         if name != "prompt":
             raise AccessError(
                 f"params hold {name!r}, which acts inside the model and needs WEIGHTS; the view "
-                f"grants {granted.name}, where params are {{}} or a 'prompt': declare a higher "
+                f"grants {spoken(granted)}, where params are {{}} or a 'prompt': declare a higher "
                 "tier in the algorithm's access, or tune a prompt"
             )
-        if "embeddings" in held and granted < Access.EMBEDDINGS:
+        if "embeddings" in held and Access.EMBED not in granted:
             raise AccessError(
                 f"params hold a 'prompt' of embeddings, which needs EMBEDDINGS; the view grants "
-                f"{granted.name}: declare a higher tier in the algorithm's access, or use a "
+                f"{spoken(granted)}: declare a higher tier in the algorithm's access, or use a "
                 "prompt of tokens"
             )
 
@@ -87,15 +120,16 @@ def check_params(params: Any, granted: Access) -> None:
 def views(models: Any, needed: Mapping[str, Access]) -> Any:
     """What an algorithm is handed: each model cut down to the tier declared for its role.
 
-    A model that grants tiers has `access` and `restrict(tier)`; anything else, such
-    as a plain tree of arrays, is open to all.
+    A model declares what it grants by `access`, and has `restrict(access)`. Arrays in built-in
+    containers, which whoever has them holds anyway, are open to all; any other object without a
+    declaration is refused.
 
     Args:
       models: the model, where 'target' is the only role; else a model for each role.
       needed: the tier that the algorithm declares for each role.
 
     Raises:
-      AccessError: if a model grants less than is needed.
+      AccessError: if a model grants less than is needed, or does not say what it grants.
     """
     single = set(needed) == {"target"}
     by_role = models if isinstance(models, Mapping) and not single else {"target": models}
@@ -124,7 +158,24 @@ def _refuse(primals, tangents):
 
 
 def _granted(model: Any) -> Access:
-    return getattr(model, "access", Access.GRADIENTS)
+    """What a model grants; fails closed."""
+    if hasattr(model, "access"):
+        return model.access
+    if _is_plain(model):
+        return Access.GRADIENTS
+    raise AccessError(
+        f"a model of type {type(model).__name__} does not declare what it grants; give it an "
+        "attribute `access` and a method `restrict`, or pass its arrays in a dict, list or tuple"
+    )
+
+
+def _is_plain(model: Any) -> bool:
+    """Whether it is arrays and numbers in dicts, lists and tuples, and nothing else."""
+    if isinstance(model, dict):
+        return all(map(_is_plain, model.values()))
+    if isinstance(model, tuple | list):
+        return all(map(_is_plain, model))
+    return model is None or isinstance(model, jax.Array | np.ndarray | np.generic | int | float)
 
 
 def _restricted(model: Any, tier: Access) -> Any:
@@ -133,8 +184,10 @@ def _restricted(model: Any, tier: Access) -> Any:
 
 _OPENED = {
     Access.TEXT: "a text interface",
-    Access.LOGITS: "its log-probabilities",
-    Access.EMBEDDINGS: "its input embeddings",
-    Access.WEIGHTS: "its weights",
-    Access.GRADIENTS: "its weights and architecture, with automatic differentiation,",
+    Access.SCORES: "its log-probabilities",
+    Access.EMBED: "its input embeddings",
+    Access.READ: "its weights",
+    Access.DIFFERENTIATE: "its weights and architecture, with automatic differentiation,",
+    Access.FINETUNE: "a service that fine-tunes it",
+    Access.EMULATOR: "a stand-in that its owner makes",
 }

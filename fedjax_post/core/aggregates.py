@@ -40,7 +40,7 @@ def fixed_mean(count: float) -> Aggregate:
     Raises:
       ValueError: if `count` is not positive.
     """
-    if isinstance(count, int | float) and count <= 0:
+    if isinstance(count, int | float) and not count > 0:
         raise ValueError(f"count must be positive, got {count}; give the expected cohort size")
 
     def add(total, values, weights):

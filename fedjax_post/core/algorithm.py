@@ -237,3 +237,5 @@ class Algorithm(NamedTuple):
     refuses: Mapping[Around, str] = {}
     # (value, replica) -> Reading: for the simulator's telemetry, and for nothing else
     read: Callable = unread
+    # heeds the rank of each client, `data.rank`, so that ranks may differ
+    ranked: bool = False

@@ -4,12 +4,13 @@ A round is `broadcast`, one `visit` per chunk of clients, `finish`, `serve`. All
 but `visit` are here; `simulate.visit` maps `visit_client` over a chunk.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from fedjax_post.core import wire
+from fedjax_post.core import access, checked, wire
 from fedjax_post.core.algorithm import (
     Aggregate,
     Algorithm,
@@ -19,8 +20,11 @@ from fedjax_post.core.algorithm import (
     Metrics,
     PyTree,
     Upload,
+    as_change,
+    as_given,
     no_context,
 )
+from fedjax_post.core.checked import call
 from fedjax_post.core.telemetry import none
 
 NO_TELEMETRY = none()
@@ -68,22 +72,24 @@ class WireBytes(NamedTuple):
 
 def init(algorithm: Algorithm, params: PyTree) -> State:
     """The state of a federation that starts from `params`."""
-    shared = algorithm.init(params)
-    return State(shared, algorithm.downlink.init(shared), algorithm.server.init(shared))
+    shared = call(algorithm, "init", params)
+    replica = call(algorithm, "downlink.init", shared)
+    return State(shared, replica, call(algorithm, "server.init", shared))
 
 
 def broadcast(algorithm: Algorithm, state: State) -> PyTree:
     """The replica that every client of this round holds."""
-    message = algorithm.downlink.encode(state.shared)
-    return algorithm.downlink.receive(message, state.replica)
+    message = call(algorithm, "downlink.encode", state.shared)
+    return call(algorithm, "downlink.receive", message, state.replica)
 
 
 def init_client(
     algorithm: Algorithm, model: PyTree, replica: PyTree, data: ClientData, ctx: Context
 ) -> ClientState:
     """The state of a client before its first visit."""
-    local = algorithm.client.init(model, replica, ctx.key)
-    return ClientState(local, algorithm.uplink.init(value_like(algorithm, model, replica, data)))
+    local = call(algorithm, "client.init", model, replica, ctx.key)
+    like = value_like(algorithm, model, replica, data)
+    return ClientState(local, call(algorithm, "uplink.init", like))
 
 
 def value_like(algorithm: Algorithm, model: PyTree, replica: PyTree, data: ClientData) -> PyTree:
@@ -92,9 +98,9 @@ def value_like(algorithm: Algorithm, model: PyTree, replica: PyTree, data: Clien
     It asks for shapes of the algorithm's own functions, so that jax, which remembers them
     by function, traces a client's update once for all who ask.
     """
-    client, ctx = algorithm.client, no_context()
-    local = jax.eval_shape(client.init, model, replica, ctx.key)
-    return jax.eval_shape(client.update, model, replica, local, data, ctx)[0].value
+    ctx = no_context()
+    local = checked.shapes(algorithm, "client.init", model, replica, ctx.key)
+    return checked.shapes(algorithm, "client.update", model, replica, local, data, ctx)[0].value
 
 
 def visit_client(
@@ -111,11 +117,12 @@ def visit_client(
     not finite get weight 0 and keep the state that they came with.
     """
     update_key, link_key = jax.random.split(ctx.key)
-    upload, local, metrics = algorithm.client.update(
-        model, replica, state.local, data, ctx._replace(key=update_key)
+    ctx_of = lambda key: ctx._replace(key=key)
+    upload, local, metrics = call(
+        algorithm, "client.update", model, replica, state.local, data, ctx_of(update_key)
     )
-    message, link = algorithm.uplink.encode(
-        upload.value, replica, state.uplink, ctx._replace(key=link_key)
+    message, link = call(
+        algorithm, "uplink.encode", upload.value, replica, state.uplink, ctx_of(link_key)
     )
     decoded = algorithm.uplink.decode(message, upload.value)
     kept = (ctx.client_id >= 0) & _all_finite((upload, message, decoded))
@@ -137,7 +144,7 @@ def _bill(upload: Upload, message: PyTree) -> Bill | tuple[()]:
 
 def init_total(algorithm: Algorithm, like: PyTree, num_lanes: int) -> Total:
     """An empty aggregate of values like `like`, for up to `num_lanes` clients."""
-    return Total(algorithm.aggregate.init(like, num_lanes), jnp.zeros(()))
+    return Total(call(algorithm, "aggregate.init", like, num_lanes), jnp.zeros(()))
 
 
 def add(
@@ -150,9 +157,9 @@ def add(
     telemetry: Aggregate = NO_TELEMETRY,
 ) -> Total:
     """The total with the decoded values `[clients, ...]` of clients that held `replica`."""
-    read = jax.vmap(algorithm.read, (0, None), axis_size=len(weights))
+    read = jax.vmap(partial(call, algorithm, "read"), (0, None), axis_size=len(weights))
     return Total(
-        algorithm.aggregate.add(total.value, values, weights),
+        call(algorithm, "aggregate.add", total.value, values, weights),
         total.weight + weights.sum(),
         telemetry.add(total.telemetry, read(values, replica), weights),
     )
@@ -163,7 +170,7 @@ def merge(
 ) -> Total:
     """One total of the clients of two, those of `one` first."""
     return Total(
-        algorithm.aggregate.merge(one.value, other.value),
+        call(algorithm, "aggregate.merge", one.value, other.value),
         one.weight + other.weight,
         telemetry.merge(one.telemetry, other.telemetry),
     )
@@ -171,12 +178,12 @@ def merge(
 
 def finish(algorithm: Algorithm, total: Total) -> Total:
     """The aggregated value, beside the weight that stands behind it."""
-    return total._replace(value=algorithm.aggregate.finish(total.value))
+    return total._replace(value=call(algorithm, "aggregate.finish", total.value))
 
 
 def serve(algorithm: Algorithm, outcome: Total, state: State) -> State:
     """The next state; the same one if nobody took part, unless the denominator is fixed."""
-    shared, server = algorithm.server.update(outcome.value, state.server, state.shared)
+    shared, server = call(algorithm, "server.update", outcome.value, state.server, state.shared)
     moved = (outcome.weight > 0) | algorithm.aggregate.fixed
     keep = lambda new, old: jnp.where(moved, new, old)
     shared, server = jax.tree.map(keep, (shared, server), (state.shared, state.server))
@@ -188,7 +195,55 @@ def deployed(
 ) -> tuple[PyTree, PyTree]:
     """`(model, params)` that a client would serve now; with its state, its personal ones."""
     local = None if client is None else client.local
-    return algorithm.deploy(model, broadcast(algorithm, state), local)
+    return call(algorithm, "deploy", model, broadcast(algorithm, state), local)
+
+
+def check(
+    algorithm: Algorithm, model: PyTree, params: PyTree, data: ClientData, *, num_lanes: int
+) -> None:
+    """Refuses an algorithm whose functions do not fit together, from the shapes of one round.
+
+    Args:
+      algorithm: what is checked.
+      model: the frozen model, or a model for each role.
+      params: where training starts, or its shapes.
+      data: one client's data, or its shapes.
+      num_lanes: room for clients in the round's aggregate, at least 1.
+
+    Raises:
+      TypeError, ValueError: naming the field of the algorithm, such as "server.update", what
+        it must take or return, and what it does.
+      AccessError: if it needs more of a model than that grants.
+    """
+    checked.check_parts(algorithm)
+    view = access.views(model, algorithm.access)
+    state = jax.eval_shape(partial(init, algorithm), params)
+    replica = jax.eval_shape(partial(broadcast, algorithm), state)
+    client = jax.eval_shape(partial(init_client, algorithm), view, replica, data, no_context())
+    like = value_like(algorithm, view, replica, data)
+    if algorithm.value_like is not as_given:
+        declared = checked.shapes(algorithm, "value_like", state.shared)
+        checked.check_like("value_like", "a tree like the value of an Upload", declared, like)
+
+    if algorithm.read is as_change:
+        name = "an Upload whose value is laid out like the replica, which as_change reads"
+        checked.check_like("client.update", name, like, replica)
+
+    def play(state, replica, client, like):
+        sent = like, replica, client.uplink, no_context()
+        message, _ = call(algorithm, "uplink.encode", *sent)
+        value = call(algorithm, "uplink.decode", message, like)
+        values = jax.tree.map(lambda x: jnp.stack([x] * num_lanes), value)
+        total = init_total(algorithm, value, num_lanes)
+        total = add(algorithm, total, values, jnp.ones(num_lanes), replica=replica)
+        outcome = finish(algorithm, merge(algorithm, total, total))
+        if algorithm.aggregate.kind == "value":
+            name = "a value laid out like the clients'"
+            checked.check_like("aggregate.finish", name, outcome.value, like)
+        state = serve(algorithm, outcome, state)
+        return [deployed(algorithm, model, state, held) for held in (None, client)]
+
+    jax.eval_shape(play, state, replica, client, like)
 
 
 def wire_bytes(algorithm: Algorithm, model: PyTree, state: State, data: ClientData) -> WireBytes:
@@ -203,7 +258,7 @@ def wire_bytes(algorithm: Algorithm, model: PyTree, state: State, data: ClientDa
       state: the federation's state, or its shapes.
       data: one client's data, or its shapes.
     """
-    down = jax.eval_shape(algorithm.downlink.encode, state.shared)
+    down = checked.shapes(algorithm, "downlink.encode", state.shared)
     replica = jax.eval_shape(lambda s: broadcast(algorithm, s), state)
     like, ctx = value_like(algorithm, model, replica, data), no_context()
     encode = lambda *a: algorithm.uplink.encode(*a, algorithm.uplink.init(like), ctx)[0]

@@ -13,9 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_post.core.algorithm import ClientData, Context, Metrics, PyTree, mean_of
-
-# (params, model, batch, key) -> (loss, metrics): the mean loss of one batch
-LossFn = Callable[[PyTree, PyTree, PyTree, jax.Array], tuple[jax.Array, Metrics]]
+from fedjax_post.core.world import LossFn
 
 
 def local_steps(

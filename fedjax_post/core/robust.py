@@ -23,6 +23,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fedjax_post.core.aggregates import column, present, stack, weighted_mean, weighted_sum
 from fedjax_post.core.algorithm import Aggregate, PyTree
@@ -191,7 +192,7 @@ def _of_all(combine: Callable) -> Aggregate:
     return kept._replace(finish=finish, kind="value")
 
 
-def median_cut(count: jax.Array) -> jax.Array:
+def median_cut(count: np.ndarray) -> np.ndarray:
     """How many least and greatest of `count` leave the median."""
     return (count - 1) // 2
 
@@ -200,8 +201,8 @@ def trimmed_cut(fraction: float) -> Callable:
     """How many least and greatest of a count `trimmed_mean` leaves out."""
     if not 0 <= fraction < 0.5:
         raise ValueError(f"fraction must be in [0, 0.5), got {fraction}; for more, take the median")
-    # the small number undoes rounding where fraction n is a whole number
-    return lambda count: jnp.floor(fraction * count + 1e-6).astype(jnp.int32)
+    # the small share undoes rounding where fraction n is a whole number
+    return lambda count: np.floor(fraction * count * (1 + 1e-12)).astype(np.int32)
 
 
 def check_krum(num_hostile: int, num_kept: int) -> None:
@@ -239,7 +240,8 @@ def sorted_mean(trim: Callable) -> Callable:
 
     def combine(values, weights):
         count = (weights > 0).sum()
-        cut = trim(count)
+        # for every count there may be, on the host: float32 would miss whole numbers
+        cut = jnp.asarray(trim(np.arange(len(weights) + 1)), jnp.int32)[count]
         place = jnp.arange(len(weights))
         inner = (place >= cut) & (place < count - cut)
 

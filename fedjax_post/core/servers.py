@@ -15,12 +15,16 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_post.core.algorithm import PyTree, Server
+from fedjax_post.core.checked import check_like
+
+_MOVED = "an Upload whose value is laid out like what server_optimizer moves"
 
 
 def server_optimizer(tx: optax.GradientTransformation) -> Server:
     """Takes the negated mean update as a gradient (arXiv:2003.00295, Algorithm 1)."""
 
     def update(value, state, shared):
+        check_like("client.update", _MOVED, value, shared)
         updates, state = tx.update(optax.tree.scale(-1.0, value), state, shared)
         return optax.apply_updates(shared, updates), state
 

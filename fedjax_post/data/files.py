@@ -100,7 +100,8 @@ def locate(files: Sequence[File], number: int) -> str:
             with opened_parquet(file) as content:
                 size = content.metadata.num_rows
             if number < size:
-                return f"row {number} of {file.path.name}"
+                name = file.path.name
+                return name if len(files) == 1 else f"row {number} of {name}"
             number -= size
             continue
         for line, _ in numbered_rows(file):

@@ -21,7 +21,7 @@ class Fingerprint:
         for item in content:
             if isinstance(item, np.ndarray):
                 self._hash.update(f"{item.dtype.str}{item.shape};".encode())
-                self._hash.update(np.ascontiguousarray(item).reshape(-1).view(np.uint8))
+                self._hash.update(_bytes_of(item))
             else:
                 self._hash.update(f"{item!r};".encode())
 
@@ -30,8 +30,12 @@ class Fingerprint:
         first = np.cumsum([0, *(len(values) for values in table.values)])
         self.add(table.max_length, table.pad_id, first[table.chunk] + table.start, table.length)
         for values in table.values:
-            self._hash.update(np.ascontiguousarray(values).view(np.uint8))
+            self._hash.update(_bytes_of(values))
 
     def hexdigest(self) -> str:
         """Returns 64 bits of the hash."""
         return self._hash.hexdigest()[:16]
+
+
+def _bytes_of(array: np.ndarray) -> memoryview:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data

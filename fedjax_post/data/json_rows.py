@@ -99,10 +99,9 @@ class _Buffer:
                     f"line {self.line}: lists and objects stand too deep within each other"
                 ) from None
             except json.JSONDecodeError as error:
+                line = self.line + self._held.count("\n", self._at, error.pos)
                 if self._is_cut(error) and self._read_on():
                     continue
-                # the decoder may point one character too far
-                line = self.line + self._held.count("\n", self._at, max(error.pos - 1, self._at))
                 where = "" if line == self.line else f" on line {line}"
                 what = error.msg.removesuffix(" at")
                 raise ValueError(f"line {self.line}: {what}{where}") from None

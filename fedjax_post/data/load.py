@@ -76,7 +76,7 @@ def load_clients(
     splits = as_splits(dataset, population, split=split)
     if text.response_words:
         splits, text = _worded(splits, text, text.response_words)
-    columns = find_columns(splits.train.column_names, text.columns)
+    columns = partitioned(find_columns(splits.train.column_names, text.columns), splits, population)
     schedule = {"batch_size": batch_size, "local_steps": local_steps, "local_epochs": local_epochs}
     return assemble(
         splits, tokenizer, columns=columns, text=text, population=population, schedule=schedule
@@ -96,9 +96,9 @@ def assemble(
     """Returns clients, held-out rows and report of splits, and of pairs the clients' other rows.
 
     Args:
-      splits: as `as_splits` returns them.
+      splits: rows to train on, and held-out ones if the source has any.
       tokenizer: as for `load_clients`.
-      columns: every role's.
+      columns: every role's, as `partitioned` returns them.
       text: as for `load_clients`; its columns are not read.
       population: as for `load_clients`.
       schedule: `batch_size`, `local_steps` and `local_epochs` of `TokenClients`.
@@ -107,22 +107,23 @@ def assemble(
     Raises:
       ValueError: as `make_table`, and if the rows cannot be shared out.
     """
-    columns = _partitioned(columns, splits, population)
-    others = [] if rejected is None else [rejected]
+    others = () if rejected is None else (rejected,)
     splits = read_used(splits, columns, template=text.template, others=others)
     splits = hold_out(splits, population.heldout_fraction, seed=population.seed)
     population = settled(population, columns, num_rows=len(splits.train))
+    options: dict[str, Any] = {
+        "template": text.template,
+        "max_length": text.max_length,
+        "context_length": text.context_length,
+    }
 
     def tables(
         rows: "Dataset", own: Columns, origin: Origin
     ) -> tuple[TokenTable, TokenTable | None]:
-        options: dict[str, Any] = {
-            **{"columns": own, "origin": origin, "template": text.template},
-            **{"max_length": text.max_length, "context_length": text.context_length},
-        }
+        given: dict[str, Any] = {"columns": own, "origin": origin, **options}
         if rejected is None:
-            return make_table(rows, tokenizer, **options), None
-        return make_pair_tables(rows, tokenizer, rejected=rejected, **options)
+            return make_table(rows, tokenizer, **given), None
+        return make_pair_tables(rows, tokenizer, rejected=rejected, **given)
 
     table, other = tables(splits.train, columns, splits.origin)
     partition, names = share_out(table, population)
@@ -162,7 +163,7 @@ def _worded(splits: Splits, text: Text, words: Mapping[str, str]) -> tuple[Split
     names, wanted = splits.train.column_names, text.columns
     usual = (name for name in USUAL_NAMES["label"] if name in names)
     source = wanted.response or wanted.label or next(usual, None)
-    if source not in names:
+    if source is None or source not in names:
         raise ValueError(
             f"`response_words` needs a column of labels, and {source or 'label'} is none; choose "
             f"one by `label_column` ({', '.join(names)})"
@@ -190,8 +191,12 @@ def _worded(splits: Splits, text: Text, words: Mapping[str, str]) -> tuple[Split
     return splits._replace(train=train, heldout=heldout), text._replace(columns=columns)
 
 
-def _partitioned(columns: Columns, splits: Splits, population: Population) -> Columns:
-    """Returns the columns, checked against what the partition needs."""
+def partitioned(columns: Columns, splits: Splits, population: Population) -> Columns:
+    """Returns the columns, checked against what the partition needs.
+
+    Raises:
+      ValueError: if it needs a column and there is none.
+    """
     needed = {"natural": "client", "dirichlet": "label"}.get(population.partition or "")
     if needed and getattr(columns, needed) is None:
         raise ValueError(

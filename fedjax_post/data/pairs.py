@@ -15,10 +15,9 @@ from fedjax_post.core.algorithm import ClientData
 from fedjax_post.data.batches import TokenClients
 from fedjax_post.data.columns import Columns, listed, match_columns
 from fedjax_post.data.fingerprint import Fingerprint
-from fedjax_post.data.load import Loaded, Text, as_splits, assemble
+from fedjax_post.data.load import Loaded, Population, Text, as_splits, assemble, partitioned
 from fedjax_post.data.messages import is_chat
 from fedjax_post.data.partition import Partition
-from fedjax_post.data.population import Population
 from fedjax_post.data.table import TokenTable
 
 
@@ -125,10 +124,12 @@ def load_pairs(
             "out, and choose columns by `response_column` and `rejected_column`"
         )
     splits = as_splits(dataset, population, split=split)
+    columns = _find_pair_columns(splits.train, text.columns, rejected)
+    columns = partitioned(columns, splits, population)
     loaded, other = assemble(
         splits,
         tokenizer,
-        columns=_find_pair_columns(splits.train, text.columns, rejected),
+        columns=columns,
         text=text,
         population=population,
         schedule=visits,

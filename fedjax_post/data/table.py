@@ -87,9 +87,8 @@ def make_table(
       ValueError: see the table at the head of this module, and if `max_length` is below 2
         or exceeds `context_length`.
     """
-    made = tokenise(rows, tokenizer, columns=columns, template=template, origin=origin)
-    limits = max_length, context_length
-    return _fitted([made], tokenizer, limits=limits, origin=origin)[0]
+    tokenised = tokenise(rows, tokenizer, columns=columns, template=template, origin=origin)
+    return _fitted([tokenised], tokenizer, max_length=max_length, context_length=context_length)[0]
 
 
 def make_pair_tables(
@@ -131,8 +130,7 @@ def make_pair_tables(
         )
         for response, against in sides
     ]
-    limits = max_length, context_length
-    one, other = _fitted(tokenised, tokenizer, limits=limits, origin=origin)
+    one, other = _fitted(tokenised, tokenizer, max_length=max_length, context_length=context_length)
     return one, other
 
 
@@ -181,12 +179,12 @@ def _fitted(
     sides: Sequence[Tokenised],
     tokenizer,
     *,
-    limits: tuple[int | None, int | None],
-    origin: Origin,
+    max_length: int | None,
+    context_length: int | None,
 ) -> list[TokenTable]:
     """Returns tables of one length and of the same rows: those that have a response in each."""
     longest = max(int(side.length.max()) for side in sides)
-    limit = _choose_length(limits[0], longest, limits[1])
+    limit = _choose_length(max_length, longest, context_length)
     first = np.max([side.first for side in sides], axis=0)
     kept = _kept(first, sides[0].client, limit)
     tables = [
@@ -200,7 +198,7 @@ def _fitted(
             pad_id=pad_id_of(tokenizer),
             label=_taken(side.label, kept),
             client=_taken(side.client, kept),
-            fit=_fit(side, kept, limit, origin),
+            fit=_fit(side, kept, limit),
             notes=side.notes,
         )
         for side in sides
@@ -250,7 +248,7 @@ def _kept(first: np.ndarray, client: np.ndarray | None, limit: int) -> np.ndarra
     return np.flatnonzero(fits)
 
 
-def _fit(side: Tokenised, kept: np.ndarray, limit: int, origin: Origin) -> Fit:
+def _fit(side: Tokenised, kept: np.ndarray, limit: int) -> Fit:
     lengths, left_out = side.length, np.ones(len(side.length), bool)
     left_out[kept] = False
     touched = np.flatnonzero(left_out | (lengths > limit))
@@ -259,7 +257,7 @@ def _fit(side: Tokenised, kept: np.ndarray, limit: int, origin: Origin) -> Fit:
         num_truncated=int((lengths[kept] > limit).sum()),
         num_dropped=len(lengths) - len(kept),
         longest=int(lengths.max()),
-        example=origin.row(int(side.row[touched[0]])).number if len(touched) else None,
+        example=int(side.row[touched[0]]) if len(touched) else None,
     )
 
 

@@ -5,7 +5,7 @@ cut when they are read, so that the next start is quick at any `max_length`.
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -41,7 +41,7 @@ class Tokenised(NamedTuple):
     length: np.ndarray  # [num_rows], int64, tokens
     prompt_length: np.ndarray  # [num_rows], int32: tokens before the last response
     first: np.ndarray  # [num_rows], int32: the first token that is learned, at least 1
-    row: np.ndarray  # [num_rows], int32: number in the data set
+    row: np.ndarray  # [num_rows], int: number in the source
     label: np.ndarray | None
     client: np.ndarray | None
     notes: Notes
@@ -54,7 +54,7 @@ def tokenise(
     columns: Columns,
     template: str = "auto",
     against: str | None = None,
-    origin: Origin = Origin(),  # noqa: B008
+    origin: Origin = Origin(),  # noqa: B008 - immutable
 ) -> Tokenised:
     """Returns the rows in tokens.
 
@@ -72,10 +72,7 @@ def tokenise(
     """
     if not len(rows):
         raise ValueError("`dataset` has no rows; choose another one, or another split of it")
-    encode = make_encoder(tokenizer, columns, template=template, against=against)
-    # The library's own hash of a tokenizer changes with use; this one does not.
-    recipe = [_VERSION, rows._fingerprint, _identity(tokenizer), tuple(columns), template, against]
-    made = _mapped(rows, encode, columns=columns, recipe=recipe, origin=origin)
+    made = _mapped(rows, tokenizer, columns, template=template, against=against, origin=origin)
     chunks = made.data.column("tokens").chunks
     offsets = [chunk.offsets.to_numpy() for chunk in chunks]
     row = _numbers(made, "row")
@@ -83,7 +80,7 @@ def tokenise(
     for index, name in enumerate(names):
         if name is None or not str(name).strip():
             raise ValueError(
-                f"column {columns.client} names no client for row {origin.row(int(row[index]))}; "
+                f"column {columns.client} names no client for row {origin.row(row[index])}; "
                 "fill it or leave the row out"
             )
     used = used_columns(columns, template=template, against=against)
@@ -94,7 +91,7 @@ def tokenise(
         unlike_prompts=int(_numbers(made, "unlike").sum()),
         unused_columns=tuple(sorted(set(rows.column_names) - used)),
     )
-    _tell(notes, made, lambda index: origin.row(int(row[index])))
+    _tell(notes, row, made, origin=origin)
     return Tokenised(
         values=tuple(chunk.values.to_numpy(zero_copy_only=True) for chunk in chunks),
         chunk=np.repeat(np.arange(len(chunks), dtype=np.int32), [len(c) for c in chunks]),
@@ -102,7 +99,7 @@ def tokenise(
         length=np.concatenate([np.diff(offset) for offset in offsets]),
         prompt_length=_numbers(made, "prompt_length"),
         first=np.maximum(_numbers(made, "first_response"), 1),  # position 0 is not predicted
-        row=row,
+        row=row if origin.numbers is None else origin.numbers[row],
         label=_values(made, columns.label),
         client=_values(made, columns.client),
         notes=notes,
@@ -110,7 +107,13 @@ def tokenise(
 
 
 def _mapped(
-    rows: "Dataset", encode: Callable, *, columns: Columns, recipe: list, origin: Origin
+    rows: "Dataset",
+    tokenizer,
+    columns: Columns,
+    *,
+    template: str,
+    against: str | None,
+    origin: Origin,
 ) -> "Dataset":
     """Returns the columns of `make_encoder`, from the cache if they are there."""
     import datasets
@@ -120,12 +123,15 @@ def _mapped(
     encoded = {"tokens": datasets.List(number), "row": number, "spelled": truth, "unlike": truth}
     encoded |= {"prompt_length": number, "first_response": number}
     carried = [name for name in (columns.label, columns.client) if name is not None]
+    # The library's own hash of a tokenizer changes with use; this one does not.
+    recipe = [_VERSION, rows._fingerprint, _identity(tokenizer), tuple(columns), template, against]
     fingerprint = Hasher.hash(recipe)
     cache_file = None
     if not rows.cache_files:  # rows in memory have no folder of their own to cache in
         folder = Path(datasets.config.HF_DATASETS_CACHE) / "fedjax_post"
         folder.mkdir(parents=True, exist_ok=True)
         cache_file = str(folder / f"tokens-{fingerprint}.arrow")
+    encode = make_encoder(tokenizer, columns, template=template, against=against)
 
     def encode_at(batch: Mapping[str, list], indices: Sequence[int]) -> dict[str, list]:
         made = encode(batch, [origin.row(index) for index in indices])
@@ -143,24 +149,24 @@ def _mapped(
     )
 
 
-def _tell(notes: Notes, made: "Dataset", row_fn: Callable[[int], object]) -> None:
+def _tell(notes: Notes, row: np.ndarray, made: "Dataset", *, origin: Origin) -> None:
     """Logs what a reader of the rows would not expect."""
     if notes.split_chats:
         _LOG.warning(
             "the chat template writes earlier answers otherwise than the last one: %d of %d chats "
             "became a row for each answer, %d rows in all",
-            *(notes.split_chats, notes.rows, len(made)),
+            *(notes.split_chats, notes.rows, len(row)),
         )
     if notes.spelled_rows:
         _LOG.warning(
-            "%d rows spell control tokens in their text, such as row %s; they are read as text",
-            *(notes.spelled_rows, row_fn(int(_numbers(made, "spelled").argmax()))),
+            "%d rows spell control tokens in their text, such as row %d; they are read as text",
+            *(notes.spelled_rows, origin.row(row[_numbers(made, "spelled")][0])),
         )
     if notes.unlike_prompts:
         _LOG.warning(
-            "in %d rows, such as row %s, the prompt has other tokens than where it stands alone, "
+            "in %d rows, such as row %d, the prompt has other tokens than where it stands alone, "
             "as a server would write it",
-            *(notes.unlike_prompts, row_fn(int(_numbers(made, "unlike").argmax()))),
+            *(notes.unlike_prompts, origin.row(row[_numbers(made, "unlike")][0])),
         )
 
 

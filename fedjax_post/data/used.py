@@ -1,12 +1,12 @@
 """The columns of a data set that a run uses: text in every row, and there in every file."""
 
+import string
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from fedjax_post.data.columns import Columns
 from fedjax_post.data.files import column_names
 from fedjax_post.data.splits import Origin, Splits
-from fedjax_post.data.template import read_form
 from fedjax_post.data.typed import as_text
 
 if TYPE_CHECKING:
@@ -30,9 +30,12 @@ def read_used(
       ValueError: for a value that is no text, see `as_text`, and for a file without a column that
         others beside it have.
     """
-    form = read_form(template)
-    named = () if form is None else form.names
-    used = {*others, *named, *(name for name in columns if name is not None)}
+    used = {*others, *(name for name in columns if name is not None)}
+    if "{" in template:
+        try:
+            used |= {name.split(".")[0].split("[")[0] for name in _names_in(template)}
+        except ValueError as error:
+            raise ValueError(f"template={template!r} is no format string: {error}") from None
     needed = {*others, *(getattr(columns, role) for role in _NEEDED)}
     flat = [name for name in (columns.label, columns.client) if name is not None]
 
@@ -46,6 +49,10 @@ def read_used(
         train=read(train, splits.origin),
         heldout=None if heldout is None else read(heldout, splits.heldout_origin),
     )
+
+
+def _names_in(template: str) -> list[str]:
+    return [name for _, name, _, _ in string.Formatter().parse(template) if name]
 
 
 def _check_files(rows: "Dataset", origin: Origin, needed: Sequence[str]) -> None:

@@ -32,8 +32,8 @@ _PARTS = re.compile(
     r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|(?P<group>\))?(?P<repeat>[*+?]|\{\d+(?:,\d*)?\})[?+]?|.", re.S
 )
 _REMEDY = (
-    "only plain LoRA is; merge this adapter into its base with peft's merge_and_unload and load "
-    "the result as a model"
+    "only plain LoRA is; where peft can merge it into its base (merge_and_unload), load what that "
+    "writes as a model"
 )
 
 

@@ -71,8 +71,9 @@ def write(
     whole = changes_base(model, params)
     told = {"base_name": str(find_folder(base)) if base in BUILTIN else base}
     if params.get("prompt"):
-        tokens = list(params["prompt"].get("tokens", ()))
-        text = about.tokenizer.decode(tokens) if about.tokenizer and tokens else ""
+        tokens = np.asarray(params["prompt"].get("tokens", ()), np.int32).tolist()
+        spell = about.tokenizer and about.tokenizer.decode
+        text = spell(tokens, skip_special_tokens=True) if spell and tokens else ""
         prompt = {"prompt": params["prompt"]}
         save_prompt(
             directory / _PROMPT if rest or whole else directory, model, prompt, text=text, **told

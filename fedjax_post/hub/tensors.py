@@ -23,7 +23,7 @@ from fedjax_post.hub.documents import check_regular, read_json
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 SHARDS = "model-*-of-*.safetensors"
-STRIP = 2**20  # numbers that are mapped, cast or coded at once
+STRIP = 2**18  # numbers that are mapped, cast or coded at once
 DTYPES = {
     "F64": np.float64,
     "F32": np.float32,
@@ -68,14 +68,20 @@ class Entry(NamedTuple):
         return self._cast(0, self.shape[0], np.dtype(dtype))
 
     def _cast(self, start: int, stop: int, dtype: np.dtype) -> np.ndarray:
+        stored = self.read_fn(start, stop)
         with np.errstate(over="ignore", invalid="ignore"):
-            array = self.read_fn(start, stop).astype(dtype, copy=False)
-        if not is_finite(array):
+            array = stored.astype(dtype, copy=False)
+        # a wider dtype holds what is stored, in more bytes to look at
+        if not is_finite(stored if _widens(stored.dtype, dtype) else array):
             raise ValueError(
                 f"{self.where} holds numbers that are NaN, infinite or too large for {dtype.name}; "
                 "read another copy of these weights, or choose a wider dtype"
             )
         return array
+
+
+def _widens(stored: np.dtype, dtype: np.dtype) -> bool:
+    return stored.itemsize < dtype.itemsize and np.can_cast(stored, dtype)
 
 
 def is_finite(array: np.ndarray) -> bool:

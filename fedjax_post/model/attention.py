@@ -11,6 +11,9 @@ Segments stay with XLA: cuDNN takes them as an additive bias of `[B, N, L, S]`, 
 backward pass writes the gradient too, so that no memory is saved; and under vmap jax wants
 that bias broadcast by hand.
 
+Second derivatives exist everywhere but through cuDNN, where they are refused by name; forward
+mode alone has no rule there either.
+
 What was verified, and how (jax 0.10.2; no GPU at hand): that the kernel's arguments mean what
 dense masks mean, by handing the same calls to jax's XLA implementation on a CPU; that forward
 and backward passes, under vmap, lower for CUDA to cuDNN's calls with those arguments. The kernel
@@ -84,19 +87,51 @@ def attend_causal(q, k, v, *, config: DecoderConfig, is_sliding=None):
       is_sliding: bool scalar, whether this layer sees `config.sliding_window` tokens only;
         None where no layer does.
     """
-    attention = functools.partial(
+    kernel = functools.partial(
         jax.nn.dot_product_attention,
         is_causal=True,
         scale=config.softmax_scale,
         implementation="cudnn",
     )
-    window = config.sliding_window
+    attention, window = _differentiable_once(kernel), config.sliding_window
     if is_sliding is None or window is None or window >= q.shape[1]:
         return attention(q, k, v)
-    windowed = functools.partial(attention, local_window_size=(window - 1, 0))
+    windowed = _differentiable_once(functools.partial(kernel, local_window_size=(window - 1, 0)))
     if len(config.sliding_layers) == config.num_layers:
         return windowed(q, k, v)
     return jax.lax.cond(is_sliding, windowed, attention, q, k, v)
+
+
+def _differentiable_once(kernel):
+    """The kernel with its own gradient, whose derivatives are refused by name."""
+
+    @jax.custom_vjp
+    def attention(q, k, v):
+        return kernel(q, k, v)
+
+    def forward(*inputs):
+        return jax.vjp(kernel, *map(_held_fixed, inputs))
+
+    def backward(pull, cotangent):
+        return pull(_held_fixed(cotangent))
+
+    attention.defvjp(forward, backward)
+    return attention
+
+
+@jax.custom_jvp
+def _held_fixed(x):
+    return x
+
+
+@_held_fixed.defjvp
+def _refuse(primals, tangents):
+    del primals, tangents
+    raise NotImplementedError(
+        "cuDNN's attention has a gradient but no second derivative: load the model in "
+        "dtype=float32, which another kernel computes, or hold the inner gradient fixed by taking "
+        "it at jax.lax.stop_gradient(params)"
+    )
 
 
 def attend(q, k, v, *, mask, scale: float, cap: float | None):

@@ -5,9 +5,42 @@ from typing import Any
 import jax
 from jaxtyping import Array, Bool, Float, Int
 
-from fedjax_post.core.access import Access
+from fedjax_post.core.access import Access, AccessError
 
 PyTree = Any
+
+
+@jax.tree_util.register_pytree_node_class
+class Handle:
+    """What a sealed model remembers of a prompt: to be handed back, not to be read.
+
+    It can be carried through compiled loops, so that a walk over its leaves shows arrays; no
+    attribute names them, and none can be set.
+    """
+
+    __slots__ = ("_held",)
+
+    def __init__(self, held: PyTree):
+        object.__setattr__(self, "_held", held)
+
+    def __repr__(self) -> str:
+        return "Handle()"
+
+    def __getattr__(self, name: str) -> Any:
+        raise AccessError(f"a cache's {name} is inside the model, which needs READ; hand it back")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AccessError(f"a cache's {name} is inside the model, which needs READ; hand it back")
+
+    def tree_flatten(self) -> tuple[tuple[PyTree], None]:
+        """Returns the arrays, for compiled loops."""
+        return (self._held,), None
+
+    @classmethod
+    def tree_unflatten(cls, aux: None, children: tuple[PyTree]) -> "Handle":
+        """Returns the handle that `tree_flatten` took apart."""
+        del aux
+        return cls(*children)
 
 
 @jax.tree_util.register_static
@@ -28,7 +61,7 @@ class Sealed:
 
     def restrict(self, tier: Access) -> "Sealed":
         """The same view, cut down further."""
-        return self._model.restrict(min(tier, self.access))
+        return self._model.restrict(tier & self.access)
 
     def answer(
         self,
@@ -80,13 +113,15 @@ class Sealed:
         self, params: PyTree, tokens: Int[Array, "B L"], **kwargs: Any
     ) -> tuple[Float[Array, "B V"], Any]:
         """See `LanguageModel.prefill`; the cache is for handing back, not for reading."""
-        return self._model.prefill(params, tokens, **kwargs)
+        logits, cache = self._model.prefill(params, tokens, **kwargs)
+        return logits, Handle(cache)
 
     def step(
-        self, params: PyTree, tokens: Int[Array, "B L"], **kwargs: Any
-    ) -> tuple[Float[Array, "B V"], Any]:
+        self, params: PyTree, tokens: Int[Array, "B L"], *, cache: "Handle", **kwargs: Any
+    ) -> tuple[Float[Array, "B V"], "Handle"]:
         """See `LanguageModel.step`."""
-        return self._model.step(params, tokens, **kwargs)
+        logits, cache = self._model.step(params, tokens, cache=cache._held, **kwargs)
+        return logits, Handle(cache)
 
 
 def reach_model(view: Any) -> Any:

@@ -15,8 +15,11 @@ hence open to forward and reverse mode alike.
 | its gradient, head trained | 3, where there is a loss |
 
 Clients stacked by `jax.vmap` walk their strips in step, as many as the client with most
-positions needs; a strip gets shorter the more there are. A second derivative exists in
-forward mode over a gradient (Hessian-vector products), not in reverse mode over it.
+positions needs; a strip gets shorter the more there are.
+
+Derivatives of the gradient, in either mode and of any order, are those of a plain scan over
+strips, each recomputed in its backward pass. It visits every position, with a loss or
+without, and stacked clients each hold a strip of their own.
 """
 
 import functools
@@ -109,17 +112,75 @@ def _summed(form, x, targets, mask, head):
 @functools.partial(_summed.defjvp, symbolic_zeros=True)
 def _summed_jvp(form, primals, tangents):
     """The gradient of what is trained, made with the loss, times its tangent."""
-    x, targets, mask, head = primals
     x_dot, _, _, head_dot = tangents
-    moves = lambda tree: not all(_is_zero(leaf) for leaf in jax.tree.leaves(tree))
-    loop = _mapped(form, moves(x_dot), moves(head_dot))
-    sums = loop(x[None], targets[None], mask[None], head)
+    sums = _with_gradients(form, (_moves(x_dot), _moves(head_dot)), *primals)
     grads = sums.grad_x, *(sums.grad_head or (None, None))
     slope = jnp.zeros((), jnp.float32)
     for grad, dot in zip(grads, (x_dot, *head_dot), strict=True):
         if grad is not None and not _is_zero(dot):
-            slope = slope + (grad[0].astype(jnp.float32) * dot.astype(jnp.float32)).sum()
-    return (sums.nats[0], sums.num_correct[0]), (slope, jnp.zeros_like(slope))
+            slope = slope + (grad.astype(jnp.float32) * dot.astype(jnp.float32)).sum()
+    return (sums.nats, sums.num_correct), (slope, jnp.zeros_like(slope))
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _with_gradients(form, wanted, x, targets, mask, head):
+    """The sums of one group; `wanted` says whether of x, and whether of the head."""
+    sums = _mapped(form, *wanted)(x[None], targets[None], mask[None], head)
+    per_group = lambda tree: jax.tree.map(lambda leaf: leaf[0], tree)
+    return _Sums(*map(per_group, sums))
+
+
+@functools.partial(_with_gradients.defjvp, symbolic_zeros=True)
+def _with_gradients_jvp(form, wanted, primals, tangents):
+    """The plain scan's derivatives, along what moves."""
+    x, targets, mask, head = primals
+    at = {"x": x, "head": head}
+    dots = {"x": tangents[0], "head": tangents[3]}
+    dots = {name: jax.tree.map(_as_array, dot) for name, dot in dots.items() if _moves(dot)}
+    plain = lambda moved: _plain(form, wanted, targets, mask, **(at | moved))
+    return jax.jvp(plain, ({name: at[name] for name in dots},), (dots,))
+
+
+def _plain(form: Form, wanted: tuple[bool, bool], targets, mask, *, x, head) -> _Sums:
+    """What `_with_gradients` returns, by automatic differentiation of a scan over strips."""
+    length, dtype = len(targets), x.dtype
+    strip = min(length, MIN_ROWS)
+
+    def in_strips(rows):
+        rows = jnp.pad(rows, [(0, -length % strip)] + [(0, 0)] * (rows.ndim - 1))
+        return rows.reshape(-1, strip, *rows.shape[1:])
+
+    def summed(trained):
+        # float32, so that the head's gradient is summed over strips in it
+        x_, head_ = trained.get("x", x), trained.get("head", head)
+
+        def add_strip(sums, rows):
+            part, wanted, live = rows
+            narrow = jax.tree.map(lambda leaf: leaf.astype(dtype), head_)
+            logits = head_logits(part[None], narrow, form)[0]
+            chosen = jnp.take_along_axis(logits, wanted[:, None], axis=-1)[:, 0]
+            nats = jnp.where(live, jax.nn.logsumexp(logits, axis=-1) - chosen, 0).sum()
+            is_best = chosen >= jax.lax.stop_gradient(logits).max(axis=-1)
+            return (sums[0] + nats, sums[1] + (live & is_best).sum(dtype=jnp.float32)), None
+
+        strips = in_strips(x_), in_strips(targets), in_strips(mask)
+        zeros = jnp.zeros(()), jnp.zeros(())
+        return jax.lax.scan(jax.checkpoint(add_strip), zeros, strips)[0]
+
+    wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), head)
+    trained = {"x": x} if wanted[0] else {}
+    trained |= {"head": wide} if wanted[1] else {}
+    (nats, num_correct), grads = jax.value_and_grad(summed, has_aux=True)(trained)
+    return _Sums(nats, num_correct, grads.get("x"), grads.get("head"))
+
+
+def _moves(tangent: Any) -> bool:
+    """Whether any leaf of a tangent does."""
+    return not all(_is_zero(leaf) for leaf in jax.tree.leaves(tangent))
+
+
+def _as_array(tangent: Any) -> jax.Array:
+    return jnp.zeros(tangent.shape, tangent.dtype) if _is_zero(tangent) else tangent
 
 
 def _is_zero(tangent: Any) -> bool:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from fedjax_post.core.access import Access, AccessError, check_params, opaque
+from fedjax_post.core.access import Access, AccessError, check_params, opaque, spoken
 from fedjax_post.model.config import DecoderConfig
 from fedjax_post.model.decoder import Decoder, Scores
 from fedjax_post.model.decoder import score_tokens as score_tokens
@@ -60,10 +60,12 @@ class LanguageModel:
 
     def restrict(self, tier: Access) -> "LanguageModel | Sealed":
         """Returns the same model open to `tier` only; below WEIGHTS a tree without leaves."""
-        if tier > self.access:
-            raise AccessError(f"{tier.name} was asked of a model that grants {self.access.name}")
+        if tier & ~self.access:
+            raise AccessError(
+                f"{spoken(tier)} was asked of a model that grants {spoken(self.access)}"
+            )
         view = dataclasses.replace(self, access=tier)
-        return view if tier >= Access.WEIGHTS else Sealed(view)
+        return view if Access.READ in tier else Sealed(view)
 
     def logits(
         self,
@@ -95,7 +97,7 @@ class LanguageModel:
         logits = self._apply(
             params, tokens, method=None, key=key, positions=positions, segments=segments
         )
-        return logits if self.access >= Access.GRADIENTS else opaque(logits)
+        return logits if Access.DIFFERENTIATE in self.access else opaque(logits)
 
     def scores(
         self,
@@ -111,7 +113,7 @@ class LanguageModel:
         scores = self._apply(
             params, tokens, method=Decoder.scores, key=key, positions=positions, segments=segments
         )
-        if self.access >= Access.GRADIENTS:
+        if Access.DIFFERENTIATE in self.access:
             return scores
         return scores._replace(log_probs=opaque(scores.log_probs))
 
@@ -134,7 +136,7 @@ class LanguageModel:
         method = Decoder.total_loss
         where = {"positions": positions, "segments": segments}
         loss = self._apply(params, tokens, loss_mask, method=method, key=key, **where)
-        if self.access >= Access.GRADIENTS:
+        if Access.DIFFERENTIATE in self.access:
             return loss
         return loss._replace(nats=opaque(loss.nats))
 
@@ -142,7 +144,7 @@ class LanguageModel:
         """Returns the tokens' input embeddings, in the compute dtype; a prompt plays no part."""
         self._need(Access.EMBEDDINGS, "embed", params)
         embedded = self._apply(params, tokens, method=Decoder.embed)
-        return embedded if self.access >= Access.GRADIENTS else opaque(embedded)
+        return embedded if Access.DIFFERENTIATE in self.access else opaque(embedded)
 
     def embed_logits(
         self,
@@ -166,7 +168,7 @@ class LanguageModel:
             positions=positions,
             segments=segments,
         )
-        return logits if self.access >= Access.GRADIENTS else opaque(logits)
+        return logits if Access.DIFFERENTIATE in self.access else opaque(logits)
 
     def prefill(
         self, params: PyTree, tokens: Int[Array, "B L"], *, mask: Array, num_slots: int
@@ -234,7 +236,7 @@ class LanguageModel:
         All that TEXT grants; see `model/generate.py`.
         """
         self._need(Access.TEXT, "answer", params)
-        decoding = dataclasses.replace(self, access=max(self.access, Access.LOGITS))
+        decoding = dataclasses.replace(self, access=self.access | Access.SCORES)
         return generate(
             decoding,
             params,
@@ -296,7 +298,7 @@ class LanguageModel:
             cache.layers,
             new,
         )
-        if self.access < Access.GRADIENTS:
+        if Access.DIFFERENTIATE not in self.access:
             logits, layers = opaque(logits), jax.tree.map(opaque, layers)
         return logits, Cache(layers, key_positions, is_real, cache.slots + length)
 
@@ -306,10 +308,10 @@ class LanguageModel:
         return _run(decoder, variables, key, *args, method=method, **kwargs)
 
     def _need(self, tier: Access, what: str, params: PyTree):
-        if self.access < tier:
+        if tier & ~self.access:
             raise AccessError(
-                f"{what} needs {tier.name} of the model, which grants {self.access.name}; "
-                "declare a higher tier in the algorithm's access"
+                f"{what} needs {spoken(tier)} of the model, which grants {spoken(self.access)}; "
+                "declare it in the algorithm's access"
             )
         check_params(params, self.access)
 

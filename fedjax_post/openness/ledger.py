@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjax_post.core.access import Access
+from fedjax_post.core.access import Access, union
 from fedjax_post.openness.arrivals import Index, OffsetsFn, find, touching
 
 
@@ -78,12 +78,12 @@ def asks(access: Mapping[str, Access]) -> bool:
     It does not where clients hold the target's weights, nor where they train another model
     in its place: a stand-in, or a proxy.
     """
-    return max(access.values()) < Access.WEIGHTS
+    return Access.READ not in union(access)
 
 
 def serves_elsewhere(access: Mapping[str, Access]) -> bool:
     """Returns whether what a method made is of use only where the target's owner runs it."""
-    return access.get("target", Access.TEXT) < Access.WEIGHTS
+    return Access.READ not in access.get("target", Access.TEXT)
 
 
 def hosting_of(access: Mapping[str, Access], wanted: Hosting) -> Hosting:

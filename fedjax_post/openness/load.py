@@ -24,7 +24,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fedjax_post.core.access import Access
+from fedjax_post.core.access import LEVELS
 from fedjax_post.hub.facts import CHECKPOINTS, Checkpoint
 from fedjax_post.openness.framework import COMPONENTS, UNKNOWN
 from fedjax_post.openness.passport import (
@@ -40,7 +40,7 @@ FOLDER = Path(__file__).parent / "passports"
 _YES = ("yes", "no", UNKNOWN)
 _VERDICTS = ("passes", "fails", UNKNOWN)
 _OPENNESS = ("open", "partial", "closed", UNKNOWN)
-_TIERS = (*(tier.name for tier in Access), UNKNOWN)
+_TIERS = (*(str(level.name) for level in LEVELS), UNKNOWN)
 _FIELDS = (
     *("title", "producer", "model_type", "checkpoint", "sources", "project"),
     *("components", "definition", "index", "access", "terms"),

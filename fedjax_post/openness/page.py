@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from fedjax_post.core.access import Access
+from fedjax_post.core.access import Access, spoken
 from fedjax_post.hub.families import FAMILIES
 from fedjax_post.openness import passport as read
 from fedjax_post.openness.framework import CLASSES, COMPONENTS, UNKNOWN, Evaluation
@@ -88,7 +88,7 @@ def downgrade_page(
 ) -> str:
     """Returns the methods that would be lost if a model were open only to a tier."""
     granted = read.granted(passport)
-    if tier >= granted:
+    if not granted & ~tier:
         return f"{passport.title} grants {granted.name}; at {tier.name} nothing would be lost."
     gone: list[Refusal] = lost(methods, granted, tier)
     lines = [f"{passport.title}, open to {tier.name} and not to {granted.name}, would lose", ""]
@@ -171,8 +171,8 @@ def _numeral(evaluation: Evaluation) -> str:
 
 def _needs(needed: Mapping[str, Access]) -> str:
     if set(needed) == {"target"}:
-        return needed["target"].name
-    return ", ".join(f"{role}: {tier.name}" for role, tier in needed.items())
+        return spoken(needed["target"])
+    return ", ".join(f"{role}: {spoken(tier)}" for role, tier in needed.items())
 
 
 def _listed(value: str | list[str]) -> list[str]:

@@ -19,7 +19,7 @@ def roles(tier: Access) -> dict[str, Access]:
     A proxy is another model, and open. A stand-in (an emulator) can be made by whoever holds
     the target's weights; of a closed target its owner would have to make it.
     """
-    stand_in = {"emulator": Access.GRADIENTS} if tier >= Access.WEIGHTS else {}
+    stand_in = {"emulator": Access.GRADIENTS} if Access.READ in tier else {}
     return {"target": tier, "proxy": Access.GRADIENTS, **stand_in}
 
 
@@ -47,7 +47,7 @@ def lost(
 ) -> list[Refusal]:
     """Returns the methods that run at one tier and would not at a lower one."""
     before = {refusal.method for refusal in refusals(methods, roles(granted))}
-    after = refusals(methods, roles(min(granted, lowered)))
+    after = refusals(methods, roles(granted & lowered))
     return [refusal for refusal in after if refusal.method not in before]
 
 

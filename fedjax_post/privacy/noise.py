@@ -73,10 +73,12 @@ def private(
       ValueError: for numbers out of range, and where no such guarantee can be given.
     """
     for name, value in (("clip_norm", clip_norm), ("cohort_size", cohort_size)):
-        if not value > 0:
-            raise ValueError(f"{name} must be positive, got {value}")
-    if isinstance(noise_multiplier, int | float) and not noise_multiplier >= 0:
-        raise ValueError(f"noise_multiplier must not be negative, got {noise_multiplier}")
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name} must be positive and finite, got {value}")
+    if isinstance(noise_multiplier, int | float) and not 0 <= noise_multiplier < math.inf:
+        raise ValueError(
+            f"noise_multiplier must be finite and not negative, got {noise_multiplier}"
+        )
     check_one_value(base, "noise")
     for what in (Around.LINK, Around.EQUAL, Around.SCALE, Around.NOISE):
         check_may(base, what, "noise")

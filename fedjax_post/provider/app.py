@@ -21,70 +21,71 @@ def make_app(provider: Provider) -> Any:
       ImportError: without the extra `hosted`, naming it.
     """
     try:
-        import anyio
         from starlette.applications import Starlette
-        from starlette.responses import JSONResponse
         from starlette.routing import Route
     except ImportError as error:
         raise ImportError(f"a provider is served by starlette; {EXTRA}") from error
-
-    def refused(refusal: Refusal, *, is_read: bool = True) -> JSONResponse:
-        # A body that was left unread would be taken for the next request.
-        headers = refusal.headers | ({} if is_read else {"connection": "close"})
-        return JSONResponse(refusal.body, refusal.status, headers=headers)
-
-    async def ask(request, *, chat: bool):
-        name = f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}"
-        try:
-            content = await _arrived(request, provider, name)
-        except Refusal as refusal:
-            settled = partial(provider.log.settled, name, status=refusal.status)
-            await anyio.to_thread.run_sync(partial(settled, error=str(refusal)))
-            return refused(refusal, is_read=False)
-        try:
-            await anyio.sleep(provider.settings.latency)
-            # Started work is finished, logged and charged, whether or not anybody waits.
-            work = lambda: provider.answer(content, chat=chat, request=name)
-            return JSONResponse(await anyio.to_thread.run_sync(work))
-        except Refusal as refusal:
-            return refused(refusal)
-
-    async def completions(request):
-        return await ask(request, chat=False)
-
-    async def chats(request):
-        return await ask(request, chat=True)
-
-    async def models(request):
-        try:
-            provider.check_key(request.headers.get("authorization", ""))
-            name = provider.served.name
-            card = {"id": name, "object": "model", "owned_by": "fedjax_post", "created": 0}
-            wanted = request.path_params.get("name")
-            if wanted is None:
-                return JSONResponse({"object": "list", "data": [card]})
-            if wanted != name:
-                raise provider.no_model(wanted)
-            return JSONResponse(card)
-        except Refusal as refusal:
-            return refused(refusal)
-
-    async def lost(request, error):
-        del error
-        what = f"There is no {request.method} {request.url.path[:200]}; see /v1/models."
-        return refused(Refusal(404, what, code="not_found"))
-
-    async def broken(request, error):
-        del request, error  # which the server prints, and a stranger need not know
-        return refused(Refusal(500, "The server failed.", code="internal_error"))
-
+    ask, models = partial(_ask, provider=provider), partial(_models, provider=provider)
     routes = [
-        Route("/v1/completions", completions, methods=["POST"]),
-        Route("/v1/chat/completions", chats, methods=["POST"]),
+        Route("/v1/completions", partial(ask, chat=False), methods=["POST"]),
+        Route("/v1/chat/completions", partial(ask, chat=True), methods=["POST"]),
         Route("/v1/models", models),
         Route("/v1/models/{name:path}", models),
     ]
-    return Starlette(routes=routes, exception_handlers={404: lost, 405: lost, Exception: broken})
+    return Starlette(routes=routes, exception_handlers={404: _lost, 405: _lost, Exception: _broken})
+
+
+async def _ask(request: Any, *, provider: Provider, chat: bool) -> Any:
+    import anyio
+    from starlette.responses import JSONResponse
+
+    name = f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}"
+    try:
+        content = await _arrived(request, provider, name)
+    except Refusal as refusal:
+        settled = partial(provider.log.settled, name, status=refusal.status)
+        await anyio.to_thread.run_sync(partial(settled, error=str(refusal)))
+        return _refused(refusal, is_read=False)
+    try:
+        await anyio.sleep(provider.settings.latency)
+        # Started work is finished, logged and charged, whether or not anybody waits.
+        work = partial(provider.answer, content, chat=chat, request=name)
+        return JSONResponse(await anyio.to_thread.run_sync(work))
+    except Refusal as refusal:
+        return _refused(refusal)
+
+
+async def _models(request: Any, *, provider: Provider) -> Any:
+    from starlette.responses import JSONResponse
+
+    name, wanted = provider.served.name, request.path_params.get("name")
+    card = {"id": name, "object": "model", "owned_by": "fedjax_post", "created": 0}
+    try:
+        provider.check_key(request.headers.get("authorization", ""))
+        if wanted not in (None, name):
+            raise provider.no_model(wanted)
+    except Refusal as refusal:
+        return _refused(refusal)
+    return JSONResponse({"object": "list", "data": [card]} if wanted is None else card)
+
+
+async def _lost(request: Any, error: Exception) -> Any:
+    del error
+    what = f"There is no {request.method} {request.url.path[:200]}; see /v1/models."
+    return _refused(Refusal(404, what, code="not_found"), is_read=False)
+
+
+async def _broken(request: Any, error: Exception) -> Any:
+    del request, error  # which the server prints, and a stranger need not know
+    return _refused(Refusal(500, "The server failed.", code="internal_error"), is_read=False)
+
+
+def _refused(refusal: Refusal, *, is_read: bool = True) -> Any:
+    from starlette.responses import JSONResponse
+
+    # A body that was left unread would be taken for the next request.
+    headers = refusal.headers | ({} if is_read else {"connection": "close"})
+    return JSONResponse(refusal.body, refusal.status, headers=headers)
 
 
 async def _arrived(request: Any, provider: Provider, name: str) -> bytes:

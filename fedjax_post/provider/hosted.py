@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 from tqdm import tqdm
 
-from fedjax_post.core.access import Access, AccessError, check_params
+from fedjax_post.core.access import Access, AccessError, check_params, spoken
 from fedjax_post.provider import codec
 from fedjax_post.provider.address import check_url, read_key
 from fedjax_post.provider.calls import Caller, Provider, rows_per_call
@@ -55,8 +55,10 @@ class Hosted:
 
     def restrict(self, tier: Access) -> "Hosted":
         """The same model, open to `tier` only."""
-        if tier > self.access:
-            raise AccessError(f"{tier.name} was asked of a model that grants {self.access.name}")
+        if tier & ~self.access:
+            raise AccessError(
+                f"{spoken(tier)} was asked of a model that grants {spoken(self.access)}"
+            )
         return Hosted(
             self._caller, self._tokenizer, access=tier, place=self._place, calls=self._calls
         )
@@ -152,10 +154,10 @@ class Hosted:
         return codec.encode_after(self._tokenizer, text)
 
     def _need(self, tier: Access, what: str, params: PyTree) -> None:
-        if self.access < tier:
+        if tier & ~self.access:
             raise AccessError(
-                f"{what} needs {tier.name} of the model, which grants {self.access.name}; "
-                "declare a higher tier in the algorithm's access"
+                f"{what} needs {spoken(tier)} of the model, which grants {spoken(self.access)}; "
+                "declare it in the algorithm's access"
             )
         check_params(params, self.access)
 

@@ -41,10 +41,11 @@ def read_json(content: bytes, *, key: str = "") -> Any:
     """The value of a JSON text, less the key that it may repeat.
 
     Raises:
-      MalformedError: if it is none, too deep, or holds what JSON has no numbers or letters for.
+      MalformedError: if it is none, too deep, or holds halves of characters.
     """
     try:
-        value = json.loads(content.decode("utf-8"), parse_constant=_refuse_constant)
+        # NaN and its like, which JSON has not, are as good as nothing.
+        value = json.loads(content.decode("utf-8"), parse_constant=lambda name: None)
         json.dumps(value, ensure_ascii=False).encode("utf-8")  # halves of characters fail here
         return without_key(value, key)
     except RecursionError:
@@ -162,7 +163,3 @@ def _brief(value: Any) -> str:
     """A value for a message, in one line."""
     text = repr(value) if isinstance(value, str | int | float | None) else json.dumps(value)
     return text if len(text) <= 80 else f"{text[:80]}..."
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name}, which is no number")

@@ -7,7 +7,7 @@ to them: the larger of the two counts, and a bill that says nothing sensible cou
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from fedjax_post.core.access import Access
+from fedjax_post.core.access import Access, spoken
 from fedjax_post.provider.codec import encode_after, encode_prompt
 from fedjax_post.provider.replies import Bill, Reply
 from fedjax_post.provider.requests import Query
@@ -37,8 +37,8 @@ def check_terms(terms: Terms, *, access: Access) -> None:
     Raises:
       ValueError: naming the field, its value and the remedy.
     """
-    if access > Access.LOGITS:
-        raise ValueError(f"a hosted model grants TEXT or LOGITS, not {access.name}")
+    if access & ~Access.LOGITS:
+        raise ValueError(f"a hosted model grants TEXT or LOGITS, not {spoken(access)}")
     for name, allowed in {"style": ("completions", "chat"), "on_failure": ("stop", "drop")}.items():
         if getattr(terms, name) not in allowed:
             raise ValueError(f"{name} must be one of {allowed}, got {getattr(terms, name)!r}")

@@ -6,7 +6,6 @@ and with which flags from its `summary.json`, what crossed the wire from its `re
 
 import csv
 import io
-import json
 import math
 from collections.abc import Sequence
 from functools import cache
@@ -15,7 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjax_post.report.records import read_records
+from fedjax_post.integrity import DamagedError, sealed_file
+from fedjax_post.report.records import read_records, read_summary
 from fedjax_post.report.scatter import draw_comparison
 from fedjax_post.report.table import format_bytes
 
@@ -51,17 +51,24 @@ class Row(NamedTuple):
 
 
 def read_run(directory: Path) -> RunScores:
-    """Returns what a finished run gave; of personal models where it scored them."""
-    summary = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
-    records = read_records(directory)
-    scored = summary.get("personal") or summary["final"]
-    return RunScores(
-        {name: float(scored[name]) for name in _SCORES if name in scored},
-        sum(int(record["bytes_up"]) for record in records),
-        sum(int(record["bytes_down"]) for record in records),
-        sum(record["seconds"] for record in records),
-        {name: summary[name] for name in ("algorithm", "seed", "commit", "versions", "device")},
-    )
+    """Returns what a finished run gave; of personal models where it scored them.
+
+    Raises:
+      DamagedError: for a summary or records that are not as a run writes them.
+    """
+    summary, records = read_summary(directory), read_records(directory)
+    try:
+        scored = summary.get("personal") or summary["final"]
+        finite = lambda value: math.nan if value is None else float(value)  # null is not finite
+        return RunScores(
+            {name: finite(scored[name]) for name in _SCORES if name in scored},
+            sum(int(record["bytes_up"]) for record in records),
+            sum(int(record["bytes_down"]) for record in records),
+            sum(record["seconds"] for record in records),
+            {name: summary[name] for name in ("algorithm", "seed", "commit", "versions", "device")},
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DamagedError(f"{directory} holds no run of this program ({error!r})") from None
 
 
 def describe(run: RunScores) -> str:
@@ -139,7 +146,7 @@ def write(directory: Path, labels: Sequence[str], *, command: str) -> str:
     rows = compare(directory, labels)
     told = table(rows)
     content = {"command": command, "rows": [_as_dict(row) for row in rows]}
-    write_text(directory / "comparison.json", json.dumps(content, indent=2) + "\n")
+    write_text(directory / "comparison.json", sealed_file(content))
     write_text(directory / "comparison.md", f"{told}\n\n`{command}`\n")
     write_text(directory / "comparison.csv", _csv(rows))
     draw_comparison(rows, directory / "comparison.png")

@@ -21,13 +21,13 @@ has `queries`, `tokens_sent` or `labels_sent` as null, the method asked nothing:
   number or a list of one for each seed.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fedjax_post import integrity
 from fedjax_post.report.comparison import Interval, folder_of, interval
-from fedjax_post.report.records import Record, read_records
+from fedjax_post.report.records import Record, read_records, read_summary
 
 # Tiers of access, most closed first. EMULATOR is a stand-in beside a model that stays closed.
 TIERS = ("TEXT", "LOGITS", "EMBEDDINGS", "EMULATOR", "WEIGHTS", "GRADIENTS")
@@ -79,19 +79,18 @@ def read_ladder(directory: Path) -> Ladder:
 
     Raises:
       FileNotFoundError: if there is no ladder.json.
-      ValueError: if it is not JSON, or a cell lacks its method, tier or kind.
+      DamagedError: if it is not as it was written.
+      ValueError: if a cell lacks its method, tier or kind.
     """
     path = Path(directory) / "ladder.json"
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    cells = []
-    for row in facts.get("cells", []):
-        lacking = {"method", "tier", "kind"} - set(row)
+    facts = integrity.read_file(path)
+    cells = facts.get("cells", [])
+    if not isinstance(cells, list):
+        raise ValueError(f"{path}: cells must be a list, got {type(cells).__name__}")
+    for row in cells:
+        lacking = {"method", "tier", "kind"} - set(row if isinstance(row, dict) else ())
         if lacking:
             raise ValueError(f"{path}: the cell {row} lacks {', '.join(sorted(lacking))}")
-        cells.append(row)
     read = lambda folder: [_cell(folder, row) for row in cells]
     others = sorted(path for path in (Path(directory) / "bases").glob("*") if path.is_dir())
     bases = {path.name: [cell for cell in read(path) if cell.runs] for path in others}
@@ -160,7 +159,7 @@ def _cell(directory: Path, row: Mapping[str, Any]) -> Cell:
 
 
 def _run(folder: Path, score: str) -> Run:
-    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    summary = read_summary(folder)
     records = read_records(folder) if (folder / "records.jsonl").exists() else []
     exact = lambda name: (summary.get(name) or {}).get("exact_match")
     disclosure = summary.get("disclosure") or {}

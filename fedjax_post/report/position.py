@@ -7,10 +7,10 @@ It is made of the run folders and of `ladder.json`, see `fedjax_post.report.ladd
 nothing else.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from fedjax_post.integrity import sealed_file
 from fedjax_post.report import ladder_plots, markup, position_page
 from fedjax_post.report.aspects import Square, matrix
 from fedjax_post.report.claims import SPREAD
@@ -45,8 +45,8 @@ def write(directory: str | Path) -> str:
     title = f"Position report: {position_page.title_of(ladder)}"
     write_text(directory / "position.md", markup.markdown(blocks))
     write_text(directory / "position.html", markup.page(title, blocks, directory, marked=_COLOURS))
-    found = json.dumps(_as_dict(ladder, judged, squares), indent=2)
-    write_text(directory / "position.json", found + "\n")
+    found = sealed_file(_as_dict(ladder, judged, squares))
+    write_text(directory / "position.json", found)
     return _told(ladder, judged, directory)
 
 

@@ -18,6 +18,16 @@ def read_records(directory: str | Path) -> list[Record]:
     return list(integrity.read_lines(Path(directory) / "records.jsonl"))
 
 
+def read_summary(directory: str | Path) -> dict[str, Any]:
+    """Returns the summary of a run's folder.
+
+    Raises:
+      FileNotFoundError: if there is no `summary.json`: the run has not ended.
+      DamagedError: if it is not as it was written.
+    """
+    return integrity.read_file(Path(directory) / "summary.json")
+
+
 def series(records: list[Record], name: str) -> tuple[list[int], list[float]]:
     """Returns the rounds done, from 1, and the values, of the records that have a value."""
     chosen = [record for record in records if record.get(name) is not None]

@@ -21,7 +21,7 @@ def summary_table(summary: Summary, directory: str | Path) -> str:
     rows = [_score_row("all", base, final, names)]
     for task, scores in base.get("per_task", {}).items():
         rows.append(_score_row(task, scores, final["per_task"][task], names))
-    lines = [_columns([header, *rows]), "", *_costs(summary), f"results    {directory}"]
+    lines = [columns([header, *rows]), "", *_costs(summary), f"results    {directory}"]
     return "\n".join(lines)
 
 
@@ -66,15 +66,19 @@ def _costs(summary: Summary) -> list[str]:
     ]
 
 
+def score_cells(scores: Summary, names: list[str]) -> list[str]:
+    """Returns scores as texts: losses in nats per token, shares in percent."""
+    forms = {"loss": "{:.3f}"}
+    return [forms.get(name, "{:.1%}").format(scores[name]) for name in names]
+
+
 def _score_row(task: str, base: Summary, final: Summary, names: list[str]) -> list[str]:
-    row = [task]
-    for name in names:
-        form = "{:.3f}" if name == "loss" else "{:.1%}"
-        row += [form.format(base[name]), form.format(final[name])]
-    return row
+    before, after = score_cells(base, names), score_cells(final, names)
+    return [task, *(cell for pair in zip(before, after, strict=True) for cell in pair)]
 
 
-def _columns(rows: list[list[str]]) -> str:
+def columns(rows: list[list[str]]) -> str:
+    """Returns rows of cells under a line that parts off the first one; numbers to the right."""
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     lines = []
     for first, *rest in rows:

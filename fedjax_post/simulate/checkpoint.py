@@ -1,6 +1,6 @@
 """Checkpoints: a federation's state, the round it stands at, and its store's version.
 
-`checkpoints/<rounds done>/` holds the arrays (`state`, by orbax), what is said of them
+`checkpoints/<rounds done>/` holds the arrays (`state.safetensors`), what is said of them
 (`meta.json`) and the checksums of all these files. It is made beside, under a name that begins
 with a dot, and put in place when it is whole. The two latest are kept, so that a run whose
 latest is damaged goes on from the one before.
@@ -18,12 +18,12 @@ from fedjax_post import integrity
 from fedjax_post.core.algorithm import PyTree
 from fedjax_post.core.engine import State
 from fedjax_post.integrity import DamagedError
-from fedjax_post.simulate import processes
+from fedjax_post.simulate import arrays, processes
 from fedjax_post.simulate.processes import Versions
 from fedjax_post.simulate.store import Version
 
 _KEPT = 2
-_META = "meta.json"
+_STATE, _META = "state.safetensors", "meta.json"
 
 
 class Snapshot(NamedTuple):
@@ -47,8 +47,6 @@ class Meta(NamedTuple):
 
 def save(directory: Path, snapshot: Snapshot) -> None:
     """Saves a checkpoint, whole or not at all, and removes all but the latest two."""
-    import orbax.checkpoint as ocp
-
     rounds = sorted(snapshot.replicas)
     held = (snapshot.state, [snapshot.replicas[round] for round in rounds])
     where, aside = (directory / f"{d}{snapshot.rounds_done}" for d in ("", ".unfinished-"))
@@ -58,9 +56,7 @@ def save(directory: Path, snapshot: Snapshot) -> None:
             shutil.rmtree(path)
         aside.mkdir(mode=0o700)
     processes.exchanged("")
-    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as saver:
-        state = aside.absolute() / "state"
-        saver.save(state, args=ocp.args.StandardSave(_by_number(held)))
+    arrays.write(aside / _STATE, held)
     if processes.is_first():
         meta = {
             "version": [list(part) for part in snapshot.version],
@@ -94,7 +90,7 @@ def remove(directory: Path, rounds_done: int) -> None:
 
 def versions(directory: Path) -> list[Versions]:
     """The store's version of each checkpoint whose meta file is whole."""
-    return [meta.version for _, meta, why in _metas(directory) if not why]
+    return [meta.version for _, meta, _ in _metas(directory) if meta is not None]
 
 
 def find(directory: Path) -> Iterator[tuple[int, Meta | None, str]]:
@@ -117,20 +113,13 @@ def load(directory: Path, rounds_done: int, meta: Meta, like: State) -> Snapshot
     Raises:
       ValueError: if the checkpoint's arrays have other shapes or dtypes.
     """
-    import orbax.checkpoint as ocp
-
     if meta.shapes != shapes(like):
         raise ValueError(
             f"the checkpoint in {directory} holds arrays {meta.shapes}, this run needs "
             f"{shapes(like)}; resume with the settings of the run that wrote it"
         )
     held = (like, [like.replica for _ in meta.rounds])
-    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as saver:
-        path = (directory / str(rounds_done) / "state").absolute()
-        form = _by_number(processes.shared_like(held))
-        restored = saver.restore(path, args=ocp.args.StandardRestore(form))
-    leaves = [restored[name] for name in sorted(restored)]
-    state, replicas = jax.tree.unflatten(jax.tree.structure(held), leaves)
+    state, replicas = arrays.read(directory / str(rounds_done) / _STATE, held)
     replicas = dict(zip(meta.rounds, replicas, strict=True))
     return Snapshot(state, rounds_done, meta.version, meta.identity, replicas)
 
@@ -138,10 +127,6 @@ def load(directory: Path, rounds_done: int, meta: Meta, like: State) -> Snapshot
 def shapes(state: State) -> list[str]:
     """Dtype and shape of every array of a state."""
     return [f"{x.dtype}{list(x.shape)}" for x in jax.tree.leaves(state)]
-
-
-def _by_number(tree: PyTree) -> dict[str, Any]:
-    return {f"{i:06d}": leaf for i, leaf in enumerate(jax.tree.leaves(tree))}
 
 
 def _metas(directory: Path) -> Iterator[tuple[int, Meta | None, str]]:

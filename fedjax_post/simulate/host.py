@@ -1,7 +1,7 @@
 """The host executor: the same algorithm without compilation, one client at a time.
 
 For models that are asked over a network, and for debugging: prints and breakpoints inside an
-algorithm see real values, and an error carries the client, the round and the stage that it
+algorithm see real values, and an error carries the client, the round and the function that it
 came from.
 
 A model with a method `at(round, client_id)` is bound to each client before its visit, so that
@@ -11,7 +11,7 @@ as a client is whose update is not finite; any other error ends the run.
 """
 
 from collections.abc import Callable
-from functools import partial, wraps
+from functools import partial
 from typing import Any
 
 import jax
@@ -20,13 +20,13 @@ import numpy as np
 
 from fedjax_post.core import access, engine
 from fedjax_post.core.algorithm import Aggregate, Algorithm, no_context
-from fedjax_post.simulate import programs
+from fedjax_post.core.checked import call
+from fedjax_post.simulate import programs, stopping
 from fedjax_post.simulate.visit import contexts_of, discounted
 
 
 def host(algorithm: Algorithm, telemetry: Aggregate = engine.NO_TELEMETRY) -> programs.Programs:
     """Programs that run eagerly; results equal the device's up to reassociation."""
-    algorithm = _noted(algorithm)
 
     def visit_chunk(model, replica, total, chunk, stored, run_key):
         counted = discounted(algorithm, chunk.discount)
@@ -36,6 +36,7 @@ def host(algorithm: Algorithm, telemetry: Aggregate = engine.NO_TELEMETRY) -> pr
         lanes: list[Any] = []  # None: left out
         # Padding stands behind the real clients, and nothing is computed for it.
         for lane in range(int((chunk.client_ids >= 0).sum())):
+            stopping.check()
             one = jax.tree.map(lambda x, lane=lane: x[lane], (stored, chunk.data))
             client_id = chunk.client_ids[lane]
             contexts = [_context(run_key, round, client_id) for round in (-1, chunk.round)]
@@ -49,7 +50,8 @@ def host(algorithm: Algorithm, telemetry: Aggregate = engine.NO_TELEMETRY) -> pr
                 lanes.append(None)
                 continue
             lanes.append(rest)
-            values = jax.tree.map(lambda x: x[None], algorithm.uplink.decode(message, like))
+            value = call(algorithm, "uplink.decode", message, like)
+            values = jax.tree.map(lambda x: x[None], value)
             weight = rest[1].weight[None]
             total = engine.add(
                 algorithm, total, values, weight, replica=replica, telemetry=telemetry
@@ -76,8 +78,8 @@ def _visited(algorithm, model, replica, one, contexts, like):
     state = stored.states
     if not stored.found:
         # As `engine.init_client`, without working out again what every client's value is like.
-        local = algorithm.client.init(model, replica, first_ctx.key)
-        state = engine.ClientState(local, algorithm.uplink.init(like))
+        local = call(algorithm, "client.init", model, replica, first_ctx.key)
+        state = engine.ClientState(local, call(algorithm, "uplink.init", like))
     return engine.visit_client(algorithm, model, replica, state, data, ctx)
 
 
@@ -108,34 +110,6 @@ def _bound(models: Any, round: int, client_id: int) -> Any:
 def _context(run_key, round, client_id):
     contexts = contexts_of(run_key, jnp.int32(round), jnp.asarray([client_id], jnp.int32))
     return jax.tree.map(lambda x: x[0], contexts)
-
-
-def _noted(algorithm: Algorithm) -> Algorithm:
-    """The algorithm, its functions adding their stage to the errors that they raise."""
-    parts = {
-        "client": ("init", "update"),
-        "uplink": ("init", "encode", "decode"),
-        "downlink": ("init", "encode", "receive"),
-        "aggregate": ("init", "add", "finish"),
-        "server": ("init", "update"),
-    }
-    for part, names in parts.items():
-        stage = getattr(algorithm, part)
-        noted = {name: _note(f"{part}.{name}", getattr(stage, name)) for name in names}
-        algorithm = algorithm._replace(**{part: stage._replace(**noted)})
-    return algorithm
-
-
-def _note(stage: str, fn: Callable) -> Callable:
-    @wraps(fn)
-    def noted(*args):
-        try:
-            return fn(*args)
-        except Exception as error:
-            error.add_note(f"in stage {stage}")
-            raise
-
-    return noted
 
 
 def _eager(fn: Callable) -> Callable:

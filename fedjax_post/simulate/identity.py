@@ -50,8 +50,8 @@ def identify(model: PyTree, clients: Clients, *, params: PyTree, plan: "Plan") -
         "cohorts": lambda: _cohorts(plan, len(clients)),
         "feed": lambda: getattr(plan.feed, "__name__", "own"),
     }
-    if plan.buffer is not None:
-        parts["buffer"] = lambda: list(plan.buffer)
+    if (buffer := plan.buffer) is not None:
+        parts["buffer"] = lambda: list(buffer)
     given: Mapping[str, Any] = plan.identity
     return {name: make() for name, make in parts.items() if name not in given} | dict(given)
 

@@ -1,6 +1,6 @@
 """Keeping a run: its records, its checkpoints and its clients' states, whatever ends it."""
 
-import threading
+import atexit
 import time
 import weakref
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
@@ -11,9 +11,10 @@ from typing import NamedTuple
 
 from fedjax_post.core.algorithm import PyTree
 from fedjax_post.core.engine import State
-from fedjax_post.simulate import checkpoint, processes, record, resume
+from fedjax_post.simulate import checkpoint, processes, record, resume, stopping
 from fedjax_post.simulate.record import Callback, Record
 from fedjax_post.simulate.resume import Begun
+from fedjax_post.simulate.room import room_in
 
 
 class Keep(NamedTuple):
@@ -84,18 +85,15 @@ def kept(
 
 
 def _close_at_exit(steps: Generator) -> None:
-    """Closes what a variable or a traceback holds open, while threads can still be started.
-
-    `atexit` comes too late: a checkpoint is written on threads of the standard library, which
-    end themselves by this same list, before what is registered there.
-    """
+    """Closes what a variable or a traceback holds open; what jax registered is called later."""
     open_steps = weakref.ref(steps)
 
     def close():
         if (still_open := open_steps()) is not None:
             still_open.close()
 
-    threading._register_atexit(close)  # type: ignore[attr-defined]
+    atexit.register(close)
+    weakref.finalize(steps, atexit.unregister, close).atexit = False
 
 
 def _kept(
@@ -104,6 +102,7 @@ def _kept(
     with ExitStack() as stack:
         keeps = keep.directory is not None
         directory = Path(keep.directory or stack.enter_context(TemporaryDirectory()))
+        stack.enter_context(room_in(directory))
         saved_in = directory / "checkpoints"
         last = resume.begin(directory, begun, keep.may_differ)
         store = processes.PartedStore(
@@ -120,22 +119,29 @@ def _kept(
         saved, cost, since = last.rounds_done, 0.0, time.monotonic()
         try:
             start = Held(last.state, last.replicas)
-            for (state, replicas), line in play(store, start, range(saved, rounds)):
-                for callback in callbacks:
-                    line |= callback(state, line) or {}
-                if keeps and processes.is_first():
-                    record.append(lines, line)
-                done = line["round"] + 1
-                last = checkpoint.Snapshot(state, done, store.settle(), begun.identity, replicas)
-                elapsed = time.monotonic() - since
-                if keeps and (done == rounds or is_due(keep.checkpoint_every, done, elapsed, cost)):
-                    _save(saved_in, store, last)
-                    saved, cost = done, time.monotonic() - since - elapsed
-                    since = time.monotonic()
+            played = play(store, start, range(saved, rounds))
+            while last.rounds_done < rounds:
+                with stopping.deferred():
+                    (state, replicas), line = next(played)
+                    for callback in callbacks:
+                        line |= callback(state, line) or {}
+                    if keeps and processes.is_first():
+                        record.append(lines, line)
+                    done = line["round"] + 1
+                    last = checkpoint.Snapshot(
+                        state, done, store.settle(), begun.identity, replicas
+                    )
+                    elapsed = time.monotonic() - since
+                    due = done == rounds or is_due(keep.checkpoint_every, done, elapsed, cost)
+                    if keeps and due:
+                        _save(saved_in, store, last)
+                        saved, cost = done, time.monotonic() - since - elapsed
+                        since = time.monotonic()
                 yield state, line
         finally:
-            if keeps and last.rounds_done > saved and processes.are_together():
-                _save(saved_in, store, last)
+            with stopping.deferred():
+                if keeps and last.rounds_done > saved and processes.are_together():
+                    _save(saved_in, store, last)
 
 
 def _save(saved_in: Path, store: processes.PartedStore, last: checkpoint.Snapshot) -> None:

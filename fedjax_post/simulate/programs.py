@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_post.core import access, engine
+from fedjax_post.core import access, checked, engine
 from fedjax_post.core.aggregates import column
 from fedjax_post.core.algorithm import Aggregate, Algorithm, ClientData, PyTree
 from fedjax_post.simulate.visit import contexts_of, discounted, fresh_states, visit
@@ -91,7 +91,7 @@ def start(
     first = jax.tree.map(lambda x: x[0], data)
     like = engine.value_like(algorithm, access.views(model, algorithm.access), replica, first)
     total = engine.init_total(algorithm, like, num_lanes)
-    reading = jax.eval_shape(algorithm.read, like, replica)
+    reading = checked.shapes(algorithm, "read", like, replica)
     return total._replace(telemetry=telemetry.init(reading, num_lanes))
 
 

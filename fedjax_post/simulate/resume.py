@@ -24,6 +24,7 @@ _NAMES = {
     "clients": "the number of clients",
     "cohorts": "who takes part in the first rounds",
     "data": "the rows that clients hold",
+    "heldout": "the held-out rows",
     "model": "the weights of the frozen model",
     "params": "the parameters at the start",
 }
@@ -122,10 +123,8 @@ def _check_same(
     names = sorted(name for name in {*was, *now} if was.get(name) != now.get(name))
     names = [name for name in names if name not in may_differ]
     if names:
-        told = [
-            f"{_NAMES.get(name, f'`{name}`')} ({was.get(name)} there, {now.get(name)} here)"
-            for name in names
-        ]
+        word = lambda name: _NAMES.get(name, name if name.startswith("-") else f"`{name}`")
+        told = [f"{word(name)} ({was.get(name)} there, {now.get(name)} here)" for name in names]
         raise ValueError(
             f"{directory} belongs to a run that differs from this one in {', '.join(told)}; resume "
             "with the settings, data and weights of that run, or give another `directory`"

@@ -8,11 +8,20 @@ from typing import Any, NamedTuple
 
 import jax
 
-from fedjax_post.core import access, engine
+from fedjax_post.core import access, checked, engine
 from fedjax_post.core.algorithm import Aggregate, Algorithm, PyTree, no_context
 from fedjax_post.core.engine import State
 from fedjax_post.data.clients import Clients
-from fedjax_post.simulate import asynchronous, checkpoint, feed, processes, record, resume, visits
+from fedjax_post.simulate import (
+    asynchronous,
+    checkpoint,
+    feed,
+    processes,
+    record,
+    resume,
+    stopping,
+    visits,
+)
 from fedjax_post.simulate.asynchronous import Buffer
 from fedjax_post.simulate.cohort import Sampler, data_rng, draw, full, widths_of
 from fedjax_post.simulate.identity import identify
@@ -91,9 +100,12 @@ def run(
 
     Raises:
       ValueError: for a bad plan; a directory that belongs to a different run.
+      TypeError, ValueError: for an algorithm whose functions do not fit together, naming the
+        field, such as "client.update", what it must take or return, and what it does.
       FileExistsError: if the directory holds a run and `resume` is off.
       AccessError: if the algorithm needs more of the model than it grants.
     """
+    checked.check_parts(algorithm)
     access.views(model, algorithm.access)
     if plan.buffer is not None:
         asynchronous.check(plan.buffer, algorithm, len(clients))
@@ -101,6 +113,9 @@ def run(
         raise ValueError("a plan with a buffer has a feed of its own; leave `feed` out")
     plan = plan._replace(chunk_size=chunk_size_of(plan, len(clients), rounds))
     check_unused(keep_of(plan))
+    data = clients.visit(0, data_rng(0, 0, 0))
+    num_lanes = max(plan.chunk_size or 1, _first_cohort(plan, len(clients)))
+    engine.check(algorithm, model, params, data, num_lanes=num_lanes)
     return _rounds(
         algorithm, model, clients, params=params, rounds=rounds, plan=plan, callbacks=callbacks
     )
@@ -158,10 +173,7 @@ def chunk_size_of(plan: Plan, num_clients: int, rounds: int) -> int:
         raise ValueError(f"rounds must be at least 1, got {rounds}; raise --num_rounds")
     if plan.checkpoint_every is not None and plan.checkpoint_every < 1:
         raise ValueError(f"checkpoint_every must be at least 1, got {plan.checkpoint_every}")
-    if plan.buffer is not None:
-        size = plan.buffer.size
-    else:
-        size = len(draw(plan.sampler, num_clients, seed=plan.seed, round=0))
+    size = _first_cohort(plan, num_clients)
     if plan.chunk_size is None:
         return max(1, -(-size // max(1, -(-size // 32))))
     if plan.chunk_size < 1:
@@ -169,6 +181,13 @@ def chunk_size_of(plan: Plan, num_clients: int, rounds: int) -> int:
             f"chunk_size must be at least 1, got {plan.chunk_size}; lower means less memory"
         )
     return plan.chunk_size
+
+
+def _first_cohort(plan: Plan, num_clients: int) -> int:
+    """Clients that take part in the first round."""
+    if plan.buffer is not None:
+        return plan.buffer.size
+    return len(draw(plan.sampler, num_clients, seed=plan.seed, round=0))
 
 
 def _rounds(algorithm, model, clients, *, params, rounds, plan, callbacks):
@@ -237,6 +256,7 @@ def _play(job: _Job, held: Held, items: Iterable) -> tuple[Held, list, list, Rec
     state = held.state._replace(replica=job.programs.broadcast(held.state))
     total, under_way, settled, replicas = None, [], [], held.replicas
     for step, num_lanes, chunk in items:
+        stopping.check()
         if total is None:
             total = job.programs.start(job.model, state.replica, chunk.data, num_lanes)
             replicas = {**replicas, step.round: state.replica}

@@ -69,6 +69,7 @@ class ClientStore:
         self._kept: dict[Version, np.ndarray] = {}  # the slots of each
         self._free: list[int] = []
         self._replaced: list[int] = []  # slots of the last whole round that have a successor
+        self._version, self._index = Version(0, 0), -1
         self._rows = _opened(self._directory / "rows.bin")
         self._num_slots = os.fstat(self._rows).st_size // max(1, self._row_size)
         self._open(version or Version(0, 0))
@@ -108,17 +109,8 @@ class ClientStore:
         entries = np.empty(len(client_ids), _ENTRY)
         entries["client"], entries["slot"] = client_ids, self._room_for(len(client_ids))
         entries["crc"] = [_crc(lane) for lane in lanes]
-        try:
-            self._fill(entries["slot"], lanes)
-            self._append(entries)
-        except OSError as error:
-            raise OSError(
-                error.errno,
-                f"no room for the states of clients ({len(lanes) * self._row_size:,} bytes; "
-                f"{error.strerror}); free some and resume, nothing before the last checkpoint "
-                "is lost",
-                str(self._directory),
-            ) from error
+        self._fill(entries["slot"], lanes)
+        self._append(entries)
         before = self._slot_of[client_ids]
         self._replaced += before[before >= 0].tolist()
         self._take(entries)

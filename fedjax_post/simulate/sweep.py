@@ -19,7 +19,7 @@ from fedjax_post.core import access, engine
 from fedjax_post.core.algorithm import Algorithm, PyTree
 from fedjax_post.core.engine import State, WireBytes
 from fedjax_post.data.clients import Clients
-from fedjax_post.simulate import feed, programs, record
+from fedjax_post.simulate import feed, programs, record, stopping
 from fedjax_post.simulate.identity import identify
 from fedjax_post.simulate.keeping import Held, check_unused, kept
 from fedjax_post.simulate.processes import PartedStore
@@ -236,6 +236,7 @@ def _play(job: _Job, state: State, chunks: Sequence[Chunk]) -> tuple[State, list
     total = programs.start(model, state.replica, chunks[0].data, num_lanes)
     reports = []
     for chunk in chunks:
+        stopping.check()
         stored = job.rows.read(chunk.client_ids)
         total, states, report = programs.visit(model, state.replica, total, chunk, stored, keys)
         states, report = jax.device_get((states, report))

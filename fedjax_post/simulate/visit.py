@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from fedjax_post.core import engine
 from fedjax_post.core.algorithm import Aggregate, Algorithm, ClientData, Context, PyTree
+from fedjax_post.core.checked import call
 
 
 def visit(
@@ -42,7 +43,7 @@ def visit(
     def one(state, data, ctx):
         visited = engine.visit_client(algorithm, model, replica, state, data, ctx)
         message, state, report = visited
-        return algorithm.uplink.decode(message, like), state, report
+        return call(algorithm, "uplink.decode", message, like), state, report
 
     values, states, reports = jax.vmap(one)(states, data, contexts)
     total = engine.add(
@@ -54,8 +55,9 @@ def visit(
 def discounted(algorithm: Algorithm, factor: jax.Array) -> Algorithm:
     """The algorithm, its clients counting `factor` of their weights, () float32."""
 
-    def update(*args):
-        upload, state, metrics = algorithm.client.update(*args)
+    def update(model, replica, state, data, ctx):
+        visit = model, replica, state, data, ctx
+        upload, state, metrics = algorithm.client.update(*visit)
         return upload._replace(weight=factor * upload.weight), state, metrics
 
     return algorithm._replace(client=algorithm.client._replace(update=update))

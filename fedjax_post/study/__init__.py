@@ -1,1 +1,22 @@
-"""An experiment as data, and what is done with one; see `spec` and `job`."""
+"""An experiment as data, and what is done with one.
+
+from fedjax_post import study
+job = study.prepare(study.Spec(method="fed_adam", training=study.Training(rounds=60)))
+for state, record in job.run(): ...
+"""
+
+from fedjax_post.study.carry_out import carry_out
+
+# the functions take the place of their modules, which nothing outside this room names
+from fedjax_post.study.compare import Comparison, compare, sweep
+from fedjax_post.study.drills import drills
+from fedjax_post.study.evaluate import Evaluation, evaluate
+from fedjax_post.study.job import Job, prepare
+from fedjax_post.study.ladder import Faults, ladder
+from fedjax_post.study.ladder_facts import Rung
+from fedjax_post.study.learning import Adapter, Data, Method, Model, Objective
+from fedjax_post.study.resolve import resolve
+from fedjax_post.study.running import Execution, Hosting, Privacy, Scoring, Training
+from fedjax_post.study.runs import Run, read
+from fedjax_post.study.served import Served, serve, stream
+from fedjax_post.study.spec import Spec

@@ -7,8 +7,9 @@ import types
 import typing
 from collections.abc import Iterable, Mapping
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
+Section = TypeVar("Section")
 _MEANING = "meaning"
 
 
@@ -64,9 +65,14 @@ def check(section: Any) -> None:
         if meaning is None:
             continue
         given = getattr(section, field.name)
-        value = _conformed(given, kinds_of(type(section))[field.name], field.name)
+        value = _conformed(given, kinds_of(section.__class__)[field.name], field.name)
         _check_range(value, meaning, field.name)
         object.__setattr__(section, field.name, value)
+
+
+def replaced(section: Section, **changes: Any) -> Section:
+    """Returns a section, or a whole specification, with some fields changed."""
+    return dataclasses.replace(section, **changes)  # type: ignore[type-var]
 
 
 def default_of(field: dataclasses.Field) -> Any:

@@ -8,18 +8,23 @@ import hashlib
 import importlib
 import inspect
 import json
+import os
 import re
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fedjax_post.integrity import check_file, sealed_file
 from fedjax_post.study.fields import default_of, unknown
 from fedjax_post.study.spec import PATHS, Spec
 
 FORMAT, VERSION = "fedjax_post experiment", 1
+_SEAL = "sha256"  # the last field of a file that a run wrote
 _PLAIN = (str, int, float, bool, type(None))
 # Fields whose text may name code: nothing but a call of a known name, or module:function.
 CODE = ("method.name", "method.uplink", "method.aggregate", "objective.reward")
+HOST = "hosting.url"
 _NAMED = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
@@ -43,13 +48,14 @@ def to_json(spec: Spec) -> str:
             content.setdefault(section, {})[name] = value
         else:
             content[section] = value
-    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return sealed_file(content)
 
 
 def from_json(text: str, *, source: str = "the file") -> Spec:
     """Returns the specification of a file; values that it could not hold are `Missing`.
 
-    Fields that the file lacks have their defaults: it was written by an earlier version.
+    Fields that the file lacks have their defaults: it was written by an earlier version. A file
+    that a run wrote ends in a checksum; whoever edits it takes that line out.
 
     Args:
       text: what `to_json` returned, possibly edited by a person.
@@ -62,6 +68,8 @@ def from_json(text: str, *, source: str = "the file") -> Spec:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{source} is not JSON: {error}") from None
+    if isinstance(content, dict) and _SEAL in content:
+        check_file(text, source)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f'{source} is no specification; its "format" must be {FORMAT!r}')
     if content.get("version") != VERSION:
@@ -71,7 +79,7 @@ def from_json(text: str, *, source: str = "the file") -> Spec:
         )
     changes = {}
     for key, value in content.items():
-        if key in ("format", "version"):
+        if key in ("format", "version", _SEAL):
             continue
         inner = value.items() if isinstance(value, dict) and key not in PATHS else ((None, value),)
         for name, item in inner:
@@ -92,30 +100,36 @@ def write_spec(path: Path, spec: Spec) -> None:
     aside.replace(path)
 
 
-def read_spec(
-    path: Path, *, supplied: Mapping[str, Any] | None = None, trust_code: bool = False
-) -> Spec:
+def read_spec(path: Path, *, supplied: Mapping[str, Any] | None = None) -> Spec:
     """Returns the specification in a file, with what it could not hold put back.
+
+    It is data: whoever runs it calls `check_trusted` first.
 
     Args:
       path: of the file.
       supplied: values by the paths of their fields; a function must have the source that is
         written in the file.
-      trust_code: whether functions that the file names may be imported.
 
     Raises:
       OSError: if the file cannot be read.
-      ValueError: for a file that is no specification, a value that is missing or not the one of
-        the file, and code that is not trusted.
+      ValueError: for a file that is no specification, and a value that is missing or not the one
+        of the file.
+    """
+    return supply(read_as_written(path), supplied or {}, source=str(path))
+
+
+def read_as_written(path: Path) -> Spec:
+    """Returns the specification in a file, `Missing` in the place of what it could not hold.
+
+    Raises:
+      OSError: if the file cannot be read.
+      ValueError: as `from_json`.
     """
     try:
         text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} is no text in UTF-8; is it damaged?") from None
-    spec = supply(from_json(text, source=str(path)), supplied or {}, source=str(path))
-    if not trust_code:
-        check_trusted(spec, [path for path in CODE if path not in (supplied or {})], source=path)
-    return spec
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is damaged: it is no text at byte {error.start}") from None
+    return from_json(text, source=str(path))
 
 
 def supply(spec: Spec, supplied: Mapping[str, Any], *, source: str) -> Spec:
@@ -138,19 +152,40 @@ def supply(spec: Spec, supplied: Mapping[str, Any], *, source: str) -> Spec:
     return spec
 
 
-def check_trusted(spec: Spec, paths: Any, *, source: object) -> None:
-    """Refuses code that a file names.
+def check_trusted(
+    spec: Spec, typed: Mapping[str, Any], *, source: object, trust_code: bool = False
+) -> None:
+    """Refuses code and hosts that a file names, until a person does.
+
+    Args:
+      spec: what would be run.
+      typed: what a person gave by hand in place of the file's, by path.
+      source: the file, for messages.
+      trust_code: whether the person said that the file's code may run.
 
     Raises:
       ValueError: naming the file, the field and the ways out.
     """
-    for path in paths:
+    for path in CODE:
         value = spec.at(path)
-        if isinstance(value, str) and _NAMED.search(value):
-            raise ValueError(
-                f"{source} names code, {path} = {value!r}; it runs only with `trust_code`, or if "
-                "it is given again by hand"
-            )
+        if trust_code or not isinstance(value, str) or not _NAMED.search(value):
+            continue
+        if typed.get(path) == value:
+            continue
+        raise ValueError(
+            f"{source} names code, {path}={value}; it runs only with `trust_code`, or if "
+            f"`{path}` is given again by hand"
+        )
+    if spec.hosting.url not in (None, typed.get(HOST)):
+        raise ValueError(
+            f"{source} names a host, hosting.url={spec.hosting.url}, and private text and keys "
+            "would go there; if you trust it, give `hosting.url` again by hand"
+        )
+
+
+def as_written(spec: Spec) -> dict[str, Any]:
+    """Returns every field by path, as a file holds it."""
+    return {path: _written(spec.at(path)) for path in PATHS}
 
 
 def identity(spec: Spec) -> dict[str, Any]:
@@ -162,21 +197,24 @@ def identity(spec: Spec) -> dict[str, Any]:
     }
 
 
-def load_code(name: str) -> Callable:
+def load_code(name: str, *, field: str) -> Callable:
     """Returns the function that `package.module:function` names.
 
     Raises:
-      ValueError: if there is none. What its module raises while it is imported passes through.
+      ValueError: if there is none, naming the field. What its module raises while it is imported
+        passes through.
     """
     module, _, attribute = name.partition(":")
+    if os.getcwd() not in sys.path:  # an installed command does not look where it is called
+        sys.path.append(os.getcwd())
     try:
         found = importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name is None or not module.startswith(error.name):
-            raise  # a module that the user's own lacks
-        raise ValueError(f"{name} cannot be loaded: {error}") from None
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise  # of a module that the user's own asks for
+        raise ValueError(f"{field}={name} cannot be loaded: {error}") from None
     if not callable(function := getattr(found, attribute, None)):
-        raise ValueError(f"{name} cannot be loaded: {module} has no function {attribute}")
+        raise ValueError(f"{field}={name} cannot be loaded: {module} has no function {attribute}")
     return function
 
 

@@ -8,15 +8,16 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from fedjax_post.data.population import PARTITIONS, Population
 from fedjax_post.data.source import BUILTIN as TASKS
 from fedjax_post.hub.files import BUILTIN as MODELS
 from fedjax_post.model.codes import KINDS
-from fedjax_post.study.fields import check, setting
+from fedjax_post.study.fields import check, replaced, setting
 
-_frozen = dataclasses.dataclass(frozen=True)
+_USUAL = Population()
 
 
-@_frozen
+@dataclasses.dataclass(frozen=True)
 class Model:
     """The open model that is adapted, and models that help to adapt it."""
 
@@ -58,11 +59,13 @@ class Model:
         None, "of the layers between, a stand-in keeps one in so many (2)", low=1
     )
 
-    __post_init__ = check
-    replace = dataclasses.replace
+    replace = replaced
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
-@_frozen
+@dataclasses.dataclass(frozen=True)
 class Data:
     """The rows, what of them is learned, and who holds them."""
 
@@ -72,15 +75,19 @@ class Data:
         flag="dataset",
         common=True,
     )
-    partition: str = setting(
-        "natural", "who holds what", choices=("natural", "iid", "dirichlet"), common=True
+    split: str | None = setting(None, "the split to train on, where there are several (train)")
+    partition: str | None = setting(
+        _USUAL.partition,
+        "who holds what (natural where there is a column of clients, else iid)",
+        choices=PARTITIONS,
+        common=True,
     )
-    partition_alpha: float = setting(0.3, "of dirichlet; less is more skew", above=0)
+    partition_alpha: float = setting(_USUAL.alpha, "of dirichlet; less is more skew", above=0)
     num_clients: int | None = setting(
         None, "clients of iid, dirichlet and the built-in tasks (128)", low=1, common=True
     )
     heldout_fraction: float = setting(
-        0.05, "share of rows set aside where the data hold none out", low=0
+        _USUAL.heldout_fraction, "share of rows set aside where the data hold none out", low=0
     )
     prompt_column: str | None = setting(None, "column of the prompt (by its usual names)")
     response_column: str | None = setting(None, "column of the response (by its usual names)")
@@ -88,6 +95,9 @@ class Data:
     messages_column: str | None = setting(None, "column of whole chats (by its usual names)")
     label_column: str | None = setting(None, "column of the label (by its usual names)")
     client_column: str | None = setting(None, "column of the client (by its usual names)")
+    system_column: str | None = setting(None, "column of the system's turn (by its usual names)")
+    history_column: str | None = setting(None, "column of earlier turns (by its usual names)")
+    tools_column: str | None = setting(None, "column of tools (by its usual names)")
     rejected_column: str | None = setting(
         None, "with objective dpo, column of what is not preferred (rejected)"
     )
@@ -103,11 +113,13 @@ class Data:
         0, "tokens of a row that several examples share; 0: one example a row", low=0
     )
 
-    __post_init__ = check
-    replace = dataclasses.replace
+    replace = replaced
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
-@_frozen
+@dataclasses.dataclass(frozen=True)
 class Adapter:
     """What is trained and sent."""
 
@@ -142,11 +154,13 @@ class Adapter:
         (), "words that a search may put into a prompt (every word of the vocabulary)"
     )
 
-    __post_init__ = check
-    replace = dataclasses.replace
+    replace = replaced
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
-@_frozen
+@dataclasses.dataclass(frozen=True)
 class Objective:
     """What clients learn from."""
 
@@ -174,11 +188,13 @@ class Objective:
         None, "grpo: strength of the pull to the frozen model (0)", low=0
     )
 
-    __post_init__ = check
-    replace = dataclasses.replace
+    replace = replaced
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
-@_frozen
+@dataclasses.dataclass(frozen=True)
 class Method:
     """The federated algorithm, its optimizers, and what stands around it."""
 
@@ -219,5 +235,7 @@ class Method:
     )
     aggregate: Any = setting(None, "a rule in place of the mean, such as trimmed_mean(0.2)")
 
-    __post_init__ = check
-    replace = dataclasses.replace
+    replace = replaced
+
+    def __post_init__(self) -> None:
+        check(self)

@@ -6,13 +6,11 @@ Fields as in `learning`.
 import dataclasses
 from typing import Any
 
-from fedjax_post.core.access import Access
-from fedjax_post.study.fields import check, setting
-
-_frozen = dataclasses.dataclass(frozen=True)
+from fedjax_post.core.access import LEVELS
+from fedjax_post.study.fields import check, replaced, setting
 
 
-@_frozen
+@dataclasses.dataclass(frozen=True)
 class Training:
     """How many rounds, who takes part in them, and how much a visit does."""
 
@@ -41,11 +39,13 @@ class Training:
         None, "lognormal:<sigma>, or a .npy or .jsonl file of seconds"
     )
 
-    __post_init__ = check
-    replace = dataclasses.replace
+    replace = replaced
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
-@_frozen
+@dataclasses.dataclass(frozen=True)
 class Privacy:
     """Differential privacy of whole clients; off without an epsilon or a noise multiplier."""
 
@@ -71,18 +71,20 @@ class Privacy:
         flag="dp_delta",
     )
 
-    __post_init__ = check
-    replace = dataclasses.replace
+    replace = replaced
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
-@_frozen
+@dataclasses.dataclass(frozen=True)
 class Hosting:
     """What the target's host grants and learns, and how a hosted target is asked."""
 
     access: str = setting(
         "GRADIENTS",
         "what the model is taken to grant; an algorithm that needs more is refused",
-        choices=tuple(tier.name for tier in Access),
+        choices=tuple(str(level.name) for level in LEVELS),
     )
     inference: str = setting(
         "client",
@@ -107,13 +109,23 @@ class Hosting:
         flag="provider_style",
     )
     max_queries: int | None = setting(
-        None, "queries of the whole run, evaluation too; none after them", low=1, free=True
+        None,
+        "queries sent in the whole run, evaluation and repeats too; none after them",
+        low=1,
+        free=True,
     )
     max_cost: float | None = setting(
-        None, "money of the whole run, at price or as the provider bills", above=0, free=True
+        None,
+        "money of the whole run, at price, or as the provider bills if that is more",
+        above=0,
+        free=True,
     )
     timeout: float = setting(
-        60.0, "seconds that an answer may take", above=0, flag="provider_timeout", free=True
+        60.0,
+        "seconds that a call may take, from the connection to the last byte",
+        above=0,
+        flag="provider_timeout",
+        free=True,
     )
     on_failure: str = setting(
         "stop",
@@ -123,11 +135,13 @@ class Hosting:
         free=True,
     )
 
-    __post_init__ = check
-    replace = dataclasses.replace
+    replace = replaced
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
-@_frozen
+@dataclasses.dataclass(frozen=True)
 class Scoring:
     """What is scored on held-out rows, and how often."""
 
@@ -168,11 +182,13 @@ class Scoring:
         16, "clients that aggregation_error is computed from; 0: no telemetry", low=0, free=True
     )
 
-    __post_init__ = check
-    replace = dataclasses.replace
+    replace = replaced
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
-@_frozen
+@dataclasses.dataclass(frozen=True)
 class Execution:
     """Which devices do the work and in what portions; changes no result beyond rounding."""
 
@@ -186,8 +202,13 @@ class Execution:
         None, "devices for clients and for the base, such as clients:4,model:2 (one)", free=True
     )
     checkpoint_every: int | None = setting(
-        None, "rounds between checkpoints (at most a fiftieth of the time)", low=1, free=True
+        None,
+        "rounds between checkpoints (at most a fiftieth of the time)",
+        low=1,
+        free=True,
     )
 
-    __post_init__ = check
-    replace = dataclasses.replace
+    replace = replaced
+
+    def __post_init__(self) -> None:
+        check(self)

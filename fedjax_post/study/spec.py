@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from fedjax_post.study.fields import check, kinds_of, meaning_of, setting, unknown
+from fedjax_post.study.fields import check, kinds_of, meaning_of, replaced, setting, unknown
 from fedjax_post.study.learning import Adapter, Data, Method, Model, Objective
 from fedjax_post.study.running import Execution, Hosting, Privacy, Scoring, Training
 
@@ -40,7 +40,7 @@ class Spec:
                 object.__setattr__(self, name, kind(given))
         check(self)
 
-    replace = dataclasses.replace
+    replace = replaced
 
     def put(self, changes: Mapping[str, Any]) -> "Spec":
         """Returns the experiment with some fields changed, by paths such as `training.rounds`.
@@ -65,7 +65,9 @@ class Spec:
 
 
 SECTIONS: Mapping[str, type] = {
-    name: kind for name, kind in kinds_of(Spec).items() if dataclasses.is_dataclass(kind)
+    name: kind
+    for name, kind in kinds_of(Spec).items()
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind)
 }
 
 

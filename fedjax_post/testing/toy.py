@@ -9,6 +9,7 @@ import numpy as np
 from fedjax_post.core.access import Access, opaque
 from fedjax_post.core.algorithm import PyTree
 from fedjax_post.data.batches import ArrayClients
+from fedjax_post.testing.toy_language import ToyLanguage, adapted_model, language_clients
 
 NUM_CLIENTS, INPUTS, OUTPUTS = 6, 4, 3
 
@@ -28,7 +29,7 @@ class ToyModel:
     def predict(self, params: PyTree, inputs: jax.Array) -> jax.Array:
         """Outputs `[B, OUTPUTS]` of the map plus the trained change to it."""
         outputs = inputs @ (self.weights + params["change"]) + params["bias"][None]
-        return outputs if self.access == Access.GRADIENTS else opaque(outputs)
+        return outputs if Access.DIFFERENTIATE in self.access else opaque(outputs)
 
 
 def toy_model() -> ToyModel:
@@ -42,9 +43,15 @@ def toy_params() -> PyTree:
     return {"change": jnp.zeros((INPUTS, OUTPUTS)), "bias": jnp.zeros(OUTPUTS)}
 
 
-def toy_loss(params: PyTree, model: ToyModel, batch: PyTree, key: jax.Array):
-    """Half the mean squared error, and itself as a metric."""
-    del key
+def toy_language() -> tuple[ToyLanguage, PyTree, ArrayClients]:
+    """A language model behind the same parameters, where they start, and clients with text."""
+    return ToyLanguage(*adapted_model()), toy_params(), language_clients()
+
+
+def toy_loss(params: PyTree, model: ToyModel | ToyLanguage, batch: PyTree, key: jax.Array):
+    """Half the mean squared error, and itself as a metric; of a language model its own loss."""
+    if isinstance(model, ToyLanguage):
+        return model.loss(params, batch, key)
     error = model.predict(params, batch["x"]) - batch["y"]
     loss = 0.5 * jnp.mean(jnp.sum(error**2, axis=-1))
     return loss, {"loss": loss}

@@ -14,7 +14,9 @@ import numpy as np
 from fedjax_post.core.access import Access, opaque
 from fedjax_post.core.algorithm import PyTree
 from fedjax_post.data.batches import ArrayClients
-from fedjax_post.model.views import merge_collections
+from fedjax_post.model.views import LanguageModel, merge_collections
+from fedjax_post.objectives.sft import sft_loss
+from fedjax_post.testing.toy_language import adapted_model, language_clients
 
 NUM_CLIENTS, LAYERS, INPUTS, OUTPUTS, RANK, ALPHA = 6, 2, 6, 5, 2, 3.0
 
@@ -45,7 +47,7 @@ class ToyLoraModel:
             outputs = outputs + product(inputs, layer("residual")["kernel"])
         low = product(inputs, layer("lora")["a"]) * layer("lora_scale")["scale"][None]
         outputs = outputs + product(low, layer("lora")["b"])
-        return outputs if self.access == Access.GRADIENTS else opaque(outputs)
+        return outputs if Access.DIFFERENTIATE in self.access else opaque(outputs)
 
 
 def toy_model(rank: int = RANK) -> ToyLoraModel:
@@ -68,9 +70,15 @@ def toy_params(rank: int = RANK) -> PyTree:
     return {"lora": {"layers": {"mix": pair}}}
 
 
-def toy_loss(params: PyTree, model: ToyLoraModel, batch: PyTree, key: jax.Array):
-    """Half the mean squared error, and itself as a metric."""
-    del key
+def toy_language() -> tuple[LanguageModel, PyTree, ArrayClients]:
+    """A language model, the start of its adapter, and clients with text."""
+    return *adapted_model(), language_clients()
+
+
+def toy_loss(params: PyTree, model: ToyLoraModel | LanguageModel, batch: PyTree, key: jax.Array):
+    """Half the mean squared error, and itself as a metric; of a language model its own loss."""
+    if isinstance(model, LanguageModel):
+        return sft_loss(params, model, batch, key)
     error = model.predict(params, batch["x"]) - batch["y"]
     loss = 0.5 * jnp.mean(jnp.sum(error**2, axis=(-2, -1)))
     return loss, {"loss": loss}

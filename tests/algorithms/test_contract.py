@@ -26,6 +26,7 @@ from fedjax_post.core import (
     top_k,
     trimmed_mean,
 )
+from fedjax_post.core.access import union
 from fedjax_post.core.algorithm import no_context
 from fedjax_post.simulate.cohort import data_rng
 from fedjax_post.testing import CHECKS, Case, toy_lora, toy_loss, toy_prompt, toy_roles
@@ -203,13 +204,18 @@ def traits(case):
         "stacked cohort": shapes(totals[0]) != shapes(totals[1]),
         "fixed denominator": algorithm.aggregate.fixed,
         "personal": case.personal,
-        "without gradients": max(algorithm.access.values()) < Access.GRADIENTS,
+        "without gradients": Access.DIFFERENTIATE not in union(algorithm.access),
     }
     return {name for name, value in found.items() if value}
 
 
+# what can go wrong with a language model's own loss: its derivatives, folds, and their absence
+SPOKEN = ("scaffold", "flora", "de_com_fl")
+
+
 def is_dear(case, check):
-    return check in DEAR and case not in KINDS
+    kinds = SPOKEN if check == "trains_a_language_model" else KINDS
+    return check in DEAR and case not in kinds
 
 
 @pytest.mark.parametrize(

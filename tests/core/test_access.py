@@ -1,9 +1,13 @@
 """Access: views are cut to what is declared, and too much is refused with what to open."""
 
+import itertools
+
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from fedjax_post import Access, AccessError
-from fedjax_post.core.access import views
+from fedjax_post.core.access import LEVELS, spoken, union, views
 from fedjax_post.testing import toy_model
 
 
@@ -30,3 +34,32 @@ def test_roles_are_checked_each():
     assert views(models, needed)["proxy"].access == Access.GRADIENTS
     with pytest.raises(AccessError, match="role 'proxy'"):
         views({"target": toy_model()}, needed)
+
+
+class Undeclared:
+    """A model of somebody's own that says nothing of its access."""
+
+    def logits(self, params, tokens):
+        return tokens
+
+
+@pytest.mark.parametrize("model", [Undeclared(), {"inner": Undeclared()}, "a name", len])
+def test_what_does_not_declare_its_access_is_refused(model):
+    with pytest.raises(AccessError, match="does not declare what it grants"):
+        views(model, {"target": Access.TEXT})
+
+
+@pytest.mark.parametrize("model", [None, (), {"w": 1.0}, [np.ones(2), (jnp.ones(3), 2)]])
+def test_arrays_that_one_holds_are_open(model):
+    assert views(model, {"target": Access.GRADIENTS}) is model
+
+
+def test_capabilities_are_a_set():
+    assert Access.TEXT | Access.SCORES == Access.LOGITS
+    assert spoken(Access.TEXT | Access.READ) == "TEXT and READ"
+    assert union({"target": Access.LOGITS, "proxy": Access.GRADIENTS}) == Access.GRADIENTS
+    for lower, higher in itertools.pairwise(LEVELS):
+        assert lower & ~higher == Access(0)
+    model = toy_model().restrict(Access.TEXT | Access.SCORES)
+    with pytest.raises(AccessError, match="grants LOGITS: a service that fine-tunes it would"):
+        views(model, {"target": Access.TEXT | Access.FINETUNE})

@@ -148,6 +148,18 @@ def test_median_and_trimmed_mean_are_numpys(count):
         np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
+def test_trimming_counts_exactly_in_large_cohorts():
+    """Of 875 clients a fraction of 0.144 is 126, which float32 makes 125.99999."""
+    values = np.concatenate([np.full(126, 1e6), np.zeros(875 - 252), np.full(126, -1e6)])
+    rule, weights = trimmed_mean(0.144), jnp.ones(875)
+    total = rule.add(rule.init(jnp.zeros(()), 875), jnp.asarray(values, jnp.float32), weights)
+    assert float(rule.finish(total)) == 0.0
+    lopsided = values.copy()
+    lopsided[-1] = 0.0
+    total = rule.add(rule.init(jnp.zeros(()), 875), jnp.asarray(lopsided, jnp.float32), weights)
+    assert float(rule.finish(total)) == 0.0
+
+
 def test_krum_is_its_definition():
     rows = flat(VALUES)
     distances = ((rows[:, None] - rows[None]) ** 2).sum(-1)

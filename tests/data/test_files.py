@@ -36,7 +36,7 @@ def read(path, content):
     path.write_bytes(content)
     rows = load_splits(str(path)).train.to_list()
     packed = path.with_name(f"packed-{path.name}.gz")
-    packed.write_bytes(gzip.compress(content))
+    packed.write_bytes(gzip.compress(content, mtime=0))
     if path.suffix != ".parquet":
         assert load_splits(str(packed)).train.to_list() == rows
     return rows
@@ -47,6 +47,9 @@ def csv_of(rows, *, separator=",", quoted=True):
     lines = ["prompt,response".replace(",", separator)]
     lines += [separator.join(map(cell, row.values())) for row in rows]
     return "\r\n".join(lines) + "\r\n"
+
+
+_CUT = gzip.compress(b'{"a": 1}\n' * 99, mtime=0)[:-9]
 
 
 @pytest.mark.parametrize(
@@ -146,8 +149,9 @@ BROKEN = [
     ("a.jsonl", "null\n", "line 1: Expecting value|line 1: holds null"),
     ("a.jsonl", '{"a": ' * 50_000, "line 1: lists and objects stand too deep"),
     ("a.jsonl", '{"a": ' + "[" * 80 + "]" * 80 + "}", "line 1: .* more than 64 deep"),
-    ("a.jsonl", '{"a": 1}\n\n{"a": 2,}\n', "line 3: Expecting property name"),
-    ("a.jsonl", '{"a": 1}\n{"a": "x\n', "line 2: Invalid control character"),
+    ("a.jsonl", '{"a": 1}\n\n{"a": 2,}\n', "line 3: (Expecting|Illegal)[a-z ]*$"),
+    ("a.jsonl", '{"a": 1}\n{"a": "x\n', "line 2: Invalid control character$"),
+    ("a.jsonl", '{"a": 1}\n{"a":\n{"b"\n', "line 2: Expecting ':' delimiter on line 4$"),
     ("a.jsonl", '{"a": 1}\n["b"]\n', "line 2: holds a list"),
     ("a.jsonl", '{"a": "\\ud800"}\n', "line 1: half of a surrogate pair"),
     ("a.jsonl", '{"a": 1, "a": 2}\n', "line 1: an object has the name 'a' twice"),
@@ -166,7 +170,7 @@ BROKEN = [
     ("a.csv", "prompt,response\na,b\n".encode("utf-16-le"), "no UTF-8.*utf-16"),
     ("a.json", b"PK\x03\x04rest", "a zip archive; unpack it first"),
     ("a.jsonl", b"version https://git-lfs.github.com/spec/v1\n", "run git lfs pull"),
-    ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 99)[:-9], "end-of-stream marker|cannot be read"),
+    ("a.jsonl.gz", _CUT, "end-of-stream marker|cannot be read"),
     ("a.parquet", b"no parquet", "does not begin as a parquet file"),
     ("a.parquet", b"PAR1 and no more", "Parquet"),
 ]  # fmt: skip

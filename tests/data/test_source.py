@@ -216,7 +216,7 @@ def test_held_out_rows_must_have_the_columns(tokenizer):
     heldout = datasets.Dataset.from_list([{"prompt": "p"}])
     splits = Splits(datasets.Dataset.from_list(ROWS), heldout)
     population = Population("iid", 2)
-    with pytest.raises(ValueError, match="--response_column=response: no such column"):
+    with pytest.raises(ValueError, match="response_column=response: no such column"):
         load_clients(splits, tokenizer, batch_size=1, local_steps=1, population=population)
 
 

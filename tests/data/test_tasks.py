@@ -170,10 +170,10 @@ def test_any_text_comes_back(tokenizer, text):
 
 
 def test_a_word_is_the_same_token_after_the_prompt_and_alone(tokenizer):
-    chat = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "cat hat"}]
+    chat = [{"role": "user", "content": "sort"}, {"role": "assistant", "content": "cat hat"}]
     whole = tokenizer.apply_chat_template(chat, tokenize=False)
-    assert whole == "<s>x\n cat hat</s>"
-    assert tokenizer.tokenize(whole) == ["<s>", "Ġx", "Ċ", "Ġcat", "Ġhat", "</s>"]
+    assert whole == "<s>sort\n cat hat</s>"
+    assert tokenizer.tokenize(whole) == ["<s>", "Ġsort", "Ċ", "Ġcat", "Ġhat", "</s>"]
     assert tokenizer.tokenize("cat hat") == ["Ġcat", "Ġhat"]
 
 

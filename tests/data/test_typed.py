@@ -187,6 +187,6 @@ def test_equal_content_is_tokenised_once(tmp_path, tokenizer, monkeypatch):
     for name in ("a.jsonl", "b.jsonl"):
         (tmp_path / name).write_text('{"prompt": "q", "response": "a"}\n' * 3)
     first = load(str(tmp_path / "a.jsonl"), tokenizer)
-    monkeypatch.setattr("fedjax_post.data.table.make_encoder", lambda *args, **options: None)
+    monkeypatch.setattr("fedjax_post.data.tokenise.make_encoder", lambda *args, **options: None)
     again = load(str(tmp_path / "b.jsonl"), tokenizer)
     assert all(map(np.array_equal, first.clients.table.values, again.clients.table.values))

@@ -6,7 +6,8 @@ import shutil
 import pytest
 
 import fedjax_post
-from experiments import build, scoring
+from fedjax_post.study import build, scoring, trained
+from fedjax_post.study.files import read_spec, write_spec
 
 
 @pytest.fixture(autouse=True)
@@ -44,11 +45,14 @@ def refused(call, tmp_path, capsys):
         ("--adapter=text_prompt", "--adapter=text_prompt starts from a text; give one"),
         ("--prompt_text=say:", "--template=auto is none; give one, such as"),
         ("--algorithm=fed_avg --access=LOGITS", "needs GRADIENTS of the 'target' model"),
-        ("--algorithm=fedavg", "--algorithm=fedavg is unknown; did you mean fed_avg?"),
+        ("--algorithm=fedavg", "--algorithm=fedavg is no algorithm; did you mean fed_avg?"),
         ("--algorithm=nowhere.at:all", "--algorithm=nowhere.at:all cannot be loaded"),
-        ("--cohort_sise=3", "Did you mean: cohort_size ?; --help lists the flags"),
-        ("--num_rounds=0", "--num_rounds=0: 0 is not a positive integer"),
-        ("--adapter=qlora", "--adapter=qlora: value should be one of <lora|full|"),
+        (
+            "--cohort_sise=3",
+            "--cohort_sise is no flag; did you mean --cohort_size? --help lists the flags",
+        ),
+        ("--num_rounds=0", "--num_rounds=0 must be at least 1"),
+        ("--adapter=qlora", "qlora is no choice; did you mean lora?"),
         ("cohort_size=3", "'cohort_size=3' is no flag; write --name=value"),
         ("--mu=0.1", "--mu=0.1: --algorithm=fed_avg does not take it; it belongs to fed_prox"),
         ("--algorithm=scaffold --grad_clip=1", "--algorithm=scaffold does not take it; it belongs"),
@@ -86,7 +90,7 @@ def refused(call, tmp_path, capsys):
         ("--objective=grpo --answer_length=99", "--answer_length=99: the model's context has room"),
         ("--objective=grpo --algorithm=fed_bpt --adapter=soft_prompt", "--objective=grpo: --algo"),
         ("--dpo_beta=0.1", "--dpo_beta=0.1 is of --objective=dpo; give that too"),
-        ("--objective=dpo --dpo_beta=0", "--dpo_beta=0 must be positive"),
+        ("--objective=dpo --dpo_beta=0", "--dpo_beta=0.0 must be greater than 0"),
         ("--objective=dpo", "--rejected_column=rejected: no such column; there are client"),
         ("--objective=dpo --adapter=full", "--objective=dpo compares with the model as it was"),
         (
@@ -106,7 +110,7 @@ def refused(call, tmp_path, capsys):
             "--dp_noise_multiplier=1 --dp_clip=1 --sampling=full --algorithm=flora",
             "--dp_clip=1: noise cannot stand around this algorithm",
         ),
-        ("--algorithm=ditto(fedavg)", "fedavg is unknown; did you mean fed_avg?"),
+        ("--algorithm=ditto(fedavg)", "fedavg is no algorithm; did you mean fed_avg?"),
         ("--algorithm=ditto(fed_avg,mu=-1)", "mu must not be negative, got -1"),
         ("--algorithm=dito(fed_avg)", "dito is unknown; did you mean ditto?"),
         ("--cohort_size=5", "5 exceeds the population of 4 clients; lower --cohort_size"),
@@ -114,10 +118,10 @@ def refused(call, tmp_path, capsys):
         ("--lora_rank=9", "--lora_rank=9 exceeds layer"),
         ("--client_ranks=1,9", "each must be from 1 to --lora_rank=2, with --adapter=lora"),
         ("--client_ranks=1,2", "--algorithm=fed_avg trains all components on every client"),
-        ("--client_ranks=one", "give whole numbers, such as 2,4,8"),
+        ("--client_ranks=one", "invalid literal for int"),
         ("--adapter=full --algorithm=flora", "use --adapter=lora or an algorithm for any"),
-        ("--adapter=full --quantise=nf4", "--quantise=nf4 freezes the weights that --adapter=full"),
-        ("--quantise=int4", "--quantise=int4: value should be one of <none|int8|nf4>"),
+        ("--adapter=full --quantize=nf4", "--quantize=nf4 freezes the weights that --adapter=full"),
+        ("--quantize=int4", "int4 is no choice; did you mean int8?"),
         ("--lora_targets=query", "--lora_targets: 'query' matches no linear layer"),
         ("--lora_dropout=1", "--lora_dropout must be in [0, 1), got 1"),
         ("--dataset=/nowhere/rows.jsonl", "--dataset=/nowhere/rows.jsonl: no such file"),
@@ -126,9 +130,12 @@ def refused(call, tmp_path, capsys):
         ("--model=nobody/nothing", "--model=nobody/nothing is neither a local folder nor in"),
         ("--prompt_column=ask", "--prompt_column=ask: no such column; there are client"),
         ("--partition=dirichlet", "--partition=dirichlet needs --num_clients"),
-        ("--partition=dirichlet --num_clients=3 --partition_alpha=0", "--partition_alpha must be"),
+        (
+            "--partition=dirichlet --num_clients=3 --partition_alpha=0",
+            "--partition_alpha=0.0 must be greater than 0",
+        ),
         ("--partition=iid --num_clients=99", "--num_clients must be in [1, number of rows = 18]"),
-        ("--template={question}", "--template names {question}, which is no column"),
+        ("--template={question}", "template names {question}, which is no column"),
         ("--template=alpaca", "--template=alpaca is unknown; use auto, chat, plain"),
         ("--max_length=3", "--max_length=3 leaves no response in any of the"),
         ("--max_length=99", "--max_length=99 exceeds what the model reads, 32 tokens"),
@@ -137,7 +144,7 @@ def refused(call, tmp_path, capsys):
         ("--mesh=lanes:1", "--mesh=lanes:1 names axes ['lanes']; there are clients and model"),
         ("--mesh=model:1 --executor=host", "--mesh=model:1: --executor=host computes on one"),
         ("--mesh=model:1 --chunk_size=auto", "--chunk_size=auto knows one device's memory"),
-        ("--resume", "holds no run to --resume; leave --resume out to start one"),
+        ("--resume", "holds no run to resume; leave --resume out to start one"),
         ("--resume --output_dir=", "--resume needs --output_dir"),
     ],
 )
@@ -220,7 +227,7 @@ def test_what_no_library_is_needed_for_is_refused_at_once(refused, monkeypatch, 
         raise AssertionError("the model's folder was read")
 
     monkeypatch.setattr(build, "load_config", reached)
-    monkeypatch.setattr(build, "load_tokenizer", reached)
+    monkeypatch.setattr(trained, "load_tokenizer", reached)
     assert said in refused(*given.split())
 
 
@@ -236,7 +243,7 @@ def test_a_client_whose_rows_all_leave_no_response_is_named(refused, tmp_path):
 def test_a_folder_that_holds_another_run_is_refused(call, finished, capsys):
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
     assert call(f"--output_dir={finished}") == 2
-    assert "holds another run (flags" in capsys.readouterr().err
+    assert "holds another run (spec.json" in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
 
 
@@ -249,15 +256,15 @@ def test_a_folder_that_holds_another_run_is_refused(call, finished, capsys):
     ],
 )
 def test_a_run_is_not_resumed_as_another_one(call, finished, capsys, given, said):
-    before = (finished / "flags").read_text()
+    before = (finished / "spec.json").read_text()
     assert call(f"--output_dir={finished}", "--resume", given) == 2
     assert said in capsys.readouterr().err
-    assert (finished / "flags").read_text() == before
+    assert (finished / "spec.json").read_text() == before
 
 
 def test_rounds_do_not_grow_under_a_schedule(call, finished, tmp_path, capsys):
     run = shutil.copytree(finished, tmp_path / "run")
-    flags = (run / "flags").read_text().replace("=constant", "=cosine")
-    (run / "flags").write_text(flags)
-    assert call("--resume", "--num_rounds=6") == 2
+    path = run / "spec.json"
+    write_spec(path, read_spec(path).put({"method.client_schedule": "cosine"}))
+    assert call("--resume", "--num_rounds=6", "--client_schedule=cosine") == 2
     assert "--client_schedule depends on it" in capsys.readouterr().err

@@ -6,8 +6,9 @@ import shutil
 import numpy as np
 import pytest
 
-from experiments import compare, train
+from experiments import compare, sweep
 from fedjax_post.report.records import read_records
+from fedjax_post.study import cells
 
 LINKS = "uplink=error_feedback(top_k(0.5), cast(bfloat16))"
 LORA = "ffa_lora", "fed_sa_lora"
@@ -58,8 +59,8 @@ def test_the_same_command_repeats_no_run_and_more_seeds_may_join(
 ):
     folder = shutil.copytree(compared, tmp_path / "compared")
     started = []
-    run_one = train.main
-    monkeypatch.setattr(train, "main", lambda argv: started.append(argv) or run_one(argv))
+    run_one = cells.carry_out
+    monkeypatch.setattr(cells, "carry_out", lambda job: started.append(job) or run_one(job))
     assert compare.main(["compare", *common, *GIVEN, f"--output_dir={folder}"]) == 0
     assert started == []
     assert (folder / "comparison.csv").read_text() == (compared / "comparison.csv").read_text()
@@ -70,7 +71,7 @@ def test_the_same_command_repeats_no_run_and_more_seeds_may_join(
         f"--output_dir={folder}",
     )
     assert compare.main(["compare", *common, *more]) == 0
-    assert [argv[-1] for argv in started] == [f"--output_dir={folder / FOLDERS[0] / 'seed-2'}"]
+    assert [job.directory for job in started] == [folder / FOLDERS[0] / "seed-2"]
     table = (folder / "comparison.md").read_text().splitlines()
     assert len([line for line in table if line.startswith("| fed_avg:")]) == 1
 
@@ -82,17 +83,17 @@ def test_an_interrupted_comparison_goes_on(compared, common, tmp_path, monkeypat
     for left in folder.glob("comparison.*"):
         left.unlink()
     given = ["compare", *common, *GIVEN, f"--output_dir={folder}"]
-    real = train.train
+    real = cells.carry_out
 
-    def cut(job, options):
-        if options.seed == 1:
+    def cut(job):
+        if job.spec.seed == 1:
             raise KeyboardInterrupt
-        return real(job, options)
+        return real(job)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "train", cut)
+        patch.setattr(cells, "carry_out", cut)
         assert compare.main(given) == 130
-        assert f"--output_dir={folder}" in capsys.readouterr().err
+        assert "the same command" in capsys.readouterr().err
     assert compare.main(given) == 0
     assert (folder / "comparison.csv").read_text() == (compared / "comparison.csv").read_text()
     assert (folder / "comparison.png").stat().st_size > 1000
@@ -101,19 +102,19 @@ def test_an_interrupted_comparison_goes_on(compared, common, tmp_path, monkeypat
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ("--algorithms=fed_avg,fed_avgg", "--algorithm=fed_avgg is unknown; did you mean"),
+        ("--algorithms=fed_avg,fed_avgg", "--algorithm=fed_avgg is no algorithm; did you mean"),
         ("--algorithms=", "--algorithms names none; give some"),
         ("--algorithms=fed_avg,fed_avg", "--algorithms has fed_avg twice"),
         ("--algorithms=fed_avg:mu=1", "--mu=1.0: --algorithm=fed_avg does not take it"),
         ("--algorithms=fed_avg:aggregate=krum(1),flora:uplink=top(1)", "top is unknown; did you"),
         ("--algorithms=fed_avg,lora_fair:aggregate=krum(1)", "--aggregate=krum(1): another"),
         ("--algorithms=fed_avg --seeds=0,x", "--seeds=0,x must be whole numbers"),
-        ("--algorithms=fed_avg --seed=3", "--seed is set by --algorithms and --seeds"),
-        ("--algorithms=fed_avg --cohort_sise=3", "Did you mean: cohort_size"),
+        ("--algorithms=fed_avg --seed=3", "--seed is set by another flag of this program"),
+        ("--algorithms=fed_avg --cohort_sise=3", "did you mean --cohort_size"),
     ],
 )
 def test_bad_input_is_refused_before_any_run(common, tmp_path, capsys, monkeypatch, given, said):
-    monkeypatch.setattr(train, "main", lambda argv: pytest.fail("a run began"))
+    monkeypatch.setattr(cells, "carry_out", lambda job: pytest.fail("a run began"))
     folder = tmp_path / "none"
     assert compare.main(["compare", *common, *given.split(), f"--output_dir={folder}"]) == 2
     assert said in capsys.readouterr().err
@@ -123,6 +124,23 @@ def test_bad_input_is_refused_before_any_run(common, tmp_path, capsys, monkeypat
 def test_a_folder_of_another_comparison_is_refused(compared, common, capsys):
     given = [*GIVEN[:2], "--num_rounds=3", f"--output_dir={compared}"]
     assert compare.main(["compare", *common, *given]) == 2
-    assert (
-        "holds a run with other flags (--num_rounds=2, --num_rounds=3)" in capsys.readouterr().err
-    )
+    assert "--num_rounds" in (said := capsys.readouterr().err)
+    assert "differs from the run in" in said
+
+
+def test_a_sweep_runs_every_combination(common, tmp_path, capsys):
+    given = [*common, "--algorithm=fed_avg", "--num_rounds=1", f"--output_dir={tmp_path}"]
+    grid = "--grid=client_lr=0.1,0.3", "--grid=uplink=sign(),cast(bfloat16)"
+    assert sweep.main(["sweep", *given, *grid]) == 0
+    content = json.loads((tmp_path / "comparison.json").read_text())
+    assert [row["algorithm"] for row in content["rows"]] == [
+        f"client_lr={lr},uplink={link}"
+        for lr in (0.1, 0.3)
+        for link in ("sign()", "cast(bfloat16)")
+    ]
+    for run in tmp_path.glob("*/seed-0/summary.json"):
+        settings = json.loads(run.read_text())["settings"]
+        assert f"client_lr={settings['method.client_lr']}" in run.parent.parent.name
+    capsys.readouterr()
+    assert sweep.main(["sweep", *given]) == 2
+    assert "--grid names nothing that varies" in capsys.readouterr().err

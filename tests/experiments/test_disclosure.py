@@ -5,11 +5,14 @@ import json
 import jax
 import pytest
 
-from experiments import disclosure, flags, train
-from experiments.build import build
+from experiments import train
+from experiments.flags import changes_in
+from fedjax_post import study
+from fedjax_post.core.access import Access
 from fedjax_post.data.corpus import build_tokenizer
 from fedjax_post.openness.ledger import Form
 from fedjax_post.simulate import programs
+from fedjax_post.study import disclosure
 
 CLOSED = [
     "--algorithm=fed_bpt",
@@ -71,11 +74,12 @@ def test_disclosure_is_refused_before_a_folder_is_made(call, tmp_path, capsys):
 )
 def test_a_template_is_counted_without_its_row(tiny_flags, template, around):
     given = [*tiny_flags, *CLOSED, f"--template={template}"]
-    options = flags.parse(["train", *given])
-    job = build(options)
-    table, tokenizer = job.data.heldout, build_tokenizer()
-    assert job.form == Form(template=1 + around, prompt=3, answer=1, shot=around)
-    form = disclosure.form_of(options, tokenizer, access={"target": 4}, table=table, longest=3)
+    parts = study.prepare(study.Spec().put(changes_in(given))).parts
+    table, tokenizer = parts.data.heldout, build_tokenizer()
+    assert parts.form == Form(template=1 + around, prompt=3, answer=1, shot=around)
+    form = disclosure.form_of(
+        parts.spec, tokenizer, access={"target": Access.GRADIENTS}, table=table, longest=3
+    )
     assert form == Form()
 
 

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments import drills, faults, licence
+from experiments import drills
 from fedjax_post.openness.drills import DRILLS, EXCLUSIONS, SHUT_OUT
+from fedjax_post.study import faults, licence
 
 CLOSED = "manual_prompt:adapter=text_prompt:prompt_text=say"  # quick to compile
 SEARCH = "fed_bpt:adapter=soft_prompt:prompt_length=2:search_dim=2:generations=1:num_points=2"
@@ -92,12 +93,12 @@ def test_every_drill_has_rows(found, command, tmp_path):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("--drills=flood", "--drills=flood: give all, or some of shutdown"),
+        ("--drills=flood", "--drills=['flood']: give some of shutdown"),
         ("--at_round=2", "--at_round=2 must be from 1 to 1"),
         ("--excluded_clients=4", "--excluded_clients=4 must be from 1 to 3"),
-        ("--local_steps=2", "holds drills with other flags"),
+        ("--local_steps=2", "holds drills of another experiment"),
         ("--methods=", "--methods names none"),
-        ("--nothing", "Unknown command line flag 'nothing'"),
+        ("--nothing", "--nothing is no flag"),
     ],
 )
 def test_bad_input_is_refused(found, command, given, message, capsys, tmp_path):

@@ -4,10 +4,23 @@ import socket
 
 import pytest
 
-from experiments import compare, drills, flags, hosting, ladder, openness, train
+from experiments import compare, drills, openness, train
+from experiments.flags import define_launch, parse
+from experiments.ladder import read_ladder
+from fedjax_post import study
+from fedjax_post.study.files import write_spec
 
 URL = "http://127.0.0.1:8080/v1"
 OTHER = "https://collector.example/v1"
+
+
+def parsed(*given):
+    return parse(["train", *given], about="", own=[define_launch]).spec
+
+
+def stored(folder, url):
+    hosted = {"execution.executor": "host", "adapter.kind": "text_prompt", "hosting.url": url}
+    write_spec(folder / "spec.json", study.Spec().put(hosted))
 
 
 @pytest.fixture
@@ -23,13 +36,15 @@ def listener():
 def test_a_stranger_s_folder_gets_no_key(tmp_path, listener, monkeypatch, capsys):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
     url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
-    stored = f"--provider_url={url}\n--executor=host\n--adapter=text_prompt\n"
-    (tmp_path / "flags").write_text(stored)
+    stored(tmp_path, url)
     assert train.main(["train", "--resume", f"--output_dir={tmp_path}"]) == 2
     error = capsys.readouterr().err
-    assert f"--provider_url={url} comes from a file" in error
-    assert f"type --provider_url={url} on this command line" in error
+    assert f"names a host, --provider_url={url}" in error
+    assert "give --provider_url again by hand" in error
     assert "sk-very" not in error
+    with pytest.raises(ValueError, match="names a host"):
+        study.read(tmp_path)
+    assert study.read(tmp_path, url=url).spec.hosting.url == url
 
 
 @pytest.mark.parametrize(
@@ -44,26 +59,35 @@ def test_what_is_typed_is_consent(tmp_path, given):
     file = tmp_path / "mine.flags"
     file.write_text("--num_rounds=3\n")
     given = [word.format(url=URL, file=file) for word in given]
-    assert flags.parse(["train", *given]).provider_url == URL
+    assert parsed(*given).hosting.url == URL
 
 
 @pytest.mark.parametrize("typed", [[], [f"--provider_url={URL}"]])
-def test_a_flag_file_names_no_host(tmp_path, typed):
+@pytest.mark.parametrize("how", ["--flagfile={file}", "--flagfile {file}"])
+def test_a_flag_file_names_no_host(tmp_path, typed, how):
     """Not one of its own, and not another one than was typed."""
     file = tmp_path / "theirs.flags"
     file.write_text(f"--provider_url={OTHER}\n")
-    with pytest.raises(ValueError, match=f"--provider_url={OTHER} comes from a file"):
-        flags.parse(["train", *typed, f"--flagfile={file}"])
+    with pytest.raises(ValueError, match=f"names a host, hosting.url={OTHER}"):
+        parsed(*typed, *how.format(file=file).split())
+
+
+def test_a_flag_file_names_no_code(tmp_path):
+    file = tmp_path / "theirs.flags"
+    file.write_text("--algorithm=os:getcwd\n")
+    with pytest.raises(ValueError, match="names code, method.name=os:getcwd"):
+        parsed(f"--flagfile={file}")
+    file.write_text("--objective=grpo\n--reward=os:getcwd\n")
+    with pytest.raises(ValueError, match="names code, objective.reward=os:getcwd"):
+        parsed(f"--flagfile={file}")
 
 
 def test_a_run_goes_on_where_its_host_is_typed_again(tmp_path):
-    (tmp_path / "flags").write_text(f"--provider_url={URL}\n")
-    again = ["train", "--resume", f"--output_dir={tmp_path}"]
-    with pytest.raises(ValueError, match="comes from a file"):
-        flags.parse(again)
-    options = flags.parse([*again, f"--provider_url={OTHER}"])
-    assert options.provider_url == OTHER
-    assert hosting.given(options) == [f"--provider_url={OTHER}"]
+    stored(tmp_path, URL)
+    again = ["--resume", f"--output_dir={tmp_path}"]
+    with pytest.raises(ValueError, match="names a host"):
+        parsed(*again)
+    assert parsed(*again, f"--provider_url={OTHER}").hosting.url == OTHER
 
 
 @pytest.mark.parametrize(
@@ -78,14 +102,16 @@ def test_programs_that_start_runs_ask_for_the_same(tmp_path, capsys, program, gi
     file = tmp_path / "theirs.flags"
     file.write_text(f"--provider_url={OTHER}\n")
     assert program.main(["program", *given, f"--flagfile={file}"]) == 2
-    assert f"--provider_url={OTHER} comes from a file" in capsys.readouterr().err
+    assert f"names a host, --provider_url={OTHER}" in capsys.readouterr().err
 
 
-def test_a_ladder_names_no_host(tmp_path):
-    cell = ladder.Cell("cell", "a cell", "closed", {"provider_url": OTHER})
-    told = ladder.Ladder({}, {}, (cell,), {}, {})
-    with pytest.raises(ValueError, match=f"--provider_url={OTHER} comes from a file"):
-        ladder.plan_runs(told, [0], [], tmp_path)
-    with pytest.raises(ValueError, match="comes from a file"):
-        ladder.plan_runs(told._replace(common={"provider_url": OTHER}), [0], [], tmp_path)
-    assert ladder.plan_runs(told, [0], [f"--provider_url={OTHER}"], tmp_path)
+@pytest.mark.parametrize("table", ["common", "cells.lora"])
+def test_a_ladder_names_no_host(tmp_path, table):
+    path = tmp_path / "theirs.toml"
+    cell = '[cells.lora]\nkind = "open"\nalgorithm = "fed_avg"\n'
+    line = f'provider_url = "{OTHER}"\n'
+    text = cell + line if table == "cells.lora" else f"[common]\n{line}{cell}"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=f"names a host, hosting.url={OTHER}"):
+        read_ladder(str(path), {})
+    assert read_ladder(str(path), {"hosting.url": OTHER})

@@ -4,10 +4,13 @@ import json
 
 import pytest
 
-from experiments import ladder_facts, openness
-from experiments.factories import declared
-from experiments.ladder import FOLDER, ladder_names, plan_runs, read_ladder, seeds_of
-from fedjax_post.core.access import Access
+from experiments import openness
+from experiments.ladder import FOLDER, ladder_names, read_ladder
+from fedjax_post.core.access import LEVELS
+from fedjax_post.integrity import sealed_file
+from fedjax_post.study import ladder_facts
+from fedjax_post.study.factories import declared
+from fedjax_post.study.ladder import plan_cells
 
 SMALL = """
 [task]
@@ -58,28 +61,27 @@ def refused(capsys, *given):
 
 @pytest.mark.parametrize("name", ladder_names())
 def test_a_ladder_names_methods_that_there_are(name):
-    ladder = read_ladder(name)
-    needed = declared()
-    assert {cell.flags["algorithm"] for cell in ladder.cells} <= set(needed)
-    assert {"lora", "soft_prompt", "manual_prompt"} <= {cell.name for cell in ladder.cells}
-    rows = ladder_facts.cells_told(ladder.cells)
+    ladder = read_ladder(name, {})
+    assert {rung.spec.method.name for rung in ladder.rungs.values()} <= set(declared())
+    assert {"lora", "soft_prompt", "manual_prompt"} <= set(ladder.rungs)
+    rows = ladder_facts.cells_told(ladder.rungs)
     tiers = {row["tier"] for row in rows}
     assert {"TEXT", "LOGITS", "EMBEDDINGS", "EMULATOR", "WEIGHTS", "GRADIENTS"} == tiers
     assert {row["kind"] for row in rows} == {"open", "closed", "baseline"}
 
 
 def test_all_seeds_of_all_cells_are_runs_with_their_own_flags_last(own, tmp_path):
-    ladder = read_ladder(own(SMALL + '[bases]\nnames = ["builtin"]\ncells = ["lora"]\n'))
-    runs = plan_runs(ladder, [0, 3], ["--num_rounds=2"], tmp_path)
+    text = SMALL + '[bases]\nnames = ["builtin"]\ncells = ["lora"]\n'
+    ladder = read_ladder(own(text), {"training.rounds": 2})
+    runs = plan_cells(ladder.rungs, [0, 3], ladder.bases, tmp_path)
     folders = [str(run.directory.relative_to(tmp_path)) for run in runs]
     assert folders == [
         *("lora/seed-0", "manual_prompt/seed-0", "lora/seed-3", "manual_prompt/seed-3"),
         *("bases/builtin/lora/seed-0", "bases/builtin/lora/seed-3"),
     ]
-    given = runs[0].given
-    assert given.index("--num_rounds=1") < given.index("--num_rounds=2")  # the last one counts
-    assert given[-1] == "--seed=0"
-    assert runs[-1].given[-2:] == ["--model=builtin", "--seed=3"]
+    assert {run.spec.training.rounds for run in runs} == {2}  # what was typed counts
+    assert (runs[0].spec.seed, runs[0].spec.adapter.rank) == (0, 2)
+    assert (runs[-1].spec.seed, runs[-1].spec.model.name) == (3, "builtin")
 
 
 @pytest.mark.parametrize(
@@ -89,8 +91,10 @@ def test_all_seeds_of_all_cells_are_runs_with_their_own_flags_last(own, tmp_path
         ("[cells]\n[extra]\n", "[extra] is unknown"),
         ("[task]\n", "[cells] is missing"),
         ("cells = [", "is no TOML"),
-        (SMALL.replace('"fed_avg"', '"fedavg"'), "--algorithm=fedavg is unknown"),
-        (SMALL + "nonsense = 1\n", "Unknown command line flag 'nonsense'"),
+        (SMALL.replace('"fed_avg"', '"fedavg"'), "--algorithm=fedavg is no algorithm"),
+        (SMALL + "nonsense = 1\n", "--nonsense is no flag"),
+        (SMALL.replace("cells.lora", 'cells."../../escaped"'), "is no name for a folder"),
+        (SMALL.replace('"fed_avg"', '"os:getcwd"'), "names code, --algorithm=os:getcwd"),
     ],
 )
 def test_bad_files_are_refused_before_anything_runs(own, text, said, capsys, tmp_path):
@@ -102,15 +106,13 @@ def test_bad_files_are_refused_before_anything_runs(own, text, said, capsys, tmp
 def test_bad_flags_are_refused(capsys):
     assert f"there is no {FOLDER / 'nowhere.toml'}" in refused(capsys, "--task=nowhere")
     assert "--task exclude each other" in refused(capsys, "--task=kinds", "--passport=all")
-    with pytest.raises(ValueError, match="--seeds=1,1 has a seed twice"):
-        seeds_of(["1", "1"])
-    with pytest.raises(ValueError, match="--seeds=x must be whole numbers"):
-        seeds_of(["x"])
+    assert "must be some numbers, each once" in refused(capsys, "--task=kinds", "--seeds=1,1")
+    assert "--seeds=x must be whole numbers" in refused(capsys, "--task=kinds", "--seeds=x")
 
 
 def test_a_method_below_the_weights_runs_at_more_tiers():
     told = ladder_facts.matrix_told()
-    counts = [told[tier.name] for tier in Access]
+    counts = [told[tier.name] for tier in LEVELS]
     assert counts == sorted(counts)
     assert counts[-1] == told["methods"] == len(declared())
     assert 0 < counts[0] < counts[-1]
@@ -120,7 +122,7 @@ def test_a_ladder_ends_in_a_report_and_is_not_repeated(own, tmp_path, capsys):
     given = [f"--task={own(SMALL)}", "--seeds=0", f"--output_dir={tmp_path / 'out'}"]
     (tmp_path / "out").mkdir()
     audit = {"contamination": {"rows": 0.0}}  # of an earlier call; `test_audit` makes them
-    (tmp_path / "out" / "audit.json").write_text(json.dumps(audit))
+    (tmp_path / "out" / "audit.json").write_text(sealed_file(audit))
     assert openness.main(["openness", *given]) == 0
     first = capsys.readouterr().out
     facts = json.loads((tmp_path / "out" / "ladder.json").read_text())
@@ -140,7 +142,7 @@ def test_a_base_that_answers_nothing_has_a_gate_that_was_measured(tmp_path):
     for name, score in (("manual_prompt", 0.0), ("soft_prompt", 0.25), ("lora", 0.5)):
         folder = tmp_path / name / "seed-0"
         folder.mkdir(parents=True)
-        (folder / "summary.json").write_text(json.dumps({"final": {"exact_match": score}}))
+        (folder / "summary.json").write_text(sealed_file({"final": {"exact_match": score}}))
     cells = {"manual": "manual_prompt", "soft": "soft_prompt", "full": "lora"}
     gate = ladder_facts.gate_of(tmp_path, 0.5, **cells)
     assert (gate["manual_prompt"], gate["soft_prompt_share"]) == (0.0, 0.5)

@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from experiments import compare, distributed, folder, train
+from experiments import compare, distributed, train
 from fedjax_post.report.records import read_records
+from fedjax_post.study import folder
 
 FLAGS = ("--algorithm=scaffold", "--local_steps=2")
 ROUNDS = 4
@@ -129,7 +130,7 @@ def test_the_first_process_alone_shows_and_writes(pair):
     assert str(directory) in shown
     assert "exact match" not in shown_by_other + errors
     assert "round" not in errors
-    lines = (directory / "flags").read_text()
+    lines = (directory / "spec.json").read_text()
     assert not [name for name in distributed.FLAGS if name in lines]
 
 

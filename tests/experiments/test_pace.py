@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from experiments import flags, pace, train
+from experiments import train
 from fedjax_post.report.records import read_records
 
 TIMES = ("seconds", "tokens_per_second")
@@ -49,33 +49,3 @@ def test_no_telemetry_means_none(call, tmp_path):
     assert call("--telemetry_clients=0", "--num_rounds=1", "--eval_every=0") == 0
     (record,) = read_records(tmp_path / "run")
     assert not {"client_drift", "aggregation_error"} & set(record)
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ("--concurrency=3", "--concurrency=3 is of asynchronous runs; give --buffer_size"),
-        ("--staleness_exponent=1", "--staleness_exponent=1.0 is of asynchronous runs"),
-        ("--buffer_size=2 --cohort_size=2", "give --concurrency, and neither --cohort_size"),
-        ("--buffer_size=2 --sampling=full", "neither --cohort_size nor --sampling"),
-        ("--buffer_size=2 --baseline=central", "which --baseline=central cannot be"),
-        ("--client_speeds=lognormal:1 --baseline=central", "nobody waits for a client"),
-    ],
-)
-def test_flags_without_effect_are_refused(given, message):
-    with pytest.raises(ValueError, match=message):
-        pace.check(flags.parse(["train", *given.split()]))
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ("--client_speeds=lognormal:fast", "--client_speeds=lognormal:fast: .*such as lognormal:1"),
-        ("--client_speeds=lognormal:-1", "sigma must be a number from 0, got -1.0"),
-        ("--client_speeds=nowhere.jsonl", "nowhere.jsonl"),
-        ("--buffer_size=9", "--concurrency=9 must be from 1 to the 4 clients"),
-    ],
-)
-def test_what_cannot_be_is_refused(given, message):
-    with pytest.raises((ValueError, OSError), match=message):
-        pace.plan_of(flags.parse(["train", *given.split()]), 4)

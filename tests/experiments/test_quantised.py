@@ -11,7 +11,7 @@ from fedjax_post.hub.load import load_model
 from fedjax_post.hub.peft import load_adapter
 from fedjax_post.model.quantise import quantise_model
 
-GIVEN = "--quantise=nf4", "--dtype=bfloat16", "--eval_every=0", "--exact_match=off"
+GIVEN = "--quantize=nf4", "--dtype=bfloat16", "--eval_every=0", "--exact_match=off"
 TOKENS = jnp.array([[1, 2, 3, 4]])
 
 
@@ -25,7 +25,7 @@ def test_an_adapter_trains_on_codes_and_leaves_for_peft(call, tiny_folder, tmp_p
     assert call(*GIVEN, "--num_rounds=2") == 0
     said = next(line for line in capsys.readouterr().out.splitlines() if "weights in" in line)
     assert "weights in bfloat16, the layers' in nf4 (" in said
-    assert "--quantise=nf4" in (run / "flags").read_text().splitlines()
+    assert json.loads((run / "spec.json").read_text())["model"]["quantize"] == "nf4"
     before, after = losses(run)
     assert after < before - 0.01
     base = load_model(tiny_folder)

@@ -1,40 +1,93 @@
-"""The README's code runs as it stands, and what it names exists."""
+"""The README and the pages run as they stand, and what they name exists."""
 
+import importlib
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
+import jax
+import numpy as np
+import optax
 import pytest
 
-from experiments import flags
+from algorithms import ALGORITHMS, fed_avg
+from experiments.flags.define import FLAGS
+from fedjax_post.core import world
+from fedjax_post.study.factories import own_parameters
+from fedjax_post.testing import Case, toy_loss
 
 ROOT = Path(__file__).parent.parent.parent
-TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+# Flags of programs that are of no experiment
+_PROGRAMS = {
+    *("flagfile", "help", "helpfull", "output_dir", "resume", "spec", "trust_code", "dry_run"),
+    *("ask_again", "distributed", "coordinator_address", "num_processes", "process_id"),
+    *("algorithms", "seeds", "grid", "methods", "drills", "task", "passport", "what_can_i_run"),
+    *("downgrade", "port", "log", "host", "api_key_env", "suite", "only", "table", "tokenizer"),
+    *("prompt", "max_new_tokens", "temperature"),
+    *("no_deps", "xla_force_host_platform_device_count"),
+}
 
 
-def test_python_blocks_run(capsys):
-    names = {}
-    for block in re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL):
-        exec(block, names)
-    shown = capsys.readouterr().out.split()
-    assert float(shown[0]) == pytest.approx(1, abs=1e-3)
-    assert shown[1] == "24"
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 200
 
 
-def test_flags_of_the_table_exist():
-    known = {f"--{name}" for name in flags.define()} | {"--flagfile", "--help"}
-    named = set(re.findall(r"`(--\w+)", TEXT)) | set(re.findall(r"train (--\w+)", TEXT))
-    assert named <= known
+@pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
+def test_each_block_of_the_readme_runs_by_itself(block, tmp_path):
+    """As a module in a folder of its own, as somebody who copies it would."""
+    (tmp_path / "copied.py").write_text(block)
+    command = [sys.executable, "-c", "import copied"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    if "server_lr" in block:
+        mean, sent = done.stdout.split()
+        assert float(mean) == pytest.approx(1, abs=1e-3)
+        assert sent == "24"
+
+
+def test_the_algorithm_of_the_readme_is_fed_avg(tmp_path, monkeypatch):
+    """To the bit, and its arguments are given as it says."""
+    (block,) = [block for block in BLOCKS if "def my_fed_avg" in block]
+    (tmp_path / "readme_algorithm.py").write_text(block.split("\ndef loss_fn")[0])
+    monkeypatch.syspath_prepend(tmp_path)
+    factory = importlib.import_module("readme_algorithm").my_fed_avg
+    algorithms = (factory(toy_loss, optax.sgd(0.05)), fed_avg(toy_loss, optax.sgd(0.05)))
+    one, other = (Case(algorithm, rounds=3).reference.shared for algorithm in algorithms)
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+    marks = {name: mark.name for name, mark in world.needs(factory).items()}
+    assert marks == {"loss_fn": "LossFn", "client_tx": "ClientTx", "server_lr": "ServerLr"}
+
+
+def test_annotations_of_the_world_are_named():
+    text = (ROOT / "docs" / "algorithms.md").read_text(encoding="utf-8")
+    for annotation in world.ANNOTATIONS:
+        assert f"`{world.given_by(annotation).name}`" in text
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_flags_that_a_page_names_exist(page):
+    own = {name for factory in ALGORITHMS.values() for name in own_parameters(factory)}
+    known = {*FLAGS, *own, *_PROGRAMS}
+    text = page.read_text(encoding="utf-8").replace("--quantise` is", "")
+    named = set(re.findall(r"(?<![\w-])--(\w+)", text))
+    assert {name for name in named if name.removeprefix("no") not in known} <= known
 
 
 def test_keys_of_the_summary_are_documented(finished):
     summary = json.loads((finished / "summary.json").read_text())
-    table = TEXT.split("key of `summary.json`")[1].split("## Results")[0]
+    text = (ROOT / "docs" / "records.md").read_text(encoding="utf-8")
+    table = text.split("key of `summary.json`")[1]
     for key in summary:
         stem = key.removesuffix("_per_client")
-        assert f"`{stem}`" in table, f"{key} is in summary.json and not in the README"
+        assert f"`{stem}`" in table, f"{key} is in summary.json and not in docs/records.md"
 
 
-def test_links_lead_somewhere():
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", TEXT):
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), target

@@ -10,8 +10,10 @@ from safetensors.numpy import load_file
 
 import fedjax_post
 from algorithms import ALGORITHMS, skeleton
-from experiments import folder, train
+from experiments import train
+from fedjax_post import study
 from fedjax_post.report.records import read_records
+from fedjax_post.study import folder
 
 TIMES = ("seconds", "tokens_per_second")
 
@@ -33,7 +35,7 @@ def assert_same_run(one, other):
 
 def test_a_run_leaves_what_the_readme_promises(finished):
     left = {path.name for path in finished.iterdir()}
-    assert {"records.jsonl", "flags", "summary.json", "learning_curve.png"} <= left
+    assert {"records.jsonl", "spec.json", "summary.json", "learning_curve.png"} <= left
     assert {"checkpoints", "adapter"} <= left
     assert not [name for name in left if "unfinished" in name]
     summary = json.loads((finished / "summary.json").read_text())
@@ -60,10 +62,39 @@ def test_what_a_stand_in_costs_is_told_beside_the_wire(call, tmp_path):
     assert summary["inference"] == "client"  # where what it trained is of use
 
 
-def test_the_flags_file_repeats_the_run(finished, tmp_path):
+def test_the_specification_repeats_the_run(finished, tmp_path):
     again = tmp_path / "again"
-    assert train.main(["train", f"--flagfile={finished / 'flags'}", f"--output_dir={again}"]) == 0
+    assert train.main(["train", f"--spec={finished / 'spec.json'}", f"--output_dir={again}"]) == 0
     assert_same_run(finished, again)
+
+
+def test_a_notebook_gets_the_same_bits_as_the_program(finished, tmp_path):
+    job = study.prepare(study.read(finished).spec, directory=tmp_path / "run")
+    state = [state for state, _ in job.run()][-1]
+    job.export(state, tmp_path / "run" / "adapter")
+    assert_same_run(finished, tmp_path / "run")
+    summary = json.loads((finished / "summary.json").read_text())
+    assert job.score(state) == summary["final"]
+
+
+def test_a_notebook_goes_on_with_a_run(finished, tmp_path):
+    run = study.read(shutil.copytree(finished, tmp_path / "run"))
+    assert run.summary["rounds"] == len(run.records) == 4
+    job = run.resume()
+    assert job.rounds_done == 4
+    assert job.score(job.start) == run.summary["final"]
+    more = run.resume(rounds=6)
+    assert [record["round"] for _, record in more.run()] == [4, 5]
+    with pytest.raises(ValueError, match="training.rounds=3.*has 6 rounds"):
+        run.resume(rounds=3)
+
+
+def test_a_dry_run_says_what_it_takes_and_writes_nothing(call, tmp_path, capsys):
+    assert call("--dry_run") == 0
+    shown = capsys.readouterr().out
+    for word in ("model ", "clients ", "rows ", "method ", "wire ", "results "):
+        assert word in shown
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_finished_run_resumed_prints_its_table_again(finished, tmp_path, capsys):
@@ -82,7 +113,7 @@ def test_more_rounds_continue_a_run_without_a_schedule(finished, tmp_path):
     assert train.main(["train", f"--output_dir={run}", "--resume", "--num_rounds=6"]) == 0
     assert untimed(run)[:4] == untimed(finished)
     assert [r["round"] for r in read_records(run)] == list(range(6))
-    assert "--num_rounds=6" in (run / "flags").read_text().splitlines()
+    assert study.read(run).spec.training.rounds == 6
 
 
 class Cut(Exception):
@@ -152,7 +183,13 @@ def test_a_copied_file_runs_unregistered(call, tmp_path, monkeypatch, capsys):
     given = "--algorithm=my_rules:skeleton", "--keep=0.5", "--num_rounds=2", "--exact_match=off"
     assert call(*given) == 0
     assert "my_rules:skeleton: 5 steps" in capsys.readouterr().out
-    assert "--keep=0.5" in (tmp_path / "run" / "flags").read_text().splitlines()
+    stored = json.loads((tmp_path / "run" / "spec.json").read_text())
+    assert stored["method"]["params"] == {"keep": 0.5}
+    again = "train", "--resume", f"--output_dir={tmp_path / 'run'}"
+    assert train.main([*again]) == 2  # code that a file names
+    assert "names code, --algorithm=my_rules:skeleton" in capsys.readouterr().err
+    assert train.main([*again, "--trust_code"]) == 0
+    assert train.main([*again, "--algorithm=my_rules:skeleton"]) == 0
     assert call(*given, "--mu=1", into="other") == 2
     assert "--algorithm=my_rules:skeleton does not take it" in capsys.readouterr().err
 
@@ -160,9 +197,9 @@ def test_a_copied_file_runs_unregistered(call, tmp_path, monkeypatch, capsys):
 def test_scaffold_steps_by_plain_sgd(call, tmp_path):
     given = "--algorithm=scaffold", "--client_schedule=linear", "--num_rounds=2"
     assert call(*given, "--exact_match=off") == 0
-    lines = (tmp_path / "run" / "flags").read_text().splitlines()
-    assert "--client_lr=0.5" in lines
-    assert not [line for line in lines if "client_optimizer" in line]
+    settings = json.loads((tmp_path / "run" / "summary.json").read_text())["settings"]
+    assert settings["method.client_lr"] == 0.5
+    assert "method.client_optimizer" not in settings
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """What was trained is the same when it is read back from files."""
 
 import dataclasses
+import json
 
 import jax
 import numpy as np
@@ -9,7 +10,9 @@ import pytest
 from fedjax_post.adapters.lora import add_lora, lora_delta
 from fedjax_post.adapters.prompt import add_soft_prompt, text_prompt
 from fedjax_post.hub import artefact
-from fedjax_post.hub.load import save_model
+from fedjax_post.hub.files import fingerprint
+from fedjax_post.hub.load import load_model, save_model
+from fedjax_post.hub.tokenizer import load_tokenizer
 from fedjax_post.testing.models import tiny_model
 
 TOKENS = jax.random.randint(jax.random.key(9), (2, 7), 3, 32)
@@ -63,3 +66,88 @@ def test_what_is_read_back_answers_as_what_was_written(name, tmp_path):
     np.testing.assert_allclose(
         again[0].logits(again[1], TOKENS), model.logits(params, TOKENS), atol=1e-5
     )
+
+
+@pytest.fixture
+def about():
+    return artefact.About(
+        tokenizer=load_tokenizer("builtin"),
+        example="say it\n",
+        template="{prompt}\n",
+        facts=(("method", "fed_avg"), ("seed", "0")),
+    )
+
+
+@pytest.mark.parametrize("made", [lora, trained])
+def test_a_folder_can_be_used_by_itself(made, tmp_path, about):
+    """Its tokenizer, an example, the format of prompts and a card; and where text ends."""
+    save_model(tmp_path / "base", tiny_model())
+    artefact.write(tmp_path / "made", *made(tiny_model()), base=str(tmp_path / "base"), about=about)
+    again = load_tokenizer(tmp_path / "made")
+    assert again.chat_template == about.tokenizer.chat_template
+    assert again("cat hat")["input_ids"] == about.tokenizer("cat hat")["input_ids"]
+    assert (tmp_path / "made" / "example_prompt.txt").read_text() == "say it\n"
+    assert (tmp_path / "made" / "prompt_template.txt").read_text() == "{prompt}\n"
+    card = (tmp_path / "made" / "README.md").read_text()
+    for told in ("research artefact", "| method | fed_avg |", fingerprint(tmp_path / "base")):
+        assert told in card
+    if made is trained:
+        ends = json.loads((tmp_path / "made" / "generation_config.json").read_text())
+        assert ends["eos_token_id"] == about.tokenizer.eos_token_id
+        load_model(tmp_path / "made")
+
+
+@pytest.mark.parametrize("made", [lora, trained])
+def test_equal_runs_write_equal_bytes(made, tmp_path, about):
+    """Wherever the folder lies, and whatever the tokenizer was last used for."""
+    for name in ("one", "other"):
+        artefact.write(tmp_path / name, *made(tiny_model()), base="org/base", about=about)
+        about.tokenizer(["cat", "cat hat pie"], padding=True)
+    left, right = (sorted((tmp_path / name).iterdir()) for name in ("one", "other"))
+    assert [path.name for path in left] == [path.name for path in right]
+    for path, same in zip(left, right, strict=True):
+        assert path.read_bytes() == same.read_bytes(), path.name
+        assert str(tmp_path).encode() not in path.read_bytes()
+    assert len({path.stat().st_mode for path in left}) == 1
+
+
+def test_the_card_names_what_is_known_of_a_published_base(tmp_path, about):
+    for base, told in (
+        ("openai-community/gpt2", "base_model: openai-community/gpt2\n"),
+        ("openai-community/gpt2", "| licence of the base | Modified MIT License (says "),
+        ("somebody/else", "| licence of the base | not known |"),
+        ("builtin", "| licence of the base | Apache-2.0 (says "),
+    ):
+        artefact.write(tmp_path / "made", tiny_model(), WORDS, base=base, about=about)
+        assert told in (tmp_path / "made" / "README.md").read_text()
+
+
+@pytest.mark.oracle
+def test_the_folders_load_in_the_libraries_that_own_their_formats(tmp_path, about):
+    """By peft alone too: the adapter's configuration names where its base is."""
+    import torch
+    import transformers
+    from peft import AutoPeftModelForCausalLM, PeftModel
+
+    theirs = lambda model: model.eval()(torch.tensor(np.asarray(TOKENS))).logits.detach().numpy()
+    base = str(tmp_path / "base")
+    whole = tiny_model(vocab_size=len(about.tokenizer))  # peft makes a base fit a tokenizer
+    save_model(base, whole)
+    for made in (lora, trained):
+        folder = tmp_path / made.__name__
+        model, params = made(whole)
+        artefact.write(folder, model, params, base=base, about=about)
+        expected = model.logits(params, TOKENS)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        chat = [{"role": "user", "content": "cat"}]
+        render = lambda t, chat=chat: t.apply_chat_template(chat, tokenize=False)
+        assert render(tokenizer) == render(about.tokenizer)
+        if made is lora:
+            plain = transformers.AutoModelForCausalLM.from_pretrained(base)
+            loaded = PeftModel.from_pretrained(plain, folder)
+            alone = AutoPeftModelForCausalLM.from_pretrained(folder)
+            np.testing.assert_allclose(theirs(alone), expected, atol=1e-4)
+        else:
+            loaded = transformers.AutoModelForCausalLM.from_pretrained(folder)
+            assert loaded.generation_config.eos_token_id == about.tokenizer.eos_token_id
+        np.testing.assert_allclose(theirs(loaded), expected, atol=1e-4)

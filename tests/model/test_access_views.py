@@ -208,7 +208,18 @@ def test_what_a_lesser_view_remembers_cannot_be_differentiated(model):
     def remembered(model):
         view = model.restrict(Access.LOGITS)
         cache = view.prefill({}, TOKENS, mask=TOKENS >= 0, num_slots=4)[1]
-        return cache.layers.keys.sum()
+        return jax.tree.leaves(cache)[0].sum()
 
     with pytest.raises(AccessError, match="needs GRADIENTS"):
         jax.grad(remembered)(model)
+
+
+def test_what_a_lesser_view_remembers_is_handed_back_and_not_read(model):
+    view = model.restrict(Access.LOGITS)
+    cache = view.prefill({}, TOKENS, mask=TOKENS >= 0, num_slots=4)[1]
+    for name in ("layers", "positions", "slots"):
+        with pytest.raises(AccessError, match=f"a cache's {name} is inside the model"):
+            getattr(cache, name)
+        with pytest.raises(AccessError, match="hand it back"):
+            setattr(cache, name, 0)
+    assert repr(cache) == "Handle()"

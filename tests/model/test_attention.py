@@ -239,3 +239,21 @@ def test_the_fused_program_lowers_for_cuda_under_stacked_clients(monkeypatch):
         assert windows == {"0", str(WINDOW)}  # a global and a sliding layer
     assert f"{CLIENTS * 2}x14x4x8xbf16" in text  # the queries of all clients in one call
     assert "14x14" not in text  # no mask, no weights of attention
+
+
+def test_second_derivatives_of_the_fused_kernel_are_refused_by_name(monkeypatch):
+    """Its gradient is that of the kernel; an inner gradient that is held fixed is allowed."""
+    record_calls(monkeypatch)
+    q, k, v = (x[0].astype(jnp.bfloat16) for x in random_qkv())
+    config = tiny_config(**HALF)
+
+    def loss(q):
+        return attend_causal(q, k, v, config=config).astype(jnp.float32).sum()
+
+    slope = lambda q: jax.grad(loss)(q).astype(jnp.float32).sum()
+    assert np.isfinite(slope(q))
+    held = lambda q: loss(q + jax.grad(loss)(jax.lax.stop_gradient(q)))
+    assert np.isfinite(jax.grad(held)(q).astype(jnp.float32)).all()
+    for derivative in (jax.grad(slope), lambda q: jax.jvp(slope, (q,), (q,))):
+        with pytest.raises(NotImplementedError, match="cuDNN.* no second derivative: .*float32"):
+            derivative(q)

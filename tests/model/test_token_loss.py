@@ -130,18 +130,80 @@ def test_maps_nest_and_may_be_differentiated_from_outside():
     assert_close(summed(ours)(x, heads), summed(dense)(x, heads))
 
 
-def test_forward_mode_and_hessian_vector_products():
+@pytest.mark.parametrize("form", [FORMS[1], FORMS[2]])
+@pytest.mark.parametrize("moving", ["rows", "head", "both"])
+def test_second_derivatives_in_every_mix_of_modes_are_those_of_all_logits(form, moving):
+    x, targets, mask = rows()
+    head = weights(1, form, bias=True)
+    at = {"x": x, "head": head}
+    at = {name: at[name] for name in {"rows": ["x"], "head": ["head"]}.get(moving, at)}
+    move = optax.tree.random_like(jax.random.key(8), at, jax.random.normal)
+
+    def products(fn):
+        loss = lambda p: fn(p.get("x", x), targets, mask, p.get("head", head), form)[0]
+        along = lambda p: jax.jvp(loss, (p,), (move,))[1]
+        slope = lambda p: optax.tree.vdot(jax.grad(loss)(p), move)
+        return {
+            "forward": along(at),
+            "forward over reverse": jax.jvp(jax.grad(loss), (at,), (move,))[1],
+            "reverse over reverse": jax.grad(slope)(at),
+            "reverse over forward": jax.grad(along)(at),
+            "forward over forward": jax.jvp(along, (at,), (move,))[1],
+        }
+
+    assert_close(jax.jit(lambda: products(ours))(), jax.jit(lambda: products(dense))(), 1e-5)
+
+
+def test_stacked_clients_have_their_own_second_derivatives():
+    """Per-FedAvg's gradient: of the loss after a step of gradient descent."""
+    form = FORMS[1]
+    x, targets, mask = rows(3, 4)
+    head = weights(1, form)
+
+    def meta(fn):
+        def after_a_step(x, targets, mask):
+            loss = lambda x: fn(x, targets, mask, head, form)[0]
+            return loss(x - 0.1 * jax.grad(loss)(x))
+
+        return jax.jit(jax.vmap(jax.grad(after_a_step)))
+
+    assert_close(meta(ours)(x, targets, mask), meta(dense)(x, targets, mask), 1e-5)
+
+
+def test_a_gradient_inside_a_loss_may_be_held_fixed():
+    """FedSAM as a loss of its own: the inner gradient stands under `stop_gradient`."""
+    form = FORMS[0]
+    x, targets, mask = rows()
+    loss = lambda x: ours(x, targets, mask, weights(1, form), form)[0]
+    climbed = lambda x: loss(x + 0.1 * jax.lax.stop_gradient(jax.grad(loss)(x)))
+    expected = jax.grad(loss)(x + 0.1 * jax.grad(loss)(x))
+    assert_close(jax.jit(jax.grad(climbed))(x), expected)
+
+
+def test_third_derivatives_are_those_of_all_logits():
     x, targets, mask = rows()
     form = FORMS[2]
     head = weights(1, form)
-    moves = draw(8, *x.shape), Head(draw(9, *head.kernel.shape))
 
     def slopes(fn):
-        loss = lambda x, head: fn(x, targets, mask, head, form)[0]
-        slope = jax.jvp(loss, (x, head), moves)[1]
-        return slope, jax.jvp(jax.grad(loss), (x, head), moves)[1]
+        loss = lambda s: fn(x * s, targets, mask, head, form)[0]
+        return jax.jit(jax.grad(jax.grad(jax.grad(loss))))(1.0)
 
-    assert_close(slopes(ours), slopes(dense), 1e-5)
+    np.testing.assert_allclose(slopes(ours), slopes(dense), rtol=1e-4)
+
+
+def test_second_derivatives_hold_no_more_than_a_strip_of_logits_either(monkeypatch):
+    """By the scan's strips of 8 rows of 20, in the mode that keeps what it computes."""
+    monkeypatch.setattr(token_loss, "MIN_ROWS", 8)  # more than the kernel has rows
+    x, targets, mask = rows()
+    form = Form(False, None)
+    kernel = draw(1, WIDTH, 37)
+    loss = lambda fn: lambda x: fn(x, targets, mask, Head(kernel), form)[0]
+    square = lambda fn: lambda x: optax.tree.vdot(*[jax.grad(loss(fn))(x)] * 2)
+    text = jax.jit(jax.grad(square(ours))).lower(x).as_text()
+    assert largest_logits(text, 37) == 8
+    text = jax.jit(jax.grad(square(dense))).lower(x).as_text()
+    assert largest_logits(text, 37) == 20
 
 
 def test_bfloat16_sums_in_float32():

@@ -145,7 +145,9 @@ def test_noise_is_added_once_whoever_the_algorithm_is(name):
 
 def test_the_account_is_of_the_noise_and_the_movement_that_are_measured():
     """dp_accounting, given what a run shows, charges what `epsilon_of` says."""
-    dp_accounting = pytest.importorskip("dp_accounting")
+    import dp_accounting
+    from dp_accounting import pld
+
     make = lambda noise: privacy.private(
         algorithms.fed_avg(walk, optax.sgd(1.0)),
         clip_norm=3.0, noise_multiplier=noise, cohort_size=2, seed=3,
@@ -155,7 +157,7 @@ def test_the_account_is_of_the_noise_and_the_movement_that_are_measured():
     event = dp_accounting.PoissonSampledDpEvent(
         0.1, dp_accounting.GaussianDpEvent(noise / movement)
     )
-    account = dp_accounting.pld.PLDAccountant()
+    account = pld.PLDAccountant()
     account.compose(dp_accounting.SelfComposedDpEvent(event, 10))
     told = privacy.epsilon_of(1.5, delta=1e-5, rounds=10, cohort_size=2, population=20)
     # a deviation of 6000 numbers is known to a hundredth
@@ -171,7 +173,7 @@ LINKS = {
 }
 
 
-@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e6, math.nan])
+@pytest.mark.parametrize("scale", [1e-3, 1e6, 1e38, math.nan])
 @pytest.mark.parametrize("name", LINKS)
 def test_no_client_moves_the_mean_by_more_than_the_bound(name, scale):
     algorithm = guarded(clip=0.3, link=LINKS[name], cohort_size=4)
@@ -244,8 +246,11 @@ def test_noise_may_be_swept():
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: guarded(clip=0.0), "clip_norm must be positive, got 0"),
-        (lambda: guarded(noise=-1.0), "noise_multiplier must not be negative, got -1"),
+        (lambda: guarded(clip=0.0), "clip_norm must be positive and finite, got 0"),
+        (lambda: guarded(clip=math.inf), "clip_norm must be positive and finite, got inf"),
+        (lambda: guarded(clip=math.nan), "clip_norm must be positive and finite, got nan"),
+        (lambda: guarded(noise=-1.0), "noise_multiplier must be finite and not negative, got -1"),
+        (lambda: guarded(noise=math.inf), "noise_multiplier must be finite and not negative"),
         (lambda: guarded(link=core.clip(1.0)), "leave clip out of the links"),
         (lambda: guarded(link=core.error_feedback(core.sign())), "leave error_feedback and ef21"),
         (lambda: core.with_aggregate(guarded(), core.krum(1)), "its noise covers a fixed mean"),

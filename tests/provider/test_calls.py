@@ -120,7 +120,7 @@ def test_a_call_ends_in_time_however_slowly_bytes_drip(ask, say):
         pytest.raises(ProviderError, match=r"no whole answer within 0\.4 s") as caught,
     ):
         ask(url, timeout=0.4)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 4
     assert caught.value.may_be_paid
 
 
@@ -130,7 +130,7 @@ def test_a_host_that_does_not_read_holds_a_call_no_longer():
         began = time.monotonic()
         with pytest.raises(LostError, match=r"within 0\.4 s"):
             line.post("/completions", b" " * (64 << 20))
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 10
 
 
 def test_an_answer_that_is_too_large_is_not_taken_in(ask):
@@ -222,11 +222,13 @@ def test_texts_in_clear_between_machines_are_told(tokenizer, monkeypatch):
         connect("http://192.0.2.1/v1", "m", tokenizer)
 
 
+NAN = float("nan")
 UNSAID = [
     None, {}, {"prompt_tokens": None, "completion_tokens": None}, {"prompt_tokens": True},
     {"prompt_tokens": -5, "completion_tokens": -9, "cost": -1.0}, [1], "free",
     {"prompt_tokens": 0, "completion_tokens": 0, "cost": 0}, {"prompt_tokens": 10**400},
-    {"prompt_tokens": "many", "cost": "none"}, {"prompt_tokens": 1.5, "cost": True},
+    {"prompt_tokens": "many", "cost": "none"}, {"prompt_tokens": NAN, "cost": NAN},
+    {"prompt_tokens": 1.5, "cost": True},
 ]  # fmt: skip
 
 

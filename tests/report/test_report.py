@@ -1,11 +1,11 @@
 """Reports are made of record files alone."""
 
-import json
 import subprocess
 import sys
 
 import pytest
 
+from fedjax_post.integrity import sealed_line
 from fedjax_post.report.comparison import student_t
 from fedjax_post.report.curve import draw_curve, panels_of
 from fedjax_post.report.records import read_records, series
@@ -39,8 +39,7 @@ SUMMARY = {
 
 @pytest.fixture
 def folder(tmp_path):
-    text = "".join(json.dumps(record) + "\n" for record in RECORDS)
-    (tmp_path / "records.jsonl").write_text(text)
+    (tmp_path / "records.jsonl").write_text("".join(map(sealed_line, RECORDS)))
     return tmp_path
 
 
@@ -85,9 +84,27 @@ def test_series_leave_out_rounds_without_a_value():
     assert series(RECORDS, "absent") == ([], [])
 
 
-def test_a_broken_line_is_named(folder):
-    (folder / "records.jsonl").write_text('{"round": 0}\n{"round"')
-    with pytest.raises(ValueError, match="records.jsonl, line 2, is not JSON"):
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (b'{"round"', "is not JSON"),
+        (b"[" * 50_000, "is not JSON"),
+        (b"[1]", "is no JSON object but list"),
+        (b'{"round": 3}', "has no checksum"),
+        (sealed_line({"round": 3}).replace("3", "4", 1).encode(), "is damaged: its checksum is"),
+    ],
+    ids=["half", "deep", "list", "bare", "changed"],
+)
+def test_a_broken_line_is_named(folder, line, said):
+    with open(folder / "records.jsonl", "ab") as file:
+        file.write(line)
+    with pytest.raises(ValueError, match=f"records.jsonl, line 4, {said}"):
+        read_records(folder)
+
+
+def test_records_that_are_no_text_are_refused(folder):
+    (folder / "records.jsonl").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match=r"records.jsonl is damaged: it is no text at byte 0"):
         read_records(folder)
 
 

@@ -1,5 +1,6 @@
 """A disk that fills: an error that says so, nothing lost, and the run goes on later."""
 
+import errno
 import resource
 import signal
 from contextlib import contextmanager
@@ -7,9 +8,11 @@ from contextlib import contextmanager
 import jax
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 
 import fedjax_post as fp
 from algorithms import scaffold
+from fedjax_post.simulate.room import is_full
 from fedjax_post.testing import toy_clients, toy_loss, toy_model, toy_params
 
 
@@ -34,17 +37,26 @@ def play(rounds, **plan):
     )
 
 
-def test_a_run_that_found_no_room_goes_on_when_there_is_some(tmp_path):
-    straight = list(play(6))[-1][0]
+@pytest.mark.parametrize("room", [0, 100, 400, 1500, 6000, 20_000])
+def test_a_run_that_finds_no_room_says_so_and_goes_on_when_there_is_some(tmp_path, room):
+    """Records, states of clients, their index, checkpoints: whichever is the first not to fit."""
     rounds = play(6, directory=tmp_path)
-    for _ in range(3):
-        next(rounds)
-    rows = max((tmp_path / "clients").glob("rows-*.bin"), key=lambda p: p.stat().st_size)
+    next(rounds)
+    largest = max(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
     with (
-        files_of_at_most(rows.stat().st_size + 100),
-        pytest.raises(OSError, match="no room for the states of clients"),
+        files_of_at_most(min(room, largest + 100)),
+        pytest.raises(OSError, match="no room on the disk for what this run writes") as found,
     ):
-        for _ in rounds:
-            pass
-    resumed = list(play(6, directory=tmp_path, resume=True))
-    jax.tree.map(np.testing.assert_array_equal, straight, resumed[-1][0])
+        list(rounds)
+    assert found.value.errno == errno.ENOSPC
+    assert found.value.filename == str(tmp_path)
+    straight, resumed = (list(run)[-1][0] for run in (play(6), play(6, directory=tmp_path,
+                                                                    resume=True)))  # fmt: skip
+    jax.tree.map(np.testing.assert_array_equal, straight, resumed)
+
+
+def test_what_a_library_says_in_words_alone_is_heard_too():
+    words = SafetensorError("Error while serializing: I/O error: No space left on device (os ...)")
+    assert is_full(words)
+    assert not is_full(ValueError("no such column"))
+    assert not is_full(PermissionError(errno.EACCES, "Permission denied"))

@@ -85,7 +85,7 @@ def test_a_specification_is_read_back_equal(tmp_path):
     )
     write_spec(tmp_path / "spec.json", spec)
     assert read_spec(tmp_path / "spec.json") == spec
-    assert set(json.loads(to_json(spec))) == {"format", "version", *SECTIONS, "seed"}
+    assert set(json.loads(to_json(spec))) == {"format", "version", *SECTIONS, "seed", "sha256"}
 
 
 HEAD = '{"format": "fedjax_post experiment", '
@@ -119,17 +119,21 @@ def test_a_function_is_written_by_its_name_and_runs_only_if_it_is_trusted(tmp_pa
     path = tmp_path / "spec.json"
     write_spec(path, Spec(method=json.dumps))
     assert json.loads(path.read_text())["method"]["name"] == "json:dumps"
-    with pytest.raises(ValueError, match="names code, method.name = 'json:dumps'"):
-        read_spec(path)
-    trusted = read_spec(path, trust_code=True)
-    assert load_code(trusted.method.name) is json.dumps
+    spec = read_spec(path)
+    with pytest.raises(ValueError, match="names code, method.name=json:dumps"):
+        check_trusted(spec, {}, source=path)
+    with pytest.raises(ValueError, match="names code, method.name=json:dumps"):
+        check_trusted(spec, {"method.name": "another:one"}, source=path)
+    check_trusted(spec, {}, source=path, trust_code=True)
+    check_trusted(spec, {"method.name": "json:dumps"}, source=path)
+    assert load_code(spec.method.name, field="method") is json.dumps
     assert read_spec(path, supplied={"method.name": json.dumps}).method.name is json.dumps
 
 
 @pytest.mark.parametrize("name", ["ditto('os:getcwd')", "os:getcwd", "a.b.c:d"])
 def test_code_is_found_wherever_a_text_names_it(name):
     with pytest.raises(ValueError, match="names code"):
-        check_trusted(Spec(method=name), ["method.name"], source="a file")
+        check_trusted(Spec(method=name), {}, source="a file")
 
 
 def test_what_a_file_cannot_hold_has_to_be_supplied(tmp_path):

@@ -1,0 +1,35 @@
+"""Scores of a run, of an adapter's folder or of a base, on its own data or on others.
+
+    python -m experiments.evaluate runs/<a run>
+    python -m experiments.evaluate runs/<a run> --dataset=rows.jsonl --eval_clients=4
+    python -m experiments.evaluate builtin --dataset=builtin-kinds
+
+Held-out rows as a whole and for each kind of task, and the rows of some clients. All flags are
+those of experiments.train; what is not given is as in the run.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from experiments import program
+from experiments.flags import parse
+from fedjax_post import study
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the program; returns its exit code: 0, 2 for bad input, 130 if interrupted."""
+    argv = list(sys.argv if argv is None else argv)
+    return program.run(lambda: _evaluate(argv))
+
+
+def _evaluate(argv: Sequence[str]) -> int:
+    line = parse(argv, about=__doc__, words=("a run, an adapter's folder or a base",))
+    if line.help is not None:
+        print(line.help)
+        return 0
+    print(study.evaluate(line.words[0], line.typed).table())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

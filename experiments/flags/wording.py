@@ -1,0 +1,62 @@
+"""Messages of the library, in the words of the command line.
+
+The library names its own arguments and fields, as `max_length=20` or in backticks. A person who
+types flags reads `--max_length=20` instead. This is the only place where one becomes the other.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+
+from experiments.flags.define import FLAGS, OWN
+from fedjax_post.data.columns import Columns
+
+# Arguments of the library whose flag has another name, beside the fields of an experiment.
+_ARGUMENTS = {
+    "path": "model",
+    "directory": "output_dir",
+    "resume": "resume",
+    **{name: name for name in ("trust_code", "passport", "what_can_i_run", "downgrade", "seeds")},
+    "url": "provider_url",
+    "timeout": "provider_timeout",
+    "refused_pattern": "refuse_pattern",
+    **{role: f"{role}_column" for role in (*Columns._fields, "rejected")},
+}
+_NAME = r"[a-z]\w*(?:\.[a-z]\w*){0,2}"
+_ARGUMENT = re.compile(
+    rf"`(?P<quoted>{_NAME})(?P<value>=[^`]*)?`|(?<![\w.`'-])(?P<given>{_NAME})(?==)"
+)
+
+
+def _flag_of() -> Mapping[str, str]:
+    """The flag of each name: of a field's path, of a section, and of a field where it is unique."""
+    short = Counter(flag.path.rpartition(".")[2] for flag in FLAGS.values())
+    found = dict(_ARGUMENTS)
+    for flag in FLAGS.values():
+        section, _, name = flag.path.rpartition(".")
+        if name in ("name", "source", "kind"):
+            found[section] = flag.name
+        elif short[name] == 1:
+            found[name] = flag.name
+        found[flag.path] = flag.name
+    return found | {name: name for name in FLAGS}
+
+
+_FLAG_OF = _flag_of()
+
+
+def in_flags(message: str) -> str:
+    """Returns a message in which the arguments that have a flag are written as that flag.
+
+    Args:
+      message: names arguments as `` `name` ``, `` `name=value` `` or name=value; all else, flags
+        included, stays as it is.
+    """
+
+    def reworded(match: re.Match) -> str:
+        name = match["quoted"] or match["given"]
+        own = name.startswith(f"{OWN}.")
+        flag = name.removeprefix(f"{OWN}.") if own else _FLAG_OF.get(name)
+        return match[0] if flag is None else f"--{flag}{match['value'] or ''}"
+
+    return _ARGUMENT.sub(reworded, message)

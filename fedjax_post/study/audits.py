@@ -1,0 +1,52 @@
+"""What a base has read of an evaluation, and remembers, as far as its corpus is open (H6)."""
+
+from typing import Any
+
+from fedjax_post.core.access import AccessError
+from fedjax_post.data.reading import READINGS, fresh_texts, read_texts
+from fedjax_post.data.source import load_splits
+from fedjax_post.data.splits import hold_out
+from fedjax_post.openness.artefact import passport_of
+from fedjax_post.openness.audit import audit, check_corpus
+from fedjax_post.openness.load import load_passport
+from fedjax_post.study.build import Parts
+
+_PER_CALL, _FRESH = 400, 300  # documents read of each call of a training; texts probed for memory
+
+
+def audit_of(parts: Parts) -> dict[str, Any]:
+    """Returns an audit of the target and the held-out rows: numbers, or why there are none.
+
+    Only the bases that this project trained have documents that can be made again; of any
+    other open corpus a person would have to pass the documents to `openness.audit.audit`.
+    """
+    model = parts.spec.model.name
+    name = passport_of(model)
+    try:
+        if not name:
+            raise AccessError(f"{model} has no passport, so that its corpus is unknown")
+        passport = load_passport(name)
+        check_corpus(passport)
+        if model not in READINGS:
+            raise AccessError(f"the documents that {model} has read are not on this machine")
+        found = audit(
+            parts.target,
+            parts.tokenizer,
+            read_texts(model, per_call=_PER_CALL),
+            _rows(parts),
+            passport=passport,
+            fresh=fresh_texts(model, _FRESH),
+        )
+    except AccessError as error:
+        return {"refused": str(error)}
+    return {name: part._asdict() for name, part in found._asdict().items()}
+
+
+def _rows(parts: Parts) -> list[tuple[str, str]]:
+    """The held-out questions and answers as the data set has them."""
+    data, seed = parts.spec.data, parts.spec.seed
+    splits = load_splits(data.source, split=data.split, num_clients=data.num_clients, seed=seed)
+    heldout = hold_out(splits, data.heldout_fraction, seed=seed).heldout
+    assert heldout is not None  # the run has rows to score on
+    names = parts.data.report["columns"]
+    return [(str(row[names["prompt"]]), str(row[names["response"]])) for row in heldout]

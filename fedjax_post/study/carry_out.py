@@ -1,0 +1,72 @@
+"""A whole run: scored, trained, scored again, and everything that it leaves behind."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import fedjax_post
+from fedjax_post.core.engine import State, init
+from fedjax_post.report.curve import draw_curve
+from fedjax_post.simulate.record import Callback
+from fedjax_post.simulate.room import room_in
+from fedjax_post.study import disclosure, export, folder, peers, scoring, summary
+from fedjax_post.study.build import Parts
+from fedjax_post.study.job import Job, rounds_of
+
+
+def carry_out(
+    job: Job, *, command: Sequence[str] = (), callbacks: Sequence[Callback] = ()
+) -> dict[str, Any]:
+    """Carries a job out from where it stands, and returns its summary.
+
+    Scores the base, trains, scores what was learned, and writes the adapter, the ledger of what
+    left the federation, the summary and the learning curve into the folder of the run.
+
+    Args:
+      job: as `prepare` returns it.
+      command: what a person typed, for the summary.
+      callbacks: as for `Job.run`.
+
+    Raises:
+      BlockingIOError: if another process writes to the folder.
+      peers.Stopped: if the run was told to stop; it is saved, and resumed by its folder.
+    """
+    began = time.perf_counter()
+    with room_in(job.directory), job.opened() as parts:
+        start = init(parts.algorithm, parts.params)
+        scores = {"base": scoring.score_state(parts, start, parts.heldout, rounds=0)}
+        state = _trained(job, parts, callbacks)
+        scores |= scoring.final(parts, state)
+        if parts.spec.method.baseline != "local":
+            export.write(parts, state, job.directory / "adapter", scores=scores)
+        entries = disclosure.entries_of(
+            parts.spec, parts.algorithm, parts.data, parts.plan, parts.form
+        )
+        seconds = time.perf_counter() - began
+        content = summary.summarize(
+            parts, scores=scores, entries=entries, command=command, seconds=seconds
+        )
+        with peers.together():
+            if peers.is_first():
+                _write(job.directory, content, entries)
+    return content
+
+
+def _trained(job: Job, parts: Parts, callbacks: Sequence[Callback]) -> State:
+    """The state after the last round."""
+    rounds = parts.spec.training.rounds
+    if peers.is_first():
+        callbacks = [*callbacks, fedjax_post.progress(rounds, start=job.rounds_done)]
+    latest = job.start
+    for state, record in rounds_of(parts, callbacks):
+        latest = state
+        if peers.should_stop(record["round"]) and record["round"] + 1 < rounds:
+            raise peers.Stopped
+    return latest
+
+
+def _write(directory: Path, content: dict[str, Any], entries: Sequence[Any]) -> None:
+    disclosure.write(directory, entries)
+    folder.write_json(directory / "summary.json", content)
+    draw_curve(directory)

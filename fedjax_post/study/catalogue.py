@@ -1,0 +1,50 @@
+"""What can be run on a model: its passport held against what every algorithm declares."""
+
+from fedjax_post.core.access import Access
+from fedjax_post.openness import page
+from fedjax_post.openness.load import load_passport, passport_names
+from fedjax_post.openness.passport import Passport
+from fedjax_post.study.factories import declared
+
+
+def answer(
+    passport: str | None = None, what_can_i_run: str | None = None, *, downgrade: str | None = None
+) -> str:
+    """Returns a page on a model, or on all of them.
+
+    Args:
+      passport: of which the statements are shown: a name, the path of a .toml file, or "all".
+      what_can_i_run: a model in the same way; which algorithms its access allows, and why not
+        the others.
+      downgrade: a tier; what would be lost if the model were open only so far.
+
+    Raises:
+      ValueError: if not exactly one of the two is given, or there is no such passport.
+    """
+    if (passport is None) == (what_can_i_run is None):
+        raise ValueError(
+            f"passport={passport} what_can_i_run={what_can_i_run}: give one of them; there are "
+            f"{', '.join(passport_names())}"
+        )
+    if what_can_i_run is None:
+        if downgrade is not None:
+            raise ValueError(
+                f"downgrade={downgrade} says what could be run; give `what_can_i_run` in place of "
+                "`passport`"
+            )
+        if passport == "all":
+            return page.passport_table([load_passport(name) for name in passport_names()])
+        return page.passport_page(_load("passport", str(passport)))
+    if what_can_i_run == "all" and downgrade is None:
+        return page.methods_page([load_passport(name) for name in passport_names()], declared())
+    found = _load("what_can_i_run", what_can_i_run)
+    if downgrade is None:
+        return page.methods_page([found], declared())
+    return page.downgrade_page(found, declared(), Access[downgrade.upper()])
+
+
+def _load(argument: str, name: str) -> Passport:
+    try:
+        return load_passport(name)
+    except ValueError as error:
+        raise ValueError(f"{argument}={name}: {error}") from None

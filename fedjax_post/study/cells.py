@@ -1,0 +1,125 @@
+"""Many experiments, each with several seeds, in folders of their own; what is finished stays."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+
+from fedjax_post.core.access import AccessError
+from fedjax_post.report import comparison
+from fedjax_post.study import factories, folder
+from fedjax_post.study.carry_out import carry_out
+from fedjax_post.study.files import identity
+from fedjax_post.study.job import check_same, prepare
+from fedjax_post.study.spec import Spec
+
+Show = Callable[[str], object]
+
+
+class Cell(NamedTuple):
+    """One run of many."""
+
+    label: str
+    spec: Spec
+    directory: Path
+
+    @property
+    def done(self) -> bool:
+        """Whether it has ended."""
+        return (self.directory / "summary.json").exists()
+
+
+def labelled(specs: Sequence[Spec] | Mapping[str, Spec]) -> dict[str, Spec]:
+    """Returns each experiment by a label: as given, else its method and what sets it apart.
+
+    Raises:
+      ValueError: if there is none, or two are the same.
+    """
+    if isinstance(specs, Mapping):
+        found = dict(specs)
+    else:
+        settings = [identity(spec) for spec in specs]
+        common = [path for path in settings[0] if all(path in s for s in settings)] if specs else []
+        common = [path for path in common if all(s[path] == settings[0][path] for s in settings)]
+        names = [_label(spec, own, common) for spec, own in zip(specs, settings, strict=True)]
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise ValueError(f"specs hold {twice[0]} twice; give it once")
+        found = dict(zip(names, specs, strict=True))
+    if not found:
+        raise ValueError("specs are empty; give at least one experiment")
+    return found
+
+
+def planned(specs: Mapping[str, Spec], seeds: Sequence[int], directory: Path) -> list[Cell]:
+    """Returns the runs, all experiments of the first seed first.
+
+    Raises:
+      ValueError: for no seed, or one that is there twice.
+    """
+    check_seeds(seeds)
+    return [
+        Cell(label, spec.replace(seed=seed), where(directory, label, seed))
+        for seed in seeds
+        for label, spec in specs.items()
+    ]
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Refuses no seed, and one that is there twice."""
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds={list(seeds)} must be some numbers, each once; such as 0, 1, 2")
+
+
+def where(directory: Path, label: str, seed: int) -> Path:
+    """Returns the folder of one run."""
+    return directory / comparison.folder_of(label) / f"seed-{seed}"
+
+
+def check(cells: Sequence[Cell]) -> None:
+    """Refuses what a run would refuse, and folders that hold other runs, before any is started.
+
+    Raises:
+      ValueError, OSError, AccessError: for input that will not do, naming the run.
+    """
+    seen = set()
+    for cell in cells:
+        try:
+            stored = cell.directory / folder.SPEC
+            if stored.exists():
+                check_same(cell.spec, stored)
+            elif cell.label not in seen:
+                prepare(cell.spec, directory=cell.directory)
+        except (ValueError, OSError, AccessError) as error:
+            error.args = (f"{cell.label}: {error}",)
+            raise
+        seen.add(cell.label)
+
+
+def carry_out_all(cells: Sequence[Cell], *, show: Show = print) -> None:
+    """Carries out what is not finished, a line for each run."""
+    left = [cell for cell in cells if not cell.done]
+    began = time.perf_counter()
+    for number, cell in enumerate(left, 1):
+        show(f"{number}/{len(left)}  {cell.label}, seed {cell.spec.seed}")
+        resume = (cell.directory / folder.SPEC).exists()
+        job = prepare(cell.spec, directory=cell.directory, resume=resume)
+        carry_out(job)
+        jax.clear_caches()  # the next experiment shares none of the compiled programs
+        minutes = (time.perf_counter() - began) / number * (len(left) - number) / 60
+        told = comparison.describe(comparison.read_run(cell.directory))
+        show(f"      {told}; about {minutes:.0f} minutes to go")
+
+
+def _label(spec: Spec, settings: Mapping[str, object], common: Sequence[str]) -> str:
+    own = []
+    for path, value in settings.items():
+        if path in common or path in ("method.name", "seed"):
+            continue
+        if path == "method.params" and isinstance(value, Mapping):
+            own += [f"{name}={item}" for name, item in value.items()]
+        else:
+            own.append(f"{path.rpartition('.')[2]}={value}")
+    return ":".join([factories.spoken(spec.method.name), *own])

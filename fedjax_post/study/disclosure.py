@@ -1,0 +1,150 @@
+"""The disclosure ledger of a run: where the target runs, and what left because of it."""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from string import Formatter
+from typing import Any
+
+import numpy as np
+
+from fedjax_post.core.access import Access, check_access, spoken
+from fedjax_post.core.algorithm import Algorithm
+from fedjax_post.data.columns import Columns
+from fedjax_post.data.load import Loaded
+from fedjax_post.data.table import TokenTable, gather
+from fedjax_post.data.template import make_prompt
+from fedjax_post.integrity import sealed_line
+from fedjax_post.openness import ledger
+from fedjax_post.openness.arrivals import offsets_of
+from fedjax_post.openness.ledger import Entry, Form, Hosting, Price
+from fedjax_post.provider import codec
+from fedjax_post.report.records import read_records
+from fedjax_post.simulate.cohort import data_rng
+from fedjax_post.simulate.run import Plan
+from fedjax_post.simulate.visits import visits
+from fedjax_post.study import folder, prompts
+from fedjax_post.study.spec import Spec
+
+
+def check(spec: Spec, algorithm: Algorithm, data: Loaded, form: Form) -> None:
+    """Refuses an algorithm that needs more than is granted, or sends what must not leave.
+
+    Raises:
+      AccessError: naming both tiers and what would have to be open.
+      DisclosureError: naming what a visit would send.
+    """
+    granted = dict.fromkeys(algorithm.access, Access.GRADIENTS)
+    check_access(algorithm.access, granted | {"target": Access[spec.hosting.access]})
+    if spec.hosting.fail_on_disclosure:
+        visit = data.clients.visit(0, data_rng(spec.seed, 0, 0))
+        rows, tokens = ledger.visited(visit.batches, visit.step_mask, template=form.template)
+        ledger.check_disclosure(
+            algorithm.access,
+            Hosting(spec.hosting.inference),
+            method=spec.method.name,
+            rows=rows,
+            tokens=tokens,
+        )
+
+
+def form_of(
+    spec: Spec,
+    tokenizer: Any,
+    *,
+    access: Mapping[str, Access],
+    table: TokenTable,
+    longest: int,
+) -> Form:
+    """Returns the tokens that are the same in every query of a run.
+
+    Args:
+      spec: the experiment.
+      tokenizer: of the target.
+      access: that the algorithm declares.
+      table: rows in the template of the clients' rows.
+      longest: tokens of the longest response, its end included.
+    """
+    if not ledger.asks(access):
+        return Form()
+    head, around = _template_tokens(spec, tokenizer, table)
+    answer = longest if access["target"] == Access.TEXT else 1
+    prompt = prompts.places_of(spec, tokenizer)
+    return Form(template=head + around, prompt=prompt, answer=answer, shot=around)
+
+
+def _template_tokens(spec: Spec, tokenizer: Any, table: TokenTable) -> tuple[int, int]:
+    """Tokens that begin every text, and those of the template in the first row that shows it.
+
+    A template that no row shows as it stands counts as private: 0.
+    """
+    template, mark = prompts.template_of(spec), "\0"
+    names = [name for _, name, _, _ in Formatter().parse(template) if name]
+    row = dict.fromkeys((*names, "prompt"), mark) | {"response": "."}
+    prompt = make_prompt(
+        tokenizer, Columns(prompt="prompt", response="response"), template=template
+    )
+    literals, offsets_fn = prompt(row).split(mark), offsets_of(tokenizer)
+    head = 0
+    for number in range(min(len(table.length), 64)):
+        length = int(table.prompt_length[number])
+        ids = gather(table, np.array([number]))[0][0, :length].tolist()
+        head = int(codec.is_headed(tokenizer, ids))
+        question = codec.decode_prompt(tokenizer, ids)
+        with contextlib.suppress(ValueError):
+            return head, ledger.public_tokens(question, literals, offsets_fn=offsets_fn)
+    return head, 0
+
+
+def entries_of(
+    spec: Spec, algorithm: Algorithm, data: Loaded, plan: Plan, form: Form
+) -> list[Entry]:
+    """Returns the ledger of a run that has ended, by round and party."""
+    records = read_records(Path(plan.directory or ""))
+    hosting = ledger.hosting_of(algorithm.access, Hosting(spec.hosting.inference))
+    unique = None
+    if hosting != Hosting.CLIENT and any(record.get("queries") for record in records):
+        found = _visits(data, plan, len(records))
+        unique = ledger.unique_tokens(found, template=form.template)
+    price = Price(spec.hosting.price, spec.hosting.price)
+    return ledger.account(records, hosting=hosting, form=form, unique=unique, price=price)
+
+
+def told(spec: Spec, entries: list[Entry], access: Mapping[str, Access]) -> dict[str, Any]:
+    """Returns what left the federation in all, for `summary.json`."""
+    elsewhere = ledger.serves_elsewhere(access)
+    outside = ledger.totals([entry for entry in entries if entry.outside])
+    total = outside.get(str(Hosting.PROVIDER))
+    return {
+        "private_tokens": total.private_tokens if total else 0,
+        "unique_private_tokens": total.unique_tokens if total else 0,
+        "labels": total.labels if total else 0,
+        "queries": total.queries if total else 0,
+        "cost": total.cost if total else 0.0,
+        "serving_discloses": elsewhere and spec.hosting.inference == Hosting.PROVIDER,
+    }
+
+
+def tier_of(access: Mapping[str, Access]) -> str:
+    """Returns the tier by which a method works on the target: EMULATOR where that stands in."""
+    return "EMULATOR" if "emulator" in access else spoken(access["target"])
+
+
+def place_of(spec: Spec, access: Mapping[str, Access]) -> str | None:
+    """Returns where the target is taken to run; None where neither training nor use asks it."""
+    asked = ledger.asks(access) or ledger.serves_elsewhere(access)
+    return spec.hosting.inference if asked else None
+
+
+def write(directory: Path, entries: Sequence[Entry]) -> None:
+    """Writes `disclosure.jsonl`: a line for each round and party."""
+    lines = [sealed_line(entry._asdict()) for entry in entries]
+    folder.write_text(directory / "disclosure.jsonl", "".join(lines))
+
+
+def _visits(data: Loaded, plan: Plan, rounds: int) -> Iterator[tuple[int, Any, Any]]:
+    """The visits of a run once more; they are functions of its seed."""
+    for taken in visits(plan, len(data.clients), range(rounds)):
+        rng = data_rng(plan.seed, taken.began, taken.client_id)
+        visit = data.clients.visit(taken.client_id, rng)
+        yield taken.round, visit.batches, visit.step_mask

@@ -1,0 +1,70 @@
+"""Scores of a model on any data: as a whole, for each kind of task, and for each client."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fedjax_post.evaluate.scores import Scores, choose_rows, score
+from fedjax_post.report.table import columns, score_cells
+from fedjax_post.study import rows
+from fedjax_post.study.served import serve
+
+_NONE: Mapping[str, Any] = MappingProxyType({})
+_NAMES = ("loss", "exact_match", "preference")
+
+
+class Evaluation(NamedTuple):
+    """What a model scored."""
+
+    scores: Scores  # on held-out rows; "per_task" for each label
+    clients: dict[str, Scores]  # on the rows that a client holds, by its name
+
+    def table(self) -> str:
+        """Returns the scores as a table for people; of clients their spread too."""
+        names = [name for name in _NAMES if name in self.scores]
+        lines = [["", *names], ["held out", *score_cells(self.scores, names)]]
+        for task, scores in self.scores.get("per_task", {}).items():
+            lines.append([f"  {task}", *score_cells(scores, names)])
+        for client, scores in self.clients.items():
+            lines.append([f"client {client}", *score_cells(scores, names)])
+        if len(self.clients) > 1:
+            values = {name: [s[name] for s in self.clients.values()] for name in names}
+            for what, fn in (("mean", np.mean), ("deviation", np.std)):
+                told = {name: float(fn(found)) for name, found in values.items()}
+                lines.append([f"clients, {what}", *score_cells(told, names)])
+        return columns(lines)
+
+
+def evaluate(what: str | Path, changes: Mapping[str, Any] = _NONE) -> Evaluation:
+    """Returns the scores of a run, of an adapter's folder or of a base.
+
+    Rows are those of the run, unless `changes` name others: `{"data.source": "rows.jsonl"}`. They
+    are held out as a run with this specification would; `scoring.examples` of them are scored, and
+    as many of each of `scoring.clients` clients.
+
+    Args:
+      what: as for `serve`.
+      changes: of the specification, by path.
+
+    Raises:
+      ValueError, OSError: for what cannot be read or scored.
+    """
+    model, params, tokenizer, spec = serve(what, changes)
+    if spec.training.local_steps is None and spec.training.local_epochs is None:
+        spec = spec.put({"training.local_steps": 1})  # visits are made, and none is taken
+    room = model.config.max_positions - model.prompt_length(params)
+    data = rows.load_data(spec, tokenizer, context_length=room)
+    heldout = rows.make_heldout(spec, data, tokenizer)
+    held = getattr(data.clients, "preferred", data.clients)
+    offsets, indices = held.partition
+    scored = {}
+    for number in choose_rows(len(data.clients), spec.scoring.clients, seed=spec.seed).tolist():
+        own = indices[offsets[number] : offsets[number + 1]]
+        chosen = own[choose_rows(len(own), spec.scoring.examples, seed=spec.seed)]
+        name = data.names[number] if data.names else str(number)
+        theirs = heldout._replace(table=held.table, rows=chosen, rejected=None)
+        scored[str(name)] = score(model, params, theirs)
+    return Evaluation(score(model, params, heldout), scored)

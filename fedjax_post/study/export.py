@@ -1,0 +1,77 @@
+"""What a run deploys, written as a folder by the first of its processes."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+import jax
+import numpy as np
+
+import fedjax_post
+from fedjax_post.core.engine import State
+from fedjax_post.data.table import gather
+from fedjax_post.data.template import PLAIN
+from fedjax_post.evaluate.scores import Scores
+from fedjax_post.hub import artefact
+from fedjax_post.simulate import processes
+from fedjax_post.study import factories, folder, methods, peers, private
+from fedjax_post.study.build import Parts
+from fedjax_post.study.plan import count
+
+_NONE: Mapping[str, Scores] = MappingProxyType({})
+
+
+def write(parts: Parts, state: State, path: Path, *, scores: Mapping[str, Scores] = _NONE) -> None:
+    """Writes what is deployed after a round, see `hub.artefact`.
+
+    All processes of a run call it, and the first one writes.
+
+    Args:
+      parts: of the run.
+      state: after the round.
+      path: of the folder; one that is there is replaced.
+      scores: "base", "final" and others, for the folder's card.
+    """
+    model, params = fedjax_post.deployed(parts.algorithm, parts.model, state)
+    name = parts.spec.model.name
+    if "proxy" in parts.algorithm.access:  # what was trained adapts the proxy
+        model, name = parts.model["proxy"], parts.spec.model.proxy
+    if artefact.changes_base(model, params) and peers.are_several():
+        host = jax.local_devices(backend="cpu")[0]  # whose memory holds the whole model
+        model, params = jax.device_put(processes.gathered((model, params)), host)
+    with peers.together():
+        if peers.is_first():
+            about = _about(parts, scores)
+            make = lambda aside: artefact.write(aside, model, params, base=name, about=about)
+            folder.write_whole(path, make)
+
+
+def _about(parts: Parts, scores: Mapping[str, Scores]) -> artefact.About:
+    """What the folder says of itself, which is the same in equal runs."""
+    spec, tokenizer = parts.spec, parts.tokenizer
+    report, table, row = parts.data.report, parts.heldout.table, parts.heldout.rows[0]
+    tokens = gather(table, np.asarray([row]))[0][0]
+    example = tokenizer.decode(tokens[: table.prompt_length[row]])
+    template = spec.data.template
+    chat = template == "chat" or (template == "auto" and tokenizer.chat_template)
+    own = template if "{" in template else "" if chat else PLAIN
+    source = spec.data.source
+    facts = [
+        ("method", f"{methods.describe(spec)}; {spec.training.rounds} rounds"),
+        ("trained", f"{count(parts.params):,} numbers ({spec.adapter.kind})"),
+        ("data", f"`{_name(source)}`, {report['examples']:,} examples"),
+        ("clients", f"{report['clients']:,}, {report['partition']}"),
+        ("prompts", template),
+        ("seed", str(spec.seed)),
+    ]
+    if parts.promised is not None:
+        facts.append(("privacy", private.describe(parts.promised, spec.training.rounds)))
+    for when, found in scores.items():
+        numbers = [(k, v) for k, v in found.items() if isinstance(v, float)]
+        told = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in numbers)
+        facts.append((f"held out, {'before' if when == 'base' else when}", told))
+    return artefact.About(tokenizer, example, own, tuple(facts))
+
+
+def _name(source: object) -> str:
+    return Path(source).name if isinstance(source, str) else factories.spoken(source)

@@ -1,0 +1,303 @@
+"""The drills themselves: faults put into a run, and what is left of it.
+
+See `fedjax_post.openness.drills`. All drills of a method share one state at the fault, and one
+set of compiled programs.
+"""
+
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+import fedjax_post
+from fedjax_post.core.engine import State
+from fedjax_post.evaluate.scores import choose_rows, score
+from fedjax_post.hub import artefact
+from fedjax_post.openness import drills
+from fedjax_post.openness.drills import Row
+from fedjax_post.study import folder, licence
+from fedjax_post.study.build import Parts, build
+from fedjax_post.study.cells import Cell, Show
+from fedjax_post.study.files import to_json, write_spec
+from fedjax_post.study.resolve import resolve
+from fedjax_post.study.spec import Spec
+
+_FAULTS = ("cohorts", "model")  # of a run's identity, what a fault changes
+
+
+class Settings(NamedTuple):
+    """How hard the faults are."""
+
+    at_round: int | None = None  # when they begin; None: half of the rounds
+    rate_limit: int = 1  # clients that get through in a round
+    refused_client: int = 0
+    excluded_clients: int | None = None  # None: a quarter
+    change: float = 0.1  # of another version's weights, in deviations of each matrix
+    own_examples: int = 96  # rows of those shut out that are scored; 0: all
+    passport: str = ""  # of the base; "": by its name
+    data_licence: str = "unknown"
+
+
+class _Stage(NamedTuple):
+    """A method ready to be drilled, its programs compiled once for all drills."""
+
+    parts: Parts
+    spec: Spec
+    method: str
+    directory: Path
+    settings: Settings
+    base: float  # exact match at the end of the run without a fault
+
+
+def drilled(cell: Cell, chosen: Sequence[str], settings: Settings, *, show: Show) -> list[Row]:
+    """Returns the rows of one method with one seed.
+
+    Args:
+      cell: the experiment, its name in the rows, and a folder for its runs.
+      chosen: of `drills.DRILLS`.
+      settings: how hard the faults are.
+      show: called with a line for each drill.
+
+    Raises:
+      ValueError, OSError, AccessError: for input that will not do.
+    """
+    spec = resolve(cell.spec.put({"scoring.exact_match": "on"}))
+    settings = filled(settings, spec.training.rounds)
+    _claim(cell.directory, spec)
+    parts = build(spec)
+    if set(chosen) & set(drills.EXCLUSIONS):
+        drills.check_excluded(_num_excluded(settings, parts), len(parts.data.clients))
+    watch = () if parts.plan.telemetry is None else (parts.plan.telemetry,)
+    programs = parts.plan.executor(parts.algorithm, *watch)
+    plan = parts.plan._replace(executor=lambda *_: programs, resume=True)
+    stage = _Stage(parts._replace(plan=plan), spec, cell.label, cell.directory, settings, 0.0)
+    _play(stage, "fault", rounds=settings.at_round)
+    state = _play(stage, "undisturbed", after="fault")
+    stage = stage._replace(base=_score(stage, state))
+    show(f"{cell.label}, seed {spec.seed}: {100 * stage.base:.1f} % undisturbed")
+    rows = []
+    for name in chosen:
+        began = time.perf_counter()
+        rows += _DRILLS[name](stage, name, state)
+        show(f"  {name}: {time.perf_counter() - began:.0f} s")
+    return rows
+
+
+def _shutdown(stage: _Stage, name: str, state: State) -> list[Row]:
+    if drills.serves_alone(stage.parts.algorithm.access):
+        return [_unmoved(stage, name)]
+    if _alone(stage):
+        note = "training goes on without it, towards a model that nobody answers by"
+        return [_row(stage, name, 0.0, note, can=(True, False))]
+    stopped = _play(stage, name, after="fault", sampler=drills.nobody())
+    reached = _score(stage, stopped)  # by the model that is gone
+    note = f"training ended at {100 * reached:.1f} %, and nobody answers any more"
+    return [_row(stage, name, 0.0, note, can=(False, False), at_fault=reached)]
+
+
+def _changed(stage: _Stage, name: str, state: State) -> list[Row]:
+    if drills.serves_alone(stage.parts.algorithm.access):
+        return [_unmoved(stage, name)]
+    other = _other_version(stage)
+    fault = _state_of(stage, "fault")
+    before, at_change = _score(stage, fault), _score(stage, fault, model=other)
+    moved = _play(stage, name, after="fault", model=other)
+    after = _score(stage, moved, model=other)
+    note = (
+        f"the change took {100 * before:.1f} % to {100 * at_change:.1f} % at once, "
+        f"{stage.settings.change:g} deviations of each matrix"
+    )
+    told = {"at_fault": before, "at_change": at_change}
+    return [_row(stage, name, after, note, **told)]
+
+
+def _rate_limited(stage: _Stage, name: str, state: State) -> list[Row]:
+    if _alone(stage):
+        return [_unmoved(stage, name)]
+    count = stage.settings.rate_limit
+    sampler = drills.at_most(stage.parts.plan.sampler, count)
+    after = _score(stage, _play(stage, name, after="fault", sampler=sampler))
+    return [_row(stage, name, after, f"{count} clients a round were answered")]
+
+
+def _refused(stage: _Stage, name: str, state: State) -> list[Row]:
+    client = np.array([stage.settings.refused_client])
+    return _left_out(stage, name, state, clients=client, after="fault")
+
+
+def _excluded(stage: _Stage, name: str, state: State) -> list[Row]:
+    table, partition = _held(stage.parts)
+    names = np.zeros(len(table.length), np.int64)
+    if table.label is not None:
+        names = np.unique(table.label, return_inverse=True)[1]
+    sizes = np.diff(partition.offsets)
+    counts = np.zeros((len(sizes), names.max() + 1))
+    owner = np.repeat(np.arange(len(sizes)), sizes)
+    np.add.at(counts, (owner, names[partition.indices]), 1)
+    tokens = np.bincount(owner, table.length[partition.indices], len(sizes))
+    clients = drills.excluded(
+        name,
+        counts=counts,
+        tokens=tokens,
+        num=_num_excluded(stage.settings, stage.parts),
+        seed=stage.spec.seed,
+    )
+    return _left_out(stage, name, state, clients=clients)
+
+
+def _num_excluded(settings: Settings, parts: Parts) -> int:
+    return settings.excluded_clients or max(1, len(parts.data.clients) // 4)
+
+
+def _left_out(
+    stage: _Stage, name: str, state: State, *, clients: np.ndarray, after: str | None = None
+) -> list[Row]:
+    """Two rows: the federation's model without them, and what it is worth to them."""
+    theirs = f"{name}{drills.SHUT_OUT}"
+    before = _score_own(stage, state, clients)
+    who = f"{len(clients)} of {len(stage.parts.data.clients)} clients"
+    if _alone(stage):
+        own = _unmoved(stage, theirs)._replace(before=before, after=before)
+        return [_unmoved(stage, name), own]
+    sampler = drills.without(stage.parts.plan.sampler, clients.tolist())
+    without = _play(stage, name, after=after, sampler=sampler)
+    worth = _score_own(stage, without, clients)
+    note = f"on their own rows, were they let in; {who} can neither train nor be served"
+    told = {"clients": clients.tolist()}
+    row = _row(stage, name, _score(stage, without), f"without {who}", **told)
+    own = _row(stage, theirs, worth, note, can=(False, False), **told)
+    return [row, own._replace(before=before)]
+
+
+def _artefact(stage: _Stage, name: str, state: State) -> list[Row]:
+    made = fedjax_post.deployed(stage.parts.algorithm, stage.parts.model, state)
+    path = stage.directory / name
+    holds_weights = artefact.write(path, *made, base=stage.spec.model.name)
+    terms = licence.terms(
+        stage.spec.model.name,
+        passport=stage.settings.passport,
+        holds_weights=holds_weights,
+        data_licence=stage.settings.data_licence,
+    )
+    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    told = {"artefact_bytes": size, "terms": terms}
+    if not drills.serves_alone(stage.parts.algorithm.access):
+        note = "it was read back, and the model that it is for is not there"
+        return [_row(stage, name, 0.0, note, can=(_alone(stage), False), **told)]
+    model, params = artefact.read(path, base=stage.spec.model.name, dtype=stage.spec.model.dtype)
+    after = score(model, params, stage.parts.heldout)["exact_match"]
+    return [_row(stage, name, after, "read back from files, without a provider", **told)]
+
+
+_DRILLS = {
+    "shutdown": _shutdown,
+    "changed": _changed,
+    "rate_limited": _rate_limited,
+    "refused": _refused,
+    **dict.fromkeys(drills.EXCLUSIONS, _excluded),
+    "artefact": _artefact,
+}
+
+
+def _play(
+    stage: _Stage,
+    name: str,
+    *,
+    rounds: int | None = None,
+    after: str | None = None,
+    sampler: Any = None,
+    model: Any = None,
+) -> State:
+    """The state at the end of a run in a folder of its own, begun where another one stood."""
+    parts, where = stage.parts, stage.directory / name
+    if after is not None and not where.exists():
+        folder.write_whole(where, lambda path: shutil.copytree(stage.directory / after, path))
+    plan = parts.plan._replace(directory=where, sampler=sampler or parts.plan.sampler)
+    identity = {name: value for name, value in plan.identity.items() if name not in _FAULTS}
+    plan = plan._replace(identity=identity, may_differ=() if after is None else _FAULTS)
+    for _ in fedjax_post.run(
+        parts.algorithm,
+        parts.model if model is None else model,
+        parts.data.clients,
+        params=parts.params,
+        rounds=rounds or stage.spec.training.rounds,
+        plan=plan,
+    ):
+        pass
+    return _state_of(stage, name)
+
+
+def _state_of(stage: _Stage, name: str) -> State:
+    found = fedjax_post.restore(stage.directory / name, stage.parts.algorithm, stage.parts.params)
+    assert found is not None  # a run has ended there
+    return found.state
+
+
+def _other_version(stage: _Stage) -> Any:
+    """The models of a run, the target's weights changed."""
+    key, change = jax.random.key(stage.spec.seed), stage.settings.change
+    model = stage.parts.model
+    if isinstance(model, dict):
+        return model | {"target": drills.another_version(model["target"], key, change=change)}
+    return drills.another_version(model, key, change=change)
+
+
+def _score(stage: _Stage, state: State, *, model: Any = None) -> float:
+    model = stage.parts.model if model is None else model
+    made = fedjax_post.deployed(stage.parts.algorithm, model, state)
+    return score(*made, stage.parts.heldout)["exact_match"]
+
+
+def _score_own(stage: _Stage, state: State, clients: np.ndarray) -> float:
+    """Exact match on some clients' own training rows."""
+    table, (offsets, indices) = _held(stage.parts)
+    rows = np.concatenate([indices[offsets[i] : offsets[i + 1]] for i in clients])
+    chosen = choose_rows(len(rows), stage.settings.own_examples, seed=stage.spec.seed)
+    heldout = stage.parts.heldout._replace(table=table, rows=rows[chosen])
+    made = fedjax_post.deployed(stage.parts.algorithm, stage.parts.model, state)
+    return score(*made, heldout)["exact_match"]
+
+
+def _held(parts: Parts):
+    """The clients' table and partition."""
+    clients = getattr(parts.data.clients, "clients", parts.data.clients)
+    return clients.table, clients.partition
+
+
+def _row(stage: _Stage, name: str, after: float, note: str, *, can=(True, True), **told) -> Row:
+    return Row(name, stage.method, stage.base, after, can[0], can[1], note, told)
+
+
+def _unmoved(stage: _Stage, name: str) -> Row:
+    """The row of a method whose run is the same with and without a fault."""
+    return _row(stage, name, stage.base, "it asks nobody: the run is the same with and without")
+
+
+def _alone(stage: _Stage) -> bool:
+    return drills.trains_alone(stage.parts.algorithm.access)
+
+
+def filled(settings: Settings, rounds: int) -> Settings:
+    """Returns the settings with a round for the fault to begin at."""
+    at_round = settings.at_round or rounds // 2
+    if not 1 <= at_round < rounds:
+        raise ValueError(
+            f"at_round={at_round} must be from 1 to {rounds - 1}, before the last of "
+            f"`training.rounds={rounds}`"
+        )
+    return settings._replace(at_round=at_round)
+
+
+def _claim(directory: Path, spec: Spec) -> None:
+    """Refuses a folder with drills of another experiment."""
+    stored = directory / folder.SPEC
+    if stored.exists() and stored.read_text(encoding="utf-8") != to_json(spec):
+        raise ValueError(
+            f"{directory} holds drills of another experiment; give another `directory`"
+        )
+    directory.mkdir(parents=True, exist_ok=True)
+    write_spec(stored, spec)

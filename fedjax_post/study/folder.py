@@ -1,0 +1,145 @@
+"""The folder of a run: its name, its lock, and files that are written whole or not at all."""
+
+import contextlib
+import fcntl
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from fedjax_post.integrity import sealed_file
+
+SPEC = "spec.json"
+_OURS = (
+    SPEC,
+    "records.jsonl",
+    "journal.jsonl",
+    "summary.json",
+    "checkpoints",
+    "clients",
+    "adapter",
+)
+
+
+def fresh(label: str) -> Path:
+    """Returns a folder below `runs` that does not exist yet: the time, and what is run."""
+    what = re.sub(r"\W+", "-", label.rpartition(":")[2]).strip("-")
+    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{what}"
+    for number in range(1, 1000):
+        directory = Path("runs") / (name if number == 1 else f"{name}-{number}")
+        if not directory.exists():
+            return directory
+    raise FileExistsError(f"{Path('runs') / name} is taken; give a `directory`")
+
+
+def plain(name: str) -> str:
+    """Returns a name that is a folder's and leads to no other place.
+
+    Raises:
+      ValueError: for any other name.
+    """
+    if not re.fullmatch(r"[\w-][\w.=-]*", name):
+        raise ValueError(f"{name!r} is no name for a folder; use letters, digits, _, - and .")
+    return name
+
+
+def check_unused(directory: Path) -> None:
+    """Refuses a folder that holds another run.
+
+    Raises:
+      FileExistsError: naming what was found there.
+    """
+    found = [name for name in _OURS if (directory / name).exists()]
+    if found:
+        raise FileExistsError(
+            f"directory={directory} holds another run ({', '.join(found)}); "
+            "give a new folder, or `resume` to continue it"
+        )
+
+
+def spec_file(directory: Path | None) -> Path:
+    """Returns the file that says what a run was asked to do.
+
+    Raises:
+      ValueError: if no folder is given.
+      FileNotFoundError: if it holds no run.
+    """
+    if directory is None:
+        raise ValueError("`resume` needs `directory`, the folder of the run to continue")
+    path = directory / SPEC
+    if not path.exists():
+        raise FileNotFoundError(
+            f"directory={directory} holds no run to resume; leave `resume` out to start one"
+        )
+    return path
+
+
+@contextlib.contextmanager
+def held(
+    directory: Path,
+    *,
+    locks: Sequence[int | None] = (fcntl.LOCK_EX,),
+    agreed: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
+) -> Iterator[None]:
+    """Keeps a run's folder for this process; a process that is killed lets go of it.
+
+    Args:
+      directory: of the run.
+      locks: what is taken, one after the other; None leaves that to another process.
+      agreed: around the taking of each.
+
+    Raises:
+      BlockingIOError: if another process has it.
+    """
+    with open(directory / ".held", "a+", encoding="utf-8") as file:
+        for lock in locks:
+            with agreed():
+                _take(file, lock, directory)
+        yield
+
+
+def _take(file: IO[str], lock: int | None, directory: Path) -> None:
+    if lock is None:
+        return
+    try:
+        fcntl.flock(file, lock | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise BlockingIOError(
+            f"directory={directory} is being written to by another process; wait for it, "
+            "stop it, or give a new folder"
+        ) from None
+
+
+def write_whole(path: Path, make: Callable[[Path], object]) -> None:
+    """Lets `make` write a file or folder under another name, then puts it in place.
+
+    Args:
+      path: the final name; a file that is there is replaced.
+      make: called with a path beside it.
+    """
+    aside = path.with_name(f".{path.stem}-unfinished{path.suffix}")
+    _remove(aside)
+    make(aside)
+    if path.is_dir():
+        _remove(path)
+    os.replace(aside, path)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes an object with its checksum, whole or not at all."""
+    write_text(path, sealed_file(content))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file, whole or not at all."""
+    write_whole(path, lambda aside: aside.write_text(text, encoding="utf-8"))
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    elif path.exists():
+        path.unlink()

@@ -1,0 +1,213 @@
+"""A job: an experiment that was checked and is ready to run, score and export.
+
+job = prepare(Spec(method="fed_adam"))
+print(job)                                # what it will take
+for state, record in job.run(): ...
+job.score(state)
+job.export(state, "adapter")
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import fedjax_post
+from fedjax_post.core.engine import State
+from fedjax_post.evaluate.scores import Scores
+from fedjax_post.simulate.record import Callback, Record
+from fedjax_post.study import build, export, factories, folder, hosting, peers, plan, scoring
+from fedjax_post.study.build import Parts
+from fedjax_post.study.fields import meaning_of
+from fedjax_post.study.files import Missing, as_written, read_as_written, supply, write_spec
+from fedjax_post.study.resolve import resolve
+from fedjax_post.study.spec import PATHS, Spec
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """An experiment, its parts, and the folder where it is kept.
+
+    Attributes:
+      spec: as it was given; `parts.spec` has every default filled in.
+      parts: models, data, algorithm and plan.
+      directory: of the run; made when the run begins.
+      resumed: where the folder's last checkpoint stands; None for a new run.
+      ask_again: whether calls to a provider that may have been paid are sent again.
+    """
+
+    spec: Spec
+    parts: Parts
+    directory: Path
+    resumed: Any = None
+    ask_again: bool = False
+
+    def __str__(self) -> str:
+        return f"{plan.projection(self.parts)}\nresults    {self.directory}"
+
+    @property
+    def rounds_done(self) -> int:
+        """Rounds that the folder holds already."""
+        return 0 if self.resumed is None else self.resumed.rounds_done
+
+    @property
+    def start(self) -> State:
+        """The state before the next round."""
+        return self.parts.start if self.resumed is None else self.resumed.state
+
+    def run(self, callbacks: Sequence[Callback] = ()) -> Iterator[tuple[State, Record]]:
+        """Returns an iterator over the federation's state and record, one a round.
+
+        A run that is left early is continued by `prepare` with `resume` on its folder.
+
+        Args:
+          callbacks: called with (state, record) after each round; what they return is added to
+            the record. The points of the learning curve are among the callbacks already.
+
+        Raises:
+          BlockingIOError: if another process writes to the folder.
+        """
+        with self.opened() as parts:
+            yield from rounds_of(parts, callbacks)
+
+    def score(self, state: State) -> Scores:
+        """Returns held-out scores of what is deployed; see `fedjax_post.evaluate.scores`."""
+        return scoring.score_state(self.parts, state, self.parts.heldout, rounds=self.rounds_done)
+
+    def export(self, state: State, path: str | Path) -> Path:
+        """Writes what the federation learned as a folder; see `hub.artefact`."""
+        export.write(self.parts, state, Path(path))
+        return Path(path)
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[Parts]:
+        """Holds the folder, with the specification in it, for as long as the run is open.
+
+        Raises:
+          BlockingIOError: if another process writes to it; nothing was written then.
+        """
+        with peers.held(self.directory):
+            with peers.together():
+                if peers.is_first():
+                    write_spec(self.directory / folder.SPEC, self.spec)
+            plan = self.parts.plan._replace(directory=self.directory)
+            parts = self.parts._replace(plan=plan)
+            if hosting.is_hosted(parts.spec):
+                model = hosting.model_of(
+                    parts.spec,
+                    parts.tokenizer,
+                    directory=self.directory,
+                    ask_again=self.ask_again,
+                )
+                parts = parts._replace(model=model)
+            yield parts
+
+
+def prepare(
+    spec: Spec,
+    *,
+    directory: str | Path | None = None,
+    resume: bool = False,
+    ask_again: bool = False,
+) -> Job:
+    """Returns the job of an experiment; everything is checked, nothing compiled or written.
+
+    Args:
+      spec: the experiment.
+      directory: of the run: a new folder, or with `resume` that of a run. By default a new one
+        below `runs`, named by the time and the algorithm.
+      resume: whether the run in `directory` goes on. All but fields that are free must be as
+        they were; more rounds may be asked for where nothing depends on their number.
+      ask_again: with `resume`, send calls to a provider again that may have been paid.
+
+    Raises:
+      ValueError, OSError, AccessError: for input that will not do, naming the field, its value
+        and the remedy.
+    """
+    where = None if directory is None else Path(directory)
+    resolved = resolve(spec)
+    if resume:
+        check_same(spec, folder.spec_file(where))
+    elif where is not None:
+        folder.check_unused(where)
+    with peers.together():
+        parts = build.build(resolved)
+    where = peers.agreed(where or folder.fresh(_label(spec)))
+    parts = parts._replace(plan=parts.plan._replace(resume=resume))
+    return Job(spec, parts, where, _found(parts, where) if resume else None, ask_again)
+
+
+def check_same(now: Spec, stored: Path) -> None:
+    """Refuses to go on with a run as another experiment.
+
+    Args:
+      now: the experiment that is to go on.
+      stored: the file of the run's own.
+
+    Raises:
+      ValueError: naming the first field that differs, and both values.
+    """
+    before = read_as_written(stored)
+    written, given = as_written(resolve(_without_missing(before, now))), as_written(resolve(now))
+    for path, field in PATHS.items():
+        meaning = meaning_of(field)
+        if written[path] == given[path] or (meaning is not None and meaning.free):
+            continue
+        why = _by_rounds(before) if path == "training.rounds" else ""
+        if path == "training.rounds" and not why:
+            continue
+        raise ValueError(
+            f"{path}={given[path]} differs from the run in {stored.parent}, which has "
+            f"{written[path]}{why}; leave it out to resume, or give another `directory`"
+        )
+
+
+def _without_missing(before: Spec, now: Spec) -> Spec:
+    """The stored experiment, with the values of this one where they are what the file means."""
+    found = {path: now.at(path) for path in PATHS if isinstance(before.at(path), Missing)}
+    return supply(before, found, source="the run's specification") if found else before
+
+
+def rounds_of(parts: Parts, callbacks: Sequence[Callback]) -> Iterator[tuple[State, Record]]:
+    """Returns an iterator over the rounds that are left of a run whose folder is held."""
+    rounds: Any = fedjax_post.run(
+        parts.algorithm,
+        parts.model,
+        parts.data.clients,
+        params=parts.params,
+        rounds=parts.spec.training.rounds,
+        plan=parts.plan,
+        callbacks=[*scoring.callbacks(parts), *callbacks],
+    )
+    with closing(rounds):
+        yield from rounds
+
+
+def _by_rounds(spec: Spec) -> str:
+    """What of a run depends on the number of its rounds, as the end of a sentence."""
+    if spec.method.client_schedule not in (None, "constant"):
+        return " and `client_schedule` depends on it"
+    return " and `privacy.epsilon` depends on it" if spec.privacy.epsilon is not None else ""
+
+
+def _found(parts: Parts, directory: Path) -> Any:
+    """The run's last checkpoint; None if it was stopped before its first."""
+    if not (directory / "checkpoints").exists():
+        return None
+    snapshot = fedjax_post.restore(
+        directory, parts.algorithm, parts.params, identity=parts.plan.identity
+    )
+    rounds = parts.spec.training.rounds
+    if snapshot is not None and snapshot.rounds_done > rounds:
+        raise ValueError(
+            f"`training.rounds={rounds}`: the run in {directory} has {snapshot.rounds_done} rounds "
+            "already; give at least as many"
+        )
+    return snapshot
+
+
+def _label(spec: Spec) -> str:
+    name = factories.spoken(spec.method.name)
+    return name if spec.method.baseline == "none" else f"{name}-{spec.method.baseline}"

@@ -1,0 +1,176 @@
+"""One task at every level of access, on the same clients, seeds and budget, and its report.
+
+ladder({"lora": Rung(spec, "open"), "fed_bpt": Rung(closed, "closed")}, title="my task")
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fedjax_post.integrity import read_file
+from fedjax_post.openness.drills import DRILLS
+from fedjax_post.report import position
+from fedjax_post.study import audits, cells, folder, ladder_facts
+from fedjax_post.study.build import build
+from fedjax_post.study.drills import carry_out
+from fedjax_post.study.faults import Settings
+from fedjax_post.study.ladder_facts import Rung
+from fedjax_post.study.resolve import resolve
+
+KINDS = ("open", "closed", "baseline")
+_GATE = {"manual": "manual_prompt", "soft": "soft_prompt", "full": "lora"}
+
+
+class Task(NamedTuple):
+    """What a ladder is of."""
+
+    title: str = "a task"
+    gate: Mapping[str, str] = _GATE  # rungs that show whether the base can be prompted
+
+
+class Faults(NamedTuple):
+    """Which methods of a ladder are drilled, and how."""
+
+    cells: Sequence[str] = ()  # names of rungs
+    chosen: Sequence[str] = DRILLS
+    changes: Mapping[str, Any] = {}  # of their experiments, by path
+    settings: Settings = Settings()
+
+
+class Position(NamedTuple):
+    """A ladder that was climbed."""
+
+    directory: Path
+    report: str
+
+    def table(self) -> str:
+        """Returns the report as text; `position.html` in the folder is the page."""
+        return self.report
+
+
+def ladder(
+    rungs: Mapping[str, Rung],
+    *,
+    task: Task = Task(),  # noqa: B008 - immutable
+    seeds: Sequence[int] = (0,),
+    bases: Mapping[str, Sequence[str]] | None = None,
+    faults: Faults = Faults(),  # noqa: B008 - immutable
+    directory: str | Path | None = None,
+    command: str = "",
+    show: cells.Show = print,
+) -> Position:
+    """Returns the report of a task that is tried at every level of access.
+
+    The same call on the same folder goes on after an interruption; methods and seeds may be added.
+
+    Args:
+      rungs: the methods by name; a name is a folder's.
+      task: its title, and its gate: the rungs of a manual prompt, of a soft one and of the best.
+      seeds: of the runs.
+      bases: other base models, each with the names of the rungs that run on it too.
+      faults: what is drilled.
+      directory: a new folder, or that of a ladder to go on with; by default below `runs`.
+      command: how the ladder was made, for the report.
+      show: called with a line for each run.
+
+    Raises:
+      ValueError, OSError, AccessError: for input that will not do, before any run is started.
+    """
+    directory = Path(directory or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-ladder")
+    _check(rungs)
+    cells.check_seeds(seeds)
+    planned = plan_cells(rungs, seeds, bases or {}, directory)
+    cells.check(planned)
+    done = sum(cell.done for cell in planned)
+    show(f"{len(planned)} runs, {done} of them finished, in {directory}")
+    cells.carry_out_all(planned, show=show)
+    parts = build(resolve(planned[0].spec))
+    chance = ladder_facts.chance_of(parts)
+    told = {
+        "task": task.title,
+        "model": parts.spec.model.name,
+        "chance": chance,
+        "labels": list(parts.spec.data.labels),
+        "cells": ladder_facts.cells_told(rungs),
+        "gate": ladder_facts.gate_of(directory, chance, **(_GATE | dict(task.gate))),
+        "matrix": ladder_facts.matrix_told(),
+        "passports": ladder_facts.passports_told(),
+        "audit": _kept(directory / "audit.json", lambda: audits.audit_of(parts)),
+        "drills": _drilled(rungs, seeds, faults, directory, show=show),
+        "commands": _commands(directory, command),
+    }
+    folder.write_json(directory / "ladder.json", told)
+    return Position(directory, position.write(directory))
+
+
+def plan_cells(
+    rungs: Mapping[str, Rung],
+    seeds: Sequence[int],
+    bases: Mapping[str, Sequence[str]],
+    directory: Path,
+) -> list[cells.Cell]:
+    """Returns the runs of all rungs, all of the first seed first, then those on other bases."""
+    found = [
+        cells.Cell(
+            rung.title or name, rung.spec.replace(seed=seed), directory / name / f"seed-{seed}"
+        )
+        for seed in seeds
+        for name, rung in rungs.items()
+    ]
+    return found + [
+        cells.Cell(
+            rungs[name].title or name,
+            rungs[name].spec.replace(seed=seed).put({"model.name": base}),
+            directory / "bases" / folder.plain(base) / name / f"seed-{seed}",
+        )
+        for seed in seeds
+        for base, names in bases.items()
+        for name in names
+    ]
+
+
+def _check(rungs: Mapping[str, Rung]) -> None:
+    if not rungs:
+        raise ValueError("rungs are empty; give at least one method")
+    for name, rung in rungs.items():
+        folder.plain(name)
+        if rung.kind not in KINDS:
+            raise ValueError(f"{name} has kind={rung.kind!r}; give one of {', '.join(KINDS)}")
+
+
+def _drilled(
+    rungs: Mapping[str, Rung],
+    seeds: Sequence[int],
+    faults: Faults,
+    directory: Path,
+    *,
+    show: cells.Show,
+) -> list[dict[str, Any]]:
+    """The rows of the drills of a ladder, for every seed."""
+    planned = [
+        cells.Cell(
+            rungs[name].title or name,
+            rungs[name].spec.replace(seed=seed).put(faults.changes),
+            directory / "drills" / name / f"seed-{seed}",
+        )
+        for name in faults.cells
+        for seed in seeds
+    ]
+    if not planned:
+        return []
+    return carry_out(planned, faults.chosen, faults.settings, show=show)
+
+
+def _kept(path: Path, make: Callable[[], Any]) -> Mapping[str, Any]:
+    """What a file holds; made and written first where there is none."""
+    if not path.exists():
+        folder.write_json(path, make())
+    return read_file(path)
+
+
+def _commands(directory: Path, command: str) -> list[str]:
+    """The commands that made the ladder so far, each once."""
+    path = directory / "ladder.json"
+    before = read_file(path)["commands"] if path.exists() else []
+    return list(dict.fromkeys([*before, *filter(None, [command])]))

@@ -1,0 +1,111 @@
+"""What stands in a ladder's `ladder.json` beside its runs; `report/ladder.py` says what it means.
+
+Every part is read from what runs left, from passports, or measured on the base itself.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fedjax_post.core.access import LEVELS, spoken
+from fedjax_post.evaluate.generation import reference_answers
+from fedjax_post.openness import passport as read
+from fedjax_post.openness.framework import CLASSES
+from fedjax_post.openness.licences import terms_of
+from fedjax_post.openness.load import load_passport, passport_names
+from fedjax_post.openness.runnable import refusals, roles
+from fedjax_post.report.records import read_summary
+from fedjax_post.study import disclosure
+from fedjax_post.study.build import Parts
+from fedjax_post.study.factories import access_of, declared
+from fedjax_post.study.spec import Spec
+
+
+class Rung(NamedTuple):
+    """One method of a ladder.
+
+    Attributes:
+      spec: its experiment.
+      kind: "open", "closed" or "baseline".
+      title: as the report calls it; "" for its name.
+    """
+
+    spec: Spec
+    kind: str
+    title: str = ""
+
+
+def cells_told(rungs: Mapping[str, Rung]) -> list[dict[str, Any]]:
+    """Returns a row for each method: its folder, name, tier, kind, and which score is its own."""
+    return [
+        {
+            "method": name,
+            "label": rung.title or name,
+            "tier": disclosure.tier_of(access_of(rung.spec.method.name)),
+            "kind": rung.kind,
+            "score": "personal" if rung.spec.scoring.personal else "final",
+        }
+        for name, rung in rungs.items()
+    ]
+
+
+def chance_of(parts: Parts) -> float:
+    """Returns the share of the commonest answer among the held-out rows, in [0, 1]."""
+    heldout = parts.heldout
+    answers = reference_answers(
+        heldout.table, rows=heldout.rows, decode_fn=heldout.decode_fn, eos_id=heldout.eos_id
+    )
+    return Counter(answers).most_common(1)[0][1] / len(answers)
+
+
+def gate_of(
+    directory: Path, chance: float, *, manual: str, soft: str, full: str
+) -> dict[str, float | None]:
+    """Returns what shows whether a base can be prompted, means over the seeds that are there.
+
+    Args:
+      directory: of the ladder.
+      chance: as `chance_of`.
+      manual, soft, full: cells of the manual prompt, of a soft prompt that is trained by
+        gradients, and of the method whose gain it is held against.
+    """
+    base, tuned, best = (_scores(directory / name) for name in (manual, soft, full))
+    if base is None or tuned is None or best is None:
+        return {"manual_prompt": base, "chance": chance, "soft_prompt_share": None}
+    gain = best - base
+    share = (tuned - base) / gain if gain > 0 else None
+    return {"manual_prompt": base, "chance": chance, "soft_prompt_share": share, "gain": gain}
+
+
+def matrix_told() -> dict[str, int]:
+    """Returns how many registered methods there are, and how many run at each tier."""
+    methods = declared()
+    run = {spoken(tier): len(methods) - len(refusals(methods, roles(tier))) for tier in LEVELS}
+    return {"methods": len(methods), **run}
+
+
+def passports_told() -> dict[str, dict[str, Any]]:
+    """Returns class, licence, tier and the licence's rules of every passport."""
+    return {name: _passport(load_passport(name)) for name in passport_names()}
+
+
+def _passport(passport: read.Passport) -> dict[str, Any]:
+    licence = passport.terms.value
+    return {
+        "class": CLASSES[read.classify(passport).rank],
+        "licence": licence,
+        "tier": passport.tier.value,
+        "rules": dict(terms_of(licence).rules),
+    }
+
+
+def _scores(folder: Path) -> float | None:
+    """The mean final exact match of a cell's finished seeds."""
+    found = [_exact(path) for path in sorted(folder.glob("seed-*/summary.json"))]
+    known = [value for value in found if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(found) else None
+
+
+def _exact(path: Path) -> float | None:
+    return (read_summary(path.parent).get("final") or {}).get("exact_match")

@@ -1,0 +1,204 @@
+"""The algorithm of an experiment: its optimizers, schedules and weights, or a reference point."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from algorithms import references
+from fedjax_post.core import local, world
+from fedjax_post.core.algorithm import Algorithm
+from fedjax_post.objectives.sft import sft_loss
+from fedjax_post.study import factories, objectives, private
+from fedjax_post.study.learning import Method
+from fedjax_post.study.optimizers import (
+    CLIENT_OPTIMIZERS,
+    SCHEDULES,
+    SERVER_OPTIMIZERS,
+    client_optimizer,
+)
+from fedjax_post.study.spec import Spec
+
+_WEIGHTS = {
+    "tokens": local.by_tokens,
+    "examples": local.by_examples,
+    "uniform": local.uniformly,
+}
+_USUAL = {
+    "client_optimizer": "sgd",
+    "client_schedule": "constant",
+    "weight_decay": 0.0,
+    "grad_clip": 1.0,
+    "server_optimizer": "sgd",
+    "client_weight": "tokens",
+}
+_REFERENCES = {"central": references.central, "local": references.local_only}
+_AROUND = ("uplink", "aggregate")
+# A reference point is trained as one would without a federation, not by the clients' optimizer.
+_USUAL_REFERENCE = _USUAL | {"client_optimizer": "adamw", "client_schedule": "linear"}
+
+
+def filled(spec: Spec) -> Spec:
+    """Returns the experiment with the values that depend on its algorithm and its optimizers.
+
+    Raises:
+      ValueError: for fields and arguments that the algorithm does not take, and for both
+        `local_steps` and `local_epochs`.
+    """
+    method, training = spec.method, spec.training
+    if None not in (training.local_steps, training.local_epochs):
+        raise ValueError(
+            f"local_steps={training.local_steps} and local_epochs={training.local_epochs} "
+            "exclude each other; give one"
+        )
+    chosen = factories.find_factory(method.name)
+    factories.check_taken(spec, chosen)
+    federated = method.baseline == "none"
+    factory = chosen if federated else references.central
+    values: dict[str, Any] = {"params": factories.filled_params(method, chosen)}
+    for name, usual in (_USUAL if federated else _USUAL_REFERENCE).items():
+        if factories.takes(factory, name):
+            values[name] = usual
+    if factories.takes(factory, "client_weight") and private.is_on(spec):
+        values["client_weight"] = "uniform"
+    optimizer = method.client_optimizer or values.get("client_optimizer", "sgd")
+    if factories.takes(factory, "client_lr"):
+        values["client_lr"] = CLIENT_OPTIMIZERS[optimizer].learning_rate
+    if factories.needs(factory, "ServerLr"):
+        values["server_lr"] = _usual_server_lr(method, factory)
+    elif factories.needs(factory, "ServerTx"):
+        server = method.server_optimizer or values.get("server_optimizer", "sgd")
+        values["server_lr"] = SERVER_OPTIMIZERS[server].learning_rate
+    given = {name: value for name, value in vars(method).items() if value is not None}
+    method = method.replace(**(values | given | {"params": values["params"]}))
+    if training.local_epochs is None and training.local_steps is None:
+        training = training.replace(local_steps=5)
+    return spec.replace(method=method, training=training)
+
+
+def make_algorithm(
+    spec: Spec,
+    *,
+    participation: float,
+    loss_of: Callable[[Algorithm], Callable] = lambda algorithm: sft_loss,
+    given: Mapping[str, Any] = MappingProxyType({}),
+) -> Algorithm:
+    """Returns the algorithm of an experiment, or the reference point in its place.
+
+    Args:
+      spec: the experiment.
+      participation: cohort size over population size.
+      loss_of: the loss that an algorithm's access allows, from that algorithm.
+      given: what else factories are offered, by the annotations of their arguments.
+
+    Raises:
+      ValueError: for a hyper-parameter that its factory refuses; where clients' ranks differ
+        and the algorithm does not heed them.
+    """
+    schedule = None
+    if spec.method.client_schedule not in (None, "constant"):
+        schedule = SCHEDULES[spec.method.client_schedule](spec.training.rounds)
+    client_tx = client_optimizer(
+        spec.method.client_optimizer or "sgd",
+        spec.method.client_lr or 0.0,
+        weight_decay=spec.method.weight_decay or 0.0,
+        grad_clip=spec.method.grad_clip or 0.0,
+        schedule=schedule,
+    )
+    offered: dict[str, Any] = {
+        "ClientTx": client_tx,
+        "LearningRate": _by_round(spec.method.client_lr or 0.0, schedule),
+        "Participation": participation,
+        "ServerLr": spec.method.server_lr,
+        **given,
+    }
+    if spec.method.server_optimizer is not None:
+        offered["ServerTx"] = SERVER_OPTIMIZERS[spec.method.server_optimizer].make(
+            spec.method.server_lr
+        )
+    if spec.method.client_weight is not None:
+        offered["WeighFn"] = _WEIGHTS[spec.method.client_weight]
+    # Which loss it may have is declared by what is built; called it is only later
+    offered["LossFn"] = lambda *given: loss_fn(*given)
+    factory = _REFERENCES.get(spec.method.baseline) or factories.find_factory(spec.method.name)
+    algorithm = factories.build(factory, spec.method, offered)
+    _check_ranked(spec, algorithm)
+    loss_fn: Callable = loss_of(algorithm)
+    return algorithm
+
+
+def client_ranks(spec: Spec) -> list[int]:
+    """Returns the ranks that clients have in turn.
+
+    Raises:
+      ValueError: for a rank that is none.
+    """
+    ranks, adapter = list(spec.adapter.client_ranks), spec.adapter
+    if adapter.kind != "lora" or max(ranks) > adapter.rank:
+        raise ValueError(
+            f"{_told_ranks(spec)}: each must be from 1 to `adapter.rank={adapter.rank}`, with "
+            "`adapter=lora`"
+        )
+    return ranks
+
+
+def _told_ranks(spec: Spec) -> str:
+    return f"client_ranks={','.join(map(str, spec.adapter.client_ranks))}"
+
+
+def _check_ranked(spec: Spec, algorithm: Algorithm) -> None:
+    """Refuses unequal ranks for an algorithm that would train all components on every client."""
+    if spec.adapter.client_ranks and spec.method.baseline == "none" and not algorithm.ranked:
+        raise ValueError(
+            f"{_told_ranks(spec)}: method={factories.spoken(spec.method.name)} trains all "
+            f"components on every client; unequal ranks are for {', '.join(factories.ranked())}, "
+            "and for your own that heeds `data.rank` and says so by Algorithm(..., ranked=True)"
+        )
+
+
+def _usual_server_lr(method: Method, factory: Callable) -> float | None:
+    """The default of the argument that is given the server's step size.
+
+    Raises:
+      ValueError: if it has none, and no value is given.
+    """
+    marks = world.needs(factory)
+    name = next(name for name, mark in marks.items() if mark.name == "ServerLr")
+    default = world.parameters_of(factory)[name].default
+    if default is not inspect.Parameter.empty:
+        return default
+    if method.server_lr is None:
+        raise ValueError(
+            f"method={factories.spoken(method.name)} needs `server_lr`; give it a value"
+        )
+    return None
+
+
+def describe(spec: Spec) -> str:
+    """Returns the method in words, every default filled in."""
+    name = factories.spoken(spec.method.name)
+    if spec.method.baseline != "none":
+        name = f"baseline {spec.method.baseline}"
+    visit = f"{spec.training.local_steps} steps"
+    if spec.training.local_epochs is not None:
+        visit = f"{spec.training.local_epochs} epochs"
+    parts = [f"{name}: {visit} of {spec.training.batch_size} rows"]
+    factory = factories.find_factory(spec.method.name)
+    if spec.method.baseline != "none" or factories.takes(factory, "client_lr"):
+        parts[0] += f" by {spec.method.client_optimizer or 'sgd'} {spec.method.client_lr:g}"
+    parts += objectives.describe(spec)
+    if spec.method.baseline == "none":
+        if spec.method.server_optimizer is not None:
+            parts.append(f"server {spec.method.server_optimizer} {spec.method.server_lr:g}")
+        if spec.method.client_weight is not None:
+            parts.append(f"weights by {spec.method.client_weight}")
+        parts += [f"{name} {value}" for name, value in spec.method.params.items()]
+        around = {name: getattr(spec.method, name) for name in _AROUND}
+        parts += [f"{name} {factories.spoken(value)}" for name, value in around.items() if value]
+    return ", ".join(parts)
+
+
+def _by_round(learning_rate: float, schedule: Callable | None) -> float | Callable:
+    if schedule is None:
+        return learning_rate
+    return lambda round: learning_rate * schedule(round)

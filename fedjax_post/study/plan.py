@@ -1,0 +1,79 @@
+"""What a run will take, in a few lines, before it starts."""
+
+import jax
+import numpy as np
+
+from fedjax_post.core.algorithm import PyTree
+from fedjax_post.core.wire import num_bytes
+from fedjax_post.model.quantise import dequantise_model
+from fedjax_post.report.table import format_bytes
+from fedjax_post.simulate import client_state_like, wire_bytes_of
+from fedjax_post.study import hosting, methods, private
+from fedjax_post.study.build import Parts
+from fedjax_post.study.rows import why_no_match
+
+
+def projection(parts: Parts) -> str:
+    """Returns what the run will take, in a few lines."""
+    spec = parts.spec
+    given = parts.algorithm, parts.model, parts.data.clients, parts.params
+    report = parts.data.report
+    lines = [
+        f"model      {_model(parts)}; {count(parts.params):,} trained ({spec.adapter.kind})",
+        f"clients    {report['clients']:,}, {spec.data.partition}, of {report['examples_min']} to "
+        f"{report['examples_max']} examples (median {report['examples_median']:g}); "
+        f"{report['examples']:,} examples, {report['tokens']:,} tokens",
+        f"rows       of {report['max_length']} tokens; {report['truncated']} cut and "
+        f"{report['dropped']} left out ("
+        f"{' and '.join(f'{name}: {size:,}' for name, size in report['splits'].items())})",
+        f"scored     {_scored(parts)}",
+    ]
+    lines.append(f"method     {methods.describe(spec)}; {spec.training.rounds} rounds")
+    wire = wire_bytes_of(*given)
+    if spec.method.baseline == "none":
+        lines.append(
+            f"wire       {format_bytes(wire.down)} down and {format_bytes(wire.up)} up "
+            "per client and round, by shape; records hold what was billed"
+        )
+    if parts.promised is not None:
+        lines.append(f"privacy    {private.describe(parts.promised, spec.training.rounds)}")
+    state = num_bytes(client_state_like(*given))
+    lines.append(
+        f"on disk    {format_bytes(state)} of state per client, "
+        f"{format_bytes(state * report['clients'])} if all are seen, in at most three versions"
+    )
+    return "\n".join(lines)
+
+
+def _scored(parts: Parts) -> str:
+    """What is scored at the end, and what is not and why."""
+    spec = parts.spec
+    table, rows = parts.heldout.table, len(parts.heldout.rows)
+    told = f"{rows:,} held-out rows"
+    if table.fit.num_dropped:
+        told += f" ({table.fit.num_dropped:,} more have no response within the length)"
+    if parts.heldout.exact_match:
+        return f"{told}, answers compared"
+    reason = "as asked for" if spec.scoring.exact_match == "off" else why_no_match(table)
+    return f"{told}; answers are not compared: {reason}; exact_match=on compares them"
+
+
+def _model(parts: Parts) -> str:
+    spec = parts.spec
+    if hosting.is_hosted(spec):
+        return f"{spec.hosting.model or spec.model.name} at {spec.hosting.url}"
+    frozen = jax.eval_shape(dequantise_model, parts.target)
+    weights = count(frozen.variables.get("params", {})) or count(parts.params)
+    return f"{spec.model.name}, {weights:,} weights in {spec.model.dtype}{_codes(parts)}"
+
+
+def _codes(parts: Parts) -> str:
+    if parts.spec.model.quantize == "none":
+        return ""
+    size = format_bytes(num_bytes(parts.target.variables["quantised"]))
+    return f", the layers' in {parts.spec.model.quantize} ({size})"
+
+
+def count(tree: PyTree) -> int:
+    """Returns the numbers that a tree holds."""
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))

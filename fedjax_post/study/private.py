@@ -1,0 +1,167 @@
+"""Differential privacy of whole clients, and its account."""
+
+import dataclasses
+import math
+from typing import Any, NamedTuple
+
+from fedjax_post import privacy
+from fedjax_post.core.algorithm import Algorithm
+from fedjax_post.core.engine import State
+from fedjax_post.simulate.record import Callback, Record
+from fedjax_post.study.spec import Spec
+from fedjax_post.study.versions import versions_of
+
+_UNIT = "client, with all its rows: add or remove one"
+_NOT_COVERED = (
+    "losses, scores and all else in records and summaries, and personal models; "
+    "the server is trusted to add the noise"
+)
+
+
+class Guarantee(NamedTuple):
+    """What a private run promises, but for its epsilon."""
+
+    noise_multiplier: float
+    clip: float
+    bound: float  # on the norm of what a client moves the sum by, links included
+    delta: float
+    cohort_size: float  # expected
+    population: int
+
+
+def is_on(spec: Spec) -> bool:
+    """Returns whether the run is private."""
+    return spec.privacy.epsilon is not None or spec.privacy.noise_multiplier is not None
+
+
+def check(spec: Spec) -> None:
+    """Refuses fields under which nothing could be promised, before anything is read.
+
+    Raises:
+      ValueError: naming the field and the remedy.
+    """
+    own = dataclasses.asdict(spec.privacy)
+    given = {name: value for name, value in own.items() if value is not None}
+    if not given:
+        return
+    name, value = next(iter(given.items()))
+    told = f"privacy.{name}={value:g}"
+    if not is_on(spec):
+        raise ValueError(f"{told} needs `privacy.epsilon` or `privacy.noise_multiplier`")
+    if len(given.keys() & {"epsilon", "noise_multiplier"}) == 2:
+        raise ValueError(
+            f"{told} and privacy.noise_multiplier={spec.privacy.noise_multiplier:g} say the same "
+            "twice; give one"
+        )
+    if not spec.privacy.clip:
+        raise ValueError(f"{told} needs `privacy.clip`, the largest norm of what a client sends")
+    if spec.method.baseline != "none":
+        raise ValueError(f"{told}: baseline={spec.method.baseline} has no cohorts; leave one out")
+    if spec.training.buffer_size is not None:
+        raise ValueError(f"{told}: the account is of cohorts; leave `buffer_size` out")
+    if spec.method.aggregate:
+        raise ValueError(
+            f"{told}: the noise covers a mean, and aggregate={spec.method.aggregate} is none; "
+            "leave one out"
+        )
+    if spec.method.client_weight not in (None, "uniform"):
+        raise ValueError(
+            f"{told}: clients all count 1, and client_weight={spec.method.client_weight} says "
+            "otherwise; leave it out"
+        )
+    if spec.training.sampling == "uniform":
+        raise ValueError(
+            f"{told}: the account is of clients drawn each by itself, or all; give "
+            "sampling=poisson or full"
+        )
+
+
+def around(
+    algorithm: Algorithm, spec: Spec, *, population: int, cohort_size: float
+) -> tuple[Algorithm, Guarantee | None]:
+    """Returns the algorithm, private if that is asked for, and what is then promised.
+
+    Args:
+      algorithm: with its links around it.
+      spec: the experiment.
+      population: number of clients.
+      cohort_size: expected clients of a round.
+
+    Raises:
+      ValueError: naming the field, for numbers out of range and where noise would not cover all.
+      ImportError: without the extra that holds the account.
+    """
+    if not is_on(spec):
+        return algorithm, None
+    delta = privacy.usual_delta(population) if spec.privacy.delta is None else spec.privacy.delta
+    privacy.check_delta(delta, population)
+    drawn: dict[str, Any] = {"delta": delta, "cohort_size": cohort_size, "population": population}
+    noise, epsilon, clip = spec.privacy.noise_multiplier, spec.privacy.epsilon, spec.privacy.clip
+    assert clip is not None  # `check` saw to it
+    if noise is None:
+        assert epsilon is not None
+        noise = privacy.noise_for(epsilon, rounds=spec.training.rounds, **drawn)
+    try:
+        algorithm = privacy.private(
+            algorithm,
+            clip_norm=clip,
+            noise_multiplier=noise,
+            cohort_size=cohort_size,
+            seed=spec.seed,
+        )
+    except ValueError as error:
+        raise ValueError(f"privacy.clip={clip:g}: {error}") from error
+    bound = algorithm.uplink.bound(math.inf)
+    return algorithm, Guarantee(noise, clip, bound, **drawn)
+
+
+def epsilon_after(promised: Guarantee, rounds: int) -> float:
+    """Returns what some rounds have cost."""
+    return privacy.epsilon_of(
+        promised.noise_multiplier,
+        delta=promised.delta,
+        rounds=rounds,
+        cohort_size=promised.cohort_size,
+        population=promised.population,
+    )
+
+
+def curve(promised: Guarantee, spec: Spec) -> Callback:
+    """Returns a callback that adds `epsilon`, spent so far, where the learning curve has points."""
+
+    def callback(state: State, record: Record) -> Record | None:
+        del state
+        done = record["round"] + 1
+        if done < spec.training.rounds and (not spec.scoring.every or done % spec.scoring.every):
+            return None
+        return {"epsilon": epsilon_after(promised, done)}
+
+    return callback
+
+
+def describe(promised: Guarantee, rounds: int) -> str:
+    """Returns the guarantee in a line."""
+    deviation = privacy.noise_deviation(
+        promised.noise_multiplier, bound=promised.bound, cohort_size=promised.cohort_size
+    )
+    return (
+        f"({epsilon_after(promised, rounds):.3g}, {promised.delta:.2g}) of a client after "
+        f"{rounds} rounds: clip {promised.clip:g}, noise multiplier "
+        f"{promised.noise_multiplier:.3g}, deviation {deviation:.2g} on each coordinate of a mean "
+        f"over {promised.cohort_size:g}"
+    )
+
+
+def told(promised: Guarantee | None, last: Record, sampling: str) -> dict[str, Any] | None:
+    """Returns the key `privacy` of a summary, of a run with this last record."""
+    if promised is None:
+        return None
+    version = versions_of(["dp_accounting"])["dp_accounting"]
+    return {
+        "epsilon": last["epsilon"],
+        **promised._asdict(),
+        "unit": _UNIT,
+        "sampling": sampling,
+        "accountant": f"dp_accounting {version}, privacy loss distributions",
+        "not_covered": _NOT_COVERED,
+    }

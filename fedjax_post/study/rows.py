@@ -1,0 +1,113 @@
+"""The rows of an experiment: its clients, who takes part, and what is scored."""
+
+from functools import partial
+from typing import Any
+
+import fedjax_post
+from fedjax_post.data.columns import Columns
+from fedjax_post.data.load import Loaded, Text, load_clients
+from fedjax_post.data.pairs import load_pairs
+from fedjax_post.data.population import Population, count_clients
+from fedjax_post.data.source import check_source
+from fedjax_post.data.table import TokenTable
+from fedjax_post.evaluate.generation import longest_response
+from fedjax_post.evaluate.scores import HeldOut, choose_rows
+from fedjax_post.simulate.cohort import Sampler, draw
+from fedjax_post.study import hosting, prompts
+from fedjax_post.study.spec import Spec
+
+_SHORT = 32  # tokens: answers up to here are generated and compared by default
+
+
+def load_data(spec: Spec, tokenizer: Any, *, context_length: int) -> Loaded:
+    """Returns the clients and the held-out rows of an experiment."""
+    load = load_clients
+    if spec.objective.name == "dpo":
+        load = partial(load_pairs, rejected=spec.data.rejected_column or "rejected")
+    data = load(
+        spec.data.source,
+        tokenizer,
+        batch_size=spec.training.batch_size,
+        local_steps=spec.training.local_steps,
+        local_epochs=spec.training.local_epochs,
+        split=spec.data.split,
+        text=Text(
+            columns=Columns(**{role: spec.at(f"data.{role}_column") for role in Columns._fields}),
+            template=prompts.template_of(spec),
+            max_length=spec.data.max_length,
+            context_length=context_length,
+            pack_length=spec.data.pack_length,
+            response_words=spec.data.response_words or None,
+        ),
+        population=population_of(spec),
+    )
+    if data.heldout is None:
+        raise ValueError(
+            f"heldout_fraction={spec.data.heldout_fraction:g} leaves no rows to score on, and "
+            f"data={spec.data.source} holds none out; raise it"
+        )
+    return data
+
+
+def population_of(spec: Spec) -> Population:
+    """Returns who holds the rows of an experiment."""
+    return Population(
+        partition=spec.data.partition,
+        num_clients=spec.data.num_clients,
+        alpha=spec.data.partition_alpha,
+        heldout_fraction=spec.data.heldout_fraction,
+        seed=spec.seed,
+    )
+
+
+def check(spec: Spec) -> None:
+    """Refuses data that is not there, and too large a cohort, before anything is loaded."""
+    check_source(spec.data.source)
+    population = count_clients(spec.data.source, population_of(spec))
+    if population is not None:
+        make_sampler(spec, population)
+
+
+def make_sampler(spec: Spec, population: int) -> Sampler:
+    """Returns the sampler of an experiment, tried once on the population."""
+    if spec.training.sampling == "full":
+        return fedjax_post.full()
+    samplers = {"uniform": fedjax_post.uniform, "poisson": fedjax_post.poisson}
+    sampler = samplers[spec.training.sampling](cohort_size(spec, population))
+    draw(sampler, population, seed=spec.seed, round=0)
+    return sampler
+
+
+def make_heldout(spec: Spec, data: Loaded, tokenizer: Any) -> HeldOut:
+    """Returns what the model is scored on at the start and at the end."""
+    table = data.heldout
+    assert table is not None  # `load_data` saw to it
+    return HeldOut(
+        table=table,
+        rows=choose_rows(len(table.length), spec.scoring.examples, seed=spec.seed),
+        decode_fn=lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
+        eos_id=tokenizer.eos_token_id,
+        exact_match=spec.scoring.exact_match == "on"
+        or (spec.scoring.exact_match == "auto" and not why_no_match(table)),
+        loss=not hosting.is_hosted(spec),
+        labels=tuple(spec.data.labels),
+        rejected=data.rejected,
+        batch_size=spec.scoring.batch_size,
+    )
+
+
+def why_no_match(table: TokenTable) -> str:
+    """Returns why answers to held-out rows are not compared by default; empty if they are."""
+    longest = longest_response(table)
+    if longest > _SHORT:
+        return f"held-out responses have up to {longest} tokens, more than {_SHORT}"
+    if table.fit.num_truncated:
+        return f"{table.fit.num_truncated} held-out responses are cut by max_length"
+    return ""
+
+
+def cohort_size(spec: Spec, population: int) -> int:
+    """Returns the clients of a round, under poisson on average."""
+    if spec.training.sampling == "full":
+        return population
+    return spec.training.buffer_size or spec.training.cohort_size or min(16, population)

@@ -1,0 +1,149 @@
+"""A model that answers: what a run deploys, an adapter's folder, or a base alone."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_post.data.columns import Columns
+from fedjax_post.data.encoder import make_encoder
+from fedjax_post.data.template import is_chat_template
+from fedjax_post.hub import artefact
+from fedjax_post.hub.adapter_config import read_adapter_config
+from fedjax_post.hub.load import load_model
+from fedjax_post.study import folder, prompts, trained
+from fedjax_post.study.files import read_as_written
+from fedjax_post.study.learning import Model
+from fedjax_post.study.spec import Spec
+
+PyTree = Any
+_NONE: Mapping[str, Any] = MappingProxyType({})
+_ADAPTER = "adapter_config.json"
+
+
+class Served(NamedTuple):
+    """A model with its parameters, and how rows become its prompts."""
+
+    model: Any
+    params: PyTree
+    tokenizer: Any
+    spec: Spec
+
+
+def serve(what: str | Path, changes: Mapping[str, Any] = _NONE) -> Served:
+    """Returns a model that answers.
+
+    Args:
+      what: the folder of a run that has ended, a PEFT folder, or a base as `Model.name`.
+      changes: of the run's specification, or of the usual one, by path.
+
+    Raises:
+      ValueError, OSError: for what is none of these.
+    """
+    path = Path(what)
+    if (path / folder.SPEC).exists():
+        spec = read_as_written(path / folder.SPEC).put(changes)
+        if not (path / "adapter").is_dir():
+            raise ValueError(f"{path} holds no adapter; let the run end, or resume it")
+        path = path / "adapter"
+    elif (path / _ADAPTER).exists():
+        base = read_adapter_config(path)["base_model_name_or_path"]
+        spec = Spec(model=Model(base)).put(changes)
+    else:
+        spec = Spec(model=Model(str(what))).put(changes)
+        model = load_model(spec.model.name, dtype=spec.model.dtype)
+        return Served(model, {}, trained.find_tokenizer(spec), spec)
+    base = spec.model.proxy or spec.model.name
+    model, params = artefact.read(path, base=base, dtype=spec.model.dtype)
+    return Served(model, params, trained.find_tokenizer(spec), spec)
+
+
+def prompt_ids(served: Served, turns: Sequence[Mapping[str, str]]) -> list[int]:
+    """Returns the tokens before an answer, as a row with these turns was trained.
+
+    Args:
+      served: whose template is used.
+      turns: with "role" and "content"; the last one is the user's. Without a chat template
+        there is one.
+
+    Raises:
+      ValueError: for several turns without a chat template.
+    """
+    template = prompts.template_of(served.spec)
+    pair = Columns(prompt="prompt", response="response")
+    if is_chat_template(served.tokenizer, pair, template):
+        columns = Columns(messages="messages")
+        row: dict[str, Any] = {"messages": [*turns, {"role": "assistant", "content": "."}]}
+    else:
+        if len(turns) != 1:
+            raise ValueError(
+                f"template={template} has no place for {len(turns)} turns; use a model with a "
+                "chat template, or ask one question"
+            )
+        columns, row = pair, {"prompt": turns[0]["content"], "response": "."}
+    made = make_encoder(served.tokenizer, columns, template=template)(
+        {name: [value] for name, value in row.items()}, [0]
+    )
+    ids = np.asarray(made["tokens"][0])[: made["prompt_length"][0]]
+    return np.where(ids < 0, ~ids, ids).tolist()
+
+
+def stream(
+    served: Served,
+    turns: Sequence[Mapping[str, str]],
+    *,
+    max_new_tokens: int = 256,
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> Iterator[str]:
+    """Returns an iterator over the pieces of an answer, as they come.
+
+    Args:
+      served: what answers.
+      turns: as for `prompt_ids`.
+      max_new_tokens: at most so many, and no more than the model's context holds.
+      temperature: of sampling; 0 takes the likeliest token.
+      seed: of sampling.
+
+    Raises:
+      ValueError: if the prompt fills the model's context.
+    """
+    model, params, tokenizer, _ = served
+    ids = prompt_ids(served, turns)
+    room = model.config.max_positions - len(ids) - model.prompt_length(params)
+    if room < 1:
+        raise ValueError(
+            f"the prompt has {len(ids)} tokens and the model reads {model.config.max_positions}; "
+            "ask something shorter"
+        )
+    steps = min(max_new_tokens, room)
+    tokens = jnp.asarray([ids], jnp.int32)
+    logits, cache = model.prefill(params, tokens, mask=tokens >= 0, num_slots=len(ids) + steps)
+    step = jax.jit(partial(_step, model))
+    key, answer, shown = jax.random.key(seed), [], ""
+    for position in range(len(ids), len(ids) + steps):
+        chosen = _choose(logits[0], jax.random.fold_in(key, position), temperature)
+        if chosen == tokenizer.eos_token_id:
+            break
+        answer.append(chosen)
+        text = tokenizer.decode(answer, skip_special_tokens=True)
+        if not text.endswith("\ufffd"):  # the bytes of a letter may come one by one
+            yield text[len(shown) :]
+            shown = text
+        logits, cache = step(params, jnp.asarray([[chosen]]), jnp.asarray([[position]]), cache)
+
+
+def _step(model, params, tokens, positions, cache):
+    mask = jnp.ones(tokens.shape, bool)
+    return model.step(params, tokens, positions=positions, mask=mask, cache=cache)
+
+
+def _choose(logits: jax.Array, key: jax.Array, temperature: float) -> int:
+    if temperature <= 0:
+        return int(jnp.argmax(logits))
+    return int(jax.random.categorical(key, logits / temperature))

@@ -1,0 +1,108 @@
+"""What a run leaves behind when it ends: the content of `summary.json`."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median_high
+from typing import Any
+
+import jax
+
+from fedjax_post.core.algorithm import SUMMED
+from fedjax_post.evaluate.scores import Scores
+from fedjax_post.model.emulator import emulator_bytes
+from fedjax_post.openness.ledger import Entry
+from fedjax_post.report.records import read_records
+from fedjax_post.study import disclosure, factories, hosting, private
+from fedjax_post.study.build import Parts
+from fedjax_post.study.files import identity
+from fedjax_post.study.plan import count
+from fedjax_post.study.versions import commit, versions_of
+
+_TELEMETRY = (
+    *("client_drift", "client_norm", "client_cosine", "aggregation_error", "effective_rank"),
+    *("staleness_mean", "staleness_max"),
+)
+_PACKAGES = ("fedjax_post", "jax", "jaxlib", "flax", "optax", "safetensors", "numpy")
+
+
+def summarize(
+    parts: Parts,
+    *,
+    scores: dict[str, Scores],
+    entries: list[Entry],
+    command: Sequence[str],
+    seconds: float,
+) -> dict[str, Any]:
+    """Returns the content of summary.json; the README says what each key means."""
+    records = read_records(parts.plan.directory or "")
+    total = {
+        name: sum(record[name] for record in records)
+        for name in ("bytes_up", "bytes_down", "num_read", "seconds", "cohort")
+    }
+    counted = {name: _sum(records, name) for name in SUMMED}
+    last = records[-1]
+    federated, visits = parts.spec.method.baseline == "none", int(total["cohort"])
+    each = lambda name: round(total[name] / visits) if federated and visits else None
+    return {
+        "algorithm": factories.spoken(parts.spec.method.name),
+        "baseline": parts.spec.method.baseline,
+        "model": parts.spec.model.name,
+        "dataset": factories.spoken(parts.spec.data.source),
+        "seed": parts.spec.seed,
+        "rounds": len(records),
+        "settings": identity(parts.spec),
+        **scores,
+        "bytes_up": int(total["bytes_up"]) if federated else None,
+        "bytes_down": int(total["bytes_down"]) if federated else None,
+        "bytes_up_per_client": each("bytes_up"),
+        "bytes_down_per_client": each("bytes_down"),
+        "emulator_bytes": _emulator_bytes(parts),
+        "access": disclosure.tier_of(parts.algorithm.access),
+        "inference": disclosure.place_of(parts.spec, parts.algorithm.access),
+        **{name: None if value is None else int(value) for name, value in counted.items()},
+        "disclosure": disclosure.told(parts.spec, entries, parts.algorithm.access),
+        "privacy": private.told(parts.promised, last, parts.spec.training.sampling),
+        "provider": hosting.told(Path(parts.plan.directory or "")),
+        "tokens": int(total["num_read"]),
+        # rounds that compile, those of a resumed run among them, are slow and few
+        "tokens_per_second": median_high(record["tokens_per_second"] for record in records),
+        "visits": visits,
+        "dropped_visits": sum(len(record["dropped"]) for record in records),
+        "train_seconds": total["seconds"],
+        "virtual_seconds": _sum(records, "virtual_seconds"),
+        "telemetry": {name: last[name] for name in _TELEMETRY if name in last},
+        "seconds": seconds,
+        "trained_parameters": count(parts.params),
+        "heldout_examples": len(parts.heldout.rows),
+        "population": parts.data.report,
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "versions": versions_of(_PACKAGES),
+        "commit": commit(),
+        "command": shlex.join(command),
+        "warnings": _warnings(records),
+    }
+
+
+def _emulator_bytes(parts: Parts) -> int | None:
+    """What handing out a stand-in costs, once and beside the wire."""
+    if "emulator" not in parts.algorithm.access:
+        return None
+    return emulator_bytes(parts.model["emulator"])
+
+
+def _sum(records: list[dict[str, Any]], name: str) -> float | None:
+    """The sum over the rounds, where they have the entry."""
+    return sum(record[name] for record in records) if name in records[0] else None
+
+
+def _warnings(records: list[dict[str, Any]]) -> list[str]:
+    """What makes the result worthless, though the run ended."""
+    visits = sum(int(record["cohort"]) for record in records)
+    if not visits or sum(len(record["dropped"]) for record in records) < visits:
+        return []
+    return [
+        f"none of the {visits} visits counted, and nothing was learned: clients' updates were not "
+        "finite, or their model gave no answers; see whether the model's weights are finite, or "
+        "lower the local step size"
+    ]

@@ -1,0 +1,84 @@
+"""The model of an experiment, its tokenizer, and what of it is trained."""
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from fedjax_post.adapters.lora import add_lora
+from fedjax_post.hub.load import load_model
+from fedjax_post.hub.tokenizer import load_tokenizer
+from fedjax_post.model.views import LanguageModel
+from fedjax_post.study import devices, hosting, prompts
+from fedjax_post.study.spec import Spec
+
+PyTree = Any
+
+
+def find_tokenizer(spec: Spec) -> Any:
+    """Returns the target's tokenizer, which ends a response as the experiment says.
+
+    Raises:
+      ValueError: for an end that is no token.
+    """
+    tokenizer = load_tokenizer(spec.model.name)
+    if spec.model.end_token is not None:
+        if spec.model.end_token not in tokenizer.get_vocab():
+            raise ValueError(
+                f"end_token={spec.model.end_token} is no token of model={spec.model.name}; its "
+                f"special tokens are {', '.join(tokenizer.all_special_tokens)}"
+            )
+        tokenizer.eos_token = spec.model.end_token
+    return tokenizer
+
+
+def load_target(spec: Spec, tokenizer: Any, mesh: Any) -> Any:
+    """Returns the model that is adapted: its weights, or where to ask it."""
+    if hosting.is_hosted(spec):
+        return hosting.model_of(spec, tokenizer, directory=None)
+    where = devices.loading(mesh)
+    model = load_model(
+        spec.model.name, dtype=spec.model.dtype, quantise=spec.model.quantize, **where
+    )
+    if spec.model.remat is None:
+        return model
+    return dataclasses.replace(
+        model, config=dataclasses.replace(model.config, remat=spec.model.remat)
+    )
+
+
+def make_trainable(
+    spec: Spec, model: LanguageModel, tokenizer: Any
+) -> tuple[LanguageModel, PyTree]:
+    """Returns the frozen model and the parameters that the federation trains, at their start."""
+    if spec.adapter.kind in prompts.ADAPTERS:
+        return model, prompts.make_start(spec, model, tokenizer)
+    if spec.adapter.kind == "full":
+        # float32, so that small updates of a bfloat16 model are not rounded away
+        weights = jax.tree.map(lambda leaf: leaf.astype("float32"), model.variables["params"])
+        return dataclasses.replace(model, variables={}), {"params": weights}
+    targets = spec.adapter.targets
+    return add_lora(
+        model,
+        jax.random.key(spec.seed),
+        rank=spec.adapter.rank,
+        alpha=spec.adapter.alpha,
+        targets=targets[0] if len(targets) == 1 else targets,
+        layers=layer_range(spec.adapter.layers, model.config.num_layers),
+        dropout=spec.adapter.dropout,
+    )
+
+
+def layer_range(text: str, num_layers: int) -> tuple[int, int]:
+    """Returns the first layer of `first:end`, and the one after its last; either may be left out.
+
+    Raises:
+      ValueError: if the text is no range; whether the model has these layers is not checked.
+    """
+    try:
+        first, end = (int(part) if part.strip() else None for part in text.split(":"))
+    except ValueError:
+        raise ValueError(
+            f"adapter.layers={text} is no range of layers; write first:end, such as 4: or 2:6"
+        ) from None
+    return first or 0, num_layers if end is None else end

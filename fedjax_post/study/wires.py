@@ -1,0 +1,109 @@
+"""What stands around an algorithm: links on the wire to the server, a rule for its mean."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from algorithms import ef21
+from fedjax_post import core
+from fedjax_post.adapters import robust
+from fedjax_post.core.algorithm import Algorithm, Uplink
+from fedjax_post.study.calls import Factories, parse
+from fedjax_post.study.spec import Spec
+
+
+class Ef21(NamedTuple):
+    """Stands for EF21 around a link: it changes the server too, so it is no link itself."""
+
+    link: Uplink
+
+
+def _chained(links: Sequence[Any]) -> Uplink:
+    if not all(isinstance(link, Uplink) for link in links):
+        raise ValueError("a link is a call such as top_k(0.01); ef21 stands around all others")
+    return links[0] if len(links) == 1 else core.chain(*links)
+
+
+LINKS: Factories = {
+    "clip": core.clip,
+    "cast": core.cast,
+    "top_k": core.top_k,
+    "random_k": core.random_k,
+    "quantize": core.quantize,
+    "sign": core.sign,
+    "chain": lambda *links: _chained(links),
+    "error_feedback": lambda *links: core.error_feedback(_chained(links)),
+    "ef21": lambda *links: Ef21(_chained(links)),
+}
+RULES: Factories = {
+    "coordinate_median": core.coordinate_median,
+    "trimmed_mean": core.trimmed_mean,
+    "krum": core.krum,
+    "multi_krum": core.multi_krum,
+    "geometric_median": core.geometric_median,
+    "norm_bounded": core.norm_bounded,
+}
+# the same rules where clients are judged by the products of their factors
+PRODUCT_RULES: Factories = {name: getattr(robust, name) for name in RULES}
+
+
+def check(spec: Spec) -> None:
+    """Refuses links and rules that there are not, before anything is read.
+
+    Raises:
+      ValueError: naming the field and what there is.
+    """
+    for name in ("uplink", "aggregate"):
+        if (text := getattr(spec.method, name)) and spec.method.baseline != "none":
+            raise ValueError(f"{name}={text}: baseline={spec.method.baseline} sends nothing")
+    if spec.method.uplink:
+        _told(spec, "uplink", _links)
+    if spec.method.aggregate:
+        _told(spec, "aggregate", lambda text: parse(text, RULES))
+
+
+def around(algorithm: Algorithm, spec: Spec, *, population: int) -> Algorithm:
+    """Returns the algorithm with the links and the rule of an experiment around it.
+
+    Args:
+      algorithm: as its factory made it.
+      spec: the experiment.
+      population: number of clients.
+
+    Raises:
+      ValueError: naming the field and the reason why they cannot stand there.
+    """
+    if spec.method.uplink:
+        algorithm = _told(spec, "uplink", lambda text: _with_links(algorithm, text, population))
+    if spec.method.aggregate:
+        algorithm = _told(spec, "aggregate", lambda text: _with_rule(algorithm, text))
+    return algorithm
+
+
+def _with_rule(algorithm: Algorithm, text: str) -> Algorithm:
+    on_products = algorithm.aggregate.kind == "products"
+    rules = parse(text, PRODUCT_RULES if on_products else RULES)
+    if len(rules) > 1:
+        raise ValueError("give one rule; norm_bounded(1.0, trimmed_mean(0.2)) holds another")
+    put = robust.on_products if on_products else core.with_aggregate
+    return put(algorithm, rules[0])
+
+
+def _with_links(algorithm: Algorithm, text: str, population: int) -> Algorithm:
+    link = _links(text)
+    if isinstance(link, Ef21):
+        return ef21(algorithm, link.link, population=population)
+    return core.with_uplink(algorithm, link)
+
+
+def _links(text: str) -> Uplink | Ef21:
+    links = parse(text, LINKS)
+    return links[0] if isinstance(links[0], Ef21) and len(links) == 1 else _chained(links)
+
+
+def _told(spec: Spec, name: str, do: Callable[[str], Any]) -> Any:
+    """What `do` makes of a field; what it refuses is said with the field and its value."""
+    text = getattr(spec.method, name)
+    try:
+        return do(text)
+    except ValueError as error:
+        raise ValueError(f"{name}={text}: {error}") from error
