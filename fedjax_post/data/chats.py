@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from fedjax_post.data.columns import Columns, is_empty
-from fedjax_post.data.messages import Turn, is_chat, read_tools, read_turn, read_turns
+from fedjax_post.data.messages import Turn, is_chat, is_turn, read_tools, read_turn, read_turns
 from fedjax_post.data.text import text_of
 
 Row = Mapping[str, Any]
@@ -103,7 +103,7 @@ def _parts(row: Row, columns: Columns, response: str | None) -> tuple[list[Turn]
     value = row[response]
     if is_chat(value):
         answer = read_turns(value, response)
-    elif isinstance(value, dict):
+    elif is_turn(value):
         answer = [read_turn(value, response)]
     else:
         text = response_text(row, columns._replace(response=response))

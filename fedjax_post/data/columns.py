@@ -54,6 +54,9 @@ REFUSED = {
     "kto_tag": "keep the rows that are to be learned, and remove the column",
 }
 
+# Whose numbers and truth values are not text: kept as JSON text, wherever they stand in a row.
+STRUCTURES = ("tools", "tool_calls", "function_call")
+
 
 def find_columns(names: Sequence[str], wanted: Columns = Columns()) -> Columns:  # noqa: B008
     """Returns the column of each role, as wanted or by its usual name.

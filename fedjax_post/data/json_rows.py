@@ -7,7 +7,8 @@
 | one object that is a row: a chat, or a prompt with its response | itself |
 | another object, of whose values exactly one is a list or dict of objects | these objects |
 
-Numbers and `true`, `false` become their source text, `null` and Python's `NaN` become None. Only
+Numbers and `true`, `false` become their source text, `null` and Python's `NaN` become None;
+functions and calls (`STRUCTURES`) stay JSON text. Only
 the last kind of text is held in memory whole.
 """
 
@@ -17,7 +18,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, TextIO
 
-from fedjax_post.data.columns import find_columns
+from fedjax_post.data.columns import STRUCTURES, find_columns
 
 Numbered = tuple[int, dict[str, Any]]  # the line on which a row begins, from 1, and the row
 
@@ -51,21 +52,50 @@ def json_rows(text: TextIO) -> Iterator[Numbered]:
         yield line, _row(line, value)
 
 
+class _Number(str):
+    """A number as it is written."""
+
+
 def as_text(value: Any, depth: int = 0) -> Any:
-    """Returns a JSON value whose scalars are text or None.
+    """Returns a JSON value whose scalars are text or None, and functions and calls JSON text.
 
     Raises:
       ValueError: for what is nested more than 64 deep.
     """
-    if value is None or isinstance(value, str):
-        return value
+    if value is None:
+        return None
+    if isinstance(value, str):
+        return str(value)
     if isinstance(value, bool):
         return "true" if value else "false"
     if depth == _DEEPEST:
         raise ValueError(f"lists and objects stand more than {_DEEPEST} deep within each other")
     if isinstance(value, list):
         return [x if type(x) is str else as_text(x, depth + 1) for x in value]
-    return {k: x if type(x) is str else as_text(x, depth + 1) for k, x in value.items()}
+    return {
+        k: x
+        if type(x) is str
+        else _as_json(x, depth + 1)
+        if k in STRUCTURES and isinstance(x, list | dict)
+        else as_text(x, depth + 1)
+        for k, x in value.items()
+    }
+
+
+def _as_json(value: Any, depth: int) -> str:
+    """Returns a value as JSON text, numbers as they were written."""
+    if depth == _DEEPEST:
+        raise ValueError(f"lists and objects stand more than {_DEEPEST} deep within each other")
+    if isinstance(value, list):
+        return f"[{', '.join(_as_json(x, depth + 1) for x in value)}]"
+    if isinstance(value, dict):
+        pairs = (f"{_quoted(key)}: {_as_json(x, depth + 1)}" for key, x in value.items())
+        return f"{{{', '.join(pairs)}}}"
+    return str(value) if isinstance(value, _Number) else _quoted(value)
+
+
+def _quoted(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 class _Buffer:
@@ -212,7 +242,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 _DECODER = json.JSONDecoder(
     object_pairs_hook=_object,
-    parse_float=str,
-    parse_int=str,
+    parse_float=_Number,
+    parse_int=_Number,
     parse_constant=lambda name: None if name == "NaN" else name,
 )

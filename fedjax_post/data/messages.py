@@ -52,11 +52,14 @@ class Turn(NamedTuple):
     learned: bool  # of an answer; False for every other turn
 
 
+def is_turn(value: Any) -> bool:
+    """Whether a cell is a turn, and not another object."""
+    return isinstance(value, dict) and bool(value.keys() & {"role", "from"})
+
+
 def is_chat(value: Any) -> bool:
     """Whether a cell is a list of turns, and not a text or its parts."""
-    return isinstance(value, list) and any(
-        isinstance(turn, dict) and turn.keys() & {"role", "from"} for turn in value
-    )
+    return isinstance(value, list) and any(map(is_turn, value))
 
 
 def read_turns(value: Any, column: str) -> list[Turn]:

@@ -134,8 +134,8 @@ def fill(form: Form | None, row: Row, columns: Columns, *, mark: Callable[[str],
 
 def _cell(row: Row, name: str, columns: Columns) -> str:
     """Returns the text of a column that a form names."""
-    column = getattr(columns, name, None) or name
-    if column not in row:
+    column = name if name in row else columns._asdict().get(name)
+    if column is None:
         raise ValueError(f"template names {{{name}}}, which is no column; there are {listed(row)}")
     text = text_of(row[column], column)
     if text is None and column not in (columns.context, columns.system, columns.history):

@@ -159,12 +159,12 @@ def _tell(notes: Notes, row: np.ndarray, made: "Dataset", *, origin: Origin) -> 
         )
     if notes.spelled_rows:
         _LOG.warning(
-            "%d rows spell control tokens in their text, such as row %d; they are read as text",
+            "%d rows spell control tokens in their text, such as row %s; they are read as text",
             *(notes.spelled_rows, origin.row(row[_numbers(made, "spelled")][0])),
         )
     if notes.unlike_prompts:
         _LOG.warning(
-            "in %d rows, such as row %d, the prompt has other tokens than where it stands alone, "
+            "in %d rows, such as row %s, the prompt has other tokens than where it stands alone, "
             "as a server would write it",
             *(notes.unlike_prompts, origin.row(row[_numbers(made, "unlike")][0])),
         )

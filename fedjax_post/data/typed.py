@@ -6,6 +6,7 @@
 | whole numbers | their digits |
 | categories, `ClassLabel` included | the category's name |
 | lists and objects of these | lists and objects of text |
+| functions and calls of them (`STRUCTURES`) | their JSON text |
 | all else: fractions, booleans, dates, bytes, images | refused, since it has several spellings |
 
 Only columns that are used are looked at.
@@ -13,16 +14,18 @@ Only columns that are used are looked at.
 
 import functools
 import itertools
+import json
 import numbers
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from fedjax_post.data.columns import STRUCTURES
 from fedjax_post.data.stored import batch_of, features_of, grown
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-_VERSION = 1  # of what the cache on disk holds; raise it when `_text` changes
+_VERSION = 2  # of what the cache on disk holds; raise it when `_text` changes
 _REMEDY = "convert it to text, since it has several spellings"
 
 
@@ -45,7 +48,7 @@ def from_memory(rows: Iterable[Mapping[str, Any]]) -> "Dataset":
     for name in dict.fromkeys(itertools.chain.from_iterable(rows)):
         cells = [row.get(name) for row in rows]
         try:
-            block = [{name: _text(cell)} for cell in cells]
+            block = [_text({name: cell}) for cell in cells]
         except TypeError:
             arrays[name] = _typed(name, cells)
             fields[name] = pa.field(name, arrays[name].type)
@@ -116,7 +119,7 @@ def _converted(
             try:
                 if name in flat and isinstance(cell, list | dict):
                     raise TypeError("a list" if isinstance(cell, list) else "an object")
-                found[name].append(_text(cell, feature))
+                found[name].append(_text({name: cell}, {name: feature})[name])
             except TypeError as error:
                 raise ValueError(
                     f"row {row_fn(place)}: column {name} holds {error}; {_REMEDY}"
@@ -143,7 +146,12 @@ def _text(value: Any, feature: Any = None) -> Any:
         return [_text(item, inner) for item in value]
     if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
         inner = feature if isinstance(feature, dict) else {}
-        return {key: _text(item, inner.get(key)) for key, item in value.items()}
+        return {
+            key: json.dumps(item, ensure_ascii=False)
+            if key in STRUCTURES and isinstance(item, list | dict)
+            else _text(item, inner.get(key))
+            for key, item in value.items()
+        }
     raise TypeError(f"{str(value)[:40]!r} of type {type(value).__name__}")
 
 

@@ -101,3 +101,38 @@ def test_published_pairs_load(test_data, chat_tokenizer, name):
         found.as_posix(), chat_tokenizer, text=text, population=POPULATION, **VISITS
     )
     assert len(loaded.clients.table.length) + len(loaded.heldout.length) >= len(rows)
+
+
+def test_a_pair_is_kept_or_left_out_whole(chat_tokenizer):
+    def chat(question, answer):
+        return [turn("user", question), turn("assistant", answer)]
+
+    long = "long " * 20
+    rows = [
+        {"chosen": chat(long, "A0"), "rejected": chat("q", "R0")},
+        {"chosen": chat("q", "A1"), "rejected": chat(long, "R1")},
+        {"chosen": chat("q", "A2"), "rejected": chat("q", "R2")},
+    ]
+    population = Population(partition="iid", num_clients=1, heldout_fraction=0.0)
+    loaded = load_pairs(
+        rows, chat_tokenizer, text=Text(max_length=40), population=population, **VISITS
+    )
+    batches = loaded.clients.visit(0, np.random.default_rng(0)).batches
+    pair = zip(batches["tokens"][0, 0], batches["loss_mask"][0, 0], strict=True)
+    assert [chat_tokenizer.decode(row[mask]) for row, mask in pair] == ["A2</s>", "R2</s>"]
+    assert loaded.report["dropped"] == 2
+    assert len(loaded.clients.table.length) == len(loaded.clients.rejected.length) == 1
+
+
+def test_texts_that_hold_their_prompt_are_refused_with_a_remedy(tokenizer):
+    rows = [{"chosen": "Human: a Assistant: b", "rejected": "Human: a Assistant: c"}] * 8
+    with pytest.raises(ValueError, match="no prompt column.*write it into a column prompt"):
+        load_pairs(rows, tokenizer, population=POPULATION, **VISITS)
+
+
+def test_an_empty_side_of_the_first_row_is_named(chat_tokenizer):
+    rows = [last_messages(i) for i in range(8)]
+    rows[0]["rejected"] = None
+    population = Population(partition="iid", num_clients=1, heldout_fraction=0.0)
+    with pytest.raises(ValueError, match="row 0: column rejected holds no response"):
+        load_pairs(rows, chat_tokenizer, population=population, **VISITS)

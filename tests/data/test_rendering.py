@@ -1,7 +1,5 @@
 """Laws of chats in tokens: the library's own tokens, each answer as it is served."""
 
-import copy
-
 import numpy as np
 import pytest
 
@@ -15,6 +13,8 @@ CHAT = [
     {"role": "user", "content": "How  are\n\nyou, 你好?"},
     {"role": "assistant", "content": "\nFine, thanks 😀 ."},
 ]
+BOS = {"qwen2": {"bos_token": "<|endoftext|>"}, "stories": {}}
+ENDS = {"CHATML": "<|im_end|>", "MISTRAL": "</s>"}  # of turns
 CALL = {"name": "weather", "arguments": {"city": "Oslo", "days": 3}}
 CALLING = [
     {"role": "user", "content": "Weather?"},
@@ -26,18 +26,23 @@ SCHEMA = {"type": "function", "function": {"name": "weather", "parameters": {"ty
 
 
 @pytest.fixture(scope="module")
-def load(test_data):
-    """Real tokenizers with other templates; qwen2 is byte-level, stories is SentencePiece."""
+def tokenizers(test_data):
+    """Real tokenizers: qwen2 is byte-level, stories is SentencePiece."""
     from transformers import AutoTokenizer
 
     folders = {"qwen2": "tokenizers/qwen2", "stories": "models/stories260K"}
-    loaded = {name: AutoTokenizer.from_pretrained(test_data / f) for name, f in folders.items()}
+    return {name: AutoTokenizer.from_pretrained(test_data / f) for name, f in folders.items()}
+
+
+@pytest.fixture
+def load(tokenizers, monkeypatch):
+    """Gives a tokenizer another template, and other special tokens, for one test."""
 
     def make(name, template, **tokens):
-        tokenizer = copy.deepcopy(loaded[name])
-        tokenizer.chat_template = template
+        tokenizer = tokenizers[name]
+        monkeypatch.setattr(tokenizer, "chat_template", template)
         for attribute, token in tokens.items():
-            setattr(tokenizer, attribute, token)
+            monkeypatch.setattr(tokenizer, attribute, token)
         return tokenizer
 
     return make
@@ -62,33 +67,25 @@ def learned(tokenizer, row):
 @pytest.mark.parametrize("name", ["qwen2", "stories"])
 @pytest.mark.parametrize("template", ["CHATML", "GEMMA", "MISTRAL", "LLAMA_3"])
 def test_tokens_are_those_of_the_library_one_by_one(load, name, template):
-    tokenizer = load(name, getattr(published, template), bos_token="<|endoftext|>") if (
-        name == "qwen2"
-    ) else load(name, getattr(published, template))  # fmt: skip
+    tokenizer = load(name, getattr(published, template), **BOS[name])
     (row,) = encode(tokenizer, {"messages": CHAT})
     theirs = tokenizer.apply_chat_template(CHAT, return_dict=False)
     ours = ids_of(row)
-    end = [tokenizer.eos_token_id]
-    assert ours == theirs[: len(ours)] or (
-        ours[:-1] == theirs[: len(ours) - 1] and ours[-1:] == end
-    )
+    if ENDS.get(template) != tokenizer.eos_token and ours != theirs[: len(ours)]:
+        assert ours.pop() == tokenizer.eos_token_id
+    assert ours == theirs[: len(ours)]
     assert not tokenizer.decode(theirs[len(ours) :]).strip()  # but for trailing white space
 
 
 @pytest.mark.parametrize("name", ["qwen2", "stories"])
 @pytest.mark.parametrize("template", ["CHATML", "GEMMA", "LLAMA_3"])
 def test_the_prompt_is_what_a_server_gives(load, name, template):
-    tokenizer = load(name, getattr(published, template))
-    if name == "qwen2":
-        tokenizer.bos_token = "<|endoftext|>"
+    tokenizer = load(name, getattr(published, template), **BOS[name])
     answered = [*CHAT[:3], {"role": "assistant", "content": "Fine."}]
     (row,) = encode(tokenizer, {"messages": answered})
-    served = tokenizer.apply_chat_template(
-        CHAT[:3], add_generation_prompt=True, return_dict=False
-    )  # fmt: skip
-    unlike = ids_of(row)[: row["prompt_length"]] != served
-    assert unlike == row["unlike"]
-    assert not unlike or (name, template) == ("qwen2", "LLAMA_3")  # "\n\n" before a word is two
+    served = tokenizer.apply_chat_template(CHAT[:3], add_generation_prompt=True, return_dict=False)
+    assert ids_of(row)[: row["prompt_length"]] == served
+    assert not row["unlike"]
 
 
 def test_a_token_over_the_boundary_is_learned_and_counted(load):
@@ -102,9 +99,7 @@ def test_a_token_over_the_boundary_is_learned_and_counted(load):
 def test_generation_tags_give_the_mask_of_the_library(load):
     tokenizer = load("qwen2", published.CHATML_MARKED)
     (row,) = encode(tokenizer, {"messages": CHAT})
-    theirs = tokenizer.apply_chat_template(
-        CHAT, return_dict=True, return_assistant_tokens_mask=True
-    )
+    theirs = tokenizer.apply_chat_template(CHAT, return_assistant_tokens_mask=True)
     size = len(row["tokens"])
     assert ids_of(row) == theirs["input_ids"][:size]
     assert (row["tokens"] < 0).tolist() == [m == 1 for m in theirs["assistant_masks"][:size]]
@@ -150,12 +145,9 @@ def test_control_tokens_that_a_row_spells_are_read_as_the_library_sanitises_them
 
 def test_history_that_is_written_otherwise_gives_a_row_for_each_answer(load):
     tokenizer = load("qwen2", published.QWEN_3)
-    rows = encode(
-        tokenizer,
-        {"messages": CHAT, "who": "x"},
-        Columns(None, None, None, "messages", client="who"),
-    )
-    assert [row["client"] if "client" in row else row["who"] for row in rows] == ["x", "x"]
+    columns = Columns(messages="messages", client="who")
+    rows = encode(tokenizer, {"messages": CHAT, "who": "x"}, columns)
+    assert [row["who"] for row in rows] == ["x", "x"]
     for row, size in zip(rows, (2, 4), strict=True):
         whole = tokenizer.apply_chat_template(CHAT[:size], return_dict=False)
         assert ids_of(row) == whole[: len(row["tokens"])]
@@ -195,8 +187,8 @@ def test_a_chat_may_begin_with_an_answer(load):
 
 SYSTEM = {"role": "system", "content": "Be kind."}
 DROPPING = (
-    "{% for m in messages %}{% if m.role != 'tool' %}{{ m.role }}: {{ m.content }}\n"
-    "{% endif %}{% endfor %}"
+    "{% for m in messages %}{% if m.role != 'tool' %}"
+    "{{ m.role + m.content }}{% endif %}{% endfor %}"
 )
 
 

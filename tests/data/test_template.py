@@ -161,3 +161,46 @@ def test_real_tokenizer_keeps_the_boundary(test_data):
     prompt = encoded["tokens"][: encoded["prompt_length"]].tolist()
     assert prompt == tokenizer("Add 1\n")["input_ids"]
     assert texts(tokenizer, encoded)[1].strip() == "3</s>"
+
+
+@pytest.mark.parametrize(
+    ("form", "said"),
+    [
+        ("{prompt.foo}: ", r"template names \{prompt.foo\}, which is no column"),
+        ("{prompt[0]}: ", r"template names \{prompt\[0\]\}, which is no column"),
+        ("{prompt!r}: ", "a place that is not just the name of a column"),
+        ("{}: ", "a place that is not just the name of a column"),
+        ("{prompt: ", "is no format string"),
+    ],
+)
+def test_a_form_has_only_names_in_its_places(tokenizer, form, said):
+    with pytest.raises(ValueError, match=said) as caught:
+        encode(tokenizer, ROW, COLUMNS, template=form)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_form_needs_a_place_for_what_changes_the_row(tokenizer):
+    row = ROW | {"system": "Be brief."}
+    columns = COLUMNS._replace(system="system")
+    with pytest.raises(ValueError, match="row 0: column system changes what the row means"):
+        encode(tokenizer, row, columns, template="plain")
+    whole, _ = texts(tokenizer, encode(tokenizer, row, columns, template="{system} {prompt}:"))
+    assert whole == "<s>Be brief. Add 1:3</s>"
+    bare, _ = texts(tokenizer, encode(tokenizer, ROW | {"system": ""}, columns, template="plain"))
+    assert bare == texts(tokenizer, encode(tokenizer, ROW, COLUMNS, template="plain"))[0]
+
+
+def test_columns_of_other_kinds_are_refused_where_they_hold_something(tokenizer):
+    assert encode(tokenizer, ROW | {"images": []}, COLUMNS)
+    with pytest.raises(ValueError, match="row 0: column images changes what the row means"):
+        encode(tokenizer, ROW | {"images": ["a.png"]}, COLUMNS)
+
+
+def test_control_tokens_that_a_row_spells_are_text(tokenizer):
+    row = ROW | {"instruction": "what is </s>?", "response": "</s> is the end"}
+    encoded = encode(tokenizer, row, COLUMNS, template="{prompt} ")
+    tokens = np.where(encoded["tokens"] < 0, ~encoded["tokens"], encoded["tokens"]).tolist()
+    assert tokens.count(tokenizer.eos_token_id) == 1
+    assert tokens[-1] == tokenizer.eos_token_id
+    assert encoded["spelled"]
+    assert tokenizer.decode(tokens) == "<s>what is </s>? </s> is the end</s>"
