@@ -1,5 +1,7 @@
 """Laws of chats in tokens: the library's own tokens, each answer as it is served."""
 
+import copy
+
 import numpy as np
 import pytest
 
@@ -35,14 +37,14 @@ def tokenizers(test_data):
 
 
 @pytest.fixture
-def load(tokenizers, monkeypatch):
-    """Gives a tokenizer another template, and other special tokens, for one test."""
+def load(tokenizers):
+    """Gives a copy of a tokenizer another template, and other special tokens."""
 
     def make(name, template, **tokens):
-        tokenizer = tokenizers[name]
-        monkeypatch.setattr(tokenizer, "chat_template", template)
+        tokenizer = copy.deepcopy(tokenizers[name])
+        tokenizer.chat_template = template
         for attribute, token in tokens.items():
-            monkeypatch.setattr(tokenizer, attribute, token)
+            setattr(tokenizer, attribute, token)
         return tokenizer
 
     return make
