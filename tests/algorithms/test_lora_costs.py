@@ -28,6 +28,7 @@ from fedjax_post.simulate.cohort import data_rng
 from fedjax_post.simulate.visit import contexts_of, fresh_states, visit
 from fedjax_post.testing import toy_lora
 from fedjax_post.testing.models import tiny_model
+from tests.cohorts import by_round
 
 
 @pytest.mark.parametrize("name", LORA)
@@ -96,12 +97,6 @@ def test_full_ranks_are_billed_as_the_messages_shapes(name):
     per_client = fp.simulate.wire_bytes_of(algorithm, toy_lora.toy_model(), clients, params)
     assert record["bytes_down"] == 6 * per_client.down
     assert record["bytes_up"] == 6 * per_client.up
-
-
-def by_round(cohorts):
-    """A sampler that returns the given cohorts, in order; the first is asked for twice."""
-    asked = iter([cohorts[0], *cohorts])
-    return lambda population, rng: np.array(next(asked))
 
 
 ALL = list(range(6))

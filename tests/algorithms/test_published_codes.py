@@ -25,6 +25,7 @@ import fedjax_post as fp
 from fedjax_post import core
 from fedjax_post.core import ClientData, engine, uniformly
 from fedjax_post.simulate.personal import read_clients
+from tests.cohorts import by_round
 
 CLIENTS, EXAMPLES, FEATURES, CLASSES = 3, 4, 2, 3
 X = np.float32(1.5 * np.sin(1 + 0.9 * np.arange(24))).reshape(CLIENTS, EXAMPLES, FEATURES)
@@ -53,11 +54,8 @@ def gradient(params, client):
 
 def play(algorithm, cohorts, *, clients=None, start=START, directory=None):
     """The last state; three full-batch steps a visit unless `clients` says otherwise."""
-    asked = iter([cohorts[0], *cohorts])
     clients = clients or fp.ArrayClients(ARRAYS, batch_size=EXAMPLES, local_steps=3)
-    plan = fp.Plan(
-        sampler=lambda population, rng: np.array(next(asked)), chunk_size=2, directory=directory
-    )
+    plan = fp.Plan(sampler=by_round(cohorts), chunk_size=2, directory=directory)
     start = jax.tree.map(jnp.asarray, start)
     rounds = len(cohorts)
     return list(fp.run(algorithm, None, clients, params=start, rounds=rounds, plan=plan))[-1][0]

@@ -1,5 +1,6 @@
 """Arguments of a factory are given what their annotations say; all others are its own flags."""
 
+import dataclasses
 import functools
 import inspect
 
@@ -9,9 +10,10 @@ import pytest
 
 from algorithms import ALGORITHMS, fed_avg
 from algorithms.references import central
-from experiments import factories, flags, methods
+from experiments.flags.parse import _defined
 from fedjax_post.core import world
 from fedjax_post.core.algorithm import Algorithm
+from fedjax_post.study import Method, Spec, factories, methods
 
 
 def named_otherwise(tx: world.ClientTx, loss: world.LossFn, *, share: float = 0.3):
@@ -19,18 +21,16 @@ def named_otherwise(tx: world.ClientTx, loss: world.LossFn, *, share: float = 0.
     return fed_avg(loss, tx)
 
 
-def parse(factory, *args):
-    """The flags of a program that has one more algorithm."""
-    known = {**ALGORITHMS, "own": factory}
-    options = flags.define(known)
-    options(["", "--algorithm=own", *args])
-    factories.check_taken(options, known)
-    methods.fill_defaults(options, factory)
-    return options
+def method_of(factory, **fields):
+    """The method of an experiment, its arguments filled in."""
+    spec = Spec(method=Method(factory, **fields))
+    factories.check_taken(spec, factory)
+    params = factories.filled_params(spec.method, factory)
+    return dataclasses.replace(spec.method, params=params)
 
 
 def test_arguments_are_given_by_annotation_whatever_their_names():
-    options = parse(named_otherwise, "--client_lr=0.5", "--share=0.1")
+    method = method_of(named_otherwise, client_lr=0.5, params={"share": 0.1})
     seen = {}
 
     @functools.wraps(named_otherwise)
@@ -39,7 +39,7 @@ def test_arguments_are_given_by_annotation_whatever_their_names():
         return named_otherwise(**given)
 
     offered = {"LossFn": len, "ClientTx": optax.sgd(1.0), "ServerLr": 3.0}
-    factories.build(spy, options, offered)
+    factories.build(spy, method, offered)
     assert seen == {"loss": len, "tx": offered["ClientTx"], "share": 0.1}
 
 
@@ -47,8 +47,8 @@ def test_flags_that_feed_an_annotation_belong_to_those_that_have_it():
     assert factories.takes(named_otherwise, "client_optimizer")
     assert factories.takes(named_otherwise, "share")
     assert not factories.takes(named_otherwise, "server_lr")
-    with pytest.raises(ValueError, match="--server_lr=1.0: --algorithm=own does not take it"):
-        parse(named_otherwise, "--server_lr=1")
+    with pytest.raises(ValueError, match="server_lr=1.0: method=named_otherwise does not take it"):
+        method_of(named_otherwise, server_lr=1.0)
 
 
 @pytest.mark.parametrize("name", ["seed", "lora_rank", "num_rounds"])
@@ -64,12 +64,12 @@ def test_an_argument_with_the_name_of_another_flag_is_refused(name):
     ]
     own.__signature__ = inspect.Signature(parameters)
     with pytest.raises(ValueError, match=f"its argument {name} would be the flag --{name}.*own_"):
-        parse(own)
+        _defined({**ALGORITHMS, "own": own}, ())
 
 
 def test_a_bare_name_is_given_nothing():
     with pytest.raises(ValueError, match="nothing says what its argument loss_fn is given.*LossFn"):
-        parse(lambda loss_fn, *, keep=0.3: fed_avg(loss_fn, optax.sgd(0.1)))
+        method_of(lambda loss_fn, *, keep=0.3: fed_avg(loss_fn, optax.sgd(0.1)))
 
 
 def test_annotations_may_be_text_and_optional():
@@ -85,9 +85,8 @@ def test_a_step_size_of_the_server_that_is_missing_is_asked_for():
         del eta
         return fed_avg(loss_fn, optax.sgd(0.1))
 
-    with pytest.raises(ValueError, match="--algorithm=own needs --server_lr"):
-        parse(own)
-    assert parse(own, "--server_lr=0.5").server_lr == 0.5
+    with pytest.raises(ValueError, match="method=own needs `server_lr`"):
+        methods._usual_server_lr(Method(own), own)
 
 
 def test_a_factory_that_returns_nothing_is_refused():
@@ -95,7 +94,7 @@ def test_a_factory_that_returns_nothing_is_refused():
         del loss_fn
 
     with pytest.raises(TypeError, match="algorithm must be an Algorithm, got None; return one"):
-        factories.build(own, parse(own), {"LossFn": len})
+        factories.build(own, method_of(own), {"LossFn": len})
 
 
 def test_ditto_goes_around_a_factory_of_other_names():

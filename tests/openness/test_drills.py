@@ -45,7 +45,13 @@ def test_after_a_shutdown_a_run_stands_where_it_stood(tmp_path):
     algorithm = algorithms.fed_avg(toy_loss, optax.sgd(0.05))
 
     def play(rounds, sampler, resume):
-        plan = fp.Plan(sampler=sampler, directory=tmp_path, resume=resume, chunk_size=3)
+        plan = fp.Plan(
+            sampler=sampler,
+            directory=tmp_path,
+            resume=resume,
+            chunk_size=3,
+            may_differ=("cohorts",),
+        )
         run = fp.run(
             algorithm, toy_model(), toy_clients(), params=toy_params(), rounds=rounds, plan=plan
         )
