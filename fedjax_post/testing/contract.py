@@ -294,4 +294,7 @@ def _loss_reached(case: Case) -> float:
 
 def _assert_close(one: PyTree, other: PyTree) -> None:
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
-        np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=2e-5, atol=2e-6)
+        a, b = np.asarray(a), np.asarray(b)
+        # sums of another order are off by rounding of the largest terms
+        size = max(1.0, float(np.abs(b).max(initial=0, where=np.isfinite(b)))) if b.size else 1.0
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6 * size)
