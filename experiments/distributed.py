@@ -73,19 +73,6 @@ def join(line: CommandLine) -> None:
     _check_same(line)
 
 
-def check_joined(line: CommandLine) -> None:
-    """Refuses the flags in a program that has not met the other processes.
-
-    Raises:
-      ValueError: naming the flag.
-    """
-    if given(line.values) and not jax.distributed.is_initialized():
-        raise ValueError(
-            f"{given(line.values)[0]}: this program runs in one process; start its runs one by one "
-            "with experiments.train, or leave the flag out"
-        )
-
-
 def _meet(line: CommandLine, failed: list[Exception]) -> None:
     named = {name: line.values[name].value for name in _BY_HAND}
     try:
