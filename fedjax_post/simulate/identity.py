@@ -7,7 +7,6 @@ of rounds.
 
 import hashlib
 from collections.abc import Callable, Mapping
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -16,9 +15,7 @@ import numpy as np
 
 from fedjax_post.core.algorithm import PyTree
 from fedjax_post.data.clients import Clients, fingerprint_of
-from fedjax_post.simulate import asynchronous
-from fedjax_post.simulate.cohort import draw
-from fedjax_post.simulate.speeds import equal
+from fedjax_post.simulate.visits import steps
 
 if TYPE_CHECKING:
     from fedjax_post.simulate.run import Plan
@@ -102,14 +99,8 @@ def _bits(x: jax.Array) -> jax.Array:
 def _cohorts(plan: "Plan", population: int) -> str:
     """A hash of who is visited in the first rounds, by sampler or by speeds."""
     told = hashlib.sha256()
-    if plan.buffer is None:
-        for round in range(_ROUNDS):
-            cohort = draw(plan.sampler, population, seed=plan.seed, round=round)
-            told.update(np.asarray(cohort, "<i8").tobytes() + b";")
-        return told.hexdigest()[:16]
-    speeds = plan.speeds or equal()
-    every = asynchronous.steps(plan.buffer, speeds, population=population, seed=plan.seed)
-    for step in islice(every, _ROUNDS):
+    for step in steps(plan, population, range(_ROUNDS)):
         for round, ids in step.began:
-            told.update(np.asarray([round, *ids], "<i8").tobytes() + b";")
+            named = ids if plan.buffer is None else [round, *ids]
+            told.update(np.asarray(named, "<i8").tobytes() + b";")
     return told.hexdigest()[:16]

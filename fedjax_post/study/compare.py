@@ -5,13 +5,12 @@ sweep(spec, {"method.client_lr": [0.1, 0.3]}, seeds=(0, 1)).plot()
 """
 
 import itertools
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedjax_post.report import comparison
-from fedjax_post.study import cells
+from fedjax_post.study import cells, folder
 from fedjax_post.study.spec import Spec
 
 
@@ -66,7 +65,7 @@ def compare(
     Raises:
       ValueError, OSError, AccessError: for input that will not do, before any run is started.
     """
-    directory = Path(directory or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-comparison")
+    directory = Path(directory or folder.fresh("comparison"))
     labelled = cells.labelled(specs)
     planned = cells.planned(labelled, seeds, directory)
     cells.check(planned)

@@ -1,6 +1,5 @@
 """Autonomy drills: what methods lose when whoever hosts the model stops, changes or refuses."""
 
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,7 +51,7 @@ def drills(
     """
     if wrong := [name for name in chosen if name not in faults_of.DRILLS] or not chosen:
         raise ValueError(f"drills={wrong or chosen}: give some of {', '.join(faults_of.DRILLS)}")
-    directory = Path(directory or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-drills")
+    directory = Path(directory or folder.fresh("drills"))
     planned = cells.planned(cells.labelled(specs), seeds, directory)
     found = Drilled(directory, carry_out(planned, chosen, settings, show=show))
     told = {"command": command, "rows": found.rows}

@@ -3,7 +3,6 @@
 ladder({"lora": Rung(spec, "open"), "fed_bpt": Rung(closed, "closed")}, title="my task")
 """
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -77,7 +76,7 @@ def ladder(
     Raises:
       ValueError, OSError, AccessError: for input that will not do, before any run is started.
     """
-    directory = Path(directory or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-ladder")
+    directory = Path(directory or folder.fresh("ladder"))
     _check(rungs)
     cells.check_seeds(seeds)
     planned = plan_cells(rungs, seeds, bases or {}, directory)
