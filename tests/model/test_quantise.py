@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from fedjax_post.adapters.lora import add_lora, linear_layers, lora_delta, merge_lora
-from fedjax_post.hub import weights
+from fedjax_post.hub import tensors, weights
 from fedjax_post.hub.families import FAMILIES, read_config
 from fedjax_post.hub.load import load_model, num_parameters, save_model
 from fedjax_post.model.codes import NF4, decode, encode
@@ -96,7 +96,7 @@ def test_quantising_while_loading_is_quantising_what_was_loaded(
     tmp_path, monkeypatch, kind, dtype, family
 ):
     """In strips that do not divide a layer, stored transposed or not."""
-    monkeypatch.setattr(weights, "STRIP", 1000)
+    monkeypatch.setattr(tensors, "STRIP", 1000)
     raw = {"model_type": family, "vocab_size": 32, **SHAPES[family]}
     shapes = weights.expected_tensors(FAMILIES[family], read_config(raw))
     save_file(seeded_tensors(shapes, 0), tmp_path / "model.safetensors")

@@ -26,7 +26,8 @@ PACKED = BATCH | {"segments": jnp.broadcast_to(jnp.repeat(jnp.array([1, 2]), 4),
 PAIRS = jax.tree.map(lambda leaf: leaf.reshape(2, 2, 8), BATCH)
 ANSWERS = BATCH | {
     "advantages": jnp.array([1.0, -1.0, 0.5, -0.5]),
-    "old_log_probs": jnp.full((4, 7), -3.5),
+    # Some ratios are clipped, and none crosses an end of the clip within the differences below.
+    "old_log_probs": jnp.full((4, 7), -2.5),
 }
 
 
