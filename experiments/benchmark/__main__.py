@@ -29,7 +29,7 @@ SUITES = {
     "memory": "peak memory, from the compiler",
     "population": "a million clients against a thousand",
     "startup": "imports, and the way to the first round",
-    "models": "loading a checkpoint, plain and quantised, and compiling its depth",
+    "models": "loading a checkpoint, plain and quantized, and compiling its depth",
     "sweep": "eight settings in one program against one run",
     "devices": "eight simulated devices against one",
     "gpu": "tokens per second, utilisation and memory on an accelerator",

@@ -15,7 +15,7 @@ from fedjax_post.adapters.lora import add_lora
 from fedjax_post.core import engine
 from fedjax_post.core.wire import num_bytes
 from fedjax_post.model.config import DecoderConfig
-from fedjax_post.model.quantise import quantise_model
+from fedjax_post.model.quantize import quantize_model
 from fedjax_post.model.views import init_model
 from fedjax_post.objectives.sft import sft_loss
 from fedjax_post.simulate.cohort import data_rng
@@ -27,7 +27,7 @@ _FEW, _MANY = 4, 16  # clients side by side
 
 
 def measure(settings: Settings) -> Iterator[Figure]:
-    """Peaks against cohort and chunk, with and without rematerialisation, and quantised."""
+    """Peaks against cohort and chunk, with and without rematerialisation, and quantized."""
     shape = TINY if settings.tiny else MEDIUM
     variants = {
         "recomputing": ("none", True),
@@ -42,7 +42,7 @@ def measure(settings: Settings) -> Iterator[Figure]:
 def _variant(name: str, shape: dict[str, Any], *, kind: str, remat: bool) -> Iterator[Figure]:
     model = init_model(DecoderConfig(**shape, remat=remat), jax.random.key(0))
     if kind != "none":
-        model = quantise_model(model, kind)
+        model = quantize_model(model, kind)
     job = Job("random", length=128, num_clients=64, batch_size=4, local_steps=4)
     rank = min(8, shape["head_dim"])
     model, params = add_lora(model, jax.random.key(0), rank=rank, alpha=16)

@@ -52,11 +52,11 @@ import json, resource, sys, time
 import jax
 from fedjax_post.hub.load import load_model, num_parameters
 jax.block_until_ready(jax.numpy.zeros(1) + 1)
-folder, quantise = sys.argv[1:]
+folder, quantize = sys.argv[1:]
 page = resource.getpagesize()
 resident = lambda: int(open("/proc/self/statm").read().split()[1]) * page
 before, began = resident(), time.perf_counter()
-model = jax.block_until_ready(load_model(folder, dtype="bfloat16", quantise=quantise))
+model = jax.block_until_ready(load_model(folder, dtype="bfloat16", quantize=quantize))
 print(json.dumps({
     "seconds": time.perf_counter() - began,
     "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before,
@@ -112,9 +112,9 @@ def write_random(folder: Path, raw: dict[str, Any], *, seed: int = 0) -> int:
     return layer
 
 
-def load_elsewhere(folder: Path, quantise: str) -> dict[str, Any]:
+def load_elsewhere(folder: Path, quantize: str) -> dict[str, Any]:
     """Loads a folder in a process of its own; returns seconds and bytes."""
-    command = [sys.executable, "-c", _LOAD, str(folder), quantise]
+    command = [sys.executable, "-c", _LOAD, str(folder), quantize]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     return json.loads(done.stdout)
 
@@ -127,7 +127,7 @@ def _codes(settings: Settings) -> Iterator[Figure]:
     tokens = sample(exact, {}, start, start > 0, rule=rule, key=jax.random.key(0))
     logits = exact.logits({}, tokens)
     for kind in KINDS:
-        model = load_model(settings.model, dtype="bfloat16", quantise=kind)
+        model = load_model(settings.model, dtype="bfloat16", quantize=kind)
         share = num_bytes(model.variables) / num_bytes(exact.variables)
         found = model.logits({}, tokens)
         same = float((found.argmax(-1) == logits.argmax(-1)).mean())

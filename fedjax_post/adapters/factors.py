@@ -47,7 +47,7 @@ def split(params: PyTree) -> Factors:
         held = sorted(params) if isinstance(params, dict) else type(params).__name__
         raise ValueError(
             f"this algorithm federates the factors of an adapter, got {held}; "
-            "use --adapter=lora or an algorithm for any parameters, such as fed_avg"
+            "use adapter=lora or an algorithm for any parameters, such as fed_avg"
         )
     pick = lambda name: jax.tree.map(lambda pair: pair[name], params["lora"], is_leaf=_is_pair)
     a, b = pick("a"), pick("b")

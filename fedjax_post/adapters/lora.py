@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from fedjax_post.model.quantise import dequantise_model
+from fedjax_post.model.quantize import dequantize_model
 from fedjax_post.model.views import LanguageModel, merge_collections
 
 PyTree = Any
@@ -26,7 +26,7 @@ ALL_LINEAR = "all-linear"
 
 def linear_layers(model: LanguageModel) -> dict[str, tuple[int, int, int]]:
     """Returns `{dotted path: (num_layers, in, out)}` of the layers that can be adapted, sorted."""
-    shapes = jax.eval_shape(dequantise_model, model).variables["params"]["layers"]
+    shapes = jax.eval_shape(dequantize_model, model).variables["params"]["layers"]
     return {
         ".".join(("layers", *path)): kernel.shape
         for path, kernel in sorted(_leaves(shapes, "kernel"), key=lambda item: item[0])
@@ -67,15 +67,15 @@ def add_lora(
         [0, 1), a target that matches no layer, or layers that the model does not have.
     """
     if rank < 1:
-        raise ValueError(f"--lora_rank must be at least 1, got {rank}")
+        raise ValueError(f"`rank` must be at least 1, got {rank}")
     if not 0 <= dropout < 1:
-        raise ValueError(f"--lora_dropout must be in [0, 1), got {dropout}")
+        raise ValueError(f"`dropout` must be in [0, 1), got {dropout}")
     shapes = {name: linear_layers(model)[name] for name in match_layers(model, targets)}
     for name, (_, size_in, size_out) in shapes.items():
         if rank > min(size_in, size_out):
             raise ValueError(
-                f"--lora_rank={rank} exceeds layer {name} of {size_in} x {size_out}; "
-                f"use at most {min(size_in, size_out)} or leave this layer out of --lora_targets"
+                f"rank={rank} exceeds layer {name} of {size_in} x {size_out}; "
+                f"use at most {min(size_in, size_out)} or leave this layer out of `targets`"
             )
     first, last = _check_layers(layers, model.config.num_layers)
     shapes = {name: (last - first, *shape[1:]) for name, shape in shapes.items()}
@@ -104,11 +104,11 @@ def _check_layers(layers: tuple[int, int] | range | None, num_layers: int) -> tu
     if layers is None:
         return 0, num_layers
     if isinstance(layers, range) and layers.step != 1:
-        raise ValueError(f"--lora_layers is one range without gaps, got {layers}")
+        raise ValueError(f"`layers` is one range without gaps, got {layers}")
     first, last = (layers.start, layers.stop) if isinstance(layers, range) else layers
     if not 0 <= first < last <= num_layers:
         raise ValueError(
-            f"--lora_layers={first}:{last} is no part of the model's {num_layers} layers; "
+            f"layers={first}:{last} is no part of the model's {num_layers} layers; "
             "give the first and the one after the last, counted from 0"
         )
     return first, last
@@ -137,13 +137,13 @@ def match_layers(model: LanguageModel, targets: str | Sequence[str]) -> list[str
         return names
     patterns = [targets] if isinstance(targets, str) else list(targets)
     if not patterns:
-        raise ValueError(f"--lora_targets is empty; the linear layers are {names}")
+        raise ValueError(f"`targets` is empty; the linear layers are {names}")
     chosen = set()
     for pattern in patterns:
         found = [n for n in names if n.split(".")[-1] == pattern or _matches(pattern, n)]
         if not found:
             raise ValueError(
-                f"--lora_targets: {pattern!r} matches no linear layer; the layers are {names}, "
+                f"`targets`: {pattern!r} matches no linear layer; the layers are {names}, "
                 f"named by their last part, by a pattern, or all by {ALL_LINEAR!r}"
             )
         chosen.update(found)
@@ -206,7 +206,7 @@ def merge_lora(model: LanguageModel, params: PyTree) -> LanguageModel:
     A prompt is no weight and stays beside them. For export and tests only: in training the
     base stays shared and unmerged.
     """
-    model = dequantise_model(model)
+    model = dequantize_model(model)
     variables = merge_collections(model.variables, params)
     weights = variables["params"]
     at = adapted_layers(model)
@@ -227,7 +227,7 @@ def _matches(pattern: str, name: str) -> bool:
     try:
         return re.fullmatch(pattern, name) is not None
     except re.error as error:
-        raise ValueError(f"--lora_targets: {pattern!r} is no regular expression: {error}") from None
+        raise ValueError(f"`targets`: {pattern!r} is no regular expression: {error}") from None
 
 
 def _leaves(tree: PyTree, name: str, path: tuple[str, ...] = ()):

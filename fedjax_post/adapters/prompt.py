@@ -35,7 +35,7 @@ def add_soft_prompt(model: LanguageModel, key: Array, *, length: int) -> PyTree:
     limit = model.config.max_positions
     if not 1 <= length < limit:
         raise ValueError(
-            f"--prompt_length must be at least 1 and below the model's context of {limit}, "
+            f"`prompt_length` must be at least 1 and below the model's context of {limit}, "
             f"got {length}"
         )
     tokens = jax.random.randint(key, (1, length), 0, model.config.vocab_size, jnp.int32)

@@ -135,7 +135,7 @@ def steer(target: LanguageModel | Sealed, proxy: LanguageModel, *, alpha: float 
     config, own = reach_model(target).config, proxy.config
     if config.vocab_size != own.vocab_size:
         raise ValueError(
-            f"--proxy_model has {own.vocab_size} tokens and the target {config.vocab_size}; "
+            f"`proxy` has {own.vocab_size} tokens and the target {config.vocab_size}; "
             "their logits are added, so give a proxy with the target's tokenizer"
         )
     context = min(config.max_positions, own.max_positions)

@@ -34,7 +34,7 @@ def tokens_of(params: PyTree) -> jax.Array:
     if set(prompt) != {"tokens"}:
         raise ValueError(
             f"a discrete prompt is all that is searched, got {sorted(params)} with "
-            f"{sorted(prompt)}; set --adapter=text_prompt"
+            f"{sorted(prompt)}; set adapter=text_prompt"
         )
     return prompt["tokens"]
 

@@ -66,8 +66,8 @@ def dirichlet(labels: Rows, num_clients: int, *, alpha: float, seed: int = 0) ->
     """
     if not 0 < alpha < np.inf:
         raise ValueError(
-            f"--partition_alpha must be positive and finite, got {alpha}; "
-            "use --partition=iid for no skew"
+            f"`partition_alpha` must be positive and finite, got {alpha}; "
+            "use partition=iid for no skew"
         )
     _check_num_clients(num_clients, len(labels))
     rng = np.random.default_rng(seed)
@@ -155,6 +155,6 @@ def _by_owner(owner: np.ndarray, num_clients: int) -> Partition:
 def _check_num_clients(num_clients: int, num_rows: int) -> None:
     if not 1 <= num_clients <= num_rows:
         raise ValueError(
-            f"--num_clients must be in [1, number of rows = {num_rows}], got {num_clients}; "
+            f"`num_clients` must be in [1, number of rows = {num_rows}], got {num_clients}; "
             "each client needs an example of its own"
         )

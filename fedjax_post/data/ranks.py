@@ -27,7 +27,7 @@ class RankedClients:
 
     def __post_init__(self):
         if not self.ranks or min(self.ranks) < 1:
-            raise ValueError(f"--client_ranks must name ranks of at least 1, got {self.ranks}")
+            raise ValueError(f"`client_ranks` must name ranks of at least 1, got {self.ranks}")
 
     def __len__(self) -> int:
         return len(self.clients)

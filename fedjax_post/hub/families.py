@@ -45,7 +45,7 @@ def read_config(raw: Json) -> DecoderConfig:
     if raw.get("quantization_config"):
         raise ValueError(
             f"config.json: quantization_config={raw['quantization_config']} is not supported; "
-            "use the unquantised weights of this model"
+            "use the unquantized weights of this model"
         )
     reader = Reader(raw)
     try:

@@ -16,7 +16,7 @@ from fedjax_post.hub.resolve import by_family_names, settle_head
 from fedjax_post.hub.tensors import SINGLE, read_folder, remove_shards, write_file
 from fedjax_post.hub.weights import ShardingFn, check_tensors, load_weights, stored_tensors
 from fedjax_post.model.config import DecoderConfig
-from fedjax_post.model.quantise import check_quantisation, dequantise_model
+from fedjax_post.model.quantize import check_quantization, dequantize_model
 from fedjax_post.model.views import LanguageModel
 
 PyTree = Any
@@ -56,7 +56,7 @@ def load_model(
     dtype: Any = jnp.float32,
     revision: str | None = None,
     sharding_fn: ShardingFn | None = None,
-    quantise: str = "none",
+    quantize: str = "none",
 ) -> LanguageModel:
     """Returns a published model, its weights in `dtype`, or its layers in codes.
 
@@ -67,7 +67,7 @@ def load_model(
       sharding_fn: `(dotted path, shape) -> jax.sharding.Sharding` of each weight, for
         example ("layers.mlp.up_proj.kernel", (num_layers, in, out)); None is one device.
         Codes come as "....up_proj.codes" and "....up_proj.scales", see `model/codes.py`.
-      quantise: "none", "int8" or "nf4": `quantise_model`, layer by layer while reading,
+      quantize: "none", "int8" or "nf4": `quantize_model`, layer by layer while reading,
         so that the host never holds the whole model in `dtype`.
 
     Raises:
@@ -77,16 +77,16 @@ def load_model(
     """
     dtype = _check_dtype(dtype)
     folder = find_folder(name_or_path, revision=revision)
-    coded = quantise != "none"
+    coded = quantize != "none"
     if coded:
-        check_quantisation(quantise)
+        check_quantization(quantize)
     config = dataclasses.replace(load_config(folder), dtype=dtype.name, remat=coded)
     family = find_family({"model_type": config.model_type})
     entries = by_family_names(read_folder(folder), family)
     config, entries = settle_head(config, entries, family, dtype=dtype)
     check_tensors(entries, family, where=str(folder), config=config)
     variables = load_weights(
-        entries, family, config=config, dtype=dtype, sharding_fn=sharding_fn, quantise=quantise
+        entries, family, config=config, dtype=dtype, sharding_fn=sharding_fn, quantize=quantize
     )
     return LanguageModel(variables, config)
 
@@ -137,7 +137,7 @@ def save_model(
 
 def num_parameters(model: LanguageModel) -> int:
     """Returns the number of base weights, codes counted as the weights that they stand for."""
-    weights = jax.eval_shape(dequantise_model, model).variables["params"]
+    weights = jax.eval_shape(dequantize_model, model).variables["params"]
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(weights))
 
 

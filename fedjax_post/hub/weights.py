@@ -14,7 +14,7 @@ from fedjax_post.hub.tensors import Entry, shorten
 from fedjax_post.model.codes import encode
 from fedjax_post.model.config import DecoderConfig
 from fedjax_post.model.decoder import weight_shapes
-from fedjax_post.model.quantise import is_coded
+from fedjax_post.model.quantize import is_coded
 
 PyTree = Any
 # (dotted path below "params", shape) -> where the leaf lives
@@ -28,9 +28,9 @@ def load_weights(
     config: DecoderConfig,
     dtype: Any,
     sharding_fn: ShardingFn | None = None,
-    quantise: str = "none",
+    quantize: str = "none",
 ) -> dict[str, PyTree]:
-    """Returns the flax collections of a model: "params", and "quantised" where asked for.
+    """Returns the flax collections of a model: "params", and "quantized" where asked for.
 
     Tensors are read in strips into stacked arrays of the target dtype, or of codes,
     so that the peak of host memory is the model as it will be, and a few strips.
@@ -41,7 +41,7 @@ def load_weights(
       config: the architecture.
       dtype: of the weights.
       sharding_fn: where each leaf lives; None is one device.
-      quantise: "none", "int8" or "nf4".
+      quantize: "none", "int8" or "nf4".
 
     Raises:
       ValueError: naming a tensor that holds numbers which are not finite.
@@ -52,11 +52,11 @@ def load_weights(
         count = shape[0] if "{i}" in stored.name else 1
         tensors = [entries[stored.name.format(i=i)] for i in range(count)]
         at = tuple(path.split("."))
-        if quantise != "none" and is_coded(at):
-            codes, scales = _code(tensors, shape, stored.transposed, dtype=dtype, kind=quantise)
+        if quantize != "none" and is_coded(at):
+            codes, scales = _code(tensors, shape, stored.transposed, dtype=dtype, kind=quantize)
             leaves = {
-                ("quantised", *at[:-1], "codes"): codes,
-                ("quantised", *at[:-1], "scales"): scales,
+                ("quantized", *at[:-1], "codes"): codes,
+                ("quantized", *at[:-1], "scales"): scales,
             }
         else:
             array = _aligned(shape, np.dtype(dtype))
@@ -160,7 +160,7 @@ def check_tensors(
     if whole:
         raise ValueError(
             f"{where}: {shorten(f'{n} is {entries[n].dtype}' for n in whole)}, no weights but "
-            "codes of them; use the unquantised weights of this model"
+            "codes of them; use the unquantized weights of this model"
         )
 
 

@@ -97,8 +97,8 @@ def align(
     Raises:
       ValueError: if the target's weights are codes.
     """
-    if "quantised" in target.variables:
-        raise ValueError("the middle's weights are codes; align before the model is quantised")
+    if "quantized" in target.variables:
+        raise ValueError("the middle's weights are codes; align before the model is quantized")
     weights = emulator.model.variables["params"]["layers"]
     own = slice(emulator.first, len(emulator.layers) - emulator.last)
     middle = jax.tree.map(lambda leaf: leaf[own].astype(jnp.float32), weights)

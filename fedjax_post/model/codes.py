@@ -1,7 +1,7 @@
 """Weights as blocks of codes with one scale each: 8 bits, or the 4 bits of QLoRA.
 
 Dettmers et al., "QLoRA: Efficient Finetuning of Quantized LLMs", NeurIPS 2023,
-arXiv:2305.14314, without its second quantisation, of the scales. A block is 64
+arXiv:2305.14314, without its second quantization, of the scales. A block is 64
 weights along the input axis, or as many as divide it.
 
     kind   bytes per weight       share of bfloat16
@@ -54,7 +54,7 @@ def encode(kernel: Array, kind: str) -> tuple[Array, Array]:
       ValueError: if `kind` is unknown, or nf4 meets an odd `in`.
     """
     if kind not in KINDS:
-        raise ValueError(f"--quantise must be one of {KINDS}, got {kind!r}")
+        raise ValueError(f"`quantize` must be one of {KINDS}, got {kind!r}")
     size_in, size_out = kernel.shape[-2:]
     block = math.gcd(size_in, BLOCK)
     blocks = kernel.astype(jnp.float32).reshape(
@@ -69,7 +69,7 @@ def encode(kernel: Array, kind: str) -> tuple[Array, Array]:
         codes = jnp.clip(jnp.round(unit), -127, 127).astype(jnp.int8)
         return codes.reshape(kernel.shape), scales
     if size_in % 2:
-        raise ValueError(f"--quantise=nf4 packs pairs of rows, and a layer has {size_in}; use int8")
+        raise ValueError(f"quantize=nf4 packs pairs of rows, and a layer has {size_in}; use int8")
     # A sum of comparisons is one fused loop; a binary search is several over the whole kernel
     middles = ((NF4[1:] + NF4[:-1]) / 2).astype(np.float32)
     codes = sum((unit > middle).astype(jnp.uint8) for middle in middles).reshape(kernel.shape)

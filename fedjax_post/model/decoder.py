@@ -25,7 +25,7 @@ from fedjax_post.model.rope import rope_table
 from fedjax_post.model.token_loss import Form, Head, TotalLoss, head_logits, total_loss
 
 # Scanned over layers: a leaf of any of these is [num_layers, ...]
-COLLECTIONS = ("params", "lora", "lora_scale", "residual", "quantised")
+COLLECTIONS = ("params", "lora", "lora_scale", "residual", "quantized")
 
 # On a CPU stacking what the backward pass reads costs a tenth of a step; compiling more layers
 # one by one costs seconds
@@ -163,7 +163,7 @@ class Decoder(nn.Module):
         if total > limit:
             raise ValueError(
                 f"rows of {tokens.shape[1]} tokens and a prompt of {len(prompt)} exceed the "
-                f"model's context of {limit}; shorten --max_length or the prompt"
+                f"model's context of {limit}; shorten `max_length` or the prompt"
             )
         at = place_of_prompt(tokens, self.config.bos_id)
         if positions is not None:
@@ -226,7 +226,7 @@ class Decoder(nn.Module):
         if self.config.learned_positions and length > self.config.max_positions:
             raise ValueError(
                 f"{length} tokens exceed the {self.config.max_positions} learned positions of this "
-                "model; shorten --max_length"
+                "model; shorten `max_length`"
             )
         where = self._where(mask, positions, positions)
         return self._run(embedded, None, where, positions)[0]

@@ -124,7 +124,7 @@ def emulate(model: LanguageModel, *, first: int, last: int, keep_every: int) -> 
     if model.lora_layers is not None:
         raise ValueError(
             f"the target's adapter sits on layers {model.lora_layers[0]} to "
-            f"{model.lora_layers[1] - 1} only; leave --lora_layers out, the stand-in chooses them"
+            f"{model.lora_layers[1] - 1} only; leave `layers` out, the stand-in chooses them"
         )
     middle = num_layers - first - last
     between = choose_evenly(middle, -(-middle // keep_every))

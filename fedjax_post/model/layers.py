@@ -53,7 +53,7 @@ class Linear(nn.Module):
     """Returns `x W + b + x residual + ((drop(x) A) scale) B`, the last two where they exist.
 
     Collections: "params" {kernel [in, out], bias [out]}, "residual" {kernel},
-    "lora" {a [in, R], b [R, out]}, "lora_scale" {scale [R]}, and "quantised" {codes,
+    "lora" {a [in, R], b [R, out]}, "lora_scale" {scale [R]}, and "quantized" {codes,
     scales} in place of the kernel. The base product
     never sees the low-rank factors, so that clients stacked by vmap share it.
     """
@@ -87,16 +87,16 @@ class Linear(nn.Module):
 
     def _kernel(self, size_in):
         """The base weights `[in, features]` in the compute dtype, read back if they are codes."""
-        if not self.has_variable("quantised", "codes"):
+        if not self.has_variable("quantized", "codes"):
             init = nn.initializers.variance_scaling(self.init_scale, "fan_in", "normal")
             return self.param("kernel", init, (size_in, self.features)).astype(self.dtype)
         if self.has_variable("params", "kernel"):
             raise ValueError(
-                f"params train the weights of {self.name}, which are quantised; "
-                "train an adapter, or load the model unquantised"
+                f"params train the weights of {self.name}, which are quantized; "
+                "train an adapter, or load the model unquantized"
             )
-        codes: Any = self.get_variable("quantised", "codes")
-        scales: Any = self.get_variable("quantised", "scales")
+        codes: Any = self.get_variable("quantized", "codes")
+        scales: Any = self.get_variable("quantized", "scales")
         return decode(codes, scales, self.dtype)
 
     def _low_rank(self, x):

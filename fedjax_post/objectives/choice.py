@@ -59,7 +59,7 @@ def choice_loss(
         listed = np.asarray(candidates).reshape(-1).tolist()
         if len(listed) < 2 or len(set(listed)) < len(listed):
             raise ValueError(
-                f"--labels must begin with different tokens, at least 2, got {listed}; "
+                f"`labels` must begin with different tokens, at least 2, got {listed}; "
                 "rename a label"
             )
     candidates = jnp.asarray(candidates, jnp.int32)
@@ -128,7 +128,7 @@ def _starts(batch: dict[str, Array]) -> Int[Array, " B"]:
     if "segments" in batch:
         raise ValueError(
             "a row is one question, and these rows are packed (they have segments); "
-            "set --pack_length=0"
+            "set pack_length=0"
         )
     # an argmax of nothing is 0 too
     return jnp.argmax(batch["loss_mask"].astype(bool), axis=1).astype(jnp.int32)

@@ -43,7 +43,7 @@ def dpo_loss(*, beta: float = 0.1) -> Callable:
       ValueError: if `beta` is not positive.
     """
     if not beta > 0:
-        raise ValueError(f"--dpo_beta={beta:g} must be positive; 0.1 is usual")
+        raise ValueError(f"beta={beta:g} must be positive; 0.1 is usual")
 
     def loss_fn(params, model, batch, key):
         pairs = batch["tokens"].shape

@@ -72,7 +72,7 @@ def rollouts(
         for packed rows and where question and answer exceed the model's context.
     """
     if group_size < 2:
-        raise ValueError(f"--group_size={group_size}: answers are compared; give at least 2")
+        raise ValueError(f"group_size={group_size}: answers are compared; give at least 2")
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
     rule = Sampling(max_new_tokens, eos_id, pad_id)
@@ -145,9 +145,9 @@ def grpo_loss(*, clip: float = 0.2, beta: float = 0.0) -> Callable:
       ValueError: for a `clip` or `beta` out of range.
     """
     if not 0 < clip < 1:
-        raise ValueError(f"--grpo_clip={clip:g} must be in (0, 1); 0.2 is usual")
+        raise ValueError(f"clip must be in (0, 1), got {clip:g}; 0.2 is usual")
     if beta < 0:
-        raise ValueError(f"--grpo_beta={beta:g} must not be negative; 0 leaves the reference out")
+        raise ValueError(f"beta={beta:g} must not be negative; 0 leaves the reference out")
 
     def loss_fn(params, model, batch, key):
         mask = batch["loss_mask"].astype(bool)[:, 1:]

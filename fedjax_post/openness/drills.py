@@ -71,7 +71,7 @@ def at_most(sampler: Sampler, count: int) -> Sampler:
       ValueError: if `count` is below 1.
     """
     if count < 1:
-        raise ValueError(f"--rate_limit={count} lets nobody through; that is --drills=shutdown")
+        raise ValueError(f"rate_limit={count} lets nobody through; that is drills=shutdown")
 
     def sample(population, rng):
         cohort = sampler(population, rng)
@@ -128,7 +128,7 @@ def check_excluded(num: int, population: int) -> None:
     """Refuses to shut out nobody or everybody, naming the flag."""
     if not 0 < num < population:
         raise ValueError(
-            f"--excluded_clients={num} must be from 1 to {population - 1}, of {population} clients"
+            f"excluded_clients={num} must be from 1 to {population - 1}, of {population} clients"
         )
 
 

@@ -218,10 +218,10 @@ def check_disclosure(
     if rows is not None:
         amount = f"{rows:,} questions with {tokens:,} private tokens each time that it asks once"
     raise DisclosureError(
-        f"{method} works by {access['target'].name} of the target model, and --inference=provider "
+        f"{method} works by {access['target'].name} of the target model, and inference=provider "
         f"runs that outside of the federation: a visit would send {amount}, in clear; use "
-        "--inference=client with a model whose weights are open, a method that works on WEIGHTS "
-        "or GRADIENTS, or leave --fail_on_disclosure out"
+        "inference=client with a model whose weights are open, a method that works on WEIGHTS "
+        "or GRADIENTS, or leave `fail_on_disclosure` out"
     )
 
 
@@ -241,7 +241,7 @@ def make_guard(index: Index) -> Callable[[Sequence[str]], None]:
             raise DisclosureError(
                 f"{sum(map(bool, found))} of {len(texts)} queries hold {sum(found)} private "
                 "texts, and nothing was sent; ask a model inside of the federation "
-                "(--inference=client), or leave --fail_on_disclosure out"
+                "(inference=client), or leave `fail_on_disclosure` out"
             )
 
     return guard

@@ -57,7 +57,7 @@ def noise_for(
       ImportError: without `dp_accounting`.
     """
     if not epsilon > 0:
-        raise ValueError(f"--dp_epsilon={epsilon:g} must be positive")
+        raise ValueError(f"epsilon={epsilon:g} must be positive")
     _check(delta, cohort_size, population)
     found = _library().calibrate_dp_mechanism(
         _accountant,
@@ -77,7 +77,7 @@ def check_delta(delta: float, population: int) -> None:
     """
     if not 0 < delta < 1 / population:
         raise ValueError(
-            f"--dp_delta={delta:g} must be in (0, {1 / population:.3g}), one over the "
+            f"delta={delta:g} must be in (0, {1 / population:.3g}), one over the "
             f"{population} clients: to publish one client at random has a delta of that"
         )
 

@@ -259,5 +259,5 @@ def _refuse(axis_size, in_batched, x):
     del axis_size, in_batched, x
     raise AccessError(
         "a hosted model is asked one call after another and cannot be mapped by jax.vmap; run "
-        "with --executor=host, and loop in the algorithm by jax.lax.map or jax.lax.scan"
+        "with executor=host, and loop in the algorithm by jax.lax.map or jax.lax.scan"
     )

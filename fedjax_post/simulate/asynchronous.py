@@ -55,7 +55,7 @@ def check(buffer: Buffer, algorithm: Algorithm, population: int) -> None:
     if algorithm.aggregate.fixed and buffer.staleness_exponent > 0:
         raise ValueError(
             "this algorithm's aggregate counts every client alike, however stale; use "
-            "--staleness_exponent=0"
+            "staleness_exponent=0"
         )
     if reason := reason_against(algorithm, Around.STALE):
         raise ValueError(
@@ -72,7 +72,7 @@ def check_size(buffer: Buffer, population: int) -> None:
             raise ValueError(f"--{flag}={number} must be from 1 to the {population} clients")
     if not 0 <= buffer.staleness_exponent < np.inf:
         raise ValueError(
-            f"--staleness_exponent={buffer.staleness_exponent} must not be negative; 0 counts "
+            f"staleness_exponent={buffer.staleness_exponent} must not be negative; 0 counts "
             "all updates alike"
         )
 

@@ -26,7 +26,7 @@ def uniform(size: int) -> Sampler:
         if size > population:
             raise ValueError(
                 f"cohort size {size} exceeds the population of {population} clients; "
-                f"lower --cohort_size to at most {population}"
+                f"lower `cohort_size` to at most {population}"
             )
         return np.sort(rng.choice(population, size, replace=False))
 
@@ -46,7 +46,7 @@ def poisson(expected: float) -> Sampler:
         if expected > population:
             raise ValueError(
                 f"expected cohort size {expected} exceeds the population of {population} "
-                f"clients; lower --cohort_size to at most {population}"
+                f"clients; lower `cohort_size` to at most {population}"
             )
         size = rng.binomial(population, expected / population)
         return np.sort(rng.choice(population, size, replace=False))

@@ -108,8 +108,8 @@ def largest_chunk(
         size = size * 9 // 10
     if size < 1 or (size == 1 and used(1) > free):
         raise ValueError(
-            f"--chunk_size=auto: one client takes about {two - each:,} bytes and {free:,} are "
-            "free; lower --batch_size or --max_length, use --remat or --quantise"
+            f"chunk_size=auto: one client takes about {two - each:,} bytes and {free:,} are "
+            "free; lower `batch_size` or `max_length`, use `remat` or `quantize`"
         )
     return int(size)
 

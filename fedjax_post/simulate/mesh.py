@@ -43,20 +43,20 @@ def make_mesh(axes: str) -> Mesh:
     names = [name.strip() for name, _, _ in given]
     if len(set(names)) < len(names) or not set(names) <= set(sizes):
         raise ValueError(
-            f"--mesh={axes} names axes {names}; there are {CLIENTS} and {MODEL}, each at most "
+            f"mesh={axes} names axes {names}; there are {CLIENTS} and {MODEL}, each at most "
             "once, as in clients:4,model:2"
         )
     for name, (_, _, size) in zip(names, given, strict=True):
         if not size.strip().isdecimal() or int(size) < 1:
             raise ValueError(
-                f"--mesh={axes} gives {name} the size {size!r}; give a whole number of devices, "
+                f"mesh={axes} gives {name} the size {size!r}; give a whole number of devices, "
                 "as in clients:4,model:2"
             )
         sizes[name] = int(size)
     product, there, count = sizes[CLIENTS] * sizes[MODEL], jax.device_count(), jax.process_count()
     if product != there:
         raise ValueError(
-            f"--mesh={axes} is for {product} devices and there are {there}"
+            f"mesh={axes} is for {product} devices and there are {there}"
             f"{f' in {count} processes' if count > 1 else ''}; give axes with that "
             f"product, such as {CLIENTS}:{there}, or more devices (on a CPU: "
             f"XLA_FLAGS=--xla_force_host_platform_device_count={-(-product // count)})"
@@ -186,7 +186,7 @@ def weight_spec(path: str, shape: tuple[int, ...], size: int) -> PartitionSpec:
     if shape[axis] % size:
         blocks = "; its codes' blocks of rows must divide too" if leaf == "scales" else ""
         raise ValueError(
-            f"--mesh with {MODEL}:{size} cannot split {path} of shape {shape} along axis "
+            f"`mesh` with {MODEL}:{size} cannot split {path} of shape {shape} along axis "
             f"{axis}{blocks}; give {MODEL} a size that divides {shape[axis]}"
         )
     return PartitionSpec(*(MODEL if i == axis else None for i in range(len(shape))))
@@ -202,7 +202,7 @@ def check_divides(config: Any, mesh: Mesh) -> None:
     for name in ("num_heads", "num_kv_heads", "intermediate_size"):
         if (count := getattr(config, name)) % size:
             raise ValueError(
-                f"--mesh with {MODEL}:{size} cannot share {name}={count} of this model; give "
+                f"`mesh` with {MODEL}:{size} cannot share {name}={count} of this model; give "
                 f"{MODEL} a size that divides it, and {CLIENTS} the rest of the devices"
             )
 

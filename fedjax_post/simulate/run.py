@@ -170,7 +170,7 @@ def wire_bytes_of(
 def chunk_size_of(plan: Plan, num_clients: int, rounds: int) -> int:
     """The plan's chunk size; by default the first cohort in equal chunks of at most 32."""
     if rounds < 1:
-        raise ValueError(f"rounds must be at least 1, got {rounds}; raise --num_rounds")
+        raise ValueError(f"`rounds` must be at least 1, got {rounds}")
     if plan.checkpoint_every is not None and plan.checkpoint_every < 1:
         raise ValueError(f"checkpoint_every must be at least 1, got {plan.checkpoint_every}")
     size = _first_cohort(plan, num_clients)

@@ -21,6 +21,7 @@ class Meaning(NamedTuple):
     low: float | None = None  # the least value
     above: float | None = None  # every value is greater
     high: float | None = None  # the greatest value
+    below: float | None = None  # every value is less
     flag: str | None = None  # the flag's name, where it is not the field's
     common: bool = False  # whether most people set it
     free: bool = False  # whether it may differ between the sessions of one run
@@ -124,6 +125,7 @@ def _check_range(value: Any, meaning: Meaning, name: str) -> None:
             (meaning.low, lambda x, low: x >= low, "at least"),
             (meaning.above, lambda x, low: x > low, "greater than"),
             (meaning.high, lambda x, high: x <= high, "at most"),
+            (meaning.below, lambda x, high: x < high, "less than"),
         ):
             if limit is not None and not holds(number, limit):
                 raise ValueError(f"{name}={number} must be {words} {limit:g}")

@@ -182,7 +182,10 @@ class Objective:
         None, "grpo: tokens of an answer, its end included (those of the longest response)", low=1
     )
     grpo_clip: float | None = setting(
-        None, "grpo: how far a token's ratio may go before it counts no more (0.2)", low=0
+        None,
+        "grpo: how far a token's ratio may go before it counts no more (0.2)",
+        above=0,
+        below=1,
     )
     grpo_beta: float | None = setting(
         None, "grpo: strength of the pull to the frozen model (0)", low=0

@@ -5,7 +5,7 @@ import numpy as np
 
 from fedjax_post.core.algorithm import PyTree
 from fedjax_post.core.wire import num_bytes
-from fedjax_post.model.quantise import dequantise_model
+from fedjax_post.model.quantize import dequantize_model
 from fedjax_post.report.table import format_bytes
 from fedjax_post.simulate import client_state_like, wire_bytes_of
 from fedjax_post.study import hosting, methods, private
@@ -62,7 +62,7 @@ def _model(parts: Parts) -> str:
     spec = parts.spec
     if hosting.is_hosted(spec):
         return f"{spec.hosting.model or spec.model.name} at {spec.hosting.url}"
-    frozen = jax.eval_shape(dequantise_model, parts.target)
+    frozen = jax.eval_shape(dequantize_model, parts.target)
     weights = count(frozen.variables.get("params", {})) or count(parts.params)
     return f"{spec.model.name}, {weights:,} weights in {spec.model.dtype}{_codes(parts)}"
 
@@ -70,7 +70,7 @@ def _model(parts: Parts) -> str:
 def _codes(parts: Parts) -> str:
     if parts.spec.model.quantize == "none":
         return ""
-    size = format_bytes(num_bytes(parts.target.variables["quantised"]))
+    size = format_bytes(num_bytes(parts.target.variables["quantized"]))
     return f", the layers' in {parts.spec.model.quantize} ({size})"
 
 

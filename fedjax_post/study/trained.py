@@ -38,7 +38,7 @@ def load_target(spec: Spec, tokenizer: Any, mesh: Any) -> Any:
         return hosting.model_of(spec, tokenizer, directory=None)
     where = devices.loading(mesh)
     model = load_model(
-        spec.model.name, dtype=spec.model.dtype, quantise=spec.model.quantize, **where
+        spec.model.name, dtype=spec.model.dtype, quantize=spec.model.quantize, **where
     )
     if spec.model.remat is None:
         return model

@@ -99,14 +99,14 @@ def test_layers_outside_of_the_range_have_no_factors():
 @pytest.mark.parametrize(
     ("kwargs", "words"),
     [
-        ({"rank": 0}, "--lora_rank must be at least 1, got 0"),
-        ({"rank": 9}, r"--lora_rank=9 exceeds layer layers.attention.k_proj of 16 x 8"),
-        ({"dropout": 1.0}, r"--lora_dropout must be in \[0, 1\), got 1.0"),
+        ({"rank": 0}, "`rank` must be at least 1, got 0"),
+        ({"rank": 9}, r"rank=9 exceeds layer layers.attention.k_proj of 16 x 8"),
+        ({"dropout": 1.0}, r"`dropout` must be in \[0, 1\), got 1.0"),
         ({"targets": ["query"]}, "'query' matches no linear layer; the layers are"),
         ({"targets": "("}, "no regular expression"),
-        ({"targets": []}, "--lora_targets is empty"),
-        ({"layers": (1, 3)}, "--lora_layers=1:3 is no part of the model's 2 layers"),
-        ({"layers": (1, 1)}, "--lora_layers=1:1 is no part"),
+        ({"targets": []}, "`targets` is empty"),
+        ({"layers": (1, 3)}, "layers=1:3 is no part of the model's 2 layers"),
+        ({"layers": (1, 1)}, "layers=1:1 is no part"),
         ({"layers": range(0, 2, 2)}, "one range without gaps"),
     ],
 )

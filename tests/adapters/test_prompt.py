@@ -23,7 +23,7 @@ def test_a_soft_prompt_starts_as_tokens_of_the_vocabulary():
 
 @pytest.mark.parametrize("length", [0, 64])
 def test_a_length_without_room_is_refused(length):
-    with pytest.raises(ValueError, match="--prompt_length"):
+    with pytest.raises(ValueError, match="`prompt_length`"):
         add_soft_prompt(tiny_model(), jax.random.key(0), length=length)
 
 

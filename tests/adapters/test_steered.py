@@ -131,7 +131,7 @@ def test_scoring_takes_it_like_any_model(target, proxy):
 
 
 def test_another_vocabulary_is_refused(target):
-    with pytest.raises(ValueError, match=r"--proxy_model has 40 tokens and the target 32"):
+    with pytest.raises(ValueError, match=r"`proxy` has 40 tokens and the target 32"):
         steer(target, tiny_model(vocab_size=40))
 
 

@@ -304,7 +304,7 @@ def test_florist_keeps_the_least_rank_of_enough_energy(tau):
 
 @pytest.mark.parametrize("name", LORA)
 def test_only_adapters_are_taken(name):
-    with pytest.raises(ValueError, match="--adapter=lora"):
+    with pytest.raises(ValueError, match="adapter=lora"):
         engine.init(make(name), {"params": {"kernel": jnp.zeros((2, 2))}})
 
 

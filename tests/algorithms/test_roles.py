@@ -187,5 +187,5 @@ def test_a_proxy_is_trained_as_if_alone_and_steers_when_served():
 def test_a_proxy_of_another_vocabulary_is_refused():
     models = toy_models() | {"proxy": tiny_model(vocab_size=9)}
     algorithm = fed_pt(toy_loss, SGD)
-    with pytest.raises(ValueError, match="--proxy_model has 9 tokens and the target 8"):
+    with pytest.raises(ValueError, match="`proxy` has 9 tokens and the target 8"):
         algorithm.deploy(models, toy_roles.toy_proxy_params())

@@ -94,7 +94,7 @@ def test_candidates_are_the_frequent_ones():
 
 
 def test_only_a_prompt_of_tokens_is_searched():
-    with pytest.raises(ValueError, match="set --adapter=text_prompt"):
+    with pytest.raises(ValueError, match="set adapter=text_prompt"):
         discrete.tokens_of({"lora": {}})
 
 

@@ -93,7 +93,7 @@ def test_natural_clients_may_be_numbers():
 
 @pytest.mark.parametrize("num_clients", [0, -1, 101])
 def test_more_clients_than_rows_are_refused(num_clients):
-    message = rf"--num_clients must be in \[1, number of rows = 100\], got {num_clients}"
+    message = rf"`num_clients` must be in \[1, number of rows = 100\], got {num_clients}"
     with pytest.raises(ValueError, match=message):
         iid(100, num_clients)
     with pytest.raises(ValueError, match=message):
@@ -102,7 +102,7 @@ def test_more_clients_than_rows_are_refused(num_clients):
 
 @pytest.mark.parametrize("alpha", [0.0, -1.0, float("inf"), float("nan")])
 def test_alpha_must_be_positive_and_finite(alpha):
-    with pytest.raises(ValueError, match="--partition_alpha must be positive and finite, got"):
+    with pytest.raises(ValueError, match="`partition_alpha` must be positive and finite, got"):
         dirichlet(LABELS, 4, alpha=alpha)
 
 

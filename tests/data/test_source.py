@@ -194,7 +194,7 @@ def test_labels_skew_and_columns_are_checked(tokenizer):
         load(partition="random")
     with pytest.raises(ValueError, match="partition=iid needs `num_clients`"):
         load(partition="iid")
-    with pytest.raises(ValueError, match="--num_clients must be in"):
+    with pytest.raises(ValueError, match="`num_clients` must be in"):
         load(partition="iid", num_clients=5)
 
 

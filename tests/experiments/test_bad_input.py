@@ -86,7 +86,7 @@ def refused(call, tmp_path, capsys):
         ("--objective=grpo --pack_length=32", "rows of --objective=grpo are not packed"),
         ("--objective=grpo --reward=exakt", "there are exact, head, and your own is package"),
         ("--objective=grpo --reward=json:nothing", "--reward=json:nothing cannot be loaded"),
-        ("--objective=grpo --grpo_clip=2", "--grpo_clip=2 must be in (0, 1)"),
+        ("--objective=grpo --grpo_clip=2", "--grpo_clip=2.0 must be less than 1"),
         ("--objective=grpo --answer_length=99", "--answer_length=99: the model's context has room"),
         ("--objective=grpo --algorithm=fed_bpt --adapter=soft_prompt", "--objective=grpo: --algo"),
         ("--dpo_beta=0.1", "--dpo_beta=0.1 is of --objective=dpo; give that too"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fedjax_post.adapters.lora import add_lora, lora_delta, merge_lora
-from fedjax_post.model.quantise import quantise_model
+from fedjax_post.model.quantize import quantize_model
 from fedjax_post.objectives.sft import sft_loss
 from fedjax_post.testing.models import tiny_model
 
@@ -77,7 +77,7 @@ def test_generation_merging_and_folds_know_the_range():
 
 
 def test_codes_are_read_by_number_too():
-    coded = quantise_model(base(), "int8")
+    coded = quantize_model(base(), "int8")
     model, params = random_lora(coded, (3, 5))
     whole, _ = random_lora(coded, None)
     found, expected = gradients(model, params), gradients(whole, spread(params, 3))

@@ -11,7 +11,7 @@ import pytest
 from fedjax_post.adapters.lora import add_lora
 from fedjax_post.model.alignment import align, aligner, gap
 from fedjax_post.model.emulator import choose_evenly, emulate, emulator_bytes
-from fedjax_post.model.quantise import quantise_model
+from fedjax_post.model.quantize import quantize_model
 from fedjax_post.testing.models import tiny_model
 
 TOKENS = jnp.arange(24).reshape(2, 12) * 7 % 32
@@ -131,10 +131,10 @@ def test_last_layers_alone_are_an_adapter_of_a_range():
 
 def test_a_stand_in_of_codes_is_that_of_the_weights_they_stand_for():
     model = tiny_model(num_layers=4)
-    coded = emulate(quantise_model(model, "int8"), first=1, last=1, keep_every=2).model
+    coded = emulate(quantize_model(model, "int8"), first=1, last=1, keep_every=2).model
     np.testing.assert_array_equal(
         coded.logits({}, TOKENS),
-        quantise_model(emulate(model, first=1, last=1, keep_every=2).model, "int8").logits(
+        quantize_model(emulate(model, first=1, last=1, keep_every=2).model, "int8").logits(
             {}, TOKENS
         ),
     )
@@ -165,10 +165,10 @@ def test_what_does_not_fit_is_refused():
     ranged, _ = add_lora(
         tiny_model(num_layers=6), jax.random.key(1), rank=2, alpha=4, layers=(4, 6)
     )
-    with pytest.raises(ValueError, match="leave --lora_layers out"):
+    with pytest.raises(ValueError, match="leave `layers` out"):
         emulate(ranged, first=1, last=1, keep_every=2)
     with pytest.raises(ValueError, match="align before"):
-        align(emulator, quantise_model(model, "int8"), BATCHES, tx=optax.sgd(1.0), num_steps=1)
+        align(emulator, quantize_model(model, "int8"), BATCHES, tx=optax.sgd(1.0), num_steps=1)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from fedjax_post.adapters.lora import add_lora
 from fedjax_post.model.decoder import weight_shapes
-from fedjax_post.model.quantise import quantise_model
+from fedjax_post.model.quantize import quantize_model
 from fedjax_post.objectives.sft import sft_loss
 from fedjax_post.testing.models import tiny_config, tiny_model
 
@@ -55,7 +55,7 @@ def test_codes_are_read_back_one_layer_at_a_time():
     """Eight layers of 128 x 256 weights: at most two layers' worth is ever decoded."""
     plain, codes = (
         compiled_gradient(1, prepare, num_layers=8).memory_analysis().temp_size_in_bytes
-        for prepare in (lambda model: model, lambda model: quantise_model(model, "nf4"))
+        for prepare in (lambda model: model, lambda model: quantize_model(model, "nf4"))
     )
     layer = 4 * (3 * 128 * 256 + 2 * 128 * 128 + 2 * 128 * 64)
     assert codes - plain < 2 * layer

@@ -174,13 +174,13 @@ def test_what_leaves_is_the_questions_and_their_number_of_tokens(loss_fn, expect
 
 @pytest.mark.parametrize("candidates", [[4], [4, 5, 4]])
 def test_candidates_are_different_tokens(candidates):
-    with pytest.raises(ValueError, match="--labels"):
+    with pytest.raises(ValueError, match="`labels`"):
         choice_loss(candidates)
 
 
 def test_packed_rows_are_refused(model):
     batch = {**BATCH, "segments": jnp.ones((4, 6), jnp.int32)}
-    with pytest.raises(ValueError, match="--pack_length"):
+    with pytest.raises(ValueError, match="pack_length=0"):
         choice_loss(CANDIDATES)({}, model, batch, None)
 
 

@@ -160,7 +160,7 @@ def test_the_reference_is_the_model_as_it_was_loaded(adapted):
 
 @pytest.mark.parametrize("beta", [0.0, -1.0])
 def test_a_beta_that_pulls_nowhere_is_refused(beta):
-    with pytest.raises(ValueError, match="--dpo_beta=.* must be positive"):
+    with pytest.raises(ValueError, match="beta=.* must be positive"):
         dpo_loss(beta=beta)
 
 

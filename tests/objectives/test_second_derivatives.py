@@ -12,7 +12,7 @@ from fedjax_post.adapters.lora import add_lora
 from fedjax_post.adapters.prompt import add_soft_prompt
 from fedjax_post.core.access import Access, AccessError
 from fedjax_post.model import token_loss
-from fedjax_post.model.quantise import quantise_model
+from fedjax_post.model.quantize import quantize_model
 from fedjax_post.objectives.choice import choice_loss
 from fedjax_post.objectives.dpo import dpo_loss
 from fedjax_post.objectives.grpo import grpo_loss
@@ -43,7 +43,7 @@ def short_strips():
 def adapted(*, layers=None, kind=None, **changes):
     """A model and a start of its adapter away from zero, where B alone would hide A."""
     base = tiny_model(**({"num_layers": 1} | changes))
-    base = base if kind is None else quantise_model(base, kind)
+    base = base if kind is None else quantize_model(base, kind)
     model, params = add_lora(base, jax.random.key(0), rank=2, alpha=4, layers=layers)
     return model, jax.tree.map(lambda leaf: leaf + 0.1, params)
 

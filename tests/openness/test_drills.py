@@ -37,7 +37,7 @@ def test_a_rate_limit_lets_some_of_the_cohort_through_and_not_always_the_same():
         cohorts(drills.at_most(fp.uniform(5), 9)), cohorts(fp.uniform(5)), strict=True
     ):
         np.testing.assert_array_equal(cohort, whole)
-    with pytest.raises(ValueError, match="--rate_limit=0 lets nobody through"):
+    with pytest.raises(ValueError, match="rate_limit=0 lets nobody through"):
         drills.at_most(fp.full(), 0)
 
 
@@ -86,7 +86,7 @@ def test_licences_exclude_anybody_by_the_seed():
 
 @pytest.mark.parametrize("num", [0, 5])
 def test_an_exclusion_leaves_somebody_and_shuts_somebody_out(num):
-    with pytest.raises(ValueError, match=f"--excluded_clients={num} must be from 1 to 4"):
+    with pytest.raises(ValueError, match=f"excluded_clients={num} must be from 1 to 4"):
         excluded("excluded_price", num=num)
 
 

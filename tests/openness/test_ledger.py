@@ -201,7 +201,7 @@ def test_weights_level_methods_run_at_the_client(access, where):
     if where == Hosting.CLIENT:
         check_disclosure(access, Hosting.PROVIDER, method="m")
     else:
-        with pytest.raises(DisclosureError, match="m works by .* --inference=client"):
+        with pytest.raises(DisclosureError, match="m works by .* inference=client"):
             check_disclosure(access, Hosting.PROVIDER, method="m")
 
 

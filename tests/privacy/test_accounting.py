@@ -66,9 +66,9 @@ def test_more_rounds_cost_more():
 @pytest.mark.parametrize(
     ("call", "said"),
     [
-        (lambda: privacy.check_delta(0.02, 50), r"--dp_delta=0.02 must be in \(0, 0.02\)"),
-        (lambda: privacy.check_delta(0.0, 50), "--dp_delta=0 must be in"),
-        (lambda: privacy.noise_for(0.0, delta=1e-5, rounds=1, **ALL), "--dp_epsilon=0 must be"),
+        (lambda: privacy.check_delta(0.02, 50), r"delta=0.02 must be in \(0, 0.02\)"),
+        (lambda: privacy.check_delta(0.0, 50), "delta=0 must be in"),
+        (lambda: privacy.noise_for(0.0, delta=1e-5, rounds=1, **ALL), "epsilon=0 must be"),
         (lambda: privacy.epsilon_of(1.0, delta=2.0, rounds=1, **ALL), "delta must be in"),
         (
             lambda: privacy.epsilon_of(1.0, delta=0.1, rounds=1, cohort_size=9, population=8),

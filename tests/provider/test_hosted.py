@@ -132,7 +132,7 @@ def test_shapes_are_worked_out_without_sending(served):
     assert [x.shape for x in shapes] == [(4, 8), (4, 2), (4, 8)]
     with jax.disable_jit():
         assert [x.shape for x in jax.eval_shape(both, prompts)] == [(4, 8), (4, 2), (4, 8)]
-    with pytest.raises(AccessError, match=r"--executor=host.*jax\.lax\.map"):
+    with pytest.raises(AccessError, match=r"executor=host.*jax\.lax\.map"):
         jax.vmap(lambda row: model.answer({}, row[None], mask[:1], **LIMITS))(prompts)
 
 

@@ -20,7 +20,7 @@ import fedjax_post as fp
 from fedjax_post.adapters.lora import add_lora
 from fedjax_post.core import engine, robust, uplinks
 from fedjax_post.model.generate import generate
-from fedjax_post.model.quantise import quantise_model
+from fedjax_post.model.quantize import quantize_model
 from fedjax_post.objectives.sft import sft_loss
 from fedjax_post.simulate import mesh as meshes
 from fedjax_post.simulate.asynchronous import Buffer
@@ -34,11 +34,11 @@ REST = [(layout, name) for layout in LAYOUTS for name in NAMES if (layout, name)
 WIDTH, VOCAB = 40, 56
 
 
-def make_model(quantise=None, **changes):
+def make_model(quantize=None, **changes):
     """A decoder of eight heads, no base matrix of which has the size of an adapter's."""
     shape = {"num_heads": 8, "num_kv_heads": 8, "head_dim": 4, "intermediate_size": 48} | changes
     model = tiny_model(hidden_size=WIDTH, vocab_size=VOCAB, num_layers=1, **shape)
-    model = model if quantise is None else quantise_model(model, quantise)
+    model = model if quantize is None else quantize_model(model, quantize)
     return add_lora(model, jax.random.key(1), rank=2, alpha=4.0, targets=["q_proj", "down_proj"])
 
 

@@ -206,13 +206,13 @@ def test_it_learns_and_needs_less_virtual_time():
 @pytest.mark.parametrize(
     ("buffer", "algorithm", "message"),
     [
-        (Buffer(7, 2), fed_avg(), "--concurrency=7 must be from 1 to the 6 clients"),
-        (Buffer(2, 0), fed_avg(), "--buffer_size=0 must be from 1"),
-        (Buffer(2, 2, -1.0), fed_avg(), "--staleness_exponent=-1.0 must not be negative"),
+        (Buffer(7, 2), fed_avg(), "concurrency=7 must be from 1 to the 6 clients"),
+        (Buffer(2, 0), fed_avg(), "buffer_size=0 must be from 1"),
+        (Buffer(2, 2, -1.0), fed_avg(), "staleness_exponent=-1.0 must not be negative"),
         (
             Buffer(2, 2),
             fed_avg()._replace(uplink=clip(1.0), aggregate=fixed_mean(3.0)),
-            "counts every client alike, however stale; use --staleness_exponent=0",
+            "counts every client alike, however stale; use staleness_exponent=0",
         ),
         (
             Buffer(2, 2),

@@ -81,9 +81,7 @@ def test_widths_are_multiples_of_the_unit():
 
 @pytest.mark.parametrize("sampler", [uniform(9), poisson(9)])
 def test_a_cohort_larger_than_the_population_is_refused(sampler):
-    with pytest.raises(
-        ValueError, match="9 exceeds the population of 8 clients; lower --cohort_si"
-    ):
+    with pytest.raises(ValueError, match="9 exceeds the population of 8 clients; lower `cohort_si"):
         draw(sampler, 8, seed=0, round=0)
 
 

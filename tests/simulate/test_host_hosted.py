@@ -214,6 +214,6 @@ def test_what_would_map_a_hosted_model_is_refused_before_anything_is_sent(
     served, prompts, executor, loop
 ):
     model = connect("http://127.0.0.1:9/v1", "builtin", served.tokenizer)
-    with pytest.raises(AccessError, match=r"--executor=host.*jax\.lax\.map"):
+    with pytest.raises(AccessError, match=r"executor=host.*jax\.lax\.map"):
         play(poll(TEXT, prompts, loop=loop), model, served, rounds=1, executor=executor)
     assert model.spent().failed == 0

@@ -12,7 +12,7 @@ from jax.sharding import AbstractMesh, PartitionSpec
 
 import fedjax_post as fp
 from fedjax_post.model.decoder import weight_shapes
-from fedjax_post.model.quantise import quantise_model
+from fedjax_post.model.quantize import quantize_model
 from fedjax_post.simulate import mesh as meshes
 from fedjax_post.testing.models import tiny_config, tiny_model
 from tests.simulate import layouts
@@ -141,7 +141,7 @@ def test_a_checkpoint_restores_on_another_layout(found):
 @pytest.mark.parametrize(
     ("axes", "said"),
     [
-        ("clients:8", "--mesh=clients:8 is for 8 devices and there are 1; give .* clients:1"),
+        ("clients:8", "mesh=clients:8 is for 8 devices and there are 1; give .* clients:1"),
         ("clients:2,model:2", "is for 4 devices .*xla_force_host_platform_device_count=4"),
         ("data:1", "names axes .'data'.; there are clients and model"),
         ("clients:1,clients:1", "each at most once"),
@@ -193,8 +193,8 @@ def test_a_vocabulary_that_does_not_divide_is_whole():
 
 
 def test_codes_are_split_like_the_weights_they_stand_for():
-    model = quantise_model(tiny_model(hidden_size=128, intermediate_size=256), "nf4")
-    layers = model.variables["quantised"]["layers"]
+    model = quantize_model(tiny_model(hidden_size=128, intermediate_size=256), "nf4")
+    layers = model.variables["quantized"]["layers"]
     for name, axis in (("gate_proj", 2), ("down_proj", 1)):
         for leaf, value in layers["mlp"][name].items():
             spec = meshes.weight_spec(f"layers.mlp.{name}.{leaf}", value.shape, 2)

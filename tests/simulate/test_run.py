@@ -285,7 +285,7 @@ def test_device_memory_is_flat_in_the_cohort():
         ({"sampler": fp.uniform(7)}, 1, "cohort size 7 exceeds the population of 6"),
         ({"chunk_size": 0}, 1, "chunk_size must be at least 1, got 0"),
         ({"checkpoint_every": 0}, 1, "checkpoint_every must be at least 1"),
-        ({}, 0, "rounds must be at least 1, got 0; raise --num_rounds"),
+        ({}, 0, "`rounds` must be at least 1, got 0"),
     ],
 )
 def test_a_bad_plan_is_refused_before_anything_runs(plan, rounds, message):

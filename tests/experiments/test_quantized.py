@@ -1,4 +1,4 @@
-"""Laws of runs on a quantised base: they train, say so, and export."""
+"""Laws of runs on a quantized base: they train, say so, and export."""
 
 import json
 
@@ -9,7 +9,7 @@ import pytest
 
 from fedjax_post.hub.load import load_model
 from fedjax_post.hub.peft import load_adapter
-from fedjax_post.model.quantise import quantise_model
+from fedjax_post.model.quantize import quantize_model
 
 GIVEN = "--quantize=nf4", "--dtype=bfloat16", "--eval_every=0", "--exact_match=off"
 TOKENS = jnp.array([[1, 2, 3, 4]])
@@ -31,7 +31,7 @@ def test_an_adapter_trains_on_codes_and_leaves_for_peft(call, tiny_folder, tmp_p
     base = load_model(tiny_folder)
     model, params = load_adapter(run / "adapter", base)
     assert jnp.abs(model.logits(params, TOKENS) - base.logits({}, TOKENS)).max() > 0
-    _, same = load_adapter(run / "adapter", quantise_model(base, "nf4"))
+    _, same = load_adapter(run / "adapter", quantize_model(base, "nf4"))
     jax.tree.map(np.testing.assert_array_equal, params, same)
 
 

@@ -16,8 +16,8 @@ from fedjax_post.model.views import LanguageModel
 PyTree = Any
 
 
-def quantise_model(model: LanguageModel, kind: str) -> LanguageModel:
-    """Returns the model with the kernels of its layers as codes in the collection "quantised".
+def quantize_model(model: LanguageModel, kind: str) -> LanguageModel:
+    """Returns the model with the kernels of its layers as codes in the collection "quantized".
 
     Its config recomputes layers in the backward pass: what would be kept there are the weights.
 
@@ -26,11 +26,11 @@ def quantise_model(model: LanguageModel, kind: str) -> LanguageModel:
       kind: "int8" or "nf4".
 
     Raises:
-      ValueError: if `kind` is unknown, or the model is quantised already.
+      ValueError: if `kind` is unknown, or the model is quantized already.
     """
-    if "quantised" in model.variables:
-        raise ValueError("the model is quantised already; load it again to change the kind")
-    check_quantisation(kind)
+    if "quantized" in model.variables:
+        raise ValueError("the model is quantized already; load it again to change the kind")
+    check_quantization(kind)
     kept, codes = {}, {}
     for path, leaf in flatten_dict(model.variables["params"]).items():
         if is_coded(path):
@@ -40,7 +40,7 @@ def quantise_model(model: LanguageModel, kind: str) -> LanguageModel:
     variables = {
         **model.variables,
         "params": unflatten_dict(kept),
-        "quantised": unflatten_dict(codes),
+        "quantized": unflatten_dict(codes),
     }
     config = dataclasses.replace(model.config, remat=True)
     return dataclasses.replace(model, variables=variables, config=config)
@@ -51,18 +51,18 @@ def is_coded(path: tuple[str, ...]) -> bool:
     return path[0] == "layers" and path[-1] == "kernel"
 
 
-def check_quantisation(kind: str) -> None:
+def check_quantization(kind: str) -> None:
     """Refuses an unknown kind."""
     if kind not in KINDS:
-        raise ValueError(f"--quantise must be one of {KINDS}, got {kind!r}")
+        raise ValueError(f"`quantize` must be one of {KINDS}, got {kind!r}")
 
 
-def dequantise_model(model: LanguageModel) -> LanguageModel:
+def dequantize_model(model: LanguageModel) -> LanguageModel:
     """Returns the model with its codes read back as weights in the compute dtype."""
-    if "quantised" not in model.variables:
+    if "quantized" not in model.variables:
         return model
     variables = dict(model.variables)
-    stored = flatten_dict(variables.pop("quantised"))
+    stored = flatten_dict(variables.pop("quantized"))
     weights = flatten_dict(variables["params"])
     for path, codes in stored.items():
         if path[-1] == "codes":

@@ -1,4 +1,4 @@
-"""Laws of a quantised base: how small, how near, and that adapters and residuals work on it."""
+"""Laws of a quantized base: how small, how near, and that adapters and residuals work on it."""
 
 import json
 import tracemalloc
@@ -14,7 +14,7 @@ from fedjax_post.hub import tensors, weights
 from fedjax_post.hub.families import FAMILIES, read_config
 from fedjax_post.hub.load import load_model, num_parameters, save_model
 from fedjax_post.model.codes import NF4, decode, encode
-from fedjax_post.model.quantise import dequantise_model, quantise_model
+from fedjax_post.model.quantize import dequantize_model, quantize_model
 from fedjax_post.model.views import init_model
 from fedjax_post.objectives.sft import sft_loss
 from fedjax_post.testing.models import seeded_tensors, tiny_config, tiny_model
@@ -59,19 +59,19 @@ def test_zeros_stay_zero():
 
 
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
-def test_quantised_model_is_the_model_of_its_decoded_weights(kind):
+def test_quantized_model_is_the_model_of_its_decoded_weights(kind):
     base = tiny_model(**WIDE)
-    model = quantise_model(base, kind)
+    model = quantize_model(base, kind)
     assert linear_layers(model) == linear_layers(base)
     assert num_parameters(model) == num_parameters(base)
     np.testing.assert_allclose(
-        model.logits({}, TOKENS), dequantise_model(model).logits({}, TOKENS), atol=1e-5
+        model.logits({}, TOKENS), dequantize_model(model).logits({}, TOKENS), atol=1e-5
     )
 
 
 def test_adapters_train_and_fold_on_codes():
     model, params = add_lora(
-        quantise_model(tiny_model(**WIDE), "nf4"), jax.random.key(0), rank=2, alpha=4
+        quantize_model(tiny_model(**WIDE), "nf4"), jax.random.key(0), rank=2, alpha=4
     )
     params = jax.tree.map(lambda leaf: leaf + 0.05, params)
     expected = model.logits(params, TOKENS)
@@ -80,7 +80,7 @@ def test_adapters_train_and_fold_on_codes():
     merged = merge_lora(model, params)
     np.testing.assert_allclose(merged.logits({}, TOKENS), expected, atol=1e-5)
     batch = {"tokens": TOKENS, "loss_mask": jnp.ones(TOKENS.shape, bool)}
-    plain = dequantise_model(model)
+    plain = dequantize_model(model)
     grad = jax.jit(jax.grad(lambda p, m: sft_loss(p, m, batch, None)[0]))
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
@@ -92,7 +92,7 @@ def test_adapters_train_and_fold_on_codes():
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_quantising_while_loading_is_quantising_what_was_loaded(
+def test_quantizing_while_loading_is_quantizing_what_was_loaded(
     tmp_path, monkeypatch, kind, dtype, family
 ):
     """In strips that do not divide a layer, stored transposed or not."""
@@ -101,20 +101,20 @@ def test_quantising_while_loading_is_quantising_what_was_loaded(
     shapes = weights.expected_tensors(FAMILIES[family], read_config(raw))
     save_file(seeded_tensors(shapes, 0), tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(raw))
-    streamed = load_model(tmp_path, dtype=dtype, quantise=kind)
-    whole = quantise_model(load_model(tmp_path, dtype=dtype), kind)
+    streamed = load_model(tmp_path, dtype=dtype, quantize=kind)
+    whole = quantize_model(load_model(tmp_path, dtype=dtype), kind)
     assert streamed.config == whole.config
     jax.tree.map(np.testing.assert_array_equal, streamed.variables, whole.variables)
 
 
-def test_peak_memory_of_quantised_loading_is_the_codes(tmp_path):
+def test_peak_memory_of_quantized_loading_is_the_codes(tmp_path):
     """Numpy's memory: 5 MB of codes of 38 MB of float32, of which a layer is 5 MB."""
     config = tiny_config(hidden_size=256, intermediate_size=1024, num_layers=8, head_dim=64)
     like = jax.eval_shape(lambda: init_model(config, jax.random.key(0)))
     save_model(tmp_path, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like))
-    load_model(tmp_path, quantise="nf4")  # traces are not counted
+    load_model(tmp_path, quantize="nf4")  # traces are not counted
     tracemalloc.start()
-    model = load_model(tmp_path, quantise="nf4")
+    model = load_model(tmp_path, quantize="nf4")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(model.variables))
@@ -127,19 +127,19 @@ def test_real_checkpoint_keeps_its_predictions(test_data):
     folder = test_data / "models" / "stories260K"
     model, golden = load_model(folder), np.load(folder / "golden.npz")
     for kind, agreement in (("int8", 0.97), ("nf4", 0.7)):
-        logits = quantise_model(model, kind).logits({}, golden["ids_1"][None])[0]
+        logits = quantize_model(model, kind).logits({}, golden["ids_1"][None])[0]
         same = np.argmax(logits, -1) == np.argmax(golden["logits_1"], -1)
         assert same.mean() >= agreement, kind
 
 
-def test_bad_quantisation_is_refused():
+def test_bad_quantization_is_refused():
     with pytest.raises(ValueError, match="must be one of .*got 'int3'"):
-        quantise_model(tiny_model(), "int3")
-    with pytest.raises(ValueError, match="quantised already"):
-        quantise_model(quantise_model(tiny_model(), "int8"), "nf4")
-    assert quantise_model(tiny_model(remat=False), "int8").config.remat
+        quantize_model(tiny_model(), "int3")
+    with pytest.raises(ValueError, match="quantized already"):
+        quantize_model(quantize_model(tiny_model(), "int8"), "nf4")
+    assert quantize_model(tiny_model(remat=False), "int8").config.remat
     with pytest.raises(ValueError, match="nf4 packs pairs"):
         encode(jnp.zeros((3, 2)), "nf4")
     model = tiny_model()
-    with pytest.raises(ValueError, match="which are quantised"):
-        quantise_model(model, "int8").logits({"params": model.variables["params"]}, TOKENS)
+    with pytest.raises(ValueError, match="which are quantized"):
+        quantize_model(model, "int8").logits({"params": model.variables["params"]}, TOKENS)
