@@ -18,7 +18,7 @@ from absl import flags
 from experiments import program
 from experiments.flags import lists, parse
 from fedjax_post import study
-from fedjax_post.openness.drills import DRILLS
+from fedjax_post.study.autonomy import DRILLS
 from fedjax_post.study.faults import Settings
 
 

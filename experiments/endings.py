@@ -14,7 +14,7 @@ from pathlib import Path
 
 from experiments.flags.wording import in_flags
 from fedjax_post.core.access import AccessError
-from fedjax_post.openness.ledger import DisclosureError
+from fedjax_post.disclosure.ledger import DisclosureError
 
 # What a flag, a file or a field that will not do raises.
 REFUSED = (ValueError, OSError, ImportError, AccessError, DisclosureError)

@@ -23,7 +23,7 @@ from absl import app, flags
 from optax import contrib
 from tqdm import trange
 
-from fedjax_post.data import corpus, instruct, tasks
+from fedjax_post.data.builtin import corpus, instruct, tasks
 from fedjax_post.hub.load import load_model, num_parameters, save_model
 from fedjax_post.model.config import DecoderConfig
 from fedjax_post.model.generate import generate
@@ -117,7 +117,7 @@ an instruction with its answer; that is what the built-in federated tasks
 It exists so that methods for models that are only prompted can be tried, tested and measured
 in minutes, offline, beside methods that train.
 
-Its corpus is `fedjax_post/data/instruct.py`: instructions about a list of nouns
+Its corpus is `fedjax_post/data/builtin/instruct.py`: instructions about a list of nouns
 (`name the kind of the last word: cat hat pie`, a line break, `food`), vague ones that are mostly
 answered by the commonest kind, examples of one rule after another, and the formulas and prose
 of the first corpus. The vague wordings are shared by several rules, so that a prompt, examples or

@@ -32,6 +32,7 @@ ARROWS = {
     "simulate": {"core", "model.views", "data.batches", "data.clients", "integrity"},
     "evaluate": {"core", "model", "data", "objectives"},
     "openness": {"core.access", "model", "hub"},
+    "disclosure": {"core.access"},
     "provider": {"core", "model", "hub", "adapters", "objectives", "data.template"},
     "privacy": {"core"},
     "report": {"integrity"},

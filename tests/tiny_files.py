@@ -5,7 +5,7 @@ import json
 import jax
 import pytest
 
-from fedjax_post.data.corpus import build_tokenizer
+from fedjax_post.data.builtin.corpus import build_tokenizer
 from fedjax_post.hub.load import save_model
 from fedjax_post.model.config import DecoderConfig
 from fedjax_post.model.views import init_model

@@ -18,7 +18,7 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from fedjax_post.data import lexicon, tasks
+from fedjax_post.data.builtin import lexicon, tasks
 
 MANUAL_PROMPT = "name the kind of these words:"  # vague: does not say which word counts
 CLEAR_PROMPT = "name the kind of the last word:"  # the convention in words

@@ -3,11 +3,11 @@
 import logging
 from typing import NamedTuple
 
+from fedjax_post.data.builtin.tasks import NUM_CLIENTS
 from fedjax_post.data.columns import Columns
 from fedjax_post.data.partition import Partition, dirichlet, iid, natural
 from fedjax_post.data.source import BUILTIN
 from fedjax_post.data.table import TokenTable
-from fedjax_post.data.tasks import NUM_CLIENTS
 
 _LOG = logging.getLogger(__name__)
 PARTITIONS = ("natural", "iid", "dirichlet")

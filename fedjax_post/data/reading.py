@@ -5,7 +5,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-from fedjax_post.data import corpus, instruct
+from fedjax_post.data.builtin import corpus, instruct
 
 
 class Reading(NamedTuple):

@@ -96,7 +96,8 @@ def _load_named(name: str, *, split: str | None, num_clients: int | None, seed: 
         assert file is not None  # `check_source` saw to it
         read = read_parquet if file.kind == "parquet" else lambda file: read_text([file])
         return Splits(read(file), None, Origin(files=(file,)))
-    from fedjax_post.data import kinds, tasks
+    from fedjax_post.data import kinds
+    from fedjax_post.data.builtin import tasks
 
     given: dict[str, Any] = {} if num_clients is None else {"num_clients": num_clients}
     if name == "builtin":

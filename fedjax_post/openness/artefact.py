@@ -11,8 +11,8 @@ from typing import NamedTuple
 from fedjax_post.hub.facts import CHECKPOINTS
 from fedjax_post.openness.framework import UNKNOWN
 from fedjax_post.openness.licences import RULES, is_open, terms_of
-from fedjax_post.openness.load import load_passport, passport_names
 from fedjax_post.openness.passport import Passport
+from fedjax_post.openness.read import load_passport, passport_names
 
 # rules that bind whoever uses a model, and those that bind whoever passes one on
 _USE = ("use_policy", "user_limit", "train_on_outputs")

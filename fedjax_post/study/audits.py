@@ -8,7 +8,7 @@ from fedjax_post.data.source import load_splits
 from fedjax_post.data.splits import hold_out
 from fedjax_post.openness.artefact import passport_of
 from fedjax_post.openness.audit import audit, check_corpus
-from fedjax_post.openness.load import load_passport
+from fedjax_post.openness.read import load_passport
 from fedjax_post.study.build import Parts
 
 _PER_CALL, _FRESH = 400, 300  # documents read of each call of a training; texts probed for memory

@@ -8,17 +8,17 @@ from fedjax_post.core.engine import State, init
 from fedjax_post.data.fingerprint import Fingerprint
 from fedjax_post.data.load import Loaded
 from fedjax_post.data.ranks import RankedClients
+from fedjax_post.disclosure.ledger import Form
 from fedjax_post.evaluate.generation import longest_response
 from fedjax_post.evaluate.scores import HeldOut
 from fedjax_post.hub.load import load_config
 from fedjax_post.hub.tokenizer import check_tokenizer
 from fedjax_post.model.views import LanguageModel
-from fedjax_post.openness.ledger import Form
 from fedjax_post.simulate.memory import largest_chunk
 from fedjax_post.study import (
     devices,
-    disclosure,
     factories,
+    ledgers,
     methods,
     objectives,
     pace,
@@ -81,10 +81,10 @@ def build(spec: Spec) -> Parts:
     longest = longest_response(data.heldout)
     algorithm, promised = _make_algorithm(spec, data, tokenizer, room=room, longest=longest)
     roles.check(spec, algorithm)
-    form = disclosure.form_of(
+    form = ledgers.form_of(
         spec, tokenizer, access=algorithm.access, table=data.heldout, longest=longest
     )
-    disclosure.check(spec, algorithm, data, form)
+    ledgers.check(spec, algorithm, data, form)
     target = trained.load_target(spec, tokenizer, mesh)
     train = lambda model: trained.make_trainable(spec, model, tokenizer)
     model, params = devices.placed(roles.assemble(spec, algorithm, target, train), mesh)

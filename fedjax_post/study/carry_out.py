@@ -10,7 +10,7 @@ from fedjax_post.core.engine import State, init
 from fedjax_post.report.curve import draw_curve
 from fedjax_post.simulate.record import Callback
 from fedjax_post.simulate.room import room_in
-from fedjax_post.study import disclosure, export, folder, peers, scoring, summary
+from fedjax_post.study import export, folder, ledgers, peers, scoring, summary
 from fedjax_post.study.build import Parts
 from fedjax_post.study.job import Job, rounds_of
 
@@ -40,7 +40,7 @@ def carry_out(
         scores |= scoring.final(parts, state)
         if parts.spec.method.baseline != "local":
             export.write(parts, state, job.directory / "adapter", scores=scores)
-        entries = disclosure.entries_of(
+        entries = ledgers.entries_of(
             parts.spec, parts.algorithm, parts.data, parts.plan, parts.form
         )
         seconds = time.perf_counter() - began
@@ -67,6 +67,6 @@ def _trained(job: Job, parts: Parts, callbacks: Sequence[Callback]) -> State:
 
 
 def _write(directory: Path, content: dict[str, Any], entries: Sequence[Any]) -> None:
-    disclosure.write(directory, entries)
+    ledgers.write(directory, entries)
     folder.write_json(directory / "summary.json", content)
     draw_curve(directory)

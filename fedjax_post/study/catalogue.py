@@ -2,8 +2,8 @@
 
 from fedjax_post.core.access import Access
 from fedjax_post.openness import page
-from fedjax_post.openness.load import load_passport, passport_names
 from fedjax_post.openness.passport import Passport
+from fedjax_post.openness.read import load_passport, passport_names
 from fedjax_post.study.factories import declared
 
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from fedjax_post.openness import drills as faults_of
+from fedjax_post.study import autonomy as faults_of
 from fedjax_post.study import cells, folder
 from fedjax_post.study.faults import Settings, drilled
 from fedjax_post.study.spec import Spec
@@ -16,7 +16,7 @@ class Drilled(NamedTuple):
     """Drills that were carried out."""
 
     directory: Path
-    rows: list[dict[str, Any]]  # see `openness.drills.over_seeds`
+    rows: list[dict[str, Any]]  # see `study.autonomy.over_seeds`
 
     def table(self) -> str:
         """Returns the rows as a table for people."""
@@ -39,7 +39,7 @@ def drills(
 
     Args:
       specs: the experiments, by label or in order.
-      chosen: of `openness.drills.DRILLS`.
+      chosen: of `study.autonomy.DRILLS`.
       seeds: of the runs.
       settings: how hard the faults are.
       directory: a new folder, or that of drills to go on with; by default below `runs`.
@@ -62,7 +62,7 @@ def drills(
 def carry_out(
     planned: Sequence[cells.Cell], chosen: Sequence[str], settings: Settings, *, show: cells.Show
 ) -> list[dict[str, Any]]:
-    """Returns the rows of all drills, methods and seeds; see `openness.drills.over_seeds`."""
+    """Returns the rows of all drills, methods and seeds; see `study.autonomy.over_seeds`."""
     rows: list[faults_of.Row] = []
     for cell in planned:
         rows += drilled(cell, chosen, settings, show=show)

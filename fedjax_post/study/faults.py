@@ -1,6 +1,6 @@
 """The drills themselves: faults put into a run, and what is left of it.
 
-See `fedjax_post.openness.drills`. All drills of a method share one state at the fault, and one
+See `fedjax_post.study.autonomy`. All drills of a method share one state at the fault, and one
 set of compiled programs.
 """
 
@@ -17,9 +17,8 @@ import fedjax_post
 from fedjax_post.core.engine import State
 from fedjax_post.evaluate.scores import choose_rows, score
 from fedjax_post.hub import artefact
-from fedjax_post.openness import drills
-from fedjax_post.openness.drills import Row
-from fedjax_post.study import folder, licence
+from fedjax_post.study import autonomy, folder, licence
+from fedjax_post.study.autonomy import Row
 from fedjax_post.study.build import Parts, build
 from fedjax_post.study.cells import Cell, Show
 from fedjax_post.study.files import to_json, write_spec
@@ -43,7 +42,7 @@ class Settings(NamedTuple):
 
 
 class _Stage(NamedTuple):
-    """A method ready to be drilled, its programs compiled once for all drills."""
+    """A method ready to be drilled, its programs compiled once for all autonomy."""
 
     parts: Parts
     spec: Spec
@@ -58,7 +57,7 @@ def drilled(cell: Cell, chosen: Sequence[str], settings: Settings, *, show: Show
 
     Args:
       cell: the experiment, its name in the rows, and a folder for its runs.
-      chosen: of `drills.DRILLS`.
+      chosen: of `autonomy.DRILLS`.
       settings: how hard the faults are.
       show: called with a line for each drill.
 
@@ -69,8 +68,8 @@ def drilled(cell: Cell, chosen: Sequence[str], settings: Settings, *, show: Show
     settings = filled(settings, spec.training.rounds)
     _claim(cell.directory, spec)
     parts = build(spec)
-    if set(chosen) & set(drills.EXCLUSIONS):
-        drills.check_excluded(_num_excluded(settings, parts), len(parts.data.clients))
+    if set(chosen) & set(autonomy.EXCLUSIONS):
+        autonomy.check_excluded(_num_excluded(settings, parts), len(parts.data.clients))
     watch = () if parts.plan.telemetry is None else (parts.plan.telemetry,)
     programs = parts.plan.executor(parts.algorithm, *watch)
     plan = parts.plan._replace(executor=lambda *_: programs, resume=True)
@@ -88,19 +87,19 @@ def drilled(cell: Cell, chosen: Sequence[str], settings: Settings, *, show: Show
 
 
 def _shutdown(stage: _Stage, name: str, state: State) -> list[Row]:
-    if drills.serves_alone(stage.parts.algorithm.access):
+    if autonomy.serves_alone(stage.parts.algorithm.access):
         return [_unmoved(stage, name)]
     if _alone(stage):
         note = "training goes on without it, towards a model that nobody answers by"
         return [_row(stage, name, 0.0, note, can=(True, False))]
-    stopped = _play(stage, name, after="fault", sampler=drills.nobody())
+    stopped = _play(stage, name, after="fault", sampler=autonomy.nobody())
     reached = _score(stage, stopped)  # by the model that is gone
     note = f"training ended at {100 * reached:.1f} %, and nobody answers any more"
     return [_row(stage, name, 0.0, note, can=(False, False), at_fault=reached)]
 
 
 def _changed(stage: _Stage, name: str, state: State) -> list[Row]:
-    if drills.serves_alone(stage.parts.algorithm.access):
+    if autonomy.serves_alone(stage.parts.algorithm.access):
         return [_unmoved(stage, name)]
     other = _other_version(stage)
     fault = _state_of(stage, "fault")
@@ -119,7 +118,7 @@ def _rate_limited(stage: _Stage, name: str, state: State) -> list[Row]:
     if _alone(stage):
         return [_unmoved(stage, name)]
     count = stage.settings.rate_limit
-    sampler = drills.at_most(stage.parts.plan.sampler, count)
+    sampler = autonomy.at_most(stage.parts.plan.sampler, count)
     after = _score(stage, _play(stage, name, after="fault", sampler=sampler))
     return [_row(stage, name, after, f"{count} clients a round were answered")]
 
@@ -139,7 +138,7 @@ def _excluded(stage: _Stage, name: str, state: State) -> list[Row]:
     owner = np.repeat(np.arange(len(sizes)), sizes)
     np.add.at(counts, (owner, names[partition.indices]), 1)
     tokens = np.bincount(owner, table.length[partition.indices], len(sizes))
-    clients = drills.excluded(
+    clients = autonomy.excluded(
         name,
         counts=counts,
         tokens=tokens,
@@ -157,13 +156,13 @@ def _left_out(
     stage: _Stage, name: str, state: State, *, clients: np.ndarray, after: str | None = None
 ) -> list[Row]:
     """Two rows: the federation's model without them, and what it is worth to them."""
-    theirs = f"{name}{drills.SHUT_OUT}"
+    theirs = f"{name}{autonomy.SHUT_OUT}"
     before = _score_own(stage, state, clients)
     who = f"{len(clients)} of {len(stage.parts.data.clients)} clients"
     if _alone(stage):
         own = _unmoved(stage, theirs)._replace(before=before, after=before)
         return [_unmoved(stage, name), own]
-    sampler = drills.without(stage.parts.plan.sampler, clients.tolist())
+    sampler = autonomy.without(stage.parts.plan.sampler, clients.tolist())
     without = _play(stage, name, after=after, sampler=sampler)
     worth = _score_own(stage, without, clients)
     note = f"on their own rows, were they let in; {who} can neither train nor be served"
@@ -185,7 +184,7 @@ def _artefact(stage: _Stage, name: str, state: State) -> list[Row]:
     )
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     told = {"artefact_bytes": size, "terms": terms}
-    if not drills.serves_alone(stage.parts.algorithm.access):
+    if not autonomy.serves_alone(stage.parts.algorithm.access):
         note = "it was read back, and the model that it is for is not there"
         return [_row(stage, name, 0.0, note, can=(_alone(stage), False), **told)]
     model, params = artefact.read(path, base=stage.spec.model.name, dtype=stage.spec.model.dtype)
@@ -198,7 +197,7 @@ _DRILLS = {
     "changed": _changed,
     "rate_limited": _rate_limited,
     "refused": _refused,
-    **dict.fromkeys(drills.EXCLUSIONS, _excluded),
+    **dict.fromkeys(autonomy.EXCLUSIONS, _excluded),
     "artefact": _artefact,
 }
 
@@ -242,8 +241,8 @@ def _other_version(stage: _Stage) -> Any:
     key, change = jax.random.key(stage.spec.seed), stage.settings.change
     model = stage.parts.model
     if isinstance(model, dict):
-        return model | {"target": drills.another_version(model["target"], key, change=change)}
-    return drills.another_version(model, key, change=change)
+        return model | {"target": autonomy.another_version(model["target"], key, change=change)}
+    return autonomy.another_version(model, key, change=change)
 
 
 def _score(stage: _Stage, state: State, *, model: Any = None) -> float:
@@ -278,7 +277,7 @@ def _unmoved(stage: _Stage, name: str) -> Row:
 
 
 def _alone(stage: _Stage) -> bool:
-    return drills.trains_alone(stage.parts.algorithm.access)
+    return autonomy.trains_alone(stage.parts.algorithm.access)
 
 
 def filled(settings: Settings, rounds: int) -> Settings:

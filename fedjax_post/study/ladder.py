@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedjax_post.integrity import read_file
-from fedjax_post.openness.drills import DRILLS
 from fedjax_post.report import position
 from fedjax_post.study import audits, cells, folder, ladder_facts
+from fedjax_post.study.autonomy import DRILLS
 from fedjax_post.study.build import build
 from fedjax_post.study.drills import carry_out
 from fedjax_post.study.faults import Settings

@@ -1,4 +1,4 @@
-"""What stands in a ladder's `ladder.json` beside its runs; `report/ladder.py` says what it means.
+"""What stands in a ladder's `ladder.json`; `report.position.ladder` says what it means.
 
 Every part is read from what runs left, from passports, or measured on the base itself.
 """
@@ -13,10 +13,10 @@ from fedjax_post.evaluate.generation import reference_answers
 from fedjax_post.openness import passport as read
 from fedjax_post.openness.framework import CLASSES
 from fedjax_post.openness.licences import terms_of
-from fedjax_post.openness.load import load_passport, passport_names
+from fedjax_post.openness.read import load_passport, passport_names
 from fedjax_post.openness.runnable import refusals, roles
 from fedjax_post.report.records import read_summary
-from fedjax_post.study import disclosure
+from fedjax_post.study import ledgers
 from fedjax_post.study.build import Parts
 from fedjax_post.study.factories import access_of, declared
 from fedjax_post.study.spec import Spec
@@ -42,7 +42,7 @@ def cells_told(rungs: Mapping[str, Rung]) -> list[dict[str, Any]]:
         {
             "method": name,
             "label": rung.title or name,
-            "tier": disclosure.tier_of(access_of(rung.spec.method.name)),
+            "tier": ledgers.tier_of(access_of(rung.spec.method.name)),
             "kind": rung.kind,
             "score": "personal" if rung.spec.scoring.personal else "final",
         }

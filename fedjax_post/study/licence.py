@@ -2,7 +2,7 @@
 
 from fedjax_post.openness.artefact import artefact_terms, passport_of
 from fedjax_post.openness.framework import UNKNOWN
-from fedjax_post.openness.load import load_passport
+from fedjax_post.openness.read import load_passport
 
 
 def terms(

@@ -9,11 +9,11 @@ from typing import Any
 import jax
 
 from fedjax_post.core.algorithm import SUMMED
+from fedjax_post.disclosure.ledger import Entry
 from fedjax_post.evaluate.scores import Scores
 from fedjax_post.model.emulator import emulator_bytes
-from fedjax_post.openness.ledger import Entry
 from fedjax_post.report.records import read_records
-from fedjax_post.study import disclosure, factories, hosting, private
+from fedjax_post.study import factories, hosting, ledgers, private
 from fedjax_post.study.build import Parts
 from fedjax_post.study.files import identity
 from fedjax_post.study.plan import count
@@ -58,10 +58,10 @@ def summarize(
         "bytes_up_per_client": each("bytes_up"),
         "bytes_down_per_client": each("bytes_down"),
         "emulator_bytes": _emulator_bytes(parts),
-        "access": disclosure.tier_of(parts.algorithm.access),
-        "inference": disclosure.place_of(parts.spec, parts.algorithm.access),
+        "access": ledgers.tier_of(parts.algorithm.access),
+        "inference": ledgers.place_of(parts.spec, parts.algorithm.access),
         **{name: None if value is None else int(value) for name, value in counted.items()},
-        "disclosure": disclosure.told(parts.spec, entries, parts.algorithm.access),
+        "disclosure": ledgers.told(parts.spec, entries, parts.algorithm.access),
         "privacy": private.told(parts.promised, last, parts.spec.training.sampling),
         "provider": hosting.told(Path(parts.plan.directory or "")),
         "tokens": int(total["num_read"]),

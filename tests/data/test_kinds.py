@@ -6,7 +6,8 @@ import random
 
 import pytest
 
-from fedjax_post.data import Population, corpus, instruct, kinds, lexicon, load_clients, tasks
+from fedjax_post.data import Population, kinds, load_clients
+from fedjax_post.data.builtin import corpus, instruct, lexicon, tasks
 
 CLIENTS = 128
 

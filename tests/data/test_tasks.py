@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fedjax_post import hub
-from fedjax_post.data import corpus, lexicon, tasks
+from fedjax_post.data.builtin import corpus, lexicon, tasks
 from fedjax_post.evaluate.baselines import exact_match, majority_answers, nearest_answers
 
 CLIENTS = 128

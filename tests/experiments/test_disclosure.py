@@ -9,10 +9,10 @@ from experiments import train
 from experiments.flags import changes_in
 from fedjax_post import study
 from fedjax_post.core.access import Access
-from fedjax_post.data.corpus import build_tokenizer
-from fedjax_post.openness.ledger import Form
+from fedjax_post.data.builtin.corpus import build_tokenizer
+from fedjax_post.disclosure.ledger import Form
 from fedjax_post.simulate import programs
-from fedjax_post.study import disclosure
+from fedjax_post.study import ledgers
 
 CLOSED = [
     "--algorithm=fed_bpt",
@@ -77,7 +77,7 @@ def test_a_template_is_counted_without_its_row(tiny_flags, template, around):
     parts = study.prepare(study.Spec().put(changes_in(given))).parts
     table, tokenizer = parts.data.heldout, build_tokenizer()
     assert parts.form == Form(template=1 + around, prompt=3, answer=1, shot=around)
-    form = disclosure.form_of(
+    form = ledgers.form_of(
         parts.spec, tokenizer, access={"target": Access.GRADIENTS}, table=table, longest=3
     )
     assert form == Form()

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from experiments import drills
-from fedjax_post.openness.drills import DRILLS, EXCLUSIONS, SHUT_OUT
 from fedjax_post.study import faults, licence
+from fedjax_post.study.autonomy import DRILLS, EXCLUSIONS, SHUT_OUT
 
 CLOSED = "manual_prompt:adapter=text_prompt:prompt_text=say"  # quick to compile
 SEARCH = "fed_bpt:adapter=soft_prompt:prompt_length=2:search_dim=2:generations=1:num_points=2"

@@ -5,7 +5,7 @@ import pytest
 from algorithms import ALGORITHMS
 from experiments import openness
 from fedjax_post.core.access import Access
-from fedjax_post.openness.load import passport_names
+from fedjax_post.openness.read import passport_names
 from fedjax_post.study.factories import declared
 
 

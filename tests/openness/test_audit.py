@@ -11,10 +11,11 @@ import optax
 import pytest
 
 from fedjax_post.core.access import AccessError
-from fedjax_post.data import corpus, instruct, kinds, lexicon, reading
+from fedjax_post.data import kinds, reading
+from fedjax_post.data.builtin import corpus, instruct, lexicon
 from fedjax_post.model.views import LanguageModel, init_model
 from fedjax_post.openness import audit
-from fedjax_post.openness.load import load_passport
+from fedjax_post.openness.read import load_passport
 from fedjax_post.testing.models import tiny_config
 
 ROWS = [(row["instruction"], row["response"]) for row in kinds.heldout_examples(40)]

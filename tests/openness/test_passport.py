@@ -6,11 +6,11 @@ import pytest
 
 from fedjax_post.core.access import Access
 from fedjax_post.hub.facts import CHECKPOINTS
-from fedjax_post.openness import load, page, runnable
+from fedjax_post.openness import page, read, runnable
 from fedjax_post.openness import passport as passports
 from fedjax_post.openness.licences import terms_of
 
-PASSPORTS = [load.load_passport(name) for name in load.passport_names()]
+PASSPORTS = [read.load_passport(name) for name in read.passport_names()]
 EVERY = pytest.mark.parametrize("passport", PASSPORTS, ids=lambda p: p.name)
 
 
@@ -26,7 +26,7 @@ def test_the_models_that_are_asked_for_have_one():
     wanted = {"pythia", "olmo-1", "olmo-2", "smollm2", "smollm3", "qwen2.5", "qwen3", "llama-3.1",
               "llama-3.2", "gemma-3", "mistral-7b", "phi-4", "gpt-oss", "builtin",
               "hosted-api"}  # fmt: skip
-    assert wanted <= set(load.passport_names())
+    assert wanted <= set(read.passport_names())
 
 
 @EVERY
@@ -62,7 +62,7 @@ def test_the_licence_of_derived_models_has_been_read(passport):
     [("pythia", 1), ("olmo-1", 1), ("gpt-oss", 0), ("llama-3.2", 0), ("mistral-7b", 0)],
 )
 def test_classes_are_those_of_the_tool(name, rank):
-    assert passports.classify(load.load_passport(name)).rank == rank
+    assert passports.classify(read.load_passport(name)).rank == rank
 
 
 @pytest.mark.parametrize(
@@ -70,11 +70,11 @@ def test_classes_are_those_of_the_tool(name, rank):
     [("olmo-2", 12), ("pythia", 10), ("smollm2", 8), ("gemma-3", 4.5), ("llama-3.1", 3.5)],
 )
 def test_index_scores_are_the_sums_of_its_entries(name, score):
-    assert passports.index_score(load.load_passport(name)) == (score, 12)
+    assert passports.index_score(read.load_passport(name)) == (score, 12)
 
 
 def test_the_definition_needs_all_three_parts():
-    base = load.load_passport("pythia")
+    base = read.load_passport("pythia")
     part = base.definition["code"]
     for value, result in (("yes", "passes"), ("unknown", "unknown"), ("no", "fails")):
         said = base.definition | {"code": part._replace(value=value)}
@@ -104,24 +104,24 @@ BROKEN = {
 
 @pytest.mark.parametrize("good", BROKEN)
 def test_bad_files_name_file_field_value_and_remedy(good, tmp_path):
-    text = (load.FOLDER / "gemma-3.toml").read_text()
+    text = (read.FOLDER / "gemma-3.toml").read_text()
     bad, told = BROKEN[good]
     assert good in text
     (tmp_path / "mine.toml").write_text(text.replace(good, bad, 1))
     with pytest.raises(ValueError, match=rf"mine\.toml.*{re.escape(told)}"):
-        load.load_passport(str(tmp_path / "mine.toml"))
+        read.load_passport(str(tmp_path / "mine.toml"))
 
 
 def test_a_passport_of_ones_own_reads_like_ours(tmp_path):
-    text = (load.FOLDER / "gemma-3.toml").read_text()
+    text = (read.FOLDER / "gemma-3.toml").read_text()
     (tmp_path / "gemma-3.toml").write_text(text)
-    own = load.load_passport(str(tmp_path / "gemma-3.toml"))
-    assert own == load.load_passport("gemma-3")
+    own = read.load_passport(str(tmp_path / "gemma-3.toml"))
+    assert own == read.load_passport("gemma-3")
 
 
 def test_unknown_models_list_those_that_there_are():
     with pytest.raises(ValueError, match="no passport 'gpt-9'; there are builtin"):
-        load.load_passport("gpt-9")
+        read.load_passport("gpt-9")
 
 
 METHODS = {"words": {"target": Access.TEXT}, "probe": {"target": Access.LOGITS},
@@ -142,12 +142,12 @@ def test_every_refusal_has_its_reason():
 
 
 def test_an_unknown_tier_grants_the_least():
-    base = load.load_passport("pythia")
+    base = read.load_passport("pythia")
     unsure = base._replace(tier=base.tier._replace(value="unknown"))
     assert passports.granted(unsure) == Access.TEXT
 
 
 def test_what_the_library_cannot_load_is_said_apart_from_access():
-    text = page.methods_page([load.load_passport("gpt-oss")], METHODS)
+    text = page.methods_page([read.load_passport("gpt-oss")], METHODS)
     assert "model_type gpt_oss has no row" in text
     assert "3 methods  run:       3" in text

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import jax
 import pytest
 
-from fedjax_post.data.corpus import build_tokenizer
+from fedjax_post.data.builtin.corpus import build_tokenizer
 from fedjax_post.model.views import init_model
 from fedjax_post.provider import lines, programs, service, serving
 from fedjax_post.provider.log import read_texts

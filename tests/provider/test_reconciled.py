@@ -10,12 +10,10 @@ import fedjax_post as fp
 from fedjax_post.adapters.prompt import text_prompt
 from fedjax_post.core import aggregates, algorithm, local
 from fedjax_post.core.access import Access
-from fedjax_post.data.corpus import build_tokenizer
+from fedjax_post.data.builtin.corpus import build_tokenizer
 from fedjax_post.data.load import Text, load_clients
-from fedjax_post.model.views import init_model
-from fedjax_post.objectives.choice import answer_loss, choice_loss
-from fedjax_post.openness.arrivals import Private, arrivals, index_of, offsets_of
-from fedjax_post.openness.ledger import (
+from fedjax_post.disclosure.arrivals import Private, arrivals, index_of, offsets_of
+from fedjax_post.disclosure.ledger import (
     DisclosureError,
     Form,
     Hosting,
@@ -26,6 +24,8 @@ from fedjax_post.openness.ledger import (
     totals,
     unique_tokens,
 )
+from fedjax_post.model.views import init_model
+from fedjax_post.objectives.choice import answer_loss, choice_loss
 from fedjax_post.provider.hosted import connect
 from fedjax_post.provider.log import read_texts
 from fedjax_post.provider.served import make_served

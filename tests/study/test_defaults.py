@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from algorithms.fed_dtpt import fed_dtpt
-from fedjax_post.data.corpus import build_tokenizer
+from fedjax_post.data.builtin.corpus import build_tokenizer
 from fedjax_post.hub.load import load_model, save_model
 from fedjax_post.simulate.cohort import draw
 from fedjax_post.study import Model, Spec, prompts

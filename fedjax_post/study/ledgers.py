@@ -14,10 +14,10 @@ from fedjax_post.data.columns import Columns
 from fedjax_post.data.load import Loaded
 from fedjax_post.data.table import TokenTable, gather
 from fedjax_post.data.template import make_prompt
+from fedjax_post.disclosure import ledger
+from fedjax_post.disclosure.arrivals import offsets_of
+from fedjax_post.disclosure.ledger import Entry, Form, Hosting, Price
 from fedjax_post.integrity import sealed_line
-from fedjax_post.openness import ledger
-from fedjax_post.openness.arrivals import offsets_of
-from fedjax_post.openness.ledger import Entry, Form, Hosting, Price
 from fedjax_post.provider import codec
 from fedjax_post.report.records import read_records
 from fedjax_post.simulate.cohort import data_rng

@@ -3,10 +3,10 @@
 import pytest
 from ladders import CLOSED, GATE, MANUAL, OPEN, cell, ladder
 
-from fedjax_post.report.aspects import ASPECTS, PROPERTIES, matrix
-from fedjax_post.report.claims import MARGIN
 from fedjax_post.report.comparison import interval
-from fedjax_post.report.rules import (
+from fedjax_post.report.position.aspects import ASPECTS, PROPERTIES, matrix
+from fedjax_post.report.position.claims import MARGIN
+from fedjax_post.report.position.rules import (
     NOT_SUPPORTED,
     SUPPORTED,
     UNDECIDED,
@@ -16,7 +16,7 @@ from fedjax_post.report.rules import (
     gate,
     percent,
 )
-from fedjax_post.report.verdicts import verdicts
+from fedjax_post.report.position.verdicts import verdicts
 
 FAILED = {"gate": GATE | {"manual_prompt": 0.25}}
 

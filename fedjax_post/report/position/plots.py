@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from fedjax_post.report.comparison import Interval
-from fedjax_post.report.ladder import TIERS, Cell, Ladder, Run, accuracy, over_seeds, shown
-from fedjax_post.report.rules import best, gate, unreadable
+from fedjax_post.report.position.ladder import TIERS, Cell, Ladder, Run, accuracy, over_seeds, shown
+from fedjax_post.report.position.rules import best, gate, unreadable
 
 _KINDS = {"open": ("#0072B2", "o"), "closed": ("#D55E00", "s"), "baseline": ("#555555", "D")}
 _COLOURS = ("#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#0072B2")

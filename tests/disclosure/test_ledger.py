@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from fedjax_post.core.access import Access
-from fedjax_post.data.corpus import build_tokenizer
-from fedjax_post.openness.arrivals import Arrived, Private, arrivals, find, index_of, offsets_of
-from fedjax_post.openness.ledger import (
+from fedjax_post.data.builtin.corpus import build_tokenizer
+from fedjax_post.disclosure.arrivals import Arrived, Private, arrivals, find, index_of, offsets_of
+from fedjax_post.disclosure.ledger import (
     DisclosureError,
     Form,
     Hosting,

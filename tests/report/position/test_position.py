@@ -9,9 +9,9 @@ from ladders import CLOSED, GATE, MANUAL, OPEN, cell, write_ladder, write_run
 
 from fedjax_post.integrity import read_file, sealed_file
 from fedjax_post.report import position
-from fedjax_post.report.ladder import read_ladder
 from fedjax_post.report.markup import Heading, Prose, Table, markdown, page
-from fedjax_post.report.rules import UNPROMPTED
+from fedjax_post.report.position.ladder import read_ladder
+from fedjax_post.report.position.rules import UNPROMPTED
 
 FACTS = {
     "commands": ["python -m experiments.openness --task=kinds"],

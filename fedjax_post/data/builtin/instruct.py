@@ -22,7 +22,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fedjax_post.data import corpus, kinds, lexicon
+from fedjax_post.data import kinds
+from fedjax_post.data.builtin import corpus, lexicon
 
 Piece = tuple[str, bool]  # a text, and whether it is an answer
 

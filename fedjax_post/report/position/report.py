@@ -3,7 +3,7 @@
     from fedjax_post.report import position
     print(position.write("runs/ladder"))
 
-It is made of the run folders and of `ladder.json`, see `fedjax_post.report.ladder`, and of
+It is made of the run folders and of `ladder.json`, see `fedjax_post.report.position.ladder`, and of
 nothing else.
 """
 
@@ -11,19 +11,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedjax_post.integrity import sealed_file
-from fedjax_post.report import ladder_plots, markup, position_page
-from fedjax_post.report.aspects import Square, matrix
-from fedjax_post.report.claims import SPREAD
+from fedjax_post.report import markup
 from fedjax_post.report.comparison import write_text
-from fedjax_post.report.ladder import Ladder, accuracy, read_ladder
-from fedjax_post.report.rules import NOT_SUPPORTED, SUPPORTED, UNDECIDED, gate, percent
-from fedjax_post.report.verdicts import Verdict, verdicts
+from fedjax_post.report.position import page, plots
+from fedjax_post.report.position.aspects import Square, matrix
+from fedjax_post.report.position.claims import SPREAD
+from fedjax_post.report.position.ladder import Ladder, accuracy, read_ladder
+from fedjax_post.report.position.rules import NOT_SUPPORTED, SUPPORTED, UNDECIDED, gate, percent
+from fedjax_post.report.position.verdicts import Verdict, verdicts
 
 _COLOURS = {NOT_SUPPORTED: "#D55E00", SUPPORTED: "#0072B2", UNDECIDED: "#888888"}
 _DRAWN = {
-    "position_tiers.png": ladder_plots.draw_tiers,
-    "position_queries.png": ladder_plots.draw_queries,
-    "position_costs.png": ladder_plots.draw_costs,
+    "position_tiers.png": plots.draw_tiers,
+    "position_queries.png": plots.draw_queries,
+    "position_costs.png": plots.draw_costs,
 }
 
 
@@ -41,8 +42,8 @@ def write(directory: str | Path) -> str:
     judged = verdicts(ladder)
     squares = matrix(ladder, judged)
     drawn = [name for name, draw in _DRAWN.items() if draw(ladder, directory / name)]
-    blocks = position_page.blocks(ladder, judged, squares, drawn)
-    title = f"Position report: {position_page.title_of(ladder)}"
+    blocks = page.blocks(ladder, judged, squares, drawn)
+    title = f"Position report: {page.title_of(ladder)}"
     write_text(directory / "position.md", markup.markdown(blocks))
     write_text(directory / "position.html", markup.page(title, blocks, directory, marked=_COLOURS))
     found = sealed_file(_as_dict(ladder, judged, squares))

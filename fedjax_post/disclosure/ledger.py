@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedjax_post.core.access import Access, union
-from fedjax_post.openness.arrivals import Index, OffsetsFn, find, touching
+from fedjax_post.disclosure.arrivals import Index, OffsetsFn, find, touching
 
 
 class Hosting(enum.StrEnum):

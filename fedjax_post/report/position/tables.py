@@ -4,9 +4,16 @@ from collections.abc import Iterable
 from typing import Any
 
 from fedjax_post.report.comparison import Interval
-from fedjax_post.report.ladder import Cell, Ladder, accuracy, counts_templates, over_seeds, shown
 from fedjax_post.report.markup import Block, Bullets, Code, Prose, Table
-from fedjax_post.report.rules import count, gate, percent, unreadable
+from fedjax_post.report.position.ladder import (
+    Cell,
+    Ladder,
+    accuracy,
+    counts_templates,
+    over_seeds,
+    shown,
+)
+from fedjax_post.report.position.rules import count, gate, percent, unreadable
 from fedjax_post.report.table import format_bytes
 
 

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from fedjax_post.data import lexicon
+from fedjax_post.data.builtin import lexicon
 from fedjax_post.data.typed import from_memory
 
 NUM_CLIENTS = 128  # of the default federation

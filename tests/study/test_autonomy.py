@@ -8,10 +8,10 @@ import pytest
 import algorithms
 import fedjax_post as fp
 from fedjax_post.core.access import Access
-from fedjax_post.openness import drills
 from fedjax_post.openness.artefact import artefact_terms, passport_of
-from fedjax_post.openness.load import load_passport, passport_names
+from fedjax_post.openness.read import load_passport, passport_names
 from fedjax_post.simulate.cohort import draw
+from fedjax_post.study import autonomy
 from fedjax_post.testing import toy_clients, toy_loss, toy_model, toy_params
 from fedjax_post.testing.models import tiny_model
 
@@ -22,23 +22,23 @@ def cohorts(sampler, rounds=20, population=10):
 
 def test_those_left_out_are_missing_and_nobody_else():
     for cohort, whole in zip(
-        cohorts(drills.without(fp.uniform(5), [2, 7])), cohorts(fp.uniform(5)), strict=True
+        cohorts(autonomy.without(fp.uniform(5), [2, 7])), cohorts(fp.uniform(5)), strict=True
     ):
         assert cohort.tolist() == [i for i in whole.tolist() if i not in (2, 7)]
 
 
 def test_a_rate_limit_lets_some_of_the_cohort_through_and_not_always_the_same():
-    limited = cohorts(drills.at_most(fp.uniform(5), 2))
+    limited = cohorts(autonomy.at_most(fp.uniform(5), 2))
     for cohort, whole in zip(limited, cohorts(fp.uniform(5)), strict=True):
         assert len(cohort) == 2
         assert set(cohort) <= set(whole)
     assert len({tuple(cohort) for cohort in limited}) > 5
     for cohort, whole in zip(
-        cohorts(drills.at_most(fp.uniform(5), 9)), cohorts(fp.uniform(5)), strict=True
+        cohorts(autonomy.at_most(fp.uniform(5), 9)), cohorts(fp.uniform(5)), strict=True
     ):
         np.testing.assert_array_equal(cohort, whole)
     with pytest.raises(ValueError, match="rate_limit=0 lets nobody through"):
-        drills.at_most(fp.full(), 0)
+        autonomy.at_most(fp.full(), 0)
 
 
 def test_after_a_shutdown_a_run_stands_where_it_stood(tmp_path):
@@ -58,7 +58,7 @@ def test_after_a_shutdown_a_run_stands_where_it_stood(tmp_path):
         return list(run)[-1]
 
     before, _ = play(2, fp.uniform(3), resume=False)
-    after, record = play(4, drills.nobody(), resume=True)
+    after, record = play(4, autonomy.nobody(), resume=True)
     assert record["round"] == 3
     assert record["cohort"] == record["bytes_up"] == 0
     jax.tree.map(np.testing.assert_array_equal, before.shared, after.shared)
@@ -69,7 +69,7 @@ TOKENS = np.array([10, 50, 40, 30, 20])
 
 
 def excluded(reason, num=2, seed=0):
-    return drills.excluded(reason, counts=COUNTS, tokens=TOKENS, num=num, seed=seed).tolist()
+    return autonomy.excluded(reason, counts=COUNTS, tokens=TOKENS, num=num, seed=seed).tolist()
 
 
 def test_regions_are_of_one_label_and_prices_by_tokens():
@@ -92,9 +92,9 @@ def test_an_exclusion_leaves_somebody_and_shuts_somebody_out(num):
 
 def test_another_version_is_as_far_as_it_is_said_to_be():
     model, key = tiny_model(), jax.random.key(0)
-    same = drills.another_version(model, key, change=0.0)
+    same = autonomy.another_version(model, key, change=0.0)
     jax.tree.map(np.testing.assert_array_equal, model, same)
-    other = drills.another_version(model, key, change=0.5)
+    other = autonomy.another_version(model, key, change=0.5)
     assert jax.tree.structure(other) == jax.tree.structure(model)
     for was, now in zip(jax.tree.leaves(model), jax.tree.leaves(other), strict=True):
         if was.size > 500:
@@ -114,18 +114,18 @@ def test_another_version_is_as_far_as_it_is_said_to_be():
     ],
 )
 def test_who_goes_on_alone_follows_from_what_is_held(access, trains, serves):
-    assert drills.trains_alone(access) == trains
-    assert drills.serves_alone(access) == serves
+    assert autonomy.trains_alone(access) == trains
+    assert autonomy.serves_alone(access) == serves
 
 
 def row(drill, before, after, **changes):
-    return drills.Row(drill, "m", before, after, True, True, "", {"clients": [1]})._replace(
+    return autonomy.Row(drill, "m", before, after, True, True, "", {"clients": [1]})._replace(
         **changes
     )
 
 
 def test_rows_of_seeds_stand_side_by_side():
-    rows = drills.over_seeds(
+    rows = autonomy.over_seeds(
         [row("a", 0.5, 0.25), row("b", 1.0, 1.0), row("a", 0.75, 0.25, can_serve=False)]
     )
     assert [found["drill"] for found in rows] == ["a", "b"]
@@ -134,7 +134,7 @@ def test_rows_of_seeds_stand_side_by_side():
     assert first["lost"] == [0.25, 0.5]
     assert first["clients"] == [[1], [1]]
     assert (first["can_train"], first["can_serve"]) == (True, False)
-    assert "37.5" in drills.table(rows)
+    assert "37.5" in autonomy.table(rows)
 
 
 def test_terms_of_weights_are_those_of_the_passport():

@@ -3,12 +3,11 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from fedjax_post.report.aspects import ASPECTS, PROPERTIES, Square
-from fedjax_post.report.claims import SPREAD
-from fedjax_post.report.ladder import Ladder
-from fedjax_post.report.ladder_table import budget, distinct, provenance, reached
 from fedjax_post.report.markup import Block, Bullets, Heading, Picture, Prose, Table
-from fedjax_post.report.rules import (
+from fedjax_post.report.position.aspects import ASPECTS, PROPERTIES, Square
+from fedjax_post.report.position.claims import SPREAD
+from fedjax_post.report.position.ladder import Ladder
+from fedjax_post.report.position.rules import (
     NOT_SUPPORTED,
     SUPPORTED,
     UNDECIDED,
@@ -16,7 +15,8 @@ from fedjax_post.report.rules import (
     losses,
     points,
 )
-from fedjax_post.report.verdicts import Verdict
+from fedjax_post.report.position.tables import budget, distinct, provenance, reached
+from fedjax_post.report.position.verdicts import Verdict
 
 CAPTIONS = {
     "position_tiers.png": "Exact match by tier of access, most closed first: the mean over the "

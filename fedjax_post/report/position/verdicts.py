@@ -3,9 +3,9 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from fedjax_post.report.claims import CEILING, CLAIMS, Claim
-from fedjax_post.report.facts import data_openness, licence, methods_open, updates
-from fedjax_post.report.ladder import (
+from fedjax_post.report.position.claims import CEILING, CLAIMS, Claim
+from fedjax_post.report.position.evidence import data_openness, licence, methods_open, updates
+from fedjax_post.report.position.ladder import (
     TIERS,
     Cell,
     Ladder,
@@ -17,7 +17,7 @@ from fedjax_post.report.ladder import (
     of_kind,
     over_seeds,
 )
-from fedjax_post.report.rules import (
+from fedjax_post.report.position.rules import (
     NOT_SUPPORTED,
     SUPPORTED,
     UNDECIDED,

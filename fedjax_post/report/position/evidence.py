@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from fedjax_post.report.claims import ALIKE, RARE
-from fedjax_post.report.ladder import TIERS, Ladder, of_kind, over_seeds
-from fedjax_post.report.rules import (
+from fedjax_post.report.position.claims import ALIKE, RARE
+from fedjax_post.report.position.ladder import TIERS, Ladder, of_kind, over_seeds
+from fedjax_post.report.position.rules import (
     NOT_SUPPORTED,
     SUPPORTED,
     UNDECIDED,

@@ -9,9 +9,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from fedjax_post.report.claims import MARGIN
 from fedjax_post.report.comparison import Interval, interval
-from fedjax_post.report.ladder import Cell, Ladder, accuracy
+from fedjax_post.report.position.claims import MARGIN
+from fedjax_post.report.position.ladder import Cell, Ladder, accuracy
 
 SUPPORTED, NOT_SUPPORTED, UNDECIDED = "supported", "not supported", "undecided here"
 UNPROMPTED = "undecided: this base cannot be prompted"

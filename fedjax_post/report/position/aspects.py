@@ -7,9 +7,9 @@ what was found for H1 to H8; where no run bears on a cell, it is undecided here.
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from fedjax_post.report.facts import audit_of, audited, base_gaps
-from fedjax_post.report.ladder import Ladder, disclosed
-from fedjax_post.report.rules import (
+from fedjax_post.report.position.evidence import audit_of, audited, base_gaps
+from fedjax_post.report.position.ladder import Ladder, disclosed
+from fedjax_post.report.position.rules import (
     NOT_SUPPORTED,
     SUPPORTED,
     UNDECIDED,
@@ -18,7 +18,7 @@ from fedjax_post.report.rules import (
     percent,
     points,
 )
-from fedjax_post.report.verdicts import Verdict, costs, drill_told, exclusions
+from fedjax_post.report.position.verdicts import Verdict, costs, drill_told, exclusions
 
 ASPECTS = ("weights", "architecture and code", "licence", "pre-training data")
 PROPERTIES = ("privacy", "autonomy", "heterogeneity")

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_post.core.access import Access
-from fedjax_post.openness.ledger import asks, serves_elsewhere
+from fedjax_post.disclosure.ledger import asks, serves_elsewhere
 
 PyTree = Any
 Sampler = Callable[[int, np.random.Generator], np.ndarray]  # as in `simulate.cohort`

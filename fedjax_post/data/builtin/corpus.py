@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from fedjax_post.data import lexicon, tasks
+from fedjax_post.data.builtin import lexicon, tasks
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 # An instruction, a line break, the answer, the end. The space before an answer is the one that the

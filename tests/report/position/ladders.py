@@ -1,7 +1,7 @@
 """Small made-up ladders, in memory and as folders."""
 
 from fedjax_post.integrity import sealed_file, sealed_line
-from fedjax_post.report.ladder import Cell, Ladder, Run
+from fedjax_post.report.position.ladder import Cell, Ladder, Run
 
 GATE = {"manual_prompt": 0.4, "chance": 0.2, "soft_prompt_share": 0.7, "passed": True}
 
