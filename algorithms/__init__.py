@@ -2,27 +2,27 @@
 
 from collections.abc import Callable, Mapping
 
-from algorithms.agnostic_fed_avg import agnostic_fed_avg
-from algorithms.apfl import apfl
-from algorithms.bdpl import bdpl
-from algorithms.de_com_fl import de_com_fl
-from algorithms.di_loco import di_loco
-from algorithms.ditto import ditto, ditto_fed_avg
-from algorithms.ef21 import ef21
-from algorithms.fed_avg import fed_avg, fed_avg_m
-from algorithms.fed_avg_bbt import fed_avg_bbt
-from algorithms.fed_bbpt import fed_bbpt
-from algorithms.fed_bi_ot import fed_bi_ot
-from algorithms.fed_bpt import fed_bpt
-from algorithms.fed_dpa import fed_dpa, fed_dpa_f
-from algorithms.fed_dtpt import fed_dtpt
-from algorithms.fed_dyn import fed_dyn
-from algorithms.fed_ex_lora import fed_ex_lora
-from algorithms.fed_k_seed import fed_k_seed
-from algorithms.fed_k_seed_pro import fed_k_seed_pro
-from algorithms.fed_mezo import fed_fwd, fed_mezo
-from algorithms.fed_nova import fed_nova
-from algorithms.fed_opt import (
+from fedjax_post.algorithms.agnostic_fed_avg import agnostic_fed_avg
+from fedjax_post.algorithms.apfl import apfl
+from fedjax_post.algorithms.bdpl import bdpl
+from fedjax_post.algorithms.de_com_fl import de_com_fl
+from fedjax_post.algorithms.di_loco import di_loco
+from fedjax_post.algorithms.ditto import ditto, ditto_fed_avg
+from fedjax_post.algorithms.ef21 import ef21
+from fedjax_post.algorithms.fed_avg import fed_avg, fed_avg_m
+from fedjax_post.algorithms.fed_avg_bbt import fed_avg_bbt
+from fedjax_post.algorithms.fed_bbpt import fed_bbpt
+from fedjax_post.algorithms.fed_bi_ot import fed_bi_ot
+from fedjax_post.algorithms.fed_bpt import fed_bpt
+from fedjax_post.algorithms.fed_dpa import fed_dpa, fed_dpa_f
+from fedjax_post.algorithms.fed_dtpt import fed_dtpt
+from fedjax_post.algorithms.fed_dyn import fed_dyn
+from fedjax_post.algorithms.fed_ex_lora import fed_ex_lora
+from fedjax_post.algorithms.fed_k_seed import fed_k_seed
+from fedjax_post.algorithms.fed_k_seed_pro import fed_k_seed_pro
+from fedjax_post.algorithms.fed_mezo import fed_fwd, fed_mezo
+from fedjax_post.algorithms.fed_nova import fed_nova
+from fedjax_post.algorithms.fed_opt import (
     fed_adagrad,
     fed_adagrad_optax,
     fed_adam,
@@ -30,28 +30,28 @@ from algorithms.fed_opt import (
     fed_yogi,
     fed_yogi_optax,
 )
-from algorithms.fed_prompt_search import fed_prompt_search
-from algorithms.fed_prox import fed_prox
-from algorithms.fed_pt import fed_pt
-from algorithms.fed_rep import fed_rep, local_part
-from algorithms.fed_sa_lora import fed_sa_lora
-from algorithms.fed_svd import fed_svd
-from algorithms.ffa_lora import ffa_lora
-from algorithms.flex_lora import flex_lora
-from algorithms.flora import flora
-from algorithms.florist import florist
-from algorithms.fwd_llm import fwd_llm
-from algorithms.het_lora import het_lora
-from algorithms.in_context import in_context
-from algorithms.lora_fair import lora_fair
-from algorithms.manual_prompt import manual_prompt
-from algorithms.mime import mime
-from algorithms.mime_lite import mime_lite
-from algorithms.offsite_tuning import offsite_tuning
-from algorithms.on_policy import on_policy
-from algorithms.q_fed_avg import q_fed_avg
-from algorithms.ro_lora import ro_lora
-from algorithms.scaffold import scaffold, scaffold_option_1
+from fedjax_post.algorithms.fed_prompt_search import fed_prompt_search
+from fedjax_post.algorithms.fed_prox import fed_prox
+from fedjax_post.algorithms.fed_pt import fed_pt
+from fedjax_post.algorithms.fed_rep import fed_rep, local_part
+from fedjax_post.algorithms.fed_sa_lora import fed_sa_lora
+from fedjax_post.algorithms.fed_svd import fed_svd
+from fedjax_post.algorithms.ffa_lora import ffa_lora
+from fedjax_post.algorithms.flex_lora import flex_lora
+from fedjax_post.algorithms.flora import flora
+from fedjax_post.algorithms.florist import florist
+from fedjax_post.algorithms.fwd_llm import fwd_llm
+from fedjax_post.algorithms.het_lora import het_lora
+from fedjax_post.algorithms.in_context import in_context
+from fedjax_post.algorithms.lora_fair import lora_fair
+from fedjax_post.algorithms.manual_prompt import manual_prompt
+from fedjax_post.algorithms.mime import mime
+from fedjax_post.algorithms.mime_lite import mime_lite
+from fedjax_post.algorithms.offsite_tuning import offsite_tuning
+from fedjax_post.algorithms.on_policy import on_policy
+from fedjax_post.algorithms.q_fed_avg import q_fed_avg
+from fedjax_post.algorithms.ro_lora import ro_lora
+from fedjax_post.algorithms.scaffold import scaffold, scaffold_option_1
 
 ALGORITHMS: Mapping[str, Callable] = {
     "fed_avg": fed_avg,

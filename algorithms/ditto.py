@@ -14,8 +14,8 @@ first visit, which is the first model only for those who take part in the first 
 from typing import NamedTuple
 
 import optax
+from fedjax_post.algorithms.fed_avg import fed_avg
 
-from algorithms.fed_avg import fed_avg
 from fedjax_post.core import access, algorithm, local, world
 
 

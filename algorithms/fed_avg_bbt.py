@@ -7,8 +7,7 @@ gives no more than this. Both ways, the same d + 1 + d (d + 1) / 2 numbers trave
 """
 
 import jax.numpy as jnp
-
-from algorithms.fed_bpt import (
+from fedjax_post.algorithms.fed_bpt import (
     Replica,
     Settings,
     Shared,
@@ -17,6 +16,7 @@ from algorithms.fed_bpt import (
     local_search,
     searched,
 )
+
 from fedjax_post.blackbox import cma
 from fedjax_post.core import access, aggregates, algorithm, local, world
 

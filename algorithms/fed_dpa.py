@@ -23,8 +23,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from fedjax_post.algorithms.fed_avg import fed_avg
 
-from algorithms.fed_avg import fed_avg
 from fedjax_post.adapters import factors
 from fedjax_post.core import algorithm, local, world
 

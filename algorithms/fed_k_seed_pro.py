@@ -20,8 +20,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from fedjax_post.algorithms.fed_k_seed import Replica, direction, fed_k_seed
 
-from algorithms.fed_k_seed import Replica, direction, fed_k_seed
 from fedjax_post.core import algorithm, forward, local, world
 
 

@@ -17,7 +17,8 @@ adds what is not here: directions chosen by their angle to the last gradient, an
 number of them paced by their variance.
 """
 
-from algorithms.fed_avg import fed_avg
+from fedjax_post.algorithms.fed_avg import fed_avg
+
 from fedjax_post.core import access, algorithm, forward, local, world
 
 

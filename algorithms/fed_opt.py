@@ -15,8 +15,8 @@ Deviation: the mean update is weighted by `weigh_fn`; the paper's is uniform
 """
 
 import optax
+from fedjax_post.algorithms.fed_avg import fed_avg
 
-from algorithms.fed_avg import fed_avg
 from fedjax_post.core import algorithm, local, servers, world
 
 

@@ -6,8 +6,8 @@ F_k(w) + mu/2 ||w - w_t||^2. No deviation from it but the choice of weights.
 """
 
 import optax
+from fedjax_post.algorithms.fed_avg import fed_avg
 
-from algorithms.fed_avg import fed_avg
 from fedjax_post.core import algorithm, local, world
 
 

@@ -14,7 +14,8 @@ Deviations: the paper's server also distils the steered model into the proxy bet
 on text of its own; left out, so that what is shared is what clients trained.
 """
 
-from algorithms.fed_avg import fed_avg
+from fedjax_post.algorithms.fed_avg import fed_avg
+
 from fedjax_post.adapters.steered import steer
 from fedjax_post.core import algorithm, local, world
 from fedjax_post.core.access import Access

@@ -15,7 +15,8 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-from algorithms.fed_avg import fed_avg
+from fedjax_post.algorithms.fed_avg import fed_avg
+
 from fedjax_post.core import algorithm, local, parts, world
 
 

@@ -16,8 +16,8 @@ alpha / r; each product counts under its client's.
 import jax
 import jax.numpy as jnp
 import optax
+from fedjax_post.algorithms.flora import flora
 
-from algorithms.flora import flora
 from fedjax_post.adapters import products
 from fedjax_post.core import aggregates, algorithm, local, world
 

@@ -23,8 +23,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from fedjax_post.algorithms.mime_lite import frozen, next_state
 
-from algorithms.mime_lite import frozen, next_state
 from fedjax_post.core import aggregates, algorithm, local, world
 
 

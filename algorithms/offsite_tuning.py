@@ -14,7 +14,8 @@ Deviations: clients train factors of the ends, or their weights, as `params` say
 trains weights, adapters or factors. Weights cost a client a copy of the stand-in's stacks.
 """
 
-from algorithms.fed_avg import fed_avg
+from fedjax_post.algorithms.fed_avg import fed_avg
+
 from fedjax_post.core import algorithm, local, world
 from fedjax_post.core.access import Access
 

@@ -15,9 +15,9 @@ import threading
 
 import jax
 from absl import flags
+from fedjax_post.experiments.flags.define import as_flags
+from fedjax_post.experiments.flags.parse import CommandLine
 
-from experiments.flags.define import as_flags
-from experiments.flags.parse import CommandLine
 from fedjax_post.simulate import processes
 
 PATIENCE = 300  # seconds that processes wait for each other to be started

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
+from fedjax_post.experiments import program
+from fedjax_post.experiments.flags import lists, parse
 
-from experiments import program
-from experiments.flags import lists, parse
 from fedjax_post import study
 from fedjax_post.study.autonomy import DRILLS
 from fedjax_post.study.faults import Settings

@@ -12,7 +12,8 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-from experiments.flags.wording import in_flags
+from fedjax_post.experiments.flags.wording import in_flags
+
 from fedjax_post.core.access import AccessError
 from fedjax_post.disclosure.ledger import DisclosureError
 

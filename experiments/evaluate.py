@@ -11,8 +11,9 @@ those of experiments.train; what is not given is as in the run.
 import sys
 from collections.abc import Sequence
 
-from experiments import program
-from experiments.flags import parse
+from fedjax_post.experiments import program
+from fedjax_post.experiments.flags import parse
+
 from fedjax_post import study
 
 

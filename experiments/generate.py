@@ -11,9 +11,9 @@ import sys
 from collections.abc import Sequence
 
 from absl import flags
+from fedjax_post.experiments import program
+from fedjax_post.experiments.flags import parse
 
-from experiments import program
-from experiments.flags import parse
 from fedjax_post import study
 
 

@@ -15,7 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.flags import changes_in
+from fedjax_post.experiments.flags import changes_in
+
 from fedjax_post.study import Faults, Rung, Spec
 from fedjax_post.study.faults import Settings
 from fedjax_post.study.files import check_trusted

@@ -18,10 +18,10 @@ import sys
 from collections.abc import Sequence
 
 from absl import flags
+from fedjax_post.experiments import program
+from fedjax_post.experiments.flags import lists, parse
+from fedjax_post.experiments.ladder import read_ladder
 
-from experiments import program
-from experiments.flags import lists, parse
-from experiments.ladder import read_ladder
 from fedjax_post import study
 from fedjax_post.core.access import LEVELS
 from fedjax_post.study.catalogue import answer

@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 import jax
+from fedjax_post.experiments import endings, process
+from fedjax_post.experiments.flags import in_flags
 
-from experiments import endings, process
-from experiments.flags import in_flags
 from fedjax_post.simulate import stopping
 from fedjax_post.study import Job, peers
 from fedjax_post.study.folder import SPEC
@@ -70,7 +70,7 @@ def _stopped(error: BaseException, job: Job, again: Sequence[str]) -> int:
     why = f"error: another process has ended ({lost})" if lost else why
     why = f"error: {_FULL} ({str(error).splitlines()[0]})" if full else why
     given = " ".join(["--resume", *map(shlex.quote, again)])
-    command = f"python -m experiments.train --output_dir={shlex.quote(str(job.directory))} {given}"
+    command = f"python -m {__package__}.train --output_dir={shlex.quote(str(job.directory))} {given}"
     print(f"\n{why}; to continue: {command}", file=sys.stderr)
     return code if peers.is_told(error) else peers.leave(code)
 

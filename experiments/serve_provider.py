@@ -18,8 +18,8 @@ from pathlib import Path
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 from absl import flags
+from fedjax_post.experiments import endings, process
 
-from experiments import endings, process
 from fedjax_post.hub.load import DTYPES
 from fedjax_post.provider.served import Served, load_served
 from fedjax_post.provider.service import Provider, Settings

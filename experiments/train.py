@@ -10,8 +10,9 @@ Results lie in a new folder under runs/. The same in a notebook: `fedjax_post.st
 import sys
 from collections.abc import Sequence
 
-from experiments import distributed, program
-from experiments.flags import define_launch, parse
+from fedjax_post.experiments import distributed, program
+from fedjax_post.experiments.flags import define_launch, parse
+
 from fedjax_post import study
 from fedjax_post.report.table import summary_table
 from fedjax_post.study import peers

@@ -1,5 +1,12 @@
 """Federated post-training of open-weight language models, as pure functions in JAX."""
 
+from pathlib import Path as _Path
+
+# In a checkout, the folders of `fedjax_post.algorithms` and `fedjax_post.experiments` lie beside
+# this one; in an installed package, within it.
+if not (_Path(__file__).parent / "algorithms").is_dir():
+    __path__.append(str(_Path(__file__).parent.parent))
+
 from fedjax_post.core.access import Access, AccessError
 from fedjax_post.core.engine import State, broadcast, deployed, finish, init, serve
 from fedjax_post.data.batches import ArrayClients, TokenClients

@@ -11,8 +11,7 @@ from itertools import chain
 from pathlib import Path
 
 import pytest
-
-from algorithms import ALGORITHMS
+from fedjax_post.algorithms import ALGORITHMS
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "fedjax_post"
@@ -174,3 +173,21 @@ def test_importing_the_package_is_light():
     code = f"import fedjax_post, sys; print([m for m in {heavy} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+def test_every_package_is_installed():
+    with open(ROOT / "pyproject.toml", "rb") as file:
+        listed = tomllib.load(file)["tool"]["setuptools"]["packages"]
+    there = {path.parent.relative_to(ROOT).parts for path in SOURCES if path.name == "__init__.py"}
+    names = [".".join(parts) for parts in there]
+    names = [n if n.startswith("fedjax_post") else f"fedjax_post.{n}" for n in names]
+    assert sorted(names) == sorted(listed)
+
+
+def test_folders_of_the_same_name_in_the_working_directory_stand_in_no_way(tmp_path):
+    for name in ("algorithms", "experiments"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise SystemExit('not ours')")
+    code = "from fedjax_post import study; from fedjax_post.experiments import train"
+    command = [sys.executable, "-c", f"import sys; sys.path.append({str(ROOT)!r}); {code}"]
+    subprocess.run(command, cwd=tmp_path, check=True)

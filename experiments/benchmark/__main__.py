@@ -17,10 +17,9 @@ from pathlib import Path
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 from absl import flags
-
-from experiments import process
-from experiments.benchmark import lines, table
-from experiments.benchmark.settings import Settings
+from fedjax_post.experiments import process
+from fedjax_post.experiments.benchmark import lines, table
+from fedjax_post.experiments.benchmark.settings import Settings
 
 # By module, so that one suite's imports are not the others'.
 SUITES = {

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 
-from experiments.benchmark.lines import Aim, Figure
-from experiments.benchmark.processes import ours, play, side
-from experiments.benchmark.settings import Settings, chosen
+from fedjax_post.experiments.benchmark.lines import Aim, Figure
+from fedjax_post.experiments.benchmark.processes import ours, play, side
+from fedjax_post.experiments.benchmark.settings import Settings, chosen
 
 _DEVICES = 8
 _LAYOUTS = ("clients:8", "clients:4,model:2", "model:8")

@@ -17,13 +17,13 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+from fedjax_post.algorithms import fed_avg
+from fedjax_post.experiments.benchmark import environments, lm_job, peers
+from fedjax_post.experiments.benchmark.lines import Aim, Figure
+from fedjax_post.experiments.benchmark.settings import Settings, chosen
+from fedjax_post.experiments.benchmark.shapes import LLAMA_1B, MISTRAL_7B, TINY
 
 import fedjax_post
-from algorithms import fed_avg
-from experiments.benchmark import environments, lm_job, peers
-from experiments.benchmark.lines import Aim, Figure
-from experiments.benchmark.settings import Settings, chosen
-from experiments.benchmark.shapes import LLAMA_1B, MISTRAL_7B, TINY
 from fedjax_post.adapters.lora import add_lora
 from fedjax_post.hub.load import num_parameters
 from fedjax_post.model.config import DecoderConfig

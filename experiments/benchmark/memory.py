@@ -5,12 +5,12 @@ from typing import Any
 
 import jax
 import optax
+from fedjax_post.algorithms import fed_avg
+from fedjax_post.experiments.benchmark.lines import Aim, Figure
+from fedjax_post.experiments.benchmark.lm_job import Job, data_of
+from fedjax_post.experiments.benchmark.settings import Settings, chosen
+from fedjax_post.experiments.benchmark.shapes import MEDIUM, TINY
 
-from algorithms import fed_avg
-from experiments.benchmark.lines import Aim, Figure
-from experiments.benchmark.lm_job import Job, data_of
-from experiments.benchmark.settings import Settings, chosen
-from experiments.benchmark.shapes import MEDIUM, TINY
 from fedjax_post.adapters.lora import add_lora
 from fedjax_post.core import engine
 from fedjax_post.core.wire import num_bytes

@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+from fedjax_post.experiments.benchmark.lines import Aim, Figure, ratio
+from fedjax_post.experiments.benchmark.processes import ROOT
+from fedjax_post.experiments.benchmark.settings import Settings, chosen
 from safetensors.numpy import save_file
 
-from experiments.benchmark.lines import Aim, Figure, ratio
-from experiments.benchmark.processes import ROOT
-from experiments.benchmark.settings import Settings, chosen
 from fedjax_post.adapters.lora import add_lora
 from fedjax_post.core.wire import num_bytes
 from fedjax_post.hub.families import FAMILIES, read_config

@@ -7,11 +7,19 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from experiments.benchmark import environments, lm_job
-from experiments.benchmark.lines import Aim, Figure, losses_agree, ratio
-from experiments.benchmark.processes import ONE_THREAD, ours, play, side, take_turns, theirs
-from experiments.benchmark.settings import Settings, chosen
-from experiments.benchmark.shapes import MEDIUM, TINY
+from fedjax_post.experiments.benchmark import environments, lm_job
+from fedjax_post.experiments.benchmark.lines import Aim, Figure, losses_agree, ratio
+from fedjax_post.experiments.benchmark.processes import (
+    ONE_THREAD,
+    ours,
+    play,
+    side,
+    take_turns,
+    theirs,
+)
+from fedjax_post.experiments.benchmark.settings import Settings, chosen
+from fedjax_post.experiments.benchmark.shapes import MEDIUM, TINY
+
 from fedjax_post.hub.tokenizer import load_tokenizer
 
 

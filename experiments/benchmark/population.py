@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 
-from experiments.benchmark.lines import Aim, Figure, ratio
-from experiments.benchmark.processes import ours, side, take_turns
-from experiments.benchmark.settings import Settings, chosen
+from fedjax_post.experiments.benchmark.lines import Aim, Figure, ratio
+from fedjax_post.experiments.benchmark.processes import ours, side, take_turns
+from fedjax_post.experiments.benchmark.settings import Settings, chosen
 
 _ROUNDS = 10  # a turn: one checkpoint is among them
 

@@ -67,7 +67,7 @@ def side(
 
 def ours(module: str, *arguments: str) -> list[str]:
     """The command of a side that is a module of this project."""
-    return [sys.executable, "-m", f"experiments.benchmark.sides.{module}", *arguments]
+    return [sys.executable, "-m", f"fedjax_post.experiments.benchmark.sides.{module}", *arguments]
 
 
 def theirs(python: str | Path, script: str, *arguments: str) -> list[str]:

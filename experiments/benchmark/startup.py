@@ -10,10 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-
-from experiments.benchmark.lines import Aim, Figure
-from experiments.benchmark.processes import ROOT
-from experiments.benchmark.settings import Settings, chosen
+from fedjax_post.experiments.benchmark.lines import Aim, Figure
+from fedjax_post.experiments.benchmark.processes import ROOT
+from fedjax_post.experiments.benchmark.settings import Settings, chosen
 
 _IMPORT = """
 import time, jax, optax, flax
@@ -63,7 +62,7 @@ def seconds_to_first_round(directory: Path, more: list[str], *, environ: dict[st
     Raises:
       RuntimeError: if it ends without one.
     """
-    command = [sys.executable, "-m", "experiments.train", f"--output_dir={directory}", *more]
+    command = [sys.executable, "-m", "fedjax_post.experiments.train", f"--output_dir={directory}", *more]
     inherited = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
     began = time.perf_counter()
     with tempfile.TemporaryFile("w+") as said:

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 import optax
+from fedjax_post.algorithms import fed_avg
+from fedjax_post.experiments.benchmark.lines import Aim, Figure, losses_agree, ratio
+from fedjax_post.experiments.benchmark.settings import Settings
 
 import fedjax_post
-from algorithms import fed_avg
-from experiments.benchmark.lines import Aim, Figure, losses_agree, ratio
-from experiments.benchmark.settings import Settings
 from fedjax_post import data
 from fedjax_post.adapters.lora import add_lora
 from fedjax_post.hub.load import load_model

@@ -13,12 +13,12 @@ from functools import partial
 
 import jax
 import optax
+from fedjax_post.algorithms import fed_adam, fed_avg, fed_ex_lora, scaffold
+from fedjax_post.algorithms.references import central
+from fedjax_post.experiments.benchmark.lines import Aim, Figure, ratio
+from fedjax_post.experiments.benchmark.settings import Settings, chosen
 
 import fedjax_post
-from algorithms import fed_adam, fed_avg, fed_ex_lora, scaffold
-from algorithms.references import central
-from experiments.benchmark.lines import Aim, Figure, ratio
-from experiments.benchmark.settings import Settings, chosen
 from fedjax_post import core, data
 from fedjax_post.adapters.lora import add_lora
 from fedjax_post.core.algorithm import Algorithm

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
+from fedjax_post.experiments.flags.define import FLAGS, GROUPS, Flag
 
-from experiments.flags.define import FLAGS, GROUPS, Flag
 from fedjax_post.study.fields import unknown
 from fedjax_post.study.spec import SECTIONS
 

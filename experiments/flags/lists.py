@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from absl import flags
+from fedjax_post.experiments.flags.parse import CommandLine, changes_in
 
-from experiments.flags.parse import CommandLine, changes_in
 from fedjax_post.study.spec import Spec
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from absl import flags
+from fedjax_post.algorithms import ALGORITHMS
+from fedjax_post.experiments.flags import help
+from fedjax_post.experiments.flags.define import FLAGS, changes_of, define_fields, define_own
 
-from algorithms import ALGORITHMS
-from experiments.flags import help
-from experiments.flags.define import FLAGS, changes_of, define_fields, define_own
 from fedjax_post.study import factories
 from fedjax_post.study.files import check_trusted, read_spec
 from fedjax_post.study.folder import spec_file

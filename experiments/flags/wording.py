@@ -8,7 +8,8 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 
-from experiments.flags.define import FLAGS, OWN
+from fedjax_post.experiments.flags.define import FLAGS, OWN
+
 from fedjax_post.data.columns import Columns
 
 # Arguments of functions, which some programs have flags for.

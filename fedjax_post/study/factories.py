@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import optax
 
-from algorithms import ALGORITHMS, ditto
-from algorithms.references import central
+from fedjax_post.algorithms import ALGORITHMS, ditto
+from fedjax_post.algorithms.references import central
 from fedjax_post.core import world
 from fedjax_post.core.access import Access
 from fedjax_post.core.checked import check_parts

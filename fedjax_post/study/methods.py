@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from algorithms import references
+from fedjax_post.algorithms import references
 from fedjax_post.core import local, world
 from fedjax_post.core.algorithm import Algorithm
 from fedjax_post.objectives.sft import sft_loss

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from algorithms import on_policy
+from fedjax_post.algorithms import on_policy
 from fedjax_post.core.access import Access, union
 from fedjax_post.core.algorithm import Algorithm
 from fedjax_post.hub.tokenizer import pad_id_of

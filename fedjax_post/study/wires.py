@@ -3,9 +3,9 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from algorithms import ef21
 from fedjax_post import core
 from fedjax_post.adapters import robust
+from fedjax_post.algorithms import ef21
 from fedjax_post.core.algorithm import Algorithm, Uplink
 from fedjax_post.study.calls import Factories, parse
 from fedjax_post.study.spec import Spec

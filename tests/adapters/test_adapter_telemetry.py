@@ -6,8 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-import algorithms
 import fedjax_post as fp
+from fedjax_post import algorithms
 from fedjax_post.adapters.factors import Factors, for_rank, widen
 from fedjax_post.adapters.telemetry import adapter_telemetry, averaging_error, effective_rank
 from fedjax_post.core.algorithm import Reading

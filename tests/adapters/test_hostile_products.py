@@ -10,8 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-import algorithms
-from fedjax_post import core
+from fedjax_post import algorithms, core
 from fedjax_post.adapters import comparison, products, robust
 from fedjax_post.adapters.factors import Factors
 from fedjax_post.testing import toy_lora

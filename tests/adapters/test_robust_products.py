@@ -9,8 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-import algorithms
-from fedjax_post import core
+from fedjax_post import algorithms, core
 from fedjax_post.adapters import comparison, robust
 from fedjax_post.adapters.factors import Factors
 from fedjax_post.core.robust import UNIT

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from fedjax_post.algorithms import ALGORITHMS
 from test_contract import ROWS
 
-import algorithms
-from algorithms import ALGORITHMS
+from fedjax_post import algorithms
 from fedjax_post.adapters import robust
 from fedjax_post.core import (
     Around,

@@ -8,11 +8,11 @@ import jax
 import numpy as np
 import optax
 import pytest
+from fedjax_post.algorithms import ALGORITHMS
+from fedjax_post.algorithms.references import central, local_only
+from fedjax_post.algorithms.skeleton import skeleton
 
-import algorithms
-from algorithms import ALGORITHMS
-from algorithms.references import central, local_only
-from algorithms.skeleton import skeleton
+from fedjax_post import algorithms
 from fedjax_post.core import (
     Access,
     cast,

@@ -8,8 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-import algorithms
 import fedjax_post as fp
+from fedjax_post import algorithms
 from fedjax_post.blackbox import discrete, shots
 from fedjax_post.core import engine
 from fedjax_post.core.algorithm import no_context

@@ -10,8 +10,8 @@ import numpy as np
 import optax
 import pytest
 
-import algorithms
 import fedjax_post as fp
+from fedjax_post import algorithms
 from fedjax_post.core import Context, uniformly
 
 RATE, STEPS = 0.05, 10

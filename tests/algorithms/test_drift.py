@@ -18,9 +18,8 @@ from quadratics import (
     solve,
 )
 
-import algorithms
 import fedjax_post as fp
-from fedjax_post import core
+from fedjax_post import algorithms, core
 from fedjax_post.core import ClientData, uniformly
 from fedjax_post.simulate.personal import read_clients
 

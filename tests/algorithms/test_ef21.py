@@ -6,8 +6,8 @@ import optax
 import pytest
 from quadratics import CLIENTS, DIM, JOINT, LR, quadratic, quadratic_clients, solve
 
-import algorithms
 import fedjax_post as fp
+from fedjax_post import algorithms
 from fedjax_post.core import sign, top_k, uniformly
 from fedjax_post.simulate.personal import read_clients
 

@@ -8,8 +8,8 @@ import optax
 import pytest
 from quadratics import CURVATURE, LR, MINIMUM, quadratic, quadratic_clients, solve
 
-import algorithms
 import fedjax_post as fp
+from fedjax_post import algorithms
 from fedjax_post.core import uniformly
 
 

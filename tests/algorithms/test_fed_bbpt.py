@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from fedjax_post.algorithms.fed_bbpt import _segmented, generators_for, prompt_of, spsa
 from quadratics import CURVATURE, JOINT, MINIMUM, quadratic, solve
 
-import algorithms
-from algorithms.fed_bbpt import _segmented, generators_for, prompt_of, spsa
+from fedjax_post import algorithms
 
 
 def test_the_estimate_has_the_gradient_for_its_mean():

@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fedjax_post.algorithms.fed_bpt import corrected_sigma, prompt_at, replace_tokens
 from quadratics import CLIENTS, DIM, MINIMUM, quadratic, quadratic_clients, solve
 
-import algorithms
 import fedjax_post as fp
-from algorithms.fed_bpt import corrected_sigma, prompt_at, replace_tokens
+from fedjax_post import algorithms
 from fedjax_post.adapters.prompt import add_soft_prompt
 from fedjax_post.blackbox import cma
 from fedjax_post.core import algorithm as core

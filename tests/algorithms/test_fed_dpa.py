@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from lora_oracle import ALPHA, SGD, assert_close, assert_far, change_of, start_at, visits
 
-import algorithms
 import fedjax_post as fp
+from fedjax_post import algorithms
 from fedjax_post.simulate.cohort import data_rng
 from fedjax_post.simulate.personal import read_clients
 from fedjax_post.simulate.visit import contexts_of

@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fedjax_post.algorithms.fed_k_seed import direction
+from fedjax_post.algorithms.fed_k_seed_pro import spread
 from quadratics import CLIENTS, CURVATURE, DIM, LR, MINIMUM, STEPS, quadratic, quadratic_clients
 
-import algorithms
 import fedjax_post as fp
-from algorithms.fed_k_seed import direction
-from algorithms.fed_k_seed_pro import spread
+from fedjax_post import algorithms
 from fedjax_post.core import uniformly
 from fedjax_post.simulate.run import wire_bytes_of
 

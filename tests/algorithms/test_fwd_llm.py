@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from fedjax_post.algorithms.fwd_llm import Answer, chosen_direction, halves, variance
 from quadratics import CLIENTS, CURVATURE, DIM, MINIMUM, quadratic, quadratic_clients
 
-import algorithms
 import fedjax_post as fp
-from algorithms.fwd_llm import Answer, chosen_direction, halves, variance
+from fedjax_post import algorithms
 from fedjax_post.core import forward
 
 RNG = np.random.default_rng(0)

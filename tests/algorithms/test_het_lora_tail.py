@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-import algorithms
+from fedjax_post import algorithms
 from fedjax_post.adapters import factors
 from fedjax_post.core.algorithm import no_context
 from fedjax_post.simulate.cohort import data_rng

@@ -24,7 +24,7 @@ from lora_oracle import (
     visits,
 )
 
-import algorithms
+from fedjax_post import algorithms
 from fedjax_post.adapters import factors, products
 from fedjax_post.adapters.lora import lora_delta
 from fedjax_post.core import engine, num_bytes

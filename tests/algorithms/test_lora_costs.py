@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from fedjax_post.algorithms import ALGORITHMS
 from lora_oracle import (
     LORA,
     assert_close,
@@ -18,7 +19,6 @@ from lora_oracle import (
 )
 
 import fedjax_post as fp
-from algorithms import ALGORITHMS
 from fedjax_post.adapters.lora import add_lora, merge_lora
 from fedjax_post.core import engine, num_bytes, pack, wire
 from fedjax_post.core.algorithm import ClientData

@@ -18,8 +18,8 @@ from quadratics import (
     solve,
 )
 
-import algorithms
 import fedjax_post as fp
+from fedjax_post import algorithms
 from fedjax_post.core import engine, uniformly
 from fedjax_post.simulate.personal import read_clients
 from fedjax_post.simulate.run import wire_bytes_of

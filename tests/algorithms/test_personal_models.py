@@ -9,7 +9,7 @@ import optax
 import pytest
 from test_composition import LANES, federation
 
-import algorithms
+from fedjax_post import algorithms
 from fedjax_post.adapters.lora import add_lora, merge_lora
 from fedjax_post.core import engine
 from fedjax_post.hub.peft import load_adapter, save_adapter

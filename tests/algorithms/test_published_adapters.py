@@ -18,7 +18,7 @@ import numpy as np
 import optax
 import pytest
 
-import algorithms
+from fedjax_post import algorithms
 from fedjax_post.adapters.factors import Factors
 
 

@@ -20,9 +20,8 @@ import numpy as np
 import optax
 import pytest
 
-import algorithms
 import fedjax_post as fp
-from fedjax_post import core
+from fedjax_post import algorithms, core
 from fedjax_post.core import ClientData, engine, uniformly
 from fedjax_post.simulate.personal import read_clients
 from tests.cohorts import by_round

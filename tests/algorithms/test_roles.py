@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from fedjax_post.algorithms import fed_avg
+from fedjax_post.algorithms.fed_bi_ot import fed_bi_ot
+from fedjax_post.algorithms.fed_pt import fed_pt
+from fedjax_post.algorithms.offsite_tuning import offsite_tuning
 
 import fedjax_post as fp
-from algorithms import fed_avg
-from algorithms.fed_bi_ot import fed_bi_ot
-from algorithms.fed_pt import fed_pt
-from algorithms.offsite_tuning import offsite_tuning
 from fedjax_post.adapters.lora import add_lora
 from fedjax_post.core.access import Access, AccessError
 from fedjax_post.model.alignment import aligner, gap

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from fedjax_post.algorithms import fed_avg, fed_prox
 
-from algorithms import fed_avg, fed_prox
 from fedjax_post.core import (
     Algorithm,
     Client,

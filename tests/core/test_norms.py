@@ -9,9 +9,8 @@ import numpy as np
 import optax
 import pytest
 
-import algorithms
 import fedjax_post as fp
-from fedjax_post import core
+from fedjax_post import algorithms, core
 from fedjax_post.core.algorithm import no_context
 from fedjax_post.core.norms import hold, narrow, norm
 from fedjax_post.privacy import private

@@ -6,8 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-import algorithms
 import fedjax_post as fp
+from fedjax_post import algorithms
 from fedjax_post.core import telemetry
 from fedjax_post.core.algorithm import Reading
 from fedjax_post.testing import toy_clients, toy_loss, toy_model, toy_params

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fedjax_post.experiments.benchmark import __main__ as benchmark
+from fedjax_post.experiments.benchmark import environments, lines, lm_job, processes, table
+from fedjax_post.experiments.benchmark.lines import Aim, Figure
+from fedjax_post.experiments.benchmark.settings import Settings, chosen
+from fedjax_post.experiments.benchmark.shapes import TINY
+from fedjax_post.experiments.benchmark.sides import logistic
 
-from experiments.benchmark import __main__ as benchmark
-from experiments.benchmark import environments, lines, lm_job, processes, table
-from experiments.benchmark.lines import Aim, Figure
-from experiments.benchmark.settings import Settings, chosen
-from experiments.benchmark.shapes import TINY
-from experiments.benchmark.sides import logistic
 from fedjax_post.data.batches import TokenClients
 from fedjax_post.simulate.cohort import data_rng
 

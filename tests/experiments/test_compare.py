@@ -5,8 +5,8 @@ import shutil
 
 import numpy as np
 import pytest
+from fedjax_post.experiments import compare, sweep
 
-from experiments import compare, sweep
 from fedjax_post.report.records import read_records
 from fedjax_post.study import cells
 

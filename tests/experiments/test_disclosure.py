@@ -4,9 +4,9 @@ import json
 
 import jax
 import pytest
+from fedjax_post.experiments import train
+from fedjax_post.experiments.flags import changes_in
 
-from experiments import train
-from experiments.flags import changes_in
 from fedjax_post import study
 from fedjax_post.core.access import Access
 from fedjax_post.data.builtin.corpus import build_tokenizer

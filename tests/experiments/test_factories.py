@@ -7,10 +7,10 @@ import inspect
 import numpy as np
 import optax
 import pytest
+from fedjax_post.algorithms import ALGORITHMS, fed_avg
+from fedjax_post.algorithms.references import central
+from fedjax_post.experiments.flags.parse import _defined
 
-from algorithms import ALGORITHMS, fed_avg
-from algorithms.references import central
-from experiments.flags.parse import _defined
 from fedjax_post.core import world
 from fedjax_post.core.algorithm import Algorithm
 from fedjax_post.study import Method, Spec, factories, methods

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
+from fedjax_post.experiments import drills
 
-from experiments import drills
 from fedjax_post.study import faults, licence
 from fedjax_post.study.autonomy import DRILLS, EXCLUSIONS, SHUT_OUT
 

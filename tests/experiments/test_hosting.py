@@ -3,10 +3,10 @@
 import socket
 
 import pytest
+from fedjax_post.experiments import compare, drills, openness, train
+from fedjax_post.experiments.flags import define_launch, parse
+from fedjax_post.experiments.ladder import read_ladder
 
-from experiments import compare, drills, openness, train
-from experiments.flags import define_launch, parse
-from experiments.ladder import read_ladder
 from fedjax_post import study
 from fedjax_post.study.files import write_spec
 

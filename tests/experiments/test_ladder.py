@@ -3,9 +3,9 @@
 import json
 
 import pytest
+from fedjax_post.experiments import openness
+from fedjax_post.experiments.ladder import FOLDER, ladder_names, read_ladder
 
-from experiments import openness
-from experiments.ladder import FOLDER, ladder_names, read_ladder
 from fedjax_post.core.access import LEVELS
 from fedjax_post.integrity import sealed_file
 from fedjax_post.study import ladder_facts

@@ -1,9 +1,9 @@
 """The openness program: passports, what can be run, what would be lost."""
 
 import pytest
+from fedjax_post.algorithms import ALGORITHMS
+from fedjax_post.experiments import openness
 
-from algorithms import ALGORITHMS
-from experiments import openness
 from fedjax_post.core.access import Access
 from fedjax_post.openness.read import passport_names
 from fedjax_post.study.factories import declared

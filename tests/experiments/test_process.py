@@ -6,8 +6,7 @@ import sys
 
 import jax
 import pytest
-
-from experiments.process import keep_compiled
+from fedjax_post.experiments.process import keep_compiled
 
 NAMES = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
 

@@ -11,9 +11,9 @@ import jax
 import numpy as np
 import optax
 import pytest
+from fedjax_post.algorithms import ALGORITHMS, fed_avg
+from fedjax_post.experiments.flags.define import FLAGS
 
-from algorithms import ALGORITHMS, fed_avg
-from experiments.flags.define import FLAGS
 from fedjax_post.core import world
 from fedjax_post.study.factories import own_parameters
 from fedjax_post.testing import Case, toy_loss
@@ -73,7 +73,7 @@ def test_annotations_of_the_world_are_named():
 def test_flags_that_a_page_names_exist(page):
     own = {name for factory in ALGORITHMS.values() for name in own_parameters(factory)}
     known = {*FLAGS, *own, *_PROGRAMS}
-    text = page.read_text(encoding="utf-8").replace("--quantize` is", "")
+    text = page.read_text(encoding="utf-8").replace("--quantise` is", "")
     named = set(re.findall(r"(?<![\w-])--(\w+)", text))
     assert {name for name in named if name.removeprefix("no") not in known} <= known
 

@@ -6,11 +6,11 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from fedjax_post.algorithms import ALGORITHMS, skeleton
+from fedjax_post.experiments import train
 from safetensors.numpy import load_file
 
 import fedjax_post
-from algorithms import ALGORITHMS, skeleton
-from experiments import train
 from fedjax_post import study
 from fedjax_post.report.records import read_records
 from fedjax_post.study import folder

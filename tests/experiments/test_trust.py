@@ -7,10 +7,10 @@ import sys
 
 import numpy as np
 import pytest
+from fedjax_post.experiments import compare, openness, train
+from fedjax_post.experiments.flags import define_launch, parse
 from safetensors.numpy import load_file, save_file
 
-from experiments import compare, openness, train
-from experiments.flags import define_launch, parse
 from fedjax_post import study
 from fedjax_post.integrity import read_file
 from fedjax_post.study import folder
@@ -19,7 +19,7 @@ from fedjax_post.study.files import read_spec, write_spec
 MODULE = """
 import pathlib
 pathlib.Path(__file__).with_suffix(".ran").write_text("")
-from algorithms import fed_avg
+from fedjax_post.algorithms import fed_avg
 reward = len
 """
 

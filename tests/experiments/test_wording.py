@@ -1,8 +1,7 @@
 """What the library says of its arguments is said of flags on the command line."""
 
 import pytest
-
-from experiments.flags import in_flags
+from fedjax_post.experiments.flags import in_flags
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from fedjax_post.algorithms import fed_avg
 
 import fedjax_post as fp
-from algorithms import fed_avg
 from fedjax_post.adapters.lora import add_lora
 from fedjax_post.adapters.prompt import add_soft_prompt, text_prompt
 from fedjax_post.model.decoder import weight_shapes

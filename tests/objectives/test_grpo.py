@@ -8,8 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-import algorithms
 import fedjax_post as fp
+from fedjax_post import algorithms
 from fedjax_post.adapters.lora import add_lora
 from fedjax_post.core import uniformly
 from fedjax_post.core.algorithm import ClientData

@@ -9,9 +9,8 @@ import optax
 import pytest
 import scipy.stats
 
-import algorithms
 import fedjax_post as fp
-from fedjax_post import core, privacy
+from fedjax_post import algorithms, core, privacy
 from fedjax_post.core import engine, uniformly
 from fedjax_post.core.algorithm import no_context
 from fedjax_post.simulate.host import host

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 import openai
 import pytest
+from fedjax_post.experiments import serve_provider
 from hosts import seen_by
 
-from experiments import serve_provider
 from fedjax_post.adapters.prompt import text_prompt
 from fedjax_post.hub.prompt import save_prompt
 from fedjax_post.model.generate import generate

@@ -15,8 +15,8 @@ import jax
 import numpy as np
 import optax
 
-import algorithms
 import fedjax_post as fp
+from fedjax_post import algorithms
 from fedjax_post.adapters.lora import add_lora
 from fedjax_post.core import engine, robust, uplinks
 from fedjax_post.model.generate import generate

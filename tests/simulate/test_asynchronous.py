@@ -8,8 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-import algorithms
 import fedjax_post as fp
+from fedjax_post import algorithms
 from fedjax_post.core import clip, error_feedback, fixed_mean, top_k
 from fedjax_post.core.telemetry import change_statistics
 from fedjax_post.simulate import asynchronous, speeds

@@ -5,8 +5,8 @@ import numpy as np
 import optax
 import pytest
 
-import algorithms
 import fedjax_post as fp
+from fedjax_post import algorithms
 from fedjax_post.core import SUMMED
 from fedjax_post.core.forward import two_point
 from fedjax_post.simulate.sweep import Grid, sweep

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 import jax
 import numpy as np
 import pytest
+from fedjax_post.algorithms import scaffold
 from safetensors import SafetensorError
 
 import fedjax_post as fp
-from algorithms import scaffold
 from fedjax_post.simulate.room import is_full
 from fedjax_post.testing import toy_clients, toy_loss, toy_model, toy_params
 

@@ -3,9 +3,9 @@
 import jax
 import optax
 import pytest
+from fedjax_post.algorithms import fed_avg, scaffold
 
 import fedjax_post as fp
-from algorithms import fed_avg, scaffold
 from fedjax_post.simulate.memory import largest_chunk, visit_memory
 from fedjax_post.testing import toy_clients, toy_loss, toy_model, toy_params
 

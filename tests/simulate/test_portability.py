@@ -6,9 +6,9 @@ import jax
 import numpy as np
 import optax
 import pytest
+from fedjax_post.algorithms import fed_avg
 
 import fedjax_post as fp
-from algorithms import fed_avg
 from fedjax_post.adapters.lora import add_lora
 from fedjax_post.data.batches import ArrayClients
 from fedjax_post.model.attention import Device

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fedjax_post.algorithms import scaffold
 
 import fedjax_post as fp
-from algorithms import scaffold
 from fedjax_post.data.clients import fingerprint_of
 from fedjax_post.integrity import DamagedError, sealed_file, write_sums
 from fedjax_post.report.records import read_records

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from fedjax_post.algorithms.references import central, local_only
 
-import algorithms
 import fedjax_post as fp
-from algorithms.references import central, local_only
+from fedjax_post import algorithms
 from fedjax_post.core.engine import init, wire_bytes
 from fedjax_post.simulate.cohort import data_rng, draw
 from fedjax_post.simulate.keeping import is_due

@@ -3,8 +3,8 @@
 import optax
 import pytest
 
-import algorithms
 import fedjax_post as fp
+from fedjax_post import algorithms
 from fedjax_post.simulate.speeds import lognormal
 from fedjax_post.simulate.visits import Visit, visits
 from fedjax_post.testing import toy_clients, toy_loss, toy_model, toy_params

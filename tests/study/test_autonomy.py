@@ -5,8 +5,8 @@ import numpy as np
 import optax
 import pytest
 
-import algorithms
 import fedjax_post as fp
+from fedjax_post import algorithms
 from fedjax_post.core.access import Access
 from fedjax_post.openness.artefact import artefact_terms, passport_of
 from fedjax_post.openness.read import load_passport, passport_names

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
+from fedjax_post.algorithms.fed_dtpt import fed_dtpt
 
-from algorithms.fed_dtpt import fed_dtpt
 from fedjax_post.data.builtin.corpus import build_tokenizer
 from fedjax_post.hub.load import load_model, save_model
 from fedjax_post.simulate.cohort import draw

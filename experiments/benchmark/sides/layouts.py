@@ -8,13 +8,13 @@ from collections import deque
 import jax
 import numpy as np
 import optax
+from fedjax_post.algorithms import fed_avg
+from fedjax_post.experiments import process
+from fedjax_post.experiments.benchmark.lm_job import Job, data_of
+from fedjax_post.experiments.benchmark.shapes import MEDIUM
+from fedjax_post.experiments.benchmark.sides import channel
 
 import fedjax_post
-from algorithms import fed_avg
-from experiments import process
-from experiments.benchmark.lm_job import Job, data_of
-from experiments.benchmark.shapes import MEDIUM
-from experiments.benchmark.sides import channel
 from fedjax_post.adapters.lora import add_lora
 from fedjax_post.model.config import DecoderConfig
 from fedjax_post.model.views import init_model

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import jax
 import optax
+from fedjax_post.algorithms import fed_avg
+from fedjax_post.experiments import process
+from fedjax_post.experiments.benchmark import lm_job
+from fedjax_post.experiments.benchmark.sides import channel
 
 import fedjax_post
-from algorithms import fed_avg
-from experiments import process
-from experiments.benchmark import lm_job
-from experiments.benchmark.sides import channel
 from fedjax_post.objectives.sft import sft_loss
 
 

@@ -10,11 +10,11 @@ from itertools import islice
 import jax
 import jax.numpy as jnp
 import optax
+from fedjax_post.algorithms import fed_avg
+from fedjax_post.experiments import process
+from fedjax_post.experiments.benchmark.sides import channel, logistic
 
 import fedjax_post
-from algorithms import fed_avg
-from experiments import process
-from experiments.benchmark.sides import channel, logistic
 
 _MANY = 1_000_000  # more rounds than anybody asks for
 

@@ -14,11 +14,11 @@ from itertools import islice
 import jax
 import numpy as np
 import optax
+from fedjax_post.algorithms import fed_avg, scaffold
+from fedjax_post.experiments.benchmark.lm_job import Job, random_table
+from fedjax_post.experiments.benchmark.sides import channel
 
 import fedjax_post
-from algorithms import fed_avg, scaffold
-from experiments.benchmark.lm_job import Job, random_table
-from experiments.benchmark.sides import channel
 from fedjax_post import data
 from fedjax_post.adapters.lora import add_lora
 from fedjax_post.hub.load import load_model
