@@ -6,8 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-# Tiny programs take longer to compile than to run.
-_QUICK = "--xla_backend_optimization_level=0", "--xla_cpu_use_fusion_emitters=false"
+# Tiny programs take longer to compile than to run, and are not worth more than one thread.
+_QUICK = (
+    "--xla_backend_optimization_level=0",
+    "--xla_cpu_use_fusion_emitters=false",
+    "--xla_cpu_parallel_codegen_split_count=1",
+)
 
 
 def _is_known(flag: str) -> bool:
