@@ -24,7 +24,7 @@ ARROWS = {
     "core": set(),
     "adapters": {"core", "model"},
     "blackbox": {"core"},
-    "model": {"core.access"},
+    "model": {"core.access", "core.view"},
     "hub": {"core", "model", "adapters"},
     "objectives": {"core", "model.views", "model.generate"},
     "data": {"core", "hub"},

@@ -17,11 +17,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from fedjax_post.core.access import Access
+from fedjax_post.core.view import Scores, TotalLoss, View
 from fedjax_post.model.config import DecoderConfig
-from fedjax_post.model.decoder import Scores, score_tokens
+from fedjax_post.model.decoder import score_tokens
 from fedjax_post.model.generate import generate
 from fedjax_post.model.sealed import Sealed, reach_model
-from fedjax_post.model.token_loss import TotalLoss
 from fedjax_post.model.views import LanguageModel
 
 PyTree = Any
@@ -29,7 +29,7 @@ PyTree = Any
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Steered:
+class Steered(View):
     """A target and its proxy, with the methods of a `LanguageModel` that give logits.
 
     `params` of every method are the proxy's. All three models hold their logits at once: three
@@ -41,11 +41,7 @@ class Steered:
     proxy: LanguageModel
     config: DecoderConfig = dataclasses.field(metadata={"static": True})
     alpha: float = dataclasses.field(default=1.0, metadata={"static": True})
-
-    @property
-    def access(self) -> Access:
-        """What may be asked of it: no more than logits, whatever the two models grant."""
-        return Access.LOGITS
+    access = Access.LOGITS  # and no more, whatever the two models grant; not a field
 
     def prompt_length(self, params: PyTree) -> int:
         """See `LanguageModel.prompt_length`; a prompt is the tuned proxy's alone."""

@@ -28,7 +28,7 @@ def weighted_mean() -> Aggregate:
         scale = jnp.where(total.weight > 0, 1 / total.weight, 0.0)
         return optax.tree.scale(scale, total.value)
 
-    return Aggregate(_no_sum, _add_weighted, optax.tree.add, finish, kind="value")
+    return Aggregate(_no_sum, _add_weighted, optax.tree.add, finish, kind="value", sums=True)
 
 
 def fixed_mean(count: float) -> Aggregate:
@@ -47,7 +47,7 @@ def fixed_mean(count: float) -> Aggregate:
         return _add_weighted(total, values, (weights > 0).astype(jnp.float32))
 
     finish = lambda total: optax.tree.scale(1 / count, total.value)
-    return Aggregate(_no_sum, add, optax.tree.add, finish, fixed=True, kind="value")
+    return Aggregate(_no_sum, add, optax.tree.add, finish, fixed=True, kind="value", sums=True)
 
 
 class Stack(NamedTuple):

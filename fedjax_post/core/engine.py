@@ -261,7 +261,8 @@ def wire_bytes(algorithm: Algorithm, model: PyTree, state: State, data: ClientDa
     down = checked.shapes(algorithm, "downlink.encode", state.shared)
     replica = jax.eval_shape(lambda s: broadcast(algorithm, s), state)
     like, ctx = value_like(algorithm, model, replica, data), no_context()
-    encode = lambda *a: algorithm.uplink.encode(*a, algorithm.uplink.init(like), ctx)[0]
+    link = algorithm.uplink
+    encode = lambda value, replica: link.encode(value, replica, link.init(like), ctx)[0]
     weight = jax.ShapeDtypeStruct((), jnp.float32)
     up = jax.eval_shape(encode, like, replica), weight
     return WireBytes(wire.num_bytes(down), wire.num_bytes(up))

@@ -176,7 +176,7 @@ def norm_bounded(max_norm: float, inner: Aggregate | None = None) -> Aggregate:
         values = jax.tree.map(lambda v: present(v, weights), values)
         return inner.add(total, jax.vmap(lambda v: hold(v, max_norm))(values), weights)
 
-    return inner._replace(add=add, scales=True)
+    return inner._replace(add=add, scales=True, sums=False)
 
 
 def _of_all(combine: Callable) -> Aggregate:

@@ -67,7 +67,9 @@ def chain(*links: Uplink) -> Uplink:
         return norm
 
     remembers = any(link.remembers for link in links)
-    return Uplink(init, encode, decode, bound, first=links[0].first, remembers=remembers)
+    linear = all(link.linear for link in links)
+    first = links[0].first
+    return Uplink(init, encode, decode, bound, first=first, remembers=remembers, linear=linear)
 
 
 def clip(max_norm: float) -> Uplink:
@@ -85,8 +87,8 @@ def clip(max_norm: float) -> Uplink:
         del replica, ctx
         return hold(value, max_norm), state
 
-    stateless = Uplink(no_state, encode, _same, lambda bound: min(bound, max_norm), first=True)
-    return stateless
+    bound = lambda norm: min(norm, max_norm)
+    return Uplink(no_state, encode, _same, bound, first=True, linear=True)
 
 
 def cast(dtype: jnp.dtype) -> Uplink:
@@ -159,7 +161,7 @@ def error_feedback(link: Uplink) -> Uplink:
         return message, (optax.tree.sub(value, link.decode(message, value)), inner)
 
     shape = lambda like: message_like(link, like)
-    return Uplink(init, encode, link.decode, shape=shape, remembers=True)
+    return Uplink(init, encode, link.decode, shape=shape, remembers=True, linear=link.linear)
 
 
 def no_state(like: PyTree) -> tuple[()]:

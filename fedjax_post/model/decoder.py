@@ -1,7 +1,7 @@
 """One decoder for all families: embedding, layers under one scan, head."""
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,7 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Bool, Float, Int
 
+from fedjax_post.core.view import Scores, TotalLoss
 from fedjax_post.model.attention import find_device, fuses
 from fedjax_post.model.config import DecoderConfig
 from fedjax_post.model.depth import run_in_parts
@@ -22,7 +23,7 @@ from fedjax_post.model.prompted import (
     share,
 )
 from fedjax_post.model.rope import rope_table
-from fedjax_post.model.token_loss import Form, Head, TotalLoss, head_logits, total_loss
+from fedjax_post.model.token_loss import Form, Head, head_logits, total_loss
 
 # Scanned over layers: a leaf of any of these is [num_layers, ...]
 COLLECTIONS = ("params", "lora", "lora_scale", "residual", "quantized")
@@ -33,13 +34,6 @@ UNROLLED = 8
 
 # Logits of one row that are held at once while tokens are scored: 16 MiB of float32
 STRIP = 2**22
-
-
-class Scores(NamedTuple):
-    """How a model finds the tokens 1 .. L - 1 of rows of L tokens; M is L - 1."""
-
-    log_probs: Float[Array, "B M"]  # given the tokens before, nats, float32
-    is_most_likely: Bool[Array, "B M"]  # whether no other token is more likely
 
 
 class Block(nn.Module):

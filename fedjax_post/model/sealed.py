@@ -6,6 +6,7 @@ import jax
 from jaxtyping import Array, Bool, Float, Int
 
 from fedjax_post.core.access import Access, AccessError
+from fedjax_post.core.view import View
 
 PyTree = Any
 
@@ -44,7 +45,7 @@ class Handle:
 
 
 @jax.tree_util.register_static
-class Sealed:
+class Sealed(View):
     """What an algorithm holds of a model below WEIGHTS: a tree without leaves.
 
     Made by the engine inside the compiled program, around a model whose weights
@@ -52,12 +53,7 @@ class Sealed:
     """
 
     def __init__(self, model: Any):
-        self._model = model
-
-    @property
-    def access(self) -> Access:
-        """The tier that this view grants."""
-        return self._model.access
+        self._model, self.access = model, model.access
 
     def restrict(self, tier: Access) -> "Sealed":
         """The same view, cut down further."""

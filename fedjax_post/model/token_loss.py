@@ -29,20 +29,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from fedjax_post.core.view import TotalLoss
+
 # Logits that all stacked clients hold at once: 16 MiB of float32, on an accelerator 256 MiB
 STRIP = 2**22
 STRIP_ACCELERATOR = 2**26
 # Rows that keep a matrix product busy, and strips that rows without a loss may fill up
 MIN_ROWS = 128
 NUM_STRIPS = 8
-
-
-class TotalLoss(NamedTuple):
-    """The loss of a batch as sums, so that any group of batches has its mean."""
-
-    nats: Float[Array, ""]  # negative log-likelihood, float32
-    num_correct: Float[Array, ""]  # tokens than which none is more likely, float32
-    num_tokens: Float[Array, ""]  # tokens that were to be predicted, float32
 
 
 class Head(NamedTuple):

@@ -9,14 +9,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from fedjax_post.core.access import Access, AccessError, check_params, opaque, spoken
+from fedjax_post.core.view import Scores, TotalLoss, View
 from fedjax_post.model.config import DecoderConfig
-from fedjax_post.model.decoder import Decoder, Scores
+from fedjax_post.model.decoder import Decoder
 from fedjax_post.model.decoder import score_tokens as score_tokens
 from fedjax_post.model.generate import generate
 from fedjax_post.model.layers import KeyValues
 from fedjax_post.model.prompted import insert, place_of_prompt, prompt_length
 from fedjax_post.model.sealed import Sealed
-from fedjax_post.model.token_loss import TotalLoss
 
 PyTree = Any
 
@@ -34,7 +34,7 @@ class Cache:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class LanguageModel:
+class LanguageModel(View):
     """A frozen model; `params` of every method is merged over its collections.
 
     `params` is `{}` for the base model, `{"lora": tree}` for an adapter,

@@ -24,6 +24,7 @@ from jaxtyping import Array, Bool, Float, Int
 from tqdm import tqdm
 
 from fedjax_post.core.access import Access, AccessError, check_params, spoken
+from fedjax_post.core.view import View
 from fedjax_post.provider import codec
 from fedjax_post.provider.address import check_url, read_key
 from fedjax_post.provider.calls import Caller, Provider, rows_per_call
@@ -37,7 +38,7 @@ PyTree = Any
 
 
 @jax.tree_util.register_static
-class Hosted:
+class Hosted(View):
     """A model at a provider, open to TEXT or LOGITS; a tree without leaves. See `connect`."""
 
     def __init__(
@@ -123,14 +124,6 @@ class Hosted:
             scores[i] = [score_of(name, reply.top, is_start=is_chat) for name in names]
         return jnp.asarray(scores)
 
-    def __getattr__(self, name: str) -> Any:
-        if name in _LOCAL:
-            raise AccessError(
-                f"{name} needs the model itself, which its provider keeps; over its API there "
-                "are answer and next_scores"
-            )
-        raise AttributeError(f"a hosted model has no {name!r}")
-
     def _ask(self, params, prompts, prompt_mask, asked) -> list[tuple[int, Reply]]:
         """Replies, each with its row."""
         mask = np.asarray(prompt_mask, bool)
@@ -160,9 +153,6 @@ class Hosted:
                 "declare it in the algorithm's access"
             )
         check_params(params, self.access)
-
-
-_LOCAL = ("logits", "scores", "total_loss", "embed", "embed_logits", "prefill", "step")
 
 
 def connect(

@@ -7,6 +7,7 @@ import pytest
 
 from fedjax_post.core import (
     coordinate_median,
+    fixed_mean,
     geometric_median,
     krum,
     multi_krum,
@@ -199,3 +200,12 @@ def test_pulls_balance_at_the_geometric_median():
 def test_settings_are_checked(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("name", [*RULES, "mean", "fixed mean"])
+def test_rules_that_declare_it_need_the_sum_alone(name):
+    """Moving a part of one value to another changes no sum, and every other rule's result."""
+    rule = {"mean": weighted_mean(), "fixed mean": fixed_mean(CLIENTS), **RULES}[name]
+    moved = jax.tree.map(lambda v: v.at[0].add(20.0).at[1].add(-20.0), VALUES)
+    before, after = flat(aggregated(rule)), flat(aggregated(rule, moved))
+    assert rule.sums == np.allclose(before, after, atol=1e-5)

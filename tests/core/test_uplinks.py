@@ -16,6 +16,9 @@ from fedjax_post.core import (
     num_bytes,
     pack,
     plain,
+    quantize,
+    random_k,
+    sign,
     top_k,
     unpack,
 )
@@ -166,3 +169,30 @@ def test_a_link_that_reads_the_replica_declares_its_shape():
     state = link.init(VALUE)
     message, _ = link.encode(VALUE, VALUE, state, no_context())
     assert norm(link.decode(message, VALUE)) == 0
+
+
+SUMMABLE = {
+    **CHAINS,
+    "fed back clip": error_feedback(clip(1.0)),
+    "fed back top_k": error_feedback(top_k(0.3)),
+    "int8": quantize(8),
+    "random_k": random_k(0.5),
+    "sign": sign(),
+}
+
+
+@pytest.mark.parametrize("name", SUMMABLE)
+def test_sums_of_messages_decode_where_a_link_declares_it(name):
+    """Those of values whose own sum decodes otherwise show that a link must not declare it."""
+    link = SUMMABLE[name]
+    values = [VALUE, scaled(VALUE, 0.01), jax.tree.map(jnp.flip, VALUE)]
+    parts = [there_and_back(link, value)[:2] for value in values]
+    assert link.linear == (name in ("plain", "clip", "fed back clip"))
+    if link.linear:
+        total = jax.tree.map(lambda *x: sum(x), *[message for _, message in parts])
+        wanted = jax.tree.map(lambda *x: sum(x), *[value for value, _ in parts])
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+            link.decode(total, VALUE),
+            wanted,
+        )

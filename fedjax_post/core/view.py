@@ -1,0 +1,154 @@
+"""What an algorithm may do with a language model: one protocol for all kinds of models.
+
+| method | needs |
+| --- | --- |
+| `answer` | TEXT |
+| `next_scores`, `logits`, `scores`, `total_loss`, `prefill`, `step` | LOGITS |
+| `embed`, `embed_logits` | EMBEDDINGS |
+
+Weights are read, and losses differentiated, by way of `params` and `jax.grad`; that needs WEIGHTS
+and GRADIENTS. `core.access.views` builds a view for each role of an algorithm.
+"""
+
+from typing import Any, NamedTuple, NoReturn, Protocol
+
+import jax
+
+from fedjax_post.core.access import Access, AccessError, spoken
+
+PyTree = Any
+
+
+class Scores(NamedTuple):
+    """How a model predicts the tokens 1 .. L - 1 of rows of L tokens; M is L - 1."""
+
+    log_probs: jax.Array  # [B, M], float32: of each token given those before it, nats
+    is_most_likely: jax.Array  # [B, M], bool: no other token is more likely
+
+
+class TotalLoss(NamedTuple):
+    """The loss of a batch as sums, so that the mean of any group of batches can be taken."""
+
+    nats: jax.Array  # (), float32: negative log-likelihood
+    num_correct: jax.Array  # (), float32: predicted tokens that no other token exceeds
+    num_tokens: jax.Array  # (), float32: tokens that were to be predicted
+
+
+class View(Protocol):
+    """A language model as an algorithm holds it.
+
+    Classes inherit from it explicitly. A method that one does not define refuses with
+    `AccessError`; so does a method that needs more than `access`, and one whose `params` do
+    (see `core.access.check_params`). `params` is merged over the frozen model: `{}` for the
+    model itself, else collections such as `{"lora": tree}`, `{"params": tree}`, `{"prompt": tree}`.
+
+    Arguments: `tokens`, `prompts`, `positions` and `segments` are int32, `[B, L]`; `loss_mask`,
+    `prompt_mask` and `mask` are bool, `[B, L]`; `key` is a PRNG key for dropout, None for
+    evaluation.
+
+    Attributes:
+      access: what the view grants.
+    """
+
+    access: Access
+
+    def restrict(self, access: Access, /) -> "View":
+        """Returns the same model with `access` only; AccessError if it does not grant that."""
+        _refuse(self, "restrict")
+
+    def answer(
+        self,
+        params: PyTree,
+        prompts: jax.Array,
+        prompt_mask: jax.Array,
+        *,
+        max_new_tokens: int,
+        eos_id: int | tuple[int, ...],
+        pad_id: int,
+    ) -> jax.Array:
+        """Returns greedy continuations of left-padded prompts, `[B, max_new_tokens]` int32."""
+        _refuse(self, "answer")
+
+    def next_scores(
+        self, params: PyTree, prompts: jax.Array, prompt_mask: jax.Array, candidates: jax.Array
+    ) -> jax.Array:
+        """Returns log-probabilities of candidate next tokens, `[B, len(candidates)]`, nats."""
+        _refuse(self, "next_scores")
+
+    def logits(
+        self,
+        params: PyTree,
+        tokens: jax.Array,
+        *,
+        positions: jax.Array | None = None,
+        segments: jax.Array | None = None,
+        key: jax.Array | None = None,
+    ) -> jax.Array:
+        """Returns the logits of the token after each token, `[B, L, V]` float32."""
+        _refuse(self, "logits")
+
+    def scores(
+        self,
+        params: PyTree,
+        tokens: jax.Array,
+        *,
+        positions: jax.Array | None = None,
+        segments: jax.Array | None = None,
+        key: jax.Array | None = None,
+    ) -> Scores:
+        """Returns how likely the tokens 1 .. L - 1 are, without holding all logits."""
+        _refuse(self, "scores")
+
+    def total_loss(
+        self,
+        params: PyTree,
+        tokens: jax.Array,
+        loss_mask: jax.Array,
+        *,
+        positions: jax.Array | None = None,
+        segments: jax.Array | None = None,
+        key: jax.Array | None = None,
+    ) -> TotalLoss:
+        """Returns the summed loss of the tokens that `loss_mask` marks, token 0 left out."""
+        _refuse(self, "total_loss")
+
+    def embed(self, params: PyTree, tokens: jax.Array) -> jax.Array:
+        """Returns the tokens' input embeddings, `[B, L, D]`."""
+        _refuse(self, "embed")
+
+    def embed_logits(
+        self,
+        params: PyTree,
+        embeddings: jax.Array,
+        *,
+        positions: jax.Array | None = None,
+        segments: jax.Array | None = None,
+        key: jax.Array | None = None,
+    ) -> jax.Array:
+        """Returns the logits after input embeddings `[B, L, D]`, `[B, L, V]` float32."""
+        _refuse(self, "embed_logits")
+
+    def prefill(
+        self, params: PyTree, tokens: jax.Array, *, mask: jax.Array, num_slots: int
+    ) -> tuple[jax.Array, PyTree]:
+        """Returns logits `[B, V]` after left-padded prompts, and a cache to hand to `step`."""
+        _refuse(self, "prefill")
+
+    def step(
+        self,
+        params: PyTree,
+        tokens: jax.Array,
+        *,
+        positions: jax.Array,
+        mask: jax.Array,
+        cache: PyTree,
+    ) -> tuple[jax.Array, PyTree]:
+        """Returns logits `[B, V]` after the last of some new tokens, and the new cache."""
+        _refuse(self, "step")
+
+
+def _refuse(view: View, method: str) -> NoReturn:
+    raise AccessError(
+        f"{method} needs the model itself, which a {type(view).__name__} model does not give; "
+        f"it grants {spoken(view.access)}"
+    )
