@@ -1,16 +1,14 @@
 """Generation: prefill and cached decoding in one compiled loop."""
 
 import functools
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from fedjax_post.model.sealed import Sealed, reach_model
-
-if TYPE_CHECKING:  # whose method `answer` is this module's `generate`
-    from fedjax_post.model.views import LanguageModel
+from fedjax_post.core.view import View
+from fedjax_post.model.sealed import reach_model
 
 PyTree = Any
 
@@ -32,7 +30,7 @@ class Sampling(NamedTuple):
 
 
 def generate(
-    model: "LanguageModel | Sealed",
+    model: View,
     params: PyTree,
     prompts: Int[Array, "B L"],
     prompt_mask: Bool[Array, "B L"],
@@ -64,7 +62,7 @@ def generate(
 
 
 def sample(
-    model: "LanguageModel | Sealed",
+    model: View,
     params: PyTree,
     prompts: Int[Array, "B L"],
     prompt_mask: Bool[Array, "B L"],
@@ -89,7 +87,7 @@ def sample(
       ValueError: if a field of `rule` is out of range, prompt and T exceed the
         model's context, or a key is needed and missing.
     """
-    opened: LanguageModel = reach_model(model)
+    opened: Any = reach_model(model)
     check_sampling(rule, opened, length=prompts.shape[1] + opened.prompt_length(params))
     if key is None and rule.temperature > 0:
         raise ValueError(f"temperature={rule.temperature} draws at random and needs a key")
@@ -100,7 +98,7 @@ def sample(
     return _decode(opened, params, prompts, prompt_mask, key, rule=rule)
 
 
-def check_sampling(rule: Sampling, model: "LanguageModel", *, length: int) -> None:
+def check_sampling(rule: Sampling, model: Any, *, length: int) -> None:
     """Refuses a rule that is out of range, or too long for the model after `length` tokens."""
     if rule.max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, got {rule.max_new_tokens}")

@@ -18,6 +18,7 @@ from fedjax_post.simulate.memory import largest_chunk
 from fedjax_post.study import (
     devices,
     factories,
+    initial,
     ledgers,
     methods,
     objectives,
@@ -66,6 +67,7 @@ def build(spec: Spec) -> Parts:
         and the remedy.
     """
     rows.check(spec)
+    initial.check(spec)
     config = load_config(spec.model.name)
     tokenizer = trained.find_tokenizer(spec)
     check_tokenizer(tokenizer, config)

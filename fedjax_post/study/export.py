@@ -59,6 +59,7 @@ def _about(parts: Parts, scores: Mapping[str, Scores]) -> artefact.About:
     facts = [
         ("method", f"{methods.describe(spec)}; {spec.training.rounds} rounds"),
         ("trained", f"{count(parts.params):,} numbers ({spec.adapter.kind})"),
+        *([("trained from", spec.adapter.init)] if spec.adapter.init else ()),
         ("data", f"`{_name(source)}`, {report['examples']:,} examples"),
         ("clients", f"{report['clients']:,}, {report['partition']}"),
         ("prompts", template),

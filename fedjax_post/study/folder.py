@@ -35,6 +35,19 @@ def fresh(label: str) -> Path:
     raise FileExistsError(f"{Path('runs') / name} is taken; give a `directory`")
 
 
+def adapter_of(path: Path) -> Path:
+    """Returns the folder of a run's adapter, or the path itself where it is no run.
+
+    Raises:
+      FileNotFoundError: for a run that has not ended.
+    """
+    if not (path / SPEC).exists():
+        return path
+    if not (path / "adapter").is_dir():
+        raise FileNotFoundError(f"{path} holds no adapter; let the run end, or resume it")
+    return path / "adapter"
+
+
 def plain(name: str) -> str:
     """Returns a name that is a folder's and leads to no other place.
 

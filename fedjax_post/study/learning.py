@@ -130,6 +130,11 @@ class Adapter:
         flag="adapter",
         common=True,
     )
+    init: str = setting(
+        "",
+        "the folder of a PEFT adapter or of a run whose adapter training starts from (a new one)",
+        flag="init_adapter",
+    )
     rank: int = setting(8, "components of a LoRA adapter", low=1, flag="lora_rank", common=True)
     alpha: float = setting(
         16.0, "a LoRA adapter's factor is alpha over rank", low=0, flag="lora_alpha"

@@ -18,8 +18,9 @@ def projection(parts: Parts) -> str:
     spec = parts.spec
     given = parts.algorithm, parts.model, parts.data.clients, parts.params
     report = parts.data.report
+    start = f", from {spec.adapter.init}" if spec.adapter.init else ""
     lines = [
-        f"model      {_model(parts)}; {count(parts.params):,} trained ({spec.adapter.kind})",
+        f"model      {_model(parts)}; {count(parts.params):,} trained ({spec.adapter.kind}{start})",
         f"clients    {report['clients']:,}, {spec.data.partition}, of {report['examples_min']} to "
         f"{report['examples_max']} examples (median {report['examples_median']:g}); "
         f"{report['examples']:,} examples, {report['tokens']:,} tokens",

@@ -48,9 +48,7 @@ def serve(what: str | Path, changes: Mapping[str, Any] = _NONE) -> Served:
     path = Path(what)
     if (path / folder.SPEC).exists():
         spec = read_as_written(path / folder.SPEC).put(changes)
-        if not (path / "adapter").is_dir():
-            raise ValueError(f"{path} holds no adapter; let the run end, or resume it")
-        path = path / "adapter"
+        path = folder.adapter_of(path)
     elif (path / _ADAPTER).exists():
         base = read_adapter_config(path)["base_model_name_or_path"]
         spec = Spec(model=Model(base)).put(changes)

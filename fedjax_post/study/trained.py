@@ -9,7 +9,7 @@ from fedjax_post.adapters.lora import add_lora
 from fedjax_post.hub.load import load_model
 from fedjax_post.hub.tokenizer import load_tokenizer
 from fedjax_post.model.views import LanguageModel
-from fedjax_post.study import devices, hosting, prompts
+from fedjax_post.study import devices, hosting, initial, prompts
 from fedjax_post.study.spec import Spec
 
 PyTree = Any
@@ -51,6 +51,11 @@ def make_trainable(
     spec: Spec, model: LanguageModel, tokenizer: Any
 ) -> tuple[LanguageModel, PyTree]:
     """Returns the frozen model and the parameters that the federation trains, at their start."""
+    model, params = _make_fresh(spec, model, tokenizer)
+    return model, initial.load(spec, model, params) if spec.adapter.init else params
+
+
+def _make_fresh(spec: Spec, model: LanguageModel, tokenizer: Any) -> tuple[LanguageModel, PyTree]:
     if spec.adapter.kind in prompts.ADAPTERS:
         return model, prompts.make_start(spec, model, tokenizer)
     if spec.adapter.kind == "full":
