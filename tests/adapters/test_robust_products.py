@@ -106,6 +106,7 @@ def test_small_distances_do_not_drown_in_large_products(factor):
     np.testing.assert_allclose(np.asarray(found)[apart], expected[apart], rtol=1e-2)
 
 
+@pytest.mark.heavy
 def test_every_rule_is_its_definition_on_dense_matrices():
     rows = dense(VALUES)
     squares = ((rows[:, None] - rows[None]) ** 2).sum(-1)

@@ -82,6 +82,7 @@ def test_logits_are_the_equation(target, proxy):
     )
 
 
+@pytest.mark.heavy
 def test_generation_follows_the_logits_of_whole_rows(target, proxy):
     """Three caches against none: the likeliest token after each prefix, row by row."""
     small, params = proxy
@@ -107,6 +108,7 @@ def test_a_view_of_logits_is_enough_and_is_compiled_once(target, proxy):
     assert _decode._cache_size() == before
 
 
+@pytest.mark.heavy
 def test_scoring_takes_it_like_any_model(target, proxy):
     small, params = proxy
     rows = np.array([[1, 5, 6, 7, 2], [1, 9, 4, 3, 2], [1, 3, 8, 6, 2]], np.int32)

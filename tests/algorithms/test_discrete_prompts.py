@@ -202,6 +202,7 @@ def test_a_manual_prompt_stays_and_asks_nothing():
     assert records[-1]["cohort"] == 6
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     "name",
     [

@@ -11,6 +11,7 @@ from quadratics import CURVATURE, JOINT, MINIMUM, quadratic, solve
 from fedjax_post import algorithms
 
 
+@pytest.mark.heavy
 def test_the_estimate_has_the_gradient_for_its_mean():
     """On a quadratic, where a central difference is exact, to the error of 4000 directions."""
     params = {"x": jnp.asarray([0.3, -1.0]), "y": jnp.asarray([[2.0]])}

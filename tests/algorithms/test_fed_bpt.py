@@ -227,6 +227,7 @@ def test_averaged_distributions_are_the_mean_of_the_clients(begun):
     np.testing.assert_allclose(lower, share @ np.asarray(sent.cov), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", ["fed_bpt", "fed_bbpt"])
 def test_a_model_may_be_asked_one_point_after_another(name):
     """The host executor, which any model behind an interface needs, gives the same."""
@@ -252,6 +253,7 @@ def test_evolution_finds_a_minimum_that_all_clients_share():
     np.testing.assert_allclose(found, MINIMUM[0], atol=0.02)
 
 
+@pytest.mark.heavy
 def test_a_closed_language_model_learns_to_answer_by_its_prompt():
     """Embeddings in, scores out: two words to choose from, and one of them is always right."""
     model = tiny_model()

@@ -168,6 +168,7 @@ def test_pieces_add_up_beyond_32_bits():
 DECODED = {"ffa_lora", "fed_sa_lora", "fed_ex_lora", "flex_lora"}
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     "name",
     [pytest.param(n, marks=() if n in DECODED else pytest.mark.slow) for n in LORA[:6]],

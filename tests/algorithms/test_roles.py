@@ -42,6 +42,7 @@ def whole(first, last):
     return {"target": target, "emulator": emulator}, params
 
 
+@pytest.mark.heavy
 def test_with_nothing_dropped_it_is_fed_avg_of_the_ends():
     """Factors that are zero in A and B stay zero: nothing has to be masked on the other side."""
     models, params = whole(1, 1)
@@ -55,6 +56,7 @@ def test_with_nothing_dropped_it_is_fed_avg_of_the_ends():
     assert optax.tree.norm(optax.tree.sub(state.shared, ends)) > 0.1
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("algorithm", [offsite_tuning, fed_bi_ot])
 def test_last_layers_alone_are_fed_avg_of_a_range(algorithm):
     """The decoder has a way of its own to adapt the layers from some number on."""
@@ -88,6 +90,7 @@ def test_the_pull_keeps_clients_near():
         fed_bi_ot(toy_loss, SGD, pull=-1)
 
 
+@pytest.mark.heavy
 def test_an_owner_brings_the_middle_up_to_date_in_every_round():
     models, ends = toy_models(), toy_roles.toy_ends()
     _, params = add_lora(models["target"], jax.random.key(1), rank=2, alpha=4)

@@ -103,6 +103,7 @@ def test_watching_changes_no_bit_of_a_run_and_chunks_no_number(chunk_size):
         assert watched[-1][1][name] == plain[-1][1][name]
 
 
+@pytest.mark.heavy
 def test_the_host_sees_what_the_device_sees():
     algorithm = algorithms.scaffold(toy_loss, 0.05, participation=1.0)
     plan = {"telemetry": telemetry.change_statistics()}

@@ -95,6 +95,7 @@ def test_committed_lines_make_a_table():
     assert block is None or block[1].strip() == report.strip()
 
 
+@pytest.mark.heavy
 def test_peer_that_cannot_be_installed_is_skipped_with_a_remedy(tmp_path):
     missing = environments.Environment("peer", (str(tmp_path / "no-such-package"),))
     with pytest.raises(environments.Skipped, match=r"--pythons=peer=<path>"):

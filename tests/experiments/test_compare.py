@@ -37,6 +37,7 @@ def compared(common, tmp_path_factory):
     return folder
 
 
+@pytest.mark.heavy
 def test_figures_are_those_of_the_runs(compared):
     content = json.loads((compared / "comparison.json").read_text())
     assert [row["algorithm"].split(":")[0] for row in content["rows"]] == ["fed_avg", *LORA]
@@ -128,6 +129,7 @@ def test_a_folder_of_another_comparison_is_refused(compared, common, capsys):
     assert "differs from the run in" in said
 
 
+@pytest.mark.heavy
 def test_a_sweep_runs_every_combination(common, tmp_path, capsys):
     given = [*common, "--algorithm=fed_avg", "--num_rounds=1", f"--output_dir={tmp_path}"]
     grid = "--grid=client_lr=0.1,0.3", "--grid=uplink=sign(),cast(bfloat16)"

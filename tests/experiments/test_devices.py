@@ -20,6 +20,7 @@ def untimed(run):
     return [{k: v for k, v in r.items() if k not in timed} for r in read_records(run)]
 
 
+@pytest.mark.heavy
 def test_a_mesh_of_one_device_is_one_device(call, finished, tmp_path):
     """And a run goes on over another mesh than it began with."""
     assert call("--mesh=clients:1,model:1", into="run") == 0

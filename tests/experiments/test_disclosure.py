@@ -39,6 +39,7 @@ BDPL = [
 TEMPLATE = "--template={instruction} : say :"
 
 
+@pytest.mark.heavy
 def test_a_run_at_a_provider_has_its_ledger_in_its_folder(call, tmp_path):
     """`say cat` is two tokens, of a template of two and bos; a prompt of 3 comes before it."""
     assert call(*CLOSED, TEMPLATE, "--inference=provider", "--price=1000000") == 0
@@ -83,6 +84,7 @@ def test_a_template_is_counted_without_its_row(tiny_flags, template, around):
     assert form == Form()
 
 
+@pytest.mark.heavy
 def test_the_ledger_of_an_asynchronous_run_knows_who_visited(tiny_flags, tmp_path, monkeypatch):
     """Every question that a visit of the run asked is counted once, and no other."""
     asked = set()

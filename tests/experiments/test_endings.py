@@ -119,6 +119,7 @@ sys.exit(train.main(["train", *sys.argv[1:]]))
 """
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_a_run_with_a_checkpoint(tiny_flags, tmp_path, signum, code):
     run = tmp_path / "run"

@@ -38,6 +38,7 @@ def rows_of(command):
     return json.loads(path.read_text(encoding="utf-8"))["rows"]
 
 
+@pytest.mark.heavy
 def test_a_method_that_holds_its_weights_loses_nothing(found):
     for (drill, method), row in found.items():
         if method == "fed_avg":

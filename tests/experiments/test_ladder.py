@@ -118,6 +118,7 @@ def test_a_method_below_the_weights_runs_at_more_tiers():
     assert 0 < counts[0] < counts[-1]
 
 
+@pytest.mark.heavy
 def test_a_ladder_ends_in_a_report_and_is_not_repeated(own, tmp_path, capsys):
     given = [f"--task={own(SMALL)}", "--seeds=0", f"--output_dir={tmp_path / 'out'}"]
     (tmp_path / "out").mkdir()

@@ -121,6 +121,7 @@ def assert_same_run(one, other):
         np.testing.assert_allclose(a[name], b[name], rtol=2e-4, atol=2e-5)
 
 
+@pytest.mark.heavy
 def test_two_processes_end_a_run_as_one_would(pair, straight):
     assert_same_run(straight, pair[0])
     assert summary(pair[0])["device"].startswith("2 x ")

@@ -25,6 +25,7 @@ def untimed(folder):
     return [{k: v for k, v in r.items() if k not in TIMES} for r in read_records(folder)]
 
 
+@pytest.mark.heavy
 def test_an_asynchronous_run_says_how_stale_it_was(buffered, capsys):
     records = read_records(buffered)
     assert max(record["staleness_max"] for record in records) >= 1
@@ -38,6 +39,7 @@ def test_an_asynchronous_run_says_how_stale_it_was(buffered, capsys):
     assert "seconds on clients' own time" in table
 
 
+@pytest.mark.heavy
 def test_its_flags_continue_it_to_the_same_records(buffered, tmp_path):
     run = shutil.copytree(buffered, tmp_path / "run")
     shutil.rmtree(run / "checkpoints" / "4")

@@ -51,6 +51,7 @@ print(min(counts))  # on a busy machine a step may begin before the last one's m
 """
 
 
+@pytest.mark.heavy
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to keep memory")
 def test_a_step_touches_no_new_memory():
     def faults(*arguments):

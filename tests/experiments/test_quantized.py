@@ -20,6 +20,7 @@ def losses(run):
     return summary["base"]["loss"], summary["final"]["loss"]
 
 
+@pytest.mark.heavy
 def test_an_adapter_trains_on_codes_and_leaves_for_peft(call, tiny_folder, tmp_path, capsys):
     run = tmp_path / "run"
     assert call(*GIVEN, "--num_rounds=2") == 0
@@ -35,6 +36,7 @@ def test_an_adapter_trains_on_codes_and_leaves_for_peft(call, tiny_folder, tmp_p
     jax.tree.map(np.testing.assert_array_equal, params, same)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("algorithm", ["flora", "fed_ex_lora"])
 def test_adapters_fold_into_codes_as_a_residual(call, tmp_path, algorithm):
     assert call(*GIVEN, f"--algorithm={algorithm}", "--num_rounds=2") == 0

@@ -37,6 +37,7 @@ def test_the_readme_is_short():
     assert len(README.splitlines()) <= 200
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
 def test_each_block_of_the_readme_runs_by_itself(block, tmp_path):
     """As a module in a folder of its own, as somebody who copies it would."""

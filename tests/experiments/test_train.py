@@ -52,6 +52,7 @@ def test_a_run_leaves_what_the_readme_promises(finished):
     assert summary["emulator_bytes"] is None
 
 
+@pytest.mark.heavy
 def test_what_a_stand_in_costs_is_told_beside_the_wire(call, tmp_path):
     given = ("--model=builtin", "--algorithm=offsite_tuning", "--num_rounds=1", "--eval_every=0")
     assert call(*given, "--local_steps=1", "--eval_examples=2", "--exact_match=off") == 0
@@ -150,6 +151,7 @@ def test_a_run_that_was_cut_ends_like_one_that_was_not(
     assert_same_run(finished, tmp_path / "run")
 
 
+@pytest.mark.heavy
 def test_a_run_that_does_not_fit_says_so_and_goes_on_with_less(
     call, finished, tmp_path, monkeypatch, capsys
 ):
@@ -166,6 +168,7 @@ def test_a_run_that_does_not_fit_says_so_and_goes_on_with_less(
     assert one == pytest.approx(other, rel=1e-4)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("baseline", ["central", "local"])
 def test_reference_points_send_nothing_and_see_the_same_tokens(call, finished, tmp_path, baseline):
     assert call(f"--baseline={baseline}", "--algorithm=fed_adam", "--exact_match=off") == 0
@@ -177,6 +180,7 @@ def test_reference_points_send_nothing_and_see_the_same_tokens(call, finished, t
     assert (tmp_path / "run" / "adapter").exists() == (baseline == "central")
 
 
+@pytest.mark.heavy
 def test_a_copied_file_runs_unregistered(call, tmp_path, monkeypatch, capsys):
     shutil.copy(skeleton.__file__, tmp_path / "my_rules.py")
     monkeypatch.syspath_prepend(tmp_path)
@@ -194,6 +198,7 @@ def test_a_copied_file_runs_unregistered(call, tmp_path, monkeypatch, capsys):
     assert "--algorithm=my_rules:skeleton does not take it" in capsys.readouterr().err
 
 
+@pytest.mark.heavy
 def test_scaffold_steps_by_plain_sgd(call, tmp_path):
     given = "--algorithm=scaffold", "--client_schedule=linear", "--num_rounds=2"
     assert call(*given, "--exact_match=off") == 0
@@ -202,6 +207,7 @@ def test_scaffold_steps_by_plain_sgd(call, tmp_path):
     assert "method.client_optimizer" not in settings
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     "given",
     [

@@ -196,6 +196,7 @@ def test_an_accelerators_attention_equals_the_cpus(monkeypatch):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), ours, theirs)
 
 
+@pytest.mark.heavy
 def test_whole_sequences_are_fused_and_all_else_is_masked(monkeypatch):
     """In bfloat16 on a device with cuDNN; logits as on a CPU to that precision."""
     model, params = halved(*adapted(vocab_size=27, head_dim=8, **SLIDING))

@@ -42,6 +42,7 @@ def gradients(model, params):
     return jax.jit(jax.value_and_grad(lambda p, m: sft_loss(p, m, BATCH, None)[0]))(params, model)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(("layers", "remat"), RANGES)
 def test_a_range_equals_a_whole_adapter_that_is_zero_elsewhere(layers, remat):
     changes = {} if layers != (1, 4) else {"sliding_layers": (0, 2), "sliding_window": 3}
@@ -155,6 +156,7 @@ def busy_step(layers, *, remat):
 PARTS = [(0, 1), (0, 4), (1, 3), (2, 5), (4, 5)]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("remat", [True, False])
 @pytest.mark.parametrize("layers", PARTS)
 def test_a_range_holds_no_more_than_all_layers(layers, remat):
@@ -170,6 +172,7 @@ def test_a_range_takes_fewer_operations_than_all_layers(layers):
     assert taken < most
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("remat", [True, False])
 def test_parts_copy_neither_the_stack_nor_a_layer_per_client(remat):
     """Of sixteen layers of weights, a handful is read at once, however many the clients."""

@@ -41,6 +41,7 @@ def without_layers(model, dropped):
     return dataclasses.replace(model, variables={**model.variables, "params": weights})
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("kind", KINDS)
 def test_dropping_a_layer_is_silencing_it(kind):
     model = tiny_model(num_layers=6, **KINDS[kind])
@@ -85,6 +86,7 @@ def test_a_stand_in_is_handed_out_without_what_it_dropped():
     assert whole - emulator_bytes(emulate(model, first=1, last=1, keep_every=4)) == 3 * layer
 
 
+@pytest.mark.heavy
 def test_plugging_untrained_ends_changes_nothing():
     model, params = add_lora(tiny_model(num_layers=4), jax.random.key(1), rank=2, alpha=4)
     emulator = emulate(model, first=1, last=1, keep_every=2)
@@ -171,6 +173,7 @@ def test_what_does_not_fit_is_refused():
         align(emulator, quantize_model(model, "int8"), BATCHES, tx=optax.sgd(1.0), num_steps=1)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_gap_is_that_of_the_whole_models(kind):
     """Run in two halves against the logits of whole models, with ends that were trained."""
@@ -192,6 +195,7 @@ def test_the_gap_is_that_of_the_whole_models(kind):
     np.testing.assert_allclose(same, 0, atol=1e-6)
 
 
+@pytest.mark.heavy
 def test_alignment_narrows_the_gap_and_touches_the_middle_alone():
     model = tiny_model(num_layers=6)
     emulator = emulate(model, first=1, last=1, keep_every=2)
@@ -228,6 +232,7 @@ def test_a_stand_in_that_drops_nothing_is_aligned_already():
     )
 
 
+@pytest.mark.heavy
 def test_an_aligner_goes_on_from_round_to_round():
     model, params = add_lora(tiny_model(num_layers=4), jax.random.key(1), rank=2, alpha=4)
     emulator = emulate(model, first=0, last=1, keep_every=3)

@@ -4,6 +4,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import pytest
 
 from fedjax_post.adapters.lora import add_lora
 from fedjax_post.model.decoder import weight_shapes
@@ -51,6 +52,7 @@ def test_base_products_are_shared_and_frozen_weights_get_no_gradient():
     assert "f32[32,256]" in text  # 8 clients x 4 tokens, one product
 
 
+@pytest.mark.heavy
 def test_codes_are_read_back_one_layer_at_a_time():
     """Eight layers of 128 x 256 weights: at most two layers' worth is ever decoded."""
     plain, codes = (

@@ -233,6 +233,7 @@ def adapted_batch(num_clients=4, **changes):
     return model, jax.tree.map(lambda leaf: jnp.stack([leaf] * num_clients), params), batch
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("changes", [{}, {"tied_head": False, "logit_softcap": 5.0}])
 def test_gradients_of_adapters_and_of_whole_models(changes):
     """The head trained, frozen, and tied to an embedding that is trained with it."""

@@ -105,6 +105,7 @@ def test_loss_and_margins_are_the_golden_ones(test_data, monkeypatch):
     np.testing.assert_allclose(told["accuracy"], (golden["margin"] > 0).mean())
 
 
+@pytest.mark.heavy
 def test_it_starts_at_log_two_and_goes_the_way_of_the_preferred(adapted):
     """The gradient of a pair is -beta/2 that of the margin of its log-probabilities."""
     model, params, _ = adapted
@@ -212,6 +213,7 @@ MAKE = {
 }
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", MAKE)
 def test_it_goes_with_algorithms_of_every_kind(adapted, name):
     model, params, _ = adapted

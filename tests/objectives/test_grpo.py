@@ -347,6 +347,7 @@ def play(algorithm, adapted, rounds, **plan):
     return list(fp.run(algorithm, model, Questions(), params=params, rounds=rounds, plan=plan))
 
 
+@pytest.mark.heavy
 def test_a_federation_learns_to_earn_rewards(adapted):
     records = [record for _, record in play(federation(), adapted, 30)]
     assert np.mean([record["reward"] for record in records[:3]]) < 0.1
@@ -355,6 +356,7 @@ def test_a_federation_learns_to_earn_rewards(adapted):
     assert np.mean([record["reward"] for record in records[-5:]]) > 0.6
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", ["scaffold", "flora", "ditto", "fed_mezo"])
 def test_it_goes_around_algorithms_of_every_kind(adapted, name):
     records = [record for _, record in play(federation(name), adapted, 2)]
@@ -362,6 +364,7 @@ def test_it_goes_around_algorithms_of_every_kind(adapted, name):
     assert all(0 <= record["reward"] <= 1 for record in records)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("how", [{"chunk_size": 1}, {"chunk_size": 3}])
 def test_chunks_do_not_matter(adapted, how):
     whole, parts = (play(federation(), adapted, 2, **plan)[-1] for plan in ({}, how))

@@ -104,6 +104,7 @@ ODD = functools.partial(  # what may stand in a derivative's way, at once
 )
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("loss_fn", "start", "batch"),
     [

@@ -117,6 +117,7 @@ def test_a_base_that_is_not_ours_has_no_corpus_here():
         next(reading.read_texts("gpt-9"))
 
 
+@pytest.mark.heavy
 def test_a_parrot_is_seen_as_one(parrot, tokenizer):
     found = audit.memorisation(parrot, tokenizer, noise(12, "read"), noise(12, "fresh"))
     assert found.read_loss < 0.5 * found.fresh_loss

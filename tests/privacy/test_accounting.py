@@ -32,6 +32,7 @@ def test_without_sampling_it_is_the_analytic_gaussian_mechanism(noise, rounds):
     assert delta_of(0.99 * epsilon, exact) > 1e-5  # and a tight one
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("rounds", [1, 60])
 def test_sampling_lies_between_renyi_accounting_and_a_lower_bound(rounds):
     """Mironov et al. 2019, arXiv:1908.10530: the Renyi account is never below."""
@@ -45,6 +46,7 @@ def test_sampling_lies_between_renyi_accounting_and_a_lower_bound(rounds):
     assert found < privacy.epsilon_of(1.0, delta=1e-5, rounds=rounds, **ALL)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("epsilon", [1.0, 8.0])
 def test_calibrated_noise_costs_what_was_asked_for(epsilon):
     drawn = {"delta": 1e-4, "rounds": 20, **SOME}

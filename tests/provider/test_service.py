@@ -374,6 +374,7 @@ def test_bad_flags_are_refused_in_one_line(capsys, flags, message, monkeypatch, 
     assert re.search(message, error)
 
 
+@pytest.mark.heavy
 def test_the_program_serves_until_it_is_interrupted(tmp_path):
     command = [sys.executable, "-m", "experiments.serve_provider", "--model=builtin"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}

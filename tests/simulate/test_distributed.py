@@ -76,6 +76,7 @@ def assert_close(one, other):
         np.testing.assert_allclose(a, b, rtol=2e-5, atol=5e-6)
 
 
+@pytest.mark.heavy
 def test_two_processes_are_one(found, straight):
     for each in found:
         assert_close(straight[ROUNDS - 1], each["fresh"][0])

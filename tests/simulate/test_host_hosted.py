@@ -85,6 +85,7 @@ def log_of(path):
     return Counter((body["user"], prompt) for body in answered for prompt in body["prompt"])
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("tier", [core.Access.TEXT, core.Access.LOGITS])
 def test_a_run_on_a_provider_is_the_run_on_the_local_model(served, prompts, tmp_path, tier):
     log, size = tmp_path / "log", len(served.tokenizer)

@@ -35,6 +35,7 @@ def test_it_is_what_the_program_of_a_run_takes(algorithm):
     assert used(algorithm, 3).temporaries == seen[0].temp_size_in_bytes
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("algorithm", ALGORITHMS.values(), ids=ALGORITHMS)
 def test_the_largest_chunk_fits_and_one_more_does_not(algorithm):
     budget = int(used(algorithm, 7).total / 0.9) + 1

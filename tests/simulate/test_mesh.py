@@ -66,6 +66,7 @@ def assert_alike(one, other):
         np.testing.assert_allclose(answers[1], others[1], atol=1e-4)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(("layout", "name"), layouts.USUAL)
 def test_devices_do_not_matter(found, layout, name):
     """Nor to generation and logits, over a split base with a folded residual."""

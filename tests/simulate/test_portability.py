@@ -34,6 +34,7 @@ def arguments_of_a_visit(algorithm, model, params, clients):
     return stopped.value.args
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(("attention", "vocab_size"), [("cpu", 21), ("tpu", 22)])
 def test_the_compiled_unit_lowers_for_tpu_and_cuda(monkeypatch, attention, vocab_size):
     """With a language model under LoRA; `attention` says whose kernel is traced."""
