@@ -1,1 +1,7 @@
-"""Trainable trees as plain data."""
+"""Trainable trees as plain data: LoRA, prompts, products of factors."""
+
+from fedjax_post.adapters.factors import Factors
+from fedjax_post.adapters.lora import add_lora, merge_lora
+from fedjax_post.adapters.products import aggregation_error
+from fedjax_post.adapters.prompt import add_soft_prompt, text_prompt
+from fedjax_post.adapters.steered import steer

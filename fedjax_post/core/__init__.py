@@ -1,6 +1,6 @@
 """The abstraction: knows no model and no data."""
 
-from fedjax_post.core.access import Access, AccessError, check_access
+from fedjax_post.core.access import LEVELS, Access, AccessError, check_access
 from fedjax_post.core.aggregates import fixed_mean, stack, weighted_mean
 from fedjax_post.core.algorithm import (
     SUMMED,
