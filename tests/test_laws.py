@@ -60,7 +60,11 @@ with open(ROOT / "pyproject.toml", "rb") as _file:
 _name = lambda requirement: re.split(r"[^\w-]", requirement)[0].lower().replace("_", "-")
 PROVIDERS = packages_distributions()
 DECLARED = {
-    **{_name(r): True for e in ("hosted", "privacy") for r in _PROJECT["optional-dependencies"][e]},
+    **{
+        _name(r): True
+        for e in ("gguf", "hosted", "privacy")
+        for r in _PROJECT["optional-dependencies"][e]
+    },
     **{_name(r): False for r in _PROJECT["dependencies"]},
 }
 

