@@ -1,16 +1,17 @@
-"""Rows become tokens, with an exact boundary between what is asked and what is learned.
+"""Turns rows into tokens, with an exact boundary between the prompt and what is learned.
 
 | rows are written by | tokens |
 | --- | --- |
-| the chat template | those of `apply_chat_template(tokenize=True)` on the same turns, one by one |
-| a form | those of the prompt and of the response, each by itself |
+| the chat template | as `apply_chat_template(tokenize=True)` gives them for the same turns |
+| a form | those of the prompt and those of the response, tokenised separately |
 
-A chat's text is tokenised whole; a token that holds characters of an answer is learned, also one
-that spans the boundary. The prompt then is not quite that of a server, which ends at the boundary,
-and the row is counted (`unlike`). In a form no token spans the boundary.
+The text of a chat is tokenised as a whole. A token that holds characters of an answer is learned,
+even if it spans the boundary. The prompt then differs from that of a server, which ends at the
+boundary, and the row is counted (`unlike`). In a form no token spans the boundary.
 
-What is learned ends with the end-of-sequence token: the one that the template put after the answer,
-else one more. Control tokens that a row spells are text, see `data.text`, and counted (`spelled`).
+What is learned ends with the end-of-sequence token: the one that the template puts after the
+answer, otherwise one that is added. Control tokens that are spelled in a row are read as text, see
+`data.text`, and the row is counted (`spelled`).
 """
 
 import itertools
@@ -33,12 +34,18 @@ class Tokens(NamedTuple):
     signed: np.ndarray  # `[length]` int32: a response token t is stored as `~t`
     prompt_length: int  # tokens before the last response
     first_response: int  # tokens before the first
-    spelled: bool  # the row spells control tokens
-    unlike: bool  # a server would write the prompt in other tokens
+    spelled: bool  # the text of the row spells control tokens
+    unlike: bool  # a server would write the prompt with other tokens
 
 
 def used_columns(columns: Columns, *, template: str, against: str | None) -> set[str]:
-    """Returns the columns that have a say in the rows."""
+    """Returns the names of the columns that are used for the rows.
+
+    Args:
+      columns: the column of each role.
+      template: see `is_chat_template`; a format string may name further columns.
+      against: the column of the other response, for preference pairs; None: no pairs.
+    """
     form = read_form(template)
     named = set() if form is None else set(form.names)
     return {name for name in (*columns, against) if name} | named
@@ -51,19 +58,19 @@ def make_encoder(
 
     Args:
       tokenizer: a Hugging Face tokenizer; its chat template and special tokens are used.
-      columns: as `find_columns` returns them; of pairs, `response` is one of the two.
+      columns: as `find_columns` returns them; for preference pairs, `response` is one of the two.
       template: see `is_chat_template`.
-      against: of pairs, the column of the other response.
+      against: the column of the other response, for preference pairs; None: no pairs.
 
     Returns:
       `encode(batch, numbers) -> dict`, where `batch` maps columns to lists and `numbers`
-      are the rows' own, for messages. A chat may become several rows. The dict has `tokens`,
-      `prompt_length`, `first_response`, `spelled` and `unlike` as in `Tokens`; `origin`, the
-      place in the batch that it comes from; and the columns of labels and clients.
+      are the numbers of the rows, for messages. A chat may become several rows. The dict has
+      `tokens`, `prompt_length`, `first_response`, `spelled` and `unlike` as in `Tokens`;
+      `origin`, the place in the batch of each row's source; and the columns of labels and clients.
 
     Raises:
-      ValueError: as `is_chat_template`, and for a tokenizer without end of sequence; the function
-        itself for rows that cannot be read, by number and column.
+      ValueError: as `is_chat_template`, and for a tokenizer without an end-of-sequence token. The
+        returned function raises it for rows that cannot be read, with row number and column.
     """
     if tokenizer.eos_token_id is None:
         raise ValueError("the tokenizer has no end-of-sequence token to end a response with")
@@ -90,7 +97,7 @@ def make_encoder(
 
 
 def _at(number: int, fn: Callable, *args: Any, **options: Any) -> Any:
-    """Calls a function on a row; its error names the row."""
+    """Calls a function on a row; a ValueError gets the number of the row."""
     try:
         return fn(*args, **options)
     except ValueError as error:
@@ -100,10 +107,10 @@ def _at(number: int, fn: Callable, *args: Any, **options: Any) -> Any:
 def _make_forms(
     tokenizer: Any, columns: Columns, *, template: str, against: str | None
 ) -> Callable:
-    """Returns a function from rows to a row of tokens for each, prompt and response apart."""
+    """Returns a function from rows to tokens that encodes prompts and responses separately."""
     form, control, head = read_form(template), ControlTokens(tokenizer), _head(tokenizer)
     end = tokenizer.eos_token_id
-    del against  # responses by themselves begin alike nowhere
+    del against  # separate responses need no common beginning
 
     def mark(text: str) -> str:
         return control.mark(text)[0]
@@ -118,13 +125,14 @@ def _make_forms(
         pieces = [encoding.ids for encoding in _encoded(tokenizer, control, texts, named)]
         made = []
         for i, (prompt, response) in enumerate(zip(pieces[::2], pieces[1::2], strict=True)):
-            asked = np.asarray([*head, *prompt], np.int32)
-            said = np.asarray(response if response[-1:] == [end] else [*response, end], np.int32)
+            prompt_ids = np.asarray([*head, *prompt], np.int32)
+            ends = response[-1:] == [end]
+            answer = np.asarray(response if ends else [*response, end], np.int32)
             signed, spelled = (
-                np.concatenate([asked, ~said]),
+                np.concatenate([prompt_ids, ~answer]),
                 any(map(is_marked, texts[2 * i : 2 * i + 2])),
             )
-            made.append([Tokens(signed, len(asked), len(asked), spelled, False)])
+            made.append([Tokens(signed, len(prompt_ids), len(prompt_ids), spelled, False)])
         return made
 
     return encode_rows
@@ -133,7 +141,7 @@ def _make_forms(
 def _make_chats(
     tokenizer: Any, columns: Columns, *, template: str, against: str | None
 ) -> Callable:
-    """Returns a function from rows to the rows of tokens of their chats."""
+    """Returns a function from rows to the tokens of their chats, one or more rows each."""
     control, end = ControlTokens(tokenizer), tokenizer.eos_token_id
     added = set(tokenizer.added_tokens_decoder)
     column = columns.response or columns.messages
@@ -150,7 +158,8 @@ def _make_chats(
         if against is not None and len(rendered) > 1:
             raise ValueError(
                 f"column {column} holds {len(chat.answers)} answers that the chat template renders "
-                "apart, and a pair is one text a side; keep the first of them"
+                "as separate rows, but each side of a pair must be one text; keep only the first "
+                "answer"
             )
         return rendered
 
@@ -180,7 +189,7 @@ def _make_chats(
 
 
 def _signed(encoding: Encoding, rendered: Rendered, end: int) -> Tokens:
-    """Returns the tokens of a chat, cut behind the last answer, which ends with `end`."""
+    """Returns the tokens of a chat, cut after the last answer, which ends with `end`."""
     ids, offsets = encoding
     signed, places, at = np.asarray([*ids, end], np.int32), [], 0
     for first, last in rendered.spans:
@@ -197,9 +206,9 @@ def _signed(encoding: Encoding, rendered: Rendered, end: int) -> Tokens:
 def _tail(
     ids: list[int], length: int, offsets: list[tuple[int, int]], added: set[int]
 ) -> tuple[int, int]:
-    """Returns the last added token of a prompt, and its first character; 0 without one.
+    """Returns the place of a prompt's last added token and its first character; 0, 0 if none.
 
-    Added tokens part a text: what is behind one is tokenised as it is without what is before.
+    An added token splits a text: what follows it is tokenised independently of what precedes it.
     """
     at = next((i for i in range(length - 1, -1, -1) if ids[i] in added), 0)
     return at, offsets[at][0] if at else 0
@@ -213,7 +222,7 @@ def _encoded(
     *,
     offsets: bool = False,
 ) -> list[Encoding]:
-    """Returns the tokens of texts, equal ones once; marked ones are read piece by piece."""
+    """Returns the tokens of texts, each distinct text once; marked texts are read in pieces."""
     unique = dict.fromkeys(text for text in texts if not is_marked(text))
     made: dict[str, Encoding] = {}
     if unique:
@@ -235,6 +244,6 @@ def _encoded(
 
 
 def _head(tokenizer: Any) -> list[int]:
-    """Returns what the tokenizer begins every text with, if anything."""
+    """Returns the tokens that the tokenizer puts before every text: bos, or none."""
     ids = tokenizer("")["input_ids"]
     return ids[:1] if ids and ids[0] == tokenizer.bos_token_id else []
