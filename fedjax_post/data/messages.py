@@ -102,8 +102,7 @@ def read_turn(turn: Any, column: str) -> Turn:
     kind = ROLES.get(str(role).strip().lower())
     if kind is None:
         raise ValueError(
-            f"column {column} has the unknown role {role}; rename it to one of "
-            f"{listed(ROLES)}"
+            f"column {column} has the unknown role {role}; rename it to one of {listed(ROLES)}"
         )
     text = text_of(content, column, "write its content as text")
     if kind == "call":
