@@ -1,1 +1,1 @@
-"""Hugging Face files in and out."""
+"""Reads and writes Hugging Face files."""

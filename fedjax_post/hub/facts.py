@@ -1,15 +1,15 @@
-"""What is known of published checkpoints, and who says so: one source for questions of openness.
+"""Facts about published checkpoints and their sources, for questions of openness.
 
-A fact is a value with its source and date, "unknown" where nobody was found who says it.
-Nothing here is read when a model is loaded; a licence counts as its own text
-says, not as this table does.
+A fact is a value with its source and date, or "unknown" if no source was found.
+Loading a model reads nothing from this table. Only the text of a licence is binding,
+not this table.
 """
 
 from typing import NamedTuple
 
 
 class Fact(NamedTuple):
-    """A value, who says so, and when they did or were read (YYYY-MM-DD)."""
+    """A value, its source, and the date of the source or of reading it (YYYY-MM-DD)."""
 
     value: str | int
     source: str
@@ -17,13 +17,13 @@ class Fact(NamedTuple):
 
 
 class Checkpoint(NamedTuple):
-    """A published model that a row of `FAMILIES` can load."""
+    """A published model that can be loaded with a row of `FAMILIES`."""
 
-    name: str  # on the hub, or a built-in one
-    model_type: str  # of its config.json
-    architecture: str  # the class that its config.json names
-    parameters: Fact  # a tied head counted once
-    licence: Fact  # of the weights: SPDX identifier, else its name
+    name: str  # name on the hub, or of a built-in model
+    model_type: str  # in its config.json
+    architecture: str  # the class in its config.json
+    parameters: Fact  # number of parameters; a tied head is counted once
+    licence: Fact  # licence of the weights: SPDX identifier if there is one, otherwise its name
 
 
 def _counted(number: int) -> Fact:
@@ -31,12 +31,12 @@ def _counted(number: int) -> Fact:
 
 
 def _tool(licence: str, record: str) -> Fact:
-    """A record of the tool behind the Model Openness Framework."""
+    """Returns a record of the tool of the Model Openness Framework."""
     return Fact(licence, f"lfai/model_openness_tool 8b5d30e, models/{record}.yml", "2026-05-11")
 
 
 def _index(licence: str, entry: str, date: str) -> Fact:
-    """An entry of the European Open Source AI Index, often about another size of the family."""
+    """Returns an entry of the European Open Source AI Index, often for another size."""
     return Fact(licence, f"osai-index.eu, Language-Technology-Assessment {entry}", date)
 
 
@@ -61,7 +61,7 @@ _PHI3 = Fact("MIT", "hub page of the model, revision 0a67737", "2026-11-22")
 
 
 def _ours(folder: str, number: int) -> tuple[Fact, Fact]:
-    """Size and licence of a base that this project trained, as its model card says."""
+    """Returns size and licence of a base that this project trained, from its model card."""
     card = f"fedjax_post/hub/{folder}/README.md"
     return Fact(number, card, "2026-11-22"), Fact("Apache-2.0", card, "2026-11-22")
 

@@ -197,9 +197,9 @@ DROPPING = (
 @pytest.mark.parametrize(
     ("template", "row", "said"),
     [
-        ("GEMMA", {"messages": [SYSTEM, *CHAT]}, "System role not supported.*first user's turn"),
-        ("GEMMA", {"messages": [CHAT[0], *CHAT]}, "must alternate.*join turns of one role"),
-        ("GEMMA", {"messages": CHAT[1:]}, "begins with an answer, and.*put a user's turn first"),
+        ("GEMMA", {"messages": [SYSTEM, *CHAT]}, "System role not supported.*first user turn"),
+        ("GEMMA", {"messages": [CHAT[0], *CHAT]}, "must alternate.*join consecutive turns"),
+        ("GEMMA", {"messages": CHAT[1:]}, "begins with an answer, and.*put a user turn first"),
         ("CHATML", {"messages": CALLING}, "knows no tool_calls"),
         ("CHATML", {"messages": CHAT, "tools": [SCHEMA]}, "knows no tools"),
         ("CHATML", {"messages": [CHAT[0], CHAT[1] | {"thinking": "x"}]}, "knows no thinking"),
@@ -230,5 +230,5 @@ def test_a_tokenizer_without_places_cannot_read_chats(load):
         def get_chat_template(self):
             return self.chat_template
 
-    with pytest.raises(ValueError, match="where its tokens are in the text.*tokenizer.json"):
+    with pytest.raises(ValueError, match="gives the places of its tokens.*tokenizer.json"):
         make_encoder(Slow(), Columns(messages="messages"))
