@@ -47,7 +47,7 @@ def read_text(files: Sequence[File], *, clients: bool = False) -> "Dataset":
             with naming(file.path):
                 size += _size_of(file)
                 _check_room(size)
-        rows_of = _of_client if clients else _bare
+        rows_of = _client_rows if clients else _bare_rows
         name = files[0].path if len(files) == 1 else files[0].path.parent
         store(table, lambda: itertools.chain.from_iterable(map(rows_of, files)), name=name)
     return open_table(table)
@@ -88,7 +88,7 @@ def read_parquet(file: File) -> "Dataset":
     return open_table(table)
 
 
-def _of_client(file: File) -> Iterator[dict[str, Any]]:
+def _client_rows(file: File) -> Iterator[dict[str, Any]]:
     """Yields the rows of a file, each with its client."""
     named = None
     for line, row in numbered_rows(file):
@@ -102,7 +102,7 @@ def _of_client(file: File) -> Iterator[dict[str, Any]]:
         yield row if has else row | {"client": file.stem}
 
 
-def _bare(file: File) -> Iterator[dict[str, Any]]:
+def _bare_rows(file: File) -> Iterator[dict[str, Any]]:
     return (row for _, row in numbered_rows(file))
 
 

@@ -51,8 +51,8 @@ def read_chat(row: Row, columns: Columns, *, against: str | None = None) -> Chat
     common = 0
     if against is not None:
         common = _num_common(answer, _parts(row, columns, against)[1])
-        history = _read_only(history)
-    turns = [*history, *_read_only([*asked, *answer[:common]]), *answer[common:]]
+        history = _mark_unlearned(history)
+    turns = [*history, *_mark_unlearned([*asked, *answer[:common]]), *answer[common:]]
     turns = [*_system(row, columns, turns), *turns]
     answers = [i for i, turn in enumerate(turns) if turn.learned]
     learned = [turns[i].message for i in answers]
@@ -195,5 +195,5 @@ def _num_common(one: list[Turn], other: list[Turn]) -> int:
     return count
 
 
-def _read_only(turns: list[Turn]) -> list[Turn]:
+def _mark_unlearned(turns: list[Turn]) -> list[Turn]:
     return [turn._replace(learned=False) for turn in turns]

@@ -49,9 +49,9 @@ def in_lanes(
       clients: the population; its method `lanes` is used if it has one.
       client_ids: `[lanes]` int, followed by -1 for padding lanes.
       rng_of: client id -> its generator.
-      longest: steps of the longest of these visits, or of other visits to which their length
-        shall be equal. `lanes` may cut steps after it, but only to few different lengths, since
-        each length compiles its own program. None: nothing is cut.
+      longest: steps of the longest of these visits, or of other visits whose length they must
+        match. `lanes` may cut the steps after it, but only to a few different lengths, since each
+        length compiles its own program. None: nothing is cut.
 
     Returns:
       Data with leaves `[lanes, ...]`.

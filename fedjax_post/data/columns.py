@@ -110,7 +110,7 @@ def match_columns(names: Sequence[str], wanted: Columns) -> Columns:
 
 
 def is_empty(value: Any) -> bool:
-    """Whether a cell has no content: null, blank, or a list or object of such values."""
+    """Returns whether a cell has no content: null, blank, or a list or object of such values."""
     if isinstance(value, dict):
         return all(map(is_empty, value.values()))
     if isinstance(value, list):

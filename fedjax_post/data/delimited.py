@@ -50,7 +50,7 @@ def delimited_rows(text: TextIO, *, tabs: bool) -> Iterator[Numbered]:
 
 
 def is_headerless(text: TextIO, *, tabs: bool) -> bool:
-    """Whether the first line of csv or tsv text is a row with a text and a label.
+    """Returns whether the first line of csv or tsv text is a row with a text and a label.
 
     Raises:
       ValueError: as `delimited_rows`.
@@ -89,7 +89,7 @@ def header(rows: list[list[str]]) -> tuple[str, ...] | None:
 
 def _lines(text: TextIO, *, tabs: bool) -> Iterator[Line]:
     """Yields the cells of every line that is not blank."""
-    given = _limited(text)
+    given = _limit_lines(text)
     if tabs:
         for number, line in enumerate(given, start=1):
             if line.strip("\r\n"):
@@ -111,7 +111,7 @@ def _lines(text: TextIO, *, tabs: bool) -> Iterator[Line]:
         csv.field_size_limit(before)
 
 
-def _limited(text: TextIO) -> Iterator[str]:
+def _limit_lines(text: TextIO) -> Iterator[str]:
     for number in itertools.count(1):
         line = text.readline(LONGEST)
         if len(line) == LONGEST:

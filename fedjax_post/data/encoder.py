@@ -82,7 +82,7 @@ def make_encoder(
     def encode(batch: Mapping[str, list], numbers: Sequence[int]) -> dict[str, list]:
         rows = [{name: values[i] for name, values in batch.items()} for i in range(len(numbers))]
         for number, row in zip(numbers, rows, strict=True):
-            _at(number, refuse_unread, row, used)
+            _call_on_row(number, refuse_unread, row, used)
         made = encode_rows(rows, numbers)
         origins = list(itertools.chain.from_iterable([i] * len(m) for i, m in enumerate(made)))
         flat = list(itertools.chain.from_iterable(made))
@@ -96,7 +96,7 @@ def make_encoder(
     return encode
 
 
-def _at(number: int, fn: Callable, *args: Any, **options: Any) -> Any:
+def _call_on_row(number: int, fn: Callable, *args: Any, **options: Any) -> Any:
     """Calls a function on a row; a ValueError gets the number of the row."""
     try:
         return fn(*args, **options)
@@ -118,11 +118,11 @@ def _make_forms(
     def encode_rows(rows: list[Row], numbers: Sequence[int]) -> list[list[Tokens]]:
         texts = []
         for number, row in zip(numbers, rows, strict=True):
-            texts.append(_at(number, fill, form, row, columns, mark=mark))
-            response = _at(number, fill_response, row, columns, tokenizer.eos_token)
-            texts.append(_at(number, mark, response))
+            texts.append(_call_on_row(number, fill, form, row, columns, mark=mark))
+            response = _call_on_row(number, fill_response, row, columns, tokenizer.eos_token)
+            texts.append(_call_on_row(number, mark, response))
         named = [number for number in numbers for _ in range(2)]
-        pieces = [encoding.ids for encoding in _encoded(tokenizer, control, texts, named)]
+        pieces = [encoding.ids for encoding in _encode_texts(tokenizer, control, texts, named)]
         made = []
         for i, (prompt, response) in enumerate(zip(pieces[::2], pieces[1::2], strict=True)):
             prompt_ids = np.asarray([*head, *prompt], np.int32)
@@ -164,19 +164,19 @@ def _make_chats(
         return rendered
 
     def encode_rows(rows: list[Row], numbers: Sequence[int]) -> list[list[Tokens]]:
-        chats = [_at(number, read, row) for number, row in zip(numbers, rows, strict=True)]
+        chats = [_call_on_row(number, read, row) for number, row in zip(numbers, rows, strict=True)]
         flat = list(itertools.chain.from_iterable(chats))
         named = [n for n, chat in zip(numbers, chats, strict=True) for _ in chat]
         texts = [rendered.text for rendered in flat]
-        encodings = _encoded(tokenizer, control, texts, named, offsets=True)
+        encodings = _encode_texts(tokenizer, control, texts, named, offsets=True)
         pairs = zip(encodings, flat, strict=True)
-        made = [_signed(encoding, rendered, end) for encoding, rendered in pairs]
+        made = [_sign(encoding, rendered, end) for encoding, rendered in pairs]
         tails = [
-            _tail(encoding.ids, tokens.prompt_length, encoding.offsets, added)
+            _find_tail(encoding.ids, tokens.prompt_length, encoding.offsets, added)
             for encoding, tokens in zip(encodings, made, strict=True)
         ]
         served = [rendered.prompt[start:] for rendered, (_, start) in zip(flat, tails, strict=True)]
-        theirs = _encoded(tokenizer, control, served, named)
+        theirs = _encode_texts(tokenizer, control, served, named)
         rest = iter(
             tokens._replace(unlike=encoding.ids[first : tokens.prompt_length] != other.ids)
             for tokens, encoding, other, (first, _) in zip(
@@ -188,7 +188,7 @@ def _make_chats(
     return encode_rows
 
 
-def _signed(encoding: Encoding, rendered: Rendered, end: int) -> Tokens:
+def _sign(encoding: Encoding, rendered: Rendered, end: int) -> Tokens:
     """Returns the tokens of a chat, cut after the last answer, which ends with `end`."""
     ids, offsets = encoding
     signed, places, at = np.asarray([*ids, end], np.int32), [], 0
@@ -203,7 +203,7 @@ def _signed(encoding: Encoding, rendered: Rendered, end: int) -> Tokens:
     return Tokens(signed[:at], places[rendered.last], places[0], spelled, False)
 
 
-def _tail(
+def _find_tail(
     ids: list[int], length: int, offsets: list[tuple[int, int]], added: set[int]
 ) -> tuple[int, int]:
     """Returns the place of a prompt's last added token and its first character; 0, 0 if none.
@@ -214,7 +214,7 @@ def _tail(
     return at, offsets[at][0] if at else 0
 
 
-def _encoded(
+def _encode_texts(
     tokenizer: Any,
     control: ControlTokens,
     texts: list[str],
@@ -238,7 +238,7 @@ def _encoded(
         pairs = zip(found["input_ids"], places, strict=False)
         made = {text: Encoding(*pair) for text, pair in zip(unique, pairs, strict=True)}
     return [
-        made[text] if text in made else _at(number, control.encode, text)
+        made[text] if text in made else _call_on_row(number, control.encode, text)
         for number, text in zip(numbers, texts, strict=True)
     ]
 

@@ -68,7 +68,7 @@ def find_file(path: Path) -> File | None:
         elif kind == "parquet":
             raise ValueError("it does not begin like a parquet file; download it again")
         elif head.startswith(_UTF_16) or b"\0" in head:
-            raise ValueError(_recoded("it", "utf-16"))
+            raise ValueError(_encoding_message("it", "utf-16"))
     return File(path, path.name[: -len(ending)], kind)
 
 
@@ -151,7 +151,7 @@ def naming(path: Path) -> Iterator[None]:
     except UnicodeDecodeError:
         line = _find_undecodable(path)
         raise ValueError(
-            f"dataset={path} cannot be read: {_recoded(f'line {line}', 'latin-1')}"
+            f"dataset={path} cannot be read: {_encoding_message(f'line {line}', 'latin-1')}"
         ) from None
     except (ValueError, OSError, EOFError, zlib.error) as error:
         raise ValueError(f"dataset={path} cannot be read: {error}") from error
@@ -167,5 +167,5 @@ def _find_undecodable(path: Path) -> int:
     return 1
 
 
-def _recoded(what: str, encoding: str) -> str:
+def _encoding_message(what: str, encoding: str) -> str:
     return f"{what} is not UTF-8; convert it, for instance by iconv -f {encoding} -t utf-8"

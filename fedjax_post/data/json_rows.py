@@ -46,7 +46,7 @@ def json_rows(text: TextIO) -> Iterator[Numbered]:
     pair = list(itertools.islice(values, 2))
     if len(pair) == 1 and start == "{":
         line, value = pair[0]
-        yield from ((line, _row(line, row)) for row in _unwrapped(value))
+        yield from ((line, _row(line, row)) for row in _unwrap(value))
         return
     for line, value in itertools.chain(pair, values):
         yield line, _row(line, value)
@@ -89,12 +89,12 @@ def _as_json(value: Any, depth: int) -> str:
     if isinstance(value, list):
         return f"[{', '.join(_as_json(x, depth + 1) for x in value)}]"
     if isinstance(value, dict):
-        pairs = (f"{_quoted(key)}: {_as_json(x, depth + 1)}" for key, x in value.items())
+        pairs = (f"{_quote(key)}: {_as_json(x, depth + 1)}" for key, x in value.items())
         return f"{{{', '.join(pairs)}}}"
-    return str(value) if isinstance(value, _Number) else _quoted(value)
+    return str(value) if isinstance(value, _Number) else _quote(value)
 
 
-def _quoted(value: Any) -> str:
+def _quote(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
@@ -130,7 +130,7 @@ class _Buffer:
                 ) from None
             except json.JSONDecodeError as error:
                 line = self.line + self._held.count("\n", self._at, error.pos)
-                if self._is_cut(error) and self._read_on():
+                if self._is_cut(error) and self._read_more():
                     continue
                 where = "" if line == self.line else f" on line {line}"
                 what = error.msg.removesuffix(" at")
@@ -152,10 +152,10 @@ class _Buffer:
             ) from None
 
     def _is_cut(self, error: json.JSONDecodeError) -> bool:
-        """Whether the error may be due to text that is not read yet."""
+        """Returns whether the error may be due to text that is not read yet."""
         return error.msg.startswith("Unterminated") or error.pos > len(self._held) - 16
 
-    def _read_on(self) -> bool:
+    def _read_more(self) -> bool:
         self._held, self._at = self._held[self._at :], 0
         if len(self._held) > LONGEST:
             raise ValueError(
@@ -202,7 +202,7 @@ def _row(line: int, value: Any) -> dict[str, Any]:
         raise ValueError(f"line {line}: {error}") from None
 
 
-def _unwrapped(value: dict) -> list:
+def _unwrap(value: dict) -> list:
     """Returns the rows of a text that consists of one object."""
     try:
         find_columns(list(value))
@@ -226,13 +226,13 @@ def _unwrapped(value: dict) -> list:
 
 
 def _is_table(rows: list) -> bool:
-    """Whether values are rows, rather than the turns of a chat."""
+    """Returns whether values are rows, rather than the turns of a chat."""
     return bool(rows) and all(
         isinstance(row, dict) and not row.keys() & {"role", "from"} for row in rows
     )
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
@@ -242,7 +242,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 _DECODER = json.JSONDecoder(
-    object_pairs_hook=_object,
+    object_pairs_hook=_make_object,
     parse_float=_Number,
     parse_int=_Number,
     parse_constant=lambda name: None if name == "NaN" else name,

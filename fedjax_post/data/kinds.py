@@ -52,7 +52,7 @@ def draw_list(
     Args:
       rng: the source of randomness.
       kind: one of `lexicon.KINDS`.
-      held_out: whether the list shall belong to the held-out split.
+      held_out: whether the list must belong to the held-out split.
       place: index of the noun of the given kind, at most 2; None for the middle one of
         an odd number of nouns.
       lengths: possible numbers of nouns.

@@ -53,12 +53,12 @@ class Turn(NamedTuple):
 
 
 def is_turn(value: Any) -> bool:
-    """Whether a cell is a turn, rather than another object."""
+    """Returns whether a cell is a turn, rather than another object."""
     return isinstance(value, dict) and bool(value.keys() & {"role", "from"})
 
 
 def is_chat(value: Any) -> bool:
-    """Whether a cell is a list of turns, rather than a text or its parts."""
+    """Returns whether a cell is a list of turns, rather than a text or its parts."""
     return isinstance(value, list) and any(map(is_turn, value))
 
 
@@ -141,7 +141,7 @@ def read_tools(value: Any, column: str) -> list[dict[str, Any]] | None:
     found = [_parse_json(tool, column) for tool in found] if isinstance(found, list) else [None]
     if not all(isinstance(tool, dict) for tool in found):
         raise ValueError(f"column {column} holds no list of JSON schemas of functions; write one")
-    tools = [_without_nulls(tool) for tool in found]
+    tools = [_drop_nulls(tool) for tool in found]
     return [
         tool if "function" in tool or "name" not in tool else {"type": "function", "function": tool}
         for tool in tools
@@ -161,7 +161,7 @@ def _read_calls(value: Any, column: str) -> list[dict[str, Any]]:
     found = _parse_json(value, column)
     calls = []
     for call in found if isinstance(found, list) else [found]:
-        call = _without_nulls(_parse_json(call, column))
+        call = _drop_nulls(_parse_json(call, column))
         called = call.get("function", call) if isinstance(call, dict) else None
         if not isinstance(called, dict) or not isinstance(called.get("name"), str):
             raise ValueError(
@@ -187,15 +187,15 @@ def _parse_json(value: Any, column: str) -> Any:
         ) from None
 
 
-def _without_nulls(value: Any) -> Any:
+def _drop_nulls(value: Any) -> Any:
     """Returns a structure without nulls, which tables put where objects have different keys."""
     if isinstance(value, dict):
-        return {key: _without_nulls(x) for key, x in value.items() if x is not None}
-    return [_without_nulls(x) for x in value] if isinstance(value, list) else value
+        return {key: _drop_nulls(x) for key, x in value.items() if x is not None}
+    return [_drop_nulls(x) for x in value] if isinstance(value, list) else value
 
 
 def _is_learned(held: Mapping[str, Any], column: str) -> bool:
-    """Whether an answer is learned, according to its weight."""
+    """Returns whether an answer is learned, according to its weight."""
     for key in _WEIGHTS:
         if key in held:
             weight = str(held[key]).strip().lower()

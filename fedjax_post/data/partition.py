@@ -47,7 +47,7 @@ def iid(num_rows: int, num_clients: int, *, seed: int = 0) -> Partition:
     """
     _check_num_clients(num_clients, num_rows)
     owner = np.random.default_rng(seed).permutation(num_rows) % num_clients
-    return _by_owner(owner, num_clients)
+    return _group_by_owner(owner, num_clients)
 
 
 def dirichlet(labels: Rows, num_clients: int, *, alpha: float, seed: int = 0) -> Partition:
@@ -94,7 +94,7 @@ def dirichlet(labels: Rows, num_clients: int, *, alpha: float, seed: int = 0) ->
     for label in range(len(left)):
         rows = rng.permutation(np.flatnonzero(label_of_row == label))
         owner[rows] = np.repeat(np.arange(num_clients), counts[:, label])
-    return _by_owner(owner, num_clients)
+    return _group_by_owner(owner, num_clients)
 
 
 def natural(values: Rows) -> tuple[Partition, tuple[str, ...]]:
@@ -122,7 +122,7 @@ def natural(values: Rows) -> tuple[Partition, tuple[str, ...]]:
         rank = np.empty(len(names), np.int64)
         rank[order] = np.arange(len(names))
         names, owner = tuple(names[i] for i in order), rank[owner]
-    return _by_owner(owner, len(names)), names
+    return _group_by_owner(owner, len(names)), names
 
 
 def describe(partition: Partition, table: TokenTable) -> dict[str, int | float]:
@@ -162,7 +162,7 @@ def _draw(mixture: np.ndarray, left: np.ndarray, size: int, rng: np.random.Gener
     return taken
 
 
-def _by_owner(owner: np.ndarray, num_clients: int) -> Partition:
+def _group_by_owner(owner: np.ndarray, num_clients: int) -> Partition:
     offsets = np.zeros(num_clients + 1, np.int64)
     np.cumsum(np.bincount(owner, minlength=num_clients), out=offsets[1:])
     return Partition(offsets, np.argsort(owner, kind="stable"))

@@ -48,7 +48,7 @@ def render(tokenizer: Any, chat: Chat) -> list[Rendered]:
       ValueError: see the table.
     """
     template = tokenizer.get_chat_template(tools=chat.tools)
-    messages, tools = _in_roles(chat.messages, template), chat.tools
+    messages, tools = _convert_roles(chat.messages, template), chat.tools
     _check_known(messages, tools, template)
     rows: list[Rendered] = []
     ends: list[int] = []
@@ -58,7 +58,7 @@ def render(tokenizer: Any, chat: Chat) -> list[Rendered]:
         _check_answer(prompt, whole, messages[i], i)
         row = Rendered(whole, [(len(prompt), len(whole.rstrip()))], 0, prompt)
         if messages[i].keys() & {*REASONING}:
-            bare = [*messages[:i], _without(messages[i], REASONING)]
+            bare = [*messages[:i], _drop_keys(messages[i], REASONING)]
             _check_changes(tokenizer, bare, tools, whole, f"the reasoning of turn {i}")
         if rows and prompt.startswith(rows[-1].text[: rows[-1].spans[-1][1]]):
             row = row._replace(spans=[*rows[-1].spans, *row.spans], last=len(rows[-1].spans))
@@ -123,7 +123,7 @@ def _remedy(messages: Sequence[Message]) -> str:
     return ", or ".join([*remedies, "use the tokenizer of a model whose template supports it"])
 
 
-def _in_roles(messages: list[Message], template: str) -> list[Message]:
+def _convert_roles(messages: list[Message], template: str) -> list[Message]:
     """Returns the turns; a developer's becomes a system's if the template has no developer."""
     if "developer" in template:
         return messages
@@ -133,7 +133,7 @@ def _in_roles(messages: list[Message], template: str) -> list[Message]:
     ]
 
 
-def _without(message: Message, keys: Sequence[str]) -> Message:
+def _drop_keys(message: Message, keys: Sequence[str]) -> Message:
     return {key: value for key, value in message.items() if key not in keys}
 
 
@@ -181,7 +181,7 @@ def _check_complete(tokenizer: Any, messages: list[Message], tools: Any, text: s
         _check_changes(tokenizer, messages, None, text, "the tools")
     for key in ("tool_calls", "name"):
         # Not in a tool's turn: a template may write the tool's name only in the call.
-        bare = [_without(m, [key] if m["role"] != "tool" else []) for m in messages]
+        bare = [_drop_keys(m, [key] if m["role"] != "tool" else []) for m in messages]
         if bare != messages:
             _check_changes(tokenizer, bare, tools, text, key)
 

@@ -129,7 +129,7 @@ def hold_out(splits: Splits, fraction: float, *, seed: int = 0) -> Splits:
 
 
 def is_held_out(name: str) -> bool:
-    """Whether the name of a file or split marks it as for evaluation: `global_test`, `dev`."""
+    """Returns whether a file or split is for evaluation by its name, such as `global_test`."""
     return any(word in HELD_OUT for word in _words(name))
 
 

@@ -85,7 +85,7 @@ def make_table(
       origin: where the rows come from, for messages.
 
     Raises:
-      ValueError: see the table at the head of this module, and if `max_length` is below 2
+      ValueError: see the table at the beginning of this module, and if `max_length` is below 2
         or exceeds `context_length`.
     """
     tokenised = tokenise(rows, tokenizer, columns=columns, template=template, origin=origin)

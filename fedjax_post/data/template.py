@@ -29,7 +29,7 @@ class Form(NamedTuple):
 
 
 def is_chat_template(tokenizer: Any, columns: Columns, template: str) -> bool:
-    """Whether rows are written by the tokenizer's chat template.
+    """Returns whether rows are written by the tokenizer's chat template.
 
     Args:
       tokenizer: a Hugging Face tokenizer.

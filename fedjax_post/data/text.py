@@ -57,7 +57,7 @@ def text_of(value: Any, column: str, remedy: str = "") -> str | None:
 
 
 def _is_part(part: Any) -> bool:
-    """Whether a value is a part of text; keys of other kinds of parts may be there with null."""
+    """Returns whether a value is a text part; keys of other kinds of parts may be null."""
     return (
         isinstance(part, dict)
         and part.get("type") == "text"
@@ -74,7 +74,7 @@ def _kind(value: Any) -> str:
 
 
 def is_marked(text: str) -> bool:
-    """Whether a text contains a marked control token."""
+    """Returns whether a text contains a marked control token."""
     return START in text
 
 

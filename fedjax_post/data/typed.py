@@ -50,7 +50,7 @@ def from_memory(rows: Iterable[Mapping[str, Any]]) -> "Dataset":
         try:
             block = [_text({name: cell}) for cell in cells]
         except TypeError:
-            arrays[name] = _typed(name, cells)
+            arrays[name] = _make_typed(name, cells)
             fields[name] = pa.field(name, arrays[name].type)
         else:
             columns = grown({}, block)
@@ -156,7 +156,7 @@ def _text(value: Any, feature: Any = None) -> Any:
 
 
 def _is_text(feature: Any) -> bool:
-    """Whether the type of a column makes all its scalars text."""
+    """Returns whether the type of a column makes all its scalars text."""
     from datasets import Json, Value
 
     if isinstance(feature, Json):
@@ -168,7 +168,7 @@ def _is_text(feature: Any) -> bool:
     return hasattr(feature, "feature") and _is_text(feature.feature)
 
 
-def _typed(name: str, cells: list) -> Any:
+def _make_typed(name: str, cells: list) -> Any:
     """Returns a column that contains values other than text."""
     import pyarrow as pa
 

@@ -46,7 +46,7 @@ def greedy_answers(
     answers = []
     for start in range(0, len(rows), batch_size):
         part = rows[start : start + batch_size]
-        prompts, mask = _left_padded(table, part, width=width, num_rows=batch_size)
+        prompts, mask = _pad_left(table, part, width=width, num_rows=batch_size)
         tokens = model.answer(
             params,
             jnp.asarray(prompts),
@@ -113,7 +113,7 @@ def longest_response(table: TokenTable) -> int:
     return int((table.length - table.prompt_length).max())
 
 
-def _left_padded(
+def _pad_left(
     table: TokenTable, rows: np.ndarray, *, width: int, num_rows: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns prompts `[num_rows, width]` that end at the right edge, and the mask of tokens."""

@@ -40,12 +40,12 @@ _HARMLESS = {
 class Kind(NamedTuple):
     """A condition on the value of a field."""
 
-    says: str  # the condition in words, for messages
+    condition: str  # the condition in words, for messages
     fits: Callable[[Any], bool]
 
     def or_null(self) -> "Kind":
         """Returns the kind that also allows null."""
-        return Kind(f"{self.says} or null", lambda value: value is None or self.fits(value))
+        return Kind(f"{self.condition} or null", lambda value: value is None or self.fits(value))
 
 
 def _whole(low: int, high: int) -> Kind:
@@ -112,7 +112,7 @@ def check_kind(name: str, value: Any) -> Any:
     """
     if not KINDS[name].fits(value):
         raise ValueError(
-            f"config.json: {name} must be {KINDS[name].says}, got {reprlib.repr(value)}"
+            f"config.json: {name} must be {KINDS[name].condition}, got {reprlib.repr(value)}"
         )
     return value
 

@@ -87,7 +87,7 @@ def load_model(
     Example:
       >>> model = load_model("builtin-small")
       >>> model.config.vocab_size, num_parameters(model)
-      (731, 119808)
+      (715, 119808)
     """
     dtype = _check_dtype(dtype)
     folder = find_folder(name_or_path, revision=revision)

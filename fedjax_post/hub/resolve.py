@@ -89,7 +89,7 @@ def settle_head(
     rest = {name: entry for name, entry in entries.items() if name != head}
     if embedding not in entries:
         return config, {**rest, embedding: entries[head]}
-    if _equal(entries[head], entries[embedding], dtype):
+    if _are_equal(entries[head], entries[embedding], dtype):
         return config, rest
     source = config.source and json.dumps(
         {**json.loads(config.source), "tie_word_embeddings": False}, sort_keys=True
@@ -97,6 +97,6 @@ def settle_head(
     return dataclasses.replace(config, tied_head=False, source=source), entries
 
 
-def _equal(one: Entry, other: Entry, dtype: Any) -> bool:
+def _are_equal(one: Entry, other: Entry, dtype: Any) -> bool:
     pairs = zip(one.strips(dtype), other.strips(dtype), strict=True)
     return one.shape == other.shape and all(np.array_equal(a, b) for (_, a), (_, b) in pairs)

@@ -55,7 +55,7 @@ def read_rope(
     if len(found) == 2 and found[0] != found[1]:
         raise ValueError(
             f"config.json: rope_scaling={old} and rope_parameters={new} contradict each other; "
-            "keep the one that is meant"
+            "keep the right one"
         )
     return found[0] if found else _read(base, raw, fraction, kinds)
 

@@ -53,13 +53,13 @@ def load_weights(
         tensors = [entries[stored.name.format(i=i)] for i in range(count)]
         at = tuple(path.split("."))
         if quantize != "none" and is_coded(at):
-            codes, scales = _code(tensors, shape, stored.transposed, dtype=dtype, kind=quantize)
+            codes, scales = _quantize(tensors, shape, stored.transposed, dtype=dtype, kind=quantize)
             leaves = {
                 ("quantized", *at[:-1], "codes"): codes,
                 ("quantized", *at[:-1], "scales"): scales,
             }
         else:
-            array = _aligned(shape, np.dtype(dtype))
+            array = _make_aligned(shape, np.dtype(dtype))
             rows = array if "{i}" in stored.name else array[None]
             for row, tensor in zip(rows, tensors, strict=True):
                 for start, strip in tensor.strips(dtype):
@@ -71,12 +71,12 @@ def load_weights(
     return collections
 
 
-def _code(
+def _quantize(
     tensors: list[Entry], shape: tuple[int, ...], transposed: bool, *, dtype: Any, kind: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns codes and scales of stacked kernels; untransposed tensors are read in one strip."""
     like = jax.eval_shape(functools.partial(encode, kind=kind), jax.ShapeDtypeStruct(shape, dtype))
-    codes, scales = (_aligned(leaf.shape, leaf.dtype) for leaf in like)
+    codes, scales = (_make_aligned(leaf.shape, leaf.dtype) for leaf in like)
     for i, tensor in enumerate(tensors):
         for start, strip in tensor.strips(dtype) if transposed else [(0, tensor.read(dtype).T)]:
             parts = encode(strip.T, kind)
@@ -98,7 +98,7 @@ def _put(tree: PyTree, place: tuple[str, ...], leaf: Any) -> None:
     tree[place[-1]] = leaf
 
 
-def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+def _make_aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """Returns an empty array on a 64-byte boundary, which jax uses on a CPU without a copy."""
     size = math.prod(shape) * dtype.itemsize
     memory = np.empty(size + 64, np.uint8)

@@ -37,7 +37,7 @@ class World(NamedTuple):
 
 
 @functools.cache
-def _adapted(num_layers: int) -> tuple[LanguageModel, PyTree]:
+def _make_adapted(num_layers: int) -> tuple[LanguageModel, PyTree]:
     sizes = {"hidden_size": 8, "intermediate_size": 12, "num_heads": 2, "num_kv_heads": 2}
     model = tiny_model(num_layers=num_layers, vocab_size=VOCAB, max_positions=8, **sizes)
     return add_lora(model, jax.random.key(1), rank=2, alpha=4)
@@ -45,19 +45,19 @@ def _adapted(num_layers: int) -> tuple[LanguageModel, PyTree]:
 
 def toy_models() -> dict[str, PyTree]:
     """Returns a target of 4 layers, an emulator of 3 with the target's ends, a proxy of 1."""
-    target = _adapted(4)[0]
+    target = _make_adapted(4)[0]
     emulator = emulate(target, first=1, last=1, keep_every=2)
-    return {"target": target, "emulator": emulator, "proxy": _adapted(1)[0]}
+    return {"target": target, "emulator": emulator, "proxy": _make_adapted(1)[0]}
 
 
 def toy_ends() -> PyTree:
     """Returns the initial parameters of the emulator's ends."""
-    return toy_models()["emulator"].ends(_adapted(4)[1])
+    return toy_models()["emulator"].ends(_make_adapted(4)[1])
 
 
 def toy_proxy_params() -> PyTree:
     """Returns the initial parameters of the proxy."""
-    return _adapted(1)[1]
+    return _make_adapted(1)[1]
 
 
 def toy_loss(params: PyTree, model: LanguageModel, batch: PyTree, key: jax.Array):

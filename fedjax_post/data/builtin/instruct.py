@@ -98,7 +98,7 @@ def problem(rng: random.Random, rule: str, *, held_out: bool = False) -> tuple[s
     Args:
       rng: the source of randomness.
       rule: "last", "first", "middle" or "commonest".
-      held_out: whether the list shall belong to the held-out split.
+      held_out: whether the list must belong to the held-out split.
     """
     place = _PLACES[rule] if rule in _PLACES else rng.choice((-1, 0, 1))
     nouns = kinds.draw_list(rng, rng.choice(lexicon.KINDS), held_out=held_out, place=place)

@@ -63,7 +63,7 @@ TASKS = {
 
 
 def is_held_out(operands: Sequence[str]) -> bool:
-    """Whether a list belongs to the held-out split; a pure function of the list."""
+    """Returns whether a list belongs to the held-out split; a pure function of the list."""
     return zlib.crc32(" ".join(operands).encode()) % HELD_OUT_SHARE == 0
 
 
@@ -78,7 +78,7 @@ def draw_problem(rng: random.Random, task: str, *, held_out: bool) -> Problem:
     Args:
       rng: the source of randomness.
       task: a key of `TASKS`.
-      held_out: whether the list shall belong to the held-out split.
+      held_out: whether the list must belong to the held-out split.
     """
     skill = TASKS[task]
     while True:
