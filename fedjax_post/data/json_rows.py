@@ -8,8 +8,8 @@
 | another object with exactly one value that is a list or dict of objects | these objects |
 
 Numbers, `true` and `false` become their source text; `null` and Python's `NaN` become None.
-Functions and calls (`STRUCTURES`) stay JSON text. Only the last two kinds of text are read into
-memory as a whole.
+Functions and calls (`STRUCTURES`) stay JSON text. Only a text of the last kind is held in memory as
+a whole.
 """
 
 import itertools

@@ -6,9 +6,10 @@ occurs most often, which is right in about half of the rows. A better prompt exi
 (`CLEAR_PROMPT`), and examples show the convention too. Each way to adapt a model, from prompts to
 training all weights, can therefore improve the score, and the scores can be compared.
 
-The base cannot be told the second convention, `mixed`, in words, since it was trained on no rule
-with an exception: the label of a list of five nouns is the kind of its first noun. A prompt for
-`last` is right in two thirds of the rows, and by chance in some others.
+In the second convention, `mixed`, the label of a list of five nouns is the kind of its first noun,
+and that of a shorter list the kind of its last noun. No prompt expresses this to the base, which
+was trained on no rule with an exception. A prompt for `last` is right in two thirds of the rows, and
+by chance in some others.
 
 Clients differ in how often each kind occurs. A list belongs to the training or to the
 held-out split according to its hash, as in the other built-in tasks.

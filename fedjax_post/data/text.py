@@ -137,7 +137,7 @@ class ControlTokens:
         return Encoding(ids, offsets)
 
     def _add(self, ids: list, offsets: list, piece: str, *, at: int, plain: bool) -> None:
-        """Adds a piece's tokens, read after a line break: SentencePiece treats beginnings apart."""
+        """Adds a piece's tokens, read after a line break: the beginning of a text is special."""
         if not piece:
             return
         lead = "\n" if at else ""

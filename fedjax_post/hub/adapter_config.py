@@ -19,7 +19,7 @@ BIN = "adapter_model.bin"
 MOST = 500  # characters of a pattern
 MOST_REPEATS = 3  # in one pattern, in addition to the one that peft adds in front
 
-# Initialisations that leave the base weights unchanged; others take the adapter's start from them
+# Initialisations that leave the base weights unchanged; the others change them
 _INITS = (True, False, None, "gaussian", "orthogonal", "eva", "mica")
 # Fields that do not change the meaning of the factors, or only if another field is set
 _HARMLESS = {

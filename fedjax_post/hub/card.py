@@ -101,7 +101,10 @@ def _kind(files: Set[str]) -> tuple[str, str]:
         return "An adapter", _PEFT
     if TEXT in files:
         return "A prompt", ""
-    return "Parameters of several models" if "leaves.npz" in files else "An unchanged base", ""
+    return (
+        "Parameters that steer several models" if "leaves.npz" in files else "An unchanged base",
+        "",
+    )
 
 
 def _cell(text: str) -> str:

@@ -20,7 +20,7 @@ _SWITCHES = re.compile(
     r"attn|attention|rope|rotary|norm|expert|moe|softcap|window|quant|scal|clip|bias|multiplier"
     r"|residual|layer_types|tp$|mup"
 )
-# These fields do not: they only matter for training, or their effect is known from other fields
+# These fields do not: they concern only training, or do not change the result
 _HARMLESS = {
     "_attn_implementation",
     "_attn_implementation_autoset",

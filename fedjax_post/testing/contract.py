@@ -271,7 +271,7 @@ CHECKS: dict[str, Callable[[Case], None]] = {
 }
 
 
-# These compile more, or again, or write files: running them for one algorithm of a kind suffices
+# Checks that are slow; it is enough to run them for one algorithm of each kind
 DEAR = (
     "padding_changes_nothing",
     "chunk_size_changes_nothing",

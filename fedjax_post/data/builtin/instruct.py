@@ -206,7 +206,7 @@ def _examples(rng: random.Random, rule: str) -> list[Piece]:
         others = rng.sample((*lexicon.KINDS, *lexicon.ADJECTIVES), len(names))
         names = dict(zip(names, others, strict=True))
     # Questions are separated by a chat's end of turn, by a row's end and start, or by a line
-    # break. The break is no part of the answer: an answer must end as everywhere else.
+    # break. The break is not part of the answer, so that answers end in the same way everywhere.
     end, start = rng.choice(((f" {corpus.EOS}", ""), (f" {corpus.EOS}", corpus.BOS), ("", "\n")))
     repeated = start == corpus.BOS or rng.random() < 0.5
     lead = rng.randint(1, 16) if start == "\n" and rng.random() < 0.5 else 0
