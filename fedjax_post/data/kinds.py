@@ -8,8 +8,8 @@ training all weights, can therefore improve the score, and the scores can be com
 
 In the second convention, `mixed`, the label of a list of five nouns is the kind of its first noun,
 and that of a shorter list the kind of its last noun. No prompt expresses this to the base, which
-was trained on no rule with an exception. A prompt for `last` is right in two thirds of the rows, and
-by chance in some others.
+was trained on no rule with an exception. A prompt for `last` is right in two thirds of the rows,
+and by chance in some others.
 
 Clients differ in how often each kind occurs. A list belongs to the training or to the
 held-out split according to its hash, as in the other built-in tasks.
