@@ -9,7 +9,7 @@ import numpy as np
 from fedjax_post.data.batches import TokenClients
 from fedjax_post.data.columns import USUAL_NAMES, Columns, find_columns, match_columns
 from fedjax_post.data.partition import describe
-from fedjax_post.data.population import PARTITIONS, Population, settled, share_out
+from fedjax_post.data.population import PARTITIONS, Population, settle, share_out
 from fedjax_post.data.source import load_splits
 from fedjax_post.data.splits import Origin, Splits, hold_out
 from fedjax_post.data.table import TokenTable, make_pair_tables, make_table
@@ -129,7 +129,7 @@ def assemble(
     others = () if rejected is None else (rejected,)
     splits = read_used(splits, columns, template=text.template, others=others)
     splits = hold_out(splits, population.heldout_fraction, seed=population.seed)
-    population = settled(population, columns, num_rows=len(splits.train))
+    population = settle(population, columns, num_rows=len(splits.train))
     options: dict[str, Any] = {
         "template": text.template,
         "max_length": text.max_length,

@@ -33,7 +33,7 @@ def count_clients(dataset: object, population: Population) -> int | None:
     return (population.num_clients or NUM_CLIENTS) if dataset in BUILTIN else None
 
 
-def settled(population: Population, columns: Columns, *, num_rows: int) -> Population:
+def settle(population: Population, columns: Columns, *, num_rows: int) -> Population:
     """Returns a population whose partition is chosen.
 
     Args:
@@ -59,7 +59,7 @@ def share_out(table: TokenTable, population: Population) -> tuple[Partition, tup
 
     Args:
       table: the rows to train on, with the column that the partition needs.
-      population: as `settled` returns it.
+      population: as `settle` returns it.
 
     Raises:
       ValueError: if so many clients are not possible, or their number is missing.
