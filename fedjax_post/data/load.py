@@ -91,7 +91,9 @@ def load_clients(
     splits = as_splits(dataset, population, split=split)
     if text.response_words:
         splits, text = _add_response_words(splits, text, text.response_words)
-    columns = partitioned(find_columns(splits.train.column_names, text.columns), splits, population)
+    columns = columns_for_partition(
+        find_columns(splits.train.column_names, text.columns), splits, population
+    )
     schedule = {"batch_size": batch_size, "local_steps": local_steps, "local_epochs": local_epochs}
     return assemble(
         splits, tokenizer, columns=columns, text=text, population=population, schedule=schedule
@@ -113,7 +115,7 @@ def assemble(
     Args:
       splits: rows to train on, and held-out rows if the source has any.
       tokenizer: as for `load_clients`.
-      columns: the column of every role, as `partitioned` returns them.
+      columns: the column of every role, as `columns_for_partition` returns them.
       text: as for `load_clients`; its field `columns` is not read.
       population: as for `load_clients`.
       schedule: `batch_size`, `local_steps` and `local_epochs` of `TokenClients`.
@@ -221,7 +223,7 @@ def _add_response_words(
     return splits._replace(train=train, heldout=heldout), text._replace(columns=columns)
 
 
-def partitioned(columns: Columns, splits: Splits, population: Population) -> Columns:
+def columns_for_partition(columns: Columns, splits: Splits, population: Population) -> Columns:
     """Returns the columns, after a check that the partition has the column that it needs.
 
     Args:

@@ -15,7 +15,14 @@ from fedjax_post.core.algorithm import ClientData
 from fedjax_post.data.batches import TokenClients
 from fedjax_post.data.columns import Columns, listed, match_columns
 from fedjax_post.data.fingerprint import Fingerprint
-from fedjax_post.data.load import Loaded, Population, Text, as_splits, assemble, partitioned
+from fedjax_post.data.load import (
+    Loaded,
+    Population,
+    Text,
+    as_splits,
+    assemble,
+    columns_for_partition,
+)
 from fedjax_post.data.messages import is_chat
 from fedjax_post.data.partition import Partition
 from fedjax_post.data.table import TokenTable
@@ -126,7 +133,7 @@ def load_pairs(
         )
     splits = as_splits(dataset, population, split=split)
     columns = _find_pair_columns(splits.train, text.columns, rejected)
-    columns = partitioned(columns, splits, population)
+    columns = columns_for_partition(columns, splits, population)
     loaded, other = assemble(
         splits,
         tokenizer,
