@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedjax_post.data.delimited import HEADERLESS, is_headerless
-from fedjax_post.data.files import File, naming, numbered_rows, opened_parquet, opened_text, plain
+from fedjax_post.data.files import File, naming, numbered_rows, open_parquet, opened_text, plain
 from fedjax_post.data.stored import cache_folder, open_table, store, stream, written
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def read_parquet(file: File) -> "Dataset":
     table = _table_of([file], clients=False)
     if table.exists():
         return open_table(table)
-    with opened_parquet(file) as content:
+    with open_parquet(file) as content:
         names = content.schema_arrow.names
         if len(set(names)) < len(names):
             raise ValueError(f"a column name occurs twice ({', '.join(names)})")

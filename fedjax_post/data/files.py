@@ -88,7 +88,7 @@ def numbered_rows(file: File) -> Iterator[Numbered]:
 def column_names(file: File) -> list[str]:
     """Returns the names of a file's columns, which requires reading the whole file."""
     if file.kind == "parquet":
-        with opened_parquet(file) as content:
+        with open_parquet(file) as content:
             return content.schema_arrow.names
     return list(dict.fromkeys(name for _, row in numbered_rows(file) for name in row))
 
@@ -97,7 +97,7 @@ def locate(files: Sequence[File], number: int) -> str:
     """Returns the file and line of a row, given its number in the sequence of all files."""
     for file in files:
         if file.kind == "parquet":
-            with opened_parquet(file) as content:
+            with open_parquet(file) as content:
                 size = content.metadata.num_rows
             if number < size:
                 name = file.path.name
@@ -112,7 +112,7 @@ def locate(files: Sequence[File], number: int) -> str:
 
 
 @contextlib.contextmanager
-def opened_parquet(file: File) -> Iterator["ParquetFile"]:
+def open_parquet(file: File) -> Iterator["ParquetFile"]:
     """Opens a parquet file; errors contain its name."""
     import pyarrow as pa
     from pyarrow import parquet
