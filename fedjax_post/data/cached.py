@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedjax_post.data.delimited import HEADERLESS, is_headerless
-from fedjax_post.data.files import File, naming, numbered_rows, open_parquet, opened_text, plain
+from fedjax_post.data.files import File, naming, numbered_rows, open_parquet, open_text, plain
 from fedjax_post.data.stored import cache_folder, open_table, store, stream, written
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def _log_size(file: File, size: int) -> None:
 
 
 def _warn_headerless(file: File) -> None:
-    with opened_text(file) as text:
+    with open_text(file) as text:
         if is_headerless(text, tabs=file.kind == "tsv"):
             _LOG.warning(
                 "%s has no column names: its first line is read as a row of %s",

@@ -78,7 +78,7 @@ def numbered_rows(file: File) -> Iterator[Numbered]:
     Raises:
       ValueError: for a file that cannot be read, with the file, the line and the remedy.
     """
-    with opened_text(file) as text:
+    with open_text(file) as text:
         if file.kind == "json":
             yield from json_rows(text)
         else:
@@ -133,7 +133,7 @@ def plain(path: Path) -> IO[bytes]:
 
 
 @contextlib.contextmanager
-def opened_text(file: File) -> Iterator[TextIO]:
+def open_text(file: File) -> Iterator[TextIO]:
     """Opens a text file with line ends unchanged; errors while reading contain its name."""
     with (
         naming(file.path),
