@@ -15,7 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedjax_post.data.delimited import HEADERLESS, is_headerless
-from fedjax_post.data.files import File, naming, numbered_rows, open_parquet, open_text, plain
+from fedjax_post.data.files import (
+    File,
+    name_in_errors,
+    numbered_rows,
+    open_parquet,
+    open_text,
+    plain,
+)
 from fedjax_post.data.stored import cache_folder, open_table, store, stream, written
 
 if TYPE_CHECKING:
@@ -44,7 +51,7 @@ def read_text(files: Sequence[File], *, clients: bool = False) -> "Dataset":
     if not table.exists():
         size = 0
         for file in files:
-            with naming(file.path):
+            with name_in_errors(file.path):
                 size += _size_of(file)
                 _check_room(size)
         rows_of = _client_rows if clients else _bare_rows
@@ -110,7 +117,7 @@ def _table_of(files: Sequence[File], *, clients: bool) -> Path:
     """Returns the path of the table of some files, whether it exists or not."""
     key = hashlib.sha256(repr((_VERSION, clients)).encode())
     for file in files:
-        with naming(file.path), file.path.open("rb") as content:
+        with name_in_errors(file.path), file.path.open("rb") as content:
             key.update(repr((file.kind, file.stem if clients else "")).encode())
             key.update(hashlib.file_digest(content, "sha256").digest())
     return cache_folder() / f"rows-{key.hexdigest()[:32]}.arrow"

@@ -53,7 +53,7 @@ def find_file(path: Path) -> File | None:
     if ending is None:
         return None
     kind = KINDS[ending]
-    with naming(path):
+    with name_in_errors(path):
         if not path.is_file():  # opening a pipe or a device may block forever
             raise ValueError("it is not a regular file; copy its content into one")
         with plain(path) as content:
@@ -117,7 +117,7 @@ def open_parquet(file: File) -> Iterator["ParquetFile"]:
     import pyarrow as pa
     from pyarrow import parquet
 
-    with naming(file.path):
+    with name_in_errors(file.path):
         try:
             with parquet.ParquetFile(file.path) as content:
                 yield content
@@ -136,7 +136,7 @@ def plain(path: Path) -> IO[bytes]:
 def open_text(file: File) -> Iterator[TextIO]:
     """Opens a text file with line ends unchanged; errors while reading contain its name."""
     with (
-        naming(file.path),
+        name_in_errors(file.path),
         plain(file.path) as content,
         io.TextIOWrapper(content, "utf-8-sig", newline="") as text,
     ):
@@ -144,7 +144,7 @@ def open_text(file: File) -> Iterator[TextIO]:
 
 
 @contextlib.contextmanager
-def naming(path: Path) -> Iterator[None]:
+def name_in_errors(path: Path) -> Iterator[None]:
     """Adds the name of the file to errors while reading."""
     try:
         yield
