@@ -21,7 +21,6 @@ from fedjax_post.data.files import (
     numbered_rows,
     open_parquet,
     open_text,
-    plain,
 )
 from fedjax_post.data.stored import cache_folder, open_table, store, stream, written
 
@@ -125,7 +124,7 @@ def _table_of(files: Sequence[File], *, clients: bool) -> Path:
 
 def _size_of(file: File) -> int:
     """Returns the decompressed size of a text file, in bytes."""
-    with plain(file.path) as content:
+    with open_unpacked(file.path) as content:
         if not isinstance(content, gzip.GzipFile):
             return file.path.stat().st_size
         size = 0

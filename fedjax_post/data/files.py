@@ -56,7 +56,7 @@ def find_file(path: Path) -> File | None:
     with name_in_errors(path):
         if not path.is_file():  # opening a pipe or a device may block forever
             raise ValueError("it is not a regular file; copy its content into one")
-        with plain(path) as content:
+        with open_unpacked(path) as content:
             head = content.read(1 << 12)
         if not head:
             raise ValueError("the file is empty")
@@ -125,7 +125,7 @@ def open_parquet(file: File) -> Iterator["ParquetFile"]:
             raise ValueError(str(error)) from error
 
 
-def plain(path: Path) -> IO[bytes]:
+def open_unpacked(path: Path) -> IO[bytes]:
     """Opens a file for reading its content, decompressed if it is gzipped."""
     with path.open("rb") as content:
         packed = content.read(2) == _GZIP
@@ -137,7 +137,7 @@ def open_text(file: File) -> Iterator[TextIO]:
     """Opens a text file with line ends unchanged; errors while reading contain its name."""
     with (
         name_in_errors(file.path),
-        plain(file.path) as content,
+        open_unpacked(file.path) as content,
         io.TextIOWrapper(content, "utf-8-sig", newline="") as text,
     ):
         yield text
@@ -158,7 +158,7 @@ def name_in_errors(path: Path) -> Iterator[None]:
 
 
 def _find_undecodable(path: Path) -> int:
-    with plain(path) as content:
+    with open_unpacked(path) as content:
         for number, line in enumerate(content, start=1):
             try:
                 line.decode()
