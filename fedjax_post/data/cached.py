@@ -22,7 +22,7 @@ from fedjax_post.data.files import (
     open_parquet,
     open_text,
 )
-from fedjax_post.data.stored import cache_folder, open_table, store, stream, written
+from fedjax_post.data.stored import cache_folder, open_table, replace_when_done, store, stream
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -88,7 +88,7 @@ def read_parquet(file: File) -> "Dataset":
         for size in sizes:
             _check_room(size)
         _log_size(file, size)
-        with written(table) as aside, stream(aside, features) as writer:
+        with replace_when_done(table) as aside, stream(aside, features) as writer:
             for piece in pieces():
                 writer.write_table(piece)
     return open_table(table)

@@ -60,7 +60,7 @@ def store(path: Path, make_rows: Callable[[], Iterable[Row]], *, name: object) -
     columns = grown({}, next(_blocks(make_rows()), []))
     while True:
         found = columns
-        with written(path) as aside:
+        with replace_when_done(path) as aside:
             with stream(aside, features_of(columns)) as writer:
                 for block in _blocks(make_rows()):
                     found = grown(found, block)
@@ -80,7 +80,7 @@ def store(path: Path, make_rows: Callable[[], Iterable[Row]], *, name: object) -
 
 
 @contextlib.contextmanager
-def written(path: Path) -> Iterator[Path]:
+def replace_when_done(path: Path) -> Iterator[Path]:
     """Gives a temporary path, and moves its file into place unless it failed or was removed."""
     aside = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
     try:
