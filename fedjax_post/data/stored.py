@@ -57,13 +57,13 @@ def store(path: Path, make_rows: Callable[[], Iterable[Row]], *, name: object) -
       ValueError: for rows with more than 1000 columns.
       OSError: if the table cannot be written.
     """
-    columns = grown({}, next(_blocks(make_rows()), []))
+    columns = extend_columns({}, next(_blocks(make_rows()), []))
     while True:
         found = columns
         with replace_when_done(path) as aside:
             with stream(aside, features_of(columns)) as writer:
                 for block in _blocks(make_rows()):
-                    found = grown(found, block)
+                    found = extend_columns(found, block)
                     if len(found) > _MOST_COLUMNS:
                         raise ValueError(
                             f"dataset={name} has more than {_MOST_COLUMNS} columns, such as "
@@ -115,7 +115,7 @@ def features_of(columns: Columns) -> "Features":
     return Features({name: Json() if deep else Value("string") for name, deep in columns.items()})
 
 
-def grown(columns: Columns, block: Sequence[Row]) -> Columns:
+def extend_columns(columns: Columns, block: Sequence[Row]) -> Columns:
     """Returns the columns extended by those of some rows."""
     columns = dict(columns)
     for row in block:

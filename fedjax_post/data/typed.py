@@ -20,7 +20,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from fedjax_post.data.columns import STRUCTURES
-from fedjax_post.data.stored import batch_of, features_of, grown
+from fedjax_post.data.stored import batch_of, extend_columns, features_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -53,7 +53,7 @@ def from_memory(rows: Iterable[Mapping[str, Any]]) -> "Dataset":
             arrays[name] = _make_typed(name, cells)
             fields[name] = pa.field(name, arrays[name].type)
         else:
-            columns = grown({}, block)
+            columns = extend_columns({}, block)
             arrays[name] = batch_of(block, columns).column(0)
             fields[name] = features_of(columns).arrow_schema.field(0)
     return Dataset(
