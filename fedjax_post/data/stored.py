@@ -71,7 +71,7 @@ def store(path: Path, make_rows: Callable[[], Iterable[Row]], *, name: object) -
                             "to row into one column"
                         )
                     if found == columns:
-                        writer.write_batch(batch_of(block, columns))
+                        writer.write_batch(make_batch(block, columns))
             if found != columns:
                 aside.unlink()
         if found == columns:
@@ -127,7 +127,7 @@ def extend_columns(columns: Columns, block: Sequence[Row]) -> Columns:
     return columns
 
 
-def batch_of(block: Sequence[Row], columns: Columns) -> "pa.RecordBatch":
+def make_batch(block: Sequence[Row], columns: Columns) -> "pa.RecordBatch":
     """Returns rows as a record batch of a table."""
     import pyarrow as pa
 

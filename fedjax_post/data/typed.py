@@ -20,7 +20,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from fedjax_post.data.columns import STRUCTURES
-from fedjax_post.data.stored import batch_of, extend_columns, features_of
+from fedjax_post.data.stored import extend_columns, features_of, make_batch
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -54,7 +54,7 @@ def from_memory(rows: Iterable[Mapping[str, Any]]) -> "Dataset":
             fields[name] = pa.field(name, arrays[name].type)
         else:
             columns = extend_columns({}, block)
-            arrays[name] = batch_of(block, columns).column(0)
+            arrays[name] = make_batch(block, columns).column(0)
             fields[name] = features_of(columns).arrow_schema.field(0)
     return Dataset(
         InMemoryTable.from_arrays(list(arrays.values()), schema=pa.schema(fields.values()))
