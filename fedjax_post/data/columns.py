@@ -86,8 +86,8 @@ def find_columns(names: Sequence[str], wanted: Columns = Columns()) -> Columns: 
     for role in ("prompt", "response"):
         if getattr(found, role) is None:
             raise ValueError(
-                f"no {role} column was found ({listed(USUAL_NAMES[role])}); "
-                f"there are {listed(names)}: choose one by `{role}_column`"
+                f"no {role} column was found ({join_names(USUAL_NAMES[role])}); "
+                f"there are {join_names(names)}: choose one by `{role}_column`"
             )
     return found._replace(messages=None)
 
@@ -100,7 +100,7 @@ def match_columns(names: Sequence[str], wanted: Columns) -> Columns:
     """
     for role, name in wanted._asdict().items():
         if name is not None and name not in names:
-            raise ValueError(f"{role}_column={name}: no such column; there are {listed(names)}")
+            raise ValueError(f"{role}_column={name}: no such column; there are {join_names(names)}")
     found = wanted
     for role in (*_ORDER, "response"):
         if getattr(found, role) is None:
@@ -132,6 +132,6 @@ def refuse_unread(row: dict[str, Any], used: Iterable[str | None]) -> None:
             )
 
 
-def listed(names: Any) -> str:
+def join_names(names: Any) -> str:
     """Returns names in alphabetical order, joined by commas, for messages."""
     return ", ".join(sorted(map(str, names))) or "none"

@@ -16,7 +16,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from fedjax_post.data.columns import is_empty, listed
+from fedjax_post.data.columns import is_empty, join_names
 from fedjax_post.data.text import text_of
 
 ROLES = {
@@ -95,14 +95,14 @@ def read_turn(turn: Any, column: str) -> Turn:
     )  # fmt: skip
     if unknown or role is None:
         raise ValueError(
-            f"column {column} holds the keys {listed(held)}; a turn has a role (or from) and a "
-            f"content (or value), and may have {listed(_KNOWN - set(_SPARE))}: rename or remove "
-            f"{listed(unknown) if unknown else 'the others'}"
+            f"column {column} holds the keys {join_names(held)}; a turn has a role (or from) and a "
+            f"content (or value), and may have {join_names(_KNOWN - set(_SPARE))}: rename or remove "
+            f"{join_names(unknown) if unknown else 'the others'}"
         )
     kind = ROLES.get(str(role).strip().lower())
     if kind is None:
         raise ValueError(
-            f"column {column} has the unknown role {role}; rename it to one of {listed(ROLES)}"
+            f"column {column} has the unknown role {role}; rename it to one of {join_names(ROLES)}"
         )
     text = text_of(content, column, "write its content as text")
     if kind == "call":

@@ -13,7 +13,7 @@ import numpy as np
 
 from fedjax_post.core.algorithm import ClientData
 from fedjax_post.data.batches import TokenClients
-from fedjax_post.data.columns import Columns, listed, match_columns
+from fedjax_post.data.columns import Columns, join_names, match_columns
 from fedjax_post.data.fingerprint import Fingerprint
 from fedjax_post.data.load import (
     Loaded,
@@ -155,12 +155,14 @@ def _find_pair_columns(rows: Any, wanted: Columns, rejected: str) -> Columns:
     """Returns the columns of pairs: with a prompt, with turns before the responses, or neither."""
     names = rows.column_names
     if rejected not in names:
-        raise ValueError(f"rejected_column={rejected}: no such column; there are {listed(names)}")
+        raise ValueError(
+            f"rejected_column={rejected}: no such column; there are {join_names(names)}"
+        )
     usual = "chosen" if "chosen" in names else None
     found = match_columns(names, wanted._replace(response=wanted.response or usual))
     if found.response is None:
         raise ValueError(
-            f"no column of preferred responses was found; there are {listed(names)}: choose one "
+            f"no column of preferred responses was found; there are {join_names(names)}: choose one "
             "by `response_column`"
         )
     # All rows are searched, since the first may be empty; empty rows are reported later by number.

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from fedjax_post.data.chats import Row, prompt_text, response_text
-from fedjax_post.data.columns import Columns, is_empty, listed
+from fedjax_post.data.columns import Columns, is_empty, join_names
 from fedjax_post.data.rendering import render_prompt
 from fedjax_post.data.text import text_of
 
@@ -140,7 +140,7 @@ def _cell(row: Row, name: str, columns: Columns) -> str:
     column = name if name in row else columns._asdict().get(name)
     if column is None:
         raise ValueError(
-            f"template names {{{name}}}, which is not a column; there are {listed(row)}"
+            f"template names {{{name}}}, which is not a column; there are {join_names(row)}"
         )
     text = text_of(row[column], column)
     if text is None and column not in (columns.context, columns.system, columns.history):
