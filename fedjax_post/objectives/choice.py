@@ -95,8 +95,8 @@ def answer_loss(*, eos_id: int | tuple[int, ...], pad_id: int, max_new_tokens: i
     def loss_fn(params, model, batch, key):
         del key
         asked = questions(batch)
-        answers = up_to_end(model.answer(params, *asked, **limits), eos_id)
-        wanted = up_to_end(responses(batch), eos_id)
+        answers = cut_at_end(model.answer(params, *asked, **limits), eos_id)
+        wanted = cut_at_end(responses(batch), eos_id)
         width = max(answers.shape[1], wanted.shape[1])
         widen = lambda rows: jnp.pad(
             rows, ((0, 0), (0, width - rows.shape[1])), constant_values=NOTHING
@@ -144,7 +144,7 @@ def responses(batch: dict[str, Array]) -> Int[Array, "B L"]:
     return jnp.where(is_run, jnp.take_along_axis(tokens, inside, axis=1), NOTHING)
 
 
-def up_to_end(rows: Int[Array, "B T"], eos_id: int | tuple[int, ...]) -> Int[Array, "B T"]:
+def cut_at_end(rows: Int[Array, "B T"], eos_id: int | tuple[int, ...]) -> Int[Array, "B T"]:
     """Returns the rows with `NOTHING` from their first end token on."""
     ends = jnp.array((eos_id,) if isinstance(eos_id, int) else eos_id, jnp.int32)
     ended = (rows[..., None] == ends[None, None]).any(axis=-1)

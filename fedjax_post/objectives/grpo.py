@@ -33,7 +33,7 @@ from jaxtyping import Array, Float
 
 from fedjax_post.core.algorithm import ClientData
 from fedjax_post.model.generate import Sampling, sample
-from fedjax_post.objectives.choice import questions, responses, up_to_end
+from fedjax_post.objectives.choice import cut_at_end, questions, responses
 from fedjax_post.objectives.tokens import masked_mean, reference_of
 
 PyTree = Any
@@ -83,8 +83,8 @@ def rollouts(
         repeat = lambda x: jnp.repeat(x, group_size, axis=0)
         prompts, mask = repeat(asked.prompts), repeat(asked.prompt_mask)
         answers = sample(model, params, prompts, mask, rule=rule, key=key)
-        ended = up_to_end(answers, eos_id)
-        rewards = jax.vmap(reward_fn)(ended, repeat(up_to_end(responses(batch), eos_id)))
+        ended = cut_at_end(answers, eos_id)
+        rewards = jax.vmap(reward_fn)(ended, repeat(cut_at_end(responses(batch), eos_id)))
         rewards = rewards.reshape(-1, group_size).astype(jnp.float32)
         rows = _join_rows(prompts, mask, answers, ended, pad_id=pad_id)
         old = model.scores(params, rows["tokens"]).log_probs
