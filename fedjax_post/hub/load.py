@@ -12,7 +12,7 @@ from fedjax_post.adapters.lora import merge_lora
 from fedjax_post.hub.documents import read_json, write_json
 from fedjax_post.hub.families import find_family, read_config, write_config
 from fedjax_post.hub.files import find_folder
-from fedjax_post.hub.resolve import by_family_names, settle_head
+from fedjax_post.hub.resolve import rename_by_family, settle_head
 from fedjax_post.hub.tensors import SINGLE, read_folder, remove_shards, write_file
 from fedjax_post.hub.weights import ShardingFn, check_tensors, load_weights, stored_tensors
 from fedjax_post.model.config import DecoderConfig
@@ -96,7 +96,7 @@ def load_model(
         check_quantization(quantize)
     config = dataclasses.replace(load_config(folder), dtype=dtype.name, remat=coded)
     family = find_family({"model_type": config.model_type})
-    entries = by_family_names(read_folder(folder), family)
+    entries = rename_by_family(read_folder(folder), family)
     config, entries = settle_head(config, entries, family, dtype=dtype)
     check_tensors(entries, family, where=str(folder), config=config)
     variables = load_weights(

@@ -37,7 +37,7 @@ def is_derived(name: str) -> bool:
     return _DERIVED.fullmatch(name) is not None
 
 
-def by_family_names(entries: Mapping[str, Entry], family: Family) -> dict[str, Entry]:
+def rename_by_family(entries: Mapping[str, Entry], family: Family) -> dict[str, Entry]:
     """Returns the tensors under their family's names, without those that contain nothing learned.
 
     Of a file that holds more than a text model, only the text model is returned.
