@@ -29,7 +29,7 @@ import numpy as np
 from fedjax_post.core.algorithm import ClientData, PyTree
 from fedjax_post.data.clients import empty_aligned
 from fedjax_post.data.fingerprint import Fingerprint
-from fedjax_post.data.packing import first_fit, gather_packed, most_rows
+from fedjax_post.data.packing import first_fit, gather_packed, max_rows
 from fedjax_post.data.partition import Partition
 from fedjax_post.data.table import TokenTable, gather
 
@@ -193,7 +193,7 @@ class TokenClients:
         if self.pack_length and self.local_epochs is not None:
             tokens = self.table.length[self.partition.indices].astype(np.int64)
             tokens = np.add.reduceat(tokens, self.partition.offsets[:-1]) * self.local_epochs
-            rows = most_rows(sizes * self.local_epochs, tokens, self.pack_length)
+            rows = max_rows(sizes * self.local_epochs, tokens, self.pack_length)
             steps = -(-rows // self.batch_size)
         object.__setattr__(self, "_steps", np.broadcast_to(steps, sizes.shape))
         object.__setattr__(self, "_max_steps", int(np.max(steps)))

@@ -43,7 +43,7 @@ def first_fit(lengths: np.ndarray, capacity: int, *, num_rows: int | None = None
     return Places(np.array(rows, np.int64), np.array(starts, np.int64), len(free))
 
 
-def most_rows(num_examples: np.ndarray, num_tokens: np.ndarray, capacity: int) -> np.ndarray:
+def max_rows(num_examples: np.ndarray, num_tokens: np.ndarray, capacity: int) -> np.ndarray:
     """Returns an upper bound on the rows of `first_fit`: no two of its rows would fit into one.
 
     Args:
