@@ -6,7 +6,7 @@
 
 A check returns nothing, or raises AssertionError with the violated property. The checks of one
 case share its compiled programs and one sequence of rounds, so that they are cheap after
-the first one. The checks in `DEAR` cost more than all others together.
+the first one. The checks in `EXPENSIVE` cost more than all others together.
 """
 
 import dataclasses
@@ -272,7 +272,7 @@ CHECKS: dict[str, Callable[[Case], None]] = {
 
 
 # Checks that are slow; it is enough to run them for one algorithm of each kind
-DEAR = (
+EXPENSIVE = (
     "padding_changes_nothing",
     "chunk_size_changes_nothing",
     "resumes_exactly",
