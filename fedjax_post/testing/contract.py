@@ -29,7 +29,7 @@ from fedjax_post.simulate.run import Plan, run
 from fedjax_post.testing import toy
 
 
-class Course(NamedTuple):
+class Trajectory(NamedTuple):
     """The result of a run in which the whole cohort is computed at once."""
 
     programs: Programs  # the programs that the run has compiled
@@ -68,7 +68,7 @@ class Case:
     personal: bool = False
 
     @cached_property
-    def course(self) -> Course:
+    def trajectory(self) -> Trajectory:
         """The run of all rounds with all clients; its programs are used in all later runs."""
         programs, states, sizes = device(self.algorithm), [], []
 
@@ -78,12 +78,12 @@ class Case:
             sizes.append(_num_compiled(programs))
 
         self.run(self.rounds, chunk_size=6, executor=lambda _: programs, callbacks=[watch])
-        return Course(programs, states[2], states[-1], sizes)
+        return Trajectory(programs, states[2], states[-1], sizes)
 
     @property
     def reference(self) -> engine.State:
         """The state after three rounds of the whole cohort at once."""
-        return self.course.third
+        return self.trajectory.third
 
     def run(
         self, rounds: int, *, clients: Any = None, model: Any = None, callbacks=(), **plan: Any
@@ -98,7 +98,7 @@ class Case:
           **plan: fields of `Plan`.
         """
         if "executor" not in plan:
-            plan["executor"] = lambda _: self.course.programs
+            plan["executor"] = lambda _: self.trajectory.programs
         steps = run(
             self.algorithm,
             self.world.toy_model() if model is None else model,
@@ -195,7 +195,7 @@ def resumes_exactly(case: Case) -> None:
 
 def traces_once(case: Case) -> None:
     """Checks that rounds after the first compile nothing."""
-    first, *_, last = case.course.sizes
+    first, *_, last = case.trajectory.sizes
     assert first == last, f"programs compiled: {first} after the first round, {last} at the end"
 
 
@@ -291,7 +291,7 @@ def _loss_reached(case: Case) -> float:
     """Returns the clients' mean loss after the case's rounds, with shared or personal models."""
     world, model = case.world, case.world.toy_model()
     if not case.personal:
-        deployed, params = engine.deployed(case.algorithm, model, case.course.last)
+        deployed, params = engine.deployed(case.algorithm, model, case.trajectory.last)
         return world.toy_mean_loss(params, deployed)
     with TemporaryDirectory() as directory:
         state, _ = case.run(case.rounds, directory=directory, checkpoint_every=case.rounds)
