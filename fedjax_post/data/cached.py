@@ -21,6 +21,7 @@ from fedjax_post.data.files import (
     numbered_rows,
     open_parquet,
     open_text,
+    open_unpacked,
 )
 from fedjax_post.data.stored import cache_folder, open_table, replace_when_done, store, stream
 

@@ -96,8 +96,8 @@ def read_turn(turn: Any, column: str) -> Turn:
     if unknown or role is None:
         raise ValueError(
             f"column {column} holds the keys {join_names(held)}; a turn has a role (or from) and a "
-            f"content (or value), and may have {join_names(_KNOWN - set(_SPARE))}: rename or remove "
-            f"{join_names(unknown) if unknown else 'the others'}"
+            f"content (or value), and may have {join_names(_KNOWN - set(_SPARE))}: rename or "
+            f"remove {join_names(unknown) if unknown else 'the others'}"
         )
     kind = ROLES.get(str(role).strip().lower())
     if kind is None:
