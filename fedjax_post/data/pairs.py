@@ -162,8 +162,8 @@ def _find_pair_columns(rows: Any, wanted: Columns, rejected: str) -> Columns:
     found = match_columns(names, wanted._replace(response=wanted.response or usual))
     if found.response is None:
         raise ValueError(
-            f"no column of preferred responses was found; there are {join_names(names)}: choose one "
-            "by `response_column`"
+            f"no column of preferred responses was found; there are {join_names(names)}: choose "
+            "one by `response_column`"
         )
     # All rows are searched, since the first may be empty; empty rows are reported later by number.
     sample = next((x for name in (found.response, rejected) for x in rows[name] if x), None)

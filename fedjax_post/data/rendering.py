@@ -146,8 +146,8 @@ def _check_known(messages: list[Message], tools: Any, template: str) -> None:
         unread += sorted(held & {*REASONING})
     if unread:
         raise ValueError(
-            f"the chat template has no {' and no '.join(unread)}, and would leave them out; use "
-            "the tokenizer of a model whose template has them, or remove them from the data"
+            f"the chat template does not mention {' or '.join(unread)}; "
+            "use the tokenizer of a model whose template has them, or remove them from the data"
         )
 
 

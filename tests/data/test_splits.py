@@ -133,7 +133,7 @@ def test_clients_of_one_name_are_refused(tmp_path):
     lines(tmp_path / "a.jsonl", ROWS)
     lines(tmp_path / "a.json", ROWS)
     with pytest.raises(
-        ValueError, match=r"the client a twice, by a\.json and a\.jsonl; rename one"
+        ValueError, match=r"two files for the client a, a\.json and a\.jsonl; rename"
     ):
         load_splits(str(tmp_path))
 
@@ -157,7 +157,7 @@ def test_clients_may_hold_what_looks_like_another_type_each(tmp_path):
 def test_a_client_that_names_its_columns_otherwise_is_named(tmp_path, tokenizer):
     lines(tmp_path / "a.jsonl", ROWS)
     lines(tmp_path / "b.jsonl", [{"instruction": "q", "output": "a"}] * 2)
-    said = r"a\.jsonl has no column instruction, as other.*it has prompt, response: rename them"
+    said = r"a\.jsonl has no column instruction, which other.*it has prompt, response: rename them"
     with pytest.raises(ValueError, match=said):
         load_clients(str(tmp_path), tokenizer, batch_size=1, local_steps=1)
 
