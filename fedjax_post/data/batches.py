@@ -342,7 +342,7 @@ def _check_schedule(batch_size: int, local_steps: int | None, local_epochs: int 
 def _check_packing(pack_length: int | None, max_length: int) -> None:
     if pack_length is not None and pack_length < max_length:
         raise ValueError(
-            f"pack_length={pack_length} holds no row of {max_length} tokens; use at least "
+            f"pack_length={pack_length} is less than max_length={max_length}; use at least "
             f"{max_length}, or a lower `max_length`"
         )
 

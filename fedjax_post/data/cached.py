@@ -76,7 +76,7 @@ def read_parquet(file: File) -> "Dataset":
     with open_parquet(file) as content:
         names = content.schema_arrow.names
         if len(set(names)) < len(names):
-            raise ValueError(f"a column name occurs twice ({', '.join(names)})")
+            raise ValueError(f"a column name occurs twice ({', '.join(names)}); rename one")
         features = datasets.Features.from_arrow_schema(content.schema_arrow)
 
         def pieces() -> Iterator[pa.Table]:

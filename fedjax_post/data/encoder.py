@@ -73,7 +73,9 @@ def make_encoder(
         returned function raises it for rows that cannot be read, with row number and column.
     """
     if tokenizer.eos_token_id is None:
-        raise ValueError("the tokenizer has no end-of-sequence token to end a response with")
+        raise ValueError(
+            "the tokenizer has no end-of-sequence token to end a response with; use one that has"
+        )
     make = _make_chats if is_chat_template(tokenizer, columns, template) else _make_forms
     encode_rows = make(tokenizer, columns, template=template, against=against)
     used = used_columns(columns, template=template, against=against)

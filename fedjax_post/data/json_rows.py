@@ -195,7 +195,7 @@ def _array(buffer: _Buffer) -> Iterator[tuple[int, Any]]:
 def _row(line: int, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         kind = "null" if value is None else "a list" if isinstance(value, list) else repr(value)
-        raise ValueError(f"line {line}: holds {kind[:40]}, where a row is an object")
+        raise ValueError(f"line {line}: holds {kind[:40]}, but a row must be an object")
     try:
         return as_text(value)
     except ValueError as error:
@@ -237,7 +237,7 @@ def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"an object has the name {twice!r} twice")
+        raise ValueError(f"an object has the key {twice!r} twice; remove one")
     return found
 
 

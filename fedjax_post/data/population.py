@@ -78,7 +78,7 @@ def share_out(table: TokenTable, population: Population) -> tuple[Partition, tup
         offsets = partition.offsets[: num_clients + 1]
         return Partition(offsets, partition.indices[: offsets[-1]]), names[:num_clients]
     if num_clients is None:
-        raise ValueError(f"partition={population.partition} needs `num_clients`")
+        raise ValueError(f"partition={population.partition} needs `num_clients`; give it")
     if population.partition == "iid":
         partition = iid(num_rows, num_clients, seed=seed)
     else:

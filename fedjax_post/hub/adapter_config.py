@@ -73,7 +73,7 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         if not fits:
             raise ValueError(f"{path}: {name}={reprlib.repr(value)} is not supported; {_REMEDY}")
     if "lora_alpha" not in config or "r" not in config:
-        raise ValueError(f"{path} lacks r or lora_alpha; is it whole?")
+        raise ValueError(f"{path} lacks r or lora_alpha; check that it is complete")
     return config
 
 

@@ -141,7 +141,7 @@ def _load(
     if found:
         raise ValueError(f"tensors without a place in the model: {shorten(found)}")
     if not factors:
-        raise ValueError(f"{WEIGHTS} holds no factors; is it whole?")
+        raise ValueError(f"{WEIGHTS} holds no factors; check that it is complete")
     dropout = float(config.get("lora_dropout", 0.0))
     return with_scale(model, scales, dropout=dropout), {"lora": factors}
 

@@ -146,7 +146,7 @@ def test_parquet_is_known_by_its_content(tmp_path):
 BROKEN = [
     ("a.jsonl", "", "the file is empty"),
     ("a.jsonl", " \n", "it is empty"),
-    ("a.jsonl", '{"a": 1}\nnull\n', "line 2: holds null, where a row is an object"),
+    ("a.jsonl", '{"a": 1}\nnull\n', "line 2: holds null, but a row must be an object"),
     ("a.jsonl", "null\n", "line 1: Expecting value|line 1: holds null"),
     ("a.jsonl", '{"a": ' * 50_000, "line 1: lists and objects are nested too deeply"),
     ("a.jsonl", '{"a": ' + "[" * 80 + "]" * 80 + "}", "line 1: .* more than 64 deep"),
@@ -155,7 +155,7 @@ BROKEN = [
     ("a.jsonl", '{"a": 1}\n{"a":\n{"b"\n', "line 2: Expecting ':' delimiter on line 4$"),
     ("a.jsonl", '{"a": 1}\n["b"]\n', "line 2: holds a list"),
     ("a.jsonl", '{"a": "\\ud800"}\n', "line 1: half of a surrogate pair"),
-    ("a.jsonl", '{"a": 1, "a": 2}\n', "line 1: an object has the name 'a' twice"),
+    ("a.jsonl", '{"a": 1, "a": 2}\n', "line 1: an object has the key 'a' twice"),
     ("a.json", '[{"a": 1}, {', "line 1: "),
     ("a.json", '[{"a": 1}\n{"a": 1}]', "line 2: expected ','"),
     ("a.json", '[{"a": 1}]\n[]', "line 2: there is more text after the array"),

@@ -120,7 +120,7 @@ def test_shapes_are_the_same_for_every_client():
 
 
 def test_a_packed_row_shorter_than_one_example_is_refused():
-    with pytest.raises(ValueError, match="pack_length=7 holds no row of 8 tokens; use at least 8"):
+    with pytest.raises(ValueError, match="pack_length=7 is less than max_length=8; use at least 8"):
         TokenClients(table(LENGTHS), Partition(np.array([0, 9]), np.arange(9)), batch_size=1,
                      local_steps=1, pack_length=7)  # fmt: skip
 
