@@ -84,7 +84,9 @@ def test_an_index_does_not_lead_out_of_its_folder(folder, place):
     weight_map = shard(folder)
     shutil.copy(folder / min(weight_map.values()), folder.parent / "outside.safetensors")
     write_index(folder, {**weight_map, min(weight_map): place})
-    with pytest.raises(ValueError, match=r"index.json: weight_map names the file .* beside"):
+    with pytest.raises(
+        ValueError, match=r"index.json: weight_map names the file .* in the folder of the index"
+    ):
         load_model(folder)
 
 
@@ -140,7 +142,7 @@ def test_names_that_other_programs_wrote_are_understood(folder, rename):
 
 def test_two_tensors_of_one_name_are_refused(folder):
     edit(folder, lambda t: t.update({"norm.weight": t["model.norm.weight"]}))
-    with pytest.raises(ValueError, match=r"are both model.norm.weight; keep the one"):
+    with pytest.raises(ValueError, match=r"are both model.norm.weight; keep the right one"):
         load_model(folder)
 
 
