@@ -18,9 +18,9 @@ class HeldOut(NamedTuple):
     """The held-out rows and settings with which every model is scored."""
 
     table: TokenTable
-    rows: np.ndarray  # [n], int64
-    decode_fn: DecodeFn
-    eos_id: int
+    rows: np.ndarray  # [n], int64, row numbers
+    decode_fn: DecodeFn  # token ids without the end token -> text
+    eos_id: int  # the token that ends an answer
     exact_match: bool  # whether answers are generated and compared
     batch_size: int = 32  # rows in one compiled call
     loss: bool = True  # whether the model gives the likelihood of a response
@@ -60,6 +60,18 @@ def score(model: LanguageModel, params: PyTree, heldout: HeldOut) -> Scores:
       whose margin in favour of the preferred response is larger than with the model as it was
       loaded, a tie counting one half. "per_task", if the table has labels: the same scores for
       each label.
+
+    Example:
+      >>> from fedjax_post.testing.models import tiny_model
+      >>> tokens = np.array([3, 4, ~5, ~1, 3, ~6, ~1], np.int32)  # two rows, responses as ~token
+      >>> ints = lambda *numbers: np.array(numbers, np.int32)
+      >>> places = {"chunk": ints(0, 0), "start": ints(0, 4), "length": ints(4, 3)}
+      >>> table = TokenTable(
+      ...     (tokens,), **places, prompt_length=ints(2, 1), max_length=4, pad_id=0
+      ... )
+      >>> heldout = HeldOut(table, choose_rows(2), str, eos_id=1, exact_match=False)
+      >>> list(score(tiny_model(), {}, heldout))
+      ['loss']
     """
     table, rows = heldout.table, heldout.rows
     losses, shares = None, {}
