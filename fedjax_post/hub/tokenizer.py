@@ -54,7 +54,7 @@ def _find_damage(folder: Path, error: BaseException) -> str:
             f"{folder} has a tokenizer with code of its own (auto_map), which is never run; "
             "use a tokenizer that transformers supports"
         )
-    blamed, reason = folder, " ".join(f"{type(error).__name__}: {error}".split())
+    blamed, summary = folder, " ".join(f"{type(error).__name__}: {error}".split())
     if (folder / "tokenizer.json").exists():
         from tokenizers import Tokenizer
 
@@ -63,7 +63,7 @@ def _find_damage(folder: Path, error: BaseException) -> str:
             blamed = folder / "tokenizer_config.json"
         except BaseException:  # bare ones, and panics
             blamed = folder / "tokenizer.json"
-    return f"{blamed} does not hold a tokenizer ({reason[:300]}); copy or download it again"
+    return f"{blamed} does not hold a tokenizer ({summary[:300]}); copy or download it again"
 
 
 def pad_id_of(tokenizer: Any) -> int:
