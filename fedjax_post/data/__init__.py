@@ -1,7 +1,7 @@
-"""Host side: sources, templates, tokenised tables, partitions and clients' batches.
+"""Data on the host: sources, templates, tokenised tables, partitions and clients' batches.
 
-`load_clients` is the way in, `load_pairs` that of preferences; `datasets` is imported only when
-rows are read.
+Start with `load_clients`, or with `load_pairs` for preference data. The `datasets` library is
+imported only when rows are read.
 """
 
 from fedjax_post.data.batches import ArrayClients, TokenClients, pool

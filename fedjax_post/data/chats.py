@@ -1,17 +1,18 @@
-"""A row becomes a chat: its turns, the answers to learn, and the functions it may call.
+"""Reads a row as a chat: its turns, the answers to learn, and the functions that may be called.
 
 | the row has | the chat | what is learned |
 | --- | --- | --- |
-| a list of turns in `messages` | these | every answer |
-| a prompt and a response | a user's turn and an answer | the answer |
-| turns in the prompt, turns or text in the response | these in order | the response's answers |
-| a prompt, and a whole chat in the response that holds it | the response | every answer |
-| `messages` and a last turn in the response | these in order | the last turn |
-| beside these `history`, pairs of question and answer | in front | its answers too |
-| beside these `system` | in front of all | - |
+| a list of turns in `messages` | these turns | every answer |
+| a prompt and a response | a user turn and an answer | the answer |
+| turns in the prompt, turns or text in the response | both, in order | the response's answers |
+| a prompt, and a response that is a whole chat with it | the response | every answer |
+| `messages` and a last turn in the response | both, in order | the last turn |
+| in addition `history`, pairs of question and answer | put in front | its answers too |
+| in addition `system` | put in front of all turns | - |
 
-An answer with weight 0 is read and not learned. What stands behind the last answer to learn teaches
-nothing and is left out. Of two responses to one prompt, the turns that both begin with are prompt.
+An answer with weight 0 is read but not learned. What follows the last answer to learn has no
+effect on training and is left out. Of two responses to one prompt, the turns that both begin with
+belong to the prompt.
 """
 
 from collections.abc import Mapping
@@ -28,21 +29,21 @@ class Chat(NamedTuple):
     """A chat up to its last answer to learn."""
 
     messages: list[dict[str, Any]]  # as chat templates read them
-    answers: list[int]  # which of them are learned, in order
+    answers: list[int]  # indices of the messages that are learned, in order
     tools: list[dict[str, Any]] | None
 
 
 def read_chat(row: Row, columns: Columns, *, against: str | None = None) -> Chat:
-    """Returns the chat of a row, see the table at the head of this module.
+    """Returns the chat of a row; see the table at the beginning of this module.
 
     Args:
       row: the cells, by column.
-      columns: which of them play which role.
-      against: the column of another response to the same prompt, of a pair.
+      columns: the column of each role.
+      against: the column of the other response to the same prompt, for preference pairs.
 
     Raises:
-      ValueError: naming the column, for what is no text and no turn, and for a row without an
-        answer to learn.
+      ValueError: for a cell that is neither text nor turns, and for a row without an answer to
+        learn, with the column.
     """
     column = columns.response or columns.messages or ""
     asked, answer = _parts(row, columns, columns.response)
@@ -50,12 +51,12 @@ def read_chat(row: Row, columns: Columns, *, against: str | None = None) -> Chat
     common = 0
     if against is not None:
         common = _num_common(answer, _parts(row, columns, against)[1])
-        history = _read_only(history)
-    turns = [*history, *_read_only([*asked, *answer[:common]]), *answer[common:]]
+        history = _mark_unlearned(history)
+    turns = [*history, *_mark_unlearned([*asked, *answer[:common]]), *answer[common:]]
     turns = [*_system(row, columns, turns), *turns]
     answers = [i for i, turn in enumerate(turns) if turn.learned]
-    said = [turns[i].message for i in answers]
-    if not all(message.get("tool_calls") or message.get("content", "").strip() for message in said):
+    learned = [turns[i].message for i in answers]
+    if not all(m.get("tool_calls") or m.get("content", "").strip() for m in learned):
         answers = []
     if not answers:
         raise ValueError(
@@ -70,7 +71,7 @@ def prompt_text(row: Row, columns: Columns) -> tuple[str, str]:
     """Returns prompt and context as texts; the context may be empty.
 
     Raises:
-      ValueError: for a prompt that is null, and for either if it is no text.
+      ValueError: for a prompt that is null, and if prompt or context is not text.
     """
     assert columns.prompt is not None
     prompt = text_of(row[columns.prompt], columns.prompt)
@@ -84,7 +85,7 @@ def response_text(row: Row, columns: Columns) -> str:
     """Returns the response as text.
 
     Raises:
-      ValueError: if it is null or blank, or no text.
+      ValueError: if it is null, blank or not text.
     """
     assert columns.response is not None
     response = text_of(row[columns.response], columns.response)
@@ -96,7 +97,7 @@ def response_text(row: Row, columns: Columns) -> str:
 
 
 def _parts(row: Row, columns: Columns, response: str | None) -> tuple[list[Turn], list[Turn]]:
-    """Returns the turns before a response, and the response."""
+    """Returns the turns before a response, and the turns of the response."""
     if response is None:
         assert columns.messages is not None
         return [], read_turns(row[columns.messages], columns.messages)
@@ -108,14 +109,14 @@ def _parts(row: Row, columns: Columns, response: str | None) -> tuple[list[Turn]
     else:
         text = response_text(row, columns._replace(response=response))
         answer = [Turn({"role": "assistant", "content": text}, True)]
-    asked = _asked(row, columns, answer)
+    asked = _prompt_turns(row, columns, answer)
     if asked and [turn.message for turn in answer[: len(asked)]] == [x.message for x in asked]:
-        answer = answer[len(asked) :]  # a whole chat beside its prompt
+        answer = answer[len(asked) :]  # the response is a whole chat that repeats the prompt
     return asked, answer
 
 
-def _asked(row: Row, columns: Columns, answer: list[Turn]) -> list[Turn]:
-    """Returns the turns of the prompt; none where the answer is a whole chat that holds it."""
+def _prompt_turns(row: Row, columns: Columns, answer: list[Turn]) -> list[Turn]:
+    """Returns the turns of the prompt; none where the answer is a chat that contains it."""
     if columns.messages:
         return read_turns(row[columns.messages], columns.messages)
     if columns.prompt is None:
@@ -123,32 +124,32 @@ def _asked(row: Row, columns: Columns, answer: list[Turn]) -> list[Turn]:
     if is_chat(row[columns.prompt]):
         if columns.context and not is_empty(row[columns.context]):
             raise ValueError(
-                f"column {columns.context} stands beside the chat in column {columns.prompt}; "
-                "write it into one of its turns"
+                f"column {columns.context} is given beside the chat in column {columns.prompt}; "
+                "write it into one of the chat's turns"
             )
         return read_turns(row[columns.prompt], columns.prompt)
     prompt, context = prompt_text(row, columns)
     if all(turn.message["role"] == "assistant" for turn in answer):
         content = f"{prompt}\n\n{context}" if context else prompt
         return [Turn({"role": "user", "content": content}, False)]
-    said = "\n".join(turn.message.get("content", "") for turn in answer)
+    contents = "\n".join(turn.message.get("content", "") for turn in answer)
     for text, column in ((prompt, columns.prompt), (context, columns.context)):
-        if text.strip() not in said:
+        if text.strip() not in contents:
             raise ValueError(
-                f"column {column} is not said in the chat of column {columns.response}, and "
+                f"column {column} does not occur in the chat of column {columns.response}, and "
                 f"would be lost; write it into a turn, or remove column {column}"
             )
     return []
 
 
 def _history(row: Row, columns: Columns) -> list[Turn]:
-    """Returns earlier questions and answers; these are learned too, as where they come from."""
+    """Returns earlier questions and answers, whose answers are learned too."""
     name = columns.history
     if name is None or is_empty(row[name]):
         return []
     if columns.messages:
         raise ValueError(
-            f"column {name} stands beside the chat in column {columns.messages}; write it there"
+            f"column {name} is given beside the chat in column {columns.messages}; write it there"
         )
     value = row[name]
     if is_chat(value):
@@ -171,7 +172,7 @@ def _history(row: Row, columns: Columns) -> list[Turn]:
 
 
 def _system(row: Row, columns: Columns, turns: list[Turn]) -> list[Turn]:
-    """Returns the system's turn, if a column has one and the chat does not say it itself."""
+    """Returns the system turn, if a column has one and the chat does not."""
     name = columns.system
     if name is None or is_empty(row[name]):
         return []
@@ -180,12 +181,12 @@ def _system(row: Row, columns: Columns, turns: list[Turn]) -> list[Turn]:
     if first.get("role") not in ("system", "developer"):
         return [Turn({"role": "system", "content": text}, False)]
     if first.get("content") != text:
-        raise ValueError(f"column {name} differs from the system's turn in the chat; keep one")
+        raise ValueError(f"column {name} differs from the system turn of the chat; keep one")
     return []
 
 
 def _num_common(one: list[Turn], other: list[Turn]) -> int:
-    """Returns how many turns two responses begin with; at least one turn of each is its own."""
+    """Returns how many first turns two responses share; each keeps at least one other turn."""
     count = 0
     for mine, theirs in zip(one[:-1], other[:-1], strict=False):
         if mine.message != theirs.message:
@@ -194,5 +195,5 @@ def _num_common(one: list[Turn], other: list[Turn]) -> int:
     return count
 
 
-def _read_only(turns: list[Turn]) -> list[Turn]:
+def _mark_unlearned(turns: list[Turn]) -> list[Turn]:
     return [turn._replace(learned=False) for turn in turns]

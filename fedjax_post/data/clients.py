@@ -1,4 +1,4 @@
-"""Clients as the engine sees them: what a population must offer, and what it may."""
+"""The interface between clients and the engine: required and optional methods of a population."""
 
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -13,9 +13,9 @@ from fedjax_post.data.fingerprint import Fingerprint
 class Clients(Protocol):
     """A population of clients, each of which can be visited.
 
-    It may offer `lanes` too, as `in_lanes` has it, where it can lay out several visits for
-    less than they cost one by one, and `fingerprint`, without arguments, a short text that
-    differs wherever its visits would.
+    It may also have a method `lanes`, with the arguments of `in_lanes`, if it can prepare several
+    visits at a lower cost than one by one; and a method `fingerprint` without arguments, which
+    returns a short text that differs between populations whose visits differ.
     """
 
     def __len__(self) -> int:
@@ -33,7 +33,7 @@ class Clients(Protocol):
         """
 
     def num_steps(self, client_id: int) -> int:
-        """Returns about how many steps a visit takes: clients of a kind are put side by side."""
+        """Returns the approximate number of steps of a visit, to group clients of similar size."""
 
 
 def in_lanes(
@@ -46,12 +46,12 @@ def in_lanes(
     """Returns the visits of some clients side by side; padding lanes take no step.
 
     Args:
-      clients: the population; its method `lanes` is asked, where it has one.
-      client_ids: `[lanes]` int, -1 behind the last client for padding.
-      rng_of: a client's generator, by its id.
-      longest: steps of the longest of these visits, or of others that they shall be as long
-        as; `lanes` may cut behind it, as long as it cuts in few places: each length is a
-        program of its own. None: nothing is cut.
+      clients: the population; its method `lanes` is used if it has one.
+      client_ids: `[lanes]` int, followed by -1 for padding lanes.
+      rng_of: client id -> its generator.
+      longest: steps of the longest of these visits, or of other visits whose length they must
+        match. `lanes` may cut the steps after it, but only to a few different lengths, since each
+        length compiles its own program. None: nothing is cut.
 
     Returns:
       Data with leaves `[lanes, ...]`.
@@ -67,9 +67,9 @@ def in_lanes(
 
 
 def fingerprint_of(clients: Clients) -> str:
-    """Returns what tells these clients from others: their own `fingerprint`, if they have one.
+    """Returns a text that identifies these clients: their `fingerprint`, if they have one.
 
-    Without it, a hash of one visit of the first, the last and some clients between them.
+    Otherwise, a hash of one visit each of the first, the last and some clients between them.
     """
     own: Any = getattr(clients, "fingerprint", None)
     if own is not None:
@@ -83,7 +83,7 @@ def fingerprint_of(clients: Clients) -> str:
 
 
 def empty_aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """Returns an array that jax need not copy on a CPU: its first byte is where jax wants it."""
+    """Returns an empty array aligned such that jax uses it on a CPU without a copy."""
     dtype = np.dtype(dtype)
     num_bytes = int(np.prod(shape)) * dtype.itemsize
     raw = np.empty(num_bytes + _ALIGNMENT, np.uint8)
@@ -93,4 +93,4 @@ def empty_aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
 
 _COUNTS = ("num_examples", "num_tokens", "num_read")
 _ALIGNMENT = 64  # bytes
-_VISITS = 16  # that stand for a population of unknown kind
+_VISITS = 16  # clients hashed in a population without a fingerprint

@@ -1,11 +1,11 @@
-"""Which column of a data set plays which role, found by its usual names.
+"""Finds which column of a data set has which role, by the columns' usual names.
 
-| column | what it does to a row |
+| column | use |
 | --- | --- |
-| a role below | it is used |
-| named in a format string | it is used there |
-| one of `REFUSED`, which changes what a row means | ValueError where it is not empty |
-| any other | it is left out, and named in the report |
+| has a role, see `Columns` | used in that role |
+| is named in a format string | used there |
+| is one of `REFUSED`, which change the meaning of a row | ValueError where it is not empty |
+| any other | left out, and listed in the report |
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,20 +13,20 @@ from typing import Any, NamedTuple
 
 
 class Columns(NamedTuple):
-    """Which column of the data plays which role; None is found by its usual names."""
+    """The column of each role; None: the column is found by its usual names."""
 
     prompt: str | None = None  # the instruction or question, or the turns before the response
-    response: str | None = None  # what the model is to say, or the turns that it is to learn
+    response: str | None = None  # the text or the turns that the model learns
     context: str | None = None  # further input to the instruction; may be empty in a row
-    messages: str | None = None  # a whole chat, in place of prompt and response
-    label: str | None = None  # what `dirichlet` skews
-    client: str | None = None  # who holds the row
-    system: str | None = None  # the system's turn; may be empty in a row
+    messages: str | None = None  # a whole chat, instead of prompt and response
+    label: str | None = None  # the label that `dirichlet` skews
+    client: str | None = None  # the client that holds the row
+    system: str | None = None  # the system turn; may be empty in a row
     history: str | None = None  # turns before the prompt, as [question, answer]; may be empty
     tools: str | None = None  # functions that the model may call; may be empty in a row
 
 
-# Most particular first: `input` is a context beside an `instruction`, else a prompt.
+# Specific names first: `input` is the context if there is an `instruction`, else the prompt.
 USUAL_NAMES = {
     "prompt": ("instruction", "prompt", "question", "input", "inputs", "sentence", "text"),
     "response": ("response", "output", "completion", "answer", "target", "targets"),
@@ -40,7 +40,7 @@ USUAL_NAMES = {
 }
 _ORDER = ("client", "label", "system", "history", "tools", "messages", "prompt", "context")
 
-# What other programs read in such columns changes the text, or whether it is to be learned.
+# Other programs read these columns, and they change the text or whether it is learned.
 REFUSED = {
     "images": "only text is read",
     "image": "only text is read",
@@ -54,24 +54,31 @@ REFUSED = {
     "kto_tag": "keep the rows that are to be learned, and remove the column",
 }
 
-# Whose numbers and truth values are not text: kept as JSON text, wherever they stand in a row.
+# In these, numbers and booleans are not text, so they are kept as JSON text wherever they occur.
 STRUCTURES = ("tools", "tool_calls", "function_call")
 
 
 def find_columns(names: Sequence[str], wanted: Columns = Columns()) -> Columns:  # noqa: B008
-    """Returns the column of each role, as wanted or by its usual name.
+    """Returns the column of each role: the chosen one, or one with a usual name.
 
     Args:
-      names: the columns that there are.
-      wanted: columns chosen by name; they must exist.
+      names: all columns of the data set.
+      wanted: columns chosen by the user; they must exist.
 
     Returns:
-      Columns in which either `messages` or both `prompt` and `response` are set; the
-      other roles are None where there is no such column.
+      Columns in which either `messages` or both `prompt` and `response` are set; other
+      roles are None where there is no such column.
 
     Raises:
-      ValueError: for a wanted column that does not exist, and if neither a chat nor a
-        prompt with a response is found. Names the role and the columns that there are.
+      ValueError: for a chosen column that does not exist, and if there is neither a chat nor a
+        prompt with a response. The message gives the role and the existing columns.
+
+    Example:
+      >>> found = find_columns(["instruction", "input", "output", "speaker"])
+      >>> found.prompt, found.context, found.response, found.client
+      ('instruction', 'input', 'output', None)
+      >>> find_columns(["text", "mood"], Columns(response="mood")).prompt
+      'text'
     """
     found = match_columns(names, wanted)
     if wanted.messages or (found.messages and not (wanted.prompt or wanted.response)):
@@ -79,21 +86,21 @@ def find_columns(names: Sequence[str], wanted: Columns = Columns()) -> Columns: 
     for role in ("prompt", "response"):
         if getattr(found, role) is None:
             raise ValueError(
-                f"no {role} column was found ({listed(USUAL_NAMES[role])}); "
-                f"there are {listed(names)}: choose one by `{role}_column`"
+                f"no {role} column was found ({join_names(USUAL_NAMES[role])}); "
+                f"there are {join_names(names)}: choose one by `{role}_column`"
             )
     return found._replace(messages=None)
 
 
 def match_columns(names: Sequence[str], wanted: Columns) -> Columns:
-    """Returns the column of each role where there is one, however they go together.
+    """Returns the column of each role that has one, without a check of their combination.
 
     Raises:
-      ValueError: for a wanted column that does not exist.
+      ValueError: for a chosen column that does not exist.
     """
     for role, name in wanted._asdict().items():
         if name is not None and name not in names:
-            raise ValueError(f"{role}_column={name}: no such column; there are {listed(names)}")
+            raise ValueError(f"{role}_column={name}: no such column; there are {join_names(names)}")
     found = wanted
     for role in (*_ORDER, "response"):
         if getattr(found, role) is None:
@@ -103,7 +110,7 @@ def match_columns(names: Sequence[str], wanted: Columns) -> Columns:
 
 
 def is_empty(value: Any) -> bool:
-    """Whether a cell says nothing: null, blank, or a list or object of nothing else."""
+    """Returns whether a cell has no content: null, blank, or a list or object of such values."""
     if isinstance(value, dict):
         return all(map(is_empty, value.values()))
     if isinstance(value, list):
@@ -112,19 +119,19 @@ def is_empty(value: Any) -> bool:
 
 
 def refuse_unread(row: dict[str, Any], used: Iterable[str | None]) -> None:
-    """Refuses a row with content in a column that would change what it means.
+    """Raises for a row with content in a column that would change the meaning of the row.
 
     Raises:
-      ValueError: naming the column.
+      ValueError: with the name of the column.
     """
     for name, remedy in REFUSED.items():
         if name in row and name not in used and not is_empty(row[name]):
             raise ValueError(
-                f"column {name} changes what the row means and is not read; {remedy}, or remove "
-                "the column"
+                f"column {name} changes the meaning of the row and is not read; {remedy}, or "
+                "remove the column"
             )
 
 
-def listed(names: Any) -> str:
-    """Returns names in order, for messages."""
+def join_names(names: Any) -> str:
+    """Returns names in alphabetical order, joined by commas, for messages."""
     return ", ".join(sorted(map(str, names))) or "none"

@@ -1,7 +1,7 @@
 """Files of rows: json, jsonl, csv and tsv, plain or gzipped, and parquet.
 
-What a file holds is told by its name and by its first bytes. Errors name the file, and the line
-where there is one.
+The kind of a file is determined by its name and by its first bytes. Errors contain the name of
+the file, and the line if there is one.
 """
 
 import contextlib
@@ -34,29 +34,29 @@ class File(NamedTuple):
     """A file of rows."""
 
     path: Path
-    stem: str  # its name without endings
-    kind: str  # one of json, csv, tsv and parquet
+    stem: str  # its name without the ending
+    kind: str  # json, csv, tsv or parquet
 
 
 def ending_of(name: str) -> str | None:
-    """Returns the ending that tells what a file holds; None where it is none of ours."""
+    """Returns the ending of a name if it is in `KINDS`; None otherwise."""
     return next((ending for ending in KINDS if name.lower().endswith(ending)), None)
 
 
 def find_file(path: Path) -> File | None:
-    """Returns what a path holds; None where its ending is none of ours.
+    """Returns the file at a path, with its kind; None if its ending is not in `KINDS`.
 
     Raises:
-      ValueError: for what is no regular file, and for content of another kind than rows.
+      ValueError: for a path that is not a regular file, and for content that cannot be rows.
     """
     ending = ending_of(path.name)
     if ending is None:
         return None
     kind = KINDS[ending]
-    with naming(path):
-        if not path.is_file():  # to open a pipe or a device may take for ever
-            raise ValueError("it is no regular file; copy what it gives into one")
-        with plain(path) as content:
+    with name_in_errors(path):
+        if not path.is_file():  # opening a pipe or a device may block forever
+            raise ValueError("it is not a regular file; copy its content into one")
+        with open_unpacked(path) as content:
             head = content.read(1 << 12)
         if not head:
             raise ValueError("the file is empty")
@@ -66,19 +66,19 @@ def find_file(path: Path) -> File | None:
         if head.startswith(_PARQUET):
             kind = "parquet"
         elif kind == "parquet":
-            raise ValueError("it does not begin as a parquet file does; download it again")
+            raise ValueError("it does not begin like a parquet file; download it again")
         elif head.startswith(_UTF_16) or b"\0" in head:
-            raise ValueError(_recoded("it", "utf-16"))
+            raise ValueError(_encoding_message("it", "utf-16"))
     return File(path, path.name[: -len(ending)], kind)
 
 
 def numbered_rows(file: File) -> Iterator[Numbered]:
-    """Yields the rows of a file of text, and the lines on which they begin.
+    """Yields the rows of a text file, with the lines on which they begin.
 
     Raises:
-      ValueError: for a file that cannot be read, naming it, the line and the remedy.
+      ValueError: for a file that cannot be read, with the file, the line and the remedy.
     """
-    with opened_text(file) as text:
+    with open_text(file) as text:
         if file.kind == "json":
             yield from json_rows(text)
         else:
@@ -86,18 +86,18 @@ def numbered_rows(file: File) -> Iterator[Numbered]:
 
 
 def column_names(file: File) -> list[str]:
-    """Returns the columns of a file, at the cost of reading it."""
+    """Returns the names of a file's columns, which requires reading the whole file."""
     if file.kind == "parquet":
-        with opened_parquet(file) as content:
+        with open_parquet(file) as content:
             return content.schema_arrow.names
     return list(dict.fromkeys(name for _, row in numbered_rows(file) for name in row))
 
 
 def locate(files: Sequence[File], number: int) -> str:
-    """Returns the file and line of a row, by its number in all of the files."""
+    """Returns the file and line of a row, given its number in the sequence of all files."""
     for file in files:
         if file.kind == "parquet":
-            with opened_parquet(file) as content:
+            with open_parquet(file) as content:
                 size = content.metadata.num_rows
             if number < size:
                 name = file.path.name
@@ -112,12 +112,12 @@ def locate(files: Sequence[File], number: int) -> str:
 
 
 @contextlib.contextmanager
-def opened_parquet(file: File) -> Iterator["ParquetFile"]:
-    """Opens a parquet file; its errors name it."""
+def open_parquet(file: File) -> Iterator["ParquetFile"]:
+    """Opens a parquet file; errors contain its name."""
     import pyarrow as pa
     from pyarrow import parquet
 
-    with naming(file.path):
+    with name_in_errors(file.path):
         try:
             with parquet.ParquetFile(file.path) as content:
                 yield content
@@ -125,40 +125,40 @@ def opened_parquet(file: File) -> Iterator["ParquetFile"]:
             raise ValueError(str(error)) from error
 
 
-def plain(path: Path) -> IO[bytes]:
-    """Opens a file to read its content, unpacked where it is gzipped."""
+def open_unpacked(path: Path) -> IO[bytes]:
+    """Opens a file for reading its content, decompressed if it is gzipped."""
     with path.open("rb") as content:
         packed = content.read(2) == _GZIP
     return cast(IO[bytes], gzip.open(path)) if packed else path.open("rb")
 
 
 @contextlib.contextmanager
-def opened_text(file: File) -> Iterator[TextIO]:
-    """Opens a file of text, line ends as they are; errors of reading it name it."""
+def open_text(file: File) -> Iterator[TextIO]:
+    """Opens a text file with line ends unchanged; errors while reading contain its name."""
     with (
-        naming(file.path),
-        plain(file.path) as content,
+        name_in_errors(file.path),
+        open_unpacked(file.path) as content,
         io.TextIOWrapper(content, "utf-8-sig", newline="") as text,
     ):
         yield text
 
 
 @contextlib.contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Gives errors of reading the name of the file."""
+def name_in_errors(path: Path) -> Iterator[None]:
+    """Adds the name of the file to errors while reading."""
     try:
         yield
     except UnicodeDecodeError:
-        line = _undecodable(path)
+        line = _find_undecodable(path)
         raise ValueError(
-            f"dataset={path} cannot be read: {_recoded(f'line {line}', 'latin-1')}"
+            f"dataset={path} cannot be read: {_encoding_message(f'line {line}', 'latin-1')}"
         ) from None
     except (ValueError, OSError, EOFError, zlib.error) as error:
         raise ValueError(f"dataset={path} cannot be read: {error}") from error
 
 
-def _undecodable(path: Path) -> int:
-    with plain(path) as content:
+def _find_undecodable(path: Path) -> int:
+    with open_unpacked(path) as content:
         for number, line in enumerate(content, start=1):
             try:
                 line.decode()
@@ -167,5 +167,5 @@ def _undecodable(path: Path) -> int:
     return 1
 
 
-def _recoded(what: str, encoding: str) -> str:
-    return f"{what} is no UTF-8; save it so, for instance by iconv -f {encoding} -t utf-8"
+def _encoding_message(what: str, encoding: str) -> str:
+    return f"{what} is not UTF-8; convert it, for instance by iconv -f {encoding} -t utf-8"

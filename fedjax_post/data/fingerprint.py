@@ -1,4 +1,4 @@
-"""Hashes of data: equal for equal content, wherever it lies and however it is cut up."""
+"""Hashes of data: equal for equal content, wherever it is stored and however it is chunked."""
 
 import hashlib
 from typing import TYPE_CHECKING, Any
@@ -10,14 +10,14 @@ if TYPE_CHECKING:
 
 
 class Fingerprint:
-    """A hash that grows by numbers, texts and arrays, each with its form."""
+    """A hash that is built up from numbers, texts and arrays, together with their types."""
 
     def __init__(self, *content: Any):
         self._hash = hashlib.sha256()
         self.add(*content)
 
     def add(self, *content: Any) -> None:
-        """Adds arrays by dtype, shape and bytes, and all else by its `repr`."""
+        """Adds arrays by dtype, shape and bytes, and everything else by its `repr`."""
         for item in content:
             if isinstance(item, np.ndarray):
                 self._hash.update(f"{item.dtype.str}{item.shape};".encode())
@@ -26,14 +26,14 @@ class Fingerprint:
                 self._hash.update(f"{item!r};".encode())
 
     def add_table(self, table: "TokenTable") -> None:
-        """Adds the tokens of a table, and where its rows begin and end among them."""
+        """Adds the tokens of a table, and the places where its rows begin and end."""
         first = np.cumsum([0, *(len(values) for values in table.values)])
         self.add(table.max_length, table.pad_id, first[table.chunk] + table.start, table.length)
         for values in table.values:
             self._hash.update(_bytes_of(values))
 
     def hexdigest(self) -> str:
-        """Returns 64 bits of the hash."""
+        """Returns the first 64 bits of the hash, in hexadecimal digits."""
         return self._hash.hexdigest()[:16]
 
 

@@ -1,14 +1,14 @@
-"""Folders of rows: saved by `datasets`, copied from a hub, or with a file for each client.
+"""Folders of rows: saved by `datasets`, copied from a hub, or with one file for each client.
 
 | folder | read as |
 | --- | --- |
 | written by `save_to_disk` | its splits |
-| files such as `train-00000-of-00002.parquet`, there or in `data/` | splits, each of its parts |
-| one file that is not for evaluation | rows to train on, of no client |
-| several such files | a client a file, named by its stem in the column `client` |
+| files such as `train-00000-of-00002.parquet`, there or in `data/` | splits, joined from parts |
+| one file that is not for evaluation | rows to train on, without clients |
+| several such files | one client for each file; its stem is in the column `client` |
 
-Files for evaluation are told by their names, see `is_held_out`. Hidden files, files of other kinds
-and `datasets`' own notes are passed over.
+Files for evaluation are recognised by their names, see `is_held_out`. Hidden files, files of other
+kinds and the metadata files of `datasets` are ignored.
 """
 
 import re
@@ -32,14 +32,14 @@ _PART = re.compile(r"(.+)-\d{5}-of-\d{5}(-[0-9a-f]{16})?")
 
 
 def load_folder(path: Path, *, split: str | None = None) -> Splits:
-    """Returns the rows of a folder; see the table at the head of this module.
+    """Returns the rows of a folder; see the table at the beginning of this module.
 
     Args:
-      path: of the folder.
-      split: the one to train on, where there are several; see `choose`.
+      path: path of the folder.
+      split: the split to train on, where there are several; see `choose`.
 
     Raises:
-      ValueError: for a folder without rows, and files that do not belong together.
+      ValueError: for a folder without rows, and for files that do not belong together.
     """
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
         return _load_saved(path, split)
@@ -54,21 +54,22 @@ def load_folder(path: Path, *, split: str | None = None) -> Splits:
         parts.setdefault(match[1] if match else "", []).append(file)
     if list(parts) == [""]:
         _check_stems(path, files)
-    if split is not None and list(parts) == [""]:  # files may be named as splits
+    if split is not None and list(parts) == [""]:  # without parts, the files may be the splits
         parts = {file.stem: [file] for file in files}
     if "" not in parts:
         train, heldout = choose(parts, path, split=split)
-        kept = parts[heldout] if heldout else []
-        return _joined(path, parts[train], kept, names=(train, heldout or ""), clients=False)
+        heldout_files = parts[heldout] if heldout else []
+        names = (train, heldout or "")
+        return _join(path, parts[train], heldout_files, names=names, clients=False)
     if len(parts) > 1:
         raise ValueError(
             f"dataset={path} holds parts of splits ({', '.join(filter(None, parts))}) beside other "
-            f"files (such as {parts[''][0].path.name}); take one or the other away"
+            f"files (such as {parts[''][0].path.name}); remove one or the other"
         )
     train_files = [file for file in files if not is_held_out(file.stem)]
     if not train_files:
-        raise ValueError(f"dataset={path} has no files to train on, but for evaluation alone")
-    return _joined(
+        raise ValueError(f"dataset={path} has only files for evaluation and none to train on")
+    return _join(
         path,
         train_files,
         [file for file in files if is_held_out(file.stem)],
@@ -125,12 +126,12 @@ def _check_stems(path: Path, files: Sequence[File]) -> None:
         other = seen.setdefault(file.stem, file)
         if other is not file:
             raise ValueError(
-                f"dataset={path} names the client {file.stem} twice, by {other.path.name} and "
-                f"{file.path.name}; rename one or take it away"
+                f"dataset={path} has two files for the client {file.stem}, {other.path.name} and "
+                f"{file.path.name}; rename or remove one of them"
             )
 
 
-def _joined(
+def _join(
     path: Path,
     train: Sequence[File],
     heldout: Sequence[File],
@@ -138,10 +139,10 @@ def _joined(
     names: tuple[str, str],
     clients: bool,
 ) -> Splits:
-    """Returns the rows of files to train on, and of those for evaluation."""
+    """Returns the rows of the files to train on, and of those for evaluation."""
     sides, origins = [], []
     for name, files in zip(names, (train, heldout), strict=True):
-        # text comes first, since it is one table
+        # text files come first, since they are read as one table
         ordered = sorted(files, key=lambda file: file.kind == "parquet")
         sides.append(_read(path, ordered, clients) if files else None)
         origins.append(Origin(name, tuple(ordered)))
@@ -163,12 +164,12 @@ def _read(path: Path, files: Sequence[File], clients: bool) -> "Dataset":
     for rows in parts:
         for name, feature in rows.features.items():
             types.setdefault(name, set()).add(repr(feature))
-    unlike = [name for name, found in types.items() if len(found) > 1]
-    parts = [as_text(rows, [name for name in unlike if name in rows.features]) for rows in parts]
+    mixed = [name for name, found in types.items() if len(found) > 1]
+    parts = [as_text(rows, [name for name in mixed if name in rows.features]) for rows in parts]
     try:
         return parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
     except ValueError as error:
         raise ValueError(
-            f"dataset={path}: the files' columns differ in type; write all of them in one form "
+            f"dataset={path}: the columns of the files differ in type; write all files in one form "
             f"({error})"
         ) from error

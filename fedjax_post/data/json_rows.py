@@ -1,15 +1,15 @@
-"""Rows of JSON text, read value by value, every scalar as the text that stands there.
+"""Reads rows from JSON text value by value; every scalar stays as the text in the file.
 
 | text | rows |
 | --- | --- |
-| an object a line, or several objects one after the other | each object |
+| one object on each line, or several objects one after the other | each object |
 | an array of objects | each object |
-| one object that is a row: a chat, or a prompt with its response | itself |
-| another object, of whose values exactly one is a list or dict of objects | these objects |
+| one object that is a row: a chat, or a prompt with its response | this object |
+| another object with exactly one value that is a list or dict of objects | these objects |
 
-Numbers and `true`, `false` become their source text, `null` and Python's `NaN` become None;
-functions and calls (`STRUCTURES`) stay JSON text. Only
-the last kind of text is held in memory whole.
+Numbers, `true` and `false` become their source text; `null` and Python's `NaN` become None.
+Functions and calls (`STRUCTURES`) stay JSON text. Only a text of the last kind is held in memory as
+a whole.
 """
 
 import itertools
@@ -20,11 +20,11 @@ from typing import Any, TextIO
 
 from fedjax_post.data.columns import STRUCTURES, find_columns
 
-Numbered = tuple[int, dict[str, Any]]  # the line on which a row begins, from 1, and the row
+Numbered = tuple[int, dict[str, Any]]  # the line on which a row begins, counted from 1, and the row
 
 LONGEST = 1 << 28  # characters of one value
-_DEEPEST = 64  # lists and objects within each other
-_PIECE = 1 << 16  # characters read at a time, at first
+_DEEPEST = 64  # levels of nested lists and objects
+_PIECE = 1 << 16  # characters of the first read
 _SPACE: Any = re.compile(r"[ \t\r\n]*")
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
@@ -33,10 +33,10 @@ def json_rows(text: TextIO) -> Iterator[Numbered]:
     """Yields the rows of JSON text.
 
     Args:
-      text: from its beginning, line ends as they are.
+      text: from its beginning, with line ends unchanged.
 
     Raises:
-      ValueError: for text that is no JSON, and for values that are no rows; names the line.
+      ValueError: for text that is not JSON, and for values that are not rows, with the line.
     """
     buffer = _Buffer(text)
     start = buffer.peek()
@@ -46,21 +46,21 @@ def json_rows(text: TextIO) -> Iterator[Numbered]:
     pair = list(itertools.islice(values, 2))
     if len(pair) == 1 and start == "{":
         line, value = pair[0]
-        yield from ((line, _row(line, row)) for row in _unwrapped(value))
+        yield from ((line, _row(line, row)) for row in _unwrap(value))
         return
     for line, value in itertools.chain(pair, values):
         yield line, _row(line, value)
 
 
 class _Number(str):
-    """A number as it is written."""
+    """A number as it is written in the file."""
 
 
 def as_text(value: Any, depth: int = 0) -> Any:
-    """Returns a JSON value whose scalars are text or None, and functions and calls JSON text.
+    """Returns a JSON value whose scalars are text or None; functions and calls become JSON text.
 
     Raises:
-      ValueError: for what is nested more than 64 deep.
+      ValueError: for lists and objects nested more than 64 deep.
     """
     if value is None:
         return None
@@ -69,7 +69,7 @@ def as_text(value: Any, depth: int = 0) -> Any:
     if isinstance(value, bool):
         return "true" if value else "false"
     if depth == _DEEPEST:
-        raise ValueError(f"lists and objects stand more than {_DEEPEST} deep within each other")
+        raise ValueError(f"lists and objects are nested more than {_DEEPEST} deep")
     if isinstance(value, list):
         return [x if type(x) is str else as_text(x, depth + 1) for x in value]
     return {
@@ -83,30 +83,30 @@ def as_text(value: Any, depth: int = 0) -> Any:
 
 
 def _as_json(value: Any, depth: int) -> str:
-    """Returns a value as JSON text, numbers as they were written."""
+    """Returns a value as JSON text, with numbers as they were written."""
     if depth == _DEEPEST:
-        raise ValueError(f"lists and objects stand more than {_DEEPEST} deep within each other")
+        raise ValueError(f"lists and objects are nested more than {_DEEPEST} deep")
     if isinstance(value, list):
         return f"[{', '.join(_as_json(x, depth + 1) for x in value)}]"
     if isinstance(value, dict):
-        pairs = (f"{_quoted(key)}: {_as_json(x, depth + 1)}" for key, x in value.items())
+        pairs = (f"{_quote(key)}: {_as_json(x, depth + 1)}" for key, x in value.items())
         return f"{{{', '.join(pairs)}}}"
-    return str(value) if isinstance(value, _Number) else _quoted(value)
+    return str(value) if isinstance(value, _Number) else _quote(value)
 
 
-def _quoted(value: Any) -> str:
+def _quote(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
 class _Buffer:
-    """Text of which as much is held as the value being read needs."""
+    """A text of which only as much is in memory as the current value needs."""
 
     def __init__(self, text: TextIO):
         self._text, self._held, self._at = text, "", 0
-        self.line = 1  # of the next character
+        self.line = 1  # line of the next character
 
     def peek(self) -> str:
-        """Returns the next character that is no white space, empty at the end."""
+        """Returns the next character that is not white space, or "" at the end."""
         while True:
             self._skip_to(_SPACE.match(self._held, self._at).end())
             if self._at < len(self._held):
@@ -116,21 +116,21 @@ class _Buffer:
                 return ""
 
     def skip(self) -> None:
-        """Passes the character that `peek` returned."""
+        """Skips the character that `peek` returned."""
         self._skip_to(self._at + 1)
 
     def value(self) -> Any:
-        """Returns the next value, at which `peek` has arrived."""
+        """Returns the value that begins at the character that `peek` returned."""
         while True:
             try:
                 value, end = _DECODER.raw_decode(self._held, self._at)
             except RecursionError:
                 raise ValueError(
-                    f"line {self.line}: lists and objects stand too deep within each other"
+                    f"line {self.line}: lists and objects are nested too deeply"
                 ) from None
             except json.JSONDecodeError as error:
                 line = self.line + self._held.count("\n", self._at, error.pos)
-                if self._is_cut(error) and self._read_on():
+                if self._is_cut(error) and self._read_more():
                     continue
                 where = "" if line == self.line else f" on line {line}"
                 what = error.msg.removesuffix(" at")
@@ -147,19 +147,20 @@ class _Buffer:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError:
             raise ValueError(
-                f"line {self.line}: half of a surrogate pair is no character; write both or none"
+                f"line {self.line}: half of a surrogate pair is not a character; write both halves "
+                "or none"
             ) from None
 
     def _is_cut(self, error: json.JSONDecodeError) -> bool:
-        """Whether more text may mend what is wrong with the value."""
+        """Returns whether the error may be due to text that is not read yet."""
         return error.msg.startswith("Unterminated") or error.pos > len(self._held) - 16
 
-    def _read_on(self) -> bool:
+    def _read_more(self) -> bool:
         self._held, self._at = self._held[self._at :], 0
         if len(self._held) > LONGEST:
             raise ValueError(
-                f"line {self.line}: a value of more than {LONGEST:,} characters begins here; write "
-                "rows as an object a line"
+                f"line {self.line}: the value that begins here has more than {LONGEST:,} "
+                "characters; write one row as an object on each line"
             )
         more = self._text.read(max(_PIECE, len(self._held)))
         self._held += more
@@ -177,7 +178,7 @@ def _sequence(buffer: _Buffer) -> Iterator[tuple[int, Any]]:
 
 def _array(buffer: _Buffer) -> Iterator[tuple[int, Any]]:
     buffer.skip()
-    expected = "]"  # beside a value
+    expected = "]"  # or a value
     while (found := buffer.peek()) != "]":
         if expected == ",":
             if found != ",":
@@ -188,21 +189,21 @@ def _array(buffer: _Buffer) -> Iterator[tuple[int, Any]]:
         expected = ","
     buffer.skip()
     if buffer.peek():
-        raise ValueError(f"line {buffer.line}: there is more after the array")
+        raise ValueError(f"line {buffer.line}: there is more text after the array")
 
 
 def _row(line: int, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         kind = "null" if value is None else "a list" if isinstance(value, list) else repr(value)
-        raise ValueError(f"line {line}: holds {kind[:40]}, where a row is an object")
+        raise ValueError(f"line {line}: holds {kind[:40]}, but a row must be an object")
     try:
         return as_text(value)
     except ValueError as error:
         raise ValueError(f"line {line}: {error}") from None
 
 
-def _unwrapped(value: dict) -> list:
-    """Returns the rows of a text that is one object."""
+def _unwrap(value: dict) -> list:
+    """Returns the rows of a text that consists of one object."""
     try:
         find_columns(list(value))
     except ValueError:
@@ -219,29 +220,29 @@ def _unwrapped(value: dict) -> list:
         return [value]
     if len(tables) > 1:
         raise ValueError(
-            f"it is one object with rows under {', '.join(tables)}; put each into a file of its own"
+            f"it is one object with rows under {', '.join(tables)}; put each into a separate file"
         )
     return next(iter(tables.values()))
 
 
 def _is_table(rows: list) -> bool:
-    """Whether values are rows, and not the turns of a chat."""
+    """Returns whether values are rows, rather than the turns of a chat."""
     return bool(rows) and all(
         isinstance(row, dict) and not row.keys() & {"role", "from"} for row in rows
     )
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"an object has the name {twice!r} twice")
+        raise ValueError(f"an object has the key {twice!r} twice; remove one")
     return found
 
 
 _DECODER = json.JSONDecoder(
-    object_pairs_hook=_object,
+    object_pairs_hook=_make_object,
     parse_float=_Number,
     parse_int=_Number,
     parse_constant=lambda name: None if name == "NaN" else name,

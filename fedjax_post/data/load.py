@@ -1,4 +1,4 @@
-"""From the name of a data set to clients and a held-out table, in one call."""
+"""Loads a data set by name into clients and a held-out table, in one call."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ import numpy as np
 from fedjax_post.data.batches import TokenClients
 from fedjax_post.data.columns import USUAL_NAMES, Columns, find_columns, match_columns
 from fedjax_post.data.partition import describe
-from fedjax_post.data.population import PARTITIONS, Population, settled, share_out
+from fedjax_post.data.population import PARTITIONS, Population, settle, share_out
 from fedjax_post.data.source import load_splits
 from fedjax_post.data.splits import Origin, Splits, hold_out
 from fedjax_post.data.table import TokenTable, make_pair_tables, make_table
@@ -19,28 +19,28 @@ from fedjax_post.data.used import read_used
 if TYPE_CHECKING:
     from datasets import Dataset
 
-_WORDED = "response_word"  # the column that `response_words` makes
+_WORDS_COLUMN = "response_word"  # the column that is made for `response_words`
 
 
 class Text(NamedTuple):
-    """How rows become tokens."""
+    """How rows are turned into tokens."""
 
     columns: Columns = Columns()
     template: str = "auto"  # see `is_chat_template`
-    max_length: int | None = None  # tokens; None or 0: the longest row
+    max_length: int | None = None  # tokens of a row; None or 0: as long as the longest row
     context_length: int | None = None  # tokens that the model can read; None: no limit
-    pack_length: int | None = None  # tokens of a row that examples share; None or 0: one a row
+    pack_length: int | None = None  # tokens of a packed row; None or 0: rows are not packed
     response_words: Mapping[str, str] | None = None  # label -> response, such as {"0": "sad"}
 
 
 class Loaded(NamedTuple):
-    """What a run needs of its data."""
+    """The data of a run."""
 
     clients: Any  # `TokenClients`, or `PairClients`
     heldout: TokenTable | None  # rows that no client sees; None if there are none
-    names: tuple[str, ...]  # of natural clients; empty where clients are only numbered
-    report: dict[str, Any]  # `describe`, `heldout_*` and what was chosen, for the record
-    rejected: TokenTable | None = None  # of pairs: the held-out rows' other responses
+    names: tuple[str, ...]  # names of natural clients; empty where clients are only numbered
+    report: dict[str, Any]  # for the record: `describe`, `heldout_*` and the choices made
+    rejected: TokenTable | None = None  # of preference pairs: held-out rows with rejected responses
 
 
 def load_clients(
@@ -59,15 +59,30 @@ def load_clients(
     Args:
       dataset: a name, a path, or rows in memory, as for `load_splits`.
       tokenizer: a Hugging Face tokenizer.
-      batch_size: see `TokenClients`.
-      local_steps: see `TokenClients`; exactly one of this and `local_epochs`.
-      local_epochs: see `TokenClients`.
+      batch_size: rows in a batch, B; see `TokenClients`.
+      local_steps: steps in each visit, K; give either this or `local_epochs`.
+      local_epochs: passes over the client's rows in each visit, E.
       split: the split to train on, where there are several; see `choose`.
-      text: how rows become tokens.
-      population: who holds which rows.
+      text: how rows are turned into tokens.
+      population: how rows are divided among clients.
 
     Raises:
-      ValueError: for bad input, naming the argument, its value and the remedy.
+      ValueError: for bad input. The message gives the argument, its value and the remedy.
+
+    Example:
+      >>> import tempfile, datasets
+      >>> from fedjax_post.hub.tokenizer import load_tokenizer
+      >>> datasets.config.HF_DATASETS_CACHE = tempfile.mkdtemp()  # where tokens are cached
+      >>> rows = [
+      ...     {"prompt": "opposites: hot dry", "response": "cold wet", "client": name}
+      ...     for name in ("ann", "bob", "ann", "bob", "bob", "ann")
+      ... ]
+      >>> loaded = load_clients(rows, load_tokenizer("builtin"), batch_size=2, local_steps=3)
+      >>> loaded.names, loaded.report["heldout_examples"]
+      (('ann', 'bob'), 1)
+      >>> visit = loaded.clients.visit(0, np.random.default_rng(0))
+      >>> visit.batches["tokens"].shape  # steps, rows of a batch, tokens of a row
+      (3, 2, 16)
     """
     if population.partition not in (None, *PARTITIONS):
         raise ValueError(
@@ -75,8 +90,10 @@ def load_clients(
         )
     splits = as_splits(dataset, population, split=split)
     if text.response_words:
-        splits, text = _worded(splits, text, text.response_words)
-    columns = partitioned(find_columns(splits.train.column_names, text.columns), splits, population)
+        splits, text = _add_response_words(splits, text, text.response_words)
+    columns = columns_for_partition(
+        find_columns(splits.train.column_names, text.columns), splits, population
+    )
     schedule = {"batch_size": batch_size, "local_steps": local_steps, "local_epochs": local_epochs}
     return assemble(
         splits, tokenizer, columns=columns, text=text, population=population, schedule=schedule
@@ -93,31 +110,35 @@ def assemble(
     schedule: Mapping[str, Any],
     rejected: str | None = None,
 ) -> tuple[Loaded, TokenTable | None]:
-    """Returns clients, held-out rows and report of splits, and of pairs the clients' other rows.
+    """Returns clients, held-out rows and report of splits; for pairs also the rejected rows.
 
     Args:
-      splits: rows to train on, and held-out ones if the source has any.
+      splits: rows to train on, and held-out rows if the source has any.
       tokenizer: as for `load_clients`.
-      columns: every role's, as `partitioned` returns them.
-      text: as for `load_clients`; its columns are not read.
+      columns: the column of every role, as `columns_for_partition` returns them.
+      text: as for `load_clients`; its field `columns` is not read.
       population: as for `load_clients`.
       schedule: `batch_size`, `local_steps` and `local_epochs` of `TokenClients`.
-      rejected: of pairs, the column of what is not preferred.
+      rejected: the column of rejected responses, for preference pairs; None: no pairs.
+
+    Returns:
+      The loaded data, and the table of the clients' rows with their rejected responses (None
+      without pairs).
 
     Raises:
-      ValueError: as `make_table`, and if the rows cannot be shared out.
+      ValueError: as `make_table`, and if the rows cannot be divided among the clients.
     """
     others = () if rejected is None else (rejected,)
     splits = read_used(splits, columns, template=text.template, others=others)
     splits = hold_out(splits, population.heldout_fraction, seed=population.seed)
-    population = settled(population, columns, num_rows=len(splits.train))
+    population = settle(population, columns, num_rows=len(splits.train))
     options: dict[str, Any] = {
         "template": text.template,
         "max_length": text.max_length,
         "context_length": text.context_length,
     }
 
-    def tables(
+    def make_tables(
         rows: "Dataset", own: Columns, origin: Origin
     ) -> tuple[TokenTable, TokenTable | None]:
         given: dict[str, Any] = {"columns": own, "origin": origin, **options}
@@ -125,7 +146,7 @@ def assemble(
             return make_table(rows, tokenizer, **given), None
         return make_pair_tables(rows, tokenizer, rejected=rejected, **given)
 
-    table, other = tables(splits.train, columns, splits.origin)
+    table, other = make_tables(splits.train, columns, splits.origin)
     partition, names = share_out(table, population)
     clients = TokenClients(table, partition, pack_length=text.pack_length or None, **schedule)
     sizes = {splits.origin.split: len(splits.train)}
@@ -138,11 +159,11 @@ def assemble(
     }
     if splits.heldout is None:
         return Loaded(clients, None, names, report | {"heldout_examples": 0}), other
-    # Held-out rows name no client that must keep one, and need no label.
+    # A held-out row belongs to no client, so no client must keep one; it needs no label either.
     has_label = columns.label in splits.heldout.column_names
     own = columns._replace(client=None, label=columns.label if has_label else None)
-    match_columns(splits.heldout.column_names, own)  # the others must exist
-    heldout, heldout_other = tables(splits.heldout, own, splits.heldout_origin)
+    match_columns(splits.heldout.column_names, own)  # raises if another column is missing
+    heldout, heldout_other = make_tables(splits.heldout, own, splits.heldout_origin)
     sizes[splits.heldout_origin.split] = len(splits.heldout)
     report |= {
         "heldout_examples": len(heldout.length),
@@ -153,20 +174,31 @@ def assemble(
 
 
 def as_splits(dataset: Any, population: Population, *, split: str | None = None) -> Splits:
-    """Returns the rows of a name, a path, or rows in memory; nothing is held out yet."""
+    """Returns the rows of a data set, before any are held out.
+
+    Args:
+      dataset: a name, a path, or rows in memory, as for `load_splits`.
+      population: gives the number of clients and the seed of the built-in tasks.
+      split: the split to train on, where there are several; see `choose`.
+
+    Raises:
+      ValueError: as `load_splits`.
+    """
     wanted = population.num_clients if population.partition in (None, "natural") else None
     return load_splits(dataset, split=split, num_clients=wanted, seed=population.seed)
 
 
-def _worded(splits: Splits, text: Text, words: Mapping[str, str]) -> tuple[Splits, Text]:
-    """Adds the column of responses in words, made from the labels' column."""
+def _add_response_words(
+    splits: Splits, text: Text, words: Mapping[str, str]
+) -> tuple[Splits, Text]:
+    """Returns splits with a column of responses in words, made from the column of labels."""
     names, wanted = splits.train.column_names, text.columns
     usual = (name for name in USUAL_NAMES["label"] if name in names)
     source = wanted.response or wanted.label or next(usual, None)
     if source is None or source not in names:
         raise ValueError(
-            f"`response_words` needs a column of labels, and {source or 'label'} is none; choose "
-            f"one by `label_column` ({', '.join(names)})"
+            f"`response_words` needs a column of labels, and there is no column "
+            f"{source or 'label'}; choose one by `label_column` ({', '.join(names)})"
         )
 
     def add(rows: "Dataset | None", origin: Origin) -> "Dataset | None":
@@ -178,24 +210,29 @@ def _worded(splits: Splits, text: Text, words: Mapping[str, str]) -> tuple[Split
             if value not in words:
                 what = f"is empty in row {origin.row(index)}; fill it or leave the row out"
                 raise ValueError(
-                    f"column {source}, which `response_words` puts into words, {what}"
+                    f"column {source}, which `response_words` turns into words, {what}"
                     if value is None
                     else f"`response_words` has no word for {source} {value!r} of row "
                     f"{origin.row(index)}; it has {', '.join(map(repr, words))}: add one"
                 )
-        return rows.add_column(_WORDED, np.asarray([words[value] for value in values]))
+        return rows.add_column(_WORDS_COLUMN, np.asarray([words[value] for value in values]))
 
-    columns = wanted._replace(response=_WORDED, label=wanted.label or source)
+    columns = wanted._replace(response=_WORDS_COLUMN, label=wanted.label or source)
     train, heldout = add(splits.train, splits.origin), add(splits.heldout, splits.heldout_origin)
     assert train is not None
     return splits._replace(train=train, heldout=heldout), text._replace(columns=columns)
 
 
-def partitioned(columns: Columns, splits: Splits, population: Population) -> Columns:
-    """Returns the columns, checked against what the partition needs.
+def columns_for_partition(columns: Columns, splits: Splits, population: Population) -> Columns:
+    """Returns the columns, after a check that the partition has the column that it needs.
+
+    Args:
+      columns: the column of each role.
+      splits: gives the names of all columns, for the message.
+      population: gives the partition. Unless it is natural, the column of clients is dropped.
 
     Raises:
-      ValueError: if it needs a column and there is none.
+      ValueError: if the partition needs a column and there is none.
     """
     needed = {"natural": "client", "dirichlet": "label"}.get(population.partition or "")
     if needed and getattr(columns, needed) is None:

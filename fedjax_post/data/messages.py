@@ -1,14 +1,14 @@
-"""Turns of a chat, from the dialects that data sets write them in to that of chat templates.
+"""Converts the turns of a chat from the formats of data sets to that of chat templates.
 
-A turn is an object of a role (`role` or `from`), a content (`content` or `value`), and perhaps:
+A turn is an object with a role (`role` or `from`), a content (`content` or `value`), and perhaps:
 
-| key | what becomes of it |
+| key | use |
 | --- | --- |
-| `tool_calls`; `function_call`, also as a role of its own | calls, given to the chat template |
-| `tool_call_id`, `name` | given to the chat template |
-| `reasoning_content`, `reasoning`, `thinking` | given to the chat template |
+| `tool_calls`; `function_call`, also as a role | calls, passed to the chat template |
+| `tool_call_id`, `name` | passed to the chat template |
+| `reasoning_content`, `reasoning`, `thinking` | passed to the chat template |
 | `weight`, `train`, `training`, `loss` | whether an answer is learned: 0 or false, 1 or true |
-| `id`, `timestamp` and other keys of `_SPARE` | nothing |
+| `id`, `timestamp` and other keys of `_SPARE` | ignored |
 | any other key | ValueError, unless it is empty |
 """
 
@@ -16,7 +16,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from fedjax_post.data.columns import is_empty, listed
+from fedjax_post.data.columns import is_empty, join_names
 from fedjax_post.data.text import text_of
 
 ROLES = {
@@ -35,7 +35,7 @@ REASONING = ("reasoning_content", "reasoning", "thinking")
 _CALLS = ("tool_calls", "function_call")
 _WEIGHTS = ("weight", "train", "training", "loss")
 _YES, _NO = ("1", "1.0", "true", "yes"), ("0", "0.0", "false", "no")
-# What says where a turn is from, and nothing about its text.
+# These keys describe where a turn comes from, not its text.
 _SPARE = (
     *("id", "message_id", "turn_id", "turn_identifier", "conversation_id", "parent_id", "uuid"),
     *("timestamp", "created_at", "time", "date", "lang", "language", "country", "source"),
@@ -46,19 +46,19 @@ _KNOWN |= {*REASONING, *_CALLS, *_WEIGHTS, *_SPARE}
 
 
 class Turn(NamedTuple):
-    """A turn as chat templates read it, and whether the data want it learned."""
+    """A turn as chat templates read it, and whether the data set wants it learned."""
 
-    message: dict[str, Any]  # role, and content, tool_calls and the like where there are any
-    learned: bool  # of an answer; False for every other turn
+    message: dict[str, Any]  # role, and content, tool_calls and so on where there are any
+    learned: bool  # for an answer; False for every other turn
 
 
 def is_turn(value: Any) -> bool:
-    """Whether a cell is a turn, and not another object."""
+    """Returns whether a cell is a turn, rather than another object."""
     return isinstance(value, dict) and bool(value.keys() & {"role", "from"})
 
 
 def is_chat(value: Any) -> bool:
-    """Whether a cell is a list of turns, and not a text or its parts."""
+    """Returns whether a cell is a list of turns, rather than a text or its parts."""
     return isinstance(value, list) and any(map(is_turn, value))
 
 
@@ -66,28 +66,28 @@ def read_turns(value: Any, column: str) -> list[Turn]:
     """Returns the turns of a cell.
 
     Args:
-      value: a list of turns; None for none.
-      column: its name, for messages.
+      value: a list of turns; None for no turns.
+      column: the name of the column, for messages.
 
     Raises:
-      ValueError: for what is no list of turns, roles and keys that are not known, and contents
-        that are no text.
+      ValueError: for a cell that is not a list of turns, unknown roles or keys, and contents
+        that are not text.
     """
     if value is None:
         return []
     if not isinstance(value, list):
         raise ValueError(
-            f"column {column} holds a {type(value).__name__}, where a chat is a list of turns; "
+            f"column {column} holds a {type(value).__name__}, but a chat is a list of turns; "
             "choose another column"
         )
     return [read_turn(turn, f"{column}, turn {i},") for i, turn in enumerate(value)]
 
 
 def read_turn(turn: Any, column: str) -> Turn:
-    """Returns one turn, see `read_turns`."""
+    """Returns one turn; see `read_turns`."""
     if not isinstance(turn, dict):
-        text_of(turn, column, "a turn is an object of a role and a content")
-        raise ValueError(f"column {column} holds no object of a role and a content; write one")
+        text_of(turn, column, "a turn is an object with a role and a content")
+        raise ValueError(f"column {column} holds no object with a role and a content; write one")
     held = {key: value for key, value in turn.items() if not is_empty(value)}
     unknown = held.keys() - _KNOWN
     role, content = _one_of(turn, ("role", "from"), column), _one_of(
@@ -95,15 +95,14 @@ def read_turn(turn: Any, column: str) -> Turn:
     )  # fmt: skip
     if unknown or role is None:
         raise ValueError(
-            f"column {column} holds the keys {listed(held)}; a turn has a role (or from) and a "
-            f"content (or value), and may have {listed(_KNOWN - set(_SPARE))}: rename or remove "
-            f"{listed(unknown) if unknown else 'the others'}"
+            f"column {column} holds the keys {join_names(held)}; a turn has a role (or from) and a "
+            f"content (or value), and may have {join_names(_KNOWN - set(_SPARE))}: rename or "
+            f"remove {join_names(unknown) if unknown else 'the others'}"
         )
     kind = ROLES.get(str(role).strip().lower())
     if kind is None:
         raise ValueError(
-            f"column {column} is of role {role}, which is not known; rename it to one of "
-            f"{listed(ROLES)}"
+            f"column {column} has the unknown role {role}; rename it to one of {join_names(ROLES)}"
         )
     text = text_of(content, column, "write its content as text")
     if kind == "call":
@@ -125,24 +124,24 @@ def read_turn(turn: Any, column: str) -> Turn:
 
 
 def read_tools(value: Any, column: str) -> list[dict[str, Any]] | None:
-    """Returns the functions of a cell as JSON schemas, or None where it names none.
+    """Returns the functions of a cell as JSON schemas, or None if there are none.
 
     Args:
       value: a list of schemas, or JSON text of one; with or without `{"type": "function"}`.
-      column: its name, for messages.
+      column: the name of the column, for messages.
 
     Raises:
-      ValueError: for what is no such list.
+      ValueError: for a cell that is not such a list.
     """
     if is_empty(value):
         return None
-    found = _parsed(value, column)
+    found = _parse_json(value, column)
     if isinstance(found, dict):
         found = [found]
-    found = [_parsed(tool, column) for tool in found] if isinstance(found, list) else [None]
+    found = [_parse_json(tool, column) for tool in found] if isinstance(found, list) else [None]
     if not all(isinstance(tool, dict) for tool in found):
         raise ValueError(f"column {column} holds no list of JSON schemas of functions; write one")
-    tools = [_without_nulls(tool) for tool in found]
+    tools = [_drop_nulls(tool) for tool in found]
     return [
         tool if "function" in tool or "name" not in tool else {"type": "function", "function": tool}
         for tool in tools
@@ -150,7 +149,7 @@ def read_tools(value: Any, column: str) -> list[dict[str, Any]] | None:
 
 
 def _one_of(turn: Mapping[str, Any], keys: Sequence[str], column: str) -> Any:
-    """Returns the value under one of two names, None if it is under neither."""
+    """Returns the value under one of two keys; None if neither has a value."""
     values = [turn[key] for key in keys if turn.get(key) is not None]
     if len(values) > 1 and values[0] != values[1]:
         raise ValueError(f"column {column} holds both {' and '.join(keys)}; keep one")
@@ -158,50 +157,50 @@ def _one_of(turn: Mapping[str, Any], keys: Sequence[str], column: str) -> Any:
 
 
 def _read_calls(value: Any, column: str) -> list[dict[str, Any]]:
-    """Returns calls as chat templates have them: arguments are objects, nothing is null."""
-    found = _parsed(value, column)
+    """Returns calls as chat templates expect them: arguments are objects, without nulls."""
+    found = _parse_json(value, column)
     calls = []
     for call in found if isinstance(found, list) else [found]:
-        call = _without_nulls(_parsed(call, column))
+        call = _drop_nulls(_parse_json(call, column))
         called = call.get("function", call) if isinstance(call, dict) else None
         if not isinstance(called, dict) or not isinstance(called.get("name"), str):
             raise ValueError(
                 f"column {column} holds a call without the name of a function; write it as "
                 '{"name": ..., "arguments": {...}}'
             )
-        arguments = _parsed(called.get("arguments", {}), column)
+        arguments = _parse_json(called.get("arguments", {}), column)
         function = {**called, "arguments": arguments}
         outer = call if "function" in call else {}
         calls.append({"type": "function", **outer, "function": function})
     return calls
 
 
-def _parsed(value: Any, column: str) -> Any:
-    """Returns what JSON text says; anything else as it is."""
+def _parse_json(value: Any, column: str) -> Any:
+    """Returns the value of a JSON text; a value that is not text is returned unchanged."""
     if not isinstance(value, str):
         return value
     try:
         return json.loads(value)
     except (ValueError, RecursionError) as error:
         raise ValueError(
-            f"column {column} holds a call or a function that is no JSON ({error}); mend it"
+            f"column {column} holds a call or a function that is not JSON ({error}); correct it"
         ) from None
 
 
-def _without_nulls(value: Any) -> Any:
-    """Returns a structure without the null entries that tables fill objects of unlike keys with."""
+def _drop_nulls(value: Any) -> Any:
+    """Returns a structure without nulls, which tables put where objects have different keys."""
     if isinstance(value, dict):
-        return {key: _without_nulls(x) for key, x in value.items() if x is not None}
-    return [_without_nulls(x) for x in value] if isinstance(value, list) else value
+        return {key: _drop_nulls(x) for key, x in value.items() if x is not None}
+    return [_drop_nulls(x) for x in value] if isinstance(value, list) else value
 
 
 def _is_learned(held: Mapping[str, Any], column: str) -> bool:
-    """Whether an answer is learned, as its weight says."""
+    """Returns whether an answer is learned, according to its weight."""
     for key in _WEIGHTS:
         if key in held:
-            said = str(held[key]).strip().lower()
-            if said not in (*_YES, *_NO):
-                raise ValueError(f"column {column} has the {key} {said}; use 0 or 1")
-            if said in _NO:
+            weight = str(held[key]).strip().lower()
+            if weight not in (*_YES, *_NO):
+                raise ValueError(f"column {column} has the {key} {weight}; use 0 or 1")
+            if weight in _NO:
                 return False
     return True

@@ -1,4 +1,4 @@
-"""Packing: several examples in one row, each a segment that sees itself alone."""
+"""Packing: several examples in one row, each a segment that attends only to itself."""
 
 from typing import NamedTuple
 
@@ -8,23 +8,26 @@ from fedjax_post.data.table import TokenTable, gather
 
 
 class Places(NamedTuple):
-    """Where examples came to lie; only the first ones of a stream may have found room."""
+    """The places of the packed examples, which may be only the first ones of a stream."""
 
     row: np.ndarray  # [placed], int
-    start: np.ndarray  # [placed], int: of the example's first token
-    num_rows: int  # in use
+    start: np.ndarray  # [placed], int: the place of the example's first token in its row
+    num_rows: int  # number of rows used
 
 
 def first_fit(lengths: np.ndarray, capacity: int, *, num_rows: int | None = None) -> Places:
     """Puts each example into the first row with room for it, in the order of the stream.
 
-    With a limit on the rows it ends at the first example that finds no room: to pass over
-    it in favour of a shorter one would make short examples more frequent.
+    With a limit on the rows, packing ends at the first example that does not fit: skipping it
+    in favour of a shorter one would make short examples more frequent.
 
     Args:
       lengths: `[n]` int, tokens of each example, at most `capacity`.
       capacity: tokens of a row.
-      num_rows: rows that there are; None: as many as it takes.
+      num_rows: number of available rows; None: as many as needed.
+
+    Returns:
+      The places of the examples, in the order of the stream.
     """
     free: list[int] = []
     rows, starts = [], []
@@ -40,21 +43,27 @@ def first_fit(lengths: np.ndarray, capacity: int, *, num_rows: int | None = None
     return Places(np.array(rows, np.int64), np.array(starts, np.int64), len(free))
 
 
-def most_rows(num_examples: np.ndarray, num_tokens: np.ndarray, capacity: int) -> np.ndarray:
-    """An upper bound of the rows of `first_fit`: no two of its rows would fit into one."""
+def max_rows(num_examples: np.ndarray, num_tokens: np.ndarray, capacity: int) -> np.ndarray:
+    """Returns an upper bound on the rows of `first_fit`: no two of its rows would fit into one.
+
+    Args:
+      num_examples: `[...]` int, numbers of examples.
+      num_tokens: `[...]` int, numbers of tokens of these examples.
+      capacity: tokens of a row.
+    """
     return np.minimum(num_examples, 2 * num_tokens // capacity + 1)
 
 
 def gather_packed(
     table: TokenTable, examples: np.ndarray, places: Places, *, shape: tuple[int, int]
 ) -> dict[str, np.ndarray]:
-    """Copies examples of a table to their places.
+    """Returns packed rows, with examples of a table copied to their places.
 
     Args:
       table: the tokenised examples.
       examples: `[placed]` int, row numbers of the table.
-      places: of `first_fit`, for the same examples.
-      shape: rows and tokens of a row; what holds no example is padding.
+      places: as `first_fit` returns them, for the same examples.
+      shape: number of rows, and tokens of a row; unused places are padding.
 
     Returns:
       Arrays of that shape: tokens int32, loss_mask bool, and segments int32, which number the

@@ -1,4 +1,4 @@
-"""Clients of different LoRA ranks."""
+"""Clients with different LoRA ranks."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -12,14 +12,14 @@ from fedjax_post.data.fingerprint import Fingerprint
 
 @dataclasses.dataclass(frozen=True)
 class RankedClients:
-    """The same clients, whose LoRA ranks are `ranks` in turn: client k has `ranks[k % len]`.
+    """A population whose clients get LoRA ranks in turn: client k has `ranks[k % len(ranks)]`.
 
     Attributes:
       clients: the population.
-      ranks: components of a client's adapter, each from 1 to the federation's own rank.
+      ranks: ranks of the clients' adapters, each from 1 to the rank of the federation.
 
     Raises:
-      ValueError: without ranks, or for one below 1.
+      ValueError: if `ranks` is empty, or for a rank below 1.
     """
 
     clients: Clients
@@ -27,7 +27,7 @@ class RankedClients:
 
     def __post_init__(self):
         if not self.ranks or min(self.ranks) < 1:
-            raise ValueError(f"`client_ranks` must name ranks of at least 1, got {self.ranks}")
+            raise ValueError(f"`client_ranks` must hold ranks of at least 1, got {self.ranks}")
 
     def __len__(self) -> int:
         return len(self.clients)
@@ -44,7 +44,13 @@ class RankedClients:
         *,
         longest: int | None = None,
     ) -> ClientData:
-        """Returns visits side by side with their ranks; see `clients.in_lanes`."""
+        """Returns visits side by side, with their ranks; see `clients.in_lanes`.
+
+        Args:
+          client_ids: `[lanes]` int, followed by -1 for padding lanes.
+          rng_of: client id -> its generator.
+          longest: steps of the longest of these visits; None for the population's longest.
+        """
         ranks = np.array(self.ranks, np.int32)[client_ids % len(self.ranks)]
         data = in_lanes(self.clients, client_ids, rng_of, longest=longest)
         return data._replace(rank=ranks)
@@ -54,5 +60,5 @@ class RankedClients:
         return Fingerprint(fingerprint_of(self.clients), tuple(self.ranks)).hexdigest()
 
     def num_steps(self, client_id: int) -> int:
-        """Returns about how many steps a visit takes."""
+        """Returns the approximate number of steps of a visit."""
         return self.clients.num_steps(client_id)

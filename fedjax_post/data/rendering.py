@@ -1,18 +1,19 @@
-"""A chat becomes text, each answer as a served model would have to give it.
+"""Renders a chat as text, with each answer in the form in which a served model must give it.
 
-The prompt of an answer is what the chat template makes of the turns before it, with a header for
-the answer to come; the answer is what the template adds when its turn is there, up to trailing
-white space, or what it marks by `{% generation %}` therein. Answers whose prompts repeat all that
-came before, answers included, stand in one row. Where a template writes history otherwise than
-answers (without their `<think>`, say), the answers behind it begin a row of their own: the chat
-becomes several rows, each as it is served.
+The prompt of an answer is what the chat template makes of the turns before it, including the
+header of the coming answer. The answer is what the template adds once the answer's turn is there,
+without trailing white space; if the template marks a part of it by `{% generation %}`, that part.
+Answers are in one row as long as each prompt repeats everything before it, earlier answers
+included. Where a template writes earlier answers differently (without their `<think>`, for
+example), the following answers begin a new row: the chat becomes several rows, each as it is
+served.
 
-| the template | what happens |
+| the template | result |
 | --- | --- |
-| refuses the chat, or fails on it | ValueError with its words |
+| refuses the chat, or fails on it | ValueError with the template's message |
 | leaves out a turn, calls, functions, a name or reasoning | ValueError that names it |
-| begins the answer otherwise than it ends the prompt | ValueError that shows both |
-| cannot render a prompt of no turns, and the chat begins with an answer | ValueError |
+| begins the answer differently from the end of the prompt | ValueError that shows both |
+| cannot render a prompt without turns, and the chat begins with an answer | ValueError |
 """
 
 import itertools
@@ -28,26 +29,26 @@ _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
 class Rendered(NamedTuple):
-    """The text of a row, and where its answers are, in characters."""
+    """The text of a row, and the places of its answers, in characters."""
 
     text: str
-    spans: list[tuple[int, int]]  # what is learned, in order; the last one ends the row
-    last: int  # which of `spans` is the first of the last answer
+    spans: list[tuple[int, int]]  # the learned parts, in order; the last one ends the row
+    last: int  # index in `spans` of the first part of the last answer
     prompt: str  # what a server would give the model before the last answer
 
 
 def render(tokenizer: Any, chat: Chat) -> list[Rendered]:
-    """Returns the rows of a chat, see the head of this module.
+    """Returns the rows of a chat; see the beginning of this module.
 
     Args:
-      tokenizer: with a chat template.
-      chat: the last turn is an answer to learn.
+      tokenizer: has a chat template.
+      chat: its last turn is an answer to learn.
 
     Raises:
       ValueError: see the table.
     """
     template = tokenizer.get_chat_template(tools=chat.tools)
-    messages, tools = _in_roles(chat.messages, template), chat.tools
+    messages, tools = _convert_roles(chat.messages, template), chat.tools
     _check_known(messages, tools, template)
     rows: list[Rendered] = []
     ends: list[int] = []
@@ -57,7 +58,7 @@ def render(tokenizer: Any, chat: Chat) -> list[Rendered]:
         _check_answer(prompt, whole, messages[i], i)
         row = Rendered(whole, [(len(prompt), len(whole.rstrip()))], 0, prompt)
         if messages[i].keys() & {*REASONING}:
-            bare = [*messages[:i], _without(messages[i], REASONING)]
+            bare = [*messages[:i], _drop_keys(messages[i], REASONING)]
             _check_changes(tokenizer, bare, tools, whole, f"the reasoning of turn {i}")
         if rows and prompt.startswith(rows[-1].text[: rows[-1].spans[-1][1]]):
             row = row._replace(spans=[*rows[-1].spans, *row.spans], last=len(rows[-1].spans))
@@ -65,18 +66,18 @@ def render(tokenizer: Any, chat: Chat) -> list[Rendered]:
             ends.pop()
         rows.append(row)
         ends.append(i + 1)
-    _check_kept(tokenizer, messages, tools, rows[-1].text)
+    _check_complete(tokenizer, messages, tools, rows[-1].text)
     if not _GENERATION.search(template):
         return rows
     turns = [messages[:end] for end in ends]
-    return [_marked(tokenizer, *held, tools) for held in zip(rows, turns, strict=True)]
+    return [_mark_spans(tokenizer, row, turn, tools) for row, turn in zip(rows, turns, strict=True)]
 
 
 def render_prompt(tokenizer: Any, messages: Sequence[Message]) -> str:
-    """Returns what a server gives the model before it answers.
+    """Returns the text that a server gives the model before it answers.
 
     Raises:
-      ValueError: with the template's words, if it refuses the chat.
+      ValueError: with the template's message, if it refuses the chat.
     """
     return _apply(tokenizer, messages, None, add_generation_prompt=True)
 
@@ -91,12 +92,12 @@ def _prompt(tokenizer: Any, before: list[Message], tools: Any) -> str:
 
 
 def _apply(tokenizer: Any, messages: Sequence[Message], tools: Any, **options: Any) -> str:
-    """Returns the chat as text; whatever a template raises becomes one line."""
+    """Returns the chat as text; an error of the template becomes one line."""
     import jinja2
 
     raised = jinja2.TemplateError, AttributeError, IndexError, KeyError, TypeError, ValueError
     try:
-        # As a batch of one, in which a chat may be empty.
+        # A batch with one chat, because only in a batch may a chat be empty.
         return tokenizer.apply_chat_template(
             [list(messages)], tools=tools, tokenize=False, **options
         )[0]
@@ -108,22 +109,22 @@ def _apply(tokenizer: Any, messages: Sequence[Message], tools: Any, **options: A
 
 
 def _remedy(messages: Sequence[Message]) -> str:
-    """Returns what may help, by what templates are known to refuse."""
+    """Returns possible remedies, from what templates are known to refuse."""
     roles = [message["role"] for message in messages]
     remedies = []
     if {"system", "developer"} & set(roles):
-        remedies.append("write the system's text into the first user's turn")
+        remedies.append("write the system text into the first user turn")
     if any(one == other for one, other in itertools.pairwise(roles)):
-        remedies.append("join turns of one role that follow each other")
+        remedies.append("join consecutive turns of the same role")
     if roles[:1] in ([], ["assistant"]):
-        remedies.append("put a user's turn first")
+        remedies.append("put a user turn first")
     if any("content" not in message for message in messages):
         remedies.append("give every turn a content")
-    return ", or ".join([*remedies, "use the tokenizer of a model whose template takes it"])
+    return ", or ".join([*remedies, "use the tokenizer of a model whose template supports it"])
 
 
-def _in_roles(messages: list[Message], template: str) -> list[Message]:
-    """Returns the turns with a developer's as a system's, where the template knows no developer."""
+def _convert_roles(messages: list[Message], template: str) -> list[Message]:
+    """Returns the turns; a developer's becomes a system's if the template has no developer."""
     if "developer" in template:
         return messages
     return [
@@ -132,12 +133,12 @@ def _in_roles(messages: list[Message], template: str) -> list[Message]:
     ]
 
 
-def _without(message: Message, keys: Sequence[str]) -> Message:
+def _drop_keys(message: Message, keys: Sequence[str]) -> Message:
     return {key: value for key, value in message.items() if key not in keys}
 
 
 def _check_known(messages: list[Message], tools: Any, template: str) -> None:
-    """Refuses what the template does not even mention."""
+    """Raises for kinds of content that the template does not mention."""
     held = {key for message in messages for key in message}
     unread = ["tools"] if tools and "tools" not in template else []
     unread += ["tool_calls"] if "tool_calls" in held and "tool_calls" not in template else []
@@ -145,13 +146,13 @@ def _check_known(messages: list[Message], tools: Any, template: str) -> None:
         unread += sorted(held & {*REASONING})
     if unread:
         raise ValueError(
-            f"the chat template knows no {' and no '.join(unread)}, and would leave them out; use "
-            "the tokenizer of a model whose template has them, or remove them from the data"
+            f"the chat template does not mention {' or '.join(unread)}; "
+            "use the tokenizer of a model whose template has them, or remove them from the data"
         )
 
 
 def _check_answer(prompt: str, whole: str, message: Message, turn: int) -> None:
-    """Refuses an answer that does not follow its prompt, or not whole."""
+    """Raises if an answer does not follow its prompt, or is incomplete."""
     if not whole.startswith(prompt):
         pairs = enumerate(zip(prompt, whole, strict=False))
         common = next((i for i, (a, b) in pairs if a != b), min(len(prompt), len(whole)))
@@ -159,7 +160,7 @@ def _check_answer(prompt: str, whole: str, message: Message, turn: int) -> None:
         raise ValueError(
             f"the chat template renders the turns before turn {turn} differently once it is there, "
             f"from {one!r} to {other!r}, so that the answer does not begin where its prompt ends; "
-            "use a template that does"
+            "use a template that renders them alike"
         )
     answer = whole[len(prompt) :]
     content = message.get("content", "").strip()
@@ -170,8 +171,8 @@ def _check_answer(prompt: str, whole: str, message: Message, turn: int) -> None:
         )
 
 
-def _check_kept(tokenizer: Any, messages: list[Message], tools: Any, text: str) -> None:
-    """Refuses a template that leaves out a turn, functions, calls or names."""
+def _check_complete(tokenizer: Any, messages: list[Message], tools: Any, text: str) -> None:
+    """Raises if the template leaves out a turn, functions, calls or names."""
     for i, message in enumerate(messages):
         if message["role"] != "assistant" and message["content"].strip() not in text:
             others = [*messages[:i], *messages[i + 1 :]]
@@ -179,8 +180,8 @@ def _check_kept(tokenizer: Any, messages: list[Message], tools: Any, text: str) 
     if tools:
         _check_changes(tokenizer, messages, None, text, "the tools")
     for key in ("tool_calls", "name"):
-        # What a tool is called stands in the call too.
-        bare = [_without(m, [key] if m["role"] != "tool" else []) for m in messages]
+        # Not in a tool's turn: a template may write the tool's name only in the call.
+        bare = [_drop_keys(m, [key] if m["role"] != "tool" else []) for m in messages]
         if bare != messages:
             _check_changes(tokenizer, bare, tools, text, key)
 
@@ -188,10 +189,10 @@ def _check_kept(tokenizer: Any, messages: list[Message], tools: Any, text: str) 
 def _check_changes(
     tokenizer: Any, without: list[Message], tools: Any, text: str, what: str
 ) -> None:
-    """Refuses a template that renders the same without what a row holds."""
+    """Raises if the template renders the same text without some content of the row."""
     try:
         same = _apply(tokenizer, without, tools) == text
-    except ValueError:  # it is needed
+    except ValueError:  # the template needs this content
         return
     if same:
         raise ValueError(
@@ -200,11 +201,11 @@ def _check_changes(
         )
 
 
-def _marked(tokenizer: Any, row: Rendered, messages: list[Message], tools: Any) -> Rendered:
-    """Returns a row whose answers are learned where the template marks them."""
+def _mark_spans(tokenizer: Any, row: Rendered, messages: list[Message], tools: Any) -> Rendered:
+    """Returns the row with only those parts of its answers learned that the template marks."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    found: Any  # rendered texts, and of each the stretches that are marked
+    found: Any  # the rendered texts, and the marked stretches of each text
     found = render_jinja_template(
         [messages],
         tools=tools,
@@ -218,8 +219,8 @@ def _marked(tokenizer: Any, row: Rendered, messages: list[Message], tools: Any) 
     ]
     if not all(within):
         raise ValueError(
-            "the chat template marks nothing of an answer by its `generation` tags; put them "
-            "around what the model is to say"
+            "the chat template marks no part of an answer by its `generation` tags; put them "
+            "around the text that the model should give"
         )
     spans = list(itertools.chain.from_iterable(within))
     start, end = spans[-1]

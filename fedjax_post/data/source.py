@@ -1,15 +1,15 @@
-"""Where rows come from: the built-in tasks, local files, a folder, memory, or a hub.
+"""Loads rows from their source: the built-in tasks, local files, a folder, memory, or a hub.
 
 | `dataset` | rows to train on | held-out rows |
 | --- | --- | --- |
-| `builtin` | the built-in tasks | theirs |
-| `builtin-kinds`, `..-mixed` | lists of nouns, answered by one kind; see `kinds` | theirs |
+| `builtin` | the built-in tasks | the tasks' test split |
+| `builtin-kinds`, `..-mixed` | lists of nouns, answered by one kind; see `kinds` | its test split |
 | a json, jsonl, csv, tsv or parquet file | its rows | none |
-| a folder, see `folders` | a client a file, or split train | files or splits named as such |
-| rows in memory | these | none |
-| another name, `name:config` | from the hub, split train | its partner, see `choose` |
+| a folder, see `folders` | one client for each file, or split train | files or splits for testing |
+| rows in memory | these rows | none |
+| another name, `name:config` | from the hub, split train | the matching split, see `choose` |
 
-Text is text: what a file says is what the rows hold, see `json_rows` and `delimited`.
+Text is kept as it is in the file, see `json_rows` and `delimited`.
 """
 
 import re
@@ -36,24 +36,24 @@ def load_splits(
     num_clients: int | None = None,
     seed: int = 0,
 ) -> Splits:
-    """Returns the rows of a data set; see the table at the head of this module.
+    """Returns the rows of a data set; see the table at the beginning of this module.
 
     Args:
-      dataset: a name or path, rows in memory, or `Splits`, which are returned as they are. A path
-        that exists comes before a hub's name.
+      dataset: a name or path, rows in memory, or `Splits`, which are returned unchanged. An
+        existing path takes precedence over a name on the hub.
       split: the split to train on, where there are several; see `choose`.
-      num_clients: clients of the built-in tasks, None for their usual number. Other
-        sources have the clients that they have.
-      seed: of the built-in tasks.
+      num_clients: number of clients of the built-in tasks, None for the default. Other
+        sources determine their clients themselves.
+      seed: seed of the built-in tasks.
 
     Raises:
-      ValueError: if there is no such data set or it has no rows, naming `dataset`.
+      ValueError: if there is no such data set or it has no rows; the message has `dataset`.
     """
     if isinstance(dataset, Splits):
         return dataset
     name = dataset if isinstance(dataset, str | Path) else "rows in memory"
     if isinstance(dataset, Mapping):
-        splits = _chosen(dataset, name, split)
+        splits = _choose_splits(dataset, name, split)
     elif isinstance(dataset, str | Path):
         splits = _load_named(str(dataset), split=split, num_clients=num_clients, seed=seed)
     else:
@@ -68,7 +68,7 @@ def load_splits(
 
 
 def check_source(name: str) -> None:
-    """Refuses a name that can be no data set, before anything is read.
+    """Raises for a name that cannot be a data set, before anything is read.
 
     Raises:
       ValueError: for a path that does not exist, and for a file of an unknown kind.
@@ -93,7 +93,7 @@ def _load_named(name: str, *, split: str | None, num_clients: int | None, seed: 
     _refuse_split(split, name)
     if name not in BUILTIN:
         file = find_file(path)
-        assert file is not None  # `check_source` saw to it
+        assert file is not None  # `check_source` has refused this case
         read = read_parquet if file.kind == "parquet" else lambda file: read_text([file])
         return Splits(read(file), None, Origin(files=(file,)))
     from fedjax_post.data import kinds
@@ -116,14 +116,14 @@ def _load_hub(name: str, split: str | None) -> Splits:
         found = datasets.load_dataset(name, config or None)
     except Exception as error:
         raise ValueError(
-            f"dataset={name} is no local path and cannot be loaded from the hub "
+            f"dataset={name} is not a local path and cannot be loaded from the hub "
             f"({type(error).__name__}: {error}); check the name and the network, or give a "
             f"local file, a folder, or one of {', '.join(BUILTIN)}"
         ) from error
-    return _chosen(found, name, split)
+    return _choose_splits(found, name, split)
 
 
-def _chosen(splits: Any, name: object, split: str | None) -> Splits:
+def _choose_splits(splits: Any, name: object, split: str | None) -> Splits:
     train, heldout = choose(splits, name, split=split)
     held = splits[heldout] if heldout else None
     return Splits(splits[train], held, Origin(train), Origin(heldout or "test"))

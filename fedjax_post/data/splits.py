@@ -1,4 +1,4 @@
-"""Rows to train on, rows held out, and where they come from."""
+"""Rows to train on, held-out rows, and where they come from."""
 
 import logging
 import re
@@ -13,24 +13,24 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 _LOG = logging.getLogger(__name__)
-# Words of a file's or split's name, in order of preference.
+# Words in the name of a file or split for evaluation, in order of preference.
 HELD_OUT = ("test", "heldout", "valid", "validation", "val", "eval", "evaluation", "dev")
 
 
 class Origin(NamedTuple):
     """Where the rows of a data set come from, for reports and messages."""
 
-    split: str = "train"  # its name
-    files: tuple[File, ...] = ()  # that hold the rows, in this order; empty: no files of ours
-    numbers: np.ndarray | None = None  # [num_rows], of the rows in the source; None: in order
+    split: str = "train"  # name of the split
+    files: tuple[File, ...] = ()  # files with the rows, in this order; empty for other sources
+    numbers: np.ndarray | None = None  # [num_rows], numbers of the rows in the source; None: 0, 1..
 
     def row(self, index: int) -> "Row":
-        """Returns what a row of the data set is called in messages."""
+        """Returns the name of a row of the data set, for messages."""
         return Row(self, int(index if self.numbers is None else self.numbers[index]))
 
 
 class Row(NamedTuple):
-    """A row by its number in the source, from 0; in a message it says where it stands."""
+    """A row, given by its number in the source, from 0; as text it includes file and line."""
 
     origin: Origin
     number: int
@@ -42,36 +42,35 @@ class Row(NamedTuple):
 
 
 class Splits(NamedTuple):
-    """Rows to train on, and rows that no client ever sees."""
+    """Rows to train on, and held-out rows, which no client sees."""
 
     train: "Dataset"
-    heldout: "Dataset | None"  # None where the source has none of its own
+    heldout: "Dataset | None"  # None where the source has no held-out rows
     origin: Origin = Origin()  # of `train`
-    heldout_origin: Origin = Origin("test")
+    heldout_origin: Origin = Origin("test")  # of `heldout`
 
 
 def choose(names: Iterable[str], dataset: object, *, split: str | None) -> tuple[str, str | None]:
-    """Returns the names of the split to train on and of its held-out partner, if it has one.
+    """Returns the names of the split to train on and of the matching held-out split, or None.
 
-    The partner of `train_sft` is `test_sft`, else `validation_sft` and so on, else `test`.
+    For `train_sft` this is `test_sft`, otherwise `validation_sft` and so on, otherwise `test`.
 
     Args:
-      names: of the splits that there are.
-      dataset: what they belong to, for messages.
-      split: the one to train on; None where only one can be meant: `train`, or the only one
-        that is not for evaluation.
+      names: names of all splits.
+      dataset: the data set of the splits, for messages.
+      split: the split to train on; None: `train`, or the only split that is not for evaluation.
 
     Raises:
-      ValueError: if there is no such split, or none or several that could be meant.
+      ValueError: if there is no such split, or if `split` is None and the choice is not unique.
     """
     names = list(names)
-    told = f"dataset={dataset} has the splits {', '.join(names)}"
+    listing = f"dataset={dataset} has the splits {', '.join(names)}"
     if split is not None and split not in names:
-        raise ValueError(f"split={split}: {told}; choose one of them")
+        raise ValueError(f"split={split}: {listing}; choose one of them")
     usual = ["train"] if "train" in names else [name for name in names if not is_held_out(name)]
     if split is None and len(usual) != 1:
-        which = "none of which is for training" if not usual else "several of which could be meant"
-        raise ValueError(f"{told}, {which}; choose one by `split`, such as split={names[0]}")
+        which = "none of which is for training" if not usual else "several of which are possible"
+        raise ValueError(f"{listing}, {which}; choose one by `split`, such as split={names[0]}")
     train = usual[0] if split is None else split
     kind = _kind(train)
     heldout = next(
@@ -87,20 +86,20 @@ def choose(names: Iterable[str], dataset: object, *, split: str | None) -> tuple
     spare = [name for name in names if is_held_out(name) and name != train]
     if heldout is None and spare:
         _LOG.warning(
-            "%s; rows of %s are held out, since none of %s belongs to it",
-            *(told, train, ", ".join(spare)),
+            "%s; rows of %s are held out, since none of %s matches it",
+            *(listing, train, ", ".join(spare)),
         )
     return train, heldout
 
 
 def hold_out(splits: Splits, fraction: float, *, seed: int = 0) -> Splits:
-    """Returns splits of which both have rows: the source's own, else by setting some aside.
+    """Returns splits with held-out rows: those of the source, otherwise rows taken from `train`.
 
     Args:
       splits: as `load_splits` returns them.
-      fraction: share of the rows to set aside where the source has no held-out rows, in
-        [0, 1); at least one row, unless it is 0.
-      seed: equal seeds set equal rows aside.
+      fraction: share of the rows to hold out where the source has no held-out rows, in
+        [0, 1); at least one row is held out, unless it is 0.
+      seed: equal seeds hold out the same rows.
 
     Raises:
       ValueError: if `fraction` is outside [0, 1) or leaves no row to train on.
@@ -130,7 +129,7 @@ def hold_out(splits: Splits, fraction: float, *, seed: int = 0) -> Splits:
 
 
 def is_held_out(name: str) -> bool:
-    """Whether a file's or split's name says that it is for evaluation: `global_test`, `dev`."""
+    """Returns whether a file or split is for evaluation by its name, such as `global_test`."""
     return any(word in HELD_OUT for word in _words(name))
 
 
@@ -139,5 +138,5 @@ def _words(name: str) -> list[str]:
 
 
 def _kind(name: str) -> list[str]:
-    """The words of a split's name that do not say what it is for."""
+    """Returns the words of a split's name that do not give its purpose."""
     return [word for word in _words(name) if word != "train" and word not in HELD_OUT]

@@ -1,7 +1,7 @@
-"""Tables of text on disk: rows are written block by block and read back memory-mapped.
+"""Tables of text on disk: rows are written in blocks and read back memory-mapped.
 
-A column whose cells are text is a column of strings. One that holds lists or objects as well keeps
-them as `datasets.Json`, so that rows need not agree in what they hold.
+A column whose cells are all text is a column of strings. A column that also holds lists or objects
+is stored as `datasets.Json`, so that rows need not have the same structure.
 """
 
 import contextlib
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 Row = Mapping[str, Any]  # scalars are text or None
 Columns = dict[str, bool]  # whether a column holds lists or objects
 
-_BLOCK_ROWS, _BLOCK_CHARACTERS = 500, 1 << 24  # in memory at a time
+_BLOCK_ROWS, _BLOCK_CHARACTERS = 500, 1 << 24  # of one block, which is held in memory
 _MOST_COLUMNS = 1000
 
 
 def cache_folder() -> Path:
-    """Returns the folder that holds tables; it is made where it is missing."""
+    """Returns the folder for tables, and creates it if it is missing."""
     import datasets
 
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "fedjax_post"
@@ -33,7 +33,7 @@ def cache_folder() -> Path:
 
 
 def open_table(path: Path) -> "Dataset":
-    """Returns the rows of a table, memory-mapped; its name says what it holds."""
+    """Returns the rows of a table, memory-mapped; the file name serves as their fingerprint."""
     import pyarrow as pa
     from datasets import Dataset
     from datasets.table import MemoryMappedTable
@@ -41,37 +41,37 @@ def open_table(path: Path) -> "Dataset":
     try:
         return Dataset(MemoryMappedTable.from_file(str(path)), fingerprint=path.stem)
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path} is damaged ({error}); delete it, and it is made anew") from error
+        raise ValueError(f"{path} is damaged ({error}); delete it, and it is made again") from error
 
 
 def store(path: Path, make_rows: Callable[[], Iterable[Row]], *, name: object) -> None:
-    """Writes rows of text, whole or not at all.
+    """Writes rows of text to a table, either completely or not at all.
 
     Args:
-      path: of the table.
-      make_rows: returns the rows; it is called again where later rows have columns that the first
-        ones do not have.
+      path: path of the table.
+      make_rows: returns the rows; it is called again if later rows have columns that the first
+        rows do not have.
       name: where the rows come from, for messages.
 
     Raises:
-      ValueError: for rows of more than 1000 columns.
+      ValueError: for rows with more than 1000 columns.
       OSError: if the table cannot be written.
     """
-    columns = grown({}, next(_blocks(make_rows()), []))
+    columns = extend_columns({}, next(_blocks(make_rows()), []))
     while True:
         found = columns
-        with written(path) as aside:
+        with replace_when_done(path) as aside:
             with stream(aside, features_of(columns)) as writer:
                 for block in _blocks(make_rows()):
-                    found = grown(found, block)
+                    found = extend_columns(found, block)
                     if len(found) > _MOST_COLUMNS:
                         raise ValueError(
                             f"dataset={name} has more than {_MOST_COLUMNS} columns, such as "
-                            f"{', '.join(list(found)[-3:])}; give what differs from row to row "
-                            "one column"
+                            f"{', '.join(list(found)[-3:])}; put content that differs from row "
+                            "to row into one column"
                         )
                     if found == columns:
-                        writer.write_batch(batch_of(block, columns))
+                        writer.write_batch(make_batch(block, columns))
             if found != columns:
                 aside.unlink()
         if found == columns:
@@ -80,8 +80,8 @@ def store(path: Path, make_rows: Callable[[], Iterable[Row]], *, name: object) -
 
 
 @contextlib.contextmanager
-def written(path: Path) -> Iterator[Path]:
-    """Lets a file be written aside and puts it in place, unless it failed or was taken away."""
+def replace_when_done(path: Path) -> Iterator[Path]:
+    """Gives a temporary path, and moves its file into place unless it failed or was removed."""
     aside = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
     try:
         yield aside
@@ -109,14 +109,14 @@ def stream(path: Path, features: "Features") -> Iterator["pa.RecordBatchWriter"]
 
 
 def features_of(columns: Columns) -> "Features":
-    """Returns the types of columns of text."""
+    """Returns the types of text columns."""
     from datasets import Features, Json, Value
 
     return Features({name: Json() if deep else Value("string") for name, deep in columns.items()})
 
 
-def grown(columns: Columns, block: Sequence[Row]) -> Columns:
-    """Returns the columns that hold some rows too."""
+def extend_columns(columns: Columns, block: Sequence[Row]) -> Columns:
+    """Returns the columns extended by those of some rows."""
     columns = dict(columns)
     for row in block:
         for name, cell in row.items():
@@ -127,8 +127,8 @@ def grown(columns: Columns, block: Sequence[Row]) -> Columns:
     return columns
 
 
-def batch_of(block: Sequence[Row], columns: Columns) -> "pa.RecordBatch":
-    """Returns rows as a piece of a table."""
+def make_batch(block: Sequence[Row], columns: Columns) -> "pa.RecordBatch":
+    """Returns rows as a record batch of a table."""
     import pyarrow as pa
 
     arrays = []

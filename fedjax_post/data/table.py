@@ -1,15 +1,16 @@
-"""Tokenised rows, memory-mapped: what clients' batches are gathered from.
+"""Tokenised rows in memory-mapped arrays, from which clients' batches are gathered.
 
-A row that is cut loses its end of sequence, as it should. A row whose prompt alone fills
-`max_length` teaches nothing and is left out; so is a pair of which that is true on one side.
+A row that is cut loses its end-of-sequence token, because its response goes on. A row whose
+prompt alone fills `max_length` has nothing to learn and is left out; a pair is left out if this
+is true of either of its rows.
 
-| row, against max_length L | what happens |
+| row, with max_length L | result |
 | --- | --- |
 | fits | kept |
-| longer, some response within L | cut, counted in `fit.num_truncated` |
-| longer, no response within L | left out, counted in `fit.num_dropped` |
-| no row is left, or none of a client | ValueError that names the length that would do |
-| no response in the data | ValueError that names row and column |
+| longer, a response begins within L | cut, counted in `fit.num_truncated` |
+| longer, no response begins within L | left out, counted in `fit.num_dropped` |
+| no row is left, or no row of a client | ValueError with the length that would suffice |
+| no response in the data | ValueError with row and column |
 """
 
 import logging
@@ -32,19 +33,19 @@ _LOG = logging.getLogger(__name__)
 class Fit(NamedTuple):
     """How rows fit `max_length`."""
 
-    num_rows: int = 0  # before any was left out
-    num_truncated: int = 0  # responses cut
-    num_dropped: int = 0  # left out: the prompt alone fills the length
+    num_rows: int = 0  # before any row was left out
+    num_truncated: int = 0  # rows whose response was cut
+    num_dropped: int = 0  # rows left out, because the prompt alone fills the length
     longest: int = 0  # tokens of the longest row
-    example: int | None = None  # number in the data set of a row that was cut or left out
+    example: int | None = None  # number in the data set of one row that was cut or left out
 
 
 class TokenTable(NamedTuple):
-    """Rows of tokens over flat, memory-mapped arrays; nothing here holds a copy of the tokens.
+    """Rows of tokens over flat, memory-mapped arrays; the tokens are not copied into memory.
 
-    Row i is `values[chunk[i]][start[i] : start[i] + length[i]]`. A response token t,
-    one that is to be predicted, is stored as `~t` (that is -t - 1): the loss mask costs
-    no storage, and a chat may answer several times. `gather` undoes this.
+    Row i is `values[chunk[i]][start[i] : start[i] + length[i]]`. A response token t, which
+    is to be predicted, is stored as `~t` (that is, -t - 1). The loss mask therefore needs
+    no storage, and a chat may have several answers. `gather` decodes this.
     """
 
     values: tuple[np.ndarray, ...]  # one flat int32 view for each Arrow chunk
@@ -52,8 +53,8 @@ class TokenTable(NamedTuple):
     start: np.ndarray  # [num_rows], int64: first token within the chunk
     length: np.ndarray  # [num_rows], int32, tokens, in [2, max_length]
     prompt_length: np.ndarray  # [num_rows], int32: tokens before the last response
-    max_length: int  # L: the length of every gathered row
-    pad_id: int  # fills rows on the right
+    max_length: int  # L: tokens of every gathered row
+    pad_id: int  # the token that fills rows on the right
     label: np.ndarray | None = None  # [num_rows], the label column, if there is one
     client: np.ndarray | None = None  # [num_rows], the client column, if there is one
     fit: Fit = Fit()
@@ -76,19 +77,21 @@ def make_table(
       rows: a `datasets.Dataset`.
       tokenizer: a Hugging Face tokenizer.
       columns: as `find_columns` returns them. Where `client` is set, each client must
-        keep a row.
+        keep at least one row.
       template: see `is_chat_template`.
       max_length: L, in tokens; None or 0 for the longest row, rounded up to a multiple
         of 8 and at most `context_length`.
-      context_length: what the model can read, in tokens; None for no limit.
+      context_length: tokens that the model can read; None for no limit.
       origin: where the rows come from, for messages.
 
     Raises:
-      ValueError: see the table at the head of this module, and if `max_length` is below 2
+      ValueError: see the table at the beginning of this module, and if `max_length` is below 2
         or exceeds `context_length`.
     """
     tokenised = tokenise(rows, tokenizer, columns=columns, template=template, origin=origin)
-    return _fitted([tokenised], tokenizer, max_length=max_length, context_length=context_length)[0]
+    return _fit_rows([tokenised], tokenizer, max_length=max_length, context_length=context_length)[
+        0
+    ]
 
 
 def make_pair_tables(
@@ -102,15 +105,15 @@ def make_pair_tables(
     context_length: int | None = None,
     origin: Origin = Origin(),  # noqa: B008
 ) -> tuple[TokenTable, TokenTable]:
-    """Returns two tables of the same rows, with the preferred response and with the other.
+    """Returns two tables of the same rows: with the preferred and with the rejected responses.
 
     Args:
       rows: as for `make_table`.
       tokenizer: as for `make_table`.
-      columns: as `find_pair_columns` returns them; `response` is the preferred one.
-      rejected: the column of the other response.
+      columns: one column for each role; `response` is that of the preferred responses.
+      rejected: the column of rejected responses.
       template: as for `make_table`.
-      max_length: as for `make_table`; the longest row is that of both tables.
+      max_length: as for `make_table`; the longest row is the longest of both tables.
       context_length: as for `make_table`.
       origin: as for `make_table`.
 
@@ -130,14 +133,16 @@ def make_pair_tables(
         )
         for response, against in sides
     ]
-    one, other = _fitted(tokenised, tokenizer, max_length=max_length, context_length=context_length)
+    one, other = _fit_rows(
+        tokenised, tokenizer, max_length=max_length, context_length=context_length
+    )
     return one, other
 
 
 def gather(
     table: TokenTable, rows: np.ndarray, *, num_rows: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Copies rows of a table into padded arrays.
+    """Returns rows of a table as padded arrays.
 
     Args:
       table: the tokenised rows.
@@ -146,7 +151,7 @@ def gather(
 
     Returns:
       Tokens `[num_rows, L]` int32, right padded, and loss mask `[num_rows, L]` bool, True
-      at response tokens. The first position is never True, since nothing predicts it.
+      at response tokens. The first position is always False, since nothing predicts it.
     """
     num_rows = len(rows) if num_rows is None else num_rows
     signed = np.full((num_rows, table.max_length), table.pad_id, np.int32)
@@ -156,7 +161,7 @@ def gather(
         table.length[rows].tolist(),
         strict=True,
     )
-    # A slice copy a row: several times faster than one fancy gather of all tokens.
+    # Copying slice by slice is several times faster than one fancy gather of all tokens.
     for i, (chunk, start, length) in enumerate(places):
         signed[i, :length] = table.values[chunk][start : start + length]
     loss_mask = signed < 0
@@ -166,7 +171,7 @@ def gather(
 
 
 def fit_message(table: TokenTable) -> str:
-    """Returns one sentence on the rows that `max_length` cut or left out."""
+    """Returns one sentence on the rows that `max_length` has cut or left out."""
     fit = table.fit
     return (
         f"of {fit.num_rows} rows, {fit.num_truncated} are cut and {fit.num_dropped} left out "
@@ -175,18 +180,18 @@ def fit_message(table: TokenTable) -> str:
     )
 
 
-def _fitted(
+def _fit_rows(
     sides: Sequence[Tokenised],
     tokenizer,
     *,
     max_length: int | None,
     context_length: int | None,
 ) -> list[TokenTable]:
-    """Returns tables of one length and of the same rows: those that have a response in each."""
+    """Returns tables of one length and with the same rows: those with a response in each table."""
     longest = max(int(side.length.max()) for side in sides)
     limit = _choose_length(max_length, longest, context_length)
     first = np.max([side.first for side in sides], axis=0)
-    kept = _kept(first, sides[0].client, limit)
+    kept = _find_fitting(first, sides[0].client, limit)
     tables = [
         TokenTable(
             values=side.values,
@@ -196,14 +201,14 @@ def _fitted(
             prompt_length=np.minimum(side.prompt_length, limit)[kept],
             max_length=limit,
             pad_id=pad_id_of(tokenizer),
-            label=_taken(side.label, kept),
-            client=_taken(side.client, kept),
-            fit=_fit(side, kept, limit),
+            label=_select(side.label, kept),
+            client=_select(side.client, kept),
+            fit=_count_fit(side, kept, limit),
             notes=side.notes,
         )
         for side in sides
     ]
-    for table in tables:  # what is left out is the same on all sides
+    for table in tables:  # the same rows are left out of each
         if table.fit.num_truncated or (table.fit.num_dropped and table is tables[0]):
             _LOG.warning("%s", fit_message(table))
     return tables
@@ -220,19 +225,19 @@ def _choose_length(max_length: int | None, longest: int, context_length: int | N
         )
     if context_length and max_length > context_length:
         raise ValueError(
-            f"max_length={max_length} exceeds what the model reads, {context_length} tokens; "
+            f"max_length={max_length} exceeds the model's context of {context_length} tokens; "
             f"use at most {context_length}, or 0 for the longest row"
         )
     return max_length
 
 
-def _kept(first: np.ndarray, client: np.ndarray | None, limit: int) -> np.ndarray:
-    """Returns the numbers of rows with a response within the limit, if that leaves enough."""
+def _find_fitting(first: np.ndarray, client: np.ndarray | None, limit: int) -> np.ndarray:
+    """Returns the numbers of the rows with a response within the limit; raises if too few."""
     fits = first < limit
     if not fits.any():
         raise ValueError(
-            f"max_length={limit} leaves no response in any of the {len(first)} rows: their "
-            f"prompts fill it; use at least {first.min() + 1} (all rows: {first.max() + 1})"
+            f"max_length={limit} leaves no response in any of the {len(first)} rows, because "
+            f"their prompts fill it; use at least {first.min() + 1} (all rows: {first.max() + 1})"
         )
     if client is not None and not fits.all():
         names, owner = np.unique(client, return_inverse=True)
@@ -242,13 +247,13 @@ def _kept(first: np.ndarray, client: np.ndarray | None, limit: int) -> np.ndarra
         if len(empty):
             raise ValueError(
                 f"max_length={limit} leaves {len(empty)} of {len(names)} clients (such as "
-                f"{names[empty[0]]}) without a row that has a response: their prompts fill it; "
-                f"use at least {shortest.max() + 1}, or another `partition`"
+                f"{names[empty[0]]}) without a row that has a response, because their prompts "
+                f"fill it; use at least {shortest.max() + 1}, or another `partition`"
             )
     return np.flatnonzero(fits)
 
 
-def _fit(side: Tokenised, kept: np.ndarray, limit: int) -> Fit:
+def _count_fit(side: Tokenised, kept: np.ndarray, limit: int) -> Fit:
     lengths, left_out = side.length, np.ones(len(side.length), bool)
     left_out[kept] = False
     touched = np.flatnonzero(left_out | (lengths > limit))
@@ -261,5 +266,5 @@ def _fit(side: Tokenised, kept: np.ndarray, limit: int) -> Fit:
     )
 
 
-def _taken(values: np.ndarray | None, kept: np.ndarray) -> np.ndarray | None:
+def _select(values: np.ndarray | None, kept: np.ndarray) -> np.ndarray | None:
     return None if values is None else values[kept]

@@ -2,44 +2,45 @@
 
 | cell | text |
 | --- | --- |
-| text | itself |
+| text | unchanged |
 | an int | its digits |
 | a list of parts `{"type": "text", "text": ...}` | their texts joined |
-| null | none: what that means is said by the reader of the column |
+| null | None; the reader of the column decides what it means |
 | anything else | ValueError that names its type |
 
-A tokenizer takes `</s>` or `<|im_end|>` for a control token wherever it stands. In a row it is
-something that somebody wrote, so it is put between two marks before the template is filled, and
-read as plain text between them. Only tokens that a tokenizer calls special
-are control tokens: `<think>` or `<tool_call>`, which answers rightly hold, stay what they are.
+A tokenizer reads `</s>` or `<|im_end|>` as a control token wherever it occurs. In a row, somebody
+wrote it as text. It is therefore put between two marks before the template is filled, and what is
+between the marks is read as plain text. Only tokens that the tokenizer calls special are control
+tokens: `<think>` or `<tool_call>`, which answers may contain, stay tokens.
 """
 
 import re
 from typing import Any, NamedTuple
 
+# Unicode noncharacters, put around a control token that is spelled in a row
 START, END = (
     "\ufdd0",
     "\ufdd1",
-)  # no characters, says Unicode; around a control token that a row spells
+)
 
 
 class Encoding(NamedTuple):
-    """A text in tokens."""
+    """A text as tokens."""
 
     ids: list[int]
-    offsets: list[tuple[int, int]]  # first and last character of each, in the text as marked
+    offsets: list[tuple[int, int]]  # first and last character of each token in the marked text
 
 
 def text_of(value: Any, column: str, remedy: str = "") -> str | None:
-    """Returns the text of a cell, see the table at the head of this module.
+    """Returns the text of a cell; see the table at the beginning of this module.
 
     Args:
-      value: what the cell holds.
-      column: its name, for the message.
-      remedy: what to do if it is no text; empty: to choose another column.
+      value: the content of the cell.
+      column: the name of the column, for the message.
+      remedy: the remedy in the message if the cell is not text; empty for a default.
 
     Raises:
-      ValueError: for what is no text.
+      ValueError: for a cell that is not text.
     """
     if value is None or isinstance(value, str):
         return value
@@ -50,13 +51,13 @@ def text_of(value: Any, column: str, remedy: str = "") -> str | None:
     shown = repr(value)
     shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
     raise ValueError(
-        f"column {column} holds {_kind(value)} ({shown}), which is no text; "
+        f"column {column} holds {_kind(value)} ({shown}), which is not text; "
         f"{remedy or 'choose a column of texts, or write this one as text'}"
     )
 
 
 def _is_part(part: Any) -> bool:
-    """Whether this is a part of text, perhaps with empty places of other kinds of parts."""
+    """Returns whether a value is a text part; keys of other kinds of parts may be null."""
     return (
         isinstance(part, dict)
         and part.get("type") == "text"
@@ -69,16 +70,16 @@ def _kind(value: Any) -> str:
     if isinstance(value, list):
         kinds = sorted({str(x["type"]) for x in value if isinstance(x, dict) and x.get("type")})
         return f"a list of parts of type {', '.join(kinds)}" if kinds else "a list"
-    return {dict: "an object", bool: "a truth value"}.get(type(value), f"a {type(value).__name__}")
+    return {dict: "an object", bool: "a boolean"}.get(type(value), f"a {type(value).__name__}")
 
 
 def is_marked(text: str) -> bool:
-    """Whether a text holds a control token that a row spells."""
+    """Returns whether a text contains a marked control token."""
     return START in text
 
 
 class ControlTokens:
-    """The control tokens of a tokenizer: found in rows, marked, and read as text."""
+    """The control tokens of a tokenizer; finds them in rows, marks them, and reads them as text."""
 
     def __init__(self, tokenizer: Any):
         added = tokenizer.added_tokens_decoder.values()
@@ -91,15 +92,15 @@ class ControlTokens:
         self._break = self._ids("\n")
 
     def mark(self, value: Any) -> tuple[Any, bool]:
-        """Returns a text, or lists and dicts of texts, with marks, and whether there are any.
+        """Returns a text, or lists and dicts of texts, with marks, and whether any were added.
 
         Raises:
-          ValueError: for a text that holds the marks themselves.
+          ValueError: for a text that already contains the marks.
         """
         if isinstance(value, str):
             if START in value or END in value:
                 raise ValueError(
-                    "a text holds U+FDD0 or U+FDD1, which Unicode keeps for programs' own use; "
+                    "a text holds U+FDD0 or U+FDD1, which Unicode reserves for internal use; "
                     "remove them"
                 )
             if not self._spelled.search(value):
@@ -116,11 +117,11 @@ class ControlTokens:
     def encode(self, text: str) -> Encoding:
         """Returns the tokens of a marked text.
 
-        Equal to `apply_chat_template(..., sanitize_control_tokens=True)` where the control
-        tokens are the same.
+        The result equals `apply_chat_template(..., sanitize_control_tokens=True)` where the
+        control tokens are the same.
 
         Raises:
-          ValueError: if the tokenizer makes the control token from plain text too.
+          ValueError: if the tokenizer makes the control token even from plain text.
         """
         ids: list[int] = []
         offsets: list[tuple[int, int]] = []
@@ -136,11 +137,11 @@ class ControlTokens:
         return Encoding(ids, offsets)
 
     def _add(self, ids: list, offsets: list, piece: str, *, at: int, plain: bool) -> None:
-        """Adds the tokens of a piece: behind a line break, as SentencePiece minds the beginning."""
+        """Adds a piece's tokens, read after a line break: the beginning of a text is special."""
         if not piece:
             return
         lead = "\n" if at else ""
-        # Without offsets a tokenizer serves plain templates, which need none.
+        # A slow tokenizer gives no offsets; it is used only with forms, which need none.
         options = {"split_special_tokens": plain, "return_offsets_mapping": self._tokenizer.is_fast}
         made = self._tokenizer(lead + piece, add_special_tokens=False, verbose=False, **options)
         first = len(self._break) if lead else 0
@@ -150,7 +151,7 @@ class ControlTokens:
         new = made["input_ids"][first:]
         if plain and self._tokenizer.convert_tokens_to_ids(piece) in new:
             raise ValueError(
-                f"the tokenizer makes the control token {piece} from plain text too; leave the "
+                f"the tokenizer makes the control token {piece} even from plain text; leave the "
                 "row out"
             )
         ids += new

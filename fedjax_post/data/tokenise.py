@@ -1,7 +1,7 @@
-"""A data set is tokenised once, whole, by `datasets.map`, and cached on disk.
+"""Tokenises a data set once, as a whole, by `datasets.map`, and caches the result on disk.
 
-The cache is of the rows, the tokenizer, the columns and the template, but of no length: rows are
-cut when they are read, so that the next start is quick at any `max_length`.
+The cache depends on the rows, the tokenizer, the columns and the template, but not on a length:
+rows are cut when they are read, so that the next start is quick at any `max_length`.
 """
 
 import logging
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 _LOG = logging.getLogger(__name__)
-_VERSION = 2  # of what the cache on disk holds; raise it when `make_encoder` changes
+_VERSION = 2  # of the format of the cache on disk; increase it when `make_encoder` changes
 
 
 class Notes(NamedTuple):
-    """What became of the rows of a data set, for its report."""
+    """What happened to the rows of a data set, for its report."""
 
-    rows: int = 0  # that were read
-    split_chats: int = 0  # of these, chats that became several rows
-    spelled_rows: int = 0  # rows that spell control tokens, read as text
-    unlike_prompts: int = 0  # rows whose prompt a server would write in other tokens
+    rows: int = 0  # rows read
+    split_chats: int = 0  # chats among them that became several rows
+    spelled_rows: int = 0  # rows that spell control tokens, which are read as text
+    unlike_prompts: int = 0  # rows whose prompt a server would write with other tokens
     unused_columns: tuple[str, ...] = ()
 
 
@@ -40,8 +40,8 @@ class Tokenised(NamedTuple):
     start: np.ndarray  # [num_rows], int64: first token within the chunk
     length: np.ndarray  # [num_rows], int64, tokens
     prompt_length: np.ndarray  # [num_rows], int32: tokens before the last response
-    first: np.ndarray  # [num_rows], int32: the first token that is learned, at least 1
-    row: np.ndarray  # [num_rows], int: number in the source
+    first: np.ndarray  # [num_rows], int32: the first learned token, at least 1
+    row: np.ndarray  # [num_rows], int: number of the row in the source
     label: np.ndarray | None
     client: np.ndarray | None
     notes: Notes
@@ -56,7 +56,7 @@ def tokenise(
     against: str | None = None,
     origin: Origin = Origin(),  # noqa: B008 - immutable
 ) -> Tokenised:
-    """Returns the rows in tokens.
+    """Returns the rows as tokens.
 
     Args:
       rows: a `datasets.Dataset`.
@@ -67,12 +67,12 @@ def tokenise(
       origin: where the rows come from, for messages.
 
     Raises:
-      ValueError: as `make_encoder`; without rows; and for a row without a client where there is
-        a column of clients.
+      ValueError: as `make_encoder`; for a data set without rows; and for a row without a client
+        where there is a column of clients.
     """
     if not len(rows):
         raise ValueError("`dataset` has no rows; choose another one, or another split of it")
-    made = _mapped(rows, tokenizer, columns, template=template, against=against, origin=origin)
+    made = _encode(rows, tokenizer, columns, template=template, against=against, origin=origin)
     chunks = made.data.column("tokens").chunks
     offsets = [chunk.offsets.to_numpy() for chunk in chunks]
     row = _numbers(made, "row")
@@ -91,7 +91,7 @@ def tokenise(
         unlike_prompts=int(_numbers(made, "unlike").sum()),
         unused_columns=tuple(sorted(set(rows.column_names) - used)),
     )
-    _tell(notes, row, made, origin=origin)
+    _warn(notes, row, made, origin=origin)
     return Tokenised(
         values=tuple(chunk.values.to_numpy(zero_copy_only=True) for chunk in chunks),
         chunk=np.repeat(np.arange(len(chunks), dtype=np.int32), [len(c) for c in chunks]),
@@ -106,7 +106,7 @@ def tokenise(
     )
 
 
-def _mapped(
+def _encode(
     rows: "Dataset",
     tokenizer,
     columns: Columns,
@@ -115,7 +115,7 @@ def _mapped(
     against: str | None,
     origin: Origin,
 ) -> "Dataset":
-    """Returns the columns of `make_encoder`, from the cache if they are there."""
+    """Returns the columns of `make_encoder`, from the cache if it has them."""
     import datasets
     from datasets.fingerprint import Hasher
 
@@ -127,7 +127,7 @@ def _mapped(
     recipe = [_VERSION, rows._fingerprint, _identity(tokenizer), tuple(columns), template, against]
     fingerprint = Hasher.hash(recipe)
     cache_file = None
-    if not rows.cache_files:  # rows in memory have no folder of their own to cache in
+    if not rows.cache_files:  # rows in memory have no folder for their cache
         folder = Path(datasets.config.HF_DATASETS_CACHE) / "fedjax_post"
         folder.mkdir(parents=True, exist_ok=True)
         cache_file = str(folder / f"tokens-{fingerprint}.arrow")
@@ -149,29 +149,29 @@ def _mapped(
     )
 
 
-def _tell(notes: Notes, row: np.ndarray, made: "Dataset", *, origin: Origin) -> None:
-    """Logs what a reader of the rows would not expect."""
+def _warn(notes: Notes, row: np.ndarray, made: "Dataset", *, origin: Origin) -> None:
+    """Logs what a user would not expect of the rows."""
     if notes.split_chats:
         _LOG.warning(
-            "the chat template writes earlier answers otherwise than the last one: %d of %d chats "
-            "became a row for each answer, %d rows in all",
+            "the chat template writes earlier answers differently from the last one: %d of %d "
+            "chats became one row for each answer, %d rows in all",
             *(notes.split_chats, notes.rows, len(row)),
         )
     if notes.spelled_rows:
         _LOG.warning(
-            "%d rows spell control tokens in their text, such as row %s; they are read as text",
+            "%d rows spell control tokens in their text, such as row %s; these are read as text",
             *(notes.spelled_rows, origin.row(row[_numbers(made, "spelled")][0])),
         )
     if notes.unlike_prompts:
         _LOG.warning(
-            "in %d rows, such as row %s, the prompt has other tokens than where it stands alone, "
-            "as a server would write it",
+            "in %d rows, such as row %s, the prompt has other tokens than a server would give it, "
+            "which tokenises the prompt without the answer",
             *(notes.unlike_prompts, origin.row(row[_numbers(made, "unlike")][0])),
         )
 
 
 def _identity(tokenizer) -> list[str]:
-    """Returns texts that differ wherever two tokenizers would."""
+    """Returns texts that differ between any two tokenizers that differ."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     vocabulary = backend.to_str() if backend else repr(sorted(tokenizer.get_vocab().items()))
     return [vocabulary, repr(tokenizer.chat_template), repr(tokenizer.special_tokens_map)]
@@ -182,7 +182,7 @@ def _numbers(made: "Dataset", column: str) -> np.ndarray:
 
 
 def _values(made: "Dataset", column: str | None) -> np.ndarray | None:
-    """Returns a column for grouping: integers as they are, all else as text."""
+    """Returns a column for grouping: integers unchanged, everything else as text."""
     if column is None:
         return None
     values = made.data.column(column)

@@ -1,15 +1,15 @@
-"""Columns with types become text, where the type says what the text is.
+"""Converts typed columns to text, where the type determines the text.
 
 | type | text |
 | --- | --- |
-| text, null | itself |
+| text, null | unchanged |
 | whole numbers | their digits |
-| categories, `ClassLabel` included | the category's name |
+| categories, such as `ClassLabel` | the name of the category |
 | lists and objects of these | lists and objects of text |
-| functions and calls of them (`STRUCTURES`) | their JSON text |
-| all else: fractions, booleans, dates, bytes, images | refused, since it has several spellings |
+| functions and calls of functions (`STRUCTURES`) | their JSON text |
+| others: fractions, booleans, dates, bytes, images | refused, since several spellings exist |
 
-Only columns that are used are looked at.
+Only the columns that are used are checked.
 """
 
 import functools
@@ -20,24 +20,24 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from fedjax_post.data.columns import STRUCTURES
-from fedjax_post.data.stored import batch_of, features_of, grown
+from fedjax_post.data.stored import extend_columns, features_of, make_batch
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-_VERSION = 2  # of what the cache on disk holds; raise it when `_text` changes
+_VERSION = 2  # of the format of the cache on disk; increase it when `_text` changes
 _REMEDY = "convert it to text, since it has several spellings"
 
 
 def from_memory(rows: Iterable[Mapping[str, Any]]) -> "Dataset":
-    """Returns rows in memory as a data set of text, as a file of them would give it.
+    """Returns rows in memory as a data set of text, as reading a file with them would.
 
     Args:
-      rows: of text, whole numbers, None, and lists and dicts of these. A column that holds
-        anything else keeps its type, and is refused by whoever uses it.
+      rows: of text, whole numbers, None, and lists and dicts of these. A column with any
+        other value keeps its type, and raises an error only where it is used.
 
     Raises:
-      ValueError: for a column of values that no table can hold together.
+      ValueError: for a column of values that do not fit into one table.
     """
     import pyarrow as pa
     from datasets import Dataset
@@ -50,11 +50,11 @@ def from_memory(rows: Iterable[Mapping[str, Any]]) -> "Dataset":
         try:
             block = [_text({name: cell}) for cell in cells]
         except TypeError:
-            arrays[name] = _typed(name, cells)
+            arrays[name] = _make_typed(name, cells)
             fields[name] = pa.field(name, arrays[name].type)
         else:
-            columns = grown({}, block)
-            arrays[name] = batch_of(block, columns).column(0)
+            columns = extend_columns({}, block)
+            arrays[name] = make_batch(block, columns).column(0)
             fields[name] = features_of(columns).arrow_schema.field(0)
     return Dataset(
         InMemoryTable.from_arrays(list(arrays.values()), schema=pa.schema(fields.values()))
@@ -68,16 +68,16 @@ def as_text(
     flat: Collection[str] = (),
     row_fn: Callable[[int], object] = int,
 ) -> "Dataset":
-    """Returns rows of which some columns are text; what is text already is left as it is.
+    """Returns rows in which some columns are converted to text; text columns stay unchanged.
 
     Args:
       rows: of any types.
       names: the columns that are used.
-      flat: those of them that hold no lists or objects.
-      row_fn: what a row is called in messages, by its number.
+      flat: those of them that must hold no lists or objects.
+      row_fn: row number -> the name of the row in messages.
 
     Raises:
-      ValueError: for a value whose text cannot be told, naming row, column, type and remedy.
+      ValueError: for a value without a unique text, with row, column, type and remedy.
     """
     import datasets
     from datasets.fingerprint import Hasher
@@ -94,7 +94,7 @@ def as_text(
         return rows
     features = {name: rows.features[name] for name in wanted}
     made = rows.select_columns(list(wanted)).map(
-        functools.partial(_converted, features, flat, row_fn),
+        functools.partial(_convert, features, flat, row_fn),
         batched=True,
         with_indices=True,
         features=datasets.Features(wanted),
@@ -104,14 +104,14 @@ def as_text(
     return datasets.concatenate_datasets([rows.remove_columns(list(wanted)), made], axis=1)
 
 
-def _converted(
+def _convert(
     features: Mapping[str, Any],
     flat: Collection[str],
     row_fn: Callable[[int], object],
     batch: Mapping[str, list],
     places: list[int],
 ) -> dict[str, list]:
-    """Returns columns as text."""
+    """Returns the columns of a batch as text."""
     found: dict[str, list] = {}
     for name, feature in features.items():
         found[name] = []
@@ -128,17 +128,17 @@ def _converted(
 
 
 def _text(value: Any, feature: Any = None) -> Any:
-    """Returns a value as text, or a structure of text.
+    """Returns a value as text, or as a structure of text.
 
     Raises:
-      TypeError: saying what the value is.
+      TypeError: with a description of the value.
     """
     from datasets import ClassLabel
 
     if value is None or isinstance(value, str):
         return value
     if isinstance(feature, ClassLabel):
-        return feature.names[value] if value >= 0 else None  # a test split often hides its labels
+        return feature.names[value] if value >= 0 else None  # -1 marks a hidden label
     if isinstance(value, numbers.Integral) and not isinstance(value, bool):
         return str(int(value))
     if isinstance(value, list | tuple):
@@ -156,7 +156,7 @@ def _text(value: Any, feature: Any = None) -> Any:
 
 
 def _is_text(feature: Any) -> bool:
-    """Whether all scalars of a column are text by its type."""
+    """Returns whether the type of a column makes all its scalars text."""
     from datasets import Json, Value
 
     if isinstance(feature, Json):
@@ -168,8 +168,8 @@ def _is_text(feature: Any) -> bool:
     return hasattr(feature, "feature") and _is_text(feature.feature)
 
 
-def _typed(name: str, cells: list) -> Any:
-    """Returns a column that is not all text."""
+def _make_typed(name: str, cells: list) -> Any:
+    """Returns a column that contains values other than text."""
     import pyarrow as pa
 
     try:

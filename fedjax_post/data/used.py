@@ -1,4 +1,4 @@
-"""The columns of a data set that a run uses: text in every row, and there in every file."""
+"""Converts the columns that a run uses to text, and checks that every file has them."""
 
 import string
 from collections.abc import Sequence
@@ -12,30 +12,30 @@ from fedjax_post.data.typed import as_text
 if TYPE_CHECKING:
     from datasets import Dataset
 
-_NEEDED = ("prompt", "response", "messages", "label")  # others may be empty
+_NEEDED = ("prompt", "response", "messages", "label")  # columns of other roles may be empty
 
 
 def read_used(
     splits: Splits, columns: Columns, *, template: str, others: Sequence[str] = ()
 ) -> Splits:
-    """Returns splits of which the columns that are used are text.
+    """Returns splits in which the columns that are used are converted to text.
 
     Args:
-      splits: of any types; rows may be in any order.
-      columns: which column plays which role.
-      template: its format string may name further columns.
+      splits: with columns of any types, and rows in any order.
+      columns: the column of each role.
+      template: a format string may name further columns.
       others: further columns that are used.
 
     Raises:
-      ValueError: for a value that is no text, see `as_text`, and for a file without a column that
-        others beside it have.
+      ValueError: for a value that is not text, see `as_text`, and for a file that lacks a column
+        which other files of the data set have.
     """
     used = {*others, *(name for name in columns if name is not None)}
     if "{" in template:
         try:
             used |= {name.split(".")[0].split("[")[0] for name in _names_in(template)}
         except ValueError as error:
-            raise ValueError(f"template={template!r} is no format string: {error}") from None
+            raise ValueError(f"template={template!r} is not a format string: {error}") from None
     needed = {*others, *(getattr(columns, role) for role in _NEEDED)}
     flat = [name for name in (columns.label, columns.client) if name is not None]
 
@@ -56,7 +56,7 @@ def _names_in(template: str) -> list[str]:
 
 
 def _check_files(rows: "Dataset", origin: Origin, needed: Sequence[str]) -> None:
-    """Refuses files of one data set that do not name their columns alike."""
+    """Raises if files of one data set do not have the same names for needed columns."""
     if len(origin.files) < 2 or not any(rows.data.column(name).null_count for name in needed):
         return
     names = [column_names(file) for file in origin.files]
@@ -66,6 +66,6 @@ def _check_files(rows: "Dataset", origin: Origin, needed: Sequence[str]) -> None
         ]
         if lacking:
             raise ValueError(
-                f"dataset={file.path} has no column {', '.join(lacking)}, as other files beside it "
-                f"have; it has {', '.join(found)}: rename them, or take the file away"
+                f"dataset={file.path} has no column {', '.join(lacking)}, which other files beside "
+                f"it have; it has {', '.join(found)}: rename them, or remove the file"
             )

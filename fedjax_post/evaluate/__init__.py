@@ -1,4 +1,4 @@
-"""What a model is worth: held-out loss, exact match, and what needs no model at all."""
+"""Scores of models: held-out loss, exact match, and baselines that need no model."""
 
 from fedjax_post.evaluate.baselines import exact_match, majority_answers, nearest_answers
 from fedjax_post.evaluate.generation import greedy_answers, matches, reference_answers

@@ -23,16 +23,16 @@ def greedy_answers(
     eos_id: int,
     batch_size: int = 32,
 ) -> list[str]:
-    """Returns what the model answers to each row's prompt, by greedy decoding.
+    """Returns the model's answer to each row's prompt, by greedy decoding.
 
-    An answer may be as long as the table's longest response, where the model's
-    context has room for it behind the longest prompt. One shape is compiled for
-    a table, whatever rows are asked for: the last batch is padded.
+    An answer may be as long as the table's longest response, if the model's context has
+    room for it after the longest prompt. One shape is compiled for each table,
+    whatever the number of rows: the last batch is padded.
 
     Args:
-      model: the frozen model, or another that can `answer`.
-      params: merged over it.
-      table: tokenised rows; in a chat, the prompt is all before the last response.
+      model: the frozen model, or another object with the method `answer`.
+      params: merged over the model.
+      table: tokenised rows; in a chat, the prompt is everything before the last response.
       rows: `[n]` int, row numbers.
       decode_fn: token ids without the end token -> text.
       eos_id: the token that ends an answer.
@@ -41,12 +41,12 @@ def greedy_answers(
     width = int(table.prompt_length.max())
     longest = longest_response(table)
     num_new = longest
-    if hasattr(model, "config"):  # a model elsewhere says itself what is too long for it
+    if hasattr(model, "config"):  # a hosted model raises an error itself if this is too long
         num_new = min(longest, model.config.max_positions - width - model.prompt_length(params))
     answers = []
     for start in range(0, len(rows), batch_size):
         part = rows[start : start + batch_size]
-        prompts, mask = _left_padded(table, part, width=width, num_rows=batch_size)
+        prompts, mask = _pad_left(table, part, width=width, num_rows=batch_size)
         tokens = model.answer(
             params,
             jnp.asarray(prompts),
@@ -63,7 +63,14 @@ def greedy_answers(
 def reference_answers(
     table: TokenTable, *, rows: np.ndarray, decode_fn: DecodeFn, eos_id: int
 ) -> list[str]:
-    """Returns the text of each row's last response, decoded as an answer is."""
+    """Returns the text of each row's last response, decoded like an answer.
+
+    Args:
+      table: tokenised rows.
+      rows: `[n]` int, row numbers.
+      decode_fn: token ids without the end token -> text.
+      eos_id: the token that ends a response.
+    """
     answers = []
     for row in rows.tolist():
         start, length = int(table.prompt_length[row]), int(table.length[row])
@@ -75,10 +82,19 @@ def reference_answers(
 def matches(
     answers: Sequence[str], references: Sequence[str], *, labels: Sequence[str] = ()
 ) -> np.ndarray:
-    """Returns whether each answer equals its reference, spaces around them aside, bool `[n]`.
+    """Returns whether each answer equals its reference, ignoring spaces around them, bool `[n]`.
 
-    Where only some labels are answers, an answer is the label that it begins with: a base that
-    never ends a text can still be read.
+    Args:
+      answers: `[n]` texts.
+      references: `[n]` texts.
+      labels: the possible answers; empty for any text. With labels, an answer counts as the
+        longest label that it begins with, so that a base that never ends a text can be scored.
+
+    Example:
+      >>> matches(["cold wet ", "tool and more"], ["cold wet", "tool"]).tolist()
+      [True, False]
+      >>> matches(["tool and more"], ["tool"], labels=("tool", "food")).tolist()
+      [True]
     """
     read = [_label_of(answer, labels) if labels else answer.strip() for answer in answers]
     pairs = zip(read, references, strict=True)
@@ -86,21 +102,21 @@ def matches(
 
 
 def _label_of(answer: str, labels: Sequence[str]) -> str | None:
-    """The longest label that an answer begins with, as whole words; None if it is none of them."""
+    """Returns the longest label that the answer begins with, as whole words, or None."""
     text = answer.strip()
     fits = [label for label in labels if re.match(rf"{re.escape(label)}(?!\w)", text)]
     return max(fits, key=len, default=None)
 
 
 def longest_response(table: TokenTable) -> int:
-    """Returns the tokens of the longest last response, its end included."""
+    """Returns the number of tokens of the longest last response, including its end."""
     return int((table.length - table.prompt_length).max())
 
 
-def _left_padded(
+def _pad_left(
     table: TokenTable, rows: np.ndarray, *, width: int, num_rows: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Prompts `[num_rows, width]` that end at the right edge, and where they are real."""
+    """Returns prompts `[num_rows, width]` that end at the right edge, and the mask of tokens."""
     tokens, _ = gather(table, rows)
     prompts = np.full((num_rows, width), table.pad_id, np.int32)
     mask = np.zeros((num_rows, width), bool)

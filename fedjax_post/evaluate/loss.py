@@ -1,4 +1,4 @@
-"""Held-out loss: nats per response token of a table's rows, a compiled batch at a time."""
+"""Held-out loss in nats per response token, computed in batches of one compiled shape."""
 
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ PyTree = Any
 
 
 class RowLosses(NamedTuple):
-    """The loss of every row, as a sum and a count, so that any group of rows has its mean."""
+    """The loss of every row as a sum and a count, so that means over any rows can be computed."""
 
     nats: np.ndarray  # [n], float64: summed over the row's response tokens
     num_tokens: np.ndarray  # [n], int64: response tokens, at least 1
@@ -32,11 +32,11 @@ def row_losses(
 
     Args:
       model: the frozen model.
-      params: merged over it.
+      params: merged over the model.
       table: tokenised rows.
       rows: `[n]` int, row numbers.
-      batch_size: rows in one compiled call; logits exist only where a response is, a
-        strip of them at a time.
+      batch_size: rows in one compiled call. Logits are computed only where a response is, for
+        a part of the tokens at a time.
     """
     sums, counts = [], []
     for start in range(0, len(rows), batch_size):

@@ -1,4 +1,4 @@
-"""Held-out pairs: whether a model prefers what was preferred, against the model it came from."""
+"""Held-out preference pairs: whether training made a model prefer the preferred responses."""
 
 from typing import Any
 
@@ -22,17 +22,17 @@ def reward_margins(
 ) -> np.ndarray:
     """Returns each pair's margin of implicit rewards over beta, nats, `[n]` float64.
 
-    The log-probability of the preferred response less that of the other, by the model, less the
-    same by the model as it was loaded (Rafailov et al. 2023, arXiv:2305.18290, equation 7).
-    Above 0 the model prefers what was preferred more than it did.
+    This is the log-probability of the preferred response minus that of the rejected one by the
+    model, minus the same difference by the model as it was loaded (Rafailov et al. 2023,
+    arXiv:2305.18290, equation 7). Above 0, training has increased the preference for the
+    preferred response.
 
     Args:
       model: the frozen model.
-      params: merged over it.
-      tables: the preferred responses, and the others.
+      params: merged over the model.
+      tables: the rows with preferred responses, and with rejected responses.
       rows: `[n]` int, row numbers.
-      preferred: `[n]`, the losses of the preferred responses by the model, nats, where they are
-        known already.
+      preferred: `[n]`, the model's losses of the preferred responses, nats, if already known.
       batch_size: rows in one compiled call.
     """
 

@@ -1,7 +1,7 @@
-"""What the adapter_config.json of a PEFT folder may say; all else is refused by name and value.
+"""Reads the adapter_config.json of a PEFT folder; unsupported settings are refused by name.
 
-A field that is not listed here must be empty, so that a variant that peft learns after this
-was written is refused, not loaded as plain LoRA.
+A field that is not listed here must be empty, so that a variant which is added to peft later
+is refused, rather than loaded as plain LoRA.
 """
 
 import re
@@ -17,11 +17,11 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 BIN = "adapter_model.bin"
 MOST = 500  # characters of a pattern
-MOST_REPEATS = 3  # in one pattern, beside the one that peft puts in front
+MOST_REPEATS = 3  # in one pattern, in addition to the one that peft adds in front
 
-# Initialisations that leave the base as it was; the others take their start out of its weights
+# Initialisations that leave the base weights unchanged; the others change them
 _INITS = (True, False, None, "gaussian", "orthogonal", "eva", "mica")
-# Fields that do not change what the stored factors mean, or only where another field is set
+# Fields that do not change the meaning of the factors, or only if another field is set
 _HARMLESS = {
     *("auto_mapping", "base_model_name_or_path", "eva_config", "fan_in_fan_out", "inference_mode"),
     *("layers_pattern", "layers_to_transform", "loftq_config", "megatron_core", "peft_type"),
@@ -32,18 +32,18 @@ _PARTS = re.compile(
     r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|(?P<group>\))?(?P<repeat>[*+?]|\{\d+(?:,\d*)?\})[?+]?|.", re.S
 )
 _REMEDY = (
-    "only plain LoRA is; where peft can merge it into its base (merge_and_unload), load what that "
-    "writes as a model"
+    "only plain LoRA is; if peft can merge it into its base (merge_and_unload), do so and load "
+    "the result as a model"
 )
 
 
 def is_rank(value: Any) -> bool:
-    """Returns whether a value of JSON can be a rank."""
+    """Returns whether a JSON value can be a rank."""
     return type(value) is int and 1 <= value < 2**31
 
 
 def is_alpha(value: Any) -> bool:
-    """Returns whether a value of JSON can be a scale's numerator."""
+    """Returns whether a JSON value can be the numerator of a scale."""
     return type(value) in (int, float) and abs(value) < 1e30
 
 
@@ -52,7 +52,7 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
 
     Raises:
       FileNotFoundError: if the folder has no adapter, or one in another format.
-      ValueError: if it is damaged, or says something that is not supported.
+      ValueError: if it is damaged, or has a setting that is not supported.
     """
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).exists():
@@ -73,17 +73,17 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         if not fits:
             raise ValueError(f"{path}: {name}={reprlib.repr(value)} is not supported; {_REMEDY}")
     if "lora_alpha" not in config or "r" not in config:
-        raise ValueError(f"{path} lacks r or lora_alpha; is it whole?")
+        raise ValueError(f"{path} lacks r or lora_alpha; check that it is complete")
     return config
 
 
 def match_pattern(patterns: Json | None, module: str, default: Any) -> Any:
-    """Returns the value of the first pattern that matches the end of a module's name, as peft does.
+    """Returns the value of the first pattern that matches the end of a module's name, as in peft.
 
     Args:
-      patterns: regular expression -> value, as `rank_pattern` and `alpha_pattern` hold them.
+      patterns: regular expression -> value, as in `rank_pattern` and `alpha_pattern`.
       module: dotted name of a layer.
-      default: where none matches.
+      default: the result if none matches.
     """
     for key, value in (patterns or {}).items():
         if re.match(rf"(.*\.)?({key})$", module):
@@ -92,10 +92,10 @@ def match_pattern(patterns: Json | None, module: str, default: Any) -> Any:
 
 
 def is_bounded(pattern: str) -> bool:
-    """Returns whether a regular expression matches a name in little time.
+    """Returns whether a regular expression can be matched quickly with any name.
 
-    One of few repeats, none of a group: tried at every place of a name of N characters, n of
-    them cost at most N^n steps. A repeated group may cost 2^N.
+    This is the case with few repeats, and none of a group: n repeats, tried at every place of a
+    name of N characters, cost at most N^n steps. A repeated group may cost 2^N.
     """
     if len(pattern) > MOST or "(?" in pattern.replace("(?:", ""):
         return False

@@ -1,17 +1,17 @@
-"""What a run deploys, as a folder that can be used by itself: written, and read back.
+"""Writes what a run deploys as a folder that can be used by itself, and reads it back.
 
-| made | files |
+| trained | files |
 | --- | --- |
-| factors | PEFT's |
-| a prompt | PEFT's, or of words `prompt.json`; beside factors or weights in `prompt/` |
-| weights, or what was folded into them | a Hugging Face model's, with `generation_config.json` |
-| what several models are steered by | `leaves.npz`, which is not read back |
+| factors | those of PEFT |
+| a prompt | those of PEFT, or `prompt.json` for tokens; in `prompt/` beside factors or weights |
+| weights, or additions to them | a Hugging Face model's, with `generation_config.json` |
+| parameters that steer several models | `leaves.npz`, which cannot be read back |
 | nothing | none |
 
-Beside them stand the tokenizer, as the run used it, an example of a prompt as it is served
-(`example_prompt.txt`), the format of prompts where the tokenizer has no chat template for them
-(`prompt_template.txt`), and a card (`README.md`). Nothing in the folder depends on where it
-lies or when it was written: equal runs write equal bytes.
+In addition, the folder contains the tokenizer as the run used it, an example of a prompt as it is
+served (`example_prompt.txt`), the format of prompts if this is not the tokenizer's chat template
+(`prompt_template.txt`), and a card (`README.md`). Nothing in the folder depends on its path or
+on the time: equal runs write equal bytes.
 """
 
 import copy
@@ -37,12 +37,12 @@ _flat = jax.tree_util.tree_leaves_with_path
 
 
 class About(NamedTuple):
-    """What an artefact says of itself, beside what was trained."""
+    """The description of an artefact, in addition to what was trained."""
 
-    tokenizer: Any = None  # with the end of sequence that answers were trained to end with
-    example: str = ""  # a prompt as it is served, its special tokens spelled
-    template: str = ""  # the format of prompts, where it is not the tokenizer's chat template
-    facts: tuple[tuple[str, str], ...] = ()  # lines of the card: what, and its value
+    tokenizer: Any = None  # with the end-of-sequence token that ended answers in training
+    example: str = ""  # a prompt as it is served, with its special tokens spelled
+    template: str = ""  # the format of prompts, if it is not the tokenizer's chat template
+    facts: tuple[tuple[str, str], ...] = ()  # lines of the card: name and value
 
 
 def write(
@@ -53,35 +53,35 @@ def write(
     base: str,
     about: About = About(),  # noqa: B008
 ) -> bool:
-    """Writes what is deployed as one folder, without the base where it is not changed.
+    """Writes what is deployed as one folder, without the base if that is unchanged.
 
     Args:
-      directory: made if missing.
+      directory: created if missing.
       model: as deployed.
-      params: merged over it.
-      base: the base's name or folder, as the user gave it. It goes into the folder, so that
-        `peft` finds the base; of a built-in one the folder where it is installed does.
-      about: what the folder says of itself.
+      params: merged over the model.
+      base: name or folder of the base, as the user gave it. It is written to the folder, so that
+        `peft` finds the base; for a built-in base, the folder where it is installed is written.
+      about: the description of the artefact.
 
     Returns:
-      Whether anything of it is derived from the base's weights.
+      Whether any part of the folder is derived from the base's weights.
     """
     directory.mkdir(parents=True, exist_ok=True)
     rest = {name: tree for name, tree in params.items() if name != "prompt"}
     whole = changes_base(model, params)
-    told = {"base_name": str(find_folder(base)) if base in BUILTIN else base}
+    source = {"base_name": str(find_folder(base)) if base in BUILTIN else base}
     if params.get("prompt"):
         tokens = np.asarray(params["prompt"].get("tokens", ()), np.int32).tolist()
         spell = about.tokenizer and about.tokenizer.decode
         text = spell(tokens, skip_special_tokens=True) if spell and tokens else ""
         prompt = {"prompt": params["prompt"]}
         save_prompt(
-            directory / _PROMPT if rest or whole else directory, model, prompt, text=text, **told
+            directory / _PROMPT if rest or whole else directory, model, prompt, text=text, **source
         )
     if whole:
         save_model(directory, model, params=rest)
     elif rest and isinstance(model, LanguageModel):
-        save_adapter(directory, model, rest, **told)
+        save_adapter(directory, model, rest, **source)
     elif rest:
         leaves = {jax.tree_util.keystr(path): leaf for path, leaf in _flat(rest)}
         np.savez(directory / _LEAVES, **leaves)
@@ -90,14 +90,20 @@ def write(
 
 
 def changes_base(model: LanguageModel, params: PyTree) -> bool:
-    """Returns whether weights of the base itself were changed, so that they are written too."""
+    """Returns whether weights of the base were changed, so that they must be written too."""
     if not isinstance(model, LanguageModel):  # several models that answer together
         return False
     return "residual" in model.variables or not set(params) <= {"prompt", "lora"}
 
 
 def read(directory: Path, *, base: str, dtype: str = "float32") -> tuple[LanguageModel, PyTree]:
-    """Returns the model and parameters that `write` wrote, the base read anew where needed."""
+    """Returns the model and parameters that `write` wrote.
+
+    Args:
+      directory: the folder.
+      base: name or folder of the base, which is read if the folder has no weights of its own.
+      dtype: dtype of the model.
+    """
     params: PyTree = {}
     whole = (directory / "config.json").exists()
     model = load_model(str(directory) if whole else base, dtype=dtype)
@@ -111,11 +117,11 @@ def read(directory: Path, *, base: str, dtype: str = "float32") -> tuple[Languag
 
 
 def _describe(directory: Path, about: About, *, base: str, whole: bool) -> None:
-    """Writes all that is not weights."""
+    """Writes everything except weights."""
     if about.tokenizer is not None:
         tokenizer = copy.deepcopy(about.tokenizer)
         backend = getattr(tokenizer, "backend_tokenizer", None)
-        if backend is not None:  # how the last call padded its rows would be kept
+        if backend is not None:  # otherwise the padding of the last call would be saved
             backend.no_padding()
             backend.no_truncation()
         tokenizer.save_pretrained(directory)

@@ -1,4 +1,4 @@
-"""The card of an artefact: what it is, how it was made, how it is loaded, what it is not."""
+"""Makes the card of an artefact: what it is, how it was made, how to load it, and its limits."""
 
 from collections.abc import Iterable, Set
 
@@ -25,8 +25,8 @@ _CARD = """---
 
 # {title}
 
-A research artefact of a simulated federation, made by `fedjax_post`. It was scored on nothing but
-what is listed here and reviewed by nobody; it is fit for experiments, not for use.
+A research artefact of a simulated federation, made by `fedjax_post`. It was evaluated only as
+listed here, and nobody has reviewed it. It is meant for experiments, not for production use.
 
 | | |
 | --- | --- |
@@ -46,17 +46,17 @@ from pathlib import Path
 {files}
 """
 _FILES = {
-    WEIGHTS: "what was trained, without the base",
-    CONFIG: "how `peft` puts it over the base, and where the base was found",
+    WEIGHTS: "the trained parameters, without the base",
+    CONFIG: "how `peft` applies it to the base, and where the base was found",
     SINGLE: "all weights of the model",
-    "config.json": "its architecture",
+    "config.json": "the architecture of the model",
     "generation_config.json": "the tokens that begin, end and pad a text",
-    TEXT: "a prompt of words: its tokens, and what they spell",
-    "prompt": "a prompt that belongs to the rest",
-    "leaves.npz": "the arrays by which several models are steered; they are not read back",
-    "tokenizer.json": "the tokenizer as it was trained with, beside its configuration",
-    "chat_template.jinja": "how the tokenizer writes a chat",
-    "example_prompt.txt": "a prompt, to the letter, as the model was given it",
+    TEXT: "a prompt of words: its tokens and its text",
+    "prompt": "a prompt that is used together with the rest",
+    "leaves.npz": "the arrays that steer several models; they cannot be read back",
+    "tokenizer.json": "the tokenizer that was used in training, beside its configuration",
+    "chat_template.jinja": "the tokenizer's format of chats",
+    "example_prompt.txt": "an example of a prompt, exactly as the model was given it",
     "prompt_template.txt": "the format of prompts, for `str.format`",
 }
 
@@ -67,14 +67,14 @@ def make_card(
     """Returns the text of a folder's README.md.
 
     Args:
-      files: names of what lies in the folder; they say what it is.
-      base: the base's name or folder, as the user gave it.
-      weights: hash of the base's weights, "" if they are not at hand.
-      facts: further lines of the table: what, and its value.
+      files: names of the files in the folder, which determine its kind.
+      base: name or folder of the base, as the user gave it.
+      weights: hash of the base's weights, "" if they are not available.
+      facts: further lines of the table: name and value.
     """
     kind, loads = _kind(files)
     licence = next((entry.licence for entry in CHECKPOINTS if entry.name == base), None)
-    given = f"{licence.value} (says {licence.source}, {licence.date})" if licence else UNKNOWN
+    given = f"{licence.value} (source: {licence.source}, {licence.date})" if licence else UNKNOWN
     rows = [("base", f"`{base}`"), ("SHA-256 of the base's weights", weights or UNKNOWN)]
     rows += [("licence of the base", given), *facts]
     found = f"fedjax_post.hub.files.find_folder({base!r})" if base in BUILTIN else repr(base)
@@ -94,14 +94,17 @@ def make_card(
 
 
 def _kind(files: Set[str]) -> tuple[str, str]:
-    """What the folder holds, and how other libraries load it."""
+    """Returns what the folder holds, and how other libraries load it."""
     if SINGLE in files:
         return "A language model", _WHOLE
     if CONFIG in files:
         return "An adapter", _PEFT
     if TEXT in files:
         return "A prompt", ""
-    return "What steers several models" if "leaves.npz" in files else "A base as it was", ""
+    return (
+        "Parameters that steer several models" if "leaves.npz" in files else "An unchanged base",
+        "",
+    )
 
 
 def _cell(text: str) -> str:

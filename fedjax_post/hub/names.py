@@ -1,17 +1,17 @@
-"""Where the weights of each family stand in its published files."""
+"""The names of each family's weights in its published files."""
 
 from typing import NamedTuple
 
 
 class Tensor(NamedTuple):
-    """Where one of our leaves stands in a published file; `{i}` is the layer."""
+    """The published tensor of one of our leaves; `{i}` is the layer."""
 
     name: str
     transposed: bool = False  # stored [out, in], as torch's Linear does
 
 
 def _linears(ours: str, theirs: str, names: dict[str, str], transposed: bool = True):
-    """Kernels and biases of linear layers: our name -> theirs, below two prefixes."""
+    """Returns kernels and biases of linear layers: our name -> theirs, below two prefixes."""
     table = {}
     for name, stored in names.items():
         table[f"{ours}.{name}.kernel"] = Tensor(f"{theirs}.{stored}.weight", transposed)
@@ -20,7 +20,7 @@ def _linears(ours: str, theirs: str, names: dict[str, str], transposed: bool = T
 
 
 def _norms(theirs: str, names: dict[str, str]) -> dict[str, Tensor]:
-    """Scales and biases of norms: our name below "layers" -> theirs."""
+    """Returns scales and biases of norms: our name below "layers" -> theirs."""
     table = {}
     for name, stored in names.items():
         table[f"layers.{name}.scale"] = Tensor(f"{theirs}.{stored}.weight")

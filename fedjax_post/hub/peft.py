@@ -1,4 +1,4 @@
-"""Adapters in and out, as the folders that `peft` reads and writes."""
+"""Reads and writes adapters as folders in the format of `peft`."""
 
 import re
 from pathlib import Path
@@ -30,19 +30,33 @@ def save_adapter(
 ) -> None:
     """Writes an adapter as a PEFT folder.
 
-    Components whose scale is 0 are left out, and what is left is written with
-    the rank and alpha that give the same product.
+    Components with scale 0 are left out, and the others are written with a rank and
+    alpha that give the same product.
 
     Args:
-      directory: made if it does not exist; existing files are overwritten.
-      model: the adapted model; its `lora_scale` gives the alphas.
+      directory: created if it does not exist; existing files are overwritten.
+      model: the adapted model; its `lora_scale` determines the alphas.
       params: `{"lora": tree}`.
       base_name: hub name or path of the base, for `base_model_name_or_path`.
-      run: what made the adapter, kept as the file's metadata.
+      run: description of the run that made the adapter, kept in the file's metadata.
 
     Raises:
-      ValueError: if `params` holds no adapter, or its scales are not constant over
-        the live components of a layer, which PEFT cannot say.
+      ValueError: if `params` holds no adapter, or the scales of a layer's nonzero components
+        differ, which PEFT cannot express.
+
+    Example:
+      >>> import jax, tempfile
+      >>> from fedjax_post.adapters.lora import add_lora
+      >>> from fedjax_post.testing.models import tiny_model
+      >>> base = tiny_model()
+      >>> model, params = add_lora(base, jax.random.key(0), rank=2, alpha=4)
+      >>> folder = tempfile.mkdtemp()
+      >>> save_adapter(folder, model, params, base_name="tiny")
+      >>> sorted(path.name for path in Path(folder).iterdir())
+      ['adapter_config.json', 'adapter_model.safetensors']
+      >>> _, loaded = load_adapter(folder, base)
+      >>> all(jax.tree.leaves(jax.tree.map(np.array_equal, loaded, params)))
+      True
     """
     if set(params) != {"lora"}:
         raise ValueError(
@@ -78,10 +92,10 @@ def save_adapter(
 
 
 def load_adapter(directory: str | Path, model: LanguageModel) -> tuple[LanguageModel, PyTree]:
-    """Returns the model made ready for the adapter of a PEFT folder, and its factors.
+    """Returns the model prepared for the adapter of a PEFT folder, and the adapter.
 
-    Layers of smaller rank are padded with components of scale 0. Layers below the
-    first that the folder adapts, and above the last, get no factors.
+    Layers of smaller rank are padded with components of scale 0. Layers before the
+    first and after the last layer that the folder adapts get no factors.
 
     Args:
       directory: a folder that `peft` or `save_adapter` wrote.
@@ -92,7 +106,7 @@ def load_adapter(directory: str | Path, model: LanguageModel) -> tuple[LanguageM
 
     Raises:
       FileNotFoundError: if one of the two files is missing.
-      ValueError: if the adapter is not LoRA, uses a variant that is not supported, is damaged,
+      ValueError: if the adapter is not LoRA, uses an unsupported variant, is damaged,
         or does not fit the model.
     """
     folder = Path(directory)
@@ -127,17 +141,17 @@ def _load(
     if found:
         raise ValueError(f"tensors without a place in the model: {shorten(found)}")
     if not factors:
-        raise ValueError(f"{WEIGHTS} holds no factors; is it whole?")
+        raise ValueError(f"{WEIGHTS} holds no factors; check that it is complete")
     dropout = float(config.get("lora_dropout", 0.0))
     return with_scale(model, scales, dropout=dropout), {"lora": factors}
 
 
 def read_factors(path: Path, model: LanguageModel) -> dict[str, np.ndarray]:
-    """Returns the matrices of an adapter's file, float32, named as `peft` names them now.
+    """Returns the matrices of an adapter's file, float32, under the current names of `peft`.
 
     Raises:
       OSError: if the file cannot be read.
-      ValueError: if it is damaged, or holds what is no matrix of finite numbers.
+      ValueError: if it is damaged, or holds a tensor that is not a matrix of finite numbers.
     """
     tensors = find_family({"model_type": model.config.model_type}).tensors
     found: dict[str, np.ndarray] = {}
@@ -145,16 +159,16 @@ def read_factors(path: Path, model: LanguageModel) -> dict[str, np.ndarray]:
         name = PREFIX + family_name(stored, tensors)
         if len(entry.shape) != 2 or not jnp.issubdtype(entry.dtype, jnp.floating):
             raise ValueError(
-                f"{entry.where} is {entry.dtype} of shape {list(entry.shape)}, no factor of LoRA"
+                f"{entry.where} is {entry.dtype} of shape {list(entry.shape)}, not a LoRA factor"
             )
         if name in found:
-            raise ValueError(f"{entry.where} is there under a second name too; keep one of them")
+            raise ValueError(f"{entry.where} is stored under a second name too; keep one of them")
         found[name] = entry.read(np.float32)
     return found
 
 
 def _find_range(model: LanguageModel, found: dict[str, np.ndarray]) -> tuple[int, int]:
-    """The first layer that the folder adapts, and the one after the last; all if it has none."""
+    """Returns the first adapted layer and the one after the last; all layers if there is none."""
     num_layers = model.config.num_layers
     stored = [tensor.name.removesuffix(".weight") for tensor in _stored_layers(model).values()]
     names = {i: [f"{PREFIX}{name.format(i=i)}.lora_A.weight" for name in stored]
@@ -164,7 +178,7 @@ def _find_range(model: LanguageModel, found: dict[str, np.ndarray]) -> tuple[int
 
 
 def _read_layer(module: str, found: dict[str, np.ndarray], *, shape: tuple[int, int], rank: int):
-    """One layer's A `[in, R]` and B `[R, out]`, zero-padded, and its own rank; empties `found`."""
+    """Returns a layer's A `[in, R]`, B `[R, out]`, zero-padded, and rank; removes from `found`."""
     a = np.zeros((shape[0], rank), np.float32)
     b = np.zeros((rank, shape[1]), np.float32)
     names = f"{PREFIX}{module}.lora_A.weight", f"{PREFIX}{module}.lora_B.weight"
@@ -184,9 +198,9 @@ def _read_layer(module: str, found: dict[str, np.ndarray], *, shape: tuple[int, 
 
 
 def _read_scale(module: str, rank: int, *, config: dict[str, Any], max_rank: int) -> np.ndarray:
-    """One layer's scale `[R]`: alpha / rank, or alpha / sqrt(rank) for rsLoRA."""
-    if rank and rank != (said := match_pattern(config.get("rank_pattern"), module, config["r"])):
-        raise ValueError(f"{module} has factors of rank {rank}, and {CONFIG} says {said}")
+    """Returns a layer's scale `[R]`: alpha / rank, or alpha / sqrt(rank) for rsLoRA."""
+    if rank and rank != (stated := match_pattern(config.get("rank_pattern"), module, config["r"])):
+        raise ValueError(f"{module} has factors of rank {rank}, but {CONFIG} has {stated}")
     alpha = float(match_pattern(config.get("alpha_pattern"), module, config["lora_alpha"]))
     divisor = rank**0.5 if config.get("use_rslora") else rank
     return np.where(np.arange(max_rank) < rank, alpha / max(divisor, 1), 0.0).astype(np.float32)
@@ -195,7 +209,7 @@ def _read_scale(module: str, rank: int, *, config: dict[str, Any], max_rank: int
 def _write_config(
     model: LanguageModel, ranks: dict[str, int], *, alphas: dict[str, float], base_name: str
 ) -> dict[str, Any]:
-    """The adapter_config.json; layers that differ from the most common go into patterns."""
+    """Returns the adapter_config.json; the most common values are defaults, others patterns."""
     rank = max(set(ranks.values()), key=list(ranks.values()).count)
     rounded = {module: round(alpha, 6) for module, alpha in alphas.items()}
     alpha = max(set(rounded.values()), key=list(rounded.values()).count)
@@ -211,7 +225,7 @@ def _write_config(
         "rank_pattern": {re.escape(m): r for m, r in ranks.items() if r != rank},
         "alpha_pattern": {re.escape(m): a for m, a in rounded.items() if a != alpha},
         "bias": "none",
-        # GPT-2's Conv1D keeps its weights [in, out]
+        # GPT-2's Conv1D stores its weights as [in, out]
         "fan_in_fan_out": not any(t.transposed for t in _stored_layers(model).values()),
         "use_rslora": False,
         "use_dora": False,
@@ -220,7 +234,7 @@ def _write_config(
 
 
 def _stored_layers(model: LanguageModel) -> dict[str, Tensor]:
-    """Our dotted path of every linear layer, and the published tensor of its kernel."""
+    """Returns our dotted path of every linear layer, and the published tensor of its kernel."""
     tensors = find_family({"model_type": model.config.model_type}).tensors
     return {path: tensors[f"{path}.kernel"] for path in linear_layers(model)}
 

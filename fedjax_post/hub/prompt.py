@@ -1,8 +1,8 @@
-"""Prompts in and out: a soft one as the folder of `peft`'s prompt tuning, a text one as JSON.
+"""Reads and writes prompts: soft ones in the format of `peft`'s prompt tuning, texts as JSON.
 
-`peft` (0.21) puts its virtual tokens in front of the whole row, bos included; here a prompt
-stands behind bos. So the folder gives the same logits in `peft` for rows without bos, and for
-others if it is applied by hand behind bos.
+`peft` (0.21) puts its virtual tokens before the whole row, bos included; here a prompt follows
+bos. The folder therefore gives the same logits in `peft` for rows without bos. For other rows,
+the prompt must be inserted after bos by hand.
 """
 
 import reprlib
@@ -22,8 +22,8 @@ from fedjax_post.model.views import LanguageModel
 
 PyTree = Any
 TEXT = "prompt.json"
-NAME = "prompt_embeddings"  # of the one tensor, [P, D]
-# Fields of peft's configuration that do not change what the stored vectors mean
+NAME = "prompt_embeddings"  # name of the only tensor, [P, D]
+# Fields of peft's configuration that do not change the meaning of the stored vectors
 _HARMLESS = {
     *("auto_mapping", "base_model_name_or_path", "inference_mode", "num_attention_heads"),
     *("num_layers", "num_virtual_tokens", "peft_type", "peft_version", "prompt_tuning_init"),
@@ -41,30 +41,30 @@ def save_prompt(
     base_name: str = "",
     run: str = "",
 ) -> None:
-    """Writes a prompt as a folder: `peft`'s for embeddings, `prompt.json` for tokens.
+    """Writes a prompt as a folder: `peft`'s files for embeddings, `prompt.json` for tokens.
 
     Args:
-      directory: made if it does not exist; existing files are overwritten.
+      directory: created if it does not exist; existing files are overwritten.
       model: the base model.
       params: `{"prompt": {"embeddings": [P, D]}}` or `{"prompt": {"tokens": [P]}}`.
-      text: what the tokens spell, for readers; the tokens are what counts.
+      text: the text of the tokens, for human readers; only the tokens are loaded.
       base_name: hub name or path of the base.
-      run: what made the prompt, kept with it.
+      run: description of the run that made the prompt, kept with it.
 
     Raises:
       ValueError: if `params` holds no prompt, or more than a prompt.
     """
     if set(params) != {"prompt"} or not prompt_length(params):
         raise ValueError(
-            f"a prompt's folder holds a prompt alone, got the collections {sorted(params)}; "
+            f"a prompt folder holds only a prompt, got the collections {sorted(params)}; "
             "write an adapter with save_adapter"
         )
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
     prompt = {kind: np.asarray(value) for kind, value in params["prompt"].items()}
     if "tokens" in prompt:
-        said = {"tokens": prompt["tokens"].tolist(), "text": text, "base": base_name, "run": run}
-        write_json(folder / TEXT, said)
+        content = {"tokens": prompt["tokens"].tolist(), "text": text, "base": base_name, "run": run}
+        write_json(folder / TEXT, content)
         return
     value = np.ascontiguousarray(prompt["embeddings"], np.float32)
     config = {
@@ -84,7 +84,7 @@ def save_prompt(
 
 
 def is_prompt(directory: str | Path) -> bool:
-    """Returns whether a folder holds a prompt, of words or of embeddings."""
+    """Returns whether a folder holds a prompt, of tokens or of embeddings."""
     folder = Path(directory)
     if (folder / TEXT).exists():
         return True
@@ -96,11 +96,11 @@ def load_prompt(directory: str | Path, model: LanguageModel) -> PyTree:
     """Returns the prompt of a folder that `save_prompt` or `peft` wrote.
 
     Args:
-      directory: with `prompt.json`, or `peft`'s two files.
+      directory: has `prompt.json`, or the two files of `peft`.
       model: the base model.
 
     Raises:
-      FileNotFoundError: if neither is there.
+      FileNotFoundError: if it has neither.
       ValueError: if it is another kind of adapter, or does not fit the model.
     """
     folder = Path(directory)
@@ -113,8 +113,8 @@ def load_prompt(directory: str | Path, model: LanguageModel) -> PyTree:
     kind = config.get("peft_type")
     if kind != "PROMPT_TUNING":
         raise ValueError(
-            f"{folder / CONFIG}: peft_type {kind!r} is no prompt tuning; "
-            "LoRA is read by load_adapter"
+            f"{folder / CONFIG}: peft_type {kind!r} is not prompt tuning; "
+            "load LoRA with load_adapter"
         )
     for name, value in config.items():
         fits = value in (None, 1) if name == "num_transformer_submodules" else not value
@@ -126,7 +126,7 @@ def load_prompt(directory: str | Path, model: LanguageModel) -> PyTree:
     embeddings = _read_embeddings(folder / WEIGHTS, model)
     if config.get("num_virtual_tokens", len(embeddings)) != len(embeddings):
         raise ValueError(
-            f"{folder / CONFIG}: num_virtual_tokens={config['num_virtual_tokens']!r}, and "
+            f"{folder / CONFIG}: num_virtual_tokens={config['num_virtual_tokens']!r}, but "
             f"{WEIGHTS} holds {len(embeddings)}"
         )
     return {"prompt": {"embeddings": embeddings}}
@@ -144,7 +144,7 @@ def _read_tokens(path: Path, model: LanguageModel) -> list[int]:
     if wrong:
         raise ValueError(
             f"{path}: token {wrong[0]} is not among the model's {model.config.vocab_size}; "
-            "load it over the base that it was made for"
+            "load it with the base that it was made for"
         )
     return tokens
 
@@ -152,11 +152,11 @@ def _read_tokens(path: Path, model: LanguageModel) -> list[int]:
 def _read_embeddings(path: Path, model: LanguageModel) -> Array:
     entries = read_file(path)
     if set(entries) != {NAME}:
-        raise ValueError(f"{path} must hold the tensor {NAME} alone, got {sorted(entries)}")
+        raise ValueError(f"{path} must hold only the tensor {NAME}, got {sorted(entries)}")
     shape = entries[NAME].shape
     if len(shape) != 2 or not shape[0] or shape[1] != model.config.hidden_size:
         raise ValueError(
             f"{path}: embeddings {list(shape)} do not fit the model's width of "
-            f"{model.config.hidden_size}; load it over the base that it was made for"
+            f"{model.config.hidden_size}; load it with the base that it was made for"
         )
     return jnp.asarray(entries[NAME].read(np.float32))

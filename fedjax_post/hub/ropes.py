@@ -1,4 +1,4 @@
-"""Rotary embeddings as config.json states them: in the old or the new spelling."""
+"""Reads rotary embeddings from a config.json, in the old or the new spelling."""
 
 from typing import Any
 
@@ -29,19 +29,19 @@ def read_rope(
     by_layer: str = "",
     kinds: tuple[str, ...] = _KINDS,
 ) -> Rope:
-    """Returns the rotary embedding that transformers makes of a config.
+    """Returns the rotary embedding that transformers builds from a config.
 
     Args:
       raw: the config.
-      theta: base where the config says none.
-      theta_name: the field beside `rope_parameters` that says it.
-      fraction: share of a head that is rotated; None for a family that rotates all of it,
-        whatever `partial_rotary_factor` says.
-      by_layer: the kind of layer, for a family whose `rope_parameters` are by kind of layer.
-      kinds: those that the family has.
+      theta: default base, if the config has none.
+      theta_name: the field outside `rope_parameters` that holds the base.
+      fraction: default share of a head that is rotated; None for a family that rotates whole
+        heads and does not read `partial_rotary_factor`.
+      by_layer: the kind of layer, for a family whose `rope_parameters` are given by kind of layer.
+      kinds: the scalings that the family supports.
 
     Raises:
-      ValueError: on a scaling that is not known, and where two spellings contradict.
+      ValueError: for an unknown scaling, and for two spellings that contradict each other.
     """
     base = {"rope_theta": raw.get(theta_name, theta)}
     if theta_name != "rope_theta" and not by_layer:
@@ -55,16 +55,16 @@ def read_rope(
     if len(found) == 2 and found[0] != found[1]:
         raise ValueError(
             f"config.json: rope_scaling={old} and rope_parameters={new} contradict each other; "
-            "keep the one that is meant"
+            "keep the right one"
         )
     return found[0] if found else _read(base, raw, fraction, kinds)
 
 
 def check_rotation(config: DecoderConfig) -> DecoderConfig:
-    """Returns the config, if what is rotated of a head are pairs within it.
+    """Returns the config, after a check that the rotated part of a head consists of pairs.
 
     Raises:
-      ValueError: naming head_dim.
+      ValueError: with head_dim.
     """
     for rope in (config.rope, config.sliding_rope):
         if rope is None:
@@ -79,11 +79,11 @@ def check_rotation(config: DecoderConfig) -> DecoderConfig:
 
 
 def _of_layer(stated: Json, kind: str) -> Json:
-    """What is said of one kind of layer."""
+    """Returns the parameters of one kind of layer."""
     flat = sorted(set(stated) - set(_BY_LAYER))
     if flat:
         raise ValueError(
-            f"config.json: rope_parameters has {flat}, but is by kind of layer in this family; "
+            f"config.json: rope_parameters has {flat}, but this family has them by kind of layer; "
             f"put them under {_BY_LAYER[0]!r} or {_BY_LAYER[1]!r}"
         )
     return check_kind(kind, stated.get(kind)) or {}
@@ -120,25 +120,25 @@ def _read(stated: Json, raw: Json, fraction: float | None, kinds: tuple[str, ...
 
 
 def _fraction(stated: Json, raw: Json, fraction: float | None, kind: str) -> float:
-    """The share of a head that is rotated, as the family's own code has it."""
+    """Returns the share of a head that is rotated, as the family's code determines it."""
     if fraction is not None:
         own = stated.get("partial_rotary_factor") or fraction
-        _refuse_other(raw, "partial_rotary_factor", "the rope's own share", own)
+        _refuse_other(raw, "partial_rotary_factor", "the share of the rope", own)
         return float(own)
-    said = stated.get("partial_rotary_factor") or raw.get("partial_rotary_factor") or 1.0
-    if kind != "default" and said != 1:
+    stated_share = stated.get("partial_rotary_factor") or raw.get("partial_rotary_factor") or 1.0
+    if kind != "default" and stated_share != 1:
         raise ValueError(
-            f"config.json: partial_rotary_factor={said} with rope scaling {kind!r} is not "
-            f"supported for model_type {raw['model_type']!r}, whose heads are rotated whole"
+            f"config.json: partial_rotary_factor={stated_share} with rope scaling {kind!r} is not "
+            f"supported for model_type {raw['model_type']!r}, which rotates whole heads"
         )
     return 1.0
 
 
 def _refuse_other(raw: Json, name: str, other: str, value: float) -> None:
-    """Refuses a field that the family does not read and that says something else."""
-    said = raw.get(name)
-    if said is not None and said != value:
+    """Raises if a field that the family does not read contradicts the one that it reads."""
+    stated = raw.get(name)
+    if stated is not None and stated != value:
         raise ValueError(
-            f"config.json: {name}={said} contradicts {other}={value}, which is what a "
+            f"config.json: {name}={stated} contradicts {other}={value}, which is what a "
             f"{raw['model_type']} reads; leave one of them out"
         )

@@ -1,11 +1,12 @@
-"""Tensors of files, read lazily and by name: safetensors in one file, or in shards with an index.
+"""Reads tensors lazily and by name from safetensors: one file, or shards with an index.
 
-The format's own library reads the headers, so that what it refuses is refused here. Of its
-answers, names in the order of their bytes, dtypes and shapes, follows where each tensor lies:
-the format allows no gaps. The bytes are mapped here a strip at a time; the library would keep
-the whole file mapped, or read a tensor anew for every strip of it.
+The library of the format reads the headers, so that files which it refuses are refused here too.
+It returns names in the order of their bytes, dtypes and shapes. The place of each tensor follows
+from these, since the format allows no gaps. The bytes are memory-mapped here in strips; the
+library would keep the whole file mapped, or read a tensor again for every strip.
 
-Another format needs a function that returns `{name: Entry}`; everything after that is shared.
+To support another format, write a function that returns `{name: Entry}`; all later steps are
+shared.
 """
 
 import math
@@ -23,7 +24,7 @@ from fedjax_post.hub.documents import check_regular, read_json
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 SHARDS = "model-*-of-*.safetensors"
-STRIP = 2**18  # numbers that are mapped, cast or coded at once
+STRIP = 2**18  # numbers that are mapped, cast or quantized at once
 DTYPES = {
     "F64": np.float64,
     "F32": np.float32,
@@ -42,15 +43,15 @@ DTYPES = {
 
 
 class Entry(NamedTuple):
-    """One stored tensor, not yet read."""
+    """One stored tensor, which is read on demand."""
 
-    where: str  # its file and its name in it, for messages
+    where: str  # file and name of the tensor, for messages
     dtype: np.dtype
     shape: tuple[int, ...]
-    read_fn: Callable[[int, int], np.ndarray]  # (first row, the one after the last) -> rows
+    read_fn: Callable[[int, int], np.ndarray]  # (first row, row after the last) -> rows
 
     def strips(self, dtype: Any) -> Iterator[tuple[int, np.ndarray]]:
-        """Yields the tensor in `dtype` by strips of rows, and where each starts.
+        """Yields (first row, rows) of the tensor in `dtype`, in strips.
 
         Raises:
           ValueError: at the first number that is not finite.
@@ -71,7 +72,7 @@ class Entry(NamedTuple):
         stored = self.read_fn(start, stop)
         with np.errstate(over="ignore", invalid="ignore"):
             array = stored.astype(dtype, copy=False)
-        # a wider dtype holds what is stored, in more bytes to look at
+        # a wider dtype represents every stored number, but has more bytes to check
         if not is_finite(stored if _widens(stored.dtype, dtype) else array):
             raise ValueError(
                 f"{self.where} holds numbers that are NaN, infinite or too large for {dtype.name}; "
@@ -85,9 +86,10 @@ def _widens(stored: np.dtype, dtype: np.dtype) -> bool:
 
 
 def is_finite(array: np.ndarray) -> bool:
-    """Returns whether all numbers are finite, by the bits of their exponents.
+    """Returns whether all numbers are finite, from the bits of their exponents.
 
-    Four times faster in float32 than `np.isfinite(array).all()`, thirty times in 16 bits.
+    This is four times faster than `np.isfinite(array).all()` in float32, and thirty times in
+    16-bit dtypes.
     """
     bits = array.view(f"u{array.itemsize}")
     infinite = np.asarray(np.inf, array.dtype).view(bits.dtype)
@@ -95,13 +97,13 @@ def is_finite(array: np.ndarray) -> bool:
 
 
 def read_folder(directory: Path) -> dict[str, Entry]:
-    """Returns every tensor of a model folder, unread, by the name that it has there.
+    """Returns every tensor of a model folder, not yet read, by its name in the folder.
 
-    Where both lie there, one file wins over an index with its shards, as in transformers.
+    If there are both one file and an index with shards, the file is used, as in transformers.
 
     Raises:
       OSError: if there are no weights, or a shard of the index is missing.
-      ValueError: if a file is damaged, or the index leads out of the folder.
+      ValueError: if a file is damaged, or the index names a file outside the folder.
     """
     if (directory / SINGLE).exists():
         return read_file(directory / SINGLE)
@@ -123,7 +125,7 @@ def _read_shards(directory: Path) -> dict[str, Entry]:
         if not isinstance(shard, str) or not shard or Path(shard).name != shard:
             raise ValueError(
                 f"{index}: weight_map names the file {shard!r}; "
-                "shards must lie beside the index, under a plain name"
+                "shards must be in the folder of the index, under a plain name"
             )
     entries: dict[str, Entry] = {}
     for shard in sorted(set(weight_map.values())):
@@ -134,7 +136,7 @@ def _read_shards(directory: Path) -> dict[str, Entry]:
         found = read_file(directory / shard)
         twice = sorted(set(found) & set(entries))
         if twice:
-            raise ValueError(f"{index}: two of its shards hold {shorten(twice)}")
+            raise ValueError(f"{index}: two of its shards contain {shorten(twice)}")
         entries.update(found)
     absent = sorted(set(weight_map) - set(entries))
     if absent:
@@ -143,11 +145,11 @@ def _read_shards(directory: Path) -> dict[str, Entry]:
 
 
 def read_file(path: Path) -> dict[str, Entry]:
-    """Returns the tensors of one safetensors file, unread.
+    """Returns the tensors of one safetensors file, not yet read.
 
     Raises:
       OSError: if there is no such file, or it cannot be read.
-      ValueError: if the format's library refuses it, or a dtype is not in `DTYPES`.
+      ValueError: if the library of the format refuses it, or a dtype is not in `DTYPES`.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -158,7 +160,7 @@ def read_file(path: Path) -> dict[str, Entry]:
             kinds = {name: (part.get_dtype(), part.get_shape()) for name, part in slices.items()}
     except SafetensorError as error:
         raise ValueError(
-            f"{path} is truncated or no safetensors file: {error}; download it again"
+            f"{path} is truncated or not a safetensors file: {error}; download it again"
         ) from None
     unknown = sorted({kind for kind, _ in kinds.values()} - set(DTYPES))
     if unknown:
@@ -174,7 +176,7 @@ def read_file(path: Path) -> dict[str, Entry]:
 
 
 def _rows(path, start, stop, *, offset, dtype, shape):
-    """Rows of a tensor, as a view of the mapped file."""
+    """Returns rows of a tensor, as a view of the mapped file."""
     shape = (stop - start, *shape[1:])
     size = math.prod(shape) * dtype.itemsize
     if not size:
@@ -184,20 +186,20 @@ def _rows(path, start, stop, *, offset, dtype, shape):
 
 
 def write_file(path: Path, tensors: dict[str, np.ndarray], *, run: str = "") -> None:
-    """Writes a safetensors file, whole or not at all, readable as any other new file.
+    """Writes a safetensors file, either completely or not at all, with usual permissions.
 
     Args:
       path: replaced if it exists.
       tensors: contiguous arrays by name.
-      run: what made them, kept as metadata.
+      run: description of the run that made them, kept as metadata.
     """
     from safetensors.numpy import save_file
 
     unfinished = path.with_name(path.name + ".partial")
     unfinished.unlink(missing_ok=True)
     unfinished.touch()
-    mode = unfinished.stat().st_mode  # the library would make it readable by its owner alone
-    # the library writes two entries in any order, and equal runs are to write equal bytes
+    mode = unfinished.stat().st_mode  # the library would restrict the file to its owner
+    # the library does not fix the order of two entries, but equal runs must write equal bytes
     metadata = {"format": "pt", "run": run} if run else {"format": "pt"}
     save_file(tensors, str(unfinished), metadata=metadata)
     unfinished.chmod(mode)
@@ -205,14 +207,14 @@ def write_file(path: Path, tensors: dict[str, np.ndarray], *, run: str = "") -> 
 
 
 def remove_shards(directory: Path) -> None:
-    """Removes an index and its shards, which a single file has replaced."""
+    """Removes an index and its shards, after a single file has replaced them."""
     (directory / INDEX).unlink(missing_ok=True)
     for path in directory.glob(SHARDS):
         path.unlink()
 
 
 def shorten(names: Iterable[str], limit: int = 6) -> str:
-    """Returns at most `limit` of the names, and how many are left out."""
+    """Returns at most `limit` of the names, and the number of further names."""
     listed = list(names)
     more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
     return ", ".join(listed[:limit]) + more

@@ -1,4 +1,4 @@
-"""Tokenizers, through `transformers`, checked against the model that they feed."""
+"""Loads tokenizers with `transformers`, and checks them against the model."""
 
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,21 @@ from fedjax_post.model.config import DecoderConfig
 
 
 def load_tokenizer(name_or_path: str | Path, *, revision: str | None = None) -> Any:
-    """Returns the `transformers` tokenizer of a folder, file or hub name; code in it never runs.
+    """Returns the `transformers` tokenizer of a folder, file or hub name; code in it is never run.
+
+    Args:
+      name_or_path: "builtin", "smollm2", a folder, a GGUF file, or a hub name.
+      revision: branch, tag or commit, for a hub name.
 
     Raises:
-      FileNotFoundError: if there is no such folder or it holds no tokenizer.
-      ValueError: if its files cannot be read, naming the one that is damaged, or it is a
-        tokenizer of its own code.
+      FileNotFoundError: if there is no such folder or it contains no tokenizer.
+      ValueError: if its files cannot be read (with the damaged file), or it needs code of its own.
+
+    Example:
+      >>> tokenizer = load_tokenizer("builtin")
+      >>> tokens = tokenizer("name the kind of each word: cat")["input_ids"]
+      >>> len(tokens), tokenizer.decode(tokens, skip_special_tokens=True)
+      (9, 'name the kind of each word: cat')
     """
     folder = find_folder(name_or_path, revision=revision)
     if gguf.is_gguf(folder):
@@ -24,7 +33,7 @@ def load_tokenizer(name_or_path: str | Path, *, revision: str | None = None) -> 
     if not any((folder / name).exists() for name in names):
         raise FileNotFoundError(
             f"{folder} has no tokenizer files ({', '.join(names)}); "
-            "copy those of the model that it was made from beside it"
+            "copy those of the original model into it"
         )
     from transformers import AutoTokenizer
 
@@ -32,12 +41,12 @@ def load_tokenizer(name_or_path: str | Path, *, revision: str | None = None) -> 
         return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # the tokenizers library raises bare ones, and its panics
+    except BaseException as error:  # the tokenizers library raises these directly, and panics
         raise ValueError(_find_damage(folder, error)) from error
 
 
 def _find_damage(folder: Path, error: BaseException) -> str:
-    """Which file is to blame for an error, and what is wrong with it."""
+    """Returns which file causes an error, and what is wrong with it."""
     for path in sorted(folder.glob("*.json")):
         try:
             read_json(path)
@@ -45,10 +54,10 @@ def _find_damage(folder: Path, error: BaseException) -> str:
             return str(reason)
     if "trust_remote_code" in str(error):
         return (
-            f"{folder} has a tokenizer that is code of its own (auto_map), which never runs here; "
-            "use a tokenizer that transformers knows"
+            f"{folder} has a tokenizer with code of its own (auto_map), which is never run; "
+            "use a tokenizer that transformers supports"
         )
-    blamed, told = folder, " ".join(f"{type(error).__name__}: {error}".split())
+    blamed, summary = folder, " ".join(f"{type(error).__name__}: {error}".split())
     if (folder / "tokenizer.json").exists():
         from tokenizers import Tokenizer
 
@@ -57,21 +66,21 @@ def _find_damage(folder: Path, error: BaseException) -> str:
             blamed = folder / "tokenizer_config.json"
         except BaseException:  # bare ones, and panics
             blamed = folder / "tokenizer.json"
-    return f"{blamed} does not hold a tokenizer ({told[:300]}); copy or download it again"
+    return f"{blamed} does not hold a tokenizer ({summary[:300]}); copy or download it again"
 
 
 def pad_id_of(tokenizer: Any) -> int:
-    """Returns the token that fills rows: the tokenizer's own, or the end of sequence."""
+    """Returns the id of the token that fills rows: padding, or end of sequence if there is none."""
     return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
 
 def check_tokenizer(tokenizer: Any, config: DecoderConfig) -> None:
-    """Refuses a tokenizer that can emit ids which the embedding does not have.
+    """Raises if a tokenizer can return ids that are not in the model's embedding.
 
-    A smaller tokenizer is fine: published embeddings are often padded.
+    A smaller tokenizer is allowed: published embeddings are often padded.
 
     Raises:
-      ValueError: naming both sizes.
+      ValueError: with both sizes.
     """
     if len(tokenizer) > config.vocab_size:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Tensors of a folder into a model's variables, and back."""
+"""Converts the tensors of a folder to a model's variables, and back."""
 
 import functools
 import math
@@ -17,7 +17,7 @@ from fedjax_post.model.decoder import weight_shapes
 from fedjax_post.model.quantize import is_coded
 
 PyTree = Any
-# (dotted path below "params", shape) -> where the leaf lives
+# (dotted path below "params", shape) -> sharding of the leaf
 ShardingFn = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
 
 
@@ -30,21 +30,21 @@ def load_weights(
     sharding_fn: ShardingFn | None = None,
     quantize: str = "none",
 ) -> dict[str, PyTree]:
-    """Returns the flax collections of a model: "params", and "quantized" where asked for.
+    """Returns the flax collections of a model: "params", and "quantized" if requested.
 
     Tensors are read in strips into stacked arrays of the target dtype, or of codes,
-    so that the peak of host memory is the model as it will be, and a few strips.
+    so that the peak of host memory is the resulting model and a few strips.
 
     Args:
-      entries: by the family's names, as `check_tensors` has passed them.
-      family: the row of the model's `model_type`.
+      entries: by the family's names, as checked by `check_tensors`.
+      family: the row for the model's `model_type`.
       config: the architecture.
-      dtype: of the weights.
-      sharding_fn: where each leaf lives; None is one device.
+      dtype: dtype of the weights.
+      sharding_fn: the sharding of each leaf; None for one device.
       quantize: "none", "int8" or "nf4".
 
     Raises:
-      ValueError: naming a tensor that holds numbers which are not finite.
+      ValueError: for a tensor with numbers that are not finite, with its name.
     """
     collections: PyTree = {"params": {}}
     for path, shape in weight_shapes(config).items():
@@ -53,13 +53,13 @@ def load_weights(
         tensors = [entries[stored.name.format(i=i)] for i in range(count)]
         at = tuple(path.split("."))
         if quantize != "none" and is_coded(at):
-            codes, scales = _code(tensors, shape, stored.transposed, dtype=dtype, kind=quantize)
+            codes, scales = _quantize(tensors, shape, stored.transposed, dtype=dtype, kind=quantize)
             leaves = {
                 ("quantized", *at[:-1], "codes"): codes,
                 ("quantized", *at[:-1], "scales"): scales,
             }
         else:
-            array = _aligned(shape, np.dtype(dtype))
+            array = _make_aligned(shape, np.dtype(dtype))
             rows = array if "{i}" in stored.name else array[None]
             for row, tensor in zip(rows, tensors, strict=True):
                 for start, strip in tensor.strips(dtype):
@@ -67,16 +67,16 @@ def load_weights(
             leaves = {("params", *at): array}
         for place, array in leaves.items():
             where = None if sharding_fn is None else sharding_fn(".".join(place[1:]), array.shape)
-            _put(collections, place, _placed(array, where))
+            _put(collections, place, _place(array, where))
     return collections
 
 
-def _code(
+def _quantize(
     tensors: list[Entry], shape: tuple[int, ...], transposed: bool, *, dtype: Any, kind: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Codes and scales of stacked kernels; a stored tensor that is not transposed is one strip."""
+    """Returns codes and scales of stacked kernels; untransposed tensors are read in one strip."""
     like = jax.eval_shape(functools.partial(encode, kind=kind), jax.ShapeDtypeStruct(shape, dtype))
-    codes, scales = (_aligned(leaf.shape, leaf.dtype) for leaf in like)
+    codes, scales = (_make_aligned(leaf.shape, leaf.dtype) for leaf in like)
     for i, tensor in enumerate(tensors):
         for start, strip in tensor.strips(dtype) if transposed else [(0, tensor.read(dtype).T)]:
             parts = encode(strip.T, kind)
@@ -85,8 +85,8 @@ def _code(
     return codes, scales
 
 
-def _placed(array: np.ndarray, where: jax.sharding.Sharding | None) -> jax.Array:
-    """The array where it lives; each of several processes has read it, and takes its part."""
+def _place(array: np.ndarray, where: jax.sharding.Sharding | None) -> jax.Array:
+    """Returns the array on its devices; each of several processes passes only its part."""
     if where is None or where.is_fully_addressable:
         return jax.device_put(array, where, may_alias=where is None)
     return jax.make_array_from_callback(array.shape, where, lambda index: array[index])
@@ -98,8 +98,8 @@ def _put(tree: PyTree, place: tuple[str, ...], leaf: Any) -> None:
     tree[place[-1]] = leaf
 
 
-def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """An empty array on a 64 byte boundary, which jax on a CPU adopts without a copy."""
+def _make_aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Returns an empty array on a 64-byte boundary, which jax uses on a CPU without a copy."""
     size = math.prod(shape) * dtype.itemsize
     memory = np.empty(size + 64, np.uint8)
     start = -memory.ctypes.data % 64
@@ -107,7 +107,7 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 
 def _fill(target: np.ndarray, strip: np.ndarray, start: int, transposed: bool) -> None:
-    """Puts rows of a stored tensor into their place; by 128, four times faster than at once."""
+    """Copies rows of a stored tensor to their place, 128 at a time: 4 times faster than all."""
     if not transposed:
         target[start : start + len(strip)] = strip
         return
@@ -117,7 +117,7 @@ def _fill(target: np.ndarray, strip: np.ndarray, start: int, transposed: bool) -
 
 
 def expected_tensors(family: Family, config: DecoderConfig) -> dict[str, tuple[int, ...]]:
-    """Returns the name and stored shape of every tensor that a folder must hold."""
+    """Returns the name and stored shape of every tensor that a folder must contain."""
     expected: dict[str, tuple[int, ...]] = {}
     for path, shape in weight_shapes(config).items():
         stored = family.tensors[path]
@@ -132,10 +132,16 @@ def expected_tensors(family: Family, config: DecoderConfig) -> dict[str, tuple[i
 def check_tensors(
     entries: dict[str, Entry], family: Family, *, where: str, config: DecoderConfig
 ) -> None:
-    """Refuses a folder whose tensors are not exactly the expected ones.
+    """Raises if the tensors of a folder are not exactly the expected ones.
+
+    Args:
+      entries: by the family's names.
+      family: the row for the model's `model_type`.
+      where: the folder, for messages.
+      config: the architecture.
 
     Raises:
-      ValueError: on missing, extra or wrongly shaped tensors, or integers, naming them.
+      ValueError: for missing, extra or wrongly shaped tensors, or integers, with their names.
     """
     expected = expected_tensors(family, config)
     missing = sorted(set(expected) - set(entries))
@@ -159,15 +165,22 @@ def check_tensors(
     whole = [name for name in expected if not jnp.issubdtype(entries[name].dtype, jnp.floating)]
     if whole:
         raise ValueError(
-            f"{where}: {shorten(f'{n} is {entries[n].dtype}' for n in whole)}, no weights but "
-            "codes of them; use the unquantized weights of this model"
+            f"{where}: {shorten(f'{n} is {entries[n].dtype}' for n in whole)}, which are codes "
+            "rather than weights; use the unquantized weights of this model"
         )
 
 
 def stored_tensors(
     weights: PyTree, family: Family, *, config: DecoderConfig, dtype: Any
 ) -> dict[str, np.ndarray]:
-    """Returns the collection "params" as contiguous arrays under the family's names."""
+    """Returns the collection "params" as contiguous arrays under the family's names.
+
+    Args:
+      weights: the collection "params".
+      family: the row for the model's `model_type`.
+      config: the architecture.
+      dtype: dtype of the result.
+    """
     tensors: dict[str, np.ndarray] = {}
     for ours in weight_shapes(config):
         leaf = weights

@@ -1,15 +1,15 @@
-"""DPO: a policy learns from pairs of responses, of which one was preferred.
+"""DPO: a policy learns from pairs of responses, of which one is preferred.
 
 Rafailov et al., "Direct Preference Optimization: Your Language Model is Secretly a Reward
-Model", NeurIPS 2023, arXiv:2305.18290, equation 7. On every client of a federation it is the
-federated DPO of OpenFedLLM (Ye et al., KDD 2024, arXiv:2402.06954).
+Model", NeurIPS 2023, arXiv:2305.18290, equation 7. Used on every client of a federation, it is
+the federated DPO of OpenFedLLM (Ye et al., KDD 2024, arXiv:2402.06954).
 
 A batch is `{"tokens", "loss_mask"}` as in `objectives/sft.py`, with leaves `[B, 2, L]`: the
-preferred response to a question and the other one. A pair without response tokens is padding.
+preferred and the rejected response to a question. A pair without response tokens is padding.
 
-The reference is the model itself, as it was loaded: without an adapter, and without what a
-federation folded into it. There is no second copy; its forward pass, which has no gradient,
-makes a step about a third dearer than one of fine-tuning on as many rows.
+The reference is the model as it was loaded: without an adapter, and without what a federation
+added to its base weights. It needs no second copy of the weights. Its forward pass, which has no
+gradient, makes a step about one third more expensive than fine-tuning on the same number of rows.
 """
 
 from collections.abc import Callable
@@ -25,22 +25,30 @@ PyTree = Any
 
 
 def dpo_loss(*, beta: float = 0.1) -> Callable:
-    """The loss that makes preferred responses likelier than the others, against a reference.
+    """Returns the DPO loss, which makes preferred responses more likely relative to a reference.
 
-    The mean over pairs of -log sigmoid(beta (margin of the policy - margin of the reference)),
-    a margin being the log-probability of the preferred response less that of the other, summed
-    over their tokens.
+    It is the mean over pairs of -log sigmoid(beta (margin of the policy - margin of the
+    reference)). A margin is the log-probability of the preferred response minus that of the
+    rejected one, each summed over its tokens.
 
     Args:
-      beta: strength of the pull to the reference, positive; the paper has 0.1 to 0.5.
+      beta: strength of the pull towards the reference, positive; the paper uses 0.1 to 0.5.
 
     Returns:
       `(params, model, batch, key) -> (loss, metrics)` over pairs. Metrics: "loss"; "accuracy",
-      the share of pairs whose implicit reward is higher for the preferred response (ties, as
-      all are at the start, count as wrong); "margin", the mean difference of these rewards.
+      the share of pairs whose implicit reward is higher for the preferred response (ties count as
+      wrong, and at the start all are ties); "margin", the mean difference of these rewards.
 
     Raises:
       ValueError: if `beta` is not positive.
+
+    Example:
+      >>> from fedjax_post.testing.models import tiny_model
+      >>> pair = jnp.array([[[1, 2, 3, 4], [1, 2, 5, 6]]])
+      >>> batch = {"tokens": pair, "loss_mask": jnp.broadcast_to(jnp.arange(4) >= 2, pair.shape)}
+      >>> loss, metrics = dpo_loss(beta=0.1)({}, tiny_model(), batch, None)
+      >>> round(float(loss), 3)  # log 2: the policy still is the reference
+      0.693
     """
     if not beta > 0:
         raise ValueError(f"beta={beta:g} must be positive; 0.1 is usual")
@@ -71,10 +79,10 @@ def response_log_probs(
 
     Args:
       model: the frozen model.
-      params: merged over it.
+      params: merged over the model.
       tokens: int32 `[B, L]`.
-      loss_mask: bool `[B, L]`; the first token is never looked at.
-      key: for dropout; None is evaluation.
+      loss_mask: bool `[B, L]`; its first column is ignored.
+      key: for dropout; None for evaluation.
     """
     log_probs = model.scores(params, tokens, key=key).log_probs
     return masked_sum(log_probs, loss_mask[:, 1:])

@@ -1,26 +1,27 @@
-"""GRPO: a policy learns from the rewards of its own answers, compared within a group.
+"""GRPO: a policy learns from the rewards of its answers, compared within a group.
 
 Shao et al., "DeepSeekMath: Pushing the Limits of Mathematical Reasoning in Open Language
 Models", 2024, arXiv:2402.03300, equations 3 and 4.
 
-`rollouts` answers the questions of a visit G times each, by the model that the client holds,
-and rewards the answers; `grpo_loss` is the loss of the batches that come of it. The two meet in
-`algorithms.on_policy`, which goes around any algorithm that is given the loss. A visit's rows
+`rollouts` answers each question of a visit G times, with the model that the client holds, and
+rewards the answers; `grpo_loss` is the loss over the resulting batches. `algorithms.on_policy`
+combines the two: it wraps any algorithm that is given the loss. A visit's rows
 are `{"tokens", "loss_mask"}` as in `objectives/sft.py`; its batches are then
 
 | name | shape, dtype | meaning |
 | --- | --- | --- |
 | tokens | [B G, W + T] int32 | a question and an answer of at most T tokens |
-| loss_mask | the same, bool | True on the answer, its end included; nowhere in padding |
+| loss_mask | the same, bool | True on the answer, including its end; False in padding |
 | advantages | [B G] float32 | (reward - mean of its group) / deviation of its group |
-| old_log_probs | [B G, W + T - 1] float32 | by the model that answered, nats |
+| old_log_probs | [B G, W + T - 1] float32 | by the model that gave the answer, nats |
 
-Deviations: answers are drawn once for a visit, so that step k of it is k steps off-policy, which
-the clipped ratio is there for. The deviation is that of the population; trl takes the sample's
-and adds 1e-4 to it, so that its advantages are sqrt((G - 1) / G) times these where rewards
-differ by much more than that, and vanish where they do not. Here units do not matter: rewards
-times a number, or plus one, have the same advantages. Rewards that differ by rounding alone are
-equal, and have advantages of 0. The reference is the model as it was loaded, without a second copy.
+Deviations: answers are drawn once for a visit, so that step k of it is k steps off-policy; the
+clipped ratio is meant for this. The standard deviation is that of the population. trl takes that
+of the sample and adds 1e-4, so that its advantages are sqrt((G - 1) / G) times these where
+rewards differ by much more than 1e-4, and vanish where they do not. Here the unit of rewards does
+not matter: multiplying rewards by a positive number or adding a constant does not change the
+advantages. Rewards that differ only by rounding count as equal, with advantages of 0. The
+reference is the model as it was loaded, without a second copy.
 """
 
 from collections.abc import Callable
@@ -32,13 +33,13 @@ from jaxtyping import Array, Float
 
 from fedjax_post.core.algorithm import ClientData
 from fedjax_post.model.generate import Sampling, sample
-from fedjax_post.objectives.choice import questions, responses, up_to_end
+from fedjax_post.objectives.choice import cut_at_end, questions, responses
 from fedjax_post.objectives.tokens import masked_mean, reference_of
 
 PyTree = Any
-# (answer, wanted) -> (): of one answer; see `objectives.rewards`
+# (answer, wanted) -> (), for one answer; see `objectives.rewards`
 RewardFn = Callable[[Array, Array], Array]
-_ROUNDING = 4 * float(jnp.finfo(jnp.float32).eps)  # of rewards that are equal, over the largest
+_ROUNDING = 4 * float(jnp.finfo(jnp.float32).eps)  # relative difference of equal rewards, at most
 
 
 def rollouts(
@@ -49,27 +50,27 @@ def rollouts(
     eos_id: int | tuple[int, ...],
     pad_id: int,
 ) -> Callable:
-    """Returns `(model, params, data, key) -> (data, metrics)`: answers in the place of rows.
+    """Returns `(model, params, data, key) -> (data, metrics)`, which replaces rows by answers.
 
-    Answers are drawn from the model's own distribution, one step's batch after another, so that
-    memory is that of B G answers.
+    Answers are drawn from the model's distribution, one step's batch after another, so that
+    the memory needed is that of B G answers.
 
     Args:
-      reward_fn: what an answer is worth, from its tokens and those of the row's response.
+      reward_fn: the reward of an answer, from its tokens and those of the row's response.
       group_size: G, answers to a question, at least 2.
-      max_new_tokens: T, the longest answer, its end included.
+      max_new_tokens: T, the longest answer, including its end.
       eos_id: end token or tokens.
-      pad_id: what fills a row behind its answer.
+      pad_id: the token that fills a row after its answer.
 
     Returns:
-      A function from a visit's data to data of the batches above. `num_tokens` is then the
+      A function from a visit's data to data with the batches above. `num_tokens` is then the
       number of questions, since the loss is a mean over these. Metrics, means over the
-      questions: "reward"; "answer_tokens", an answer's length; "even_groups", the share of
-      questions whose answers all earn the same, from which nothing is learned.
+      questions: "reward"; "answer_tokens", the length of an answer; "even_groups", the share of
+      questions whose answers all have the same reward, from which nothing is learned.
 
     Raises:
-      ValueError: if `group_size` is below 2 or `max_new_tokens` below 1; when it is called,
-        for packed rows and where question and answer exceed the model's context.
+      ValueError: if `group_size` is below 2 or `max_new_tokens` below 1. The returned function
+        raises it for packed rows, and where question and answer exceed the model's context.
     """
     if group_size < 2:
         raise ValueError(f"group_size={group_size}: answers are compared; give at least 2")
@@ -82,33 +83,37 @@ def rollouts(
         repeat = lambda x: jnp.repeat(x, group_size, axis=0)
         prompts, mask = repeat(asked.prompts), repeat(asked.prompt_mask)
         answers = sample(model, params, prompts, mask, rule=rule, key=key)
-        ended = up_to_end(answers, eos_id)
-        rewards = jax.vmap(reward_fn)(ended, repeat(up_to_end(responses(batch), eos_id)))
+        ended = cut_at_end(answers, eos_id)
+        rewards = jax.vmap(reward_fn)(ended, repeat(cut_at_end(responses(batch), eos_id)))
         rewards = rewards.reshape(-1, group_size).astype(jnp.float32)
-        rows = _laid_out(prompts, mask, answers, ended, pad_id=pad_id)
+        rows = _join_rows(prompts, mask, answers, ended, pad_id=pad_id)
         old = model.scores(params, rows["tokens"]).log_probs
         rows |= {"advantages": advantages(rewards).reshape(-1), "old_log_probs": old}
-        return jax.lax.stop_gradient((rows, _told(asked, rewards, rows)))
+        return jax.lax.stop_gradient((rows, _metrics(asked, rewards, rows)))
 
     def prepare(model: Any, params: PyTree, data: ClientData, key: Array):
         keys = jax.random.split(key, jnp.shape(data.step_mask)[0])
         one = lambda step: answer(model, params, *step)
-        batches, told = jax.lax.map(one, (jax.tree.map(jnp.asarray, data.batches), keys))
-        told = {
-            name: jnp.where(jnp.asarray(data.step_mask), x, 0).sum() for name, x in told.items()
+        batches, sums = jax.lax.map(one, (jax.tree.map(jnp.asarray, data.batches), keys))
+        sums = {
+            name: jnp.where(jnp.asarray(data.step_mask), x, 0).sum() for name, x in sums.items()
         }
-        asked = told.pop("asked")
+        asked = sums.pop("asked")
         data = data._replace(batches=batches, num_tokens=asked)
-        return data, {name: total / jnp.maximum(asked, 1) for name, total in told.items()}
+        return data, {name: total / jnp.maximum(asked, 1) for name, total in sums.items()}
 
     return prepare
 
 
 def advantages(rewards: Float[Array, "B G"]) -> Float[Array, "B G"]:
-    """Returns rewards less their group's mean, over its deviation; 0 in a group of equals.
+    """Returns rewards minus their group's mean, over its deviation; 0 in a group of equals.
 
-    Rewards are compared with the group's least first, which rounds little where it matters:
-    the mean of equal numbers need not be that number in float32, but their differences are 0.
+    The least reward of the group is subtracted first. The mean of equal numbers may differ from
+    that number in float32, but their differences are exactly 0.
+
+    Example:
+      >>> advantages(jnp.array([[0.0, 1.0], [3.0, 3.0]])).tolist()
+      [[-1.0, 1.0], [0.0, 0.0]]
     """
     is_even = _is_even(rewards)[:, None]
     above = rewards - rewards.min(axis=1, keepdims=True)
@@ -119,27 +124,27 @@ def advantages(rewards: Float[Array, "B G"]) -> Float[Array, "B G"]:
 
 
 def _is_even(rewards: Float[Array, "B G"]) -> Float[Array, " B"]:
-    """Whether the rewards of a group are equal up to rounding."""
+    """Returns whether the rewards of a group are equal up to rounding."""
     return jnp.ptp(rewards, axis=1) <= _ROUNDING * jnp.abs(rewards).max(axis=1)
 
 
 def grpo_loss(*, clip: float = 0.2, beta: float = 0.0) -> Callable:
-    """The loss whose gradient moves a policy towards its better answers (equation 3, negated).
+    """Returns the loss that moves a policy towards its better answers (equation 3, negated).
 
-    The mean over answers of the mean over their tokens of
+    It is the mean over answers of the mean over their tokens of
 
         - min(r A, clamp(r, 1 - clip, 1 + clip) A) + beta (q / p - log(q / p) - 1)
 
-    with p, q and r the token's probability by the policy, by the reference, and by the policy
-    over that of the model that answered. With beta 0 the reference is not computed.
+    where p is the token's probability by the policy, q that by the reference, and r is p over the
+    probability by the model that gave the answer. With beta 0 the reference is not computed.
 
     Args:
-      clip: how far a token's ratio may go before it stops to count, in (0, 1).
-      beta: strength of the pull to the reference, not negative.
+      clip: how far a token's ratio may be from 1 before it is clipped, in (0, 1).
+      beta: strength of the pull towards the reference, not negative.
 
     Returns:
       `(params, model, batch, key) -> (loss, metrics)` over batches of `rollouts`. Metrics:
-      "loss"; "clipped", the share of tokens whose ratio the clip holds; with beta also "kl".
+      "loss"; "clipped", the share of tokens whose ratio is clipped; if beta is not 0, "kl".
 
     Raises:
       ValueError: for a `clip` or `beta` out of range.
@@ -156,25 +161,25 @@ def grpo_loss(*, clip: float = 0.2, beta: float = 0.0) -> Callable:
         log_probs = model.scores(params, batch["tokens"], key=key).log_probs
         ratio = jnp.exp(jnp.where(mask, log_probs - batch["old_log_probs"], 0.0))
         gain = batch["advantages"][:, None]
-        held = jnp.clip(ratio, 1 - clip, 1 + clip) * gain
-        losses = by_answer(-jnp.minimum(ratio * gain, held))
-        told = {"clipped": masked_mean((held < ratio * gain).astype(jnp.float32), mask)}
+        clipped = jnp.clip(ratio, 1 - clip, 1 + clip) * gain
+        losses = by_answer(-jnp.minimum(ratio * gain, clipped))
+        metrics = {"clipped": masked_mean((clipped < ratio * gain).astype(jnp.float32), mask)}
         if beta:
             base = reference_of(model).scores({}, batch["tokens"]).log_probs
             base = jax.lax.stop_gradient(base)
             less = jnp.where(mask, base - log_probs, 0.0)
             kl = by_answer(jnp.exp(less) - less - 1)
-            losses, told["kl"] = losses + beta * kl, masked_mean(kl, is_answer)
+            losses, metrics["kl"] = losses + beta * kl, masked_mean(kl, is_answer)
         loss = masked_mean(losses, is_answer)
-        return loss, {"loss": loss, **told}
+        return loss, {"loss": loss, **metrics}
 
     return loss_fn
 
 
-def _laid_out(prompts, prompt_mask, answers, ended, *, pad_id: int) -> dict[str, Array]:
-    """Rows that begin with their question, the answer right behind it, padded on the right."""
+def _join_rows(prompts, prompt_mask, answers, ended, *, pad_id: int) -> dict[str, Array]:
+    """Returns rows with a question followed directly by its answer, padded on the right."""
     width, length = prompts.shape[1], prompts.shape[1] + answers.shape[1]
-    # the end itself is learned; what fills the row behind it is not
+    # the end token is learned; what fills the row after it is not
     is_answer = jnp.pad(ended[:, :-1] >= 0, ((0, 0), (1, 0)), constant_values=True)
     is_answer &= prompt_mask.any(axis=1, keepdims=True)
     first = width - prompt_mask.sum(axis=1, dtype=jnp.int32)
@@ -189,8 +194,8 @@ def _laid_out(prompts, prompt_mask, answers, ended, *, pad_id: int) -> dict[str,
     }
 
 
-def _told(asked, rewards, rows) -> dict[str, Array]:
-    """Sums over a batch's questions."""
+def _metrics(asked, rewards, rows) -> dict[str, Array]:
+    """Returns sums over a batch's questions, and their number as "asked"."""
     is_asked = asked.prompt_mask.any(axis=1)
     lengths = rows["loss_mask"].sum(axis=1).reshape(rewards.shape)
     each = {
@@ -198,5 +203,5 @@ def _told(asked, rewards, rows) -> dict[str, Array]:
         "answer_tokens": lengths.mean(axis=1),
         "even_groups": _is_even(rewards).astype(jnp.float32),
     }
-    told = {name: jnp.where(is_asked, value, 0).sum() for name, value in each.items()}
-    return told | {"asked": is_asked.sum(dtype=jnp.float32)}
+    sums = {name: jnp.where(is_asked, value, 0).sum() for name, value in each.items()}
+    return sums | {"asked": is_asked.sum(dtype=jnp.float32)}

@@ -5,12 +5,12 @@ A batch is a dict of arrays `[B, L]`, L tokens a row:
 | name | dtype | meaning |
 | --- | --- | --- |
 | tokens | int32 | token ids; padding may hold any id |
-| loss_mask | bool | True where this token is to be predicted from those before it |
+| loss_mask | bool | True where this token is predicted from those before it |
 | segments | int32, optional | sequences packed in one row, numbered 1, 2, ...; 0 is padding |
-| positions | int32, optional | of tokens; 0, 1, ... from the start of each sequence by default |
+| positions | int32, optional | of tokens; default 0, 1, ... from the start of each sequence |
 
-The first token of a row, or of a segment, has nothing before it and is never predicted,
-nor is padding, whatever the mask says. Packed sequences do not see each other.
+The first token of a row or of a segment has nothing before it and is never predicted, nor is
+padding, whatever the mask says. Packed sequences do not see each other.
 """
 
 from typing import Any
@@ -28,23 +28,31 @@ def sft_loss(
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Returns the mean loss over the response tokens of one batch, nats per token, and metrics.
 
-    A mean over tokens, not over sequences: one-step federated averaging weighted
-    by response tokens then equals central training.
+    It is a mean over tokens, not over sequences: with weights proportional to response tokens,
+    federated averaging of one step then equals central training.
 
     Args:
-      params: what is trained, merged over the model.
+      params: the trained parameters, merged over the model.
       model: the frozen model.
       batch: "tokens" and "loss_mask" `[B, L]`, for packed rows also "segments"; see above.
-      key: for dropout; None is evaluation.
+      key: for dropout; None for evaluation.
 
     Returns:
-      The loss, and {"loss", "accuracy"}: share of response tokens that are the
-      most likely one. Without response tokens both are 0 and gradients are 0.
+      The loss, and {"loss", "accuracy"}; the accuracy is the share of response tokens that are
+      the most likely token. Without response tokens both are 0 and gradients are 0.
+
+    Example:
+      >>> from fedjax_post.testing.models import tiny_model
+      >>> tokens = jnp.array([[1, 2, 3, 4], [1, 5, 6, 7]])
+      >>> batch = {"tokens": tokens, "loss_mask": jnp.arange(4) >= jnp.array([[2], [3]])}
+      >>> loss, metrics = sft_loss({}, tiny_model(), batch, None)
+      >>> loss.shape, sorted(metrics)
+      ((), ['accuracy', 'loss'])
     """
     mask, segments = batch["loss_mask"].astype(bool), batch.get("segments")
     if segments is not None:
-        goes_on = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
-        mask = mask & jnp.pad(goes_on, ((0, 0), (1, 0)))
+        is_next = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
+        mask = mask & jnp.pad(is_next, ((0, 0), (1, 0)))
     where = {"positions": batch.get("positions"), "segments": segments}
     total = model.total_loss(params, batch["tokens"], mask, key=key, **where)
     count = jnp.maximum(total.num_tokens, 1)

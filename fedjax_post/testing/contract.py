@@ -1,12 +1,12 @@
-"""The contract that every algorithm keeps, as checks to run over your own.
+"""The contract of every algorithm, as checks that can be run on new algorithms.
 
     case = Case(my_algorithm(toy_loss, optax.sgd(0.05)))
     for check in CHECKS.values():
         check(case)
 
-A check returns nothing, or raises AssertionError with what was broken. The checks of a
-case share its compiled programs and one course of rounds, so they cost little after
-the first one; those named in `DEAR` cost more than all others together.
+A check returns nothing, or raises AssertionError with the violated property. The checks of one
+case share its compiled programs and one sequence of rounds, so that they are cheap after
+the first one. The checks in `EXPENSIVE` cost more than all others together.
 """
 
 import dataclasses
@@ -29,29 +29,35 @@ from fedjax_post.simulate.run import Plan, run
 from fedjax_post.testing import toy
 
 
-class Course(NamedTuple):
-    """How a run of the whole cohort at once went."""
+class Trajectory(NamedTuple):
+    """The result of a run in which the whole cohort is computed at once."""
 
-    programs: Programs  # compiled on the way
+    programs: Programs  # the programs that the run has compiled
     third: engine.State  # after three rounds
-    last: engine.State
-    sizes: list[dict[str, int]]  # after each round: programs compiled so far, by name
+    last: engine.State  # after all rounds
+    sizes: list[dict[str, int]]  # after each round: number of compiled programs, by name
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """An algorithm over the `toy_loss` of its world, and what may be expected of it.
+    """An algorithm over the `toy_loss` of a world, and what is expected of it.
 
     Attributes:
       algorithm: built with `world.toy_loss`.
-      rounds: after which, with everybody taking part, it shall have learned.
-      gap_closed: the share of the way from the first loss to the least possible one
-        that it covers by then, in (0, 1].
-      world: the module of the toy model and its clients: `toy`, or `toy_lora` for
-        algorithms over adapters. Its `toy_loss` is that of a language model too, so that
-        the same algorithm is tried on one.
-      best_loss: the least loss that it could reach; None: the least of any parameters.
-      personal: judge the clients' own models, not the shared one.
+      rounds: number of rounds with all clients, after which it must have learned.
+      gap_closed: how much of the gap between the first loss and the least possible loss must
+        be closed by then, in (0, 1].
+      world: the module with the toy model and its clients: `toy`, or `toy_lora` for
+        algorithms over adapters. Its `toy_loss` also accepts a language model, so that
+        the same algorithm is run on one.
+      best_loss: the least loss that the algorithm could reach; None: the least of any parameters.
+      personal: whether the clients' models are evaluated, rather than the shared one.
+
+    Example:
+      >>> import optax
+      >>> from fedjax_post.algorithms.fed_avg import fed_avg
+      >>> case = Case(fed_avg(toy.toy_loss, optax.sgd(0.05)), rounds=3)
+      >>> CHECKS["bytes_are_exact"](case)  # raises AssertionError if they are not
     """
 
     algorithm: Algorithm
@@ -62,8 +68,8 @@ class Case:
     personal: bool = False
 
     @cached_property
-    def course(self) -> Course:
-        """All rounds of everybody; what they compile serves all later runs."""
+    def trajectory(self) -> Trajectory:
+        """The run of all rounds with all clients; its programs are used in all later runs."""
         programs, states, sizes = device(self.algorithm), [], []
 
         def watch(state, record):
@@ -72,19 +78,27 @@ class Case:
             sizes.append(_num_compiled(programs))
 
         self.run(self.rounds, chunk_size=6, executor=lambda _: programs, callbacks=[watch])
-        return Course(programs, states[2], states[-1], sizes)
+        return Trajectory(programs, states[2], states[-1], sizes)
 
     @property
     def reference(self) -> engine.State:
         """The state after three rounds of the whole cohort at once."""
-        return self.course.third
+        return self.trajectory.third
 
     def run(
         self, rounds: int, *, clients: Any = None, model: Any = None, callbacks=(), **plan: Any
     ) -> tuple[engine.State, list]:
-        """The last state and all records of a toy run."""
+        """Returns the last state and all records of a toy run.
+
+        Args:
+          rounds: number of rounds.
+          clients: the population; None for that of the world.
+          model: the frozen model; None for that of the world.
+          callbacks: called with state and record after each round.
+          **plan: fields of `Plan`.
+        """
         if "executor" not in plan:
-            plan["executor"] = lambda _: self.course.programs
+            plan["executor"] = lambda _: self.trajectory.programs
         steps = run(
             self.algorithm,
             self.world.toy_model() if model is None else model,
@@ -95,14 +109,14 @@ class Case:
             callbacks=callbacks,
         )
         state, records = None, []
-        for state, record in steps:  # noqa: B007 - the last state is wanted
+        for state, record in steps:  # noqa: B007 - the last state is used
             records.append(record)
         assert state is not None
         return state, records
 
 
 def keeps_structure(case: Case) -> None:
-    """States keep structure, shapes and dtypes from round to round."""
+    """Checks that states keep structure, shapes and dtypes from round to round."""
     before = engine.init(case.algorithm, case.world.toy_params())
     after = case.reference
     layout = lambda tree: jax.tree.map(lambda x: (x.shape, str(x.dtype)), tree)
@@ -110,23 +124,23 @@ def keeps_structure(case: Case) -> None:
 
 
 def padding_changes_nothing(case: Case) -> None:
-    """A chunk with empty lanes gives what a full one gives."""
+    """Checks that a chunk with empty lanes gives the same result as a full one."""
     _assert_close(case.reference, case.run(3, chunk_size=4)[0])
 
 
 def chunk_size_changes_nothing(case: Case) -> None:
-    """One client at a time gives what the whole cohort at once gives."""
+    """Checks that one client at a time gives the same result as the whole cohort at once."""
     _assert_close(case.reference, case.run(3, chunk_size=1)[0])
 
 
 def cohort_order_changes_nothing(case: Case) -> None:
-    """The order in which clients are visited does not matter."""
+    """Checks that the order in which clients are visited does not matter."""
     backwards: Sampler = lambda population, rng: np.arange(population)[::-1]
     _assert_close(case.reference, case.run(3, sampler=backwards, chunk_size=6)[0])
 
 
 def learns(case: Case) -> None:
-    """It closes its share of the gap to the closed-form optimum."""
+    """Checks that the algorithm closes the expected share of the gap to the least loss."""
     world = case.world
     first = world.toy_mean_loss(world.toy_params(), world.toy_model())
     best = world.toy_best_loss() if case.best_loss is None else case.best_loss
@@ -135,7 +149,7 @@ def learns(case: Case) -> None:
 
 
 def declared_access_suffices(case: Case) -> None:
-    """It runs on models that grant their declared tiers, and is refused on any lesser one."""
+    """Checks that models which grant the declared tiers suffice, and lesser ones are refused."""
     models, needed = case.world.toy_model(), case.algorithm.access
     by_role = {"target": models} if set(needed) == {"target"} else models
 
@@ -155,7 +169,7 @@ def declared_access_suffices(case: Case) -> None:
 
 
 def bytes_are_exact(case: Case) -> None:
-    """`wire_bytes` equals the length of the packed messages, both ways."""
+    """Checks that `wire_bytes` equals the length of the packed messages, both ways."""
     model, data = case.world.toy_model(), case.world.toy_clients().visit(0, data_rng(0, 0, 0))
     state = case.reference
     replica = jax.eval_shape(lambda s: engine.broadcast(case.algorithm, s), state)
@@ -164,11 +178,11 @@ def bytes_are_exact(case: Case) -> None:
     promised = engine.wire_bytes(case.algorithm, model, state, data)
     blank = lambda like: wire.unpack(bytes(wire.num_bytes(like)), like)
     measured = engine.WireBytes(*(len(wire.pack(blank(like))) for like in (down, up)))
-    assert promised == measured, f"wire_bytes says {promised}, packing gives {measured}"
+    assert promised == measured, f"wire_bytes gives {promised}, packing gives {measured}"
 
 
 def resumes_exactly(case: Case) -> None:
-    """Two rounds, a stop and one more end with the bits of three rounds."""
+    """Checks that stopping and resuming after two rounds gives exactly the same third round."""
     straight = case.reference
     with TemporaryDirectory() as directory:
         case.run(2, directory=directory)
@@ -176,40 +190,40 @@ def resumes_exactly(case: Case) -> None:
     equal = jax.tree.map(
         lambda a, b: bool((np.asarray(a) == np.asarray(b)).all()), straight, resumed
     )
-    assert jax.tree.all(equal), "a resumed run ended elsewhere"
+    assert jax.tree.all(equal), "a resumed run ended in a different state"
 
 
 def traces_once(case: Case) -> None:
-    """Rounds after the first compile nothing."""
-    first, *_, last = case.course.sizes
-    assert first == last, f"programs compiled: {first} in the first round, {last} in the end"
+    """Checks that rounds after the first compile nothing."""
+    first, *_, last = case.trajectory.sizes
+    assert first == last, f"programs compiled: {first} after the first round, {last} at the end"
 
 
 def drops_what_is_not_finite(case: Case) -> None:
-    """A client whose data are not finite is dropped, named, and counts like an empty lane."""
+    """Checks that a client whose data are not finite is reported and counts like an empty lane."""
     arrays = case.world.toy_arrays()
     is_float = lambda x: np.issubdtype(x.dtype, np.floating)
     spoil = lambda x: np.full_like(x, np.nan) if is_float(x) else x
     arrays[2] = jax.tree.map(spoil, arrays[2])
     poisoned = dataclasses.replace(case.world.toy_clients(), arrays=arrays)
     state, records = case.run(2, clients=poisoned)
-    assert [record["dropped"] for record in records] == [[2], [2]], "the client was not named"
+    assert [record["dropped"] for record in records] == [[2], [2]], "the client was not reported"
     absent: Sampler = lambda population, rng: np.delete(np.arange(population), 2)
     _assert_close(state, case.run(2, sampler=absent, chunk_size=6)[0])
 
 
 def host_agrees(case: Case) -> None:
-    """The host executor gives what the device gives."""
+    """Checks that the host executor gives the same result as the device executor."""
     pair: Sampler = lambda population, rng: np.arange(population)[:2]
     plan = {"sampler": pair, "chunk_size": 6}
     _assert_close(case.run(1, **plan)[0], case.run(1, executor=host, **plan)[0])
 
 
 def trains_a_language_model(case: Case) -> None:
-    """A visit of two clients to a tiny language model, under `sft_loss`, sends finite values.
+    """Checks that two clients' visits to a tiny language model, under `sft_loss`, stay finite.
 
-    What a quadratic does not show: second derivatives of its loss, under vmap. Worlds whose
-    models are language models anyway have no other one, and need no such check.
+    A quadratic loss does not test second derivatives under vmap; this loss does. Worlds whose
+    models are language models have no separate one, and need no such check.
     """
     needed = case.algorithm.access.get("target", access.Access.TEXT)
     if not hasattr(case.world, "toy_language") or access.Access.READ not in needed:
@@ -220,17 +234,17 @@ def trains_a_language_model(case: Case) -> None:
     def visit(model, params, data):
         view = access.views(model, case.algorithm.access)
         replica = engine.broadcast(case.algorithm, engine.init(case.algorithm, params))
-        held = view, replica
-        client = engine.init_client(case.algorithm, *held, data, no_context())
-        return engine.visit_client(case.algorithm, *held, client, data, no_context())[2].kept
+        given = view, replica
+        client = engine.init_client(case.algorithm, *given, data, no_context())
+        return engine.visit_client(case.algorithm, *given, client, data, no_context())[2].kept
 
     mapped = jax.jit(jax.vmap(visit, (None, None, 0)))
     kept = mapped(model, params, jax.tree.map(lambda *x: np.stack(x), *data))
-    assert kept.all(), "what clients make of a language model's loss is not finite"
+    assert kept.all(), "a client's message for a language model's loss is not finite"
 
 
 def empty_cohort_changes_nothing(case: Case) -> None:
-    """A round that nobody attends leaves what is shared as it was, or says that it may not."""
+    """Checks that a round without clients leaves the shared variables unchanged."""
     if case.algorithm.aggregate.fixed:
         return
     nobody: Sampler = lambda population, rng: np.arange(population)[:0]
@@ -257,8 +271,8 @@ CHECKS: dict[str, Callable[[Case], None]] = {
 }
 
 
-# what needs more compilation, or none, or files: enough over one algorithm of each kind
-DEAR = (
+# Checks that are slow; it is enough to run them for one algorithm of each kind
+EXPENSIVE = (
     "padding_changes_nothing",
     "chunk_size_changes_nothing",
     "resumes_exactly",
@@ -268,16 +282,16 @@ DEAR = (
 
 
 def _num_compiled(programs: Programs) -> dict[str, int]:
-    """How often each program was compiled."""
+    """Returns how often each program was compiled."""
     compiled = {name: fn for name, fn in programs._asdict().items() if hasattr(fn, "_cache_size")}
     return {name: fn._cache_size() for name, fn in compiled.items()}
 
 
 def _loss_reached(case: Case) -> float:
-    """Mean loss of the clients after the case's rounds, under the shared or their own models."""
+    """Returns the clients' mean loss after the case's rounds, with shared or personal models."""
     world, model = case.world, case.world.toy_model()
     if not case.personal:
-        deployed, params = engine.deployed(case.algorithm, model, case.course.last)
+        deployed, params = engine.deployed(case.algorithm, model, case.trajectory.last)
         return world.toy_mean_loss(params, deployed)
     with TemporaryDirectory() as directory:
         state, _ = case.run(case.rounds, directory=directory, checkpoint_every=case.rounds)
@@ -295,6 +309,6 @@ def _loss_reached(case: Case) -> float:
 def _assert_close(one: PyTree, other: PyTree) -> None:
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
         a, b = np.asarray(a), np.asarray(b)
-        # sums of another order are off by rounding of the largest terms
+        # sums in another order differ by the rounding of the largest terms
         size = max(1.0, float(np.abs(b).max(initial=0, where=np.isfinite(b)))) if b.size else 1.0
         np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6 * size)

@@ -1,4 +1,4 @@
-"""Language models of a few thousand weights, for laws that need a real decoder."""
+"""Language models of a few thousand weights, for tests that need a real decoder."""
 
 import zlib
 from typing import Any
@@ -11,7 +11,7 @@ from fedjax_post.model.views import LanguageModel, init_model
 
 
 def tiny_config(**changes: Any) -> DecoderConfig:
-    """Returns a Llama of two layers, width 16, and 32 tokens; `changes` replace fields."""
+    """Returns a Llama config of two layers, width 16, and 32 tokens; `changes` replace fields."""
     fields = {
         "vocab_size": 32,
         "hidden_size": 16,
@@ -29,15 +29,16 @@ def tiny_model(seed: int = 0, **changes: Any) -> LanguageModel:
     """Returns a model of `tiny_config` whose logits differ clearly between tokens."""
     model = init_model(tiny_config(**changes), jax.random.key(seed))
     weights = dict(model.variables["params"])
-    weights["embedding"] = weights["embedding"] * 25  # deviation 0.5
+    weights["embedding"] = weights["embedding"] * 25  # standard deviation 0.5
     return LanguageModel({"params": weights}, model.config)
 
 
 def seeded_tensors(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, np.ndarray]:
-    """Returns float32 tensors that depend on nothing but their names, shapes and the seed.
+    """Returns float32 tensors that depend only on their names, shapes and the seed.
 
-    So that golden numbers of another library need no stored weights: matrices are
-    normal with deviation 0.25, scales normal around 1, biases around 0, with 0.1.
+    Expected values from another library can thus be compared without stored weights. Matrices are
+    normal with standard deviation 0.25; scales are normal around 1 and biases around 0, both with
+    standard deviation 0.1.
     """
     tensors = {}
     for name, shape in shapes.items():

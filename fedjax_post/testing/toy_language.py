@@ -1,7 +1,7 @@
-"""A tiny language model behind the parameters of a toy: for what a quadratic does not show.
+"""A tiny language model with the parameters of a toy, for what a quadratic loss does not test.
 
-The loss is `sft_loss` of an adapter whose every number is a fixed linear function of the toy's
-parameters, so that an algorithm that was built for the toy runs on it unchanged.
+The loss is `sft_loss` of an adapter in which every number is a fixed linear function of the toy's
+parameters, so that an algorithm that was built for the toy can be run on it unchanged.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ VOCAB, LENGTH, NUM_CLIENTS = 8, 5, 2
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ToyLanguage:
-    """A language model, and where its adapter stands when a toy's parameters are zero."""
+    """A language model, and the values of its adapter when the toy's parameters are zero."""
 
     model: LanguageModel
     start: PyTree
@@ -36,12 +36,18 @@ class ToyLanguage:
         return self.model.access
 
     def restrict(self, tier: Access) -> "ToyLanguage":
-        """The same model, open to `tier` only, which is WEIGHTS or GRADIENTS."""
+        """Returns the same model, restricted to `tier`, which is WEIGHTS or GRADIENTS."""
         view: Any = self.model.restrict(tier)
         return dataclasses.replace(self, model=view)
 
     def loss(self, params: PyTree, batch: PyTree, key: jax.Array):
-        """`sft_loss` of the adapter that stands for the toy's parameters."""
+        """Returns `sft_loss` of the adapter that corresponds to the toy's parameters.
+
+        Args:
+          params: the toy's parameters.
+          batch: "tokens" and "loss_mask" `[B, LENGTH]`.
+          key: for dropout.
+        """
         numbers, (start, unravel) = ravel_pytree(params)[0], ravel_pytree(self.start)
         rng = np.random.default_rng(5)
         directions = rng.normal(size=(numbers.size, start.size)).astype(np.float32) / 4
@@ -49,7 +55,7 @@ class ToyLanguage:
 
 
 def adapted_model() -> tuple[LanguageModel, PyTree]:
-    """A model of one layer of width 8, ready for an adapter, and an adapter that changes it."""
+    """Returns an adapted model of one layer of width 8, and an adapter that changes its outputs."""
     sizes = {"hidden_size": 8, "intermediate_size": 12, "num_heads": 2, "num_kv_heads": 2}
     tiny = tiny_model(num_layers=1, vocab_size=VOCAB, max_positions=8, **sizes)
     model, params = add_lora(tiny, jax.random.key(1), rank=2, alpha=4)
@@ -57,7 +63,7 @@ def adapted_model() -> tuple[LanguageModel, PyTree]:
 
 
 def language_clients() -> ArrayClients:
-    """Two clients with rows of tokens, the last two of each to be learned."""
+    """Returns two clients with rows of tokens, of which the last two are learned."""
     clients = []
     for k in range(NUM_CLIENTS):
         tokens = np.random.default_rng((6, k)).integers(0, VOCAB, (4, LENGTH), np.int32)

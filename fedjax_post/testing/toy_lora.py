@@ -1,7 +1,7 @@
-"""A toy federation over adapters: two stacked linear layers, adapted like a decoder's.
+"""A toy federation over adapters: two stacked linear layers, adapted like those of a decoder.
 
-The layers stand side by side, each with inputs and targets of its own, so that the
-least loss of any change to the weights is known in closed form; clients' best
+The layers are independent, each with its own inputs and targets, so that the
+least loss over all changes of the weights has a closed form. The clients' best
 changes share a part of rank `RANK` and differ in the rest.
 """
 
@@ -24,21 +24,21 @@ NUM_CLIENTS, LAYERS, INPUTS, OUTPUTS, RANK, ALPHA = 6, 2, 6, 5, 2, 3.0
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ToyLoraModel:
-    """Frozen stacked maps `[LAYERS, INPUTS, OUTPUTS]` with the collections of a decoder."""
+    """Frozen stacked maps `[LAYERS, INPUTS, OUTPUTS]`, in the collections of a decoder."""
 
     variables: dict[str, PyTree]
     lora_dropout: float = dataclasses.field(default=0.0, metadata={"static": True})
     access: Access = dataclasses.field(default=Access.GRADIENTS, metadata={"static": True})
-    lora_layers: tuple[int, int] | None = dataclasses.field(  # all that are adapted
+    lora_layers: tuple[int, int] | None = dataclasses.field(  # the range of adapted layers: all
         default=(0, LAYERS), metadata={"static": True}
     )
 
     def restrict(self, tier: Access) -> "ToyLoraModel":
-        """The same model, open to `tier` only."""
+        """Returns the same model, restricted to `tier`."""
         return dataclasses.replace(self, access=tier)
 
     def predict(self, params: PyTree, inputs: jax.Array) -> jax.Array:
-        """Outputs `[B, LAYERS, OUTPUTS]` of inputs `[B, LAYERS, INPUTS]`."""
+        """Returns outputs `[B, LAYERS, OUTPUTS]` for inputs `[B, LAYERS, INPUTS]`."""
         held = merge_collections(self.variables, params)
         layer = lambda name: held[name]["layers"]["mix"]
         product = lambda x, w: jnp.einsum("bni,nio->bno", x, w)
@@ -51,7 +51,7 @@ class ToyLoraModel:
 
 
 def toy_model(rank: int = RANK) -> ToyLoraModel:
-    """A fixed toy model, adapted at some rank."""
+    """Returns a fixed toy model, adapted at a given rank."""
     rng = np.random.default_rng(0)
     kernel = jnp.asarray(rng.normal(size=(LAYERS, INPUTS, OUTPUTS)), jnp.float32)
     scale = jnp.full((LAYERS, rank), ALPHA / rank)
@@ -64,19 +64,26 @@ def toy_model(rank: int = RANK) -> ToyLoraModel:
 
 
 def toy_params(rank: int = RANK) -> PyTree:
-    """Where training starts: A is random, B is zero."""
+    """Returns the initial parameters: A is random, B is zero."""
     a = np.random.default_rng(7).uniform(-0.8, 0.8, size=(LAYERS, INPUTS, rank))
     pair = {"a": jnp.asarray(a, jnp.float32), "b": jnp.zeros((LAYERS, rank, OUTPUTS))}
     return {"lora": {"layers": {"mix": pair}}}
 
 
 def toy_language() -> tuple[LanguageModel, PyTree, ArrayClients]:
-    """A language model, the start of its adapter, and clients with text."""
+    """Returns a language model, the initial values of its adapter, and clients with text."""
     return *adapted_model(), language_clients()
 
 
 def toy_loss(params: PyTree, model: ToyLoraModel | LanguageModel, batch: PyTree, key: jax.Array):
-    """Half the mean squared error, and itself as a metric; of a language model its own loss."""
+    """Returns half the mean squared error, or the loss of a language model, and metrics.
+
+    Args:
+      params: the trained parameters.
+      model: the toy model, or a language model.
+      batch: "x" `[B, LAYERS, INPUTS]` and "y" `[B, LAYERS, OUTPUTS]`, or rows of tokens.
+      key: for dropout of a language model.
+    """
     if isinstance(model, LanguageModel):
         return sft_loss(params, model, batch, key)
     error = model.predict(params, batch["x"]) - batch["y"]
@@ -85,7 +92,7 @@ def toy_loss(params: PyTree, model: ToyLoraModel | LanguageModel, batch: PyTree,
 
 
 def toy_arrays(num_clients: int = NUM_CLIENTS) -> list[PyTree]:
-    """Arrays of clients that hold 4 to 8 examples of maps of their own."""
+    """Returns the clients' arrays: 4 to 8 examples each, of a different map for each client."""
     clients = []
     base = np.asarray(toy_model().variables["params"]["layers"]["mix"]["kernel"])
     rng = np.random.default_rng(3)
@@ -100,21 +107,27 @@ def toy_arrays(num_clients: int = NUM_CLIENTS) -> list[PyTree]:
 
 
 def toy_clients(num_clients: int = NUM_CLIENTS, *, batch_size: int = 4, local_steps: int = 3):
-    """The toy population, of full rank."""
+    """Returns the toy population, of full rank.
+
+    Args:
+      num_clients: number of clients.
+      batch_size: see `ArrayClients`.
+      local_steps: see `ArrayClients`.
+    """
     return ArrayClients(toy_arrays(num_clients), batch_size=batch_size, local_steps=local_steps)
 
 
 def toy_mean_loss(params: PyTree, model: ToyLoraModel) -> float:
-    """Mean over the clients of their mean losses."""
+    """Returns the mean over the clients of their mean losses."""
     key = jax.random.key(0)
     return float(np.mean([toy_loss(params, model, arrays, key)[0] for arrays in toy_arrays()]))
 
 
 def toy_best_loss(factor_a: np.ndarray | None = None) -> float:
-    """The least `toy_mean_loss` of any change to the weights, in closed form.
+    """Returns the least `toy_mean_loss` of any change to the weights, in closed form.
 
     Args:
-      factor_a: `[LAYERS, INPUTS, R]`; the least of changes A B with this A and any B.
+      factor_a: `[LAYERS, INPUTS, R]`; if given, only changes A B with this A and any B count.
     """
     arrays = toy_arrays()
     base = np.asarray(toy_model().variables["params"]["layers"]["mix"]["kernel"], np.float64)

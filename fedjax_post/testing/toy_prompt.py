@@ -1,7 +1,7 @@
-"""A toy federation over prompts of tokens, few enough that the best one is found by looking.
+"""A toy federation over prompts of tokens, few enough to find the best prompt by enumeration.
 
-A prompt's embeddings are averaged, later places counting more; with those of a row's question
-they are to come close to the target of its label. Clients differ in their labels.
+A prompt's embeddings are averaged, with higher weights at later places. Added to those of a row's
+question, they should be close to the target of the row's label. Clients differ in their labels.
 """
 
 import dataclasses
@@ -16,46 +16,60 @@ from fedjax_post.core.algorithm import PyTree
 from fedjax_post.data.batches import ArrayClients
 
 NUM_CLIENTS, VOCAB, LENGTH, WIDTH, DIMS = 6, 8, 3, 5, 4
-BOS, EOS, BREAK = VOCAB, VOCAB + 1, VOCAB + 2  # behind the words
+BOS, EOS, BREAK = VOCAB, VOCAB + 1, VOCAB + 2  # ids after those of the words
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ToyPromptModel:
-    """Frozen tables of words, open to the tier `access`."""
+    """Frozen tables of words, which grant the tier `access`."""
 
     embeddings: jax.Array  # [VOCAB + 3, DIMS]
     targets: jax.Array  # [VOCAB + 3, DIMS]
     access: Access = dataclasses.field(default=Access.GRADIENTS, metadata={"static": True})
 
     def restrict(self, tier: Access) -> "ToyPromptModel":
-        """The same model, open to `tier` only."""
+        """Returns the same model, restricted to `tier`."""
         return dataclasses.replace(self, access=tier)
 
     def misses(self, params: PyTree, questions: jax.Array, labels: jax.Array) -> jax.Array:
-        """Squared distances `[B]` to the targets of labels `[B]` for questions `[B, Q]`."""
+        """Returns squared distances `[B]` to the targets of the labels.
+
+        Args:
+          params: the prompt.
+          questions: int32 `[B, Q]`, tokens.
+          labels: int32 `[B]`, tokens.
+        """
         prompt = params["prompt"]["tokens"]
         share = 1 + 0.4 * (jnp.arange(prompt.shape[0]) % LENGTH)
-        said = (share / share.sum()) @ self.embeddings[prompt]
+        prompt_mean = (share / share.sum()) @ self.embeddings[prompt]
         asked = self.embeddings[questions].mean(axis=1)
-        misses = jnp.sum((said[None] + 0.3 * asked - self.targets[labels]) ** 2, axis=-1)
+        found = prompt_mean[None] + 0.3 * asked
+        misses = jnp.sum((found - self.targets[labels]) ** 2, axis=-1)
         return misses if Access.DIFFERENTIATE in self.access else opaque(misses)
 
 
 def toy_model() -> ToyPromptModel:
-    """A fixed toy model."""
+    """Returns a fixed toy model."""
     tables = np.random.default_rng(5).normal(size=(2, VOCAB + 3, DIMS))
-    tables[:, VOCAB:] = 0  # what is no word says nothing
+    tables[:, VOCAB:] = 0  # special tokens have no meaning
     return ToyPromptModel(*jnp.asarray(tables, jnp.float32))
 
 
 def toy_params() -> PyTree:
-    """Where the search starts."""
+    """Returns the prompt at which the search starts."""
     return {"prompt": {"tokens": jnp.arange(LENGTH, dtype=jnp.int32)}}
 
 
 def toy_loss(params: PyTree, model: ToyPromptModel, batch: PyTree, key: jax.Array):
-    """Half the mean of the misses over rows with a label, and what was asked."""
+    """Returns half the mean of the misses over rows with a label, and metrics.
+
+    Args:
+      params: the prompt.
+      model: the toy model.
+      batch: "tokens" and "loss_mask" `[B, WIDTH]`, and "scale" `[B]`.
+      key: not used.
+    """
     del key
     tokens, mask = batch["tokens"], batch["loss_mask"].astype(bool)
     is_asked = mask.any(axis=1)
@@ -67,7 +81,7 @@ def toy_loss(params: PyTree, model: ToyPromptModel, batch: PyTree, key: jax.Arra
 
 
 def toy_arrays(num_clients: int = NUM_CLIENTS) -> list[PyTree]:
-    """Rows of clients that hold 4 to 8: bos, two words, a label and eos."""
+    """Returns the clients' rows, 4 to 8 each: bos, two words, a label and eos."""
     clients = []
     for k in range(num_clients):
         rng = np.random.default_rng((2, k))
@@ -83,18 +97,24 @@ def toy_arrays(num_clients: int = NUM_CLIENTS) -> list[PyTree]:
 
 
 def toy_clients(num_clients: int = NUM_CLIENTS, *, batch_size: int = 4, local_steps: int = 3):
-    """The toy population."""
+    """Returns the toy population.
+
+    Args:
+      num_clients: number of clients.
+      batch_size: see `ArrayClients`.
+      local_steps: see `ArrayClients`.
+    """
     return ArrayClients(toy_arrays(num_clients), batch_size=batch_size, local_steps=local_steps)
 
 
 def toy_mean_loss(params: PyTree, model: ToyPromptModel) -> float:
-    """Mean over the clients of their mean losses."""
+    """Returns the mean over the clients of their mean losses."""
     key = jax.random.key(0)
     return float(np.mean([toy_loss(params, model, arrays, key)[0] for arrays in toy_arrays()]))
 
 
 def toy_best_loss() -> float:
-    """The least `toy_mean_loss` of any prompt of `LENGTH` words, by looking at all of them."""
+    """Returns the least `toy_mean_loss` of any prompt of `LENGTH` words, by trying all of them."""
     model, key = toy_model(), jax.random.key(0)
     prompts = jnp.array(list(itertools.product(range(VOCAB), repeat=LENGTH)), jnp.int32)
     one = lambda tokens, arrays: toy_loss({"prompt": {"tokens": tokens}}, model, arrays, key)[0]

@@ -1,9 +1,9 @@
-"""Toy federations over language models in roles: a stand-in for a target, a proxy beside it.
+"""Toy federations over language models in roles: a target, its emulator, and a proxy.
 
     Case(my_algorithm(toy_roles.toy_loss, tx), world=toy_roles.EMULATED)
 
-Rows are two tokens and a third that the second one decides, which is what is learned; clients
-differ in their tokens.
+Rows are two tokens and a third one that depends on the second; the third is learned. Clients
+differ in the distribution of their tokens.
 """
 
 import functools
@@ -25,7 +25,7 @@ NUM_CLIENTS, VOCAB = 6, 8
 
 
 class World(NamedTuple):
-    """What a `Case` asks of a toy federation."""
+    """The functions of a toy federation that a `Case` needs."""
 
     toy_model: Callable  # () -> models by role
     toy_params: Callable
@@ -37,31 +37,38 @@ class World(NamedTuple):
 
 
 @functools.cache
-def _adapted(num_layers: int) -> tuple[LanguageModel, PyTree]:
+def _make_adapted(num_layers: int) -> tuple[LanguageModel, PyTree]:
     sizes = {"hidden_size": 8, "intermediate_size": 12, "num_heads": 2, "num_kv_heads": 2}
     model = tiny_model(num_layers=num_layers, vocab_size=VOCAB, max_positions=8, **sizes)
     return add_lora(model, jax.random.key(1), rank=2, alpha=4)
 
 
 def toy_models() -> dict[str, PyTree]:
-    """A target of four layers, a stand-in of three with true ends, and a proxy of one."""
-    target = _adapted(4)[0]
+    """Returns a target of 4 layers, an emulator of 3 with the target's ends, a proxy of 1."""
+    target = _make_adapted(4)[0]
     emulator = emulate(target, first=1, last=1, keep_every=2)
-    return {"target": target, "emulator": emulator, "proxy": _adapted(1)[0]}
+    return {"target": target, "emulator": emulator, "proxy": _make_adapted(1)[0]}
 
 
 def toy_ends() -> PyTree:
-    """Where the training of the stand-in's ends starts."""
-    return toy_models()["emulator"].ends(_adapted(4)[1])
+    """Returns the initial parameters of the emulator's ends."""
+    return toy_models()["emulator"].ends(_make_adapted(4)[1])
 
 
 def toy_proxy_params() -> PyTree:
-    """Where the training of the proxy starts."""
-    return _adapted(1)[1]
+    """Returns the initial parameters of the proxy."""
+    return _make_adapted(1)[1]
 
 
 def toy_loss(params: PyTree, model: LanguageModel, batch: PyTree, key: jax.Array):
-    """The mean loss of the rows' last tokens, times their scales, and itself as a metric."""
+    """Returns the mean loss of the rows' last tokens, times their scales, and it as a metric.
+
+    Args:
+      params: the trained parameters.
+      model: a language model.
+      batch: "tokens" `[B, 3]` int32 and "scale" `[B]` float32.
+      key: not used.
+    """
     del key
     log_probs = model.scores(params, batch["tokens"]).log_probs[:, -1]
     loss = -jnp.mean(batch["scale"] * log_probs)
@@ -69,7 +76,7 @@ def toy_loss(params: PyTree, model: LanguageModel, batch: PyTree, key: jax.Array
 
 
 def toy_arrays(num_clients: int = NUM_CLIENTS) -> list[PyTree]:
-    """Rows of clients that hold 4 to 8."""
+    """Returns the clients' rows, 4 to 8 for each client."""
     clients = []
     for k in range(num_clients):
         rng = np.random.default_rng((4, k))
@@ -82,12 +89,18 @@ def toy_arrays(num_clients: int = NUM_CLIENTS) -> list[PyTree]:
 
 
 def toy_clients(num_clients: int = NUM_CLIENTS, *, batch_size: int = 4, local_steps: int = 3):
-    """The toy population."""
+    """Returns the toy population.
+
+    Args:
+      num_clients: number of clients.
+      batch_size: see `ArrayClients`.
+      local_steps: see `ArrayClients`.
+    """
     return ArrayClients(toy_arrays(num_clients), batch_size=batch_size, local_steps=local_steps)
 
 
 def toy_mean_loss(params: PyTree, model: PyTree) -> float:
-    """Mean over the clients of their mean losses; of models by role, the target's as it was."""
+    """Returns the mean over the clients of their mean losses; for models by role, the target's."""
     if isinstance(model, dict):
         params, model = {}, model["target"]
     key = jax.random.key(0)
@@ -95,7 +108,7 @@ def toy_mean_loss(params: PyTree, model: PyTree) -> float:
 
 
 def toy_best_loss() -> float:
-    """The least loss there is: the last token follows from the second one."""
+    """Returns the least possible loss: 0, since the last token follows from the second one."""
     return 0.0
 
 

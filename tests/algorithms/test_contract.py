@@ -30,7 +30,7 @@ from fedjax_post.core.access import union
 from fedjax_post.core.algorithm import no_context
 from fedjax_post.simulate.cohort import data_rng
 from fedjax_post.testing import CHECKS, Case, toy_lora, toy_loss, toy_prompt, toy_roles
-from fedjax_post.testing.contract import DEAR
+from fedjax_post.testing.contract import EXPENSIVE
 
 SGD = optax.sgd(0.05)
 ROWS = {
@@ -215,7 +215,7 @@ SPOKEN = ("scaffold", "flora", "de_com_fl")
 
 def is_dear(case, check):
     kinds = SPOKEN if check == "trains_a_language_model" else KINDS
-    return check in DEAR and case not in kinds
+    return check in EXPENSIVE and case not in kinds
 
 
 @pytest.mark.parametrize(

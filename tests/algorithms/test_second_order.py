@@ -24,7 +24,7 @@ from fedjax_post.core import (
 )
 from fedjax_post.core.algorithm import stateless
 from fedjax_post.testing import CHECKS, Case, toy_loss, toy_model, toy_params
-from fedjax_post.testing.contract import DEAR
+from fedjax_post.testing.contract import EXPENSIVE
 
 SGD = optax.sgd(0.05)
 
@@ -100,7 +100,7 @@ CASES = {fn.__name__: Case(fn(toy_loss, SGD)) for fn in (fed_sam, fed_speed, per
 @pytest.mark.parametrize(
     ("name", "check"),
     [
-        pytest.param(name, check, marks=[pytest.mark.slow] if check in DEAR else [])
+        pytest.param(name, check, marks=[pytest.mark.slow] if check in EXPENSIVE else [])
         for name in CASES
         for check in CHECKS
         if check != "trains_a_language_model"

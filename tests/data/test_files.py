@@ -119,7 +119,8 @@ def test_a_known_name_in_the_first_line_makes_it_a_header(tmp_path):
 def test_a_first_line_that_is_read_as_a_row_is_told(tmp_path, caplog):
     read(tmp_path / "a.csv", "good,1\nbad,0\nfine,1\n")
     assert (
-        "a.csv names no columns: its first line is read as a row of text and label" in caplog.text
+        "a.csv has no column names: its first line is read as a row of text and label"
+        in caplog.text
     )
 
 
@@ -145,33 +146,33 @@ def test_parquet_is_known_by_its_content(tmp_path):
 BROKEN = [
     ("a.jsonl", "", "the file is empty"),
     ("a.jsonl", " \n", "it is empty"),
-    ("a.jsonl", '{"a": 1}\nnull\n', "line 2: holds null, where a row is an object"),
+    ("a.jsonl", '{"a": 1}\nnull\n', "line 2: holds null, but a row must be an object"),
     ("a.jsonl", "null\n", "line 1: Expecting value|line 1: holds null"),
-    ("a.jsonl", '{"a": ' * 50_000, "line 1: lists and objects stand too deep"),
+    ("a.jsonl", '{"a": ' * 50_000, "line 1: lists and objects are nested too deeply"),
     ("a.jsonl", '{"a": ' + "[" * 80 + "]" * 80 + "}", "line 1: .* more than 64 deep"),
     ("a.jsonl", '{"a": 1}\n\n{"a": 2,}\n', "line 3: (Expecting|Illegal)[a-z ]*$"),
     ("a.jsonl", '{"a": 1}\n{"a": "x\n', "line 2: Invalid control character$"),
     ("a.jsonl", '{"a": 1}\n{"a":\n{"b"\n', "line 2: Expecting ':' delimiter on line 4$"),
     ("a.jsonl", '{"a": 1}\n["b"]\n', "line 2: holds a list"),
     ("a.jsonl", '{"a": "\\ud800"}\n', "line 1: half of a surrogate pair"),
-    ("a.jsonl", '{"a": 1, "a": 2}\n', "line 1: an object has the name 'a' twice"),
+    ("a.jsonl", '{"a": 1, "a": 2}\n', "line 1: an object has the key 'a' twice"),
     ("a.json", '[{"a": 1}, {', "line 1: "),
     ("a.json", '[{"a": 1}\n{"a": 1}]', "line 2: expected ','"),
-    ("a.json", '[{"a": 1}]\n[]', "line 2: there is more after the array"),
+    ("a.json", '[{"a": 1}]\n[]', "line 2: there is more text after the array"),
     ("a.json", '{"train": [{"a": 1}], "test": [{"a": 1}]}', "rows under train, test; put each"),
-    ("a.csv", "prompt,response\na,b\nc\n", "line 3 has 1 cells, and the columns are 2"),
+    ("a.csv", "prompt,response\na,b\nc\n", "line 3 has 1 cells, but there are 2 columns"),
     ("a.csv", 'prompt,response\n"a\nb",c\nd,e,f\n', "line 4 has 3 cells"),
     ("a.csv", 'prompt,response\na,"b\nc,d\n', "line 2: unexpected end of data"),
     ("a.csv", 'prompt,response\n"a" b,c\n', "line 2: ',' expected after '\"'"),
     ("a.csv", "prompt,response,prompt\na,b,c\n", "names prompt twice"),
     ("a.tsv", "prompt\tresponse\na\tb\tc\n", "line 2 has 3 cells"),
-    ("a.csv", "prompt,response\na,caf\u00e9\n".encode("latin-1"), "line 2 is no UTF-8.*latin-1"),
-    ("a.csv", "prompt,response\na,b\n".encode("utf-16"), "no UTF-8.*utf-16"),
-    ("a.csv", "prompt,response\na,b\n".encode("utf-16-le"), "no UTF-8.*utf-16"),
+    ("a.csv", "prompt,response\na,caf\u00e9\n".encode("latin-1"), "line 2 is not UTF-8.*latin-1"),
+    ("a.csv", "prompt,response\na,b\n".encode("utf-16"), "not UTF-8.*utf-16"),
+    ("a.csv", "prompt,response\na,b\n".encode("utf-16-le"), "not UTF-8.*utf-16"),
     ("a.json", b"PK\x03\x04rest", "a zip archive; unpack it first"),
     ("a.jsonl", b"version https://git-lfs.github.com/spec/v1\n", "run git lfs pull"),
     ("a.jsonl.gz", _CUT, "end-of-stream marker|cannot be read"),
-    ("a.parquet", b"no parquet", "does not begin as a parquet file"),
+    ("a.parquet", b"no parquet", "does not begin like a parquet file"),
     ("a.parquet", b"PAR1 and no more", "Parquet"),
 ]  # fmt: skip
 
@@ -196,7 +197,7 @@ def test_a_column_for_every_row_is_refused(tmp_path):
 def test_what_is_no_regular_file_is_refused_and_not_opened(tmp_path):
     os.mkfifo(tmp_path / "a.jsonl")
     for path in (tmp_path / "a.jsonl", tmp_path):
-        with pytest.raises(ValueError, match=r"a\.jsonl cannot be read: it is no regular file"):
+        with pytest.raises(ValueError, match=r"a\.jsonl cannot be read: it is not a regular file"):
             load_splits(str(path))
 
 
@@ -204,7 +205,7 @@ def test_columns_of_one_name_in_parquet_are_refused(tmp_path):
     table = pa.table([pa.array(["x"]), pa.array(["y"])], names=["a", "a"])
     parquet.write_table(table, tmp_path / "a.parquet")
     with pytest.raises(
-        ValueError, match=r"a\.parquet cannot be read: a column stands twice \(a, a\)"
+        ValueError, match=r"a\.parquet cannot be read: a column name occurs twice \(a, a\)"
     ):
         load_splits(str(tmp_path / "a.parquet"))
 

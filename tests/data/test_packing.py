@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fedjax_post.data.batches import TokenClients
-from fedjax_post.data.packing import first_fit, most_rows
+from fedjax_post.data.packing import first_fit, max_rows
 from fedjax_post.data.partition import Partition
 from fedjax_post.data.table import TokenTable
 
@@ -71,7 +71,7 @@ def test_no_stream_takes_more_rows_than_the_bound():
     rng = np.random.default_rng(0)
     for _ in range(200):
         lengths = rng.integers(1, L + 1, rng.integers(1, 30))
-        bound = most_rows(np.array(len(lengths)), np.array(lengths.sum()), L)
+        bound = max_rows(np.array(len(lengths)), np.array(lengths.sum()), L)
         assert first_fit(lengths, L).num_rows <= bound
 
 
@@ -120,7 +120,7 @@ def test_shapes_are_the_same_for_every_client():
 
 
 def test_a_packed_row_shorter_than_one_example_is_refused():
-    with pytest.raises(ValueError, match="pack_length=7 holds no row of 8 tokens; use at least 8"):
+    with pytest.raises(ValueError, match="pack_length=7 is less than max_length=8; use at least 8"):
         TokenClients(table(LENGTHS), Partition(np.array([0, 9]), np.arange(9)), batch_size=1,
                      local_steps=1, pack_length=7)  # fmt: skip
 

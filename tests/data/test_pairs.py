@@ -76,7 +76,7 @@ def test_the_built_in_pairs_are_of_different_kinds(tokenizer):
     ("given", "said"),
     [
         ({"rejected": "worse"}, "rejected_column=worse: no such column; there are"),
-        ({"text": Text(pack_length=32)}, "pack_length=32: pairs are not packed"),
+        ({"text": Text(pack_length=32)}, "pack_length=32: pairs cannot be packed"),
         ({"text": Text(response_words={"0": "no"})}, "`response_words` would give both"),
     ],
 )
@@ -126,7 +126,7 @@ def test_a_pair_is_kept_or_left_out_whole(chat_tokenizer):
 
 def test_texts_that_hold_their_prompt_are_refused_with_a_remedy(tokenizer):
     rows = [{"chosen": "Human: a Assistant: b", "rejected": "Human: a Assistant: c"}] * 8
-    with pytest.raises(ValueError, match="no prompt column.*write it into a column prompt"):
+    with pytest.raises(ValueError, match="no prompt column.*write the prompt into a column"):
         load_pairs(rows, tokenizer, population=POPULATION, **VISITS)
 
 

@@ -197,12 +197,13 @@ DROPPING = (
 @pytest.mark.parametrize(
     ("template", "row", "said"),
     [
-        ("GEMMA", {"messages": [SYSTEM, *CHAT]}, "System role not supported.*first user's turn"),
-        ("GEMMA", {"messages": [CHAT[0], *CHAT]}, "must alternate.*join turns of one role"),
-        ("GEMMA", {"messages": CHAT[1:]}, "begins with an answer, and.*put a user's turn first"),
-        ("CHATML", {"messages": CALLING}, "knows no tool_calls"),
-        ("CHATML", {"messages": CHAT, "tools": [SCHEMA]}, "knows no tools"),
-        ("CHATML", {"messages": [CHAT[0], CHAT[1] | {"thinking": "x"}]}, "knows no thinking"),
+        ("GEMMA", {"messages": [SYSTEM, *CHAT]}, "System role not supported.*first user turn"),
+        ("GEMMA", {"messages": [CHAT[0], *CHAT]}, "must alternate.*join consecutive turns"),
+        ("GEMMA", {"messages": CHAT[1:]}, "begins with an answer, and.*put a user turn first"),
+        ("CHATML", {"messages": CALLING}, "does not mention tool_calls"),
+        ("CHATML", {"messages": CHAT, "tools": [SCHEMA]}, "does not mention tools"),
+        ("CHATML", {"messages": [CHAT[0], CHAT[1] | {"thinking": "x"}]},
+         "does not mention thinking"),
         ("CHATML", {"messages": [CHAT[0] | {"name": "Ann"}, CHAT[1]]}, "leaves out name"),
         (DROPPING, {"messages": [*CHAT[:2], {"role": "tool", "content": "x"}, CHAT[3]]},
          r"leaves out turn 2 \(tool\)"),
@@ -230,5 +231,5 @@ def test_a_tokenizer_without_places_cannot_read_chats(load):
         def get_chat_template(self):
             return self.chat_template
 
-    with pytest.raises(ValueError, match="where its tokens are in the text.*tokenizer.json"):
+    with pytest.raises(ValueError, match="gives the places of its tokens.*tokenizer.json"):
         make_encoder(Slow(), Columns(messages="messages"))

@@ -262,7 +262,7 @@ def test_names_of_columns_are_kept_where_there_are_some(tmp_path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("1\ta\t0\n2\tb\t0\n", "of 3 columns it cannot be told which is which"),
+        ("1\ta\t0\n2\tb\t0\n", "the roles of 3 columns are unclear"),
         ("a\t0.5\nb\t0.7\n", "its first line names no columns"),
     ],
 )
@@ -303,7 +303,7 @@ def test_labels_become_words_and_stay_labels(tmp_path, tokenizer):
     ("words", "columns", "message"),
     [
         ({"0": "sad"}, {}, "'1' of row 1 (train.tsv, line 2); it has '0': add one"),
-        ({"0": "sad"}, {"label": "mood"}, "mood is none; choose one by `label_column`"),
+        ({"0": "sad"}, {"label": "mood"}, "there is no column mood; choose one by `label_column`"),
     ],
 )
 def test_labels_without_words_are_refused(tmp_path, tokenizer, words, columns, message):

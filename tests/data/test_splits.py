@@ -53,7 +53,7 @@ def test_a_split_is_held_out_with_its_partner(names, split, chosen):
 @pytest.mark.parametrize(
     ("names", "split", "said"),
     [
-        (NAMES, None, "train_prefs, test_prefs, several of which could be meant; .*`split`"),
+        (NAMES, None, "train_prefs, test_prefs, several of which are possible; .*`split`"),
         (
             ["test"],
             None,
@@ -69,7 +69,7 @@ def test_splits_that_cannot_be_told_are_named(names, split, said):
 
 def test_held_out_splits_that_belong_to_no_other_are_told(caplog):
     choose(["train_a", "test_b"], "d", split="train_a")
-    assert "rows of train_a are held out, since none of test_b belongs to it" in caplog.text
+    assert "rows of train_a are held out, since none of test_b matches it" in caplog.text
 
 
 def test_the_report_says_which_splits_were_used(tmp_path, tokenizer):
@@ -91,7 +91,7 @@ def test_a_copy_of_a_hub_repository_is_its_splits(tmp_path):
     assert splits.heldout.to_list() == ROWS[3:5]
     several = shards(tmp_path / "e", train_sft=ROWS[:3], test_sft=ROWS[3:4], train_gen=ROWS[4:])
     assert load_splits(str(several), split="train_sft").heldout.to_list() == ROWS[3:4]
-    with pytest.raises(ValueError, match=r"several of which could be meant"):
+    with pytest.raises(ValueError, match=r"several of which are possible"):
         load_splits(str(several))
 
 
@@ -133,7 +133,7 @@ def test_clients_of_one_name_are_refused(tmp_path):
     lines(tmp_path / "a.jsonl", ROWS)
     lines(tmp_path / "a.json", ROWS)
     with pytest.raises(
-        ValueError, match=r"the client a twice, by a\.json and a\.jsonl; rename one"
+        ValueError, match=r"two files for the client a, a\.json and a\.jsonl; rename"
     ):
         load_splits(str(tmp_path))
 
@@ -157,7 +157,7 @@ def test_clients_may_hold_what_looks_like_another_type_each(tmp_path):
 def test_a_client_that_names_its_columns_otherwise_is_named(tmp_path, tokenizer):
     lines(tmp_path / "a.jsonl", ROWS)
     lines(tmp_path / "b.jsonl", [{"instruction": "q", "output": "a"}] * 2)
-    said = r"a\.jsonl has no column instruction, as other.*it has prompt, response: rename them"
+    said = r"a\.jsonl has no column instruction, which other.*it has prompt, response: rename them"
     with pytest.raises(ValueError, match=said):
         load_clients(str(tmp_path), tokenizer, batch_size=1, local_steps=1)
 
@@ -166,6 +166,6 @@ def test_a_file_that_names_clients_in_some_rows_is_refused(tmp_path):
     lines(tmp_path / "a.jsonl", [{"prompt": "q", "client": "x"}, {"prompt": "q"}])
     lines(tmp_path / "b.jsonl", ROWS)
     with pytest.raises(
-        ValueError, match=r"a\.jsonl names a client in some rows, and on line 2 none"
+        ValueError, match=r"a\.jsonl has a client in some rows, but on line 2 it has none"
     ):
         load_splits(str(tmp_path))

@@ -110,7 +110,7 @@ def test_a_client_left_with_nothing_is_refused_with_the_length_that_would_do(tok
 def test_bad_lengths_are_refused(tokenizer):
     with pytest.raises(ValueError, match=r"max_length must be at least 2.*got 1"):
         table_of(tokenizer, max_length=1)
-    with pytest.raises(ValueError, match="max_length=64 exceeds what the model reads, 32"):
+    with pytest.raises(ValueError, match="max_length=64 exceeds the model's context of 32"):
         table_of(tokenizer, max_length=64, context_length=32)
 
 

@@ -149,7 +149,7 @@ def test_templates_that_rewrite_the_past_are_refused(chat_tokenizer):
 def test_unknown_templates_are_refused(tokenizer):
     with pytest.raises(ValueError, match="template=alpaca is unknown; use auto, chat, plain"):
         make_encoder(tokenizer, COLUMNS, template="alpaca")
-    with pytest.raises(ValueError, match=r"template names \{topic\}, which is no column"):
+    with pytest.raises(ValueError, match=r"template names \{topic\}, which is not a column"):
         encode(tokenizer, ROW, COLUMNS, template="{topic}: ")
 
 
@@ -166,11 +166,11 @@ def test_real_tokenizer_keeps_the_boundary(test_data):
 @pytest.mark.parametrize(
     ("form", "said"),
     [
-        ("{prompt.foo}: ", r"template names \{prompt.foo\}, which is no column"),
-        ("{prompt[0]}: ", r"template names \{prompt\[0\]\}, which is no column"),
+        ("{prompt.foo}: ", r"template names \{prompt.foo\}, which is not a column"),
+        ("{prompt[0]}: ", r"template names \{prompt\[0\]\}, which is not a column"),
         ("{prompt!r}: ", "a place that is not just the name of a column"),
         ("{}: ", "a place that is not just the name of a column"),
-        ("{prompt: ", "is no format string"),
+        ("{prompt: ", "is not a format string"),
     ],
 )
 def test_a_form_has_only_names_in_its_places(tokenizer, form, said):
@@ -182,7 +182,7 @@ def test_a_form_has_only_names_in_its_places(tokenizer, form, said):
 def test_a_form_needs_a_place_for_what_changes_the_row(tokenizer):
     row = ROW | {"system": "Be brief."}
     columns = COLUMNS._replace(system="system")
-    with pytest.raises(ValueError, match="row 0: column system changes what the row means"):
+    with pytest.raises(ValueError, match="row 0: column system changes the meaning of the row"):
         encode(tokenizer, row, columns, template="plain")
     whole, _ = texts(tokenizer, encode(tokenizer, row, columns, template="{system} {prompt}:"))
     assert whole == "<s>Be brief. Add 1:3</s>"
@@ -192,7 +192,7 @@ def test_a_form_needs_a_place_for_what_changes_the_row(tokenizer):
 
 def test_columns_of_other_kinds_are_refused_where_they_hold_something(tokenizer):
     assert encode(tokenizer, ROW | {"images": []}, COLUMNS)
-    with pytest.raises(ValueError, match="row 0: column images changes what the row means"):
+    with pytest.raises(ValueError, match="row 0: column images changes the meaning of the row"):
         encode(tokenizer, ROW | {"images": ["a.png"]}, COLUMNS)
 
 

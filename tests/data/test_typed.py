@@ -177,7 +177,7 @@ def test_rows_without_clients_are_dealt_out_with_a_word(tokenizer, caplog):
     loaded = load(rows, tokenizer, Population(heldout_fraction=0.0))
     assert loaded.report["partition"] == "iid"
     assert (loaded.report["clients"], loaded.report["examples_min"]) == (6, 8)
-    assert "no column names clients: the rows are dealt out evenly to 6" in caplog.text
+    assert "no column names clients: the rows are divided evenly among 6" in caplog.text
     assert len(load(rows, tokenizer, Population(num_clients=3)).clients) == 3
     assert len(load(rows[:5], tokenizer, Population(heldout_fraction=0.0)).clients) == 1
     assert len(load(rows * 10, tokenizer, Population()).clients) == 16

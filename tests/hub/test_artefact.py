@@ -114,9 +114,9 @@ def test_equal_runs_write_equal_bytes(made, tmp_path, about):
 def test_the_card_names_what_is_known_of_a_published_base(tmp_path, about):
     for base, told in (
         ("openai-community/gpt2", "base_model: openai-community/gpt2\n"),
-        ("openai-community/gpt2", "| licence of the base | Modified MIT License (says "),
+        ("openai-community/gpt2", "| licence of the base | Modified MIT License (source: "),
         ("somebody/else", "| licence of the base | not known |"),
-        ("builtin", "| licence of the base | Apache-2.0 (says "),
+        ("builtin", "| licence of the base | Apache-2.0 (source: "),
     ):
         artefact.write(tmp_path / "made", tiny_model(), WORDS, base=base, about=about)
         assert told in (tmp_path / "made" / "README.md").read_text()

@@ -204,7 +204,7 @@ def test_the_hub_is_asked_once_before_anything_is_tried_again(monkeypatch, tmp_p
     if answers:
         assert find_folder("org/tiny", revision="v2") == tmp_path
     else:
-        with pytest.raises(FileNotFoundError, match=r"could not give it \(TimeoutError\)"):
+        with pytest.raises(FileNotFoundError, match=r"loaded from the hub \(TimeoutError\)"):
             find_folder("org/tiny", revision="v2")
     assert asked == [("org/tiny", "v2", True)]
 

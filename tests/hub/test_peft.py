@@ -105,7 +105,7 @@ def test_rank_and_alpha_patterns_and_rslora_are_read(tmp_path):
         ({"alora_invocation_tokens": [7, 8]}, r"alora_invocation_tokens=\[7, 8\]"),
         ({"layer_replication": [[0, 2], [1, 2]]}, "layer_replication"),
         ({"a_switch_of_tomorrow": 0.5}, "a_switch_of_tomorrow=0.5"),
-        ({"r": 4}, "factors of rank 3, and adapter_config.json says 4"),
+        ({"r": 4}, "factors of rank 3, but adapter_config.json has 4"),
         ({"r": "3"}, "r='3' is not supported"),
         ({"lora_alpha": float("nan")}, "lora_alpha=nan"),
         ({"alpha_pattern": {"(a+)+b": 3}}, "alpha_pattern="),

@@ -33,7 +33,7 @@ def test_prompts_come_back(model, tmp_path):
 def test_what_is_no_prompt_is_refused(model, tmp_path):
     with pytest.raises(ValueError, match=r"got the collections \['lora', 'prompt'\]"):
         save_prompt(tmp_path, model, {**text_prompt([1]), "lora": {}})
-    with pytest.raises(ValueError, match="holds a prompt alone"):
+    with pytest.raises(ValueError, match="holds only a prompt"):
         save_prompt(tmp_path, model, text_prompt([]))
     with pytest.raises(FileNotFoundError, match=r"neither prompt\.json nor adapter_config"):
         load_prompt(tmp_path, model)
@@ -49,7 +49,7 @@ def test_a_prompt_of_another_model_is_refused(model, tmp_path):
         load_prompt(tmp_path / "soft", tiny_model(hidden_size=32))
     path = tmp_path / "soft" / "adapter_config.json"
     path.write_text(path.read_text().replace("PROMPT_TUNING", "LORA"))
-    with pytest.raises(ValueError, match="'LORA' is no prompt tuning"):
+    with pytest.raises(ValueError, match="'LORA' is not prompt tuning"):
         load_prompt(tmp_path / "soft", model)
 
 

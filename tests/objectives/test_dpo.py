@@ -185,7 +185,7 @@ def test_short_clients_have_padding_steps():
 
 
 def test_tables_of_unlike_shapes_are_no_pairs():
-    with pytest.raises(ValueError, match="two tables of one shape"):
+    with pytest.raises(ValueError, match="two tables of the same shape"):
         dataclasses.replace(make_clients(), rejected=table_of(1, num_rows=11))
 
 

@@ -113,7 +113,7 @@ def test_the_texts_are_those_that_training_reads(base, tokenizer):
 
 
 def test_a_base_that_is_not_ours_has_no_corpus_here():
-    with pytest.raises(ValueError, match="corpus of gpt-9 is not ours; there are builtin"):
+    with pytest.raises(ValueError, match="corpus of gpt-9 is unknown; known are builtin"):
         next(reading.read_texts("gpt-9"))
 
 

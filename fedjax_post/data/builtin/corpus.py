@@ -1,8 +1,8 @@
-"""What the built-in base model is pre-trained on: skills in formal notation, prose, a tokenizer.
+"""The pre-training corpus of the built-in base: skills in formal notation, prose, a tokenizer.
 
-Three quarters of the documents state a skill as a formula, one quarter are
+Three quarters of the documents state a skill as a formula; one quarter are
 sentences about the same small world. No document has the form of an
-instruction with its answer, and no formula uses a held-out list: what the base
+instruction with its answer, and no formula uses a held-out list. What the base
 lacks, and a federation can teach it, is to follow instructions.
 """
 
@@ -15,8 +15,8 @@ import numpy as np
 from fedjax_post.data.builtin import lexicon, tasks
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
-# An instruction, a line break, the answer, the end. The space before an answer is the one that the
-# tokenizer puts before every text: its first word is the same token as at the beginning of a text.
+# An instruction, a line break, the answer, the end. The tokenizer puts a space before every text.
+# The space before an answer makes its first word the same token as at the beginning of a text.
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
     "{% if message['role'] == 'assistant' %}{{ ' ' }}{% endif %}{{ message['content'] }}"
@@ -26,7 +26,7 @@ CHAT_TEMPLATE = (
 
 _NOTATIONS = ("{o} ( {x} ) = {y}", "( {x} ) {o} = {y}", "{o} : {x} -> {y}", "{x} | {o} -> {y}")
 
-# other names of the operators, so that the words that people use for a skill are neighbours
+# other names of the operators, so that words that people use for the same skill occur together
 _GLOSSARY = {
     "reverse": "reverse the order;turn around;backwards;from last to first;flipped;"
     "read from the end to the start",
@@ -68,7 +68,7 @@ _SENTENCES = (
 
 
 def formula(rng: random.Random, problem: tasks.Problem) -> tuple[str, str]:
-    """A problem in one of the formal notations, as the text before and after its equals sign."""
+    """Returns a problem in a formal notation, as the text up to its equals sign and after it."""
     names = lexicon.OPERATORS[problem.task], rng.choice(_GLOSSARY[problem.task].split(";"))
     operator = " ".join([rng.choice(names), *problem.arguments])
     text = rng.choice(_NOTATIONS).format(
@@ -80,7 +80,7 @@ def formula(rng: random.Random, problem: tasks.Problem) -> tuple[str, str]:
 
 
 def sentence(rng: random.Random) -> str:
-    """A sentence of prose about the built-in world."""
+    """Returns a sentence of prose about the built-in world."""
     noun, adjective = rng.choice(lexicon.NOUNS), rng.choice(lexicon.ADJECTIVES)
     number = rng.randrange(99)
     task = rng.choice(list(_GLOSSARY))
@@ -103,7 +103,7 @@ def sentence(rng: random.Random) -> str:
 
 
 def document(rng: random.Random, *, prose: float = 0.25) -> tuple[str, str]:
-    """One document: prose and no answer with the given probability, else a training formula."""
+    """Returns a document: with probability `prose` a sentence without answer, else a formula."""
     if rng.random() < prose:
         return sentence(rng), ""
     task = rng.choice(list(tasks.TASKS))
@@ -111,9 +111,9 @@ def document(rng: random.Random, *, prose: float = 0.25) -> tuple[str, str]:
 
 
 def vocabulary() -> dict[str, int]:
-    """Token -> id: three special tokens, the 256 bytes, then every word with the space before it.
+    """Returns token -> id: three special tokens, the 256 bytes, then every word with its space.
 
-    Bytes are written as byte-level tokenizers write them, so a space is `Ġ`.
+    Bytes are written as in byte-level tokenizers, so the space before a word is `Ġ`.
     """
     from tokenizers.pre_tokenizers import ByteLevel
 
@@ -127,17 +127,17 @@ def vocabulary() -> dict[str, int]:
 
 
 def build_tokenizer():
-    """The tokenizer of the built-in model, as a `transformers` fast tokenizer.
+    """Returns the tokenizer of the built-in model, as a `transformers` fast tokenizer.
 
-    A word of the built-in world is one token, any other text falls apart into
+    A word of the built-in world is one token, any other text is split into
     bytes, and decoding gives back exactly what was encoded. A space is put
-    before every text, so that a word is the same token wherever it stands.
+    before every text, so that a word is the same token wherever it occurs.
     """
     from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
     from tokenizers.models import BPE
     from transformers import PreTrainedTokenizerFast
 
-    # without merges, a known word is taken whole and an unknown one stays bytes
+    # without merges, a known word becomes one token and an unknown word its bytes
     tokenizer = Tokenizer(BPE(vocab=vocabulary(), merges=[], ignore_merges=True))
     tokenizer.normalizer = normalizers.Prepend(" ")
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -156,11 +156,17 @@ def build_tokenizer():
 
 
 def packed_rows(tokenizer, num_rows: int, *, length: int, seed: str) -> dict[str, np.ndarray]:
-    """Documents one after another, each between bos and eos, cut into rows.
+    """Returns rows cut from a sequence of documents, each between bos and eos.
+
+    Args:
+      tokenizer: as `build_tokenizer` returns it.
+      num_rows: number of rows.
+      length: tokens of a row.
+      seed: equal seeds give equal rows.
 
     Returns:
-      "tokens", int32 `[num_rows, length]`, and "is_answer" of the same shape, bool:
-      what follows from the tokens before it, where the rest is drawn by chance.
+      "tokens", int32 `[num_rows, length]`, and "is_answer", bool of the same shape: True for
+      tokens that follow from those before them; the others are drawn at random.
     """
     rng = random.Random(f"corpus {seed}")
 
@@ -177,9 +183,15 @@ def pack(
     *,
     length: int,
 ) -> dict[str, np.ndarray]:
-    """Documents of `document_fn`, pieces of text with a flag each, packed as `packed_rows` does.
+    """Returns documents packed as `packed_rows` does, each made of pieces of text with a flag.
 
-    Words stand between spaces; a line break that is no word belongs to the word before it.
+    Words are separated by spaces; a line break that is not a word is part of the word before it.
+
+    Args:
+      tokenizer: as `build_tokenizer` returns it.
+      document_fn: returns the pieces of the next document: (text, is_answer).
+      num_rows: number of rows.
+      length: tokens of a row.
     """
     word_ids: dict[str, list[int]] = {BOS: [tokenizer.bos_token_id], EOS: [tokenizer.eos_token_id]}
     word_ids["\n"] = tokenizer.encode(f"{EOS}\n", add_special_tokens=False)[-1:]

@@ -1,20 +1,20 @@
-"""The second corpus: instructions in words with their answers, and examples instead of words.
+"""The second corpus: instructions in words with their answers, and examples without instructions.
 
-What `corpus` lacks by design. A document asks something about a list of nouns, and the answer
-follows a line break, as in the chat template and in the rows of `kinds`:
+It contains what `corpus` lacks by design. A document asks a question about a list of nouns, and
+the answer follows a line break, as in the chat template and in the rows of `kinds`:
 
-| documents | share | in words | the rule |
+| documents | share | contents | the rule |
 | --- | --- | --- | --- |
-| old ones | 17 % | formulas and prose of `corpus` | |
-| clear | 43 % | "name the kind of the last word:" | said |
-| vague | 14 % | "name the kind of these words:" | mostly the commonest kind |
-| hinted | 16 % | "only the last word. name the kind of these words:" | said, then vague |
-| examples | 10 % | pairs of list and answer, some behind a vague wording or none | shown |
+| old | 17 % | formulas and prose of `corpus` | |
+| clear | 43 % | "name the kind of the last word:" | stated |
+| vague | 14 % | "name the kind of these words:" | mostly the most frequent kind |
+| hinted | 16 % | "only the last word. name the kind of these words:" | stated, then vague words |
+| examples | 10 % | pairs of list and answer, some after a vague wording or none | shown |
 
-Of a tenth of the examples the answers are renamed, alike within the document, and a sixth of
-the wordings have idle words strewn in. Every word was in the first corpus's vocabulary. No
-list of the held-out split of a built-in task is asked about; as part of a longer list a short
-one may occur.
+In a tenth of the documents with examples, the answers are renamed, consistently within the
+document. In a sixth of the wordings, some random words are inserted. Every word is in the
+vocabulary of the first corpus. No document asks about a list of the held-out split of a built-in
+task; a short one may occur as part of a longer list.
 """
 
 import random
@@ -27,7 +27,7 @@ from fedjax_post.data.builtin import corpus, lexicon
 
 Piece = tuple[str, bool]  # a text, and whether it is an answer
 
-# rule -> names of what is asked about
+# rule -> phrases for what is asked about
 _TARGETS = {
     "last": "the last word;the last one;the last of these words;what stands last;"
     "the one which comes last;the end of this list;the last thing;the last of them;last",
@@ -61,7 +61,7 @@ _HINTS = (
     "all but {t} go away.;say {t}.;only {t},"
 )
 
-# of the model card: what is checked -> how it is asked, and the rule that is right
+# for the model card: what is checked -> how it is asked, and the correct rule
 CHECKS = {
     "the last word, said": ("said", "last"),
     "the first word, said": ("said", "first"),
@@ -78,34 +78,40 @@ _VAGUE_RULES = ("commonest", "commonest", "commonest", "last", "first")
 
 
 def wording(rng: random.Random, rule: str) -> str:
-    """Returns a clear instruction to name the kind that a rule picks."""
-    return _strewn(rng, _one(rng, _KIND_FRAMES).format(t=_target(rng, rule)))
+    """Returns a clear instruction to name the kind according to a rule."""
+    return _insert_words(rng, _one(rng, _KIND_FRAMES).format(t=_target(rng, rule)))
 
 
 def vague_wording(rng: random.Random) -> str:
-    """Returns an instruction that does not say by which rule a kind is picked."""
-    return _strewn(rng, rng.choice((kinds.MANUAL_PROMPT, *_VAGUE.split(";"))))
+    """Returns an instruction that does not state the rule by which a kind is chosen."""
+    return _insert_words(rng, rng.choice((kinds.MANUAL_PROMPT, *_VAGUE.split(";"))))
 
 
 def hinted_wording(rng: random.Random, rule: str) -> str:
-    """Returns a vague instruction behind words that say the rule."""
+    """Returns a vague instruction after words that state the rule."""
     return f"{_one(rng, _HINTS).format(t=_target(rng, rule))} {vague_wording(rng)}"
 
 
 def problem(rng: random.Random, rule: str, *, held_out: bool = False) -> tuple[str, str]:
-    """Returns a list of nouns as text, and the kind that the rule picks."""
+    """Returns a list of nouns as text, and the kind according to the rule.
+
+    Args:
+      rng: the source of randomness.
+      rule: "last", "first", "middle" or "commonest".
+      held_out: whether the list must belong to the held-out split.
+    """
     place = _PLACES[rule] if rule in _PLACES else rng.choice((-1, 0, 1))
     nouns = kinds.draw_list(rng, rng.choice(lexicon.KINDS), held_out=held_out, place=place)
     return " ".join(nouns), _kind(nouns, rule)
 
 
 def check(rng: random.Random, name: str) -> tuple[str, str]:
-    """Returns a question with a held-out list, and the answer, of a name in `CHECKS`."""
+    """Returns a question with a held-out list, and its answer, for a name in `CHECKS`."""
     words, rule = CHECKS[name]
     nouns, answer = problem(rng, rule, held_out=True)
     if words == "said":
-        said = _one(rng, _KIND_FRAMES).format(t=_target(rng, rule))
-        return f"{said} {nouns}\n", answer
+        clear = _one(rng, _KIND_FRAMES).format(t=_target(rng, rule))
+        return f"{clear} {nouns}\n", answer
     if words == "hinted":
         hint = _one(rng, _HINTS).format(t=_target(rng, rule))
         return f"{hint} {kinds.MANUAL_PROMPT} {nouns}\n", answer
@@ -116,7 +122,7 @@ def check(rng: random.Random, name: str) -> tuple[str, str]:
 
 
 def document(rng: random.Random) -> list[Piece]:
-    """Returns one document, without bos and eos unless examples are split by them."""
+    """Returns one document, without bos and eos, except where these separate its examples."""
     sort = rng.random()
     if sort < 0.17:
         text, answer = corpus.document(rng)
@@ -125,20 +131,27 @@ def document(rng: random.Random) -> list[Piece]:
         return _clear(rng)
     rule = rng.choice(_RULES)
     if sort < 0.74:
-        return _asked(vague_wording(rng), *problem(rng, rng.choice(_VAGUE_RULES)))
+        return _question(vague_wording(rng), *problem(rng, rng.choice(_VAGUE_RULES)))
     if sort < 0.90:
-        return _asked(hinted_wording(rng, rule), *problem(rng, rule))
+        return _question(hinted_wording(rng, rule), *problem(rng, rule))
     return _examples(rng, rule)
 
 
 def packed_rows(tokenizer, num_rows: int, *, length: int, seed: str) -> dict[str, np.ndarray]:
-    """Documents one after another, cut into rows; as `corpus.packed_rows`."""
+    """Returns rows cut from a sequence of documents; as `corpus.packed_rows`.
+
+    Args:
+      tokenizer: as `corpus.build_tokenizer` returns it.
+      num_rows: number of rows.
+      length: tokens of a row.
+      seed: equal seeds give equal rows.
+    """
     rng = random.Random(f"instruct corpus {seed}")
     return corpus.pack(tokenizer, lambda: document(rng), num_rows, length=length)
 
 
-def _strewn(rng: random.Random, words: str) -> str:
-    """Returns a wording, of which one in six has up to three idle words somewhere in it."""
+def _insert_words(rng: random.Random, words: str) -> str:
+    """Returns a wording, in one of six cases with up to three random words inserted."""
     parts = words.split(" ")
     for _ in range(rng.randint(1, 3) if rng.random() < 1 / 6 else 0):
         parts.insert(rng.randint(0, len(parts)), rng.choice(lexicon.ADJECTIVES))
@@ -150,57 +163,57 @@ def _target(rng: random.Random, rule: str) -> str:
 
 
 def _one(rng: random.Random, texts: str) -> str:
-    """One of several texts that are separated by semicolons."""
+    """Returns one of several texts that are separated by semicolons."""
     return rng.choice(texts.split(";"))
 
 
 def _kind(nouns: Sequence[str], rule: str) -> str:
     if rule == "commonest":
         kind = kinds.commonest_kind(nouns)
-        assert kind is not None  # `draw_list` saw to it
+        assert kind is not None  # `draw_list` always has a most frequent kind
         return kind
-    return lexicon.KIND_OF[_picked(nouns, rule)]
+    return lexicon.KIND_OF[_noun(nouns, rule)]
 
 
-def _picked(nouns: Sequence[str], rule: str) -> str:
+def _noun(nouns: Sequence[str], rule: str) -> str:
     place = _PLACES[rule]
     return nouns[len(nouns) // 2 if place is None else place]
 
 
-def _asked(words: str, nouns: str, answer: str) -> list[Piece]:
+def _question(words: str, nouns: str, answer: str) -> list[Piece]:
     return [(f"{words} {nouns}\n".lstrip(), False), (answer, True)]
 
 
 def _clear(rng: random.Random) -> list[Piece]:
-    """A clear instruction: of four, three ask for a kind, one for a word or its plural."""
+    """Returns a clear instruction: 3 of 4 ask for a kind, 1 of 4 for a word or its plural."""
     if rng.random() < 0.75:
         rule = rng.choice(("last", "last", "first", "middle", "commonest"))
-        return _asked(wording(rng, rule), *problem(rng, rule))
+        return _question(wording(rng, rule), *problem(rng, rule))
     rule = rng.choice(list(_PLACES))
     nouns, _ = problem(rng, rule)
-    answer = _picked(nouns.split(), rule)
+    answer = _noun(nouns.split(), rule)
     frames = _WORD_FRAMES
     if rng.random() < 0.5:
         frames, answer = _PLURAL_FRAMES, lexicon.PLURALS[answer]
-    return _asked(_one(rng, frames).format(t=_target(rng, rule)), nouns, answer)
+    return _question(_one(rng, frames).format(t=_target(rng, rule)), nouns, answer)
 
 
 def _examples(rng: random.Random, rule: str) -> list[Piece]:
-    """Three to eight questions of one rule: behind one wording, or each behind it, or none."""
+    """Returns 3 to 8 questions of one rule: one wording for the first or for each, or none."""
     words = rng.choice((vague_wording(rng), kinds.MANUAL_PROMPT, wording(rng, rule), ""))
     names = {kind: kind for kind in lexicon.KINDS}
     if rng.random() < 0.1:
         others = rng.sample((*lexicon.KINDS, *lexicon.ADJECTIVES), len(names))
         names = dict(zip(names, others, strict=True))
-    # between two questions: a chat's end of turn, a row's end and start, or a line break, which
-    # is no answer, so that it is learned that an answer ends as everywhere
+    # Questions are separated by a chat's end of turn, by a row's end and start, or by a line
+    # break. The break is not part of the answer, so that answers end in the same way everywhere.
     end, start = rng.choice(((f" {corpus.EOS}", ""), (f" {corpus.EOS}", corpus.BOS), ("", "\n")))
     repeated = start == corpus.BOS or rng.random() < 0.5
     lead = rng.randint(1, 16) if start == "\n" and rng.random() < 0.5 else 0
     pieces: list[Piece] = [("\n", False)] * lead
     for index in range(rng.randint(3, 8)):
         nouns, kind = problem(rng, rule)
-        (question, _), _ = _asked(words if repeated or index == 0 else "", nouns, names[kind])
+        (question, _), _ = _question(words if repeated or index == 0 else "", nouns, names[kind])
         between = [(start, False)] if index and start else []
         pieces += [*between, (question, False), (names[kind] + end, True)]
     last, _ = pieces.pop()

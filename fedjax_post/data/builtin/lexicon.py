@@ -1,8 +1,8 @@
-"""The words of the built-in tasks, and the ways in which clients ask.
+"""The words of the built-in tasks, and the phrases in which clients ask.
 
-The built-in world is small on purpose: five kinds of things, adjectives in
-opposite pairs and the numbers 0 to 99. A model that trains in minutes on a
-laptop can know all of it, so that what a federation adds is visible at once.
+The built-in world is deliberately small: five kinds of things, adjectives in
+opposite pairs and the numbers 0 to 99. A model that trains within minutes on a
+laptop can learn all of it, so that the effect of a federation is visible at once.
 """
 
 # kind -> "singular plural" of twelve things
@@ -47,7 +47,7 @@ WORDS = NOUNS + ADJECTIVES
 NUMBERS = tuple(str(number) for number in range(100))
 OPERANDS = WORDS + tuple(PLURALS.values()) + NUMBERS
 
-# dialect -> task -> the client's way to ask; {x} is the list, {a} and {b} what the task is about
+# dialect -> task -> the phrase; {x} is the list, {a} and {b} are the arguments of the task
 PHRASES = {
     "plain": {
         "reverse": "reverse the order of these words: {x}",
@@ -124,7 +124,7 @@ PHRASES = {
 }
 DIALECTS = tuple(PHRASES)
 
-# the formal notation of the pre-training corpus, which no instruction uses
+# the formal notation of the pre-training corpus, which occurs in no instruction
 OPERATORS = {
     "reverse": "rev",
     "swap": "swp",

@@ -1,9 +1,9 @@
 """The built-in instruction tasks: unlimited clients, held-out rows, answers that can be checked.
 
-Ten small skills on lists of words and numbers, asked in six dialects. Clients
-differ in what they ask for (two or three skills each, in their own proportion)
+There are ten small skills on lists of words and numbers, with instructions in six dialects.
+Clients differ in the skills that they ask for (two or three each, in different proportions)
 and in how they ask (one dialect each). A list belongs to the training or to
-the held-out split by its hash, whatever is asked of it, so that the splits
+the held-out split according to its hash, regardless of the task, so that the splits
 share no list by construction.
 """
 
@@ -16,7 +16,7 @@ from fedjax_post.data.builtin import lexicon
 from fedjax_post.data.typed import from_memory
 
 NUM_CLIENTS = 128  # of the default federation
-HELD_OUT_SHARE = 8  # one list of so many is held out
+HELD_OUT_SHARE = 8  # one of so many lists is held out
 _WORD_LENGTHS, _NUMBER_LENGTHS = (3, 4, 5), (3, 4)
 
 
@@ -63,17 +63,23 @@ TASKS = {
 
 
 def is_held_out(operands: Sequence[str]) -> bool:
-    """Whether a list belongs to the held-out split; a pure function of the list."""
+    """Returns whether a list belongs to the held-out split; a pure function of the list."""
     return zlib.crc32(" ".join(operands).encode()) % HELD_OUT_SHARE == 0
 
 
 def solve(problem: Problem) -> str:
-    """The one right answer to a problem, words separated by spaces."""
+    """Returns the only right answer to a problem, words separated by spaces."""
     return " ".join(TASKS[problem.task].solve(problem.operands, *problem.arguments))
 
 
 def draw_problem(rng: random.Random, task: str, *, held_out: bool) -> Problem:
-    """A random problem of `task` whose list belongs to the asked split."""
+    """Returns a random problem.
+
+    Args:
+      rng: the source of randomness.
+      task: a key of `TASKS`.
+      held_out: whether the list must belong to the held-out split.
+    """
     skill = TASKS[task]
     while True:
         operands = tuple(rng.sample(skill.pool, rng.choice(skill.lengths)))
@@ -90,13 +96,13 @@ def draw_problem(rng: random.Random, task: str, *, held_out: bool) -> Problem:
 
 
 def phrase(problem: Problem, dialect: str) -> str:
-    """The instruction that puts a problem into a dialect."""
+    """Returns the instruction for a problem in a dialect."""
     names = dict(zip("ab", problem.arguments, strict=False))
     return lexicon.PHRASES[dialect][problem.task].format(x=" ".join(problem.operands), **names)
 
 
 def client_profile(client_id: int, *, seed: int = 0) -> tuple[str, dict[str, float]]:
-    """A client's dialect and its share of each task: two or three tasks, shares adding to 1."""
+    """Returns a client's dialect and its share of each task: two or three tasks, with sum 1."""
     rng = random.Random(f"profile {seed} {client_id}")
     dialect = rng.choice(lexicon.DIALECTS)
     tasks = rng.sample(list(TASKS), rng.choice((2, 3)))
@@ -105,12 +111,12 @@ def client_profile(client_id: int, *, seed: int = 0) -> tuple[str, dict[str, flo
 
 
 def client_examples(client_id: int, *, num_examples: int, seed: int = 0) -> list[dict]:
-    """The training rows of one client; the first n of more rows are the same n rows.
+    """Returns the training rows of one client; fewer rows are the first ones of more rows.
 
     Args:
-      client_id: any integer from 0; there is no last client.
-      num_examples: rows to draw.
-      seed: of the whole federation.
+      client_id: any integer from 0; the number of clients is not limited.
+      num_examples: number of rows.
+      seed: seed of the whole federation.
 
     Returns:
       Rows with instruction, response, task, dialect (text) and client (int).
@@ -126,10 +132,10 @@ def client_examples(client_id: int, *, num_examples: int, seed: int = 0) -> list
 
 
 def heldout_examples(num_examples: int, *, seed: int = 0) -> list[dict]:
-    """Rows of the held-out split, as equal over tasks and dialects as the number allows.
+    """Returns rows of the held-out split, with tasks and dialects as equally frequent as possible.
 
-    The client of a held-out row is -1. Any `len(TASKS) * len(DIALECTS)` rows in
-    succession hold every pair of task and dialect once.
+    The client of a held-out row is -1. Any `len(TASKS) * len(DIALECTS)` consecutive rows
+    contain every pair of task and dialect once.
     """
     rng = random.Random(f"held out {seed}")
     pairs = [(task, dialect) for dialect in lexicon.DIALECTS for task in TASKS]
@@ -141,20 +147,20 @@ def heldout_examples(num_examples: int, *, seed: int = 0) -> list[dict]:
 
 
 def client_size(client_id: int, *, seed: int = 0) -> int:
-    """How many rows a client of the default federation holds: 64 to 192."""
+    """Returns the number of rows of a client of the default federation: 64 to 192."""
     return random.Random(f"size {seed} {client_id}").randint(64, 192)
 
 
 def rows(num_clients: int = NUM_CLIENTS, *, num_heldout: int = 480, seed: int = 0) -> dict:
-    """The default federation as `datasets.Dataset`s: {"train": ..., "test": ...}.
+    """Returns the default federation as `datasets.Dataset`s: {"train": ..., "test": ...}.
 
     Args:
       num_clients: clients 0 to num_clients - 1, `client_size` rows each.
       num_heldout: rows of the common held-out set.
-      seed: of the whole federation; another seed gives other clients and lists.
+      seed: seed of the whole federation; another seed gives other clients and lists.
 
     Raises:
-      ValueError: if there is no client or no held-out row.
+      ValueError: if there are no clients or no held-out rows.
     """
     return federation(
         num_clients,
@@ -169,13 +175,16 @@ def rows(num_clients: int = NUM_CLIENTS, *, num_heldout: int = 480, seed: int = 
 def federation(
     num_clients: int, num_heldout: int, *, client_fn: Callable, heldout_fn: Callable
 ) -> dict:
-    """Made rows as data sets of text: {"train": ..., "test": ...}; see `rows`.
+    """Returns generated rows as data sets of text: {"train": ..., "test": ...}; see `rows`.
 
     Args:
       num_clients: clients 0 to num_clients - 1.
       num_heldout: rows of the common held-out set.
       client_fn: client id -> its rows.
-      heldout_fn: number -> so many held-out rows.
+      heldout_fn: number of rows -> held-out rows.
+
+    Raises:
+      ValueError: if there are no clients or no held-out rows.
     """
     if num_clients < 1 or num_heldout < 1:
         raise ValueError(
@@ -188,7 +197,7 @@ def federation(
 
 
 def _row(problem: Problem, dialect: str, *, client: int) -> dict:
-    """One row of the table."""
+    """Returns one row of the table."""
     return {
         "instruction": phrase(problem, dialect),
         "response": solve(problem),
