@@ -83,7 +83,7 @@ def test_the_sums_of_a_folder_are_those_of_sha256sum(folder):
         (lambda folder: (folder / "three").write_text("3"), "three is not in SHA256SUMS"),
         (lambda folder: (folder / "SHA256SUMS").unlink(), "has no SHA256SUMS"),
         (lambda folder: (folder / "SHA256SUMS").write_text(""), "one is not in SHA256SUMS"),
-        (lambda folder: (folder / "SHA256SUMS").write_bytes(b"\xff"), "is no text at byte 0"),
+        (lambda folder: (folder / "SHA256SUMS").write_bytes(b"\xff"), "is not text at byte 0"),
     ],
 )
 def test_a_folder_that_was_changed_is_refused(folder, change, said):

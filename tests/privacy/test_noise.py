@@ -269,5 +269,5 @@ def test_values_with_integers_are_refused():
 
 def test_late_clients_are_refused():
     plan = {"buffer": fp.simulate.asynchronous.Buffer(2, 3, 0.0)}
-    with pytest.raises(ValueError, match="its noise is accounted for cohorts"):
+    with pytest.raises(ValueError, match="its privacy accounting assumes"):
         play(guarded(), **plan)

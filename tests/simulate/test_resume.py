@@ -225,7 +225,7 @@ def test_a_damaged_record_is_written_again_or_refused(run, straight, line):
         (sealed_file({"version": [[1, 2, 3]], "identity": {}}), "says nothing of a checkpoint"),
         (sealed_file({"version": 3, "identity": {}}), "says nothing of a checkpoint"),
         ("[" * 50_000, "is not JSON"),
-        ("[1]", "is no JSON object but list"),
+        ("[1]", "is not a JSON object but list"),
     ],
 )
 def test_a_malformed_meta_file_is_named(run, content, said):

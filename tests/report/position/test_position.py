@@ -135,7 +135,7 @@ def test_an_empty_ladder_is_reported_as_empty(tmp_path):
     [
         ("{", "ladder.json is not JSON"),
         ("[" * 50_000, "ladder.json is not JSON"),
-        ("[1]", "ladder.json is no JSON object but list"),
+        ("[1]", "ladder.json is not a JSON object but list"),
         ("{}", "ladder.json has no checksum"),
         (sealed_file({"cells": [{"method": "x"}]}), "lacks kind, tier"),
         (sealed_file({"cells": [3]}), "the cell 3 lacks kind, method, tier"),
