@@ -1,1 +1,1 @@
-"""Trainable trees as plain data."""
+"""Adapters: trainable parameters as plain trees, and functions of them."""

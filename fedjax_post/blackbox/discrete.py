@@ -64,8 +64,8 @@ def ask_visit(
 ) -> tuple[jax.Array, Metrics]:
     """Returns the losses `[M]` of prompts `[M, P]` over all rows of a visit, and their metrics.
 
-    A batch is weighted by its metric "queries", the number of questions in it, or by the number
-    of prompts if there is no such metric.
+    A batch is weighted by the number of questions in it (its metric "queries"), and counts as one
+    question without that metric.
 
     Args:
       loss_fn: `(params, model, batch, key) -> (loss, metrics)`, a mean over questions.
