@@ -1,1 +1,1 @@
-"""The language model: one decoder for all families, and the view through which it is used."""
+"""The language model: one decoder for all families, and views that restrict its use."""
