@@ -34,7 +34,7 @@ def sealed_line(content: Mapping[str, Any]) -> str:
     >>> from fedjax_post.integrity import open_line, sealed_line
     >>> line = sealed_line({"round": 3})
     >>> print(line, end="")
-    {"round": 3, "crc32": "b3b65a02"}
+    {"round": 3, "crc32": "ebc261a3"}
     >>> open_line(line.strip(), "line 1")
     {'round': 3}
     """

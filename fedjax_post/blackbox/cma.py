@@ -59,10 +59,13 @@ def init(mean: jax.Array, sigma: jax.Array | float) -> Search:
 
     >>> import jax, jax.numpy as jnp
     >>> from fedjax_post.blackbox import cma
+    >>> @jax.jit
+    ... def step(search, key):
+    ...     points = cma.ask(search, key, 12)
+    ...     return cma.tell(search, points, (points**2).sum(1))
     >>> search = cma.init(jnp.ones(3), 0.5)
     >>> for key in jax.random.split(jax.random.key(0), 60):
-    ...     points = cma.ask(search, key, 12)
-    ...     search = cma.tell(search, points, (points**2).sum(1))
+    ...     search = step(search, key)
     >>> bool(abs(search.mean).max() < 0.01)
     True
     """

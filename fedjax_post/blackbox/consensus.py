@@ -59,9 +59,9 @@ def agree(prompts: jax.Array, weights: jax.Array, embeddings: jax.Array | None =
 
     Without embeddings it is a majority vote for each place.
 
-    >>> import jax.numpy as jnp
+    >>> import jax, jax.numpy as jnp
     >>> from fedjax_post.blackbox.consensus import agree
-    >>> print(agree(jnp.array([[5, 7], [5, 8], [6, 8]]), jnp.ones(3)))
+    >>> print(jax.jit(agree)(jnp.array([[5, 7], [5, 8], [6, 8]]), jnp.ones(3)))
     [5 8]
 
     Args:

@@ -104,7 +104,7 @@ class Decoder(nn.Module):
             self.head_bias = self.param("head_bias", nn.initializers.zeros, (config.vocab_size,))
 
     def _unrolls(self) -> bool:
-        """Returns whether layers are unrolled, so that the backward pass reads no stacked values."""
+        """Returns whether layers are unrolled, so that no values are stacked for gradients."""
         config = self.config
         few = config.num_layers <= UNROLLED
         return few and not config.remat and find_device().platform == "cpu"

@@ -6,7 +6,7 @@ an evenly spaced choice of the layers between them (the *emulator* in the narrow
 frozen). The trained layers are then put back into the complete model, which only the owner has.
 
     target    0 1 | 2 3 4 5 6 7 8 9 | 10 11
-    emulator  0 1 | 2       5     9 | 10 11      first = last = 2, keep_every = 3
+    emulator  0 1 | 2       6     9 | 10 11      first = last = 2, keep_every = 3
 
 Embeddings, final norm and head are those of the target and frozen. `model/alignment.py` trains
 the middle to be closer to the target's.
@@ -106,7 +106,7 @@ def emulate(model: LanguageModel, *, first: int, last: int, keep_every: int) -> 
     >>> from fedjax_post.model.emulator import emulate
     >>> from fedjax_post.testing.models import tiny_model
     >>> emulate(tiny_model(num_layers=12), first=2, last=2, keep_every=3).layers
-    (0, 1, 2, 5, 9, 10, 11)
+    (0, 1, 2, 6, 9, 10, 11)
 
     Args:
       model: the target, with `lora_scale` on all layers if factors are to be trained.

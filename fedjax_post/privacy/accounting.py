@@ -19,9 +19,9 @@ def epsilon_of(
     """Returns epsilon after some rounds, for a given delta.
 
     >>> from fedjax_post.privacy import epsilon_of
-    >>> epsilon = epsilon_of(1.0, delta=1e-5, rounds=100, cohort_size=100, population=10_000)
-    >>> 1 < epsilon < 2
-    True
+    >>> epsilon = epsilon_of(0.8, delta=1e-5, rounds=100, cohort_size=100, population=10_000)
+    >>> print(f"{epsilon:.1f}")
+    1.5
 
     Args:
       noise_multiplier: standard deviation of the noise on the sum, divided by the largest change
