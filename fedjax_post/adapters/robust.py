@@ -106,8 +106,8 @@ def multi_krum(num_hostile: int, num_kept: int) -> Rule:
 
     def choose(values, weights):
         apart = distances(values)
-        kept = robust.least_krum_scores(apart, weights > 0, num_hostile, num_kept)
-        return values, kept.astype(jnp.float32)
+        chosen = robust.least_krum_scores(apart, weights > 0, num_hostile, num_kept)
+        return values, chosen.astype(jnp.float32)
 
     return _on_finite(choose)
 

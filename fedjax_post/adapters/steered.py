@@ -55,8 +55,8 @@ class Steered:
         self, params: PyTree, tokens: Int[Array, "B L"], **where: Any
     ) -> Float[Array, "B L V"]:
         """See `LanguageModel.logits`."""
-        three = self._three(params)
-        return self._steered(*(model.logits(held, tokens, **where) for model, held in three))
+        three = self._models(params)
+        return self._combine(*(model.logits(own, tokens, **where) for model, own in three))
 
     def scores(self, params: PyTree, tokens: Int[Array, "B L"], **where: Any) -> Scores:
         """See `LanguageModel.scores`."""
@@ -85,9 +85,9 @@ class Steered:
         self, params: PyTree, tokens: Int[Array, "B L"], **where: Any
     ) -> tuple[Float[Array, "B V"], PyTree]:
         """See `LanguageModel.prefill`; the cache holds one for each of the three models."""
-        three = self._three(params)
-        logits, caches = zip(*(m.prefill(held, tokens, **where) for m, held in three), strict=True)
-        return self._steered(*logits), caches
+        three = self._models(params)
+        logits, caches = zip(*(m.prefill(own, tokens, **where) for m, own in three), strict=True)
+        return self._combine(*logits), caches
 
     def step(
         self, params: PyTree, tokens: Int[Array, "B L"], *, cache: PyTree, **where: Any
@@ -100,10 +100,10 @@ class Steered:
           cache: the caches of the three models, from `prefill` or `step`.
           **where: positions and mask, as in `LanguageModel.step`.
         """
-        each = zip(self._three(params), cache, strict=True)
-        stepped = (m.step(held, tokens, cache=own, **where) for (m, held), own in each)
+        each = zip(self._models(params), cache, strict=True)
+        stepped = (m.step(own, tokens, cache=one, **where) for (m, own), one in each)
         logits, caches = zip(*stepped, strict=True)
-        return self._steered(*logits), caches
+        return self._combine(*logits), caches
 
     def answer(
         self,
@@ -141,11 +141,11 @@ class Steered:
         logits, _ = self.prefill(params, prompts, mask=prompt_mask, num_slots=prompts.shape[1])
         return jax.nn.log_softmax(logits)[:, candidates]
 
-    def _three(self, params):
+    def _models(self, params):
         """Returns the three models, each with its parameters."""
         return (self.target, {}), (self.proxy, params), (self.proxy, {})
 
-    def _steered(self, target, tuned, untuned):
+    def _combine(self, target, tuned, untuned):
         return target + self.alpha * (tuned - untuned)
 
 

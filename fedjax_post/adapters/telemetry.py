@@ -148,12 +148,12 @@ def _triangles(stacks: list[Array]) -> Float[Array, "2 matrices P P"]:
     sizes = sorted({x.shape[1] for x in stacks})
     found: dict[int, Array] = {}
     for size in sizes:
-        alike = [i for i, x in enumerate(stacks) if x.shape[1] == size]
-        joined = jnp.concatenate([stacks[i] for i in alike])
+        same_size = [i for i, x in enumerate(stacks) if x.shape[1] == size]
+        joined = jnp.concatenate([stacks[i] for i in same_size])
         factors = products.over_layers(lambda x: jnp.linalg.qr(x, mode="r"), joined)
         factors = jnp.pad(factors, ((0, 0), (0, width - factors.shape[1]), (0, 0)))
-        ends = np.cumsum([len(stacks[i]) for i in alike])[:-1].tolist()
-        found |= dict(zip(alike, jnp.split(factors, ends), strict=True))
+        ends = np.cumsum([len(stacks[i]) for i in same_size])[:-1].tolist()
+        found |= dict(zip(same_size, jnp.split(factors, ends), strict=True))
     whole = jnp.concatenate([found[i] for i in range(len(stacks))])
     return whole.reshape(2, -1, width, width)
 

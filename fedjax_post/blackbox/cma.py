@@ -144,8 +144,8 @@ def recombination(count: jax.Array | int, size: int) -> jax.Array:
     """
     ranks = jnp.arange(1, size + 1)
     raw = jnp.log((count + 1) / 2) - jnp.log(ranks)
-    alone = (ranks == 1) & (count == 1)  # a single point is its own better half
-    raw = jnp.where(alone, 1.0, jnp.where(ranks <= count, jnp.maximum(raw, 0), 0))
+    is_single = (ranks == 1) & (count == 1)  # a single point is its own better half
+    raw = jnp.where(is_single, 1.0, jnp.where(ranks <= count, jnp.maximum(raw, 0), 0))
     return raw / jnp.maximum(raw.sum(), jnp.finfo(raw.dtype).tiny)
 
 

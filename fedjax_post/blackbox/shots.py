@@ -78,12 +78,12 @@ def _with_separators(rows, separator, dropped):
     """Returns tokens, which of them are shown, and which begin a response; each `[n, L + 1]`."""
     tokens, response = jnp.asarray(rows["tokens"]), jnp.asarray(rows["loss_mask"], bool)
     rest = jnp.cumsum(response[:, ::-1], axis=1)[:, ::-1] > 0  # up to the last response token
-    kept = rest & (tokens[..., None] != jnp.asarray(dropped, jnp.int32)[None, None]).all(axis=-1)
+    shown = rest & (tokens[..., None] != jnp.asarray(dropped, jnp.int32)[None, None]).all(axis=-1)
     first = response & (jnp.cumsum(response, axis=1) == 1)
     ends = response.any(axis=1, keepdims=True)
     columns = jnp.broadcast_to(jnp.asarray(separator, jnp.int32), ends.shape)
     return (
         jnp.concatenate([tokens, columns], axis=1),
-        jnp.concatenate([kept, ends], axis=1),
-        jnp.concatenate([first & kept, jnp.zeros_like(ends)], axis=1),
+        jnp.concatenate([shown, ends], axis=1),
+        jnp.concatenate([first & shown, jnp.zeros_like(ends)], axis=1),
     )

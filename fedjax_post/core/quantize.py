@@ -142,8 +142,8 @@ def random_k(fraction: float, *, scaled: bool = True) -> Uplink:
     def keep(x, key):
         seed = jax.random.bits(key, (), jnp.uint32)
         factor = x.size / max(1, count(x)) if scaled else 1.0
-        kept = x.ravel()[indices(x, seed)].astype(jnp.float32) * factor
-        return Drawn(narrow(kept, x.dtype), seed)
+        entries = x.ravel()[indices(x, seed)].astype(jnp.float32) * factor
+        return Drawn(narrow(entries, x.dtype), seed)
 
     def fill(y, message):
         if not isinstance(message, Drawn):

@@ -84,8 +84,8 @@ def multi_krum(num_hostile: int, num_kept: int) -> Aggregate:
     check_krum(num_hostile, num_kept)
 
     def combine(values, weights):
-        kept = least_krum_scores(_distances(values), weights > 0, num_hostile, num_kept)
-        return _mean_of(values, kept)
+        chosen = least_krum_scores(_distances(values), weights > 0, num_hostile, num_kept)
+        return _mean_of(values, chosen)
 
     return _of_all(combine)
 

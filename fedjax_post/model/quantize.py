@@ -39,15 +39,15 @@ def quantize_model(model: LanguageModel, kind: str) -> LanguageModel:
     if "quantized" in model.variables:
         raise ValueError("the model is already quantized; load it again to change the kind")
     check_quantization(kind)
-    kept, codes = {}, {}
+    rest, codes = {}, {}
     for path, leaf in flatten_dict(model.variables["params"]).items():
         if is_coded(path):
             codes[(*path[:-1], "codes")], codes[(*path[:-1], "scales")] = encode(leaf, kind)
         else:
-            kept[path] = leaf
+            rest[path] = leaf
     variables = {
         **model.variables,
-        "params": unflatten_dict(kept),
+        "params": unflatten_dict(rest),
         "quantized": unflatten_dict(codes),
     }
     config = dataclasses.replace(model.config, remat=True)

@@ -82,7 +82,7 @@ def check_delta(delta: float, population: int) -> None:
     if not 0 < delta < 1 / population:
         raise ValueError(
             f"delta={delta:g} must be in (0, {1 / population:.3g}), one over the "
-            f"{population} clients: with more, it would be allowed to publish one random client"
+            f"{population} clients: a larger one would allow publishing one random client"
         )
 
 
