@@ -160,7 +160,10 @@ def uniformly(data: ClientData) -> jax.Array:
 
 
 def add_proximal(mu: float) -> optax.GradientTransformationExtraArgs:
-    """Adds `mu (params - anchor)` to the gradients: FedProx, arXiv:1812.06127, eq. 2."""
+    """Returns a transformation that adds `mu (params - anchor)` to the gradients.
+
+    This is the proximal term of FedProx, arXiv:1812.06127, eq. 2.
+    """
 
     def update(grads, state, params, *, anchor, **_):
         pull = lambda g, p, a: g + mu * (p - a)
@@ -170,7 +173,10 @@ def add_proximal(mu: float) -> optax.GradientTransformationExtraArgs:
 
 
 def add_control() -> optax.GradientTransformationExtraArgs:
-    """Adds the extra argument `control`, a tree shaped like the gradients, to the gradients."""
+    """Returns a transformation that adds the extra argument `control` to the gradients.
+
+    `control` is a tree shaped like the gradients.
+    """
 
     def update(grads, state, params=None, *, control, **_):
         return optax.tree.add(grads, control), state
@@ -179,7 +185,10 @@ def add_control() -> optax.GradientTransformationExtraArgs:
 
 
 def scale_by_round(schedule: Callable) -> optax.GradientTransformationExtraArgs:
-    """Scales updates by `schedule(round)`, a step size that is constant within a round."""
+    """Returns a transformation that scales updates by `schedule(round)`.
+
+    The step size is constant within a round.
+    """
 
     def update(updates, state, params=None, *, round, **_):
         return optax.tree.scale(schedule(round), updates), state
