@@ -212,7 +212,11 @@ def median_cut(count: np.ndarray) -> np.ndarray:
 
 
 def trimmed_cut(fraction: float) -> Callable:
-    """Returns a function from a count to how many values `trimmed_mean` cuts at each end."""
+    """Returns a function from a count to how many values `trimmed_mean` cuts at each end.
+
+    Raises:
+      ValueError: if `fraction` is outside [0, 0.5).
+    """
     if not 0 <= fraction < 0.5:
         raise ValueError(f"fraction must be in [0, 0.5), got {fraction}; for more, use the median")
     # the factor compensates rounding where fraction n is a whole number
