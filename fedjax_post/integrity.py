@@ -28,11 +28,11 @@ class DamagedError(ValueError):
     """Raised if a file differs from what was written."""
 
 
-def sealed_line(content: Mapping[str, Any]) -> str:
+def seal_line(content: Mapping[str, Any]) -> str:
     """Returns a non-empty object as a line of JSON with its checksum.
 
-    >>> from fedjax_post.integrity import open_line, sealed_line
-    >>> line = sealed_line({"round": 3})
+    >>> from fedjax_post.integrity import open_line, seal_line
+    >>> line = seal_line({"round": 3})
     >>> print(line, end="")
     {"round": 3, "crc32": "ebc261a3"}
     >>> open_line(line.strip(), "line 1")
@@ -43,7 +43,7 @@ def sealed_line(content: Mapping[str, Any]) -> str:
 
 
 def open_line(line: str, where: str) -> dict[str, Any]:
-    """Returns the object of a line that `sealed_line` wrote.
+    """Returns the object of a line that `seal_line` wrote.
 
     Args:
       line: without its line break.

@@ -12,8 +12,8 @@ from fedjax_post.integrity import (
     open_line,
     read_file,
     read_lines,
+    seal_line,
     sealed_file,
-    sealed_line,
     write_sums,
 )
 
@@ -29,7 +29,7 @@ def flipped(raw):
 
 
 def test_a_line_is_plain_json_and_comes_back():
-    line = sealed_line(CONTENT)
+    line = seal_line(CONTENT)
     assert {k: v for k, v in json.loads(line).items() if k != "crc32"} == CONTENT
     assert line.endswith("\n")
     assert open_line(line[:-1], "here") == CONTENT
@@ -37,7 +37,7 @@ def test_a_line_is_plain_json_and_comes_back():
 
 def test_every_flipped_bit_of_a_line_is_found(tmp_path):
     path = tmp_path / "lines"
-    for raw in flipped((sealed_line({"round": 0}) + sealed_line(CONTENT)).encode()):
+    for raw in flipped((seal_line({"round": 0}) + seal_line(CONTENT)).encode()):
         path.write_bytes(raw)
         with pytest.raises(DamagedError, match="lines"):
             list(read_lines(path))
@@ -53,7 +53,7 @@ def test_every_flipped_bit_of_a_file_is_found(tmp_path):
             read_file(path)
 
 
-@pytest.mark.parametrize("written", [sealed_line, sealed_file])
+@pytest.mark.parametrize("written", [seal_line, sealed_file])
 def test_what_json_has_no_number_for_is_null_and_named(written):
     content = {"loss": math.nan, "of": {"all": [1.0, math.inf]}}
     told = json.loads(written(content), parse_constant=pytest.fail)

@@ -1,6 +1,6 @@
 """Small made-up ladders, in memory and as folders."""
 
-from fedjax_post.integrity import sealed_file, sealed_line
+from fedjax_post.integrity import seal_line, sealed_file
 from fedjax_post.report.position.ladder import Cell, Ladder, Run
 
 GATE = {"manual_prompt": 0.4, "chance": 0.2, "soft_prompt_share": 0.7, "passed": True}
@@ -57,4 +57,4 @@ def write_run(folder, one, found):
         {"round": 0, "eval_exact_match": 0.3, **share},
         {"round": 1, "eval_exact_match": 0.4, **share},
     ]
-    (folder / "records.jsonl").write_text("".join(map(sealed_line, records)))
+    (folder / "records.jsonl").write_text("".join(map(seal_line, records)))
