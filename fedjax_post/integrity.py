@@ -73,14 +73,14 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
             yield open_line(line, f"{path}, line {number},")
 
 
-def sealed_file(content: Mapping[str, Any]) -> str:
+def seal_file(content: Mapping[str, Any]) -> str:
     """Returns a non-empty object as the text of a JSON file with its checksum."""
     text = json.dumps(_finite(content), indent=2, allow_nan=False)
     return f'{text[:-2]},\n  "sha256": "{hashlib.sha256(text.encode()).hexdigest()}"\n}}\n'
 
 
 def read_file(path: Path) -> dict[str, Any]:
-    """Returns the object of a file that `sealed_file` made.
+    """Returns the object of a file that `seal_file` made.
 
     Raises:
       FileNotFoundError: if there is no such file.
@@ -90,7 +90,7 @@ def read_file(path: Path) -> dict[str, Any]:
 
 
 def check_file(text: str, where: str) -> dict[str, Any]:
-    """Returns the object of a text that `sealed_file` made.
+    """Returns the object of a text that `seal_file` made.
 
     Args:
       text: the content of the whole file.

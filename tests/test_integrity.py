@@ -12,8 +12,8 @@ from fedjax_post.integrity import (
     open_line,
     read_file,
     read_lines,
+    seal_file,
     seal_line,
-    sealed_file,
     write_sums,
 )
 
@@ -45,15 +45,15 @@ def test_every_flipped_bit_of_a_line_is_found(tmp_path):
 
 def test_every_flipped_bit_of_a_file_is_found(tmp_path):
     path = tmp_path / "file.json"
-    path.write_text(sealed_file(CONTENT))
+    path.write_text(seal_file(CONTENT))
     assert read_file(path) == CONTENT
-    for raw in flipped(sealed_file(CONTENT).encode()):
+    for raw in flipped(seal_file(CONTENT).encode()):
         path.write_bytes(raw)
         with pytest.raises(DamagedError, match=r"file\.json"):
             read_file(path)
 
 
-@pytest.mark.parametrize("written", [seal_line, sealed_file])
+@pytest.mark.parametrize("written", [seal_line, seal_file])
 def test_what_json_has_no_number_for_is_null_and_named(written):
     content = {"loss": math.nan, "of": {"all": [1.0, math.inf]}}
     told = json.loads(written(content), parse_constant=pytest.fail)
