@@ -43,7 +43,7 @@ from fedjax_post.adapters.products import over_layers, unzip
 from fedjax_post.core import robust
 from fedjax_post.core.aggregates import present, stack
 from fedjax_post.core.algorithm import Algorithm
-from fedjax_post.core.norms import hold, norm
+from fedjax_post.core.norms import limit_norm, norm
 
 # (Factors of [clients, layers, ..], weights [clients]) -> the factors and weights to average
 Rule = Callable[[Factors, jax.Array], tuple[Factors, jax.Array]]
@@ -153,7 +153,7 @@ def norm_bounded(max_norm: float) -> Rule:
     robust.check_norm(max_norm)
 
     def shrink(values, weights):
-        return values._replace(b=jax.vmap(lambda b: hold(b, max_norm))(values.b)), weights
+        return values._replace(b=jax.vmap(lambda b: limit_norm(b, max_norm))(values.b)), weights
 
     return _on_finite(shrink)
 

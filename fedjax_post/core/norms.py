@@ -27,7 +27,7 @@ def norm(tree: PyTree) -> jax.Array:
     return length * unit
 
 
-def hold(tree: PyTree, max_norm: Any) -> PyTree:
+def limit_norm(tree: PyTree, max_norm: Any) -> PyTree:
     """Returns the value with its floating leaves scaled down to a norm of at most `max_norm`.
 
     Args:

@@ -27,7 +27,7 @@ import numpy as np
 
 from fedjax_post.core.aggregates import column, present, stack, weighted_mean, weighted_sum
 from fedjax_post.core.algorithm import Aggregate, PyTree
-from fedjax_post.core.norms import hold, norm
+from fedjax_post.core.norms import limit_norm, norm
 
 UNIT = 2.0**20  # of distances, so that none between finite values overflows
 
@@ -185,7 +185,7 @@ def norm_bounded(max_norm: float, inner: Aggregate | None = None) -> Aggregate:
 
     def add(total, values, weights):
         values = jax.tree.map(lambda v: present(v, weights), values)
-        return inner.add(total, jax.vmap(lambda v: hold(v, max_norm))(values), weights)
+        return inner.add(total, jax.vmap(lambda v: limit_norm(v, max_norm))(values), weights)
 
     return inner._replace(add=add, scales=True)
 

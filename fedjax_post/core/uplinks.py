@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax.tree
 
 from fedjax_post.core.algorithm import PyTree, Uplink, no_context
-from fedjax_post.core.norms import hold, is_float, narrow
+from fedjax_post.core.norms import is_float, limit_norm, narrow
 
 
 def message_like(link: Uplink, like: PyTree) -> PyTree:
@@ -90,7 +90,7 @@ def clip(max_norm: float) -> Uplink:
 
     def encode(value, replica, state, ctx):
         del replica, ctx
-        return hold(value, max_norm), state
+        return limit_norm(value, max_norm), state
 
     stateless = Uplink(no_state, encode, _same, lambda bound: min(bound, max_norm), first=True)
     return stateless
