@@ -128,7 +128,7 @@ def geometric_median(*, num_steps: int = 32, smoothing: float = 1e-6) -> Rule:
     robust.check_weiszfeld(num_steps, smoothing)
 
     def weigh(values, weights):
-        share_out = lambda far: _share(robust.pulls(far, weights, smoothing))
+        share_out = lambda far: _share(robust.weiszfeld_weights(far, weights, smoothing))
         others = weights[:, None] * ~jnp.eye(len(weights), dtype=bool)
         first = share_out(robust.weighted_median(distances(values), others))
 
@@ -186,8 +186,8 @@ def _on_finite(rule: Rule) -> Rule:
     return apply
 
 
-def _share(pulls: jax.Array) -> jax.Array:
-    return pulls / jnp.maximum(pulls.sum(), jnp.finfo(jnp.float32).tiny)
+def _share(weights: jax.Array) -> jax.Array:
+    return weights / jnp.maximum(weights.sum(), jnp.finfo(jnp.float32).tiny)
 
 
 def _per_coordinate(cut: Callable) -> Rule:

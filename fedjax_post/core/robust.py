@@ -131,7 +131,9 @@ def geometric_median(*, num_steps: int = 32, smoothing: float = 1e-6) -> Aggrega
 
     def combine(values, weights):
         def step(_, point):
-            return _mean_of(values, pulls(_distances_to(values, point), weights, smoothing))
+            return _mean_of(
+                values, weiszfeld_weights(_distances_to(values, point), weights, smoothing)
+            )
 
         start = jax.tree.map(lambda v: weighted_median(v, column(weights, v)), values)
         return jax.lax.fori_loop(0, num_steps, step, start)
@@ -139,7 +141,7 @@ def geometric_median(*, num_steps: int = 32, smoothing: float = 1e-6) -> Aggrega
     return _of_all(combine)
 
 
-def pulls(distances: jax.Array, weights: jax.Array, smoothing: float) -> jax.Array:
+def weiszfeld_weights(distances: jax.Array, weights: jax.Array, smoothing: float) -> jax.Array:
     """Returns Weiszfeld weights `[clients]`: weights divided by distances, up to a factor.
 
     The factor keeps them at most as large as the weights.
