@@ -69,10 +69,10 @@ def init(mean: jax.Array, sigma: jax.Array | float) -> Search:
     >>> bool(abs(search.mean).max() < 0.01)
     True
     """
-    return around(mean, sigma, jnp.eye(mean.size, dtype=mean.dtype))
+    return init_from(mean, sigma, jnp.eye(mean.size, dtype=mean.dtype))
 
 
-def around(mean: jax.Array, sigma: jax.Array | float, cov: jax.Array) -> Search:
+def init_from(mean: jax.Array, sigma: jax.Array | float, cov: jax.Array) -> Search:
     """Returns a search that starts from a given distribution, with empty evolution paths.
 
     Args:
