@@ -139,7 +139,7 @@ def attend(q, k, v, *, mask, scale: float, cap: float | None):
     """Returns softmax(cap(q k' scale) where mask) v, `[B, L, N, H]`; the softmax is float32.
 
     `jax.nn.dot_product_attention` has no soft cap, and on a CPU its forward and backward passes
-    are 2.5 times slower than those of `folded`.
+    are 2.5 times slower than those of `attend_grouped`.
 
     Args:
       q: queries, `[B, L, N, H]`.
@@ -151,10 +151,10 @@ def attend(q, k, v, *, mask, scale: float, cap: float | None):
     """
     if cap is None and find_device().platform != "cpu":
         return jax.nn.dot_product_attention(q, k, v, mask=mask, scale=scale, implementation="xla")
-    return folded(q, k, v, mask=mask, scale=scale, cap=cap)
+    return attend_grouped(q, k, v, mask=mask, scale=scale, cap=cap)
 
 
-def folded(q, k, v, *, mask, scale: float, cap: float | None):
+def attend_grouped(q, k, v, *, mask, scale: float, cap: float | None):
     """Returns what `attend` returns, with the query heads of a group in one matrix product.
 
     Args:
