@@ -23,7 +23,7 @@ import optax
 from jaxtyping import Array, Float
 
 from fedjax_post.model.decoder import Decoder
-from fedjax_post.model.emulator import Emulator, merged, pick_layers
+from fedjax_post.model.emulator import Emulator, pick_layers, replace_middle
 from fedjax_post.model.views import LanguageModel, merge_collections
 
 PyTree = Any
@@ -114,7 +114,7 @@ def align(
     dtypes = jax.tree.map(
         lambda new, old: new.astype(old.dtype), middle["params"]["layers"], weights
     )
-    return merged(emulator, {"params": {"layers": dtypes}}), losses
+    return replace_middle(emulator, {"params": {"layers": dtypes}}), losses
 
 
 def aligner(

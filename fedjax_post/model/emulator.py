@@ -177,7 +177,7 @@ def emulator_bytes(emulator: Emulator) -> int:
     return sum(leaf.nbytes for leaf in jax.tree.leaves(sent))
 
 
-def merged(emulator: Emulator, middle: PyTree) -> Emulator:
+def replace_middle(emulator: Emulator, middle: PyTree) -> Emulator:
     """Returns the emulator with other weights in its middle, leaves `[layers kept, ...]`."""
     model, at = emulator.model, (len(emulator.layers), emulator.first, emulator.last)
     weights = _join({}, middle, model.variables, at)
