@@ -80,7 +80,7 @@ def first_components(factors: Factors, rank: Any) -> Factors:
     )
 
 
-def beside(model: Any, one: Factors, other: Factors, share: Any) -> tuple[Any, Factors]:
+def concatenate(model: Any, one: Factors, other: Factors, share: Any) -> tuple[Any, Factors]:
     """Returns a model and factors of 2 R components: (1 - share) of `one` and `share` of `other`.
 
     The shares are in B, so that the model's scale is still constant over a layer's components
