@@ -72,7 +72,7 @@ def fed_dpa(
         beside = factors.split(replica)
 
         def own_loss(own, model, batch, key):
-            wide, both = factors.beside(model, beside, own, share)
+            wide, both = factors.concatenate(model, beside, own, share)
             return loss_fn(factors.join(both), wide, batch, key)
 
         own_ctx = ctx._replace(key=own_key)
@@ -141,7 +141,7 @@ def fed_dpa_f(
 
 
 def _both(model, replica, own, share):
-    wide, both = factors.beside(model, factors.split(replica), own, share)
+    wide, both = factors.concatenate(model, factors.split(replica), own, share)
     return wide, factors.join(both)
 
 

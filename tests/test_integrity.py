@@ -12,8 +12,8 @@ from fedjax_post.integrity import (
     open_line,
     read_file,
     read_lines,
-    sealed_file,
-    sealed_line,
+    seal_file,
+    seal_line,
     write_sums,
 )
 
@@ -29,7 +29,7 @@ def flipped(raw):
 
 
 def test_a_line_is_plain_json_and_comes_back():
-    line = sealed_line(CONTENT)
+    line = seal_line(CONTENT)
     assert {k: v for k, v in json.loads(line).items() if k != "crc32"} == CONTENT
     assert line.endswith("\n")
     assert open_line(line[:-1], "here") == CONTENT
@@ -37,7 +37,7 @@ def test_a_line_is_plain_json_and_comes_back():
 
 def test_every_flipped_bit_of_a_line_is_found(tmp_path):
     path = tmp_path / "lines"
-    for raw in flipped((sealed_line({"round": 0}) + sealed_line(CONTENT)).encode()):
+    for raw in flipped((seal_line({"round": 0}) + seal_line(CONTENT)).encode()):
         path.write_bytes(raw)
         with pytest.raises(DamagedError, match="lines"):
             list(read_lines(path))
@@ -45,15 +45,15 @@ def test_every_flipped_bit_of_a_line_is_found(tmp_path):
 
 def test_every_flipped_bit_of_a_file_is_found(tmp_path):
     path = tmp_path / "file.json"
-    path.write_text(sealed_file(CONTENT))
+    path.write_text(seal_file(CONTENT))
     assert read_file(path) == CONTENT
-    for raw in flipped(sealed_file(CONTENT).encode()):
+    for raw in flipped(seal_file(CONTENT).encode()):
         path.write_bytes(raw)
         with pytest.raises(DamagedError, match=r"file\.json"):
             read_file(path)
 
 
-@pytest.mark.parametrize("written", [sealed_line, sealed_file])
+@pytest.mark.parametrize("written", [seal_line, seal_file])
 def test_what_json_has_no_number_for_is_null_and_named(written):
     content = {"loss": math.nan, "of": {"all": [1.0, math.inf]}}
     told = json.loads(written(content), parse_constant=pytest.fail)
@@ -83,7 +83,7 @@ def test_the_sums_of_a_folder_are_those_of_sha256sum(folder):
         (lambda folder: (folder / "three").write_text("3"), "three is not in SHA256SUMS"),
         (lambda folder: (folder / "SHA256SUMS").unlink(), "has no SHA256SUMS"),
         (lambda folder: (folder / "SHA256SUMS").write_text(""), "one is not in SHA256SUMS"),
-        (lambda folder: (folder / "SHA256SUMS").write_bytes(b"\xff"), "is no text at byte 0"),
+        (lambda folder: (folder / "SHA256SUMS").write_bytes(b"\xff"), "is not text at byte 0"),
     ],
 )
 def test_a_folder_that_was_changed_is_refused(folder, change, said):

@@ -1,4 +1,4 @@
-"""Trainable trees as plain data: LoRA, prompts, products of factors."""
+"""Adapters: trainable parameters as plain trees, and functions of them."""
 
 from fedjax_post.adapters.factors import Factors
 from fedjax_post.adapters.lora import add_lora, merge_lora

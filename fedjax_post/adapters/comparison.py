@@ -1,10 +1,11 @@
-"""Lengths and distances of clients' products A B that no rounding can falsify.
+"""Lengths and distances of clients' products A B that rounding errors cannot falsify.
 
-The components of a product may cancel: A = [a, -a] and B = [b; b + e] make -a e, and with
-factors of size 1e3 float32 keeps of an e of 1e-3 the sign at best. A client can choose that, so
-that Gram matrices of its factors, or another order of summation, show another product. Hence
-`orthonormal`, once, before anything looks: from then on there is one product, whose length is
-that of its second factor. Distances are differences of dense products, a block of rows at a time.
+The components of a product may cancel: A = [a, -a] and B = [b; b + e] give -a e, and with
+factors of size 1e3 float32 preserves at best the sign of an e of 1e-3. A hostile client can
+choose such factors, so that Gram matrices of its factors, or another order of summation, give
+a different product. `orthonormal` is therefore applied once, before any comparison: afterwards
+the product is well defined and its length is that of its second factor. Distances are computed
+from differences of dense products, a block of rows at a time.
 """
 
 from collections.abc import Callable
@@ -17,16 +18,15 @@ from fedjax_post.adapters.products import over_layers, unzip
 from fedjax_post.core.norms import norm
 from fedjax_post.core.robust import UNIT
 
-BLOCK = 2**22  # numbers of dense products that are held at once
+BLOCK = 2**22  # entries of dense products that are in memory at once
 
 
 def orthonormal(values: Factors) -> Factors:
-    """The same products, A with orthonormal columns and all lengths in B.
+    """Returns factors of the same products, where A has orthonormal columns.
 
-    What a component weighs is what is left of it after rounding: a product of large
-    components that cancel is the one that float32 makes of it here, and no other one later.
-    As many components are live as there are nonzero columns in A, the first ones. An entry of
-    B that exceeds float32 is inf.
+    The lengths are in B. If large components of a product cancel, rounding decides here, once,
+    what the product is. The nonzero components come first, as many as A has nonzero columns. An
+    entry of B that exceeds float32 is inf.
 
     Args:
       values: leaves `[clients, layers, ...]`, finite.
@@ -39,10 +39,10 @@ def orthonormal(values: Factors) -> Factors:
         q, r = jnp.linalg.qr(a[:, first] / scales[0])
         half = jnp.sqrt(scales[0]) * jnp.sqrt(scales[1])
         b = r @ (b[first] / scales[1]) * half * half
-        short = a.shape[1] - q.shape[1]  # where R exceeds the rows
+        short = a.shape[1] - q.shape[1]  # if R exceeds the number of rows
         q, b = jnp.pad(q, ((0, 0), (0, short))), jnp.pad(b, ((0, short), (0, 0)))
-        kept = jnp.arange(a.shape[1]) < live.sum()
-        return jnp.where(kept[None], q, 0), jnp.where(kept[:, None], b, 0)
+        is_live = jnp.arange(a.shape[1]) < live.sum()
+        return jnp.where(is_live[None], q, 0), jnp.where(is_live[:, None], b, 0)
 
     def leaf(a, b):
         flat = lambda x: x.astype(jnp.float32).reshape(-1, *x.shape[2:])
@@ -54,20 +54,21 @@ def orthonormal(values: Factors) -> Factors:
 
 
 def distances(values: Factors) -> jax.Array:
-    """|A_i B_i - A_j B_j| over all layers, `[clients, clients]`, in `UNIT`s.
+    """Returns |A_i B_i - A_j B_j| over all layers, `[clients, clients]`, in `UNIT`s.
 
-    Of the dense products, by differences, so that nothing cancels.
+    The differences are taken of the dense products, so that no precision is lost.
     """
     return distances_to(values, lambda products: products, len(jax.tree.leaves(values)[0]))
 
 
 def distances_to(values: Factors, points_of: Callable, num_points: int) -> jax.Array:
-    """Distances `[points, clients]` of all products to points.
+    """Returns the distances `[points, clients]` of all products to some points, in `UNIT`s.
 
     Args:
-      values: leaves `[clients, layers, ...]`, with products that float32 holds.
-      points_of: products `[clients, entries]` to points `[points, entries]`, for any entries.
-      num_points: how many it gives.
+      values: leaves `[clients, layers, ...]`, with products that are finite in float32.
+      points_of: a function from products `[clients, entries]` to points `[points, entries]`; it
+        is applied to blocks of entries.
+      num_points: how many points it returns.
     """
     add = jax.vmap(jax.vmap(lambda one, other: norm(jnp.stack([one, other]))))
     total = jnp.zeros((num_points, len(jax.tree.leaves(values)[0])))

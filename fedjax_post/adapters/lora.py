@@ -1,4 +1,4 @@
-"""Low-rank adapters as plain trees: which linear layers, their factors, their merged form.
+"""Low-rank adapters as plain trees: choice of layers, factors, and merging into the weights.
 
 Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022,
 arXiv:2106.09685. A layer `y = x W` becomes `y = x W + ((x A) scale) B`, where
@@ -43,28 +43,37 @@ def add_lora(
     layers: tuple[int, int] | range | None = None,
     dropout: float = 0.0,
 ) -> tuple[LanguageModel, PyTree]:
-    """Returns the model made ready for an adapter, and fresh factors that change nothing yet.
+    """Returns the model prepared for an adapter, and new factors, whose product is zero.
 
-    A is U(-1/sqrt(in), 1/sqrt(in)) as in `peft`, B is zero, both float32.
+    A is drawn from U(-1/sqrt(in), 1/sqrt(in)) as in `peft`, B is zero; both are float32.
+
+    >>> import jax
+    >>> from fedjax_post.adapters.lora import add_lora
+    >>> from fedjax_post.testing.models import tiny_model
+    >>> model, params = add_lora(tiny_model(), jax.random.key(0), rank=2, alpha=4, targets="q_proj")
+    >>> for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    ...     print(jax.tree_util.keystr(path, simple=True, separator="/"), leaf.shape)
+    lora/layers/attention/q_proj/a (2, 16, 2)
+    lora/layers/attention/q_proj/b (2, 2, 16)
 
     Args:
       model: the frozen model.
-      key: for A.
+      key: PRNG key for A.
       rank: R, components per layer.
-      alpha: the adapter's factor is alpha / rank.
+      alpha: the adapter's product is multiplied by alpha / rank.
       targets: "all-linear", or names ("q_proj") or regular expressions over whole
         dotted paths (".*attention.*"), one or several.
-      layers: first layer that is adapted, and the one after the last; None is all. The
-        others have no factors, and no backward pass goes below the first.
-      dropout: share of a layer's inputs that the factors do not see in training, [0, 1).
+      layers: the first adapted layer, and the one after the last; None is all. The other
+        layers have no factors, and the backward pass stops at the first adapted layer.
+      dropout: share of a layer's inputs that are dropped for the factors in training, in [0, 1).
 
     Returns:
-      The model with `lora_scale` and the dropout, and `{"lora": tree}` of
-      A `[N, in, R]` and B `[N, R, out]`, N the number of adapted layers.
+      The model with `lora_scale` and the dropout, and `{"lora": tree}` of A `[N, in, R]` and
+      B `[N, R, out]`, where N is the number of adapted layers.
 
     Raises:
-      ValueError: on a rank below 1 or above a layer's width, a dropout outside
-        [0, 1), a target that matches no layer, or layers that the model does not have.
+      ValueError: if the rank is below 1 or above a layer's width, the dropout is outside
+        [0, 1), a target matches no layer, or the model does not have the `layers`.
     """
     if rank < 1:
         raise ValueError(f"`rank` must be at least 1, got {rank}")
@@ -89,26 +98,32 @@ def add_lora(
 
 
 def on_layers(model: LanguageModel, first: int, last: int) -> LanguageModel:
-    """Returns the model whose adapter sits on layers `first` .. `last - 1`."""
+    """Returns the model set up for an adapter on layers `first` .. `last - 1`.
+
+    Args:
+      model: the model.
+      first: the first adapted layer, from 0.
+      last: the layer after the last adapted one.
+    """
     whole = (first, last) == (0, model.config.num_layers)
     return dataclasses.replace(model, lora_layers=None if whole else (first, last))
 
 
 def adapted_layers(model: LanguageModel) -> range:
-    """Returns the numbers of the layers that the model's adapter sits on, or would."""
+    """Returns the numbers of the layers that the model's adapter is on; all layers by default."""
     return range(*(model.lora_layers or (0, model.config.num_layers)))
 
 
 def _check_layers(layers: tuple[int, int] | range | None, num_layers: int) -> tuple[int, int]:
-    """The first layer and the one after the last."""
+    """Returns the first layer and the one after the last."""
     if layers is None:
         return 0, num_layers
     if isinstance(layers, range) and layers.step != 1:
-        raise ValueError(f"`layers` is one range without gaps, got {layers}")
+        raise ValueError(f"`layers` must be one range without gaps, got {layers}")
     first, last = (layers.start, layers.stop) if isinstance(layers, range) else layers
     if not 0 <= first < last <= num_layers:
         raise ValueError(
-            f"layers={first}:{last} is no part of the model's {num_layers} layers; "
+            f"layers={first}:{last} is not a part of the model's {num_layers} layers; "
             "give the first and the one after the last, counted from 0"
         )
     return first, last
@@ -116,7 +131,7 @@ def _check_layers(layers: tuple[int, int] | range | None, num_layers: int) -> tu
 
 @functools.partial(jax.jit, static_argnames=("shapes", "rank"))
 def _fresh_factors(key, *, shapes, rank):
-    """A and B of all layers, in one program."""
+    """Returns A and B of all layers, from one compiled program."""
     factors: PyTree = {}
     for (name, shape), layer_key in zip(shapes, jax.random.split(key, len(shapes)), strict=True):
         num_layers, size_in, size_out = shape
@@ -127,10 +142,10 @@ def _fresh_factors(key, *, shapes, rank):
 
 
 def match_layers(model: LanguageModel, targets: str | Sequence[str]) -> list[str]:
-    """Returns the dotted paths of the linear layers that `targets` names.
+    """Returns the dotted paths of the linear layers that `targets` selects.
 
     Raises:
-      ValueError: if a target matches nothing; lists the layers that exist.
+      ValueError: if a target matches no layer; the message lists the layers.
     """
     names = list(linear_layers(model))
     if targets == ALL_LINEAR:
@@ -143,31 +158,46 @@ def match_layers(model: LanguageModel, targets: str | Sequence[str]) -> list[str
         found = [n for n in names if n.split(".")[-1] == pattern or _matches(pattern, n)]
         if not found:
             raise ValueError(
-                f"`targets`: {pattern!r} matches no linear layer; the layers are {names}, "
-                f"named by their last part, by a pattern, or all by {ALL_LINEAR!r}"
+                f"`targets`: {pattern!r} matches no linear layer; the layers are {names}; "
+                f"give their last part, a pattern, or {ALL_LINEAR!r} for all"
             )
         chosen.update(found)
     return [name for name in names if name in chosen]
 
 
 def rank_scale(alpha: Any, rank: Any, max_rank: int) -> Float[Array, " R"]:
-    """Returns alpha / rank for the first `rank` of `max_rank` components, 0 beyond.
+    """Returns alpha / rank for the first `rank` of `max_rank` components, and 0 for the others.
 
-    `alpha` and `rank` may be traced; a rank of 0 gives zeros.
+    Args:
+      alpha: (), may be traced.
+      rank: (), may be traced; 0 gives zeros.
+      max_rank: R, the number of components.
     """
     first = jnp.arange(max_rank) < rank
     return jnp.where(first, alpha / jnp.maximum(rank, 1), 0.0).astype(jnp.float32)
 
 
 def with_scale(model: LanguageModel, scales: PyTree, *, dropout: float = 0.0) -> LanguageModel:
-    """Returns the model with the collection `lora_scale` replaced, and the dropout set."""
+    """Returns the model with another `lora_scale` and dropout.
+
+    Args:
+      model: the model.
+      scales: the collection `lora_scale`: `{"scale": [num_layers, R]}` for each adapted matrix.
+      dropout: as in `add_lora`.
+    """
     return dataclasses.replace(
         model, variables={**model.variables, "lora_scale": scales}, lora_dropout=dropout
     )
 
 
 def with_rank(model: LanguageModel, alpha: Any, rank: Any) -> LanguageModel:
-    """Returns the adapted model as a client of a smaller rank sees it; `rank` may be traced."""
+    """Returns the adapted model with the scale of a client of a smaller rank.
+
+    Args:
+      model: the adapted model.
+      alpha: (), may be traced.
+      rank: (), the client's rank; may be traced.
+    """
     scales = jax.tree.map(
         lambda leaf: jnp.broadcast_to(rank_scale(alpha, rank, leaf.shape[-1]), leaf.shape),
         model.variables["lora_scale"],
@@ -176,7 +206,10 @@ def with_rank(model: LanguageModel, alpha: Any, rank: Any) -> LanguageModel:
 
 
 def mask_rank(params: PyTree, rank: Any) -> PyTree:
-    """Returns the factors with every component from `rank` on set to 0; `rank` may be traced."""
+    """Returns the parameters with all components of the adapter from `rank` on set to 0.
+
+    `rank` may be traced.
+    """
 
     def mask(path, leaf):
         axis = leaf.ndim - 1 if path[-1].key == "a" else leaf.ndim - 2
@@ -187,9 +220,9 @@ def mask_rank(params: PyTree, rank: Any) -> PyTree:
 
 
 def lora_delta(model: LanguageModel, params: PyTree) -> PyTree:
-    """Returns `A scale B` of the N adapted layers as `{.. {"kernel": [N, in, out]}}`.
+    """Returns `A scale B` of the N adapted layers as `{.. {"kernel": [N, in, out]}}`, float32.
 
-    This is the form of the collection "residual"; float32.
+    The collection "residual" has the same form.
     """
     delta: PyTree = {}
     scales = dict(_leaves(model.variables["lora_scale"], "scale"))
@@ -201,10 +234,10 @@ def lora_delta(model: LanguageModel, params: PyTree) -> PyTree:
 
 
 def merge_lora(model: LanguageModel, params: PyTree) -> LanguageModel:
-    """Returns a base model whose weights hold everything: residual, full updates and adapter.
+    """Returns a model whose weights include the residual, full updates and the adapter.
 
-    A prompt is no weight and stays beside them. For export and tests only: in training the
-    base stays shared and unmerged.
+    A prompt is not a weight and remains a collection of its own. For export and tests only: in
+    training the base weights are shared by all clients and not merged.
     """
     model = dequantize_model(model)
     variables = merge_collections(model.variables, params)
@@ -219,15 +252,15 @@ def merge_lora(model: LanguageModel, params: PyTree) -> LanguageModel:
             wide = base.astype(jnp.float32)
             total = wide.at[at.start : at.stop].add(kernel.astype(jnp.float32))
             weights = merge_collections(weights, _nest(path, {"kernel": total.astype(base.dtype)}))
-    held = {"params": weights, **{k: variables[k] for k in ("prompt",) if k in variables}}
-    return dataclasses.replace(model, variables=held, lora_dropout=0.0, lora_layers=None)
+    merged = {"params": weights, **{k: variables[k] for k in ("prompt",) if k in variables}}
+    return dataclasses.replace(model, variables=merged, lora_dropout=0.0, lora_layers=None)
 
 
 def _matches(pattern: str, name: str) -> bool:
     try:
         return re.fullmatch(pattern, name) is not None
     except re.error as error:
-        raise ValueError(f"`targets`: {pattern!r} is no regular expression: {error}") from None
+        raise ValueError(f"`targets`: {pattern!r} is not a regular expression: {error}") from None
 
 
 def _leaves(tree: PyTree, name: str, path: tuple[str, ...] = ()):

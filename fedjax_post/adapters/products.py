@@ -1,9 +1,9 @@
 """Products of stacked factors: their mean, its singular vectors, and the error of averaging.
 
-All functions are batched over layers; the factors of K clients have leaves
-A `[K, num_layers, in, R]` and B `[K, num_layers, R, out]`. Singular vectors come from
-thin QR factors of the stacks and the SVD of their small core, never from a matrix of
-in x out. Products are of float32 on every device, as sums are in `core.aggregates`.
+All functions work on all layers at once; the factors of K clients have leaves
+A `[K, num_layers, in, R]` and B `[K, num_layers, R, out]`. Singular vectors are computed from
+thin QR factors of the stacks and the SVD of their small core, never from a matrix of in x out.
+Products are in full float32 on every device, like the sums in `core.aggregates`.
 """
 
 from collections.abc import Callable
@@ -23,12 +23,12 @@ PyTree = Any
 
 
 class Means(NamedTuple):
-    """A cohort's weighted means, or sums on the way there."""
+    """A cohort's weighted means, or the weighted sums before `finish`."""
 
     product: PyTree  # leaves [num_layers, in, out]: of A_k B_k
     factors: Factors  # of A_k and of B_k
     weight: jax.Array  # (), float32
-    num_components: jax.Array  # (), int32: components that the clients sent, a plain sum
+    num_components: jax.Array  # (), int32: components that the clients sent, an unweighted sum
 
 
 class Svd(NamedTuple):
@@ -40,9 +40,10 @@ class Svd(NamedTuple):
 
 
 def mean_products() -> Aggregate:
-    """Returns the aggregate of `Factors` that finishes as `Means`.
+    """Returns an aggregate from `Factors` to `Means`.
 
-    A running sum: memory for one dense product per adapted matrix, whatever the cohort.
+    It keeps a running sum, with memory for one dense product per adapted matrix, whatever the
+    cohort size.
     """
 
     def init(like, cohort_size):
@@ -73,7 +74,7 @@ def mean_products() -> Aggregate:
 def weighted_product(values: Factors, weights: Float[Array, " K"]) -> PyTree:
     """Returns sum_k w_k A_k B_k, leaves `[num_layers, in, out]`.
 
-    The weight is on A alone: on both factors it would count twice.
+    The weight is applied to A only; on both factors it would count twice.
     """
 
     def product(a, b):
@@ -106,23 +107,23 @@ def product_svd(a: Array, b: Array, shares: Float[Array, " K"]) -> Svd:
 
 
 def _stacked_svd(a: Array, b: Array) -> Svd:
-    """The SVD of a b, `[in, K R]` times `[K R, out]`."""
+    """Returns the SVD of a b, `[in, K R]` times `[K R, out]`."""
     q_a, r_a = jnp.linalg.qr(a)
     q_b, r_b = jnp.linalg.qr(b.T)
     left, values, right = jnp.linalg.svd(r_a @ r_b.T, full_matrices=False)
     left, right = q_a @ left, right @ q_b.T
-    # Both signs are right; one is chosen, so that the order of clients does not show.
+    # Both signs are valid; one is chosen, so that the order of clients has no effect.
     largest = jnp.abs(left).argmax(0, keepdims=True)
     sign = jnp.where(jnp.take_along_axis(left, largest, 0) < 0, -1.0, 1.0)
     return Svd(left * sign, values, right * sign.T)
 
 
 def over_layers(fn: Callable, *arrays: Array) -> PyTree:
-    """Returns `fn` of each layer's arrays in turn; leaves are stacked over layers again.
+    """Returns the results of `fn` for each layer's arrays, one layer at a time, stacked again.
 
-    On a CPU, batched LAPACK calls that XLA runs side by side each wait for the same
-    few threads, and can wait for ever (seen with jaxlib 0.10 on 2 cores); a call on one
-    matrix needs no thread but its own.
+    On a CPU, batched LAPACK calls that XLA runs in parallel wait for the same few threads, and
+    can deadlock (seen with jaxlib 0.10 on 2 cores). A call on one matrix needs only its own
+    thread.
     """
     return jax.lax.map(lambda layer: fn(*layer), arrays)
 
@@ -130,8 +131,13 @@ def over_layers(fn: Callable, *arrays: Array) -> PyTree:
 def top_components(values: Factors, shares: Float[Array, " K"], rank: int) -> Factors:
     """Returns the best factors of `rank` components for sum_k shares_k A_k B_k.
 
-    A is orthonormal, B carries the singular values, largest first: the first r
-    components are the best of rank r (Eckart-Young), for every r.
+    A is orthonormal and B includes the singular values, largest first: the first r components
+    are the best approximation of rank r (Eckart-Young), for every r.
+
+    Args:
+      values: leaves `[K, num_layers, ...]`.
+      shares: weights that sum to 1, or to 0 for an empty cohort.
+      rank: the number of components to return; components beyond the rank of the sum are zero.
     """
 
     def top(a, b):
@@ -156,21 +162,21 @@ def shares_of(weights: Float[Array, " K"]) -> Float[Array, " K"]:
 
 
 def frobenius_norm(factors: Factors) -> Float[Array, ""]:
-    """Returns |A B| over all layers of one client's factors, by Gram matrices of size R."""
+    """Returns |A B| over all layers of one client's factors, from Gram matrices of size R."""
     return jnp.sqrt(_gram_sum(factors.a, factors.b))
 
 
 def aggregation_error(values: Factors, weights: Float[Array, " K"]) -> Float[Array, ""]:
     """Returns |sum w_k A_k B_k - (sum w_k A_k)(sum w_k B_k)| over |sum w_k A_k B_k|.
 
-    Norms are Frobenius's over all layers, by Gram matrices of size K R. The
-    difference is taken as sum w_k (A_k - A)(B_k - B), its equal for weights that sum to
-    1, so that nothing cancels and an error of zero reads as zero.
+    Norms are Frobenius norms over all layers, from Gram matrices of size K R. The difference is
+    computed as sum w_k (A_k - A)(B_k - B), which is equal for weights that sum to 1, so that no
+    precision is lost and an error of zero is exactly zero.
 
     Args:
-      values: leaves `[K, num_layers, ...]`; B holds alpha / r where that is not the
-        same in all layers.
-      weights: not negative; divided by their sum.
+      values: leaves `[K, num_layers, ...]`; B must include alpha / r if that differs between
+        layers.
+      weights: not negative; they are divided by their sum.
     """
     shares = shares_of(weights)
     column = shares.reshape(-1, 1, 1, 1)
@@ -194,17 +200,17 @@ def matrix_bytes(factors: Factors) -> list[int]:
 def bill_of_folds(
     folded: jax.Array, seen: jax.Array, factors: Factors, *, beside: int = 0
 ) -> Pieces:
-    """Returns what a client receives to fold all that it missed into its base.
+    """Returns the pieces that a client receives to bring its folded base up to date.
 
-    It is sent the components that were folded since its last visit or, where that
-    is less, the dense sum of all folds once. A client whose visit was dropped keeps no
-    count, so that it is charged again.
+    These are the components that were folded since its last visit or, if that is fewer bytes,
+    the dense sum of all folds. A client whose visit was dropped keeps no count, so that it is
+    charged again.
 
     Args:
-      folded: components folded so far, all layers together, `[adapted matrices]`, int32.
-      seen: `folded` when the client was last here.
-      factors: of the adapter, for shapes.
-      beside: bytes that go with the dense sum.
+      folded: components folded so far, over all layers, `[adapted matrices]`, int32.
+      seen: `folded` at the client's last visit.
+      factors: the adapter's factors, for shapes.
+      beside: bytes that are sent with the dense sum.
     """
     sizes = matrix_bytes(factors)
     pairs = zip(jax.tree.leaves(factors.a), jax.tree.leaves(factors.b), strict=True)
@@ -216,12 +222,12 @@ def bill_of_folds(
 
 
 def layer_counts(factors: Factors) -> jax.Array:
-    """Returns the layers behind each adapted matrix, `[adapted matrices]`, int32."""
+    """Returns the number of layers of each adapted matrix, `[adapted matrices]`, int32."""
     return jnp.array([leaf.shape[0] for leaf in jax.tree.leaves(factors.a)], jnp.int32)
 
 
 def _gram_sum(a: PyTree, b: PyTree) -> jax.Array:
-    """|A B|^2 = sum (A'A) * (B B'), over all layers."""
+    """Returns |A B|^2 = sum (A'A) * (B B'), over all layers."""
 
     def squared(a, b):
         gram_a = jnp.einsum("nir,nis->nrs", a, a)
@@ -231,6 +237,6 @@ def _gram_sum(a: PyTree, b: PyTree) -> jax.Array:
 
 
 def _num_live(a: PyTree) -> jax.Array:
-    """Components that are not all zero, over clients, int32: an absent client has none."""
+    """Returns the number of nonzero components over clients, int32; absent clients have none."""
     live = [(leaf != 0).any((1, 2)) for leaf in jax.tree.leaves(a)]  # [K, R] each
     return jnp.stack(live).any(0).sum(dtype=jnp.int32)

@@ -1,9 +1,9 @@
-"""Prompts as trainable trees: a few embeddings, or tokens, that every row is read with.
+"""Prompts as trainable trees: a few embeddings, or tokens, that are inserted into every row.
 
 Lester et al., "The Power of Scale for Parameter-Efficient Prompt Tuning", EMNLP 2021,
-arXiv:2104.08691, started from vocabulary tokens (section 3.2). Where a prompt stands in a
-row: `model/prompted.py`. A soft prompt is
-P x D numbers, whatever the depth of the model.
+arXiv:2104.08691, initialised with vocabulary tokens (section 3.2). `model/prompted.py` states
+where in a row a prompt is inserted. A soft prompt has P x D numbers, whatever the depth of the
+model.
 """
 
 from collections.abc import Sequence
@@ -19,12 +19,18 @@ PyTree = Any
 
 
 def add_soft_prompt(model: LanguageModel, key: Array, *, length: int) -> PyTree:
-    """Returns a soft prompt to be trained: the embeddings of random tokens.
+    """Returns a soft prompt to be trained, initialised with the embeddings of random tokens.
+
+    >>> import jax
+    >>> from fedjax_post.adapters.prompt import add_soft_prompt
+    >>> from fedjax_post.testing.models import tiny_model
+    >>> add_soft_prompt(tiny_model(), jax.random.key(0), length=5)["prompt"]["embeddings"].shape
+    (5, 16)
 
     Args:
-      model: the frozen model, open to EMBEDDINGS or more.
-      key: for the tokens, each of the vocabulary as likely as any other.
-      length: P, tokens.
+      model: the frozen model, with access EMBEDDINGS or more.
+      key: PRNG key for the tokens, which are uniform over the vocabulary.
+      length: P, the number of tokens.
 
     Returns:
       `{"prompt": {"embeddings": float32 [P, D]}}`.
@@ -46,10 +52,10 @@ def text_prompt(token_ids: Sequence[int]) -> PyTree:
     """Returns a discrete prompt, `{"prompt": {"tokens": int32 [P]}}`.
 
     Raises:
-      ValueError: if it is not a list of token ids, none below 0.
+      ValueError: if `token_ids` is not a list of token ids of at least 0.
     """
     tokens = jnp.asarray(token_ids, jnp.int32)
     is_known = not isinstance(tokens, jax.core.Tracer)
     if tokens.ndim != 1 or (is_known and (tokens < 0).any()):
-        raise ValueError(f"a prompt is a list of token ids from 0 on, got {token_ids}")
+        raise ValueError(f"a prompt must be a list of token ids from 0 on, got {token_ids}")
     return {"prompt": {"tokens": tokens}}

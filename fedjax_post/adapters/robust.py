@@ -1,35 +1,35 @@
-"""Robust rules that judge a client by its product A B, not by its factors.
+"""Robust rules that compare clients by their products A B, not by their factors.
 
     on_products(flex_lora(...), krum(1))
 
-A client may scale A up and B down by any number: its product stays, its factors go
-anywhere, and so does a mean, a median or a distance of factors. Here clients are
-compared by the dense updates (alpha / r) A_k B_k, in the federation's units, over all
-layers together. With n clients present:
+A client may scale A up and B down by any number. Its product does not change, but its factors
+do, and with them any mean, median or distance of factors. These rules compare clients by the
+dense updates (alpha / r) A_k B_k, in the federation's units, over all layers together. With n
+clients present:
 
-| rule | withstands | forms in x out matrices |
+| rule | hostile clients that it tolerates | forms in x out matrices |
 | --- | --- | --- |
 | krum(f), multi_krum(f, m) | f, if n >= 2 f + 3 | no |
 | geometric_median | less than half of the weight | no |
-| norm_bounded(c) | moves of at most c each | no |
+| norm_bounded(c) | limits each client to a norm of c | no |
 | coordinate_median | fewer than n / 2 | n, a layer at a time |
 | trimmed_mean(t) | at most t n | n, a layer at a time |
 
-The first three choose weights for the clients, by lengths and distances of their products that
-no cancelling components can falsify, see `adapters.comparison`; what they judge is what goes on. A
-client whose product is not finite in float32 does not count. On n clients of rank R, with D the
-entries of all adapted matrices, they cost:
+The rules that form no matrices use lengths and distances of products that cancelling components
+cannot falsify, see `adapters.comparison`; the factors that they compare are also those that are
+aggregated. A client whose product is not finite in float32 does not count. For n clients of rank
+R, where D is the number of entries of all adapted matrices, they cost:
 
-| rule | multiplications | memory beside the factors |
+| rule | multiplications | memory in addition to the factors |
 | --- | --- | --- |
-| norm_bounded | the QR factors of n A's | none |
-| krum, multi_krum | and 3 n^2 D | `comparison.BLOCK` numbers |
-| geometric_median | and, beside krum's, 2 n (R + 2) D a step | `comparison.BLOCK` numbers |
+| norm_bounded | QR factors of n matrices A | none |
+| krum, multi_krum | the same and 3 n^2 D | `comparison.BLOCK` numbers |
+| geometric_median | those of krum and 2 n (R + 2) D per step | `comparison.BLOCK` numbers |
 
-The last two make a dense matrix, which goes on as one client of full rank. What comes of it:
-`flora` folds it as it is, nothing is lost, and it is billed dense; `florist` and `flex_lora`
-cut its singular values, as they cut those of the mean, and the best rank R of a median
-is no median. Algorithms that average the factors themselves are refused.
+The last two rules of the first table make a dense matrix, which is passed on like one client of
+full rank. `flora` folds this matrix without loss, and it is billed as dense. `florist` and
+`flex_lora` truncate its singular values, as they do for a mean; the best approximation of rank R
+of a median is not a median. Algorithms that average the factors themselves are refused.
 """
 
 from collections.abc import Callable
@@ -43,45 +43,45 @@ from fedjax_post.adapters.products import over_layers, unzip
 from fedjax_post.core import robust
 from fedjax_post.core.aggregates import present, stack
 from fedjax_post.core.algorithm import Algorithm
-from fedjax_post.core.norms import hold, norm
+from fedjax_post.core.norms import limit_norm, norm
 
-# (Factors of [clients, layers, ..], weights [clients]) -> the same of what is to be averaged
+# (Factors of [clients, layers, ..], weights [clients]) -> the factors and weights to average
 Rule = Callable[[Factors, jax.Array], tuple[Factors, jax.Array]]
 
 
 def on_products(base: Algorithm, rule: Rule) -> Algorithm:
-    """The algorithm with a rule on products before its mean of them.
+    """Returns the algorithm with a rule applied to the clients' products before their mean.
 
     The server needs memory for the factors of a whole cohort.
 
     Args:
-      base: `flora`, `florist`, `flex_lora`, or one of yours whose aggregate's kind is
+      base: `flora`, `florist`, `flex_lora`, or another algorithm whose aggregate is of kind
         "products".
-      rule: one of this module.
+      rule: a rule of this module.
 
     Raises:
-      ValueError: if the server looks at more than products.
+      ValueError: if the server uses more than the products.
     """
     if base.aggregate.kind != "products":
         raise ValueError(
             "a rule on products needs a server that takes the products of clients' factors "
             "and nothing else; use flora, florist or flex_lora"
         )
-    inner, kept = base.aggregate, stack()
+    inner, everyone = base.aggregate, stack()
 
     def finish(total):
-        values, weights = kept.finish(total)
+        values, weights = everyone.finish(total)
         nobody = ~(weights > 0).any()
         values, weights = rule(values, weights)
         weights = jnp.where(nobody, 0, weights)
         empty = inner.init(jax.tree.map(lambda x: x[0], values), len(weights))
         return inner.finish(inner.add(empty, values, weights))
 
-    return base._replace(aggregate=kept._replace(finish=finish, kind="products"))
+    return base._replace(aggregate=everyone._replace(finish=finish, kind="products"))
 
 
 def krum(num_hostile: int) -> Rule:
-    """Keeps the client whose product is nearest to its n - f - 2 nearest others'.
+    """Returns a rule that keeps the client whose product is closest to its n - f - 2 nearest.
 
     Args:
       num_hostile: f, as in `core.robust.krum`.
@@ -93,7 +93,7 @@ def krum(num_hostile: int) -> Rule:
 
 
 def multi_krum(num_hostile: int, num_kept: int) -> Rule:
-    """Keeps the clients of the least Krum scores, each counting 1.
+    """Returns a rule that keeps the clients of the least Krum scores, each with weight 1.
 
     Args:
       num_hostile: f, as in `core.robust.krum`.
@@ -106,20 +106,20 @@ def multi_krum(num_hostile: int, num_kept: int) -> Rule:
 
     def choose(values, weights):
         apart = distances(values)
-        kept = robust.least_krum_scores(apart, weights > 0, num_hostile, num_kept)
-        return values, kept.astype(jnp.float32)
+        chosen = robust.least_krum_scores(apart, weights > 0, num_hostile, num_kept)
+        return values, chosen.astype(jnp.float32)
 
-    return _judged(choose)
+    return _on_finite(choose)
 
 
 def geometric_median(*, num_steps: int = 32, smoothing: float = 1e-6) -> Rule:
-    """Weighs clients so that their mean has the least weighted sum of distances to them.
+    """Returns a rule that weights clients so that their mean is the geometric median.
 
-    Smoothed Weiszfeld steps, as in `core.robust.geometric_median`. They start from weights
-    over each client's weighted median distance to the others.
+    It takes smoothed Weiszfeld steps, as `core.robust.geometric_median` does. They start from
+    each client's weight divided by its weighted median distance to the others.
 
     Args:
-      num_steps: Weiszfeld steps; each makes the products anew.
+      num_steps: Weiszfeld steps; each computes the products again.
       smoothing: as in `core.robust.geometric_median`.
 
     Raises:
@@ -128,7 +128,7 @@ def geometric_median(*, num_steps: int = 32, smoothing: float = 1e-6) -> Rule:
     robust.check_weiszfeld(num_steps, smoothing)
 
     def weigh(values, weights):
-        share_out = lambda far: _share(robust.pulls(far, weights, smoothing))
+        share_out = lambda far: _share(robust.weiszfeld_weights(far, weights, smoothing))
         others = weights[:, None] * ~jnp.eye(len(weights), dtype=bool)
         first = share_out(robust.weighted_median(distances(values), others))
 
@@ -138,14 +138,14 @@ def geometric_median(*, num_steps: int = 32, smoothing: float = 1e-6) -> Rule:
 
         return values, jax.lax.fori_loop(0, num_steps, step, first)
 
-    return _judged(weigh)
+    return _on_finite(weigh)
 
 
 def norm_bounded(max_norm: float) -> Rule:
-    """Scales every client's product down to a norm of at most `max_norm`.
+    """Returns a rule that scales every client's product to a norm of at most `max_norm`.
 
     Args:
-      max_norm: the largest Frobenius norm of A B over all layers that counts in full.
+      max_norm: the largest Frobenius norm of A B over all layers that is not scaled down.
 
     Raises:
       ValueError: if `max_norm` is not positive.
@@ -153,18 +153,20 @@ def norm_bounded(max_norm: float) -> Rule:
     robust.check_norm(max_norm)
 
     def shrink(values, weights):
-        return values._replace(b=jax.vmap(lambda b: hold(b, max_norm))(values.b)), weights
+        return values._replace(b=jax.vmap(lambda b: limit_norm(b, max_norm))(values.b)), weights
 
-    return _judged(shrink)
+    return _on_finite(shrink)
 
 
 def coordinate_median() -> Rule:
-    """The median of each entry of the products, every client counting 1."""
+    """Returns a rule for the median of each entry of the products, every client with weight 1."""
     return _per_coordinate(robust.median_cut)
 
 
 def trimmed_mean(fraction: float) -> Rule:
-    """The mean of each entry of the products without its `floor(fraction n)` least and greatest.
+    """Returns a rule for the trimmed mean of each entry of the products.
+
+    The `floor(fraction n)` least and greatest values of each entry are left out.
 
     Raises:
       ValueError: if `fraction` is outside [0, 0.5).
@@ -172,20 +174,20 @@ def trimmed_mean(fraction: float) -> Rule:
     return _per_coordinate(robust.trimmed_cut(fraction))
 
 
-def _judged(rule: Rule) -> Rule:
-    """The rule on orthonormal factors of those clients whose products are finite."""
+def _on_finite(rule: Rule) -> Rule:
+    """Returns the rule applied to orthonormal factors; clients with infinite products drop out."""
 
-    def judge(values, weights):
+    def apply(values, weights):
         values = orthonormal(values)
         finite = jnp.isfinite(jax.vmap(norm)(values.b))
         weights = jnp.where(finite, weights, 0)
         return rule(jax.tree.map(lambda x: present(x, weights), values), weights)
 
-    return judge
+    return apply
 
 
-def _share(pulls: jax.Array) -> jax.Array:
-    return pulls / jnp.maximum(pulls.sum(), jnp.finfo(jnp.float32).tiny)
+def _share(weights: jax.Array) -> jax.Array:
+    return weights / jnp.maximum(weights.sum(), jnp.finfo(jnp.float32).tiny)
 
 
 def _per_coordinate(cut: Callable) -> Rule:
@@ -193,7 +195,7 @@ def _per_coordinate(cut: Callable) -> Rule:
 
     def dense(values, weights):
         sizes = jax.tree.leaves(jax.tree.map(lambda a, b: min(a.shape[2], b.shape[3]), *values))
-        rank = max(sizes)  # of every matrix, so that each can carry any product
+        rank = max(sizes)  # enough for any product of every matrix
 
         def middle(a, b):
             by_layer = a.swapaxes(0, 1), b.swapaxes(0, 1)
@@ -208,7 +210,7 @@ def _per_coordinate(cut: Callable) -> Rule:
 
 
 def _as_factors(product: jax.Array, rank: int) -> tuple[jax.Array, jax.Array]:
-    """One client's A `[1, layers, in, rank]` and B of a dense product: itself, and ones."""
+    """Returns A and B `[1, layers, ...]` of a dense product: itself and an identity matrix."""
     num_layers, size_in, size_out = product.shape
     pad = lambda x, axis: jnp.pad(x, [(0, (rank - x.shape[axis]) * (i == axis)) for i in range(3)])
     ones = lambda size: jnp.broadcast_to(jnp.eye(size), (num_layers, size, size))

@@ -1,12 +1,12 @@
-"""Proxy-tuning: a closed model steered by the difference that tuning made to a small open one.
+"""Proxy-tuning: steers a closed model by the change that tuning made to a small open model.
 
-Liu et al., "Tuning Language Models by Proxy", COLM 2024, arXiv:2401.08565, equation 1; without
-its experts' chat templates:
+Liu et al., "Tuning Language Models by Proxy", COLM 2024, arXiv:2401.08565, equation 1, without
+the chat templates of its experts:
 
-    logits = target + alpha (proxy tuned - proxy as it was)
+    logits = target + alpha (tuned proxy - untuned proxy)
 
-for every next token. The target is asked for its logits alone; nothing of it is trained, and
-nothing is asked of it while the proxy is.
+for every next token. Only logits of the target are used. The target is not trained, and it is
+not used while the proxy is trained.
 """
 
 import dataclasses
@@ -30,29 +30,29 @@ PyTree = Any
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Steered(View):
-    """A target and its proxy, with the methods of a `LanguageModel` that give logits.
+    """A target and its proxy, with the methods of a `LanguageModel` that need logits only.
 
-    `params` of every method are the proxy's. All three models hold their logits at once: three
-    times the memory of the target's at the positions that are looked at. With alpha = 0, or an
-    untrained proxy, it is the target.
+    `params` of every method are the proxy's. The logits of all three models are in memory at
+    once: three times those of the target at the positions that are evaluated. With alpha = 0, or
+    an untrained proxy, the result is that of the target.
     """
 
-    target: LanguageModel | Sealed  # open to LOGITS or more
+    target: LanguageModel | Sealed  # with access LOGITS or more
     proxy: LanguageModel
     config: DecoderConfig = dataclasses.field(metadata={"static": True})
     alpha: float = dataclasses.field(default=1.0, metadata={"static": True})
     access = Access.LOGITS  # and no more, whatever the two models grant; not a field
 
     def prompt_length(self, params: PyTree) -> int:
-        """See `LanguageModel.prompt_length`; a prompt is the tuned proxy's alone."""
+        """See `LanguageModel.prompt_length`; only the tuned proxy has a prompt."""
         return self.proxy.prompt_length(params)
 
     def logits(
         self, params: PyTree, tokens: Int[Array, "B L"], **where: Any
     ) -> Float[Array, "B L V"]:
         """See `LanguageModel.logits`."""
-        three = self._three(params)
-        return self._steered(*(model.logits(held, tokens, **where) for model, held in three))
+        three = self._models(params)
+        return self._combine(*(model.logits(own, tokens, **where) for model, own in three))
 
     def scores(self, params: PyTree, tokens: Int[Array, "B L"], **where: Any) -> Scores:
         """See `LanguageModel.scores`."""
@@ -65,7 +65,14 @@ class Steered(View):
         loss_mask: Bool[Array, "B L"],
         **where: Any,
     ) -> TotalLoss:
-        """See `LanguageModel.total_loss`."""
+        """Returns the summed loss of the tokens that `loss_mask` marks, token 0 left out.
+
+        Args:
+          params: the parameters of the tuned proxy.
+          tokens: int32.
+          loss_mask: True where a token counts.
+          **where: positions, segments and key, as in `LanguageModel.total_loss`.
+        """
         scores, is_counted = self.scores(params, tokens, **where), loss_mask[:, 1:]
         total = lambda x: jnp.sum(jnp.where(is_counted, x, 0), dtype=jnp.float32)
         return TotalLoss(total(-scores.log_probs), total(scores.is_most_likely), total(1))
@@ -73,19 +80,26 @@ class Steered(View):
     def prefill(
         self, params: PyTree, tokens: Int[Array, "B L"], **where: Any
     ) -> tuple[Float[Array, "B V"], PyTree]:
-        """See `LanguageModel.prefill`; the cache is one for each of the three."""
-        three = self._three(params)
-        logits, caches = zip(*(m.prefill(held, tokens, **where) for m, held in three), strict=True)
-        return self._steered(*logits), caches
+        """See `LanguageModel.prefill`; the cache holds one for each of the three models."""
+        three = self._models(params)
+        logits, caches = zip(*(m.prefill(own, tokens, **where) for m, own in three), strict=True)
+        return self._combine(*logits), caches
 
     def step(
         self, params: PyTree, tokens: Int[Array, "B L"], *, cache: PyTree, **where: Any
     ) -> tuple[Float[Array, "B V"], PyTree]:
-        """See `LanguageModel.step`."""
-        each = zip(self._three(params), cache, strict=True)
-        stepped = (m.step(held, tokens, cache=own, **where) for (m, held), own in each)
+        """Returns the logits after the last new token, and the caches with the new tokens.
+
+        Args:
+          params: the parameters of the tuned proxy.
+          tokens: int32, the new tokens.
+          cache: the caches of the three models, from `prefill` or `step`.
+          **where: positions and mask, as in `LanguageModel.step`.
+        """
+        each = zip(self._models(params), cache, strict=True)
+        stepped = (m.step(own, tokens, cache=one, **where) for (m, own), one in each)
         logits, caches = zip(*stepped, strict=True)
-        return self._steered(*logits), caches
+        return self._combine(*logits), caches
 
     def answer(
         self,
@@ -94,8 +108,15 @@ class Steered(View):
         prompt_mask: Bool[Array, "B L"],
         **how: Any,
     ) -> Int[Array, "B T"]:
-        """See `LanguageModel.answer`."""
-        model: Any = self  # it has all that generation asks of a model
+        """Returns the greedy continuations of left-padded prompts.
+
+        Args:
+          params: the parameters of the tuned proxy.
+          prompts: int32, padded on the left.
+          prompt_mask: False for padding.
+          **how: max_new_tokens, eos_id and pad_id, as in `LanguageModel.answer`.
+        """
+        model: Any = self  # it has every method that generation uses
         return generate(model, params, prompts, prompt_mask, **how)
 
     def next_scores(
@@ -105,25 +126,39 @@ class Steered(View):
         prompt_mask: Bool[Array, "B L"],
         candidates: Int[Array, " A"],
     ) -> Float[Array, "B A"]:
-        """See `LanguageModel.next_scores`."""
+        """Returns the log-probability of each candidate as the next token, nats, float32.
+
+        Args:
+          params: the parameters of the tuned proxy.
+          prompts: int32, padded on the left.
+          prompt_mask: False for padding.
+          candidates: int32, the tokens to score.
+        """
         logits, _ = self.prefill(params, prompts, mask=prompt_mask, num_slots=prompts.shape[1])
         return jax.nn.log_softmax(logits)[:, candidates]
 
-    def _three(self, params):
-        """The models and what is merged over each."""
+    def _models(self, params):
+        """Returns the three models, each with its parameters."""
         return (self.target, {}), (self.proxy, params), (self.proxy, {})
 
-    def _steered(self, target, tuned, untuned):
+    def _combine(self, target, tuned, untuned):
         return target + self.alpha * (tuned - untuned)
 
 
 def steer(target: LanguageModel | Sealed, proxy: LanguageModel, *, alpha: float = 1.0) -> Steered:
-    """Returns the target as its proxy steers it.
+    """Returns the target model steered by a proxy.
+
+    >>> import jax
+    >>> from fedjax_post.adapters.steered import steer
+    >>> from fedjax_post.testing.models import tiny_model
+    >>> model = steer(tiny_model(0), tiny_model(1, num_layers=1), alpha=0.5)
+    >>> model.logits({}, jax.numpy.array([[1, 2, 3]])).shape
+    (1, 3, 32)
 
     Args:
-      target: the closed model; a view that grants LOGITS will do.
+      target: the closed model; a view that grants LOGITS is sufficient.
       proxy: the small open model that is tuned, with the target's vocabulary.
-      alpha: how far it is steered; 0 is the target alone.
+      alpha: the strength of steering; 0 gives the target itself.
 
     Raises:
       ValueError: if the two vocabularies differ in size.

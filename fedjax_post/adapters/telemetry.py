@@ -1,8 +1,8 @@
-"""Telemetry of adapters: what averaging factors loses, and the rank of what a round adds.
+"""Telemetry of adapters: the error of averaging factors, and the rank of a round's update.
 
-Runs beside an algorithm's aggregate, see `core.telemetry`; an algorithm whose values
-tell nothing of a client's factors gets nothing. Factors are in the federation's
-units, so that clients of any rank and alpha / r compare. No matrix of in x out is made.
+It runs next to an algorithm's aggregate, see `core.telemetry`, and reports nothing if the
+algorithm's values do not contain a client's factors. Factors are in the federation's units, so
+that clients of any rank and alpha / r are comparable. No matrix of in x out is formed.
 """
 
 from typing import NamedTuple
@@ -20,11 +20,11 @@ from fedjax_post.core.aggregates import present
 from fedjax_post.core.algorithm import Aggregate, PyTree
 
 
-class Kept(NamedTuple):
-    """The factors of the first clients that count, in slots."""
+class FirstClients(NamedTuple):
+    """The factors of the first clients with a positive weight, in slots."""
 
     factors: Factors  # leaves [slots, num_layers, ...]
-    weights: jax.Array  # [slots], float32; 0 where nobody is yet
+    weights: jax.Array  # [slots], float32; 0 in empty slots
     filled: jax.Array  # (), int32
 
 
@@ -37,10 +37,11 @@ class Mean(NamedTuple):
 
 
 def adapter_telemetry(num_clients: int = 16) -> Aggregate:
-    """Everything that is known of the messages of a federation of adapters.
+    """Returns all telemetry of a federation of adapters.
 
     Args:
-      num_clients: at least 1; the first of a round that `aggregation_error` looks at.
+      num_clients: at least 1; `aggregation_error` uses the first clients of a round, up to
+        this number.
 
     Raises:
       ValueError: if `num_clients` is not positive.
@@ -51,12 +52,13 @@ def adapter_telemetry(num_clients: int = 16) -> Aggregate:
 
 
 def averaging_error(num_clients: int) -> Aggregate:
-    """What is lost where factors are averaged apart, of the first `num_clients` clients.
+    """Returns a telemetry of the error that averaging the two factors separately would make.
 
     `aggregation_error` is |sum p_k A_k B_k - (sum p_k A_k)(sum p_k B_k)| over
     |sum p_k A_k B_k|, with Frobenius norms over all adapted matrices and p_k the weights over
-    their sum: a property of the clients' factors, whatever the server makes of them.
-    Keeps `num_clients` adapters, and forms Gram matrices of size num_clients R.
+    their sum. It is a property of the clients' factors, whatever the server does with them. It
+    uses the first `num_clients` clients, keeps their adapters, and forms Gram matrices of size
+    num_clients R.
 
     Raises:
       ValueError: if `num_clients` is not positive.
@@ -70,14 +72,14 @@ def averaging_error(num_clients: int) -> Aggregate:
             return ()
         slots = min(num_clients, cohort_size)
         rows = lambda x: jnp.zeros((slots, *x.shape), jnp.float32)
-        return Kept(jax.tree.map(rows, factors), jnp.zeros(slots), jnp.int32(0))
+        return FirstClients(jax.tree.map(rows, factors), jnp.zeros(slots), jnp.int32(0))
 
     def add(total, readings, weights):
         if not total:
             return ()
         factors = _factors_of(readings.after)
-        assert factors is not None  # or `init` had kept nothing
-        return _put(total, Kept(factors, weights, jnp.int32(0)), weights > 0)
+        assert factors is not None  # else `init` would have returned ()
+        return _put(total, FirstClients(factors, weights, jnp.int32(0)), weights > 0)
 
     def merge(one, other):
         return _put(one, other, jnp.arange(len(other.weights)) < other.filled) if one else ()
@@ -92,12 +94,14 @@ def averaging_error(num_clients: int) -> Aggregate:
 
 
 def effective_rank() -> Aggregate:
-    """The effective rank of what averaging the factors adds to the adapted matrices.
+    """Returns a telemetry of the effective rank of the update that averaging factors makes.
 
-    `effective_rank` is exp(H), H the entropy of the singular values over their sum (Roy
-    and Vetterli, EUSIPCO 2007), of (mean A)(mean B) - A B with A B from before the round; the
-    mean over the adapted matrices that move, each layer's one. From thin QR factors of
-    size 2 R. For clients that began alike and whose changes the server averages.
+    The effective rank of a matrix is exp(H), where H is the entropy of its singular values over
+    their sum (Roy and Vetterli, EUSIPCO 2007). `effective_rank` is that of
+    (mean A)(mean B) - A B, where A and B are the factors before the round, averaged over the
+    adapted matrices of every layer that change. It is computed from thin QR factors of size 2 R.
+    It is meaningful if all clients start from the same factors and the server averages their
+    changes.
     """
 
     def init(like, cohort_size):
@@ -128,8 +132,8 @@ def effective_rank() -> Aggregate:
 
 
 def _ranks(new: Factors, old: Factors) -> Float[Array, " matrices"]:
-    """Effective ranks of A B - A' B' for every layer of every adapted matrix; 0 if it is zero."""
-    # (A - A') B + A' (B - B'): nothing cancels where little has moved
+    """Returns the effective rank of A B - A' B' for every matrix and layer; 0 if it is zero."""
+    # as (A - A') B + A' (B - B'), which loses no precision if the change is small
     left = jax.tree.map(lambda a, old_a: jnp.concatenate([a - old_a, old_a], 2), new.a, old.a)
     right = jax.tree.map(lambda b, old_b: jnp.concatenate([b, b - old_b], 1), new.b, old.b)
     left = jax.tree.leaves(left)
@@ -139,23 +143,23 @@ def _ranks(new: Factors, old: Factors) -> Float[Array, " matrices"]:
 
 
 def _triangles(stacks: list[Array]) -> Float[Array, "2 matrices P P"]:
-    """R of the QR factors of every `[num_layers, size, P]`, a loop for each size."""
+    """Returns R of the QR factors of every `[num_layers, size, P]`, one loop per size."""
     width = stacks[0].shape[-1]
     sizes = sorted({x.shape[1] for x in stacks})
     found: dict[int, Array] = {}
     for size in sizes:
-        alike = [i for i, x in enumerate(stacks) if x.shape[1] == size]
-        joined = jnp.concatenate([stacks[i] for i in alike])
+        same_size = [i for i, x in enumerate(stacks) if x.shape[1] == size]
+        joined = jnp.concatenate([stacks[i] for i in same_size])
         factors = products.over_layers(lambda x: jnp.linalg.qr(x, mode="r"), joined)
         factors = jnp.pad(factors, ((0, 0), (0, width - factors.shape[1]), (0, 0)))
-        ends = np.cumsum([len(stacks[i]) for i in alike])[:-1].tolist()
-        found |= dict(zip(alike, jnp.split(factors, ends), strict=True))
+        ends = np.cumsum([len(stacks[i]) for i in same_size])[:-1].tolist()
+        found |= dict(zip(same_size, jnp.split(factors, ends), strict=True))
     whole = jnp.concatenate([found[i] for i in range(len(stacks))])
     return whole.reshape(2, -1, width, width)
 
 
 def _effective_rank(core: Array) -> Float[Array, ""]:
-    """exp of the entropy of a matrix's singular values over their sum; 0 if they are zero."""
+    """Returns exp of the entropy of the normalised singular values; 0 if all are zero."""
     values = jnp.linalg.svd(core, compute_uv=False)
     total = values.sum()
     shares = values / jnp.where(total > 0, total, 1)
@@ -164,7 +168,7 @@ def _effective_rank(core: Array) -> Float[Array, ""]:
 
 
 def _factors_of(tree: PyTree) -> Factors | None:
-    """Both factors of every adapted matrix, if `tree` holds these and nothing else."""
+    """Returns both factors of every adapted matrix, or None if `tree` holds anything else."""
     if isinstance(tree, dict) and set(tree) == {"lora"} and _is_whole(tree["lora"]):
         tree = split(tree)
     if not isinstance(tree, Factors) or tree.a is None or tree.b is None:
@@ -173,7 +177,7 @@ def _factors_of(tree: PyTree) -> Factors | None:
 
 
 def _is_whole(node: PyTree) -> bool:
-    """Whether a tree of factors has both of every layer; some may stay with the clients."""
+    """Returns whether a tree has both factors of every layer; clients may keep some locally."""
     if not isinstance(node, dict) or not node:
         return False
     if set(node) <= {"a", "b"}:
@@ -181,12 +185,12 @@ def _is_whole(node: PyTree) -> bool:
     return all(map(_is_whole, node.values()))
 
 
-def _put(kept: Kept, new: Kept, live: jax.Array) -> Kept:
-    """The live clients of `new` in the slots behind those of `kept`, as far as there are any."""
-    slots = len(kept.weights)
-    place = jnp.where(live, kept.filled + jnp.cumsum(live) - 1, slots)
-    put = lambda held, x: held.at[place].set(x, mode="drop")
-    filled = jnp.minimum(kept.filled + live.sum(dtype=jnp.int32), slots)
-    return Kept(
-        jax.tree.map(put, kept.factors, new.factors), put(kept.weights, new.weights), filled
+def _put(first: FirstClients, new: FirstClients, live: jax.Array) -> FirstClients:
+    """Returns `first` with the live clients of `new` in its free slots, as many as fit."""
+    slots = len(first.weights)
+    place = jnp.where(live, first.filled + jnp.cumsum(live) - 1, slots)
+    put = lambda rows, x: rows.at[place].set(x, mode="drop")
+    filled = jnp.minimum(first.filled + live.sum(dtype=jnp.int32), slots)
+    return FirstClients(
+        jax.tree.map(put, first.factors, new.factors), put(first.weights, new.weights), filled
     )

@@ -1,1 +1,1 @@
-"""Gradient-free machinery: what searches by the values of a function alone."""
+"""Gradient-free search methods, which use only the values of a function."""

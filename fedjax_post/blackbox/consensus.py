@@ -1,4 +1,4 @@
-"""One prompt out of many: tokens that mean about the same vote together."""
+"""Combines prompts into one: tokens of similar meaning vote together."""
 
 import math
 
@@ -7,7 +7,10 @@ import jax.numpy as jnp
 
 
 def similarity(tokens: jax.Array, embeddings: jax.Array | None) -> jax.Array:
-    """Cosines `[n, n]` between tokens `[n]`, from a public table `[V, D]`; 1 or 0 without one."""
+    """Returns cosines `[n, n]` between tokens `[n]`, from a public table of embeddings `[V, D]`.
+
+    Without a table, the result is 1 for equal tokens and 0 for different ones.
+    """
     same = tokens[:, None] == tokens[None]
     if embeddings is None:
         return same.astype(jnp.float32)
@@ -18,10 +21,10 @@ def similarity(tokens: jax.Array, embeddings: jax.Array | None) -> jax.Array:
 
 
 def elbow(distances: jax.Array) -> jax.Array:
-    """The last of sorted distances `[n]` before they grow; 0 where nothing stands out.
+    """Returns the elbow of distances `[n]`: the last one before the sorted distances grow.
 
-    The one furthest below the line through the least and the largest. Those that are not
-    finite do not count.
+    It is the distance furthest below the line through the least and the largest. The result is 0
+    if no distance is clearly below the line. Distances that are not finite do not count.
     """
     ordered = jnp.sort(distances)
     there = jnp.isfinite(ordered)
@@ -32,9 +35,10 @@ def elbow(distances: jax.Array) -> jax.Array:
 
 
 def clusters(near: jax.Array) -> jax.Array:
-    """The connected components of a symmetric relation, bool `[n, n]`: each one's first member.
+    """Returns the connected components of a symmetric relation, bool `[n, n]`.
 
-    DBSCAN's clusters (Ester et al., KDD 1996) where one neighbour, itself, makes a core point.
+    The result `[n]` holds, for each point, the first member of its component. These are the
+    clusters of DBSCAN (Ester et al., KDD 1996) if every point is a core point.
     """
     size = near.shape[0]
     linked = (near | jnp.eye(size, dtype=bool)).astype(jnp.float32)
@@ -44,20 +48,26 @@ def clusters(near: jax.Array) -> jax.Array:
 
 
 def agree(prompts: jax.Array, weights: jax.Array, embeddings: jax.Array | None = None) -> jax.Array:
-    """One prompt `[P]` of prompts `[K, P]`: at each place the top token of the heaviest cluster.
+    """Returns one prompt `[P]` that combines prompts `[K, P]` place by place.
 
-    Tokens of one place belong to one cluster if they are no further apart than the elbow of
-    all tokens' distances to the closest different one. The heaviest cluster is that of most
-    weight; its top token the one of most attention: the summed cosines to all tokens of the
-    other prompts, by their weights, in a log softmax over its own prompt. A tie goes to the
-    token of the lowest id, so that the order of prompts does not matter.
+    Tokens at the same place belong to one cluster if their distance is at most the elbow of all
+    tokens' distances to the closest different token. Each place takes the cluster of most
+    weight, and in it the token of most attention. The attention of a token is the sum of its
+    cosines to all tokens of the other prompts, weighted by the prompts' weights, after a log
+    softmax over its own prompt. A tie goes to the token of the lowest id, so that the order of
+    prompts does not matter.
 
-    Without embeddings it is the vote for each place.
+    Without embeddings it is a majority vote for each place.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from fedjax_post.blackbox.consensus import agree
+    >>> print(jax.jit(agree)(jnp.array([[5, 7], [5, 8], [6, 8]]), jnp.ones(3)))
+    [5 8]
 
     Args:
-      prompts: int32.
-      weights: float32 `[K]`; a prompt of weight 0 is not there.
-      embeddings: float `[V, D]`, public; None where every token means something else.
+      prompts: int32 `[K, P]`.
+      weights: float32 `[K]`; a prompt of weight 0 does not count.
+      embeddings: float `[V, D]`, public; None treats different tokens as unrelated.
     """
     num, length = prompts.shape
     tokens, owner = prompts.reshape(-1), jnp.repeat(jnp.arange(num), length)
@@ -78,7 +88,7 @@ def agree(prompts: jax.Array, weights: jax.Array, embeddings: jax.Array | None =
     cluster = clusters(near)
     votes = jnp.zeros(tokens.size).at[cluster].add(weight)[cluster]
 
-    # sums in another order must not decide, so what is compared is rounded
+    # rounded, so that the order of summation does not decide between equal values
     rounded = lambda x: jnp.where(there, jnp.round(x, 4), -jnp.inf)
     order = jnp.lexsort((tokens, -rounded(attention), -rounded(votes), same_place))
     return tokens[order[jnp.arange(length) * num]]

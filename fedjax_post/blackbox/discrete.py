@@ -1,8 +1,8 @@
-"""Search over prompts of tokens: asking for losses, learning from them, choosing candidates.
+"""Search over discrete prompts: evaluates losses, estimates gradients and draws candidates.
 
 A prompt is int32 `[P]`, held by a model's `params` as `{"prompt": {"tokens": ...}}`. Prompts
-are asked one after another (`lax.map`), never side by side, so that without compilation the
-loops are plain ones, whose losses a model elsewhere can answer.
+are evaluated one after another (`lax.map`), never in parallel. Without compilation these loops
+are plain Python loops, so that a hosted model can compute the losses.
 """
 
 from collections.abc import Iterable, Sequence
@@ -20,20 +20,20 @@ PyTree = Any
 
 
 def with_tokens(tokens: jax.Array) -> PyTree:
-    """The parameters of a prompt of tokens `[P]`."""
+    """Returns the parameters that hold a prompt of tokens `[P]`."""
     return {"prompt": {"tokens": tokens}}
 
 
 def tokens_of(params: PyTree) -> jax.Array:
-    """The tokens `[P]` that parameters hold, and nothing else.
+    """Returns the tokens `[P]` of parameters that hold a prompt of tokens.
 
     Raises:
-      ValueError: if they hold anything but one prompt of tokens.
+      ValueError: if they hold anything else.
     """
     prompt = params.get("prompt", {}) if set(params) == {"prompt"} else {}
     if set(prompt) != {"tokens"}:
         raise ValueError(
-            f"a discrete prompt is all that is searched, got {sorted(params)} with "
+            f"the search needs a discrete prompt and nothing else, got {sorted(params)} with "
             f"{sorted(prompt)}; set adapter=text_prompt"
         )
     return prompt["tokens"]
@@ -42,9 +42,16 @@ def tokens_of(params: PyTree) -> jax.Array:
 def ask_each(
     loss_fn: LossFn, prompts: jax.Array, model: PyTree, batch: PyTree, key: jax.Array
 ) -> tuple[jax.Array, Metrics]:
-    """Losses `[M]` of prompts `[M, P]` on one batch, one after another, and what they told.
+    """Returns the losses `[M]` of prompts `[M, P]` on one batch, and their metrics.
 
-    Metrics are means over the prompts, sums for those of `SUMMED`.
+    Metrics are means over the prompts, or sums for the metrics in `SUMMED`.
+
+    Args:
+      loss_fn: `(params, model, batch, key) -> (loss, metrics)`.
+      prompts: int32 `[M, P]`, evaluated one after another.
+      model: the model.
+      batch: one batch.
+      key: the key of every prompt's loss.
     """
     ask = lambda tokens: loss_fn(with_tokens(tokens), model, batch, key)
     losses, metrics = jax.lax.map(ask, prompts)
@@ -55,15 +62,16 @@ def ask_each(
 def ask_visit(
     loss_fn: LossFn, prompts: jax.Array, model: PyTree, data: ClientData, ctx: Context
 ) -> tuple[jax.Array, Metrics]:
-    """Losses `[M]` of prompts `[M, P]` over all rows of a visit, and what they told.
+    """Returns the losses `[M]` of prompts `[M, P]` over all rows of a visit, and their metrics.
 
-    A batch counts by the questions in it, its metric "queries"; without that metric as one.
+    A batch is weighted by the number of questions in it (its metric "queries"), and counts as one
+    question without that metric.
 
     Args:
       loss_fn: `(params, model, batch, key) -> (loss, metrics)`, a mean over questions.
-      prompts: int32.
+      prompts: int32 `[M, P]`.
       model: the model.
-      data: `K_max` batches; those of steps that are not taken are not asked.
+      data: `K_max` batches; those of masked steps are not evaluated.
       ctx: the visit's context; all prompts see the same keys.
     """
 
@@ -79,20 +87,20 @@ def ask_visit(
 
 
 def score_gradient(chosen: jax.Array, losses: jax.Array, probs: jax.Array) -> jax.Array:
-    """An estimate `[P, N]` of how the mean loss depends on the probabilities of each choice.
+    """Returns an estimate `[P, N]` of the derivative of the mean loss by each probability.
 
-    With one independent distribution for each place, and losses of prompts that were drawn
-    from them, Diao et al., TMLR 2023, arXiv:2201.08531, eq. 6 with the mean for a baseline:
+    Each place has its own independent distribution, from which the prompts were drawn. The
+    estimate is Diao et al., TMLR 2023, arXiv:2201.08531, eq. 6 with the mean as baseline:
 
         1 / (I - 1) sum_k (loss_k - mean loss) [place i chose j in k] / probs_ij
 
-    Its mean is the derivative of the mean loss, E[loss | place i chooses j], minus the mean
-    loss, for every choice that can be drawn; 0 for the others.
+    For every choice of positive probability, its expectation is the derivative of the mean loss,
+    E[loss | place i chooses j], minus the mean loss; it is 0 for the other choices.
 
     Args:
       chosen: int32 `[I, P]`, indices of choices, I at least 2.
       losses: float32 `[I]`.
-      probs: float32 `[P, N]`.
+      probs: float32 `[P, N]`, the distributions; each row sums to 1.
     """
     picked = jax.nn.one_hot(chosen, probs.shape[1])  # [I, P, N]
     advantage = (losses - losses.mean()) / (losses.shape[0] - 1)
@@ -101,7 +109,10 @@ def score_gradient(chosen: jax.Array, losses: jax.Array, probs: jax.Array) -> ja
 
 
 def onto_simplex() -> optax.GradientTransformation:
-    """Makes updates end on the simplex: each row of the parameters the closest distribution."""
+    """Returns a transformation after which each row of the parameters is a distribution.
+
+    It projects the updated rows to the closest point of the probability simplex.
+    """
 
     def update(updates, state, params):
         land = lambda u, p: jax.vmap(optax.projections.projection_simplex)(p + u) - p
@@ -111,9 +122,15 @@ def onto_simplex() -> optax.GradientTransformation:
 
 
 def draw_edits(key: jax.Array, length: int, candidates: jax.Array, *, num: int):
-    """Places `[num]` and tokens `[num]` of single edits, uniform over P places and N candidates.
+    """Returns places `[num]` and tokens `[num]` of single edits, drawn uniformly.
 
-    No edit comes twice, unless there are fewer than `num`.
+    No edit is drawn twice, unless fewer than `num` edits exist.
+
+    Args:
+      key: a PRNG key.
+      length: P, the places of the prompt.
+      candidates: int32 `[N]`, the tokens that may be inserted.
+      num: edits to draw.
     """
     total = length * candidates.shape[0]
     index = jax.random.permutation(key, total)[jnp.arange(num) % total]
@@ -123,15 +140,19 @@ def draw_edits(key: jax.Array, length: int, candidates: jax.Array, *, num: int):
 def frequent_tokens(
     documents: Iterable[Sequence[int]], num: int, *, excluded: Iterable[int] = ()
 ) -> np.ndarray:
-    """The most frequent tokens of public documents, int32 `[<= num]`, the commonest first.
+    """Returns the most frequent tokens of public documents, int32 `[<= num]`, most frequent first.
 
-    Candidates for a prompt, after Diao et al., section 3.3, who keep the commonest n-grams of
-    high pointwise mutual information; here single tokens.
+    They serve as candidates for a prompt, after Diao et al., section 3.3, who keep the most
+    frequent n-grams of high pointwise mutual information; here these are single tokens.
+
+    >>> from fedjax_post.blackbox.discrete import frequent_tokens
+    >>> print(frequent_tokens([[1, 5, 5, 7], [1, 5, 7]], 2, excluded=[1]))
+    [5 7]
 
     Args:
       documents: token ids of public texts; never of clients' rows.
-      num: how many to keep.
-      excluded: ids that no prompt may hold, such as bos, eos and padding.
+      num: how many tokens to return.
+      excluded: ids that no prompt may contain, such as bos, eos and padding.
     """
     ids = np.array([token for document in documents for token in document], np.int64)
     counts = np.bincount(ids)
@@ -142,8 +163,8 @@ def frequent_tokens(
 
 
 def finite_weight(weight: jax.Array, loss: jax.Array) -> jax.Array:
-    """The weight, or NaN where the loss is not finite: the engine drops such a client.
+    """Returns the weight, or NaN if the loss is not finite, so that the engine drops the client.
 
-    For uploads of tokens, in which a loss that is not finite would leave no trace.
+    For uploads of tokens, which stay finite even if the loss is not.
     """
     return jnp.where(jnp.isfinite(loss), weight, jnp.nan)

@@ -1,4 +1,4 @@
-"""Rows as examples in a prompt: how they are laid out, and which rows a prompt shows."""
+"""Few-shot prompts: lays out rows as examples, and finds the rows that a prompt contains."""
 
 from typing import Any, NamedTuple
 
@@ -9,28 +9,38 @@ Rows = dict[str, Any]  # "tokens" int32 and "loss_mask" bool, [n, L]
 
 
 class Shown(NamedTuple):
-    """A line of examples, `[W]`, ending where the next question begins."""
+    """A line of examples, `[W]`, which ends where the next question begins."""
 
     tokens: jax.Array  # int32
-    num_tokens: jax.Array  # (), float32: of rows, without what was put around them
-    num_labels: jax.Array  # (), float32: responses that can be seen
+    num_tokens: jax.Array  # (), float32: tokens of rows, without separators
+    num_labels: jax.Array  # (), float32: responses whose first token is in the line
 
 
 def draw_rows(rows: Rows, key: jax.Array, *, num: int) -> Rows:
-    """Some of the rows `[n, L]`, each as likely as any other; padding only where they run out."""
+    """Returns a uniform random choice of the rows `[n, L]`.
+
+    Padding rows are drawn only if there are fewer than `num` others.
+
+    Args:
+      rows: "tokens" and "loss_mask", `[n, L]`; a row without response tokens is padding.
+      key: a PRNG key.
+      num: rows to draw.
+    """
     rank = jax.random.uniform(key, rows["loss_mask"].shape[:1]) + ~rows["loss_mask"].any(axis=1)
     picked = jnp.argsort(rank)[:num]
     return {name: x[picked] for name, x in rows.items()}
 
 
 def lay_out(rows: Rows, *, separator: jax.Array, dropped: jax.Array, width: int) -> Shown:
-    """The rows one after another, each up to the end of its response and a separator.
+    """Returns the rows in one line, each up to the end of its response, with separators.
 
     Args:
-      rows: `[n, L]`; one without response tokens is padding and is left out.
-      separator: (), int32: also leads in where the rows are shorter than the line.
+      rows: "tokens" and "loss_mask", `[n, L]`; a row without response tokens is padding and is
+        left out.
+      separator: (), int32, put after each row; it also fills the front of a line that the rows
+        do not fill.
       dropped: int32 `[D]`, tokens that are left out, such as bos and eos.
-      width: W; of a longer line only the end is shown.
+      width: W; only the end of a longer line is kept.
     """
     tokens, shown, labels = _with_separators(rows, separator, dropped)
     is_row = jnp.pad(shown[:, :-1], ((0, 0), (0, 1)))  # without the separator
@@ -46,9 +56,16 @@ def lay_out(rows: Rows, *, separator: jax.Array, dropped: jax.Array, width: int)
 
 
 def is_shown(rows: Rows, line: jax.Array, *, separator: jax.Array, dropped: jax.Array) -> jax.Array:
-    """Whether each row `[n]` stands in a line `[W]`, whole."""
+    """Returns whether each row `[n]` is contained in a line `[W]` completely.
+
+    Args:
+      rows: "tokens" and "loss_mask", `[n, L]`.
+      line: int32 `[W]`, from `lay_out`.
+      separator: as in `lay_out`.
+      dropped: as in `lay_out`.
+    """
     tokens, shown, _ = _with_separators(rows, separator, dropped)
-    order = jnp.argsort(shown, axis=1, stable=True)  # to the right
+    order = jnp.argsort(shown, axis=1, stable=True)  # shown tokens to the right
     tokens, shown = (jnp.take_along_axis(x, order, axis=1) for x in (tokens, shown))
     length = tokens.shape[1]
     padded = jnp.pad(line, (length - 1, 0), constant_values=-1)
@@ -58,15 +75,15 @@ def is_shown(rows: Rows, line: jax.Array, *, separator: jax.Array, dropped: jax.
 
 
 def _with_separators(rows, separator, dropped):
-    """Tokens, which of them are shown, and which of these begin a response; `[n, L + 1]`."""
+    """Returns tokens, which of them are shown, and which begin a response; each `[n, L + 1]`."""
     tokens, response = jnp.asarray(rows["tokens"]), jnp.asarray(rows["loss_mask"], bool)
     rest = jnp.cumsum(response[:, ::-1], axis=1)[:, ::-1] > 0  # up to the last response token
-    kept = rest & (tokens[..., None] != jnp.asarray(dropped, jnp.int32)[None, None]).all(axis=-1)
+    shown = rest & (tokens[..., None] != jnp.asarray(dropped, jnp.int32)[None, None]).all(axis=-1)
     first = response & (jnp.cumsum(response, axis=1) == 1)
     ends = response.any(axis=1, keepdims=True)
     columns = jnp.broadcast_to(jnp.asarray(separator, jnp.int32), ends.shape)
     return (
         jnp.concatenate([tokens, columns], axis=1),
-        jnp.concatenate([kept, ends], axis=1),
-        jnp.concatenate([first & kept, jnp.zeros_like(ends)], axis=1),
+        jnp.concatenate([shown, ends], axis=1),
+        jnp.concatenate([first & shown, jnp.zeros_like(ends)], axis=1),
     )

@@ -1,4 +1,4 @@
-"""The abstraction: knows no model and no data."""
+"""The abstraction of a federated algorithm, independent of models and data."""
 
 from fedjax_post.core.access import LEVELS, Access, AccessError, check_access
 from fedjax_post.core.aggregates import fixed_mean, stack, weighted_mean

@@ -1,8 +1,8 @@
-"""Aggregates: how the values of a cohort become one, a chunk of clients at a time.
+"""Aggregates: combine the values of a cohort into one, a chunk of clients at a time.
 
-A value of weight 0 (padding, or a dropped client) counts for nothing, even if
-it is not finite. Sums are of float32 on every device, whatever it multiplies matrices in: a
-rounded value may be longer than the bound that it was held within.
+A value of weight 0 (padding, or a dropped client) does not count, even if it is not finite.
+Sums use float32 products on every device, whatever its default matrix precision: a value that
+was rounded could be longer than the bound that it was clipped to.
 """
 
 from typing import Any, NamedTuple
@@ -15,14 +15,23 @@ from fedjax_post.core.algorithm import Aggregate, PyTree
 
 
 class Sum(NamedTuple):
-    """A weighted sum so far; leaves float32, shaped like one value."""
+    """The weighted sum so far; leaves are float32 and shaped like those of one value."""
 
     value: PyTree
     weight: jax.Array  # (), float32
 
 
 def weighted_mean() -> Aggregate:
-    """The mean of the clients' values by their weights; zero for an empty cohort."""
+    """Returns the weighted mean of the clients' values; it is zero for an empty cohort.
+
+    >>> import jax.numpy as jnp
+    >>> from fedjax_post.core import weighted_mean
+    >>> mean = weighted_mean()
+    >>> total = mean.init({"x": jnp.zeros(1)}, 3)
+    >>> values, weights = {"x": jnp.array([[1.0], [4.0], [9.0]])}, jnp.array([2.0, 1.0, 0.0])
+    >>> print(mean.finish(mean.add(total, values, weights))["x"])
+    [2.]
+    """
 
     def finish(total):
         scale = jnp.where(total.weight > 0, 1 / total.weight, 0.0)
@@ -32,10 +41,10 @@ def weighted_mean() -> Aggregate:
 
 
 def fixed_mean(count: float) -> Aggregate:
-    """The sum of the present clients' values over a constant.
+    """Returns the sum of the present clients' values, divided by the constant `count`.
 
-    Every client counts 1 whatever its weight, so that one client moves the
-    result by at most its own norm over `count`, present or not.
+    Every present client counts 1 whatever its weight, so that the presence of one client changes
+    the result by at most the norm of its value over `count`.
 
     Raises:
       ValueError: if `count` is not positive.
@@ -51,7 +60,7 @@ def fixed_mean(count: float) -> Aggregate:
 
 
 class Stack(NamedTuple):
-    """Every client's value and weight, `[cohort, ...]`; `filled` lanes so far."""
+    """Every client's value and weight, `[cohort, ...]`; the first `filled` lanes are in use."""
 
     values: PyTree
     weights: jax.Array  # [cohort], float32
@@ -59,9 +68,9 @@ class Stack(NamedTuple):
 
 
 def stack() -> Aggregate:
-    """Keeps every value: finishes as `(values[cohort, ...], weights[cohort])`.
+    """Returns an aggregate of every value: `(values[cohort, ...], weights[cohort])`.
 
-    Needs memory for the whole cohort; for rules that no running sum can express.
+    It needs memory for the whole cohort and serves rules that a running sum cannot express.
     """
 
     def init(like, cohort_size):
@@ -78,7 +87,7 @@ def stack() -> Aggregate:
         )
 
     def merge(one, other):
-        """The lanes of `other` behind those of `one`."""
+        """Returns the lanes of `one`, followed by those of `other`."""
         place = lambda b, o: jnp.where(
             column(jnp.arange(b.shape[0]) < one.filled, b), b, jnp.roll(o, one.filled, 0)
         )
@@ -102,15 +111,15 @@ def _add_weighted(total: Sum, values: PyTree, weights: jax.Array) -> Sum:
 
 
 def present(values: jax.Array, weights: jax.Array) -> jax.Array:
-    """Values `[clients, ...]`, zero for the clients whose weight `[clients]` is not positive."""
+    """Returns values `[clients, ...]`, set to zero where the weight `[clients]` is not positive."""
     return jnp.where(column(weights > 0, values), values, jnp.zeros((), values.dtype))
 
 
 def weighted_sum(weights: jax.Array, values: jax.Array) -> jax.Array:
-    """Sums of values `[clients, ...]` by weights `[..., clients]`, in float32 on every device."""
+    """Returns sums of values `[clients, ...]` weighted by `[..., clients]`, in full float32."""
     return jnp.tensordot(weights, values, 1, precision="highest")
 
 
 def column(mask: jax.Array, like: Any) -> jax.Array:
-    """A mask or factor `[clients]`, with as many axes as `like`, `[clients, ...]`."""
+    """Returns a mask or factor `[clients]` with as many axes as `like`, `[clients, ...]`."""
     return mask.reshape(mask.shape[0], *(1,) * (like.ndim - 1))

@@ -1,13 +1,13 @@
-"""Gradients estimated from forward passes, as loss functions.
+"""Gradient estimates from forward passes, in the form of loss functions.
 
-`two_point(loss_fn)` is a loss function whose gradient, as `jax.grad` sees it, is the
-estimate, so that every algorithm takes it in place of the loss: FedAvg, SCAFFOLD and
-the rest become gradient-free by their argument. Nothing inside is differentiated, so
-that a model that grants WEIGHTS is enough (`forward_gradient` wants GRADIENTS: it takes
-a forward-mode derivative). The *value* of such a function is not the loss.
+`two_point(loss_fn)` is a loss function whose gradient, computed with `jax.grad`, is the
+estimate. Every algorithm accepts it in place of the loss: FedAvg, SCAFFOLD and the others
+become gradient-free through this argument. `two_point` differentiates nothing inside, so a
+model that grants WEIGHTS is sufficient; `forward_gradient` needs GRADIENTS because it takes a
+forward-mode derivative. The *value* of such a function is not the loss.
 
-For direction z of independent standard normal entries and slope s = <grad f, z>, the
-estimate s z has mean grad f; averaged over n directions its mean squared error is
+For a direction z with independent standard normal entries and the slope s = <grad f, z>, the
+estimate s z has mean grad f. Averaged over n directions, its mean squared error is
 (d + 1) |grad f|^2 / n in d dimensions.
 """
 
@@ -22,15 +22,24 @@ from fedjax_post.core.local import LossFn
 
 
 def two_point(loss_fn: LossFn, *, epsilon: float = 1e-3, num_directions: int = 1) -> LossFn:
-    """The loss with central differences along random directions for a gradient.
+    """Returns a loss whose gradient is estimated by central differences along random directions.
 
     Spall's SPSA with normal directions, as in MeZO (Malladi et al., NeurIPS 2023,
     arXiv:2305.17333, Definition 1). The bias is of order epsilon^2.
 
+    >>> import jax
+    >>> from fedjax_post.core.forward import two_point
+    >>> loss_fn = lambda params, model, batch, key: (3.0 * params["x"], {})
+    >>> estimate_fn = two_point(loss_fn, num_directions=500)
+    >>> params = {"x": jax.numpy.float32(0.0)}
+    >>> grads, _ = jax.grad(estimate_fn, has_aux=True)(params, None, None, jax.random.key(0))
+    >>> bool(abs(grads["x"] - 3.0) < 1.0)
+    True
+
     Args:
       loss_fn: `(params, model, batch, key) -> (loss, metrics)`.
       epsilon: half the distance between the two points, in units of a direction, positive.
-      num_directions: directions a step, at least 1; each costs two forward passes.
+      num_directions: directions per step, at least 1; each costs two forward passes.
 
     Raises:
       ValueError: if `epsilon` or `num_directions` is not positive.
@@ -42,14 +51,15 @@ def two_point(loss_fn: LossFn, *, epsilon: float = 1e-3, num_directions: int = 1
 
 
 def forward_gradient(loss_fn: LossFn, *, num_directions: int = 1) -> LossFn:
-    """The loss with forward-mode derivatives along random directions for a gradient.
+    """Returns a loss whose gradient is estimated by forward-mode derivatives.
 
-    Baydin et al., "Gradients without Backpropagation", 2022, arXiv:2202.08587: no
-    activations are kept, and nothing is lost to a finite difference.
+    The derivatives are taken along random directions: Baydin et al., "Gradients without
+    Backpropagation", 2022, arXiv:2202.08587. No activations are kept, and there is no error
+    of finite differences.
 
     Args:
       loss_fn: `(params, model, batch, key) -> (loss, metrics)`.
-      num_directions: directions a step, at least 1; each costs about two forward passes.
+      num_directions: directions per step, at least 1; each costs about two forward passes.
 
     Raises:
       ValueError: if `num_directions` is not positive.
@@ -64,7 +74,11 @@ def forward_gradient(loss_fn: LossFn, *, num_directions: int = 1) -> LossFn:
 
 
 def central_difference(loss_fn: LossFn, epsilon: float | jax.Array) -> Callable:
-    """`(params, direction, model, batch, key) -> (slope, metrics)`, one key for both points."""
+    """Returns a function that measures the slope of the loss along a direction.
+
+    It is `(params, direction, model, batch, key) -> (slope, metrics)` and uses the same key at
+    both points.
+    """
 
     def slope_fn(params, direction, model, batch, key):
         at = lambda e: loss_fn(optax.tree.add_scale(params, e, direction), model, batch, key)
@@ -75,7 +89,10 @@ def central_difference(loss_fn: LossFn, epsilon: float | jax.Array) -> Callable:
 
 
 def from_estimate(estimate_fn: Callable[..., tuple[PyTree, Metrics]]) -> LossFn:
-    """A loss function whose gradient is `estimate_fn(params, model, batch, key)`'s tree."""
+    """Returns a loss function whose gradient is the tree that `estimate_fn` returns.
+
+    `estimate_fn` is `(params, model, batch, key) -> (gradient, metrics)`.
+    """
 
     def loss_fn(params, model, batch, key):
         grads, metrics = estimate_fn(jax.lax.stop_gradient(params), model, batch, key)
@@ -85,7 +102,7 @@ def from_estimate(estimate_fn: Callable[..., tuple[PyTree, Metrics]]) -> LossFn:
 
 
 def random_direction(key: jax.Array, like: PyTree) -> PyTree:
-    """Independent standard normal entries; the same for a key wherever it is drawn."""
+    """Returns independent standard normal entries, which depend on the key and shapes only."""
     return optax.tree.random_like(key, like, jax.random.normal)
 
 

@@ -1,4 +1,4 @@
-"""A tree of parameters in two parts, by the paths of its leaves."""
+"""Splits a tree of parameters into two parts by the paths of its leaves."""
 
 from collections.abc import Callable
 
@@ -8,17 +8,27 @@ from fedjax_post.core.algorithm import PyTree
 
 
 def split(params: PyTree, is_taken: Callable[[str], bool]) -> tuple[PyTree, PyTree]:
-    """The parameters that are left and those that are taken, None in the gaps of each.
+    """Returns the remaining and the taken parameters, with None where a leaf is in the other part.
 
-    Both trees have the form of the whole; None counts as no leaf, so that gaps are
-    neither trained nor sent.
+    Both trees have the form of the whole tree. None is not a leaf, so these gaps are neither
+    trained nor sent.
+
+    >>> import numpy as np
+    >>> from fedjax_post.core.parts import join, split
+    >>> params = {"a": np.zeros(2), "b": np.ones(2)}
+    >>> rest, taken = split(params, lambda path: path.endswith("b"))
+    >>> rest["b"], taken["a"]
+    (None, None)
+    >>> sorted(join(rest, taken))
+    ['a', 'b']
 
     Args:
-      params: the whole.
-      is_taken: path of a leaf, such as "lora/layers/q/b", to whether it is taken.
+      params: the whole tree.
+      is_taken: a function from the path of a leaf, such as "lora/layers/q/b", to whether the
+        leaf is taken.
 
     Raises:
-      ValueError: if either part would be empty, with the paths that there are.
+      ValueError: if either part would be empty; the message lists the paths.
     """
     path_of = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")
     paths = [path_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
@@ -34,5 +44,5 @@ def split(params: PyTree, is_taken: Callable[[str], bool]) -> tuple[PyTree, PyTr
 
 
 def join(one: PyTree, other: PyTree) -> PyTree:
-    """The whole again, of two parts that fill each other's gaps."""
+    """Returns the whole tree from the two parts that `split` made."""
     return jax.tree.map(lambda a, b: b if a is None else a, one, other, is_leaf=lambda x: x is None)

@@ -1,15 +1,15 @@
-"""Uplinks that send few bits: stochastic rounding, signs, and entries drawn by a seed.
+"""Uplinks that send few bits: stochastic rounding, signs, and randomly chosen entries.
 
-Laws, for every floating leaf v of d entries (other leaves pass as they are):
+Properties for every floating leaf v of d entries (other leaves are sent unchanged):
 
-| link | mean of what decodes | mean squared error | norm at most |
+| link | mean of the decoded value | mean squared error | norm at most |
 | --- | --- | --- | --- |
 | quantize, blocks of b, s levels | v | b / (4 s^2) |v|^2 | (1 + sqrt(b) / s) |v| |
 | random_k, scaled, d / k >= 1 | v | (d / k - 1) |v|^2 | d / k |v| |
 | random_k, not scaled | k / d v | (1 - k / d) |v|^2 | |v| |
 | sign | mean |v| sign(v), no noise | |v|^2 - |v|_1^2 / d | |v| |
 
-Decoding to bfloat16 rounds, too, so every bound has a margin for that.
+Decoding to bfloat16 rounds too, so every bound includes a margin for it.
 """
 
 import math
@@ -26,29 +26,35 @@ _ROUNDING = 1 + 2**-8 + 2**-16  # half a unit in the last place of bfloat16
 
 
 class Quantized(NamedTuple):
-    """One leaf in few bits; `codes` times the scale of their block."""
+    """One quantized leaf: `codes` times the scale of their block."""
 
     codes: jax.Array  # [d] int8, or [ceil(d / 2)] uint8 with two entries in each
     scales: jax.Array  # [ceil(d / block_size)], float32: largest magnitude over levels
 
 
 def quantize(bits: int, *, block_size: int = 128) -> Uplink:
-    """Rounds each entry up or down at random to one of `2^bits - 1` levels, unbiased.
+    """Returns a link that rounds each entry at random to one of `2^bits - 1` levels, unbiased.
 
-    Alistarh et al., "QSGD", NeurIPS 2017, arXiv:1610.02132, section 3 and its
-    buckets, with the largest magnitude of a block as its scale, as in their
-    experiments (recalled; the laws above are derived here and tested). Costs
-    `bits / 8` bytes an entry and 4 a block; int4 is packed two to a byte.
+    Alistarh et al., "QSGD", NeurIPS 2017, arXiv:1610.02132, section 3 with its buckets. The
+    scale of a block is its largest magnitude, as in their experiments (from memory; the
+    properties above are derived here and tested). A message costs `bits / 8` bytes per entry
+    and 4 bytes per block; two int4 codes are packed into a byte.
+
+    >>> import jax
+    >>> from fedjax_post.core import num_bytes, quantize
+    >>> from fedjax_post.core.uplinks import message_like
+    >>> num_bytes(message_like(quantize(4), jax.ShapeDtypeStruct((1024,), "float32")))
+    544
 
     Args:
-      bits: 8 or 4, the sign included.
+      bits: 8 or 4, including the sign.
       block_size: entries that share a scale, at least 1; more means fewer bytes and more noise.
 
     Raises:
-      ValueError: for other bits, or blocks of nothing.
+      ValueError: if `bits` is neither 4 nor 8, or `block_size` is below 1.
     """
     if bits not in (4, 8):
-        raise ValueError(f"bits must be 4 or 8, got {bits}; sign() sends one")
+        raise ValueError(f"bits must be 4 or 8, got {bits}; sign() sends one bit")
     if block_size < 1:
         raise ValueError(f"block_size must be at least 1, got {block_size}")
     levels = 2 ** (bits - 1) - 1
@@ -77,17 +83,18 @@ def quantize(bits: int, *, block_size: int = 128) -> Uplink:
 
 
 class Signs(NamedTuple):
-    """One leaf as its signs, eight to a byte, and its mean magnitude."""
+    """One leaf as its signs, eight per byte, and its mean magnitude."""
 
     bits: jax.Array  # [ceil(d / 8)], uint8
     scale: jax.Array  # (), float32
 
 
 def sign() -> Uplink:
-    """Sends each entry's sign, and each leaf's mean magnitude: 1 bit an entry and 4 bytes a leaf.
+    """Returns a link that sends each entry's sign and each leaf's mean magnitude.
 
-    Biased, so it wants `error_feedback`, with which it is EF-signSGD (Karimireddy
-    et al., ICML 2019, arXiv:1901.09847, Algorithm 1). Zero counts as positive.
+    A message costs 1 bit per entry and 4 bytes per leaf. The link is biased; use it with
+    `error_feedback`, which makes it EF-signSGD (Karimireddy et al., ICML 2019,
+    arXiv:1901.09847, Algorithm 1). Zero counts as positive.
     """
 
     def shrink(x, key):
@@ -105,21 +112,22 @@ def sign() -> Uplink:
 
 
 class Drawn(NamedTuple):
-    """Some entries of one flattened leaf; the seed says which."""
+    """Some entries of one flattened leaf; the seed determines which."""
 
     values: jax.Array  # [k]
     seed: jax.Array  # (), uint32
 
 
 def random_k(fraction: float, *, scaled: bool = True) -> Uplink:
-    """Sends a random `fraction` of each leaf's entries; the server draws the same indices.
+    """Returns a link that sends a random `fraction` of each leaf's entries.
 
-    Costs no index, but 4 bytes of seed a leaf; `ceil(fraction * d)` entries are kept.
+    The server draws the same indices from a seed, so that no index is sent, but 4 bytes of seed
+    per leaf. `ceil(fraction * d)` entries are kept.
 
     Args:
       fraction: share of the entries that is sent, in (0, 1].
-      scaled: divides by the share sent, which makes it unbiased; under `error_feedback`
-        this must be off, since what is fed back would grow.
+      scaled: divide by the share that is sent, which makes the link unbiased. Must be False
+        under `error_feedback`, since the error that is fed back would grow.
 
     Raises:
       ValueError: if `fraction` is outside (0, 1].
@@ -134,8 +142,8 @@ def random_k(fraction: float, *, scaled: bool = True) -> Uplink:
     def keep(x, key):
         seed = jax.random.bits(key, (), jnp.uint32)
         factor = x.size / max(1, count(x)) if scaled else 1.0
-        kept = x.ravel()[indices(x, seed)].astype(jnp.float32) * factor
-        return Drawn(narrow(kept, x.dtype), seed)
+        entries = x.ravel()[indices(x, seed)].astype(jnp.float32) * factor
+        return Drawn(narrow(entries, x.dtype), seed)
 
     def fill(y, message):
         if not isinstance(message, Drawn):
@@ -149,7 +157,7 @@ def random_k(fraction: float, *, scaled: bool = True) -> Uplink:
 
 
 def _with_keys(fn, tree: PyTree, key: jax.Array) -> PyTree:
-    """`fn(leaf, key of its own)` on every floating leaf."""
+    """Returns the tree with `fn(leaf, key)` for every floating leaf, each with another key."""
     leaves, structure = jax.tree.flatten(tree)
     floating = [is_float(x) for x in leaves]
     drawn = [
@@ -164,7 +172,7 @@ def _each(restore):
 
 
 def _blocks(x: jax.Array, size: int) -> jax.Array:
-    """The flattened array as rows `[ceil(d / size), size]`, zeros at the end."""
+    """Returns the flattened array as rows `[ceil(d / size), size]`, padded with zeros."""
     return jnp.pad(x.ravel(), (0, -x.size % size)).reshape(-1, size)
 
 

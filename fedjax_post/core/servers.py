@@ -1,11 +1,10 @@
-"""Servers: how the aggregate moves what the federation shares.
+"""Servers: update the shared variables from the aggregate.
 
-An optax transformation sees the *negated* mean update as its gradient, so that
-SGD with step size 1 adds the mean update itself. The `literal_*` optimizers are
-Algorithm 2 of Reddi et al., "Adaptive Federated Optimization", ICLR 2021,
-arXiv:2003.00295, to the letter: the second moment squares the *momentum*, starts
-at tau^2, and nothing is corrected for bias. optax's adam and yogi differ in all
-three.
+An optax transformation receives the *negated* mean update as its gradient, so that SGD with
+step size 1 adds the mean update itself. The `literal_*` optimizers follow Algorithm 2 of Reddi
+et al., "Adaptive Federated Optimization", ICLR 2021, arXiv:2003.00295, exactly: the second
+moment squares the *momentum*, starts at tau^2, and there is no bias correction. optax's adam
+and yogi differ in all three points.
 """
 
 from collections.abc import Callable
@@ -17,11 +16,22 @@ import optax
 from fedjax_post.core.algorithm import PyTree, Server
 from fedjax_post.core.checked import check_like
 
-_MOVED = "an Upload whose value is laid out like what server_optimizer moves"
+_MOVED = "an Upload whose value is laid out like the variables that server_optimizer updates"
 
 
 def server_optimizer(tx: optax.GradientTransformation) -> Server:
-    """Takes the negated mean update as a gradient (arXiv:2003.00295, Algorithm 1)."""
+    """Returns a server that passes the negated mean update to `tx` as a gradient.
+
+    Reddi et al., ICLR 2021, arXiv:2003.00295, Algorithm 1.
+
+    >>> import jax.numpy as jnp, optax
+    >>> from fedjax_post.core import server_optimizer
+    >>> server = server_optimizer(optax.sgd(1.0))
+    >>> shared = {"x": jnp.array([1.0])}
+    >>> shared, _ = server.update({"x": jnp.array([0.5])}, server.init(shared), shared)
+    >>> print(shared["x"])
+    [1.5]
+    """
 
     def update(value, state, shared):
         check_like("client.update", _MOVED, value, shared)
@@ -32,28 +42,48 @@ def server_optimizer(tx: optax.GradientTransformation) -> Server:
 
 
 def keep_latest() -> Server:
-    """Shares the finished value itself."""
+    """Returns a server whose shared variables become the aggregated value itself."""
     return Server(lambda shared: (), lambda value, state, shared: (value, state))
 
 
 def literal_adam(
     learning_rate: float, *, b1: float = 0.9, b2: float = 0.99, tau: float = 1e-3
 ) -> optax.GradientTransformation:
-    """FedAdam's server step: v <- b2 v + (1 - b2) m^2."""
+    """Returns FedAdam's server optimizer: v <- b2 v + (1 - b2) m^2.
+
+    Args:
+      learning_rate: the server's step size (eta).
+      b1: decay of the momentum m, in [0, 1).
+      b2: decay of the second moment v, in [0, 1).
+      tau: added to the root of v in the denominator; v starts at tau^2. Positive.
+    """
     return _adaptive(learning_rate, b1, tau, lambda v, m: b2 * v + (1 - b2) * m**2)
 
 
 def literal_yogi(
     learning_rate: float, *, b1: float = 0.9, b2: float = 0.99, tau: float = 1e-3
 ) -> optax.GradientTransformation:
-    """FedYogi's server step: v <- v - (1 - b2) m^2 sign(v - m^2)."""
+    """Returns FedYogi's server optimizer: v <- v - (1 - b2) m^2 sign(v - m^2).
+
+    Args:
+      learning_rate: the server's step size (eta).
+      b1: decay of the momentum m, in [0, 1).
+      b2: as in `literal_adam`.
+      tau: as in `literal_adam`.
+    """
     return _adaptive(learning_rate, b1, tau, lambda v, m: v - (1 - b2) * m**2 * jnp.sign(v - m**2))
 
 
 def literal_adagrad(
     learning_rate: float, *, b1: float = 0.0, tau: float = 1e-3
 ) -> optax.GradientTransformation:
-    """FedAdagrad's server step: v <- v + m^2."""
+    """Returns FedAdagrad's server optimizer: v <- v + m^2.
+
+    Args:
+      learning_rate: the server's step size (eta).
+      b1: decay of the momentum m, in [0, 1).
+      tau: as in `literal_adam`.
+    """
     return _adaptive(learning_rate, b1, tau, lambda v, m: v + m**2)
 
 

@@ -1,10 +1,9 @@
-"""Telemetry: what a round's messages look like from outside, as a few numbers.
+"""Telemetry: summarises the messages of a round in a few numbers.
 
-A telemetry is an aggregate of `Reading`s that runs beside the algorithm's own and
-finishes as scalars for the record of the round, NaN where they are not defined. It reads
-what the server sees, decoded values, a chunk at a time, in memory that does not
-grow with the cohort. It is the simulator's view: no client and no server ever sees it,
-and nothing of it is billed.
+A telemetry is an aggregate of `Reading`s that runs next to the algorithm's own aggregate and
+returns scalars for the record of the round, NaN where they are not defined. It reads the decoded
+values that the server sees, a chunk at a time, in memory that does not grow with the cohort. It
+belongs to the simulator: no client and no server sees it, and it is not billed.
 """
 
 from typing import NamedTuple
@@ -18,7 +17,7 @@ from fedjax_post.core.algorithm import Aggregate, PyTree
 
 
 class Moments(NamedTuple):
-    """Sums over the clients so far whose weight is positive."""
+    """Sums over the clients so far that have a positive weight."""
 
     change: PyTree  # of weight times change
     direction: PyTree  # of the changes scaled to norm 1
@@ -30,18 +29,19 @@ class Moments(NamedTuple):
 
 
 def change_statistics() -> Aggregate:
-    """How large, and how alike, the clients' changes D_k are; nothing if they are not told.
+    """Returns a telemetry of how large, and how similar, the clients' changes D_k are.
 
-    With shares p_k (weights over their sum) of the n clients that count, and M = sum p_k D_k:
+    It reports nothing if the algorithm's `read` gives no change. With shares p_k (weights over
+    their sum) of the n clients of positive weight, and M = sum p_k D_k:
 
-    | name | |
+    | name | value |
     | --- | --- |
     | client_drift | sum p_k |D_k - M|^2 / |M|^2: 0 if all agree |
-    | client_norm | mean of |D_k|, each client alike |
-    | client_cosine | mean cosine of the pairs, (|sum D_k / |D_k||^2 - n) / (n (n - 1)) |
+    | client_norm | mean of |D_k|, every client with the same weight |
+    | client_cosine | mean cosine over pairs, (|sum D_k / |D_k||^2 - n) / (n (n - 1)) |
 
-    A client that did not move has no direction and is left out of the last. Costs
-    memory for two changes.
+    A client whose change is zero has no direction and is left out of the cosine. Needs memory
+    for two changes.
     """
 
     def init(like, cohort_size):
@@ -76,7 +76,7 @@ def change_statistics() -> Aggregate:
         mean = square(total.change) / total.weight**2
         pairs = total.moved * (total.moved - 1)
         return {
-            # the mean of squares less the square of the mean; rounding may leave less than 0
+            # the mean of squares minus the square of the mean, which rounding may make negative
             "client_drift": jnp.maximum(total.square / total.weight - mean, 0) / mean,
             "client_norm": total.norm / total.clients,
             "client_cosine": (square(total.direction) - total.moved) / pairs,
@@ -86,7 +86,7 @@ def change_statistics() -> Aggregate:
 
 
 def join(*telemetries: Aggregate) -> Aggregate:
-    """The telemetries side by side, their numbers in one dict."""
+    """Returns one telemetry that runs all of `telemetries` and merges their numbers."""
 
     def finish(totals):
         parts = [t.finish(total) for t, total in zip(telemetries, totals, strict=True)]
@@ -105,7 +105,7 @@ def join(*telemetries: Aggregate) -> Aggregate:
 
 
 def none() -> Aggregate:
-    """Reads nothing and costs nothing."""
+    """Returns a telemetry that reads nothing and costs nothing."""
     return join()
 
 

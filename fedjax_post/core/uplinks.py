@@ -1,9 +1,9 @@
-"""Uplinks: what happens to a client's value on its way to the server.
+"""Uplinks: transform a client's value on its way to the server.
 
-Links compose by `chain`, encode in order and decode in reverse. A link touches
-floating leaves only. Law of `bound`: for any value, however large, the global
-norm of `decode(encode(value))` is at most the bound that the chain declares, or it is not
-finite (an overflow in a narrower type, an infinity in the value) and the client is dropped.
+`chain` composes links, which encode in order and decode in reverse order. A link changes
+floating leaves only. Meaning of `bound`: for any value, however large, the global norm of
+`decode(encode(value))` is at most the bound that the chain declares, or it is not finite (an
+overflow in a narrower type, an infinity in the value) and the client is dropped.
 """
 
 import math
@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import optax.tree
 
 from fedjax_post.core.algorithm import PyTree, Uplink, no_context
-from fedjax_post.core.norms import hold, is_float, narrow
+from fedjax_post.core.norms import is_float, limit_norm, narrow
 
 
 def message_like(link: Uplink, like: PyTree) -> PyTree:
-    """Shapes and dtypes of the message that `link` makes of a value like `like`."""
+    """Returns shapes and dtypes of the message that `link` makes of a value like `like`."""
     if link.shape is not None:
         return link.shape(like)
 
@@ -29,10 +29,17 @@ def message_like(link: Uplink, like: PyTree) -> PyTree:
 
 
 def chain(*links: Uplink) -> Uplink:
-    """The links in order on the client, undone in reverse on the server.
+    """Returns the links composed: encoded in order, decoded in reverse order.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from fedjax_post.core import cast, chain, num_bytes, top_k
+    >>> from fedjax_post.core.uplinks import message_like
+    >>> link = chain(top_k(0.1), cast(jnp.bfloat16))
+    >>> num_bytes(message_like(link, jax.ShapeDtypeStruct((1000,), "float32")))
+    600
 
     Raises:
-      ValueError: without links, or if one that acts on values (`clip`) follows another.
+      ValueError: if there are no links, or one that acts on values (`clip`) follows another.
     """
     if not links:
         raise ValueError("chain needs at least one link; use plain() to send values as they are")
@@ -73,9 +80,9 @@ def chain(*links: Uplink) -> Uplink:
 
 
 def clip(max_norm: float) -> Uplink:
-    """Scales a value down to a global norm of at most `max_norm`, see `core.norms`.
+    """Returns a link that scales a value to a global norm of at most `max_norm`.
 
-    A value of norm at most (1 - 1e-5) `max_norm` is sent as it is, to the bit.
+    A value of norm at most (1 - 1e-5) `max_norm` is sent unchanged, to the bit; see `core.norms`.
 
     Raises:
       ValueError: if `max_norm` is not positive.
@@ -85,21 +92,21 @@ def clip(max_norm: float) -> Uplink:
 
     def encode(value, replica, state, ctx):
         del replica, ctx
-        return hold(value, max_norm), state
+        return limit_norm(value, max_norm), state
 
     bound = lambda norm: min(norm, max_norm)
     return Uplink(no_state, encode, _same, bound, first=True, linear=True)
 
 
 def cast(dtype: jnp.dtype) -> Uplink:
-    """Sends floating leaves as `dtype`; the server widens them again."""
+    """Returns a link that sends floating leaves as `dtype`; decoding restores their dtype."""
     kind = jnp.finfo(dtype)
 
     def decode(message, like):
         return jax.tree.map(lambda x, y: x.astype(y.dtype), message, like)
 
     def bound(norm):
-        # Rounding adds at most half a unit in the last place; past the maximum it overflows.
+        # Rounding adds at most half a unit in the last place; above the maximum it overflows.
         return norm * (1 + float(kind.eps)) if norm < float(kind.max) else math.inf
 
     encode = lambda value, replica, state, ctx: (
@@ -110,16 +117,16 @@ def cast(dtype: jnp.dtype) -> Uplink:
 
 
 class Sparse(NamedTuple):
-    """The kept entries of one flattened leaf."""
+    """The entries of one flattened leaf that are sent."""
 
     indices: jax.Array  # [k], int32
     values: jax.Array  # [k]
 
 
 def top_k(fraction: float) -> Uplink:
-    """Sends the `fraction` of each leaf's entries that are largest in magnitude.
+    """Returns a link that sends the `fraction` of each leaf's entries of largest magnitude.
 
-    Costs 4 bytes an index beside the value; `max(1, round(fraction * size))`
+    Each entry costs 4 bytes of index in addition to its value; `max(1, round(fraction * size))`
     entries of a leaf are kept (Stich et al. 2018, arXiv:1809.07599).
 
     Raises:
@@ -144,11 +151,11 @@ def top_k(fraction: float) -> Uplink:
 
 
 def error_feedback(link: Uplink) -> Uplink:
-    """Adds to each value what `link` lost of the earlier ones, and keeps what it loses now.
+    """Returns `link` with error feedback: each round adds what earlier rounds lost to the value.
 
-    The client's state is one tree like the value. What decodes has no bound,
-    since the losses of many rounds may arrive at once (Seide et al. 2014;
-    Karimireddy et al. 2019, arXiv:1901.09847, Algorithm 1).
+    The client's state is the accumulated loss, a tree like the value. The decoded value has no
+    bound, since the losses of many rounds may arrive at once (Seide et al. 2014; Karimireddy et
+    al. 2019, arXiv:1901.09847, Algorithm 1).
     """
 
     def init(like):
@@ -165,7 +172,7 @@ def error_feedback(link: Uplink) -> Uplink:
 
 
 def no_state(like: PyTree) -> tuple[()]:
-    """The state of a link that keeps none."""
+    """Returns the empty state of a link without state."""
     del like
     return ()
 

@@ -1,4 +1,4 @@
-"""The wire: messages as bytes. `len(pack(message))` is the authority on size."""
+"""Messages as bytes: `len(pack(message))` defines the size of a message."""
 
 from typing import Any
 
@@ -10,18 +10,27 @@ from fedjax_post.core.algorithm import Pieces, PyTree
 
 
 def pack(message: PyTree) -> bytes:
-    """The message's leaves, in tree order, as raw little-endian bytes.
+    """Returns the message's leaves, in tree order, as raw little-endian bytes.
 
-    Both ends know the structure, shapes and dtypes, so none of them travels.
+    Both ends know the structure, shapes and dtypes, so these are not sent.
+
+    >>> import numpy as np
+    >>> from fedjax_post.core import num_bytes, pack, unpack
+    >>> message = {"codes": np.zeros(3, np.int8), "scale": np.float32(0.5)}
+    >>> data = pack(message)
+    >>> len(data), num_bytes(message)
+    (7, 7)
+    >>> print(unpack(data, message)["scale"])
+    0.5
     """
     return b"".join(np.asarray(_plain(x)).tobytes() for x in jax.tree.leaves(message))
 
 
 def unpack(data: bytes, like: PyTree) -> PyTree:
-    """The message whose bytes are `data`, shaped as `like`.
+    """Returns the message whose bytes are `data`, with the structure and shapes of `like`.
 
     Raises:
-      ValueError: if the number of bytes is not that of `like`.
+      ValueError: if `data` does not have as many bytes as `like`.
     """
     if len(data) != num_bytes(like):
         raise ValueError(f"a message of this shape has {num_bytes(like)} bytes, got {len(data)}")
@@ -38,16 +47,16 @@ def unpack(data: bytes, like: PyTree) -> PyTree:
 
 
 def num_bytes(like: PyTree) -> int:
-    """Length of `pack` of a message with these shapes and dtypes."""
+    """Returns the length of `pack(message)` for a message with these shapes and dtypes."""
     layouts = [_layout(x) for x in jax.tree.leaves(like)]
     return sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in layouts)
 
 
 def pieces(*priced: tuple[int, Any]) -> Pieces:
-    """Some pieces of several sizes, from pairs (bytes of one piece, number of such pieces).
+    """Returns counts of pieces by size, from pairs (bytes of one piece, number of such pieces).
 
-    Sizes are known when a program is traced, numbers when it runs; kept apart they
-    stay exact, where a traced sum of bytes would overflow 32 bits.
+    Sizes are known when a program is traced, numbers when it runs. Keeping them apart is exact,
+    whereas a traced sum of bytes would overflow 32 bits.
     """
     counts: Pieces = {}
     for size, number in priced:
@@ -56,7 +65,7 @@ def pieces(*priced: tuple[int, Any]) -> Pieces:
 
 
 def total_bytes(counts: Pieces) -> int:
-    """Bytes of pieces; their numbers may be arrays, over which is summed."""
+    """Returns the total bytes of pieces; numbers that are arrays are summed."""
     return sum(size * int(np.asarray(number, np.int64).sum()) for size, number in counts.items())
 
 

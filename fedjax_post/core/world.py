@@ -1,10 +1,10 @@
-"""What a program gives to an algorithm's factory, declared by the annotations of its arguments.
+"""The inputs that a program supplies to an algorithm's factory, declared by annotations.
 
     def my_algorithm(loss_fn: LossFn, client_tx: ClientTx, *, keep: float = 0.3) -> Algorithm:
 
-An argument is given what its annotation stands for, whatever it is called; each other one is a
-hyper-parameter of the algorithm's own, and a flag of the command line. In a notebook or a script
-the annotations mean nothing: they are the types of what you pass yourself.
+An argument with one of these annotations receives the corresponding input, whatever its name is.
+Every other argument is a hyper-parameter of the algorithm and becomes a flag of the command line.
+In a notebook or a script, where you pass the arguments yourself, the annotations are only types.
 """
 
 import inspect
@@ -18,7 +18,7 @@ from fedjax_post.core.algorithm import ClientData, Metrics, PyTree
 
 
 class Given(NamedTuple):
-    """The mark of an annotation: what an argument is given."""
+    """The mark on an annotation that states which input an argument receives."""
 
     name: str  # of the annotation
     meaning: str
@@ -62,21 +62,34 @@ ANNOTATIONS: tuple[Any, ...] = (
 
 
 def needs(factory: Callable) -> dict[str, Given]:
-    """Returns what each argument of a factory is given, for those that are annotated so."""
+    """Returns the inputs that a factory asks for, by argument name.
+
+    Arguments without one of `ANNOTATIONS` are left out.
+
+    >>> from fedjax_post.core.world import ClientTx, LossFn, needs
+    >>> def my_algorithm(loss_fn: LossFn, client_tx: ClientTx, *, keep: float = 0.3): ...
+    >>> for argument, given in needs(my_algorithm).items():
+    ...     print(argument, "<-", given.meaning)
+    loss_fn <- the loss, `(params, model, batch, key) -> (loss, metrics)`
+    client_tx <- the optimizer of local training
+    """
     marks = {name: given_by(p.annotation) for name, p in parameters_of(factory).items()}
     return {name: mark for name, mark in marks.items() if mark is not None}
 
 
 def parameters_of(factory: Callable) -> Mapping[str, inspect.Parameter]:
-    """Returns a factory's parameters, annotations that are text read where that can be done."""
+    """Returns a factory's parameters, with annotations that are strings evaluated if possible."""
     try:
         return inspect.signature(factory, eval_str=True).parameters
-    except (NameError, SyntaxError):  # text that names what is imported for type checkers alone
+    except (
+        NameError,
+        SyntaxError,
+    ):  # uses a name that only type checkers import
         return inspect.signature(factory).parameters
 
 
 def given_by(annotation: Any) -> Given | None:
-    """Returns the mark of an annotation, alone or in a union such as `ServerTx | None`."""
+    """Returns the mark of an annotation, also in a union such as `ServerTx | None`."""
     for mark in getattr(annotation, "__metadata__", ()):
         if isinstance(mark, Given):
             return mark

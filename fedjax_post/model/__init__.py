@@ -1,4 +1,4 @@
-"""The language model: one decoder for all families, and the view through which it is used."""
+"""The language model: one decoder for all families, and views that restrict its use."""
 
 from fedjax_post.model.config import DecoderConfig
 from fedjax_post.model.emulator import emulate

@@ -1,15 +1,15 @@
-"""What an owner does on public text, so that a stand-in's middle acts like the one it replaces.
+"""Alignment of an emulator: the owner trains its middle on public text to match the target.
 
-Offsite-Tuning (arXiv:2302.04870) distils all weights of the middle once, before it is handed
-out: `align`. FedBiOT (Wu et al., KDD 2024, arXiv:2406.17706) puts factors on the middle and
-goes on with them in every round, under the ends that the federation has reached: `aligner`.
-Both lessen
+Offsite-Tuning (arXiv:2302.04870) distils all weights of the middle once, before it is given
+away: `align`. FedBiOT (Wu et al., KDD 2024, arXiv:2406.17706) adds factors to the middle and
+continues to train them in every round, with the federation's current ends: `aligner`. Both
+minimise FedBiOT's loss
 
     |h - h'|^2 / |h|^2  +  kl_weight KL(p || p')
 
-with h, p the target's residual stream behind the middle and its next-token distribution, and
-h', p' the stand-in's, both with the same ends: FedBiOT's loss. Offsite-Tuning's has the loss of
-the text itself in the place of the second term. No private row is looked at.
+where h and p are the target's residual stream after the middle and its next-token
+distribution, and h' and p' those of the emulator, both with the same ends. Offsite-Tuning has
+the loss of the text itself in place of the second term. No private row is used.
 """
 
 import dataclasses
@@ -23,21 +23,21 @@ import optax
 from jaxtyping import Array, Float
 
 from fedjax_post.model.decoder import Decoder
-from fedjax_post.model.emulator import Emulator, merged, pick_layers
+from fedjax_post.model.emulator import Emulator, pick_layers, replace_middle
 from fedjax_post.model.views import LanguageModel, merge_collections
 
 PyTree = Any
 
 
 class Gap(NamedTuple):
-    """How far a stand-in is from its target on some text; both are 0 if they act alike."""
+    """The difference of an emulator from its target on some text; 0 if they are equal."""
 
-    activations: Float[Array, ""]  # |h - h'|^2 over |h|^2 behind the middle
+    activations: Float[Array, ""]  # |h - h'|^2 over |h|^2 after the middle
     outputs: Float[Array, ""]  # KL of the target's next-token distribution, nats per token
 
 
 class Aligner(NamedTuple):
-    """How the middle goes on in a federation's rounds; both functions are the owner's."""
+    """Updates the middle in the rounds of a federation; the owner runs both functions."""
 
     init: Callable  # () -> factors of the middle, leaves [layers kept, ...]
     update: Callable  # (ends, middle, round) -> middle
@@ -51,14 +51,14 @@ def gap(
     ends: PyTree,
     middle: PyTree | None = None,
 ) -> Gap:
-    """Returns how far a stand-in is from its target on a batch, with the same ends in both.
+    """Returns the difference of an emulator from its target on a batch, with the same ends.
 
     Args:
-      emulator: the stand-in.
-      target: the model that it was made of, open to its owner.
-      batch: "tokens" and "loss_mask" `[B, L]`, for packed rows also "segments"; only what the
-        mask marks counts.
-      ends: see `Emulator.spread`; {} for the ends as they are.
+      emulator: the emulator.
+      target: the model that it was made from, with access to its weights.
+      batch: "tokens" and "loss_mask" `[B, L]`, for packed rows also "segments"; only positions
+        that the mask marks count.
+      ends: see `Emulator.spread`; {} for unchanged ends.
       middle: see `Emulator.spread`.
     """
     true = _halves(target, emulator.plug(target, ends), batch, emulator.last)
@@ -82,23 +82,23 @@ def align(
     num_steps: int,
     kl_weight: float = 1.0,
 ) -> tuple[Emulator, Float[Array, " num_steps"]]:
-    """Returns the stand-in with a middle distilled on public text, and the loss of every step.
+    """Returns the emulator with a middle distilled on public text, and the loss of every step.
 
-    A stand-in that drops nothing stays as it is: its loss and gradient are zero.
+    An emulator that drops no layers does not change: its loss and gradient are zero.
 
     Args:
-      emulator: the stand-in; ends, embeddings and head stay true.
-      target: the model that it was made of, open to its owner.
-      batches: leaves `[S, ...]` of a `gap`'s batch; step i takes batch i modulo S.
+      emulator: the emulator; its ends, embeddings and head do not change.
+      target: the model that it was made from, with access to its weights.
+      batches: leaves `[S, ...]` of batches as in `gap`; step i takes batch i modulo S.
       tx: optimizer of the middle's weights, float32.
       num_steps: steps, at least 1.
       kl_weight: weight of the second term, at least 0.
 
     Raises:
-      ValueError: if the target's weights are codes.
+      ValueError: if the target is quantized.
     """
     if "quantized" in target.variables:
-        raise ValueError("the middle's weights are codes; align before the model is quantized")
+        raise ValueError("the middle's weights are quantized; align before quantizing the model")
     weights = emulator.model.variables["params"]["layers"]
     own = slice(emulator.first, len(emulator.layers) - emulator.last)
     middle = jax.tree.map(lambda leaf: leaf[own].astype(jnp.float32), weights)
@@ -114,7 +114,7 @@ def align(
     dtypes = jax.tree.map(
         lambda new, old: new.astype(old.dtype), middle["params"]["layers"], weights
     )
-    return merged(emulator, {"params": {"layers": dtypes}}), losses
+    return replace_middle(emulator, {"params": {"layers": dtypes}}), losses
 
 
 def aligner(
@@ -127,19 +127,19 @@ def aligner(
     num_steps: int,
     kl_weight: float = 1.0,
 ) -> Aligner:
-    """Returns how an owner brings factors of the middle up to date in every round.
+    """Returns the functions with which an owner trains factors of the middle in every round.
 
     For algorithms such as `fed_bi_ot`. Both models and the text are constants of the program
-    that calls it.
+    that calls them.
 
     Args:
-      emulator: the stand-in.
-      target: the model that it was made of, open to its owner.
-      params: factors of the whole target, fresh from `add_lora`; those of the kept layers are
-        where the middle starts.
-      batches: leaves `[S, ...]`; a round goes on with the batch behind the last one's.
-      tx: optimizer of the middle's factors, fresh in every round.
-      num_steps: steps a round, at least 1.
+      emulator: the emulator.
+      target: the model that it was made from, with access to its weights.
+      params: factors of the whole target, new from `add_lora`; the middle starts from those of
+        the kept layers.
+      batches: leaves `[S, ...]`; a round continues with the batch after the last round's.
+      tx: optimizer of the middle's factors, with a new state in every round.
+      num_steps: steps per round, at least 1.
       kl_weight: weight of the second term, at least 0.
     """
     rule = _Rule(tx, num_steps, kl_weight)
@@ -151,7 +151,7 @@ def aligner(
 
 
 class _Rule(NamedTuple):
-    """How the middle descends; every field is static."""
+    """Settings of the training of the middle; every field is static."""
 
     tx: optax.GradientTransformation
     num_steps: int
@@ -160,7 +160,7 @@ class _Rule(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames=("rule",))
 def _descend(emulator, target, ends, middle, batches, start, *, rule: _Rule):
-    """The middle after some steps from batch `start` on, and their losses."""
+    """Returns the middle after `num_steps` steps from batch `start` on, and their losses."""
     num_batches = batches["tokens"].shape[0]
 
     def loss(middle, batch):
@@ -180,15 +180,15 @@ def _descend(emulator, target, ends, middle, batches, start, *, rule: _Rule):
 
 
 def _halves(model: LanguageModel, params: PyTree, batch: dict[str, Array], last: int):
-    """The residual stream `[B, L, D]` before the last layers, and the logits behind them."""
-    held = dataclasses.replace(model, variables=merge_collections(model.variables, params))
+    """Returns the residual stream `[B, L, D]` before the last layers, and the logits."""
+    merged = dataclasses.replace(model, variables=merge_collections(model.variables, params))
     num = model.config.num_layers
-    below, above = (pick_layers(held, range(*at)) for at in ((0, num - last), (num - last, num)))
+    below, above = (pick_layers(merged, range(*at)) for at in ((0, num - last), (num - last, num)))
     positions, segments = batch.get("positions"), batch.get("segments")
-    # neither normalised nor, a second time, given positions
+    # the lower half has no final norm, and the upper half adds no positions a second time
     lower = Decoder(dataclasses.replace(below.config, final_norm=False))
     upper = Decoder(dataclasses.replace(above.config, learned_positions=False))
-    embedded = held.embed({}, batch["tokens"])
+    embedded = merged.embed({}, batch["tokens"])
     x: Any = lower.apply(below.variables, embedded, positions, segments, method=Decoder._hidden)
     where = {"positions": positions, "segments": segments}
     read = lambda decoder, x: decoder.embed_logits(x, **where)

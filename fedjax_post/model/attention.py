@@ -1,22 +1,22 @@
-"""Attention: cuDNN's fused kernel where it exists, else products that hold the weights.
+"""Attention: cuDNN's fused kernel where it is available, else explicit attention weights.
 
-    who asks                                      causal by place?   on CUDA, half precision
+    use                                           causal by place?   on CUDA, half precision
     training and scoring, padded on the right     yes                fused
     the same with sliding layers                  yes                fused, a left window
     packed rows or padding on the left            no: segments       XLA, a dense mask
     prefill and decoding                          no: a cache        XLA, a dense mask
     a soft cap (Gemma 2), float32, TPU, CPU       either             XLA, a dense mask
 
-Segments stay with XLA: cuDNN takes them as an additive bias of `[B, N, L, S]`, of which its
-backward pass writes the gradient too, so that no memory is saved; and under vmap jax wants
-that bias broadcast by hand.
+Segments use XLA: cuDNN takes them as an additive bias of `[B, N, L, S]`, and its backward pass
+writes the gradient of that bias too, so that no memory is saved. Under vmap, jax also requires
+that this bias is broadcast explicitly.
 
-Second derivatives exist everywhere but through cuDNN, where they are refused by name; forward
-mode alone has no rule there either.
+Second derivatives exist everywhere except through cuDNN, where an error explains what to do.
+Forward-mode derivatives do not exist through cuDNN either.
 
-What was verified, and how (jax 0.10.2; no GPU at hand): that the kernel's arguments mean what
-dense masks mean, by handing the same calls to jax's XLA implementation on a CPU; that forward
-and backward passes, under vmap, lower for CUDA to cuDNN's calls with those arguments. The kernel
+What was verified, and how (jax 0.10.2; no GPU available): the kernel's arguments have the same
+meaning as dense masks, by passing the same calls to jax's XLA implementation on a CPU; forward
+and backward passes, under vmap, lower for CUDA to cuDNN calls with those arguments. The kernel
 itself has not been run.
 """
 
@@ -33,36 +33,37 @@ AMPERE, HOPPER = (8, 0), (9, 0)  # CUDA compute capabilities
 
 
 class Device(NamedTuple):
-    """What decides between kernels: facts of the default backend's first device."""
+    """The properties of a device that decide between kernels."""
 
     platform: str  # "cpu", "tpu", "cuda" or "rocm"
     capability: tuple[int, int] = (0, 0)  # of CUDA
-    has_cudnn: bool = False  # whether jax finds a cuDNN that serves this device
+    has_cudnn: bool = False  # whether jax finds a cuDNN that supports this device
 
 
 def find_device() -> Device:
-    """Returns the facts of the device that programs are compiled for by default."""
+    """Returns the properties of the device that programs are compiled for by default."""
     chosen = jax.config.jax_default_device or jax.devices()[0]  # type: ignore[attr-defined]
     return read_facts(jax.devices(chosen)[0] if isinstance(chosen, str) else chosen)
 
 
 @functools.cache
 def read_facts(device: Any) -> Device:
-    """Returns the facts of one of jax's devices."""
+    """Returns the properties of one of jax's devices."""
     if device.platform != "gpu":
         return Device(device.platform)
     found = re.fullmatch(r"(\d+)\.(\d+)", str(getattr(device, "compute_capability", "")))
     if not found:
         return Device("rocm")
-    return Device("cuda", (int(found[1]), int(found[2])), _finds_cudnn())
+    return Device("cuda", (int(found[1]), int(found[2])), _has_cudnn())
 
 
 def fuses(device: Device, config: DecoderConfig) -> bool:
     """Returns whether cuDNN computes this model's causal attention on this device.
 
-    As `jax.nn.dot_product_attention(implementation="cudnn")` of jax 0.10.2 and NVIDIA's
-    support matrix of cuDNN 9.18 say: compute capability 8.0; float16 or bfloat16; heads of a
-    multiple of 8, up to 128 wide, 256 from Hopper on; no soft cap. Lengths are free without a bias.
+    The conditions are those of `jax.nn.dot_product_attention(implementation="cudnn")` in jax
+    0.10.2 and of NVIDIA's support matrix of cuDNN 9.18: compute capability 8.0 or higher, float16
+    or bfloat16, a head width that is a multiple of 8 and at most 128 (256 from Hopper on), and no
+    soft cap. Without a bias, any length is supported.
     """
     widest = 256 if device.capability >= HOPPER else 128
     return (
@@ -83,7 +84,7 @@ def attend_causal(q, k, v, *, config: DecoderConfig, is_sliding=None):
       q: queries, `[B, L, N, H]`, float16 or bfloat16.
       k: keys, `[B, L, K, H]`.
       v: values, `[B, L, K, H]`.
-      config: a model that `fuses`.
+      config: a model for which `fuses` is True.
       is_sliding: bool scalar, whether this layer sees `config.sliding_window` tokens only;
         None where no layer does.
     """
@@ -103,50 +104,67 @@ def attend_causal(q, k, v, *, config: DecoderConfig, is_sliding=None):
 
 
 def _differentiable_once(kernel):
-    """The kernel with its own gradient, whose derivatives are refused by name."""
+    """Returns the kernel with its own gradient; derivatives of that gradient raise an error."""
 
     @jax.custom_vjp
     def attention(q, k, v):
         return kernel(q, k, v)
 
     def forward(*inputs):
-        return jax.vjp(kernel, *map(_held_fixed, inputs))
+        return jax.vjp(kernel, *map(_fix, inputs))
 
     def backward(pull, cotangent):
-        return pull(_held_fixed(cotangent))
+        return pull(_fix(cotangent))
 
     attention.defvjp(forward, backward)
     return attention
 
 
 @jax.custom_jvp
-def _held_fixed(x):
+def _fix(x):
     return x
 
 
-@_held_fixed.defjvp
+@_fix.defjvp
 def _refuse(primals, tangents):
     del primals, tangents
     raise NotImplementedError(
-        "cuDNN's attention has a gradient but no second derivative: load the model in "
-        "dtype=float32, which another kernel computes, or hold the inner gradient fixed by taking "
-        "it at jax.lax.stop_gradient(params)"
+        "cuDNN's attention has a gradient but no second derivative; load the model in "
+        "dtype=float32, which uses another kernel, or make the inner gradient a constant by "
+        "computing it at jax.lax.stop_gradient(params)"
     )
 
 
 def attend(q, k, v, *, mask, scale: float, cap: float | None):
     """Returns softmax(cap(q k' scale) where mask) v, `[B, L, N, H]`; the softmax is float32.
 
-    `jax.nn.dot_product_attention` knows no soft cap, and on a CPU is 2.5 times
-    slower forward and backward than `folded`.
+    `jax.nn.dot_product_attention` has no soft cap, and on a CPU its forward and backward passes
+    are 2.5 times slower than those of `attend_grouped`.
+
+    Args:
+      q: queries, `[B, L, N, H]`.
+      k: keys, `[B, S, K, H]`.
+      v: values, `[B, S, K, H]`.
+      mask: bool `[B, 1, L, S]`, True where a query may attend to a key.
+      scale: factor on q k'.
+      cap: soft cap of the logits, cap tanh(logits / cap); None is none.
     """
     if cap is None and find_device().platform != "cpu":
         return jax.nn.dot_product_attention(q, k, v, mask=mask, scale=scale, implementation="xla")
-    return folded(q, k, v, mask=mask, scale=scale, cap=cap)
+    return attend_grouped(q, k, v, mask=mask, scale=scale, cap=cap)
 
 
-def folded(q, k, v, *, mask, scale: float, cap: float | None):
-    """Attention whose query heads of one group are rows of one matrix product."""
+def attend_grouped(q, k, v, *, mask, scale: float, cap: float | None):
+    """Returns what `attend` returns, with the query heads of a group in one matrix product.
+
+    Args:
+      q: queries, `[B, L, N, H]`.
+      k: keys, `[B, S, K, H]`.
+      v: values, `[B, S, K, H]`.
+      mask: as in `attend`.
+      scale: as in `attend`.
+      cap: as in `attend`.
+    """
     batch, length, heads, width = q.shape
     slots, groups = k.shape[1:3]
     q = q.reshape(batch, length, groups, heads // groups, width).transpose(0, 2, 3, 1, 4)
@@ -162,8 +180,8 @@ def folded(q, k, v, *, mask, scale: float, cap: float | None):
     return mixed.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, width)
 
 
-def _finds_cudnn() -> bool:
-    """Whether a small call passes the library's own checks, which need no data."""
+def _has_cudnn() -> bool:
+    """Returns whether a small call passes jax's own checks, which need no data."""
     like = jax.ShapeDtypeStruct((1, 8, 1, 8), jnp.bfloat16)
     attention = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
     try:

@@ -1,8 +1,8 @@
-"""Weights as blocks of codes with one scale each: 8 bits, or the 4 bits of QLoRA.
+"""Weights as blocks of codes with one scale per block: 8 bits, or the 4 bits of QLoRA.
 
 Dettmers et al., "QLoRA: Efficient Finetuning of Quantized LLMs", NeurIPS 2023,
-arXiv:2305.14314, without its second quantization, of the scales. A block is 64
-weights along the input axis, or as many as divide it.
+arXiv:2305.14314, without its second quantization, that of the scales. A block has 64 weights
+along the input axis, or the greatest common divisor of 64 and the size of that axis.
 
     kind   bytes per weight       share of bfloat16
     int8   1 + 2 / 64             0.516
@@ -45,13 +45,13 @@ NF4 = np.array(
 
 @functools.partial(jax.jit, static_argnames=("kind",))
 def encode(kernel: Array, kind: str) -> tuple[Array, Array]:
-    """Returns codes and bfloat16 scales of a kernel `[..., in, out]`.
+    """Returns the codes and bfloat16 scales of a kernel `[..., in, out]`.
 
     Codes are int8 `[..., in, out]`, or uint8 `[..., in / 2, out]` with the even
     rows in the low four bits; scales are `[..., in / block, out]`.
 
     Raises:
-      ValueError: if `kind` is unknown, or nf4 meets an odd `in`.
+      ValueError: if `kind` is unknown, or it is "nf4" and `in` is odd.
     """
     if kind not in KINDS:
         raise ValueError(f"`quantize` must be one of {KINDS}, got {kind!r}")
@@ -70,14 +70,20 @@ def encode(kernel: Array, kind: str) -> tuple[Array, Array]:
         return codes.reshape(kernel.shape), scales
     if size_in % 2:
         raise ValueError(f"quantize=nf4 packs pairs of rows, and a layer has {size_in}; use int8")
-    # A sum of comparisons is one fused loop; a binary search is several over the whole kernel
+    # A sum of comparisons is one fused loop; a binary search would be several loops
     middles = ((NF4[1:] + NF4[:-1]) / 2).astype(np.float32)
     codes = sum((unit > middle).astype(jnp.uint8) for middle in middles).reshape(kernel.shape)
     return codes[..., 0::2, :] | (codes[..., 1::2, :] << 4), scales
 
 
 def decode(codes: Array, scales: Array, dtype: str) -> Array:
-    """Returns the kernel `[..., in, out]` that codes and scales stand for."""
+    """Returns the kernel `[..., in, out]` of codes and scales.
+
+    Args:
+      codes: from `encode`.
+      scales: from `encode`.
+      dtype: name of the dtype of the result.
+    """
     if codes.dtype == jnp.uint8:
         pair = jnp.stack([codes & 15, codes >> 4], axis=-2)
         shape = (*codes.shape[:-2], 2 * codes.shape[-2], codes.shape[-1])

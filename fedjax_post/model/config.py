@@ -1,8 +1,8 @@
-"""What one decoder needs to know to be Llama, Qwen, Gemma or GPT-2: a table of switches.
+"""The configuration of the decoder: switches that make it Llama, Qwen, Gemma, GPT-2 or others.
 
-Families differ in about two dozen switches and in nothing else, so that there
-is one decoder and one table of families (`hub/families.py`) instead of a file
-for each. Every field is static: it shapes the compiled program.
+Families differ only in about two dozen switches, so there is one decoder and one table of
+families (`hub/families.py`) instead of one file per family. Every field is static: it
+determines the compiled program.
 """
 
 import dataclasses
@@ -19,8 +19,8 @@ ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
 class Rope:
     """Rotary positions of one kind of layer.
 
-    `kind` is one of "default", "linear", "llama3", "yarn"; the fields below it
-    are those of the published configs, read only by the kind that needs them.
+    `kind` is one of "default", "linear", "llama3", "yarn"; the fields after it are those of
+    published configs and are used only by the kinds that need them.
     """
 
     theta: float = 10000.0
@@ -38,7 +38,15 @@ class Rope:
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """One decoder-only language model; the defaults are Llama's.
+    """The configuration of one decoder-only language model; the defaults are Llama's.
+
+    >>> from fedjax_post.model.config import DecoderConfig
+    >>> config = DecoderConfig(
+    ...     vocab_size=32, hidden_size=16, intermediate_size=24, num_layers=2,
+    ...     num_heads=4, num_kv_heads=2, head_dim=4, max_positions=64,
+    ... )
+    >>> config.softmax_scale, config.kv_size
+    (0.5, 8)
 
     Raises:
       ValueError: if fields contradict each other or name an unknown switch.
@@ -52,7 +60,7 @@ class DecoderConfig:
     num_kv_heads: int  # K, divides N
     head_dim: int  # H
     max_positions: int  # context length, tokens
-    bos_id: int | None = None  # the token behind which a prompt is put; None: in front of the row
+    bos_id: int | None = None  # a prompt is inserted after this token; None: before the row
     model_type: str = "llama"  # row of the family table
     dtype: str = "float32"  # of the matrix products; norms, softmax and logits are float32
     activation: str = "silu"
@@ -81,10 +89,10 @@ class DecoderConfig:
     attention_softcap: float | None = None
     logit_softcap: float | None = None
     embedding_scale: float | None = None
-    # Keep one residual stream per layer, recompute the rest in the backward pass: a fifth of the
-    # memory, a fifth more time
+    # Keep only the residual stream of each layer, recompute the rest in the backward pass: a
+    # fifth of the memory, a fifth more time
     remat: bool = False
-    source: str = dataclasses.field(default="", repr=False)  # the config.json that it was read from
+    source: str = dataclasses.field(default="", repr=False)  # the text of the published config.json
 
     def __post_init__(self):
         for name in ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "head_dim"):

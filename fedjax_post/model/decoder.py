@@ -25,19 +25,19 @@ from fedjax_post.model.prompted import (
 from fedjax_post.model.rope import rope_table
 from fedjax_post.model.token_loss import Form, Head, head_logits, total_loss
 
-# Scanned over layers: a leaf of any of these is [num_layers, ...]
+# Collections that are scanned over layers: their leaves are [num_layers, ...]
 COLLECTIONS = ("params", "lora", "lora_scale", "residual", "quantized")
 
-# On a CPU stacking what the backward pass reads costs a tenth of a step; compiling more layers
-# one by one costs seconds
+# The most layers that are unrolled on a CPU: there, stacking what the backward pass reads costs a
+# tenth of a step, but compiling more layers one by one costs seconds
 UNROLLED = 8
 
-# Logits of one row that are held at once while tokens are scored: 16 MiB of float32
+# Logits of one row that are in memory at once while tokens are scored: 16 MiB of float32
 STRIP = 2**22
 
 
 class Block(nn.Module):
-    """One layer; `norm_place` and `parallel_residual` say where norms and sums stand."""
+    """One layer; `norm_place` and `parallel_residual` determine the places of norms and sums."""
 
     config: DecoderConfig
     dropout: float = 0.0
@@ -71,7 +71,7 @@ class Decoder(nn.Module):
     lora_layers: tuple[int, int] | None = None  # first adapted layer, and the one after the last
 
     def setup(self):
-        """Names the parts; the layers are one block scanned over stacked variables."""
+        """Defines the submodules; the layers are one block scanned over stacked variables."""
         config = self.config
         block = nn.remat(Block, prevent_cse=False) if config.remat else Block
         scanned = nn.scan(
@@ -98,7 +98,7 @@ class Decoder(nn.Module):
             self.head_bias = self.param("head_bias", nn.initializers.zeros, (config.vocab_size,))
 
     def _unrolls(self) -> bool:
-        """Whether layers stand one behind the other, so that nothing they keep is stacked."""
+        """Returns whether layers are unrolled, so that no values are stacked for gradients."""
         config = self.config
         few = config.num_layers <= UNROLLED
         return few and not config.remat and find_device().platform == "cpu"
@@ -108,7 +108,7 @@ class Decoder(nn.Module):
         return self._logits(self._read(tokens, positions, segments))
 
     def embed(self, tokens: Int[Array, "B L"]) -> Float[Array, "B L D"]:
-        """Returns the tokens' embeddings, in the compute dtype, before any position is added."""
+        """Returns the tokens' embeddings, in the compute dtype, without positions."""
         embedded = jnp.take(self.embedding, tokens, axis=0).astype(self.config.dtype)
         if self.config.embedding_scale is not None:
             # Gemma rounds the factor to the compute dtype
@@ -116,14 +116,25 @@ class Decoder(nn.Module):
         return embedded
 
     def embed_logits(self, embedded, *, positions=None, segments=None):
-        """Returns logits `[B, L, V]` of sequences that are already embedded."""
+        """Returns logits `[B, L, V]` of embedded sequences.
+
+        Args:
+          embedded: `[B, L, D]`, in the compute dtype.
+          positions: int32 `[B, L]`; None counts from the start of each sequence or segment.
+          segments: int32 `[B, L]`; None is one segment per row.
+        """
         return self._logits(self._hidden(embedded, positions, segments))
 
     def scores(self, tokens, *, positions=None, segments=None) -> "Scores":
-        """Returns how likely tokens 1 .. L - 1 are, never holding more than one strip of logits.
+        """Returns the scores of tokens 1 .. L - 1, with one strip of logits in memory at a time.
 
-        A strip is recomputed in the backward pass. Short rows of small
-        vocabularies are one strip, which is kept.
+        A strip is recomputed in the backward pass. Short rows of small vocabularies are one
+        strip, which is kept.
+
+        Args:
+          tokens: int32 `[B, L]`.
+          positions: int32 `[B, L]`; None counts from the start of each sequence or segment.
+          segments: int32 `[B, L]`; None is one segment per row.
         """
         x = self._read(tokens, positions, segments)[:, :-1]
         targets = tokens[:, 1:]
@@ -142,12 +153,19 @@ class Decoder(nn.Module):
         return jax.tree.map(lambda leaf: leaf.swapaxes(0, 1).reshape(batch, -1)[:, :length], scores)
 
     def total_loss(self, tokens, loss_mask, *, positions=None, segments=None) -> TotalLoss:
-        """Returns the summed loss of the tokens that `loss_mask` marks; see `LanguageModel`."""
+        """Returns the summed loss of the tokens that `loss_mask` marks, token 0 left out.
+
+        Args:
+          tokens: int32 `[B, L]`.
+          loss_mask: bool `[B, L]`.
+          positions: int32 `[B, L]`; None counts from the start of each sequence or segment.
+          segments: int32 `[B, L]`; None is one segment per row.
+        """
         x = self._read(tokens, positions, segments)[:, :-1]
         return total_loss(x, tokens[:, 1:], loss_mask[:, 1:], *self._head())
 
     def _read(self, tokens, positions, segments):
-        """What the head makes the tokens 1, 2, ... of, `[B, L, D]`; a prompt is read with them."""
+        """Returns the head's input at each of the row's tokens, `[B, L, D]`; inserts the prompt."""
         embedded, prompt = self.embed(tokens), self._prompt()
         if prompt is None:
             return self._hidden(embedded, positions, segments)
@@ -163,15 +181,15 @@ class Decoder(nn.Module):
         if positions is not None:
             positions = insert_positions(jnp.broadcast_to(positions, tokens.shape), at, len(prompt))
         x = self._hidden(insert(embedded, prompt, at), positions, None)
-        # The token before place 1 is the prompt's last one, or the row's first behind it
+        # Token 1 follows the prompt's last token, or the row's first token after the prompt
         return x[:, len(prompt) :]
 
     def _read_packed(self, tokens, prompt, positions, segments):
-        """Segments that all look at the same prompt; see `share`."""
+        """Returns the same for packed rows, whose segments attend to one prompt; see `share`."""
         if positions is not None:
             raise ValueError(
-                "a prompt has no place in segments of given positions; leave out 'positions', "
-                "which then count from the start of each segment"
+                "a prompt cannot be inserted into segments with given positions; leave out "
+                "'positions', which then count from the start of each segment"
             )
         shared = share(tokens, segments, num=len(prompt), bos_id=self.config.bos_id)
         front = prompt
@@ -180,13 +198,13 @@ class Decoder(nn.Module):
             front = jnp.concatenate([bos, prompt, prompt])
         front = jnp.broadcast_to(front[None], (len(tokens), *front.shape))
         embedded = jnp.concatenate([front, self.embed(tokens)], axis=1)
-        x = self._attended(embedded, shared.positions, shared.mask)
-        # Behind bos stands the prompt, whose last token says what follows both
-        said = x[:, len(prompt)][:, None]
-        return jnp.where(shared.is_bos[..., None], said, x[:, front.shape[1] :])
+        x = self._attend(embedded, shared.positions, shared.mask)
+        # The prompt follows bos, so that what follows bos is predicted at the prompt's last token
+        prompt_end = x[:, len(prompt)][:, None]
+        return jnp.where(shared.is_bos[..., None], prompt_end, x[:, front.shape[1] :])
 
     def _prompt(self):
-        """The prompt's embeddings `[P, D]` in the compute dtype, or None."""
+        """Returns the prompt's embeddings `[P, D]` in the compute dtype, or None."""
         if not prompt_length(self.variables):
             return None
         if self.has_variable("prompt", "tokens"):
@@ -200,9 +218,9 @@ class Decoder(nn.Module):
         return prompt.astype(self.config.dtype)
 
     def _hidden(self, embedded, positions, segments):
-        """The normalised residual stream `[B, L, D]` under the head."""
+        """Returns the normalised residual stream `[B, L, D]`, which is the head's input."""
         length = embedded.shape[1]
-        # Windows count positions, the fused kernel places; by default they are the same
+        # Windows count positions, but the fused kernel counts places; by default these are equal
         by_place = segments is None and (positions is None or not self.config.sliding_layers)
         fused = by_place and fuses(find_device(), self.config)
         mask = None if fused else jnp.tril(jnp.ones((length, length), bool))[None]
@@ -212,10 +230,10 @@ class Decoder(nn.Module):
                 positions = segment_positions(segments)
         if segments is not None:
             mask = mask & (segments[:, :, None] == segments[:, None, :])
-        return self._attended(embedded, positions, mask)
+        return self._attend(embedded, positions, mask)
 
-    def _attended(self, embedded, positions, mask):
-        """The same for places `[B, L]` that look at each other where `mask`; None is causal."""
+    def _attend(self, embedded, positions, mask):
+        """Returns the same for given positions `[B, L]` and mask; None is a causal mask."""
         length = embedded.shape[1]
         if self.config.learned_positions and length > self.config.max_positions:
             raise ValueError(
@@ -232,13 +250,13 @@ class Decoder(nn.Module):
 
         Args:
           tokens: int32 `[B, L]`, written to the cache slots from `slot` on.
-          cache: keys and values, `[num_layers, B, S, K, H]`, those before `slot` filled.
-          positions: int32 `[B, L]`, of the new tokens.
-          mask: bool `[B, L, S]`, which slots each new token may look at.
-          key_positions: int32 `[B, S]`, of the slots, the new ones included.
-          slot: int32 scalar.
-          at: int32 `[B]`, the place that the prompt is put before, whose P places then count
-            among the L of `positions` and `mask`; None puts none.
+          cache: keys and values, `[num_layers, B, S, K, H]`; the slots before `slot` are filled.
+          positions: int32 `[B, L]`, positions of the new tokens.
+          mask: bool `[B, L, S]`, True where a new token may attend to a slot.
+          key_positions: int32 `[B, S]`, positions of the slots, including the new ones.
+          slot: int32 scalar, the first free slot.
+          at: int32 `[B]`, the place before which the prompt is inserted. Its P places are then
+            included in the L of `positions` and `mask`. None inserts no prompt.
         """
         embedded, prompt = self.embed(tokens), self._prompt()
         if at is not None and prompt is not None:
@@ -248,7 +266,7 @@ class Decoder(nn.Module):
         return self._logits(x[:, -1:])[:, 0], new
 
     def _run(self, embedded, cache, where: Where, positions):
-        """The layers; returns the normalised residual stream and the new keys and values."""
+        """Runs the layers; returns the normalised residual stream and the new keys and values."""
         if self.config.learned_positions:
             embedded = embedded + jnp.take(self.positions, positions, axis=0).astype(embedded.dtype)
         layers = self.layers if self.lora_layers is None else self._run_in_parts
@@ -256,7 +274,7 @@ class Decoder(nn.Module):
         return (self.norm(x) if self.config.final_norm else x), new
 
     def _run_in_parts(self, x, cache, kinds: LayerKind, where: Where):
-        """The layers where only a range of them is adapted."""
+        """Runs the layers of a model with an adapter on a range of layers only."""
         assert self.lora_layers is not None
         stacked = {k: tree["layers"] for k, tree in self.variables.items() if "layers" in tree}
         drops = self.dropout > 0 and self.has_rng("dropout")
@@ -278,11 +296,11 @@ class Decoder(nn.Module):
         return Where(None if mask is None else mask[:, None], sliding, rope, sliding_rope, None)
 
     def _logits(self, x):
-        """The head, summed in float32."""
+        """Returns the logits, summed in float32."""
         return head_logits(x, *self._head())
 
     def _head(self):
-        """The head's weights in the compute dtype, and its form."""
+        """Returns the head's weights in the compute dtype, and its form."""
         config = self.config
         kernel = self.embedding if config.tied_head else self.head
         bias = self.head_bias if config.head_bias else None
@@ -290,7 +308,7 @@ class Decoder(nn.Module):
 
 
 def layer_kinds(config: DecoderConfig) -> LayerKind:
-    """Returns the kind of every layer, bool `[num_layers]`, or None where all are alike."""
+    """Returns the kind of every layer, bool `[num_layers]`, or None if all layers are equal."""
     layers = range(config.num_layers)
     is_sliding = has_rope = None
     if config.sliding_layers:
@@ -301,9 +319,9 @@ def layer_kinds(config: DecoderConfig) -> LayerKind:
 
 
 def score_tokens(logits: Float[Array, "B M V"], targets: Int[Array, "B M"]) -> Scores:
-    """Returns the scores of targets under their logits.
+    """Returns the scores of targets, given their logits.
 
-    Accuracy by a maximum, because an argmax takes ten times as long on a CPU.
+    `is_most_likely` compares with the maximum, because an argmax takes ten times as long on a CPU.
     """
     logits = logits.astype(jnp.float32)
     chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
@@ -314,7 +332,7 @@ def score_tokens(logits: Float[Array, "B M V"], targets: Int[Array, "B M"]) -> S
 
 @functools.lru_cache(maxsize=64)
 def weight_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
-    """Returns the shape of every weight by its dotted path; layers are stacked in front."""
+    """Returns the shape of every weight by dotted path; those of layers start with num_layers."""
     tokens = jnp.zeros((1, 1), jnp.int32)
     variables = jax.eval_shape(Decoder(config).init, jax.random.key(0), tokens)
     flat = flatten_dict(dict(variables["params"]), sep=".")

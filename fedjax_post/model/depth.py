@@ -1,16 +1,16 @@
-"""The layers of a decoder in parts, where an adapter sits on a range of them.
+"""Runs the layers of a decoder in three parts if an adapter is on a range of layers only.
 
 | layers | how they run | backward pass |
 | --- | --- | --- |
-| below the range | one scan | none: nothing is kept, no gradient is formed |
-| of the range | one scan | of factors and of the residual stream |
-| above the range | one scan | of the residual stream |
+| below the range | one scan | none: nothing is kept, no gradient is computed |
+| in the range | one scan | for factors and the residual stream |
+| above the range | one scan | for the residual stream |
 
-A step takes fewer operations than with all layers adapted, and no more memory.
+A training step takes fewer operations than with all layers adapted, and no more memory.
 
-Every part reads its layers' weights out of the one stacked tree, by number: slices of the
-tree would be a second copy of the weights. For the same reason the backward pass of a scan
-reads them again instead of keeping them.
+Every part reads the weights of its layers from the one stacked tree by index, because slices
+of the tree would be a second copy of the weights. For the same reason, the backward pass of a
+scan reads them again instead of keeping them.
 """
 
 from typing import Any
@@ -22,7 +22,7 @@ from fedjax_post.model.config import DecoderConfig
 from fedjax_post.model.layers import KeyValues, LayerKind, Where
 
 PyTree = Any
-# Collections with one entry for each layer of the range; the others have one for each layer
+# Collections with one entry per layer of the range; the others have one per layer of the model
 OF_RANGE = ("lora", "lora_scale", "residual")
 
 
@@ -37,28 +37,27 @@ def run_in_parts(
     key: jax.Array | None,
     unroll: bool = False,
 ) -> tuple[jax.Array, PyTree]:
-    """Returns the residual stream after all layers and the new keys and values, as a scan does.
+    """Returns the residual stream after all layers, and the new keys and values.
 
     Args:
       block: the module of one layer, unbound.
       variables: collections of stacked layers, leaves `[num_layers, ...]`, or
-        `[last - first, ...]` in those that only the range has.
+        `[last - first, ...]` in the collections `OF_RANGE`.
       x: the residual stream, `[B, L, D]`.
       each: the cache and the kinds of the layers, leaves `[num_layers, ...]`.
-      where: of all layers.
-      lora_layers: first layer of the range, and the one after its last.
-      key: for dropout; None is evaluation.
-      unroll: whether layers stand one behind the other in the program, so that nothing they
-        keep is stacked.
+      where: positions and masks, the same for all layers.
+      lora_layers: the first layer of the range, and the one after its last.
+      key: PRNG key for dropout; None is evaluation.
+      unroll: whether to unroll the scans, so that values for the backward pass are not stacked.
 
     Raises:
-      ValueError: if factors are not one for each layer of the range.
+      ValueError: if the factors do not have one entry per layer of the range.
     """
     config: DecoderConfig = block.config
     _check_range(variables, lora_layers)
     first, last = lora_layers
     if config.remat and last == first + 1 < config.num_layers:
-        # XLA unrolls a scan of one layer and keeps what is to be recomputed: two are a scan
+        # XLA would unroll a scan of one layer and then keep what remat should recompute
         last += 1
         variables = {k: _with_zeros(t) if k in OF_RANGE else t for k, t in variables.items()}
     shared = {k: tree for k, tree in variables.items() if k not in OF_RANGE}
@@ -70,9 +69,9 @@ def run_in_parts(
 
     def adapted(x, own):
         i, lora, key = own
-        held = {**_pick(shared, i), **_pick(ranged, i - first), "lora": lora}
+        own_variables = {**_pick(shared, i), **_pick(ranged, i - first), "lora": lora}
         rngs = None if key is None else {"dropout": key}
-        return block.apply(held, x, *_pick(each, i), where, rngs=rngs)
+        return block.apply(own_variables, x, *_pick(each, i), where, rngs=rngs)
 
     keys = None if key is None else jax.random.split(key, last - first)
     parts = (
@@ -92,17 +91,17 @@ def run_in_parts(
 
 
 def _all_but_weights(primitive, *_, **__) -> bool:
-    """Keeps what a layer computes, and reads again what it picked from the stack."""
+    """Keeps what a layer computes, but not the weights that it reads from the stack."""
     return primitive.name not in ("dynamic_slice", "squeeze")
 
 
 def _pick(tree: PyTree, i: Any) -> PyTree:
-    """The entries of layer `i`."""
+    """Returns the entries of layer `i`."""
     return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, i, keepdims=False), tree)
 
 
 def _with_zeros(tree: PyTree) -> PyTree:
-    """Entries of one layer, and zeros for the next, which then does as if it had none."""
+    """Returns the entries of one layer, followed by zeros for the next, which have no effect."""
     return jax.tree.map(lambda leaf: jnp.concatenate([leaf, jnp.zeros_like(leaf)]), tree)
 
 
@@ -112,6 +111,6 @@ def _check_range(variables: dict[str, PyTree], lora_layers: tuple[int, int]) -> 
         for leaf in jax.tree.leaves(variables.get(name, {})):
             if leaf.shape[0] != last - first:
                 raise ValueError(
-                    f"the model's adapter sits on layers {first} to {last - 1}, but {name!r} has "
+                    f"the model's adapter is on layers {first} to {last - 1}, but {name!r} has "
                     f"entries for {leaf.shape[0]}; pass the model that add_lora returned with them"
                 )

@@ -16,8 +16,8 @@ PyTree = Any
 class Sampling(NamedTuple):
     """How tokens are drawn and when a row ends; every field is static.
 
-    A row ends after an end token or a stop sequence, which is part of what is
-    returned, and is padded from there on.
+    A row ends after an end token or a stop sequence, which is part of the result, and is padded
+    from there on.
     """
 
     max_new_tokens: int  # T, at least 1
@@ -25,7 +25,7 @@ class Sampling(NamedTuple):
     pad_id: int
     temperature: float = 1.0  # 0 is greedy
     top_k: int = 0  # draw from the k most likely tokens; 0 is all
-    top_p: float = 1.0  # draw from the fewest likely tokens that hold this probability, (0, 1]
+    top_p: float = 1.0  # draw from the fewest tokens whose probabilities sum to this, (0, 1]
     stop: tuple[tuple[int, ...], ...] = ()  # sequences of tokens
 
 
@@ -41,21 +41,28 @@ def generate(
 ) -> Int[Array, "B T"]:
     """Returns the greedy continuations of left-padded prompts.
 
-    A row that has emitted an end token is padded from there on; the loop stops
-    when every row has. To give each row an adapter of its own, map it with
-    `jax.vmap` over `params` and rows of one prompt: the base weights stay shared.
+    A row is padded after its end token; the loop stops when all rows have ended. To use a
+    different adapter for each row, apply `jax.vmap` over `params` and batches of one prompt: the
+    base weights remain shared.
+
+    >>> import jax.numpy as jnp
+    >>> from fedjax_post.model.generate import generate
+    >>> from fedjax_post.testing.models import tiny_model
+    >>> prompts, mask = jnp.array([[0, 5, 6]]), jnp.array([[False, True, True]])
+    >>> generate(tiny_model(), {}, prompts, mask, max_new_tokens=4, eos_id=1, pad_id=0).shape
+    (1, 4)
 
     Args:
       model: the frozen model, or a view that grants LOGITS.
-      params: what is merged over it.
+      params: the parameters that are merged over the model's variables.
       prompts: int32, padded on the left.
       prompt_mask: False for padding.
       max_new_tokens: T, at least 1.
-      eos_id: end token or tokens; the end token itself is returned.
-      pad_id: what fills a row after its end.
+      eos_id: the end token or tokens; the result includes the end token.
+      pad_id: the token that fills a row after its end.
 
     Raises:
-      ValueError: if T < 1, or prompt and T exceed the model's context.
+      ValueError: if T < 1, or the prompt and T together exceed the model's context.
     """
     rule = Sampling(max_new_tokens, eos_id, pad_id, temperature=0.0)
     return sample(model, params, prompts, prompt_mask, rule=rule)
@@ -72,25 +79,24 @@ def sample(
 ) -> Int[Array, "B T"]:
     """Returns continuations of left-padded prompts, drawn by `rule`.
 
-    What a row draws depends on the key and its place in the batch, not on the
-    other rows.
+    The tokens of a row depend on the key and the row's place in the batch, not on other rows.
 
     Args:
       model: the frozen model, or a view that grants LOGITS.
-      params: what is merged over it.
+      params: the parameters that are merged over the model's variables.
       prompts: int32, padded on the left.
       prompt_mask: False for padding.
       rule: how to draw and when to end.
-      key: for the draws; may be None at temperature 0.
+      key: PRNG key; may be None at temperature 0.
 
     Raises:
-      ValueError: if a field of `rule` is out of range, prompt and T exceed the
+      ValueError: if a field of `rule` is out of range, the prompt and T together exceed the
         model's context, or a key is needed and missing.
     """
     opened: Any = reach_model(model)
     check_sampling(rule, opened, length=prompts.shape[1] + opened.prompt_length(params))
     if key is None and rule.temperature > 0:
-        raise ValueError(f"temperature={rule.temperature} draws at random and needs a key")
+        raise ValueError(f"temperature={rule.temperature} draws at random; pass a key")
     if not isinstance(rule.eos_id, int):
         rule = rule._replace(eos_id=tuple(rule.eos_id))
     rule = rule._replace(stop=tuple(tuple(sequence) for sequence in rule.stop))
@@ -99,7 +105,16 @@ def sample(
 
 
 def check_sampling(rule: Sampling, model: Any, *, length: int) -> None:
-    """Refuses a rule that is out of range, or too long for the model after `length` tokens."""
+    """Raises an error if a sampling rule is out of range or too long for the model.
+
+    Args:
+      rule: the rule.
+      model: the model, whose context is the limit.
+      length: the tokens of the prompt, including that of `params`.
+
+    Raises:
+      ValueError: if a field is out of range, or `length` and T together exceed the context.
+    """
     if rule.max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, got {rule.max_new_tokens}")
     if length + rule.max_new_tokens > model.config.max_positions:
@@ -118,9 +133,9 @@ def check_sampling(rule: Sampling, model: Any, *, length: int) -> None:
 
 
 def filter_logits(logits: Float[Array, "B V"], rule: Sampling) -> Float[Array, "B V"]:
-    """Returns the logits over the temperature, -inf where top-k and then top-p exclude a token.
+    """Returns logits divided by the temperature, -inf where top-k and then top-p exclude a token.
 
-    Tokens as likely as the last one that is kept are kept too.
+    Tokens as likely as the last included one are included too.
     """
     logits = logits / rule.temperature
     if 0 < rule.top_k < logits.shape[-1]:
@@ -129,17 +144,17 @@ def filter_logits(logits: Float[Array, "B V"], rule: Sampling) -> Float[Array, "
     if rule.top_p < 1:
         ordered = -jnp.sort(-logits, axis=-1)
         probs = jax.nn.softmax(ordered, axis=-1)
-        kept = jnp.cumsum(probs, axis=-1) - probs < rule.top_p
-        least = jnp.min(jnp.where(kept, ordered, jnp.inf), axis=-1, keepdims=True)
+        is_included = jnp.cumsum(probs, axis=-1) - probs < rule.top_p
+        least = jnp.min(jnp.where(is_included, ordered, jnp.inf), axis=-1, keepdims=True)
         logits = jnp.where(logits < least, -jnp.inf, logits)
     return logits
 
 
 class _Carry(NamedTuple):
-    """Where the loop stands."""
+    """The state of the decoding loop."""
 
     at: Array  # (), int32: tokens drawn so far
-    logits: Array  # [B, V]: of the next token
+    logits: Array  # [B, V], of the next token
     cache: PyTree
     tokens: Array  # [B, T]
     done: Array  # [B], bool
@@ -147,7 +162,7 @@ class _Carry(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames=("rule",))
 def _decode(model, params, prompts, prompt_mask, key, *, rule: Sampling):
-    """The compiled part of `sample`."""
+    """Runs the compiled part of `sample`."""
     batch, length = prompts.shape
     prompt_mask = prompt_mask.astype(bool)
     num_prompt = prompt_mask.sum(axis=1).astype(jnp.int32)
@@ -180,7 +195,7 @@ def _decode(model, params, prompts, prompt_mask, key, *, rule: Sampling):
 
 
 def _draw(logits, keys, count, *, rule: Sampling):
-    """One token per row, int32."""
+    """Returns one token per row, int32."""
     if rule.temperature == 0:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
     keys = jax.vmap(lambda key: jax.random.fold_in(key, count))(keys)
@@ -189,7 +204,7 @@ def _draw(logits, keys, count, *, rule: Sampling):
 
 
 def _has_ended(tokens, count, *, rule: Sampling):
-    """Whether the token at `count` is an end token or completes a stop sequence, bool [B]."""
+    """Returns whether the token at `count` ends a row or completes a stop sequence, bool [B]."""
     ended = jnp.zeros(tokens.shape[0], bool)
     ends = (rule.eos_id,) if isinstance(rule.eos_id, int) else rule.eos_id
     for sequence in (*((end,) for end in ends), *rule.stop):

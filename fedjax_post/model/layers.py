@@ -1,4 +1,4 @@
-"""The layers of the decoder: linear with low-rank and residual products, norms, attention."""
+"""The layers of the decoder: linear layers with adapters, norms, attention and feed-forward."""
 
 from typing import Any, NamedTuple
 
@@ -28,34 +28,34 @@ class KeyValues(NamedTuple):
 
 
 class Where(NamedTuple):
-    """What attention knows about positions; one value for all layers.
+    """Masks and positions for attention; the same for all layers.
 
-    A mask is True where a query `[L]` may look at a key `[S]`; None is causal by
-    place, drawn by the fused kernel. `sliding` and `sliding_rope` are None unless
-    some layers differ from the others.
+    A mask is True where a query `[L]` may attend to a key `[S]`; None is a causal mask by place,
+    which the fused kernel applies. `sliding` and `sliding_rope` are None unless some layers
+    differ from the others.
     """
 
     mask: Bool[Array, "B 1 L S"] | None
     sliding: Bool[Array, "B 1 L S"] | None
     rope: Float[Array, "2 B L P"] | None
     sliding_rope: Float[Array, "2 B L P"] | None
-    slot: Any  # (), int32: where in the cache the first new key goes; None without one
+    slot: Any  # (), int32: the cache slot of the first new key; None without a cache
 
 
 class LayerKind(NamedTuple):
-    """Which of the kinds one layer is; None where all layers are alike."""
+    """The kind of one layer; a field is None if all layers are equal."""
 
     is_sliding: jax.Array | None  # (), bool
     has_rope: jax.Array | None  # (), bool
 
 
 class Linear(nn.Module):
-    """Returns `x W + b + x residual + ((drop(x) A) scale) B`, the last two where they exist.
+    """Returns `x W + b + x residual + ((drop(x) A) scale) B`; the last two terms are optional.
 
-    Collections: "params" {kernel [in, out], bias [out]}, "residual" {kernel},
-    "lora" {a [in, R], b [R, out]}, "lora_scale" {scale [R]}, and "quantized" {codes,
-    scales} in place of the kernel. The base product
-    never sees the low-rank factors, so that clients stacked by vmap share it.
+    Collections: "params" {kernel [in, out], bias [out]}, "residual" {kernel}, "lora"
+    {a [in, R], b [R, out]}, "lora_scale" {scale [R]}, and "quantized" {codes, scales} in place
+    of the kernel. The base product is independent of the low-rank factors, so that clients
+    stacked by vmap share it.
     """
 
     features: int
@@ -76,7 +76,7 @@ class Linear(nn.Module):
         return y
 
     def _dense(self, x):
-        """`x W + x residual`: one product where adding the matrices loses nothing to rounding."""
+        """Returns `x W + x residual`, in one product if W is float32, where the sum is precise."""
         kernel = self._kernel(x.shape[-1])
         if not self.has_variable("residual", "kernel"):
             return x @ kernel
@@ -86,7 +86,7 @@ class Linear(nn.Module):
         return x @ kernel + x @ residual
 
     def _kernel(self, size_in):
-        """The base weights `[in, features]` in the compute dtype, read back if they are codes."""
+        """Returns the base weights `[in, features]` in the compute dtype, decoded if needed."""
         if not self.has_variable("quantized", "codes"):
             init = nn.initializers.variance_scaling(self.init_scale, "fan_in", "normal")
             return self.param("kernel", init, (size_in, self.features)).astype(self.dtype)
@@ -100,10 +100,10 @@ class Linear(nn.Module):
         return decode(codes, scales, self.dtype)
 
     def _low_rank(self, x):
-        """The adapter's product; float32 factors are cast to the compute dtype here."""
+        """Returns the adapter's product; float32 factors are cast to the compute dtype here."""
         if not self.has_variable("lora_scale", "scale"):
             raise ValueError(
-                f"params adapt {self.name} but the model has no lora_scale for it; "
+                f"params adapt {self.name}, but the model has no lora_scale for it; "
                 "pass the model that add_lora returned"
             )
         if self.dropout > 0 and self.has_rng("dropout"):
@@ -112,22 +112,22 @@ class Linear(nn.Module):
         a: Any = self.get_variable("lora", "a").astype(self.dtype)
         b: Any = self.get_variable("lora", "b").astype(self.dtype)
         scale: Any = self.get_variable("lora_scale", "scale").astype(self.dtype)
-        # One axis of tokens, and A lying down: the gradients of both factors are then products
-        # of which XLA turns no wide operand over
-        flat, lying = x.reshape(-1, x.shape[-1]), jax.lax.optimization_barrier(a.T)
-        inner = jax.lax.dot_general(flat, lying, (((1,), (1,)), ((), ())))
+        # One axis of tokens, and A transposed: for the gradients of both factors XLA then need not
+        # transpose a wide operand
+        flat, a_t = x.reshape(-1, x.shape[-1]), jax.lax.optimization_barrier(a.T)
+        inner = jax.lax.dot_general(flat, a_t, (((1,), (1,)), ((), ())))
         return ((inner * scale[None]) @ b).reshape(*x.shape[:-1], -1)
 
 
 class Norm(nn.Module):
-    """Normalises the last axis in float32: root mean square or layer norm, by `kind`."""
+    """Normalises the last axis in float32: root mean square or layer norm, depending on `kind`."""
 
     kind: str
     eps: float
 
     @nn.compact
     def __call__(self, x):
-        """Returns `x` normalised, in its own dtype."""
+        """Returns `x` normalised, in the dtype of `x`."""
         wide = x.astype(jnp.float32)
         if self.kind.startswith("layer"):
             wide = wide - wide.mean(-1, keepdims=True)
@@ -146,14 +146,14 @@ class Norm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Grouped-query self-attention, rotated, masked, cached."""
+    """Grouped-query self-attention with rotary positions, masks and a cache."""
 
     config: DecoderConfig
     dropout: float = 0.0
 
     @nn.compact
     def __call__(self, x, cache: KeyValues | None, where: Where, kind: LayerKind):
-        """Returns the mixed values `[B, L, D]` and the new keys and values, None without cache."""
+        """Returns the output `[B, L, D]`, and the new keys and values, None without a cache."""
         config = self.config
         q, k, v = self._project(x)
         q, k = _rotate_both(q, k, where, kind)
@@ -175,7 +175,7 @@ class Attention(nn.Module):
         return out(mixed.reshape(*x.shape[:2], config.query_size)), new
 
     def _mix(self, q, k, v, where: Where, kind: LayerKind):
-        """The values `[B, L, N, H]` that each query sees, by the kernel that its mask allows."""
+        """Returns the attention output `[B, L, N, H]`, from the kernel that the mask allows."""
         config, mask = self.config, where.mask
         if mask is None:
             return attend_causal(q, k, v, config=config, is_sliding=kind.is_sliding)
@@ -185,7 +185,7 @@ class Attention(nn.Module):
         return attend(q, k, v, mask=mask, scale=config.softmax_scale, cap=cap)
 
     def _project(self, x):
-        """Queries `[B, L, N, H]`, keys and values `[B, L, K, H]`, normalised where they are."""
+        """Returns queries `[B, L, N, H]`, keys and values `[B, L, K, H]`, after any qk-norm."""
         config = self.config
         size, kv_size = config.query_size, config.kv_size
 
@@ -216,22 +216,22 @@ class Attention(nn.Module):
 
 
 def _rotate_both(q, k, where: Where, kind: LayerKind):
-    """Queries and keys turned by their positions, in the way of this layer's kind."""
+    """Returns queries and keys rotated by their positions, as this layer's kind requires."""
     if where.rope is None:
         return q, k
     table = where.rope
     if kind.is_sliding is not None and where.sliding_rope is not None:
         table = jnp.where(kind.is_sliding, where.sliding_rope, table)
-    turned = rotate(q, table), rotate(k, table)
+    rotated = rotate(q, table), rotate(k, table)
     if kind.has_rope is None:
-        return turned
+        return rotated
     return tuple(
-        jnp.where(kind.has_rope, new, old) for new, old in zip(turned, (q, k), strict=True)
+        jnp.where(kind.has_rope, new, old) for new, old in zip(rotated, (q, k), strict=True)
     )
 
 
 class Mlp(nn.Module):
-    """The feed-forward half of a layer: gated or plain."""
+    """The feed-forward part of a layer, gated or plain."""
 
     config: DecoderConfig
     dropout: float = 0.0

@@ -1,4 +1,4 @@
-"""Rotary position embeddings and the ways of stretching them to longer contexts."""
+"""Rotary position embeddings, and the methods of extending them to longer contexts."""
 
 import math
 
@@ -41,7 +41,7 @@ def frequencies(rope: Rope, head_dim: int) -> tuple[np.ndarray, float]:
 
 
 def _llama3(rope: Rope, inverse: np.ndarray) -> np.ndarray:
-    """Slow waves are stretched, fast ones kept, those between blended (Llama 3.1)."""
+    """Returns frequencies of Llama 3.1: low ones divided, high ones kept, others blended."""
     wave = 2 * np.pi / inverse
     turns = rope.original_positions / wave
     blend = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
@@ -50,7 +50,7 @@ def _llama3(rope: Rope, inverse: np.ndarray) -> np.ndarray:
 
 
 def _yarn(rope: Rope, inverse: np.ndarray, rotated: int) -> np.ndarray:
-    """Peng et al., arXiv:2309.00071: a ramp over dimensions between stretched and kept."""
+    """Returns frequencies of Peng et al., arXiv:2309.00071: a ramp between kept and divided."""
 
     def dimension(turns: float) -> float:
         ratio = rope.original_positions / (turns * 2 * math.pi)
@@ -68,17 +68,23 @@ def _yarn(rope: Rope, inverse: np.ndarray, rotated: int) -> np.ndarray:
 def rope_table(
     rope: Rope, head_dim: int, *, positions: Int[Array, "B L"]
 ) -> Float[Array, "2 B L P"]:
-    """Returns cos and sin of every position's angles, float32, P rotated pairs."""
+    """Returns cos and sin of every position's angles, float32, for P rotated pairs.
+
+    Args:
+      rope: the kind of rotary embedding.
+      head_dim: width of one head.
+      positions: int32.
+    """
     inverse, scale = frequencies(rope, head_dim)
     angles = positions[..., None].astype(jnp.float32) * jnp.asarray(inverse)[None, None, :]
     return jnp.stack([jnp.cos(angles), jnp.sin(angles)]) * scale
 
 
 def rotate(x: Float[Array, "B L N H"], table: Float[Array, "2 B L P"]) -> Float[Array, "B L N H"]:
-    """Turns the first 2 P dimensions of each head, pairing i with i + P (Hugging Face's order)."""
+    """Returns heads with the first 2 P dimensions rotated; i pairs with i + P (Hugging Face)."""
     pairs = table.shape[-1]
     cos, sin = table[0][:, :, None, :], table[1][:, :, None, :]
     wide = x.astype(jnp.float32)
     first, second, rest = wide[..., :pairs], wide[..., pairs : 2 * pairs], wide[..., 2 * pairs :]
-    turned = [first * cos - second * sin, second * cos + first * sin, rest]
-    return jnp.concatenate(turned, axis=-1).astype(x.dtype)
+    parts = [first * cos - second * sin, second * cos + first * sin, rest]
+    return jnp.concatenate(parts, axis=-1).astype(x.dtype)

@@ -1,4 +1,4 @@
-"""A model behind an interface: its methods without its weights."""
+"""A view of a model that offers its methods but not its weights."""
 
 from typing import Any
 
@@ -13,10 +13,10 @@ PyTree = Any
 
 @jax.tree_util.register_pytree_node_class
 class Handle:
-    """What a sealed model remembers of a prompt: to be handed back, not to be read.
+    """An opaque cache of a sealed model: it can be passed back to the model, but not read.
 
-    It can be carried through compiled loops, so that a walk over its leaves shows arrays; no
-    attribute names them, and none can be set.
+    It can be carried through compiled loops, so its leaves are arrays; but no public attribute
+    gives access to them, and no attribute can be set.
     """
 
     __slots__ = ("_held",)
@@ -46,17 +46,17 @@ class Handle:
 
 @jax.tree_util.register_static
 class Sealed(View):
-    """What an algorithm holds of a model below WEIGHTS: a tree without leaves.
+    """The view of a model that an algorithm with less access than WEIGHTS gets.
 
-    Made by the engine inside the compiled program, around a model whose weights
-    are arguments of that program.
+    It is a tree without leaves. The engine makes it inside the compiled program, from a model
+    whose weights are arguments of that program.
     """
 
     def __init__(self, model: Any):
         self._model, self.access = model, model.access
 
     def restrict(self, tier: Access) -> "Sealed":
-        """The same view, cut down further."""
+        """Returns the same view with less access."""
         return self._model.restrict(tier & self.access)
 
     def answer(
@@ -66,7 +66,14 @@ class Sealed(View):
         prompt_mask: Bool[Array, "B L"],
         **kwargs: Any,
     ) -> Int[Array, "B T"]:
-        """See `LanguageModel.answer`; all that TEXT grants."""
+        """Returns the greedy continuations of left-padded prompts; needs TEXT.
+
+        Args:
+          params: `{}` or a prompt of tokens.
+          prompts: int32, padded on the left.
+          prompt_mask: False for padding.
+          **kwargs: max_new_tokens, eos_id and pad_id, as in `LanguageModel.answer`.
+        """
         return self._model.answer(params, prompts, prompt_mask, **kwargs)
 
     def next_scores(
@@ -76,7 +83,14 @@ class Sealed(View):
         prompt_mask: Bool[Array, "B L"],
         candidates: Int[Array, " A"],
     ) -> Float[Array, "B A"]:
-        """See `LanguageModel.next_scores`."""
+        """Returns the log-probability of each candidate as the next token; needs LOGITS.
+
+        Args:
+          params: as in `LanguageModel`, restricted by the access of this view.
+          prompts: int32, padded on the left.
+          prompt_mask: False for padding.
+          candidates: int32, the tokens to score.
+        """
         return self._model.next_scores(params, prompts, prompt_mask, candidates)
 
     def logits(
@@ -92,7 +106,14 @@ class Sealed(View):
     def total_loss(
         self, params: PyTree, tokens: Int[Array, "B L"], loss_mask: Array, **kwargs: Any
     ) -> Any:
-        """See `LanguageModel.total_loss`."""
+        """Returns the summed loss of the tokens that `loss_mask` marks; needs LOGITS.
+
+        Args:
+          params: as in `LanguageModel`, restricted by the access of this view.
+          tokens: int32.
+          loss_mask: bool `[B, L]`; token 0 is left out.
+          **kwargs: positions, segments and key, as in `LanguageModel.total_loss`.
+        """
         return self._model.total_loss(params, tokens, loss_mask, **kwargs)
 
     def embed(self, params: PyTree, tokens: Int[Array, "B L"]) -> Float[Array, "B L D"]:
@@ -108,23 +129,31 @@ class Sealed(View):
     def prefill(
         self, params: PyTree, tokens: Int[Array, "B L"], **kwargs: Any
     ) -> tuple[Float[Array, "B V"], Any]:
-        """See `LanguageModel.prefill`; the cache is for handing back, not for reading."""
+        """See `LanguageModel.prefill`; the cache is a `Handle`."""
         logits, cache = self._model.prefill(params, tokens, **kwargs)
         return logits, Handle(cache)
 
     def step(
         self, params: PyTree, tokens: Int[Array, "B L"], *, cache: "Handle", **kwargs: Any
     ) -> tuple[Float[Array, "B V"], "Handle"]:
-        """See `LanguageModel.step`."""
+        """Returns the logits after the last new token, and the cache; needs LOGITS.
+
+        Args:
+          params: as in `LanguageModel`, restricted by the access of this view.
+          tokens: int32, the new tokens.
+          cache: from `prefill` or `step`.
+          **kwargs: positions and mask, as in `LanguageModel.step`.
+        """
         logits, cache = self._model.step(params, tokens, cache=cache._held, **kwargs)
         return logits, Handle(cache)
 
 
 def reach_model(view: Any) -> Any:
-    """The model behind a view, or the tree of models behind views, each at its view's tier.
+    """Returns the model of a view, or a tree of models of views, each with its view's access.
 
-    For compiled programs of models alone. They take it as an argument, since a `Sealed` that
-    were one would make the weights constants of the program, compiled anew for every view.
+    Only for compiled functions of models, which take the result as an argument. A `Sealed` as an
+    argument would make the weights constants of the program, which would be compiled again for
+    every view.
     """
     is_sealed = lambda node: isinstance(node, Sealed)
     return jax.tree.map(lambda x: x._model if is_sealed(x) else x, view, is_leaf=is_sealed)

@@ -1,25 +1,24 @@
-"""Cross-entropy under the head of a model, only at the positions that a loss looks at.
+"""Cross-entropy of a model's head, computed only at the positions that have a loss.
 
-Logits are the largest arrays of a training step, and in instruction tuning most of
-them belong to prompts and padding. Here positions with a loss come first, a loop runs
-over as many strips of them as there are, and each strip makes its logits, its loss and
-its gradient at once, as in Hsu et al., "Liger Kernel", 2024, arXiv:2410.10989, section
-3.2. Nothing of a strip is kept but the gradient, `[N, D]`, so that no backward pass
-sees a logit, and what is differentiated later is a product with a constant: linear,
-hence open to forward and reverse mode alike.
+Logits are the largest arrays of a training step, and in instruction tuning most of them belong
+to prompts and padding. Here the positions with a loss are sorted to the front, a loop runs over
+strips of them, and each strip computes its logits, its loss and its gradient at once, as in Hsu
+et al., "Liger Kernel", 2024, arXiv:2410.10989, section 3.2. Only the gradient of a strip,
+`[N, D]`, is kept, so that no backward pass needs logits. What remains to be differentiated is a
+product with a constant, which is linear and therefore supports forward and reverse mode.
 
-| asked for | products with the head a position |
+| result | products with the head per position with a loss |
 | --- | --- |
-| the loss | 1, where there is a loss |
-| its gradient, head frozen | 2, where there is a loss |
-| its gradient, head trained | 3, where there is a loss |
+| the loss | 1 |
+| its gradient, head frozen | 2 |
+| its gradient, head trained | 3 |
 
-Clients stacked by `jax.vmap` walk their strips in step, as many as the client with most
-positions needs; a strip gets shorter the more there are.
+Clients stacked by `jax.vmap` process their strips in the same loop, with as many steps as the
+client with the most positions needs; the more clients, the shorter a strip.
 
 Derivatives of the gradient, in either mode and of any order, are those of a plain scan over
-strips, each recomputed in its backward pass. It visits every position, with a loss or
-without, and stacked clients each hold a strip of their own.
+strips, each recomputed in its backward pass. This scan visits every position, with or without a
+loss, and each of the stacked clients holds its own strip.
 """
 
 import functools
@@ -31,30 +30,30 @@ from jaxtyping import Array, Bool, Float, Int
 
 from fedjax_post.core.view import TotalLoss
 
-# Logits that all stacked clients hold at once: 16 MiB of float32, on an accelerator 256 MiB
+# Logits of all stacked clients in memory at once: 16 MiB of float32, on an accelerator 256 MiB
 STRIP = 2**22
 STRIP_ACCELERATOR = 2**26
-# Rows that keep a matrix product busy, and strips that rows without a loss may fill up
+# Rows that make a matrix product efficient; number of strips if neither rows nor memory limit it
 MIN_ROWS = 128
 NUM_STRIPS = 8
 
 
 class Head(NamedTuple):
-    """The weights behind the logits, in the compute dtype; a leading axis G is one per group."""
+    """The weights of the head, in the compute dtype, with or without an axis G of groups."""
 
-    kernel: Array  # [D, V], or [V, D] where it is the embedding
+    kernel: Array  # [D, V], or [V, D] if it is the embedding
     bias: Array | None = None  # [V]
 
 
 class Form(NamedTuple):
-    """What a head does, but for its weights."""
+    """The static properties of a head."""
 
     tied: bool  # the kernel is [V, D]
     softcap: float | None  # logits are cap tanh(logits / cap)
 
 
 class _Sums(NamedTuple):
-    """What the loop over strips adds up, for each group; gradients where they are wanted."""
+    """The sums that the loop over strips computes for each group; gradients are optional."""
 
     nats: Array  # [G]
     num_correct: Array  # [G]
@@ -63,7 +62,13 @@ class _Sums(NamedTuple):
 
 
 def head_logits(x: Float[Array, "G N D"], head: Head, form: Form) -> Float[Array, "G N V"]:
-    """Returns the logits of the next token, summed in float32."""
+    """Returns the logits of the next token, summed in float32.
+
+    Args:
+      x: the normalised residual stream, in the compute dtype.
+      head: the weights, shared by all groups or with an axis G.
+      form: the static properties of the head.
+    """
     axes = "g" * (head.kernel.ndim - 2) + ("vd" if form.tied else "dv")
     logits = jnp.einsum(f"gnd,{axes}->gnv", x, head.kernel, preferred_element_type=jnp.float32)
     if head.bias is not None:
@@ -81,33 +86,33 @@ def total_loss(
     head: Head,
     form: Form,
 ) -> TotalLoss:
-    """Returns the summed loss of `targets`, where `mask`, under the head.
+    """Returns the summed loss of `targets` at the positions that `mask` marks.
 
     Args:
       x: the normalised residual stream, in the compute dtype.
       targets: int32, the next token at each position.
-      mask: True where there is a loss.
-      head: its weights, in the compute dtype.
-      form: what else the head does.
+      mask: True at positions with a loss.
+      head: the weights of the head, in the compute dtype.
+      form: the static properties of the head.
     """
     mask = mask.astype(bool).reshape(-1)
     flat = x.reshape(-1, x.shape[-1])
-    nats, num_correct = _summed(form, flat, targets.reshape(-1), mask, head)
+    nats, num_correct = _loss_sums(form, flat, targets.reshape(-1), mask, head)
     return TotalLoss(nats, num_correct, mask.sum(dtype=jnp.float32))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _summed(form, x, targets, mask, head):
-    """Nats and correct tokens, without a gradient; x is `[N, D]`."""
-    sums = _mapped(form, False, False)(x[None], targets[None], mask[None], head)
+def _loss_sums(form, x, targets, mask, head):
+    """Returns nats and correct tokens, without a gradient; x is `[N, D]`."""
+    sums = _loop_of_groups(form, False, False)(x[None], targets[None], mask[None], head)
     return sums.nats[0], sums.num_correct[0]
 
 
-@functools.partial(_summed.defjvp, symbolic_zeros=True)
-def _summed_jvp(form, primals, tangents):
-    """The gradient of what is trained, made with the loss, times its tangent."""
+@functools.partial(_loss_sums.defjvp, symbolic_zeros=True)
+def _loss_sums_jvp(form, primals, tangents):
+    """Returns the sums and their tangents, from the gradient that is computed with the loss."""
     x_dot, _, _, head_dot = tangents
-    sums = _with_gradients(form, (_moves(x_dot), _moves(head_dot)), *primals)
+    sums = _sums_with_gradients(form, (_moves(x_dot), _moves(head_dot)), *primals)
     grads = sums.grad_x, *(sums.grad_head or (None, None))
     slope = jnp.zeros((), jnp.float32)
     for grad, dot in zip(grads, (x_dot, *head_dot), strict=True):
@@ -117,16 +122,16 @@ def _summed_jvp(form, primals, tangents):
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _with_gradients(form, wanted, x, targets, mask, head):
-    """The sums of one group; `wanted` says whether of x, and whether of the head."""
-    sums = _mapped(form, *wanted)(x[None], targets[None], mask[None], head)
+def _sums_with_gradients(form, wanted, x, targets, mask, head):
+    """Returns the sums of one group; `wanted` holds whether gradients of x and head are needed."""
+    sums = _loop_of_groups(form, *wanted)(x[None], targets[None], mask[None], head)
     per_group = lambda tree: jax.tree.map(lambda leaf: leaf[0], tree)
     return _Sums(*map(per_group, sums))
 
 
-@functools.partial(_with_gradients.defjvp, symbolic_zeros=True)
-def _with_gradients_jvp(form, wanted, primals, tangents):
-    """The plain scan's derivatives, along what moves."""
+@functools.partial(_sums_with_gradients.defjvp, symbolic_zeros=True)
+def _sums_with_gradients_jvp(form, wanted, primals, tangents):
+    """Returns the derivatives of the plain scan, along the inputs with nonzero tangents."""
     x, targets, mask, head = primals
     at = {"x": x, "head": head}
     dots = {"x": tangents[0], "head": tangents[3]}
@@ -136,7 +141,7 @@ def _with_gradients_jvp(form, wanted, primals, tangents):
 
 
 def _plain(form: Form, wanted: tuple[bool, bool], targets, mask, *, x, head) -> _Sums:
-    """What `_with_gradients` returns, by automatic differentiation of a scan over strips."""
+    """Returns what `_sums_with_gradients` returns, but by differentiating a scan over strips."""
     length, dtype = len(targets), x.dtype
     strip = min(length, MIN_ROWS)
 
@@ -169,7 +174,7 @@ def _plain(form: Form, wanted: tuple[bool, bool], targets, mask, *, x, head) -> 
 
 
 def _moves(tangent: Any) -> bool:
-    """Whether any leaf of a tangent does."""
+    """Returns whether any leaf of a tangent is nonzero."""
     return not all(_is_zero(leaf) for leaf in jax.tree.leaves(tangent))
 
 
@@ -182,8 +187,8 @@ def _is_zero(tangent: Any) -> bool:
 
 
 @functools.lru_cache(maxsize=64)
-def _mapped(form: Form, want_x: bool, want_head: bool):
-    """`_loop` of groups, to which `jax.vmap` adds groups: a loop whose end is not mapped."""
+def _loop_of_groups(form: Form, want_x: bool, want_head: bool):
+    """Returns `_loop` such that `jax.vmap` adds groups to it, instead of mapping its length."""
     loop = functools.partial(_loop, form=form, want_x=want_x, want_head=want_head)
     mapped = jax.custom_batching.custom_vmap(lambda *args: loop(*args))
 
@@ -192,7 +197,7 @@ def _mapped(form: Form, want_x: bool, want_head: bool):
         groups = x.shape[1] if in_batched[0] else x.shape[0]
 
         def widen(leaf, batched, *, per_group=True):
-            """A leaf `[axis_size, groups, ...]`, the two axes joined."""
+            """Returns a leaf `[axis_size, groups, ...]` with these two axes joined."""
             if not batched:
                 leaf = jnp.broadcast_to(leaf[None], (axis_size, *leaf.shape))
             if not per_group:
@@ -216,10 +221,10 @@ def _mapped(form: Form, want_x: bool, want_head: bool):
 
 
 def _loop(x, targets, mask, head, *, form: Form, want_x: bool, want_head: bool) -> _Sums:
-    """The strips of G groups of N positions, one after another."""
+    """Returns the sums over the strips of G groups of N positions, one strip after another."""
     num_groups, length, _ = x.shape
     strip = strip_length(num_groups, length, head.kernel.shape[-2 if form.tied else -1])
-    # rows without a loss go last; the row numbers that fill the last strip never count
+    # rows without a loss go last; the row numbers that pad the last strip never count
     order = jnp.argsort(~mask, axis=1, stable=True)
     order = jnp.pad(order, ((0, 0), (0, -length % strip)))
     counts = mask.sum(1, dtype=jnp.int32)
@@ -231,7 +236,7 @@ def _loop(x, targets, mask, head, *, form: Form, want_x: bool, want_head: bool) 
         wanted = jnp.take_along_axis(targets, index, axis=1)[..., None]
         logits = head_logits(part, head, form)
         chosen = jnp.take_along_axis(logits, wanted, axis=-1)
-        # accuracy by a maximum, because an argmax takes ten times as long on a CPU
+        # compared with the maximum, because an argmax takes ten times as long on a CPU
         best = logits.max(-1, keepdims=True)
         total = best + jnp.log(jnp.exp(logits - best).sum(-1, keepdims=True))
         nats = jnp.where(live, (total - chosen)[..., 0], 0).sum(1)
@@ -249,7 +254,7 @@ def _loop(x, targets, mask, head, *, form: Form, want_x: bool, want_head: bool) 
     num_strips = (counts.max() + strip - 1) // strip
     sums = jax.lax.fori_loop(0, num_strips, add_strip, _zeros(x, order, head, want_x, want_head))
     if want_x:
-        # back in their places: the k-th position with a loss is row k
+        # restores the order: the k-th position with a loss is row k
         row = jnp.maximum(jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, 0)
         grad_x = jnp.take_along_axis(sums.grad_x, row[..., None], axis=1)
         sums = sums._replace(grad_x=jnp.where(mask[..., None], grad_x, 0))
@@ -257,7 +262,7 @@ def _loop(x, targets, mask, head, *, form: Form, want_x: bool, want_head: bool) 
 
 
 def _zeros(x, order, head: Head, want_x: bool, want_head: bool) -> _Sums:
-    """Sums of nothing."""
+    """Returns the initial sums, which are zero."""
     groups = x.shape[0]
     per_group = lambda ndim: lambda leaf: jnp.zeros((groups, *leaf.shape[-ndim:]), jnp.float32)
     grad_head = None
@@ -269,7 +274,7 @@ def _zeros(x, order, head: Head, want_x: bool, want_head: bool) -> _Sums:
 
 
 def _add_gradients(sums: _Sums, error, part, head: Head, *, form: Form, at) -> _Sums:
-    """Adds what a strip's error, softmax minus one-hot, says about its rows and the head."""
+    """Returns the sums with the gradients of a strip added; `error` is softmax minus one-hot."""
     narrow = error.astype(part.dtype)  # products in the compute dtype, summed in float32
     dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
     letters = "vd" if form.tied else "dv"
@@ -287,10 +292,15 @@ def _add_gradients(sums: _Sums, error, part, head: Head, *, form: Form, at) -> _
 
 
 def strip_length(num_groups: int, length: int, vocab_size: int) -> int:
-    """Returns the positions of each group in one strip.
+    """Returns the number of positions of each group in one strip.
 
-    An eighth of the positions, so that little is computed for nothing in the last
-    strip; at least enough rows for a matrix product, at most what memory is set aside for.
+    It is an eighth of the positions, so that the last strip wastes little; but at least enough
+    rows for an efficient matrix product, and at most what the memory budget allows.
+
+    Args:
+      num_groups: G, at least 1.
+      length: N, the positions of each group.
+      vocab_size: V.
     """
     budget = STRIP if jax.default_backend() == "cpu" else STRIP_ACCELERATOR
     fewest = -(-MIN_ROWS // num_groups)

@@ -1,35 +1,39 @@
-"""The account: epsilon of a number of rounds, and the noise that an epsilon takes.
+"""Privacy accounting: epsilon after a number of rounds, and the noise that an epsilon requires.
 
-Two populations are neighbours if one client, with all its rows, is in one of them and not in
-the other. Each round draws every client with probability cohort size over population, by
-itself (Poisson sampling), and releases a sum with Gaussian noise; the privacy loss
-distributions of the rounds are composed by Google's `dp_accounting`, whose numbers are upper
-bounds. It comes with the extra `[privacy]`.
+Two populations are neighbours if they differ in one client with all its rows. Each round draws
+every client independently with probability cohort size over population (Poisson sampling), and
+releases a sum with Gaussian noise. Google's `dp_accounting` composes the privacy loss
+distributions of the rounds; its numbers are upper bounds. It comes with the extra `[privacy]`.
 """
 
 import functools
 import math
 from typing import Any
 
-_TOLERANCE = 1e-3  # of a calibrated noise multiplier
+_TOLERANCE = 1e-3  # of the calibrated noise multiplier
 
 
 def epsilon_of(
     noise_multiplier: float, *, delta: float, rounds: int, cohort_size: float, population: int
 ) -> float:
-    """Returns epsilon after some rounds, for this delta.
+    """Returns epsilon after some rounds, for a given delta.
+
+    >>> from fedjax_post.privacy import epsilon_of
+    >>> epsilon = epsilon_of(0.8, delta=1e-5, rounds=100, cohort_size=100, population=10_000)
+    >>> print(f"{epsilon:.1f}")
+    1.5
 
     Args:
-      noise_multiplier: deviation of the noise on the sum over what a client moves it by;
-        0 gives inf.
+      noise_multiplier: standard deviation of the noise on the sum, divided by the largest change
+        of the sum that one client can cause; 0 gives inf.
       delta: probability with which the bound may fail, in (0, 1).
       rounds: number of rounds, at least 0.
-      cohort_size: expected clients of a round; the whole population is no sampling at all.
+      cohort_size: expected clients in a round; if it equals the population, there is no sampling.
       population: number of clients.
 
     Raises:
-      ValueError: for numbers out of range.
-      ImportError: without `dp_accounting`.
+      ValueError: if `delta` or `cohort_size` is out of range.
+      ImportError: if `dp_accounting` is not installed.
     """
     _check(delta, cohort_size, population)
     if rounds == 0:
@@ -43,7 +47,7 @@ def epsilon_of(
 def noise_for(
     epsilon: float, *, delta: float, rounds: int, cohort_size: float, population: int
 ) -> float:
-    """Returns the least noise multiplier under which some rounds cost at most this epsilon.
+    """Returns the least noise multiplier for which some rounds cost at most this epsilon.
 
     Args:
       epsilon: the target, positive.
@@ -53,8 +57,8 @@ def noise_for(
       population: as in `epsilon_of`.
 
     Raises:
-      ValueError: for numbers out of range.
-      ImportError: without `dp_accounting`.
+      ValueError: if `epsilon`, `delta` or `cohort_size` is out of range.
+      ImportError: if `dp_accounting` is not installed.
     """
     if not epsilon > 0:
         raise ValueError(f"epsilon={epsilon:g} must be positive")
@@ -70,20 +74,20 @@ def noise_for(
 
 
 def check_delta(delta: float, population: int) -> None:
-    """Refuses a delta by which a client's data might be published as they are.
+    """Raises an error for a delta so large that publishing one client's data would satisfy it.
 
     Raises:
-      ValueError: unless it is in (0, 1 / population).
+      ValueError: unless `delta` is in (0, 1 / population).
     """
     if not 0 < delta < 1 / population:
         raise ValueError(
             f"delta={delta:g} must be in (0, {1 / population:.3g}), one over the "
-            f"{population} clients: to publish one client at random has a delta of that"
+            f"{population} clients: a larger one would allow publishing one random client"
         )
 
 
 def usual_delta(population: int) -> float:
-    """Returns population to the power of -1.1, as in McMahan et al. 2018, arXiv:1710.06963."""
+    """Returns population ** -1.1, as in McMahan et al. 2018, arXiv:1710.06963."""
     return population**-1.1
 
 
@@ -115,7 +119,7 @@ def _library() -> Any:
         import dp_accounting.pld
     except ImportError as error:
         raise ImportError(
-            "the account of differential privacy needs dp_accounting; "
+            "accounting of differential privacy needs dp_accounting; "
             "install the extra: pip install 'fedjax_post[privacy]'"
         ) from error
     return dp_accounting

@@ -1,29 +1,29 @@
-"""DP-FedAvg around any algorithm: clipped values, a fixed denominator, Gaussian noise.
+"""DP-FedAvg for any algorithm: clipped values, a fixed denominator, Gaussian noise.
 
 McMahan et al., "Learning Differentially Private Recurrent Language Models", ICLR 2018,
 arXiv:1710.06963, Algorithm 1 with the fixed-denominator estimator and weights of 1.
 
-Each client's value is clipped as a whole and sent over the links of the algorithm; the server
-divides the sum by the expected cohort size and adds noise before it looks at it. All that comes
-after, momentum, control variates, what is sent down, is post-processing of noised values.
+Each client's value is clipped as a whole and sent over the links of the algorithm. The server
+divides the sum by the expected cohort size and adds noise before it uses the result. Everything
+after this step (momentum, control variates, what is sent to clients) is post-processing.
 
-| what | whether it is covered, and why |
+| case | treatment and reason |
 | --- | --- |
-| a client that sends anything, or nothing finite | moves the sum by at most the chain's bound |
-| a round in which nobody takes part | is noised like any other |
-| what a client keeps: controls, a personal model | never leaves the client |
-| a link that makes up for earlier losses | refused: what it sends has no bound |
-| integers among what is sent | refused: no clip bounds them |
-| a server that takes more than one mean value | refused: the other ones would not be noised |
-| a value that is a place, and no change of one | refused: a fixed denominator would scale it |
-| a server that divides by a mean of the clients' | refused: noise may bring that near zero |
-| a method that is in the clients' weights | refused: all count 1 here |
-| losses, accuracies and all else in records | not private: they are the simulator's view |
+| a client sends any value, finite or not | it changes the sum by at most the chain's bound |
+| nobody takes part in a round | noise is added as in any other round |
+| state of a client: controls, a personal model | it never leaves the client |
+| a link that sends what earlier rounds lost | refused: its values have no bound |
+| a value contains integers | refused: clipping does not bound them |
+| the server takes more than one mean value | refused: the other values would not be noised |
+| a value is a position, not a change | refused: a fixed denominator would scale it |
+| the server divides by a mean of the clients' values | refused: noise may bring it near zero |
+| the method works through the clients' weights | refused: every client counts 1 here |
+| losses, accuracies and everything else in records | not private: only the simulator sees them |
 
-The server is trusted to add the noise: it sees the clients' messages, and whoever knows the seed
-knows the noise. It is drawn from jax's generator in float32, which serves research and no
-deployment (Mironov, "On Significance of the Least Significant Bits for Differential Privacy",
-CCS 2012). All runs of a sweep draw the same.
+The server is trusted to add the noise: it sees the clients' messages, and anyone who knows the
+seed knows the noise. The noise is drawn from jax's generator in float32, which is suitable for
+research but not for deployment (Mironov, "On Significance of the Least Significant Bits for
+Differential Privacy", CCS 2012). All runs of a sweep draw the same noise.
 """
 
 import math
@@ -38,39 +38,47 @@ from fedjax_post.core.algorithm import Algorithm, Around, PyTree, Server, Uplink
 from fedjax_post.core.compose import check_may, check_one_value
 from fedjax_post.core.uplinks import chain, clip
 
-_STREAM = 0x6E6F6973  # noise has keys of its own, whatever else begins from the seed
+_STREAM = 0x6E6F6973  # separates the keys of noise from other keys of the same seed
 
 
 class Noised(NamedTuple):
     """State of a server that adds noise."""
 
-    rounds: jax.Array  # (), int32: so far
-    inner: PyTree  # the state of the server below
+    rounds: jax.Array  # (), int32: rounds so far
+    inner: PyTree  # the state of the algorithm's own server
 
 
 def private(
     base: Algorithm, *, clip_norm: float, noise_multiplier: float, cohort_size: float, seed: int
 ) -> Algorithm:
-    """Any algorithm whose server learns from a mean, private at the level of a client.
+    """Returns the algorithm with differential privacy at the level of a client.
 
-    With noise 0 and a clip that holds nothing it is the algorithm with clients of equal
-    weight and a fixed denominator. What a round tells about one client is what one Gaussian
-    mechanism of multiplier `noise_multiplier` on a Poisson sample tells, see
-    `privacy.epsilon_of`; clients must be drawn so, or all take part.
+    The server must learn from one mean value. With noise 0 and a clip that changes nothing, it
+    is the algorithm with clients of equal weight and a fixed denominator. A round reveals as much
+    about one client as one Gaussian mechanism of multiplier `noise_multiplier` on a Poisson
+    sample, see `privacy.epsilon_of`; clients must be drawn by Poisson sampling, or all take part.
+
+    >>> import optax
+    >>> from fedjax_post.algorithms.fed_avg import fed_avg
+    >>> from fedjax_post.privacy import private
+    >>> base = fed_avg(lambda params, model, batch, key: (0.0, {}), optax.sgd(0.1))
+    >>> algorithm = private(base, clip_norm=1.0, noise_multiplier=0.5, cohort_size=8, seed=0)
+    >>> bool(1 <= algorithm.uplink.bound(float("inf")) < 1.01)
+    True
 
     Args:
-      base: the algorithm; its mean, or the rule in its place, gives way to a fixed mean.
+      base: the algorithm; a fixed mean replaces its aggregate.
       clip_norm: largest norm of a client's whole value, over all its leaves.
-      noise_multiplier: deviation of the noise on the sum, over the norm that a client's
-        decoded value can have: that of the clip, or what the links make of it.
+      noise_multiplier: standard deviation of the noise on the sum, divided by the largest norm
+        of a client's decoded value: `clip_norm`, or the bound that the links make of it.
       cohort_size: expected number of clients in a round, the denominator.
-      seed: of the noise.
+      seed: seed of the noise.
 
     Returns:
-      An algorithm whose server also counts rounds. Messages and bytes are unchanged.
+      An algorithm whose server also counts rounds. Shapes of messages and bytes are unchanged.
 
     Raises:
-      ValueError: for numbers out of range, and where no such guarantee can be given.
+      ValueError: if a number is out of range, or the algorithm cannot be made private this way.
     """
     for name, value in (("clip_norm", clip_norm), ("cohort_size", cohort_size)):
         if not 0 < value < math.inf:
@@ -83,11 +91,11 @@ def private(
     for what in (Around.LINK, Around.EQUAL, Around.SCALE, Around.NOISE):
         check_may(base, what, "noise")
     if base.uplink.first:
-        raise ValueError("a private algorithm has its own clip; leave clip out of the links")
+        raise ValueError("private adds a clip of its own; leave clip out of the links")
     uplink = _floats_only(chain(clip(clip_norm), base.uplink))
     if not math.isfinite(bound := uplink.bound(math.inf)):
         raise ValueError(
-            "noise cannot cover this wire: a link sends what it lost in earlier rounds, so that "
+            "noise cannot cover these links: one of them sends what earlier rounds lost, so that "
             "nothing bounds what a client sends; leave error_feedback and ef21 out"
         )
     deviation = noise_deviation(noise_multiplier, bound=bound, cohort_size=cohort_size)
@@ -97,15 +105,21 @@ def private(
         server=_noisy(base.server, deviation, seed),
         refuses={
             **base.refuses,
-            Around.STALE: "its noise is accounted for cohorts, each drawn anew",
-            Around.RULE: "its noise covers a fixed mean and no other rule",
+            Around.STALE: "its privacy accounting assumes that each round draws a new cohort",
+            Around.RULE: "its noise covers a fixed mean only",
             Around.LINK: "its noise covers the links that it was made with",
         },
     )
 
 
 def noise_deviation(noise_multiplier: Any, *, bound: float, cohort_size: float) -> Any:
-    """Returns the deviation of the noise on each coordinate of the mean."""
+    """Returns the standard deviation of the noise on each coordinate of the mean.
+
+    Args:
+      noise_multiplier: as in `private`.
+      bound: largest norm of a client's decoded value.
+      cohort_size: as in `private`.
+    """
     return noise_multiplier * bound / cohort_size
 
 
@@ -124,15 +138,15 @@ def _noisy(server: Server, deviation: Any, seed: int) -> Server:
 
 
 def _floats_only(link: Uplink) -> Uplink:
-    """The link, refusing values with leaves that no clip bounds."""
+    """Returns the link, whose `init` refuses values with leaves that clipping does not bound."""
 
     def init(like):
         others = {str(x.dtype) for x in jax.tree.leaves(like)}
         others = {name for name in others if not jnp.issubdtype(name, jnp.floating)}
         if others:
             raise ValueError(
-                f"noise cannot stand around this algorithm: it sends {', '.join(sorted(others))} "
-                "beside floating numbers, and no clip bounds these"
+                "noise cannot be used with this algorithm: it sends values of type "
+                f"{', '.join(sorted(others))}, which clipping does not bound"
             )
         return link.init(like)
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjax_post.integrity import DamagedError, sealed_file
+from fedjax_post.integrity import DamagedError, seal_file
 from fedjax_post.report.records import read_records, read_summary
 from fedjax_post.report.scatter import draw_comparison
 from fedjax_post.report.table import format_bytes
@@ -146,7 +146,7 @@ def write(directory: Path, labels: Sequence[str], *, command: str) -> str:
     rows = compare(directory, labels)
     told = table(rows)
     content = {"command": command, "rows": [_as_dict(row) for row in rows]}
-    write_text(directory / "comparison.json", sealed_file(content))
+    write_text(directory / "comparison.json", seal_file(content))
     write_text(directory / "comparison.md", f"{told}\n\n`{command}`\n")
     write_text(directory / "comparison.csv", _csv(rows))
     draw_comparison(rows, directory / "comparison.png")

@@ -64,7 +64,7 @@ def save(directory: Path, snapshot: Snapshot) -> None:
             "shapes": shapes(snapshot.state),
             "replicas": rounds,
         }
-        (aside / _META).write_text(integrity.sealed_file(meta), encoding="utf-8")
+        (aside / _META).write_text(integrity.seal_file(meta), encoding="utf-8")
         integrity.write_sums(aside)
         for path in aside.rglob("*"):
             path.chmod(0o700 if path.is_dir() else 0o600)

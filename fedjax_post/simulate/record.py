@@ -100,7 +100,7 @@ def defined(seen: Mapping[str, Any]) -> Record:
 
 def append(file: TextIO, record: Record) -> None:
     """Adds a line with its checksum to an open record file, and flushes it."""
-    file.write(integrity.sealed_line(record))
+    file.write(integrity.seal_line(record))
     file.flush()
 
 

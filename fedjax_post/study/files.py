@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fedjax_post.integrity import check_file, sealed_file
+from fedjax_post.integrity import check_file, seal_file
 from fedjax_post.study.fields import default_of, unknown
 from fedjax_post.study.spec import PATHS, Spec
 
@@ -48,7 +48,7 @@ def to_json(spec: Spec) -> str:
             content.setdefault(section, {})[name] = value
         else:
             content[section] = value
-    return sealed_file(content)
+    return seal_file(content)
 
 
 def from_json(text: str, *, source: str = "the file") -> Spec:

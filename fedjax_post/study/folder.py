@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from fedjax_post.integrity import sealed_file
+from fedjax_post.integrity import seal_file
 
 SPEC = "spec.json"
 _OURS = (
@@ -143,7 +143,7 @@ def write_whole(path: Path, make: Callable[[Path], object]) -> None:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes an object with its checksum, whole or not at all."""
-    write_text(path, sealed_file(content))
+    write_text(path, seal_file(content))
 
 
 def write_text(path: Path, text: str) -> None:

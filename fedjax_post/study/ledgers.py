@@ -17,7 +17,7 @@ from fedjax_post.data.template import make_prompt
 from fedjax_post.disclosure import ledger
 from fedjax_post.disclosure.arrivals import offsets_of
 from fedjax_post.disclosure.ledger import Entry, Form, Hosting, Price
-from fedjax_post.integrity import sealed_line
+from fedjax_post.integrity import seal_line
 from fedjax_post.provider import codec
 from fedjax_post.report.records import read_records
 from fedjax_post.simulate.cohort import data_rng
@@ -138,7 +138,7 @@ def place_of(spec: Spec, access: Mapping[str, Access]) -> str | None:
 
 def write(directory: Path, entries: Sequence[Entry]) -> None:
     """Writes `disclosure.jsonl`: a line for each round and party."""
-    lines = [sealed_line(entry._asdict()) for entry in entries]
+    lines = [seal_line(entry._asdict()) for entry in entries]
     folder.write_text(directory / "disclosure.jsonl", "".join(lines))
 
 

@@ -103,10 +103,10 @@ def test_layers_outside_of_the_range_have_no_factors():
         ({"rank": 9}, r"rank=9 exceeds layer layers.attention.k_proj of 16 x 8"),
         ({"dropout": 1.0}, r"`dropout` must be in \[0, 1\), got 1.0"),
         ({"targets": ["query"]}, "'query' matches no linear layer; the layers are"),
-        ({"targets": "("}, "no regular expression"),
+        ({"targets": "("}, "not a regular expression"),
         ({"targets": []}, "`targets` is empty"),
-        ({"layers": (1, 3)}, "layers=1:3 is no part of the model's 2 layers"),
-        ({"layers": (1, 1)}, "layers=1:1 is no part"),
+        ({"layers": (1, 3)}, "layers=1:3 is not a part of the model's 2 layers"),
+        ({"layers": (1, 1)}, "layers=1:1 is not a part"),
         ({"layers": range(0, 2, 2)}, "one range without gaps"),
     ],
 )

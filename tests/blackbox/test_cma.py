@@ -159,6 +159,6 @@ def test_rounding_does_not_change_the_points_where_axes_are_alike():
     points = jax.random.normal(jax.random.key(0), (5, 12))
     told = tell(search, points, sphere(points))
     cov = told.cov * (1 + 1e-7 * jax.random.normal(jax.random.key(1), (12, 12)))
-    other = cma.around(told.mean, told.sigma, (cov + cov.T) / 2)
+    other = cma.init_from(told.mean, told.sigma, (cov + cov.T) / 2)
     ask = lambda search: cma.ask(search, jax.random.key(2), 6)
     np.testing.assert_allclose(ask(told), ask(other), atol=1e-5)

@@ -124,7 +124,7 @@ WRONG = {
     ),
     "value that the server cannot move": (
         client(bias_alone)._replace(read=unread),
-        r"client.update must return an Upload whose value .*what server_optimizer moves; "
+        r"client.update must return an Upload whose value .*that server_optimizer updates; "
         r"it has no \['change'\]",
     ),
     "shared alone": (

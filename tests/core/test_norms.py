@@ -12,7 +12,7 @@ import pytest
 import fedjax_post as fp
 from fedjax_post import algorithms, core
 from fedjax_post.core.algorithm import no_context
-from fedjax_post.core.norms import hold, narrow, norm
+from fedjax_post.core.norms import limit_norm, narrow, norm
 from fedjax_post.privacy import private
 from fedjax_post.simulate.host import host
 
@@ -37,7 +37,7 @@ def flat(tree):
     return np.concatenate([np.asarray(x.astype(jnp.float32), np.float64).ravel() for x in floats])
 
 
-NORM, HELD = jax.jit(norm), jax.jit(lambda tree: hold(tree, 0.5))
+NORM, HELD = jax.jit(norm), jax.jit(lambda tree: limit_norm(tree, 0.5))
 
 
 @pytest.mark.parametrize("size", DIRECTIONS)

@@ -108,7 +108,7 @@ def refused(call, tmp_path, capsys):
         ("--dp_noise_multiplier=1 --dp_clip=1 --sampling=full --uplink=clip(1)", "leave clip out"),
         (
             "--dp_noise_multiplier=1 --dp_clip=1 --sampling=full --algorithm=flora",
-            "--dp_clip=1: noise cannot stand around this algorithm",
+            "--dp_clip=1: noise cannot be used with this algorithm",
         ),
         ("--algorithm=ditto(fedavg)", "fedavg is no algorithm; did you mean fed_avg?"),
         ("--algorithm=ditto(fed_avg,mu=-1)", "mu must not be negative, got -1"),

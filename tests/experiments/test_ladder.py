@@ -7,7 +7,7 @@ from fedjax_post.experiments import openness
 from fedjax_post.experiments.ladder import FOLDER, ladder_names, read_ladder
 
 from fedjax_post.core.access import LEVELS
-from fedjax_post.integrity import sealed_file
+from fedjax_post.integrity import seal_file
 from fedjax_post.study import ladder_facts
 from fedjax_post.study.factories import declared
 from fedjax_post.study.ladder import plan_cells
@@ -123,7 +123,7 @@ def test_a_ladder_ends_in_a_report_and_is_not_repeated(own, tmp_path, capsys):
     given = [f"--task={own(SMALL)}", "--seeds=0", f"--output_dir={tmp_path / 'out'}"]
     (tmp_path / "out").mkdir()
     audit = {"contamination": {"rows": 0.0}}  # of an earlier call; `test_audit` makes them
-    (tmp_path / "out" / "audit.json").write_text(sealed_file(audit))
+    (tmp_path / "out" / "audit.json").write_text(seal_file(audit))
     assert openness.main(["openness", *given]) == 0
     first = capsys.readouterr().out
     facts = json.loads((tmp_path / "out" / "ladder.json").read_text())
@@ -143,7 +143,7 @@ def test_a_base_that_answers_nothing_has_a_gate_that_was_measured(tmp_path):
     for name, score in (("manual_prompt", 0.0), ("soft_prompt", 0.25), ("lora", 0.5)):
         folder = tmp_path / name / "seed-0"
         folder.mkdir(parents=True)
-        (folder / "summary.json").write_text(sealed_file({"final": {"exact_match": score}}))
+        (folder / "summary.json").write_text(seal_file({"final": {"exact_match": score}}))
     cells = {"manual": "manual_prompt", "soft": "soft_prompt", "full": "lora"}
     gate = ladder_facts.gate_of(tmp_path, 0.5, **cells)
     assert (gate["manual_prompt"], gate["soft_prompt_share"]) == (0.0, 0.5)

@@ -95,7 +95,7 @@ def test_dropout_reaches_the_range():
 
 def test_factors_of_other_layers_are_refused():
     model, params = random_lora(base(), (1, 3))
-    with pytest.raises(ValueError, match="sits on layers 1 to 2, but 'lora' has entries for 5"):
+    with pytest.raises(ValueError, match="is on layers 1 to 2, but 'lora' has entries for 5"):
         model.logits(spread(params, 1), TOKENS)
 
 

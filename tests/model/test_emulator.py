@@ -160,9 +160,9 @@ def test_layers_that_are_not_there_are_refused(given, told):
 def test_what_does_not_fit_is_refused():
     model, params = adapted()
     emulator = emulate(model, first=1, last=1, keep_every=2)
-    with pytest.raises(ValueError, match=r"start from Emulator.ends"):
+    with pytest.raises(ValueError, match=r"use Emulator.ends"):
         emulator.spread(params)
-    with pytest.raises(ValueError, match="the model that it was made of"):
+    with pytest.raises(ValueError, match="the model that it was made from"):
         emulator.plug(tiny_model(num_layers=5), emulator.ends(params))
     ranged, _ = add_lora(
         tiny_model(num_layers=6), jax.random.key(1), rank=2, alpha=4, layers=(4, 6)

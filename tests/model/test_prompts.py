@@ -243,8 +243,8 @@ def test_federated_prompt_tuning_learns():
 @pytest.mark.parametrize(
     ("held", "message"),
     [
-        ({"tokens": jnp.zeros(2, jnp.int32), "embeddings": jnp.zeros((2, 16))}, "either of"),
-        ({"words": jnp.zeros(2)}, "either of"),
+        ({"tokens": jnp.zeros(2, jnp.int32), "embeddings": jnp.zeros((2, 16))}, "one of"),
+        ({"words": jnp.zeros(2)}, "one of"),
         ({"tokens": jnp.zeros(2)}, "int32"),
         ({"embeddings": jnp.zeros(16)}, r"float32 \[P, D\], got float32 \[16\]"),
         ({"embeddings": jnp.zeros((2, 15))}, "15 numbers and this model's 16"),

@@ -77,5 +77,5 @@ def test_stop_sequences_end_a_row():
 def test_rules_are_checked(change, words):
     with pytest.raises(ValueError, match=words):
         drawn(RULE._replace(**change))
-    with pytest.raises(ValueError, match="needs a key"):
+    with pytest.raises(ValueError, match="pass a key"):
         sample(tiny_model(), {}, PROMPTS, MASK, rule=RULE)

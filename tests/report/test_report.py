@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from fedjax_post.integrity import sealed_line
+from fedjax_post.integrity import seal_line
 from fedjax_post.report.comparison import student_t
 from fedjax_post.report.curve import draw_curve, panels_of
 from fedjax_post.report.records import read_records, series
@@ -39,7 +39,7 @@ SUMMARY = {
 
 @pytest.fixture
 def folder(tmp_path):
-    (tmp_path / "records.jsonl").write_text("".join(map(sealed_line, RECORDS)))
+    (tmp_path / "records.jsonl").write_text("".join(map(seal_line, RECORDS)))
     return tmp_path
 
 
@@ -89,9 +89,9 @@ def test_series_leave_out_rounds_without_a_value():
     [
         (b'{"round"', "is not JSON"),
         (b"[" * 50_000, "is not JSON"),
-        (b"[1]", "is no JSON object but list"),
+        (b"[1]", "is not a JSON object but list"),
         (b'{"round": 3}', "has no checksum"),
-        (sealed_line({"round": 3}).replace("3", "4", 1).encode(), "is damaged: its checksum is"),
+        (seal_line({"round": 3}).replace("3", "4", 1).encode(), "is damaged: its checksum is"),
     ],
     ids=["half", "deep", "list", "bare", "changed"],
 )
@@ -104,7 +104,7 @@ def test_a_broken_line_is_named(folder, line, said):
 
 def test_records_that_are_no_text_are_refused(folder):
     (folder / "records.jsonl").write_bytes(b"\xff\xfe")
-    with pytest.raises(ValueError, match=r"records.jsonl is damaged: it is no text at byte 0"):
+    with pytest.raises(ValueError, match=r"records.jsonl is damaged: it is not text at byte 0"):
         read_records(folder)
 
 

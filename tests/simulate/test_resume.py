@@ -11,7 +11,7 @@ from fedjax_post.algorithms import scaffold
 
 import fedjax_post as fp
 from fedjax_post.data.clients import fingerprint_of
-from fedjax_post.integrity import DamagedError, sealed_file, write_sums
+from fedjax_post.integrity import DamagedError, seal_file, write_sums
 from fedjax_post.report.records import read_records
 from fedjax_post.simulate.identity import array_hash
 from fedjax_post.simulate.store import row_size_of
@@ -222,10 +222,10 @@ def test_a_damaged_record_is_written_again_or_refused(run, straight, line):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (sealed_file({"version": [[1, 2, 3]], "identity": {}}), "says nothing of a checkpoint"),
-        (sealed_file({"version": 3, "identity": {}}), "says nothing of a checkpoint"),
+        (seal_file({"version": [[1, 2, 3]], "identity": {}}), "says nothing of a checkpoint"),
+        (seal_file({"version": 3, "identity": {}}), "says nothing of a checkpoint"),
         ("[" * 50_000, "is not JSON"),
-        ("[1]", "is no JSON object but list"),
+        ("[1]", "is not a JSON object but list"),
     ],
 )
 def test_a_malformed_meta_file_is_named(run, content, said):

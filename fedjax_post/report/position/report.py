@@ -10,7 +10,7 @@ nothing else.
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedjax_post.integrity import sealed_file
+from fedjax_post.integrity import seal_file
 from fedjax_post.report import markup
 from fedjax_post.report.comparison import write_text
 from fedjax_post.report.position import page, plots
@@ -46,7 +46,7 @@ def write(directory: str | Path) -> str:
     title = f"Position report: {page.title_of(ladder)}"
     write_text(directory / "position.md", markup.markdown(blocks))
     write_text(directory / "position.html", markup.page(title, blocks, directory, marked=_COLOURS))
-    found = sealed_file(_as_dict(ladder, judged, squares))
+    found = seal_file(_as_dict(ladder, judged, squares))
     write_text(directory / "position.json", found)
     return _told(ladder, judged, directory)
 

@@ -1,6 +1,6 @@
 """Small made-up ladders, in memory and as folders."""
 
-from fedjax_post.integrity import sealed_file, sealed_line
+from fedjax_post.integrity import seal_file, seal_line
 from fedjax_post.report.position.ladder import Cell, Ladder, Run
 
 GATE = {"manual_prompt": 0.4, "chance": 0.2, "soft_prompt_share": 0.7, "passed": True}
@@ -40,7 +40,7 @@ def write_ladder(directory, cells, **facts):
         for seed, found in one.runs.items():
             write_run(directory / one.method / f"seed-{seed}", one, found)
     content = {"task": "kinds", "model": "m", "cells": rows, "chance": 0.2, "gate": GATE} | facts
-    (directory / "ladder.json").write_text(sealed_file(content))
+    (directory / "ladder.json").write_text(seal_file(content))
 
 
 def write_run(folder, one, found):
@@ -50,11 +50,11 @@ def write_run(folder, one, found):
     place = {"inference": found.inference, "disclosure": found.disclosure}
     sent = {"bytes_up": found.bytes_up, "bytes_down": found.bytes_down}
     (folder / "summary.json").write_text(
-        sealed_file(found.summary | scores | sent | found.spent | place)
+        seal_file(found.summary | scores | sent | found.spent | place)
     )
     share = {"queries": found.spent["queries"] / 2}
     records = [
         {"round": 0, "eval_exact_match": 0.3, **share},
         {"round": 1, "eval_exact_match": 0.4, **share},
     ]
-    (folder / "records.jsonl").write_text("".join(map(sealed_line, records)))
+    (folder / "records.jsonl").write_text("".join(map(seal_line, records)))

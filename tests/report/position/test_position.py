@@ -7,7 +7,7 @@ import re
 import pytest
 from ladders import CLOSED, GATE, MANUAL, OPEN, cell, write_ladder, write_run
 
-from fedjax_post.integrity import read_file, sealed_file
+from fedjax_post.integrity import read_file, seal_file
 from fedjax_post.report import position
 from fedjax_post.report.markup import Heading, Prose, Table, markdown, page
 from fedjax_post.report.position.ladder import read_ladder
@@ -50,7 +50,7 @@ def test_a_count_that_is_null_is_none_asked_and_one_that_is_absent_is_missing(tm
     write_ladder(tmp_path, [OPEN])
     path = tmp_path / "lora" / "seed-0" / "summary.json"
     told = read_file(path) | {"queries": None}
-    path.write_text(sealed_file({k: v for k, v in told.items() if k != "labels_sent"}))
+    path.write_text(seal_file({k: v for k, v in told.items() if k != "labels_sent"}))
     spent = read_ladder(tmp_path).cells[0].runs[0].spent
     assert spent == {"queries": 0, "tokens_sent": 0, "labels_sent": None}
 
@@ -123,7 +123,7 @@ def test_a_ladder_with_one_seed_and_nothing_else_is_reported(tmp_path):
 
 
 def test_an_empty_ladder_is_reported_as_empty(tmp_path):
-    (tmp_path / "ladder.json").write_text(sealed_file({"labels": []}))
+    (tmp_path / "ladder.json").write_text(seal_file({"labels": []}))
     position.write(tmp_path)
     text = (tmp_path / "position.md").read_text()
     assert "Missing: the ladder's cells." in text
@@ -135,12 +135,12 @@ def test_an_empty_ladder_is_reported_as_empty(tmp_path):
     [
         ("{", "ladder.json is not JSON"),
         ("[" * 50_000, "ladder.json is not JSON"),
-        ("[1]", "ladder.json is no JSON object but list"),
+        ("[1]", "ladder.json is not a JSON object but list"),
         ("{}", "ladder.json has no checksum"),
-        (sealed_file({"cells": [{"method": "x"}]}), "lacks kind, tier"),
-        (sealed_file({"cells": [3]}), "the cell 3 lacks kind, method, tier"),
-        (sealed_file({"cells": {"a": 1}}), "cells must be a list, got dict"),
-        (sealed_file({"chance": 0.25}).replace("0.25", "0.35"), "ladder.json is damaged"),
+        (seal_file({"cells": [{"method": "x"}]}), "lacks kind, tier"),
+        (seal_file({"cells": [3]}), "the cell 3 lacks kind, method, tier"),
+        (seal_file({"cells": {"a": 1}}), "cells must be a list, got dict"),
+        (seal_file({"chance": 0.25}).replace("0.25", "0.35"), "ladder.json is damaged"),
     ],
 )
 def test_a_broken_ladder_is_refused(tmp_path, text, told):
