@@ -1,7 +1,7 @@
-"""The drills themselves: faults put into a run, and what is left of it.
+"""The drills: each puts one fault into a run and scores the result.
 
-See `fedjax_post.study.autonomy`. All drills of a method share one state at the fault, and one
-set of compiled programs.
+See `fedjax_post.study.autonomy` for their definitions. All drills of a method share the state
+at which faults begin, and one set of compiled programs.
 """
 
 import shutil
@@ -25,24 +25,24 @@ from fedjax_post.study.files import to_json, write_spec
 from fedjax_post.study.resolve import resolve
 from fedjax_post.study.spec import Spec
 
-_FAULTS = ("cohorts", "model")  # of a run's identity, what a fault changes
+_FAULTS = ("cohorts", "model")  # entries of a run's identity that a fault changes
 
 
 class Settings(NamedTuple):
-    """How hard the faults are."""
+    """When faults begin and how severe they are."""
 
-    at_round: int | None = None  # when they begin; None: half of the rounds
-    rate_limit: int = 1  # clients that get through in a round
-    refused_client: int = 0
-    excluded_clients: int | None = None  # None: a quarter
-    change: float = 0.1  # of another version's weights, in deviations of each matrix
-    own_examples: int = 96  # rows of those shut out that are scored; 0: all
-    passport: str = ""  # of the base; "": by its name
-    data_licence: str = "unknown"
+    at_round: int | None = None  # round at which faults begin; None: half of the rounds
+    rate_limit: int = 1  # clients that are answered in a round
+    refused_client: int = 0  # id of the client that is refused
+    excluded_clients: int | None = None  # number of clients; None: a quarter
+    change: float = 0.1  # noise on another version's weights, in deviations of each matrix
+    own_examples: int = 96  # rows of excluded clients that are scored; 0: all
+    passport: str = ""  # of the base model; "": found by the model's name
+    data_licence: str = "unknown"  # licence of the clients' data
 
 
 class _Stage(NamedTuple):
-    """A method ready to be drilled, its programs compiled once for all autonomy."""
+    """A method prepared for its drills, with programs that are compiled once for all of them."""
 
     parts: Parts
     spec: Spec
@@ -53,16 +53,16 @@ class _Stage(NamedTuple):
 
 
 def drilled(cell: Cell, chosen: Sequence[str], settings: Settings, *, show: Show) -> list[Row]:
-    """Returns the rows of one method with one seed.
+    """Runs the drills of one method with one seed, and returns their rows.
 
     Args:
-      cell: the experiment, its name in the rows, and a folder for its runs.
-      chosen: of `autonomy.DRILLS`.
-      settings: how hard the faults are.
-      show: called with a line for each drill.
+      cell: the experiment, its label in the rows, and the folder for its runs.
+      chosen: some of `autonomy.DRILLS`.
+      settings: when faults begin and how severe they are.
+      show: called with each line of progress.
 
     Raises:
-      ValueError, OSError, AccessError: for input that will not do.
+      ValueError, OSError, AccessError: for invalid input.
     """
     spec = resolve(cell.spec.put({"scoring.exact_match": "on"}))
     settings = filled(settings, spec.training.rounds)
@@ -90,11 +90,11 @@ def _shutdown(stage: _Stage, name: str, state: State) -> list[Row]:
     if autonomy.serves_alone(stage.parts.algorithm.access):
         return [_unmoved(stage, name)]
     if _alone(stage):
-        note = "training goes on without it, towards a model that nobody answers by"
+        note = "training continues without the host, for a model that nobody serves"
         return [_row(stage, name, 0.0, note, can=(True, False))]
     stopped = _play(stage, name, after="fault", sampler=autonomy.nobody())
-    reached = _score(stage, stopped)  # by the model that is gone
-    note = f"training ended at {100 * reached:.1f} %, and nobody answers any more"
+    reached = _score(stage, stopped)  # with the model that is no longer available
+    note = f"training ended at {100 * reached:.1f} %, and the model no longer answers"
     return [_row(stage, name, 0.0, note, can=(False, False), at_fault=reached)]
 
 
@@ -107,11 +107,10 @@ def _changed(stage: _Stage, name: str, state: State) -> list[Row]:
     moved = _play(stage, name, after="fault", model=other)
     after = _score(stage, moved, model=other)
     note = (
-        f"the change took {100 * before:.1f} % to {100 * at_change:.1f} % at once, "
-        f"{stage.settings.change:g} deviations of each matrix"
+        f"the change moved the score from {100 * before:.1f} % to {100 * at_change:.1f} % at "
+        f"once, with noise of {stage.settings.change:g} deviations of each matrix"
     )
-    told = {"at_fault": before, "at_change": at_change}
-    return [_row(stage, name, after, note, **told)]
+    return [_row(stage, name, after, note, at_fault=before, at_change=at_change)]
 
 
 def _rate_limited(stage: _Stage, name: str, state: State) -> list[Row]:
@@ -120,7 +119,7 @@ def _rate_limited(stage: _Stage, name: str, state: State) -> list[Row]:
     count = stage.settings.rate_limit
     sampler = autonomy.at_most(stage.parts.plan.sampler, count)
     after = _score(stage, _play(stage, name, after="fault", sampler=sampler))
-    return [_row(stage, name, after, f"{count} clients a round were answered")]
+    return [_row(stage, name, after, f"{count} clients per round were answered")]
 
 
 def _refused(stage: _Stage, name: str, state: State) -> list[Row]:
@@ -155,7 +154,7 @@ def _num_excluded(settings: Settings, parts: Parts) -> int:
 def _left_out(
     stage: _Stage, name: str, state: State, *, clients: np.ndarray, after: str | None = None
 ) -> list[Row]:
-    """Two rows: the federation's model without them, and what it is worth to them."""
+    """Returns two rows: the model trained without some clients, and its score on their own rows."""
     theirs = f"{name}{autonomy.SHUT_OUT}"
     before = _score_own(stage, state, clients)
     who = f"{len(clients)} of {len(stage.parts.data.clients)} clients"
@@ -165,10 +164,10 @@ def _left_out(
     sampler = autonomy.without(stage.parts.plan.sampler, clients.tolist())
     without = _play(stage, name, after=after, sampler=sampler)
     worth = _score_own(stage, without, clients)
-    note = f"on their own rows, were they let in; {who} can neither train nor be served"
-    told = {"clients": clients.tolist()}
-    row = _row(stage, name, _score(stage, without), f"without {who}", **told)
-    own = _row(stage, theirs, worth, note, can=(False, False), **told)
+    note = f"on their own rows, if they had access; {who} can neither train nor be served"
+    extra = {"clients": clients.tolist()}
+    row = _row(stage, name, _score(stage, without), f"without {who}", **extra)
+    own = _row(stage, theirs, worth, note, can=(False, False), **extra)
     return [row, own._replace(before=before)]
 
 
@@ -183,13 +182,13 @@ def _artefact(stage: _Stage, name: str, state: State) -> list[Row]:
         data_licence=stage.settings.data_licence,
     )
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    told = {"artefact_bytes": size, "terms": terms}
+    extra = {"artefact_bytes": size, "terms": terms}
     if not autonomy.serves_alone(stage.parts.algorithm.access):
-        note = "it was read back, and the model that it is for is not there"
-        return [_row(stage, name, 0.0, note, can=(_alone(stage), False), **told)]
+        note = "it was read back, but the model that it needs is not available"
+        return [_row(stage, name, 0.0, note, can=(_alone(stage), False), **extra)]
     model, params = artefact.read(path, base=stage.spec.model.name, dtype=stage.spec.model.dtype)
     after = score(model, params, stage.parts.heldout)["exact_match"]
-    return [_row(stage, name, after, "read back from files, without a provider", **told)]
+    return [_row(stage, name, after, "read back from files, without a provider", **extra)]
 
 
 _DRILLS = {
@@ -211,7 +210,16 @@ def _play(
     sampler: Any = None,
     model: Any = None,
 ) -> State:
-    """The state at the end of a run in a folder of its own, begun where another one stood."""
+    """Runs in a folder of its own, and returns the last state.
+
+    Args:
+      stage: the method.
+      name: of the folder.
+      rounds: number of rounds; None for all of the experiment.
+      after: folder of the run to continue; None to start from the first round.
+      sampler: in place of the experiment's.
+      model: in place of the experiment's.
+    """
     parts, where = stage.parts, stage.directory / name
     if after is not None and not where.exists():
         folder.write_whole(where, lambda path: shutil.copytree(stage.directory / after, path))
@@ -232,12 +240,12 @@ def _play(
 
 def _state_of(stage: _Stage, name: str) -> State:
     found = fedjax_post.restore(stage.directory / name, stage.parts.algorithm, stage.parts.params)
-    assert found is not None  # a run has ended there
+    assert found is not None  # `_play` has finished a run in this folder
     return found.state
 
 
 def _other_version(stage: _Stage) -> Any:
-    """The models of a run, the target's weights changed."""
+    """Returns the models of a run with changed weights of the target."""
     key, change = jax.random.key(stage.spec.seed), stage.settings.change
     model = stage.parts.model
     if isinstance(model, dict):
@@ -252,7 +260,7 @@ def _score(stage: _Stage, state: State, *, model: Any = None) -> float:
 
 
 def _score_own(stage: _Stage, state: State, clients: np.ndarray) -> float:
-    """Exact match on some clients' own training rows."""
+    """Returns the exact match on some clients' own training rows, in [0, 1]."""
     table, (offsets, indices) = _held(stage.parts)
     rows = np.concatenate([indices[offsets[i] : offsets[i + 1]] for i in clients])
     chosen = choose_rows(len(rows), stage.settings.own_examples, seed=stage.spec.seed)
@@ -262,18 +270,19 @@ def _score_own(stage: _Stage, state: State, clients: np.ndarray) -> float:
 
 
 def _held(parts: Parts):
-    """The clients' table and partition."""
+    """Returns the clients' table and partition."""
     clients = getattr(parts.data.clients, "clients", parts.data.clients)
     return clients.table, clients.partition
 
 
-def _row(stage: _Stage, name: str, after: float, note: str, *, can=(True, True), **told) -> Row:
-    return Row(name, stage.method, stage.base, after, can[0], can[1], note, told)
+def _row(stage: _Stage, name: str, after: float, note: str, *, can=(True, True), **extra) -> Row:
+    return Row(name, stage.method, stage.base, after, can[0], can[1], note, extra)
 
 
 def _unmoved(stage: _Stage, name: str) -> Row:
-    """The row of a method whose run is the same with and without a fault."""
-    return _row(stage, name, stage.base, "it asks nobody: the run is the same with and without")
+    """Returns the row of a method whose run is the same with and without a fault."""
+    note = "it queries no host: the run is the same with and without the fault"
+    return _row(stage, name, stage.base, note)
 
 
 def _alone(stage: _Stage) -> bool:
@@ -281,7 +290,11 @@ def _alone(stage: _Stage) -> bool:
 
 
 def filled(settings: Settings, rounds: int) -> Settings:
-    """Returns the settings with a round for the fault to begin at."""
+    """Returns the settings with `at_round` filled in.
+
+    Raises:
+      ValueError: if faults would begin before round 1 or after the last round.
+    """
     at_round = settings.at_round or rounds // 2
     if not 1 <= at_round < rounds:
         raise ValueError(
@@ -292,11 +305,11 @@ def filled(settings: Settings, rounds: int) -> Settings:
 
 
 def _claim(directory: Path, spec: Spec) -> None:
-    """Refuses a folder with drills of another experiment."""
+    """Writes the specification into the folder; raises ValueError if another one is there."""
     stored = directory / folder.SPEC
     if stored.exists() and stored.read_text(encoding="utf-8") != to_json(spec):
         raise ValueError(
-            f"{directory} holds drills of another experiment; give another `directory`"
+            f"{directory} contains drills of another experiment; give another `directory`"
         )
     directory.mkdir(parents=True, exist_ok=True)
     write_spec(stored, spec)
