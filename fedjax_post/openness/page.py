@@ -1,4 +1,4 @@
-"""Passports, and what can be run on a model, as text for a terminal."""
+"""Text pages for a terminal: passports, and the methods that can run on a model."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,11 +10,11 @@ from fedjax_post.openness.licences import RULES, terms_of
 from fedjax_post.openness.passport import Passport
 from fedjax_post.openness.runnable import Refusal, lost, refusals, roles
 
-_NEXT = {0: 3, 3: 2, 2: 1}  # class -> the class above
+_NEXT = {0: 3, 3: 2, 2: 1}  # class -> the next higher class
 
 
 def passport_page(passport: Passport) -> str:
-    """Returns all that a passport says, every statement with its source in brackets."""
+    """Returns all statements of a passport, each with its source's number in brackets."""
     sources: list[tuple[str, str]] = []
     lines = [
         f"{passport.title}, {passport.producer}",
@@ -38,7 +38,7 @@ def passport_page(passport: Passport) -> str:
 
 
 def passport_table(passports: Sequence[Passport]) -> str:
-    """Returns a row a model: class, definition, index, access, licence and its hold on others."""
+    """Returns one row per model: class, definition, index, access, licence, derived terms."""
     head = ("model", "class", "at best", "definition", "index", "access", "licence", "same terms")
     rows = [head]
     for passport in passports:
@@ -62,7 +62,7 @@ def passport_table(passports: Sequence[Passport]) -> str:
 
 
 def methods_page(passports: Sequence[Passport], methods: Mapping[str, Mapping[str, Access]]) -> str:
-    """Returns the methods that models allow; every refusal has the number of its reason below."""
+    """Returns a table of the methods that models allow, with a numbered reason for each refusal."""
     reasons: list[str] = []
     columns = [_column(passport, methods, reasons) for passport in passports]
     needs = [_needs(needed) for needed in methods.values()]
@@ -86,7 +86,13 @@ def methods_page(passports: Sequence[Passport], methods: Mapping[str, Mapping[st
 def downgrade_page(
     passport: Passport, methods: Mapping[str, Mapping[str, Access]], tier: Access
 ) -> str:
-    """Returns the methods that would be lost if a model were open only to a tier."""
+    """Returns the methods that would be lost if a model were open only to a tier.
+
+    Args:
+      passport: of the model.
+      methods: name -> the access that the method declares for each model role.
+      tier: the lower access.
+    """
     granted = read.granted(passport)
     if not granted & ~tier:
         return f"{passport.title} grants {granted.name}; at {tier.name} nothing would be lost."
@@ -139,16 +145,16 @@ def _redistribution(passport: Passport, sources: list) -> list[str]:
     return [f"Licence and redistribution: {licence.value} ({free}) {number}", _columns(rows)]
 
 
-def _statements(said: Mapping[str, read.Statement], sources: list) -> list[str]:
+def _statements(given: Mapping[str, read.Statement], sources: list) -> list[str]:
     rows = [
         (f"  {name}", ", ".join(_listed(one.value)), _number(one.source, one.date, sources))
-        for name, one in said.items()
+        for name, one in given.items()
     ]
     return [_columns(rows)]
 
 
 def _number(source: str, date: str, sources: list) -> str:
-    """The bracketed number of a source, which joins the list the first time."""
+    """Returns the bracketed number of a source, which is added to the list if it is new."""
     if source == UNKNOWN:
         return ""
     if (source, date) not in sources:
@@ -159,7 +165,7 @@ def _number(source: str, date: str, sources: list) -> str:
 def _column(
     passport: Passport, methods: Mapping[str, Mapping[str, Access]], reasons: list[str]
 ) -> list[str]:
-    """A model's cells, whose reasons join the list the first time."""
+    """Returns a model's column of cells; new reasons are added to the list."""
     refused = dict(refusals(methods, roles(read.granted(passport))))
     reasons += [reason for reason in dict.fromkeys(refused.values()) if reason not in reasons]
     return [f"no [{reasons.index(refused[m]) + 1}]" if m in refused else "runs" for m in methods]
