@@ -24,7 +24,7 @@ def answer(
     """
     if (passport is None) == (what_can_i_run is None):
         raise ValueError(
-            f"passport={passport} what_can_i_run={what_can_i_run}: give exactly one; passports: "
+            f"passport={passport} what_can_i_run={what_can_i_run}: give one of them; there are "
             f"{', '.join(passport_names())}"
         )
     if what_can_i_run is None:

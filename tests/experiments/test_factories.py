@@ -68,7 +68,7 @@ def test_an_argument_with_the_name_of_another_flag_is_refused(name):
 
 
 def test_a_bare_name_is_given_nothing():
-    with pytest.raises(ValueError, match="nothing says what its argument loss_fn is given.*LossFn"):
+    with pytest.raises(ValueError, match="its argument loss_fn has no value.*LossFn"):
         method_of(lambda loss_fn, *, keep=0.3: fed_avg(loss_fn, optax.sgd(0.1)))
 
 

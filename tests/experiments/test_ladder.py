@@ -93,7 +93,7 @@ def test_all_seeds_of_all_cells_are_runs_with_their_own_flags_last(own, tmp_path
         ("cells = [", "is no TOML"),
         (SMALL.replace('"fed_avg"', '"fedavg"'), "--algorithm=fedavg is no algorithm"),
         (SMALL + "nonsense = 1\n", "--nonsense is no flag"),
-        (SMALL.replace("cells.lora", 'cells."../../escaped"'), "is no name for a folder"),
+        (SMALL.replace("cells.lora", 'cells."../../escaped"'), "cannot name a folder"),
         (SMALL.replace('"fed_avg"', '"os:getcwd"'), "names code, --algorithm=os:getcwd"),
     ],
 )

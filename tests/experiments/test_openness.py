@@ -44,7 +44,7 @@ def test_a_hosted_model_runs_nothing_that_needs_weights(capsys):
     text = told(capsys, "--what_can_i_run=hosted-api")
     assert "which grants TEXT: its weights would have to be open" in text
     needing = [m for m, needed in declared().items() if of_target(needed) != Access.TEXT]
-    assert "its owner would have to make one and hand it out" in text
+    assert "its owner would have to make one and give it out" in text
     refused = [line.split()[0] for line in text.splitlines() if "  no [" in line]
     assert refused == needing
 

@@ -93,7 +93,7 @@ BROKEN = {
     'checkpoint = "google/gemma-3-1b-pt"': ('checkpoint = "gemma"', "must be one of"),
     "[terms]": ("[projects]", "projects = {"),
     "[index]": ("[index.datasheets]", "index.datasheets"),
-    'index = { what =': ("index = { who =", "say who says it and where"),
+    'index = { what =': ("index = { who =", "name the author and the place"),
     'title = "Gemma 3 1B"\n': ('title = "G"\nproject = 3\n', "write a table [project]"),
     'released = "no", source = "index"': ('released = "no", source = ["index"]', "[sources] has"),
     "[access]": ("[access", "write it as TOML"),

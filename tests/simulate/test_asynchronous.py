@@ -212,7 +212,7 @@ def test_it_learns_and_needs_less_virtual_time():
         (
             Buffer(2, 2),
             fed_avg()._replace(uplink=clip(1.0), aggregate=fixed_mean(3.0)),
-            "counts every client alike, however stale; use staleness_exponent=0",
+            "gives every client the same weight, however stale; use staleness_exponent=0",
         ),
         (
             Buffer(2, 2),
@@ -247,7 +247,7 @@ def test_speeds_are_drawn_by_client_or_read_from_a_file(tmp_path):
         ("1\n2\n", r"\(2,\) seconds for 3 clients"),
         ("1\n-2\n3\n", "speeds of client 1 are not all positive"),
         ("1\n[2, 3]\n4\n", "equally long lists"),
-        ("1\nfast\n4\n", "one line a client"),
+        ("1\nfast\n4\n", "one line per client"),
     ],
 )
 def test_a_bad_trace_is_refused(tmp_path, text, message):

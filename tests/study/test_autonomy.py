@@ -37,7 +37,7 @@ def test_a_rate_limit_lets_some_of_the_cohort_through_and_not_always_the_same():
         cohorts(autonomy.at_most(fp.uniform(5), 9)), cohorts(fp.uniform(5)), strict=True
     ):
         np.testing.assert_array_equal(cohort, whole)
-    with pytest.raises(ValueError, match="rate_limit=0 lets nobody through"):
+    with pytest.raises(ValueError, match="rate_limit=0 admits no client"):
         autonomy.at_most(fp.full(), 0)
 
 

@@ -1,4 +1,4 @@
-"""The position report: what arXiv 2505.23593 claims, and what a ladder measured of it.
+"""The position report: the claims of arXiv:2505.23593, and what a ladder measured on them.
 
 from fedjax_post.report import position
 print(position.write("runs/ladder"))
