@@ -182,8 +182,8 @@ def weight_spec(path: str, shape: tuple[int, ...], size: int) -> PartitionSpec:
     Raises:
       ValueError: if a matrix cannot be divided evenly, naming it.
 
-    >>> weight_spec("layers.attention.q_proj.kernel", (2, 8, 16), 2)
-    PartitionSpec(None, None, 'model')
+    >>> tuple(weight_spec("layers.attention.q_proj.kernel", (2, 8, 16), 2))
+    (None, None, 'model')
     """
     *above, leaf = path.split(".")
     layer, axis = above[-1] if above else "", None

@@ -103,6 +103,14 @@ def run(
         field, such as "client.update", what it must take or return, and what it does.
       FileExistsError: if the directory contains a run and `resume` is off.
       AccessError: if the algorithm needs more access than the model grants.
+
+    >>> import optax
+    >>> from fedjax_post.algorithms import fed_avg
+    >>> from fedjax_post.testing import toy_clients, toy_loss, toy_model, toy_params
+    >>> algorithm = fed_avg(toy_loss, optax.sgd(0.1))
+    >>> steps = run(algorithm, toy_model(), toy_clients(), params=toy_params(), rounds=2)
+    >>> [record["round"] for state, record in steps]
+    [0, 1]
     """
     checked.check_parts(algorithm)
     access.views(model, algorithm.access)

@@ -97,6 +97,8 @@ def sweep(
 
     Raises:
       ValueError, OSError, AccessError: as `compare`.
+
+    `sweep(spec, {"method.client_lr": [0.1, 0.3]}, seeds=(0, 1))` makes four runs.
     """
     points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     specs = {_named(point): spec.put(point) for point in points}

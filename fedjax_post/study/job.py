@@ -131,6 +131,13 @@ def prepare(
     Raises:
       ValueError, OSError, AccessError: for invalid input, naming the field, its value and the
         remedy.
+
+    >>> from fedjax_post.study.learning import Data
+    >>> from fedjax_post.study.running import Training
+    >>> data, training = Data("builtin", num_clients=8), Training(rounds=2, cohort_size=2)
+    >>> job = prepare(Spec(method="fed_avg", data=data, training=training))
+    >>> len(job.parts.data.clients), job.rounds_done
+    (8, 0)
     """
     where = None if directory is None else Path(directory)
     resolved = resolve(spec)
