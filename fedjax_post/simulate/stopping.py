@@ -21,7 +21,7 @@ from typing import Any
 
 _AGAIN = 0.02  # seconds after which an interrupt that a callback ignored is raised again
 _MESSAGE = b"""
-stopping after the chunk of clients, evaluation or checkpoint under way; Ctrl-C again leaves at once
+stopping after the current chunk of clients, evaluation or checkpoint; Ctrl-C again stops at once
 """
 
 

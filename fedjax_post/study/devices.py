@@ -21,20 +21,20 @@ def find_mesh(spec: Spec, config: DecoderConfig) -> Mesh | None:
     """
     if not spec.execution.mesh:
         return None
-    told = f"mesh={spec.execution.mesh}"
+    given = f"mesh={spec.execution.mesh}"
     if spec.execution.executor == "host":
-        raise ValueError(f"{told}: executor=host computes on one device; leave one of them out")
+        raise ValueError(f"{given}: executor=host computes on one device; leave one of them out")
     if spec.execution.chunk_size == "auto":
-        raise ValueError(f"{told}: chunk_size=auto knows one device's memory; give a number")
+        raise ValueError(f"{given}: chunk_size=auto knows one device's memory; give a number")
     mesh = fedjax_post.make_mesh(spec.execution.mesh)
     if spec.method.baseline == "central" and mesh.shape[CLIENTS] > 1:
         raise ValueError(
-            f"{told}: baseline=central trains one client; give {MODEL}:{mesh.size}, or "
+            f"{given}: baseline=central trains one client; give {MODEL}:{mesh.size}, or "
             "leave `mesh` out"
         )
     if spec.adapter.kind == "full" and mesh.shape[MODEL] > 1:
         raise ValueError(
-            f"{told} splits the frozen base, and adapter=full freezes nothing; give "
+            f"{given} splits the frozen base, and adapter=full freezes nothing; give "
             f"{CLIENTS}:{mesh.size}, or use adapter=lora"
         )
     check_divides(config, mesh)

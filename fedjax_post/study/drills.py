@@ -19,7 +19,7 @@ class Drilled(NamedTuple):
     rows: list[dict[str, Any]]  # see `study.autonomy.over_seeds`
 
     def table(self) -> str:
-        """Returns the rows as a table for people."""
+        """Returns the rows as a text table."""
         return faults_of.table(self.rows)
 
 

@@ -23,7 +23,7 @@ def score_state(parts: Parts, state: State, heldout: HeldOut, *, rounds: int) ->
       parts: of the run.
       state: of the federation.
       heldout: rows to score on.
-      rounds: number of rounds that the state has behind it, for a hosted model's journal.
+      rounds: number of rounds done, under which a hosted model's calls are journalled.
     """
     model: Any
     model, params = fedjax_post.deployed(parts.algorithm, parts.model, state)
