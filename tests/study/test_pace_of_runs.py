@@ -10,7 +10,7 @@ from fedjax_post.study import Spec, Training, pace
     [
         (Training(concurrency=3), "concurrency=3 is for asynchronous runs; give `buffer_size`"),
         (Training(staleness_exponent=1), "staleness_exponent=1.0 is for asynchronous runs"),
-        (Training(buffer_size=2, cohort_size=2), "give `concurrency`, and neither `cohort_size`"),
+        (Training(buffer_size=2, cohort_size=2), "give `concurrency`, not `cohort_size`"),
         (Training(buffer_size=2, sampling="full"), "not `cohort_size` or `sampling`"),
     ],
 )
