@@ -40,7 +40,7 @@ def chunks(
     """
     for step in steps:
         ((round, cohort),) = step.began
-        rows = laid_out(clients, cohort, widths)
+        rows = lay_out(clients, cohort, widths)
         num_lanes = -(-sum(len(ids) for ids, _ in rows) // max(widths)) * max(widths)
         for ids, longest in rows:
             mine = ids[local(len(ids))]
@@ -123,7 +123,7 @@ def prefetched(items: Iterator[T], *, depth: int = 2) -> Iterator[T]:
             thread.shutdown(wait=True, cancel_futures=True)
 
 
-def laid_out(
+def lay_out(
     clients: Clients, client_ids: np.ndarray, widths: Sequence[int]
 ) -> list[tuple[np.ndarray, int | None]]:
     """Returns the chunks of `in_chunks`, each with the number of steps of its longest visit.
