@@ -31,7 +31,7 @@ import numpy as np
 from fedjax_post.core.algorithm import Algorithm, Around
 from fedjax_post.core.compose import reason_against
 from fedjax_post.data.clients import Clients
-from fedjax_post.simulate.feed import lay_out, side_by_side
+from fedjax_post.simulate.feed import lay_out, chunk_data
 from fedjax_post.simulate.programs import Chunk, all_lanes
 from fedjax_post.simulate.speeds import Speeds
 from fedjax_post.simulate.visits import Step
@@ -144,7 +144,7 @@ def chunks(
             discount = np.float32((1 + step.round - round) ** -buffer.staleness_exponent)
             for row, longest in lay_out(clients, ids, narrow):
                 mine = row[local(len(row))]
-                data = side_by_side(clients, mine, seed, round, longest=longest)
+                data = chunk_data(clients, mine, seed, round, longest=longest)
                 yield step, num_lanes, Chunk(np.int32(round), row, data, discount)
 
 

@@ -44,7 +44,7 @@ def chunks(
         num_lanes = -(-sum(len(ids) for ids, _ in rows) // max(widths)) * max(widths)
         for ids, longest in rows:
             mine = ids[local(len(ids))]
-            data = side_by_side(clients, mine, seed, round, longest=longest)
+            data = chunk_data(clients, mine, seed, round, longest=longest)
             yield step, num_lanes, Chunk(np.int32(round), ids, data)
 
 
@@ -102,7 +102,7 @@ def abreast(
             jax.tree.map(
                 lambda *x: np.stack(x),
                 *(
-                    Chunk(np.int32(round), ids, side_by_side(clients, ids, seed, round))
+                    Chunk(np.int32(round), ids, chunk_data(clients, ids, seed, round))
                     for seed, ids in zip(seeds, together, strict=True)
                 ),
             )
@@ -142,7 +142,7 @@ def lay_out(
     return [(ids, longest(ids)) for ids in rows]
 
 
-def side_by_side(
+def chunk_data(
     clients: Clients, ids: np.ndarray, seed: int, round: int, *, longest: int | None = None
 ) -> ClientData:
     """Returns the visits of a chunk's clients, each in its data order of the round.

@@ -14,7 +14,7 @@ from fedjax_post.core import clip, error_feedback, fixed_mean, top_k
 from fedjax_post.core.telemetry import change_statistics
 from fedjax_post.simulate import asynchronous, speeds
 from fedjax_post.simulate.asynchronous import Buffer
-from fedjax_post.simulate.feed import side_by_side
+from fedjax_post.simulate.feed import chunk_data
 from fedjax_post.simulate.programs import Chunk
 from fedjax_post.simulate.visits import Step
 from fedjax_post.testing import toy_clients, toy_loss, toy_model, toy_params
@@ -118,7 +118,7 @@ def play_from(clients, params, round, client_id):
 
 def only(clients, round, client_id):
     ids = np.array([client_id], np.int32)
-    yield Step(round), 1, Chunk(np.int32(round), ids, side_by_side(clients, ids, 0, round))
+    yield Step(round), 1, Chunk(np.int32(round), ids, chunk_data(clients, ids, 0, round))
 
 
 @pytest.mark.parametrize("exponent", [0.0, 0.5, 2.0])
