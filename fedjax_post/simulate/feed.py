@@ -73,7 +73,7 @@ def pooled(
         yield step, 1, Chunk(np.int32(round), np.zeros(1, np.int32), data)
 
 
-def abreast(
+def chunks_by_seed(
     clients: Clients,
     rounds: Iterable[int],
     *,

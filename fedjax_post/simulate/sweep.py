@@ -229,7 +229,7 @@ def _rounds_of(
     width = plan.chunk_size
     assert width is not None  # set by `chunk_size_of`
     seeds = job.grid.seeds
-    items = feed.abreast(clients, rounds, sampler=plan.sampler, width=width, seeds=seeds)
+    items = feed.chunks_by_seed(clients, rounds, sampler=plan.sampler, width=width, seeds=seeds)
     began = time.perf_counter()
     for chunks in feed.prefetched(items):
         state, reports, seen = _play(job, state, chunks)
