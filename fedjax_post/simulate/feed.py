@@ -110,7 +110,7 @@ def chunks_by_seed(
         ]
 
 
-def prefetched(items: Iterator[T], *, depth: int = 2) -> Iterator[T]:
+def prefetch(items: Iterator[T], *, depth: int = 2) -> Iterator[T]:
     """Returns an iterator over the same items, which makes up to `depth` in advance on a thread."""
     end: Any = object()
     with ThreadPoolExecutor(1) as thread:

@@ -256,7 +256,7 @@ def _rounds_of(
     """Plays the rounds; data for the next one are prepared while this one is computed."""
     items = _items(clients, rounds, plan, job.programs)
     began = time.perf_counter()
-    for _, group in groupby(feed.prefetched(items), lambda item: item[0].round):
+    for _, group in groupby(feed.prefetch(items), lambda item: item[0].round):
         held, chunks, reports, numbers = _play(job, held, group)
         seconds = time.perf_counter() - began
         if plan.speeds is not None:

@@ -231,7 +231,7 @@ def _rounds_of(
     seeds = job.grid.seeds
     items = feed.chunks_by_seed(clients, rounds, sampler=plan.sampler, width=width, seeds=seeds)
     began = time.perf_counter()
-    for chunks in feed.prefetched(items):
+    for chunks in feed.prefetch(items):
         state, reports, seen = _play(job, state, chunks)
         seconds = time.perf_counter() - began
         runs = _records(job.grid, chunks, reports, seen, wire=wire, seconds=seconds)
