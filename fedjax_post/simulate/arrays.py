@@ -18,7 +18,7 @@ def write(path: Path, tree: PyTree) -> None:
     """Writes the arrays of a tree to disk; the first process writes, and all must call this."""
     from safetensors.numpy import save_file
 
-    arrays = [np.asarray(x, order="C") for x in jax.tree.leaves(processes.gathered(tree))]
+    arrays = [np.asarray(x, order="C") for x in jax.tree.leaves(processes.gather(tree))]
     if not processes.is_first():
         return
     save_file({f"{i:06d}": array for i, array in enumerate(arrays)}, path)

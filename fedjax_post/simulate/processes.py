@@ -51,7 +51,7 @@ def exchanged(text: str) -> list[str]:
     return [bytes(row[:size]).decode() for row, size in zip(rows, sizes, strict=True)]
 
 
-def gathered(tree: PyTree) -> PyTree:
+def gather(tree: PyTree) -> PyTree:
     """Returns the tree with complete numpy arrays, on every process."""
     if jax.process_count() == 1:
         return _fetch(tree)

@@ -307,7 +307,7 @@ def _play(job: _Job, held: Held, items: Iterable) -> tuple[Held, list, list, Rec
 
 def _settle(job: _Job, chunk: Chunk, states, reports):
     """Waits for a chunk, and stores the states of its clients that were not dropped."""
-    states, reports = processes.gathered((states, reports))
+    states, reports = processes.gather((states, reports))
     chunk = chunk._replace(
         data=processes.of_all(chunk.data, job.programs.local(len(chunk.client_ids)))
     )

@@ -38,7 +38,7 @@ def write(parts: Parts, state: State, path: Path, *, scores: Mapping[str, Scores
         model, name = parts.model["proxy"], parts.spec.model.proxy
     if artefact.changes_base(model, params) and peers.are_several():
         host = jax.local_devices(backend="cpu")[0]  # the whole model fits in host memory only
-        model, params = jax.device_put(processes.gathered((model, params)), host)
+        model, params = jax.device_put(processes.gather((model, params)), host)
     with peers.together():
         if peers.is_first():
             about = _about(parts, scores)
