@@ -47,7 +47,7 @@ def check_unused(keep: Keep) -> None:
         return
     directory = Path(keep.directory)
     found = [name for name in ("records.jsonl", "checkpoints") if (directory / name).exists()]
-    if processes.agreed(bool(found)):
+    if processes.agree(bool(found)):
         raise FileExistsError(
             f"{directory} holds another run ({', '.join(found)}); give another `directory`, "
             "or `resume` to continue it"
@@ -66,7 +66,7 @@ def is_due(every: int | None, done: int, elapsed: float, cost: float) -> bool:
     """
     if every is not None:
         return done % every == 0
-    return processes.agreed(elapsed >= 49 * cost)
+    return processes.agree(elapsed >= 49 * cost)
 
 
 def kept(

@@ -28,7 +28,7 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def agreed(value: bool) -> bool:
+def agree(value: bool) -> bool:
     """Returns the value of the first process, on all of them."""
     if jax.process_count() == 1:
         return value
