@@ -73,7 +73,7 @@ def _fetch(tree: PyTree) -> PyTree:
     return jax.device_get(tree)
 
 
-def of_all(data: ClientData, local: slice) -> ClientData:
+def gather_data(data: ClientData, local: slice) -> ClientData:
     """Returns the data of all lanes, without batches, from the data of each process's lanes."""
     if jax.process_count() == 1:
         return data

@@ -309,7 +309,7 @@ def _settle(job: _Job, chunk: Chunk, states, reports):
     """Waits for a chunk, and stores the states of its clients that were not dropped."""
     states, reports = processes.gather((states, reports))
     chunk = chunk._replace(
-        data=processes.of_all(chunk.data, job.programs.local(len(chunk.client_ids)))
+        data=processes.gather_data(chunk.data, job.programs.local(len(chunk.client_ids)))
     )
     if jax.tree.leaves(states):
         kept = reports.kept
