@@ -21,7 +21,7 @@ from fedjax_post.core import access, engine
 from fedjax_post.core.algorithm import Aggregate, Algorithm, no_context
 from fedjax_post.core.checked import call
 from fedjax_post.simulate import programs, stopping
-from fedjax_post.simulate.visit import contexts_of, discounted
+from fedjax_post.simulate.visit import contexts_of, discount_weights
 
 
 def host(algorithm: Algorithm, telemetry: Aggregate = engine.NO_TELEMETRY) -> programs.Programs:
@@ -31,7 +31,7 @@ def host(algorithm: Algorithm, telemetry: Aggregate = engine.NO_TELEMETRY) -> pr
     """
 
     def visit_chunk(model, replica, total, chunk, stored, run_key):
-        counted = discounted(algorithm, chunk.discount)
+        counted = discount_weights(algorithm, chunk.discount)
         first = jax.tree.map(lambda x: x[0], chunk.data)
         unbound = access.views(model, algorithm.access)
         like = engine.value_like(algorithm, unbound, replica, first)

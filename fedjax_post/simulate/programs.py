@@ -11,7 +11,7 @@ import numpy as np
 from fedjax_post.core import access, checked, engine
 from fedjax_post.core.aggregates import column
 from fedjax_post.core.algorithm import Aggregate, Algorithm, ClientData, PyTree
-from fedjax_post.simulate.visit import contexts_of, discounted, fresh_states, visit
+from fedjax_post.simulate.visit import contexts_of, discount_weights, fresh_states, visit
 
 
 class Chunk(NamedTuple):
@@ -86,7 +86,7 @@ def visit_chunk(
     fresh = fresh_states(algorithm, model, replica, chunk.data, run_key, ids)
     states = jax.tree.map(partial(_choose, stored.found), stored.states, fresh)
     contexts = contexts_of(run_key, chunk.round, ids)
-    algorithm = discounted(algorithm, chunk.discount)
+    algorithm = discount_weights(algorithm, chunk.discount)
     return visit(algorithm, model, replica, total, states, chunk.data, contexts, telemetry)
 
 

@@ -52,7 +52,7 @@ def visit(
     return total, states, reports
 
 
-def discounted(algorithm: Algorithm, factor: jax.Array) -> Algorithm:
+def discount_weights(algorithm: Algorithm, factor: jax.Array) -> Algorithm:
     """Returns the algorithm with its clients' weights multiplied by `factor`, () float32."""
 
     def update(model, replica, state, data, ctx):
