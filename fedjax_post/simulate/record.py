@@ -104,7 +104,7 @@ def append(file: TextIO, record: Record) -> None:
     file.flush()
 
 
-def kept_lines(path: Path, count: int) -> list[str]:
+def read_lines(path: Path, count: int) -> list[str]:
     """Returns the first lines of a record file, after checking each.
 
     Raises:
@@ -123,10 +123,10 @@ def keep_lines(path: Path, count: int) -> None:
     """Truncates a record file after `count` lines, atomically.
 
     Raises:
-      DamagedError: as `kept_lines`.
+      DamagedError: as `read_lines`.
     """
     fresh = path.with_suffix(".tmp")
-    fresh.write_text("".join(f"{line}\n" for line in kept_lines(path, count)), encoding="utf-8")
+    fresh.write_text("".join(f"{line}\n" for line in read_lines(path, count)), encoding="utf-8")
     os.replace(fresh, path)
 
 

@@ -124,7 +124,7 @@ def _damage(directory: Path, begun: Begun, found: Snapshot) -> str:
     try:
         processes.check_versions(directory / "clients", begun.like, begun.population, found.version)
         if processes.is_first():
-            record.kept_lines(directory / "records.jsonl", found.rounds_done)
+            record.read_lines(directory / "records.jsonl", found.rounds_done)
     except (DamagedError, OSError) as error:
         why = str(error)
     return next(filter(None, processes.exchanged(why)), "")
