@@ -93,7 +93,7 @@ def _sent(ids: np.ndarray, report: Report) -> Record:
     return {name: float(report.metrics[name][real].sum(dtype=np.float64)) for name in counted}
 
 
-def defined(seen: Mapping[str, Any]) -> Record:
+def finite_numbers(seen: Mapping[str, Any]) -> Record:
     """Returns the telemetry's numbers that are finite, and so defined for this round."""
     return {name: float(value) for name, value in seen.items() if np.isfinite(value)}
 

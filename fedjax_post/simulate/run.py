@@ -301,7 +301,7 @@ def _play(job: _Job, held: Held, items: Iterable) -> tuple[Held, list, list, Rec
     settled += [_settle(job, *item) for item in under_way]
     chunks, reports = zip(*settled, strict=True)
     replicas = {round: tree for round, tree in replicas.items() if round in step.awaited}
-    numbers = {"round": step.round, **step.numbers, **record.defined(jax.device_get(seen))}
+    numbers = {"round": step.round, **step.numbers, **record.finite_numbers(jax.device_get(seen))}
     return Held(state, replicas), list(chunks), list(reports), numbers
 
 

@@ -265,7 +265,7 @@ def _records(grid: Grid, chunks, reports, seen, *, wire, seconds: float) -> list
             own, [run_of(report, s, h) for report in reports], wire=wire, seconds=seconds
         )
         setting = {name: float(values[h]) for name, values in grid.settings.items()}
-        found = record.defined({name: x[s, h] for name, x in seen.items()})
+        found = record.finite_numbers({name: x[s, h] for name, x in seen.items()})
         return {"seed": grid.seeds[s], **setting, **line, **found}
 
     return [[one(s, h) for h in range(grid.shape[1])] for s in range(grid.shape[0])]
