@@ -31,7 +31,7 @@ def lognormal(sigma: float, *, seed: int) -> Speeds:
     return lambda client_id, round: float(np.exp(sigma * draw(client_id)))
 
 
-def traced(seconds: np.ndarray) -> Speeds:
+def from_seconds(seconds: np.ndarray) -> Speeds:
     """Returns speeds from an array of seconds, `[clients]` or `[clients, rounds]`.
 
     Rounds after its end start again at the first column.
@@ -78,4 +78,4 @@ def read_speeds(path: str | Path, population: int) -> Speeds:
             ) from None
     if table.ndim == 0 or len(table) != population:
         raise ValueError(f"{path} has {table.shape} seconds for {population} clients")
-    return traced(table)
+    return from_seconds(table)

@@ -19,7 +19,7 @@ from fedjax_post.simulate.programs import Chunk
 from fedjax_post.simulate.visits import Step
 from fedjax_post.testing import toy_clients, toy_loss, toy_model, toy_params
 
-HAND = speeds.traced(np.array([1.0, 2.0, 5.0]))
+HAND = speeds.from_seconds(np.array([1.0, 2.0, 5.0]))
 
 
 def by_hand(buffer, count):
