@@ -6,7 +6,7 @@ round is recorded, and raised as `Interrupted` between two chunks of clients or 
 of a hosted model. A second signal is not deferred: it ends a program at once, and in a notebook it
 interrupts the cell as usual.
 
-`catching` is for programs. `run` and `sweep` use `deferred` themselves, also in a notebook.
+`catch_signals` is for programs. `run` and `sweep` use `deferred` themselves, also in a notebook.
 Signals reach only the main thread; in other threads these functions have no effect.
 """
 
@@ -85,12 +85,12 @@ _handler: ContextVar[_Handler | None] = ContextVar("_handler", default=None)
 
 
 @contextlib.contextmanager
-def catching() -> Iterator[None]:
+def catch_signals() -> Iterator[None]:
     """Returns a context in which the first SIGINT or SIGTERM raises `Interrupted`.
 
     The next signal kills the process. It is meant for a whole program, in its main thread.
     Signals that were ignored before, as in a script's background job, stay ignored. Inside
-    another `catching` it has no effect.
+    another `catch_signals` it has no effect.
     """
     if _handler.get() is not None or not _is_main():
         yield
@@ -120,7 +120,7 @@ def catching() -> Iterator[None]:
 def deferred() -> Iterator[None]:
     """Returns a context in which the first signal is deferred to the next `check` or the end.
 
-    Without `catching`, this covers only Ctrl-C, and only if Python's own handler is installed.
+    Without `catch_signals`, this covers only Ctrl-C, and only if Python's own handler is installed.
     """
     handler = _handler.get()
     if handler is not None:
