@@ -131,7 +131,7 @@ def _steps(
             start = Held(last.state, last.replicas)
             played = play(store, start, range(saved, rounds))
             while last.rounds_done < rounds:
-                with stopping.deferred():
+                with stopping.defer_signals():
                     (state, replicas), line = next(played)
                     for callback in callbacks:
                         line |= callback(state, line) or {}
@@ -149,7 +149,7 @@ def _steps(
                         since = time.monotonic()
                 yield state, line
         finally:
-            with stopping.deferred():
+            with stopping.defer_signals():
                 if keeps and last.rounds_done > saved and processes.are_together():
                     _save(saved_in, store, last)
 

@@ -6,7 +6,7 @@ round is recorded, and raised as `Interrupted` between two chunks of clients or 
 of a hosted model. A second signal is not deferred: it ends a program at once, and in a notebook it
 interrupts the cell as usual.
 
-`catch_signals` is for programs. `run` and `sweep` use `deferred` themselves, also in a notebook.
+`catch_signals` is for programs. `run` and `sweep` use `defer_signals` themselves, also in a notebook.
 Signals reach only the main thread; in other threads these functions have no effect.
 """
 
@@ -117,7 +117,7 @@ def catch_signals() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def deferred() -> Iterator[None]:
+def defer_signals() -> Iterator[None]:
     """Returns a context in which the first signal is deferred to the next `check` or the end.
 
     Without `catch_signals`, this covers only Ctrl-C, and only if Python's own handler is installed.
@@ -151,7 +151,7 @@ def check() -> None:
 
 @contextlib.contextmanager
 def _set(handler: _Handler, *, deferred: bool) -> Iterator[None]:
-    before, handler.deferred = handler.deferred, deferred
+    before, handler.deferred = handler.deferred, defer_signals
     try:
         yield
     finally:

@@ -30,7 +30,7 @@ def score_state(parts: Parts, state: State, heldout: HeldOut, *, rounds: int) ->
     if not isinstance(model, Hosted):
         return score(model, params, heldout)
     asked: Any = model.at(rounds, -1)
-    with stopping.deferred():  # an interrupted call may have been paid for
+    with stopping.defer_signals():  # an interrupted call may have been paid for
         return score(asked, params, heldout)
 
 

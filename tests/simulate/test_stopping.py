@@ -41,7 +41,7 @@ def test_a_signal_waits_for_a_place_where_nothing_is_lost(signum, capfd):
     reached = []
 
     def work():
-        with stopping.catch_signals(), stopping.deferred():
+        with stopping.catch_signals(), stopping.defer_signals():
             signal.raise_signal(signum)
             reached.append("after the signal")
             stopping.check()
@@ -60,7 +60,7 @@ def test_a_signal_that_met_no_check_is_raised_at_the_end_of_what_deferred_it():
 
     def work():
         with stopping.catch_signals():
-            with stopping.deferred():
+            with stopping.defer_signals():
                 signal.raise_signal(signal.SIGINT)
                 reached.append("within")
             reached.append("after it")
@@ -94,7 +94,7 @@ def test_a_signal_that_a_callback_ignores_is_raised_again():
 
 def test_what_is_muted_stays_so():
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with stopping.catch_signals(), stopping.deferred():
+    with stopping.catch_signals(), stopping.defer_signals():
         signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -106,7 +106,7 @@ def test_a_second_signal_ends_a_program_at_once(signum):
         import signal, sys, time
         from fedjax_post.simulate import stopping
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        with stopping.catch_signals(), stopping.deferred():
+        with stopping.catch_signals(), stopping.defer_signals():
             print("ready", flush=True)
             time.sleep(60)
             print("went on", flush=True)
