@@ -31,7 +31,7 @@ import numpy as np
 from fedjax_post.core.algorithm import Algorithm, Around
 from fedjax_post.core.compose import reason_against
 from fedjax_post.data.clients import Clients
-from fedjax_post.simulate.feed import lay_out, chunk_data
+from fedjax_post.simulate.feed import chunk_data, lay_out
 from fedjax_post.simulate.programs import Chunk, all_lanes
 from fedjax_post.simulate.speeds import Speeds
 from fedjax_post.simulate.visits import Step

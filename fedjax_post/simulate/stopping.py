@@ -6,8 +6,8 @@ round is recorded, and raised as `Interrupted` between two chunks of clients or 
 of a hosted model. A second signal is not deferred: it ends a program at once, and in a notebook it
 interrupts the cell as usual.
 
-`catch_signals` is for programs. `run` and `sweep` use `defer_signals` themselves, also in a notebook.
-Signals reach only the main thread; in other threads these functions have no effect.
+`catch_signals` is for programs. `run` and `sweep` use `defer_signals` themselves, also in a
+notebook. Signals reach only the main thread; in other threads these functions have no effect.
 """
 
 import contextlib
@@ -151,7 +151,7 @@ def check() -> None:
 
 @contextlib.contextmanager
 def _set(handler: _Handler, *, deferred: bool) -> Iterator[None]:
-    before, handler.deferred = handler.deferred, defer_signals
+    before, handler.deferred = handler.deferred, deferred
     try:
         yield
     finally:
