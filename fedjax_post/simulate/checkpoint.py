@@ -55,7 +55,7 @@ def save(directory: Path, snapshot: Snapshot) -> None:
         for path in directory.glob(".unfinished-*"):
             shutil.rmtree(path)
         aside.mkdir(mode=0o700)
-    processes.exchanged("")
+    processes.exchange("")
     arrays.write(aside / _STATE, held)
     if processes.is_first():
         meta = {
@@ -73,7 +73,7 @@ def save(directory: Path, snapshot: Snapshot) -> None:
         _sync(directory)
         for rounds_done in saved(directory)[_KEPT:]:
             remove(directory, rounds_done)
-    processes.exchanged("")
+    processes.exchange("")
 
 
 def saved(directory: Path) -> list[int]:
@@ -104,7 +104,7 @@ def find(directory: Path) -> Iterator[tuple[int, Meta | None, str]]:
                 integrity.check_sums(directory / str(rounds_done))
             except (DamagedError, OSError) as error:
                 why = str(error)
-        yield rounds_done, meta, next(filter(None, processes.exchanged(why)), "")
+        yield rounds_done, meta, next(filter(None, processes.exchange(why)), "")
 
 
 def load(directory: Path, rounds_done: int, meta: Meta, like: State) -> Snapshot:

@@ -37,7 +37,7 @@ def agree(value: bool) -> bool:
     return bool(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
-def exchanged(text: str) -> list[str]:
+def exchange(text: str) -> list[str]:
     """Returns the texts of all processes, by process number."""
     if jax.process_count() == 1:
         return [text]

@@ -127,7 +127,7 @@ def _damage(directory: Path, begun: Begun, found: Snapshot) -> str:
             record.read_lines(directory / "records.jsonl", found.rounds_done)
     except (DamagedError, OSError) as error:
         why = str(error)
-    return next(filter(None, processes.exchanged(why)), "")
+    return next(filter(None, processes.exchange(why)), "")
 
 
 def _check_same(

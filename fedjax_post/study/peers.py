@@ -53,10 +53,10 @@ def together() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        processes.exchanged(str(error) or type(error).__name__)
+        processes.exchange(str(error) or type(error).__name__)
         error.add_note(_REPORTED)
         raise
-    for number, message in enumerate(processes.exchanged("")):
+    for number, message in enumerate(processes.exchange("")):
         if message:
             raise PeerError(f"process {number}: {message}")
 
@@ -65,7 +65,7 @@ def agreed(directory: Path) -> Path:
     """Returns the folder that the first process has chosen."""
     if not are_several():
         return directory
-    return Path(processes.exchanged(str(directory))[0])
+    return Path(processes.exchange(str(directory))[0])
 
 
 @contextlib.contextmanager
