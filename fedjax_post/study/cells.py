@@ -31,7 +31,7 @@ class Cell(NamedTuple):
         return (self.directory / "summary.json").exists()
 
 
-def labelled(specs: Sequence[Spec] | Mapping[str, Spec]) -> dict[str, Spec]:
+def label_specs(specs: Sequence[Spec] | Mapping[str, Spec]) -> dict[str, Spec]:
     """Returns experiments by label: the given one, else the method and the settings that differ.
 
     Raises:

@@ -66,7 +66,7 @@ def compare(
       ValueError, OSError, AccessError: for invalid input, before any run starts.
     """
     directory = Path(directory or folder.fresh("comparison"))
-    labelled = cells.labelled(specs)
+    labelled = cells.label_specs(specs)
     planned = cells.planned(labelled, seeds, directory)
     cells.check(planned)
     done = sum(cell.done for cell in planned)
