@@ -53,7 +53,7 @@ def label_specs(specs: Sequence[Spec] | Mapping[str, Spec]) -> dict[str, Spec]:
     return found
 
 
-def planned(specs: Mapping[str, Spec], seeds: Sequence[int], directory: Path) -> list[Cell]:
+def plan_runs(specs: Mapping[str, Spec], seeds: Sequence[int], directory: Path) -> list[Cell]:
     """Returns the runs, ordered by seed and then by experiment.
 
     Args:

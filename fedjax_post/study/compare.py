@@ -67,7 +67,7 @@ def compare(
     """
     directory = Path(directory or folder.fresh("comparison"))
     labelled = cells.label_specs(specs)
-    planned = cells.planned(labelled, seeds, directory)
+    planned = cells.plan_runs(labelled, seeds, directory)
     cells.check(planned)
     done = sum(cell.done for cell in planned)
     show(f"{len(planned)} runs, {done} of them finished, in {directory}")

@@ -53,7 +53,7 @@ def drills(
     if wrong := [name for name in chosen if name not in faults_of.DRILLS] or not chosen:
         raise ValueError(f"drills={wrong or chosen}: give some of {', '.join(faults_of.DRILLS)}")
     directory = Path(directory or folder.fresh("drills"))
-    planned = cells.planned(cells.label_specs(specs), seeds, directory)
+    planned = cells.plan_runs(cells.label_specs(specs), seeds, directory)
     found = Drilled(directory, carry_out(planned, chosen, settings, show=show))
     folder.write_json(directory / "drills.json", {"command": command, "rows": found.rows})
     return found
