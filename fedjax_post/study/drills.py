@@ -8,7 +8,7 @@ import jax
 
 from fedjax_post.study import autonomy as faults_of
 from fedjax_post.study import cells, folder
-from fedjax_post.study.faults import Settings, drilled
+from fedjax_post.study.faults import Settings, drill
 from fedjax_post.study.spec import Spec
 
 
@@ -72,6 +72,6 @@ def carry_out(
     """
     rows: list[faults_of.Row] = []
     for cell in planned:
-        rows += drilled(cell, chosen, settings, show=show)
+        rows += drill(cell, chosen, settings, show=show)
         jax.clear_caches()  # the next method shares none of the compiled programs
     return faults_of.over_seeds(rows)

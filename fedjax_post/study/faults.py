@@ -52,7 +52,7 @@ class _Stage(NamedTuple):
     base: float  # exact match at the end of the run without a fault
 
 
-def drilled(cell: Cell, chosen: Sequence[str], settings: Settings, *, show: Show) -> list[Row]:
+def drill(cell: Cell, chosen: Sequence[str], settings: Settings, *, show: Show) -> list[Row]:
     """Runs the drills of one method with one seed, and returns their rows.
 
     Args:
