@@ -65,7 +65,7 @@ def drill(cell: Cell, chosen: Sequence[str], settings: Settings, *, show: Show) 
       ValueError, OSError, AccessError: for invalid input.
     """
     spec = resolve(cell.spec.put({"scoring.exact_match": "on"}))
-    settings = filled(settings, spec.training.rounds)
+    settings = fill_settings(settings, spec.training.rounds)
     _claim(cell.directory, spec)
     parts = build(spec)
     if set(chosen) & set(autonomy.EXCLUSIONS):
@@ -289,7 +289,7 @@ def _alone(stage: _Stage) -> bool:
     return autonomy.trains_alone(stage.parts.algorithm.access)
 
 
-def filled(settings: Settings, rounds: int) -> Settings:
+def fill_settings(settings: Settings, rounds: int) -> Settings:
     """Returns the settings with `at_round` filled in.
 
     Raises:

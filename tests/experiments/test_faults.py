@@ -113,4 +113,4 @@ def test_a_base_without_a_passport_has_no_terms():
 
 
 def test_settings_put_the_fault_in_the_middle():
-    assert faults.filled(faults.Settings(), 9).at_round == 4
+    assert faults.fill_settings(faults.Settings(), 9).at_round == 4
