@@ -38,7 +38,7 @@ _AROUND = ("uplink", "aggregate")
 _USUAL_REFERENCE = _USUAL | {"client_optimizer": "adamw", "client_schedule": "linear"}
 
 
-def filled(spec: Spec) -> Spec:
+def fill_defaults(spec: Spec) -> Spec:
     """Returns the experiment with defaults that depend on its algorithm and optimizers filled in.
 
     Raises:
