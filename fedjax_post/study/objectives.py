@@ -28,7 +28,7 @@ _OWN: dict[str, dict[str, Any]] = {
 }
 
 
-def filled(spec: Spec) -> Spec:
+def fill_defaults(spec: Spec) -> Spec:
     """Returns the experiment with the defaults of its objective filled in.
 
     Raises:
@@ -162,6 +162,6 @@ def around(
 
 
 def _set(value: Any) -> Any:
-    """Returns a value that `filled` has set."""
+    """Returns a value that `fill_defaults` has set."""
     assert value is not None
     return value
