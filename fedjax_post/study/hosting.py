@@ -15,7 +15,7 @@ from fedjax_post.study.spec import Spec
 _NEEDS = {"execution.executor": "host", "adapter.kind": "text_prompt"}
 
 
-def filled(spec: Spec) -> Spec:
+def fill_defaults(spec: Spec) -> Spec:
     """Returns the experiment with the hosting fields that every hosted target implies."""
     if not is_hosted(spec):
         return spec

@@ -27,7 +27,7 @@ def resolve(spec: Spec) -> Spec:
         hosting.check,
     ):
         check(spec)
-    for fill in (objectives.fill_defaults, hosting.filled, methods.fill_defaults):
+    for fill in (objectives.fill_defaults, hosting.fill_defaults, methods.fill_defaults):
         spec = fill(spec)
     objectives.check(spec)
     return spec
