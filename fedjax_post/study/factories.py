@@ -54,7 +54,7 @@ def find_factory(name: str | Callable) -> Callable:
     if callable(name):
         return name
     if "(" in name:
-        return wrapped(name)
+        return parse_wrapper(name)
     if ":" in name:
         return load_code(name, field="method")
     if name not in ALGORITHMS:
@@ -63,7 +63,7 @@ def find_factory(name: str | Callable) -> Callable:
     return ALGORITHMS[name]
 
 
-def wrapped(text: str) -> Callable:
+def parse_wrapper(text: str) -> Callable:
     """Returns the factory of a wrapper around an algorithm, from text as `ditto(fed_adam, mu=0.5)`.
 
     The text holds the wrapper's hyper-parameters; the algorithm's are given as usual. An
