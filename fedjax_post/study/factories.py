@@ -114,7 +114,7 @@ def access_of(name: str | Callable) -> Mapping[str, Access]:
     return _toy_of(find_factory(name)).access
 
 
-def ranked() -> list[str]:
+def ranked_names() -> list[str]:
     """Returns the registered algorithms that support a LoRA rank for each client."""
     return [name for name, factory in ALGORITHMS.items() if _toy_of(factory).ranked]
 

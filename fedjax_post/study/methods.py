@@ -152,7 +152,7 @@ def _check_ranked(spec: Spec, algorithm: Algorithm) -> None:
     if spec.adapter.client_ranks and spec.method.baseline == "none" and not algorithm.ranked:
         raise ValueError(
             f"{_given_ranks(spec)}: method={factories.spoken(spec.method.name)} trains all "
-            f"components on every client; unequal ranks are for {', '.join(factories.ranked())}, "
+            f"components on every client; unequal ranks are for {', '.join(factories.ranked_names())}, "
             "and for your own that follows `data.rank` and declares Algorithm(..., ranked=True)"
         )
 

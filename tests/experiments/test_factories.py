@@ -119,6 +119,6 @@ def test_every_argument_is_given_or_a_flag(factory):
 
 
 def test_algorithms_that_heed_ranks_say_so_themselves():
-    assert {"flora", "het_lora", "florist"} <= set(factories.ranked())
-    assert not {"fed_avg", "scaffold", "ditto_fed_avg"} & set(factories.ranked())
-    assert np.all([factories.find_factory(name) for name in factories.ranked()])
+    assert {"flora", "het_lora", "florist"} <= set(factories.ranked_names())
+    assert not {"fed_avg", "scaffold", "ditto_fed_avg"} & set(factories.ranked_names())
+    assert np.all([factories.find_factory(name) for name in factories.ranked_names()])
