@@ -4,7 +4,7 @@ from fedjax_post.core.access import Access
 from fedjax_post.openness import page
 from fedjax_post.openness.passport import Passport
 from fedjax_post.openness.read import load_passport, passport_names
-from fedjax_post.study.factories import declared
+from fedjax_post.study.factories import declared_access
 
 
 def answer(
@@ -37,11 +37,13 @@ def answer(
             return page.passport_table([load_passport(name) for name in passport_names()])
         return page.passport_page(_load("passport", str(passport)))
     if what_can_i_run == "all" and downgrade is None:
-        return page.methods_page([load_passport(name) for name in passport_names()], declared())
+        return page.methods_page(
+            [load_passport(name) for name in passport_names()], declared_access()
+        )
     found = _load("what_can_i_run", what_can_i_run)
     if downgrade is None:
-        return page.methods_page([found], declared())
-    return page.downgrade_page(found, declared(), Access[downgrade.upper()])
+        return page.methods_page([found], declared_access())
+    return page.downgrade_page(found, declared_access(), Access[downgrade.upper()])
 
 
 def _load(argument: str, name: str) -> Passport:

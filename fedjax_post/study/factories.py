@@ -104,7 +104,7 @@ def _ditto_over(inner: Callable | str, **fixed: Any) -> Callable:
     return factory
 
 
-def declared() -> dict[str, Mapping[str, Access]]:
+def declared_access() -> dict[str, Mapping[str, Access]]:
     """Returns the access that every registered algorithm declares, by model role."""
     return {name: _toy_of(factory).access for name, factory in ALGORITHMS.items()}
 

@@ -18,7 +18,7 @@ from fedjax_post.openness.runnable import refusals, roles
 from fedjax_post.report.records import read_summary
 from fedjax_post.study import ledgers
 from fedjax_post.study.build import Parts
-from fedjax_post.study.factories import access_of, declared
+from fedjax_post.study.factories import access_of, declared_access
 from fedjax_post.study.spec import Spec
 
 
@@ -81,7 +81,7 @@ def gate_of(
 
 def matrix_told() -> dict[str, int]:
     """Returns the number of registered methods, and how many of them run at each access tier."""
-    methods = declared()
+    methods = declared_access()
     run = {spoken(tier): len(methods) - len(refusals(methods, roles(tier))) for tier in LEVELS}
     return {"methods": len(methods), **run}
 

@@ -9,7 +9,7 @@ from fedjax_post.experiments.ladder import FOLDER, ladder_names, read_ladder
 from fedjax_post.core.access import LEVELS
 from fedjax_post.integrity import sealed_file
 from fedjax_post.study import ladder_facts
-from fedjax_post.study.factories import declared
+from fedjax_post.study.factories import declared_access
 from fedjax_post.study.ladder import plan_cells
 
 SMALL = """
@@ -62,7 +62,7 @@ def refused(capsys, *given):
 @pytest.mark.parametrize("name", ladder_names())
 def test_a_ladder_names_methods_that_there_are(name):
     ladder = read_ladder(name, {})
-    assert {rung.spec.method.name for rung in ladder.rungs.values()} <= set(declared())
+    assert {rung.spec.method.name for rung in ladder.rungs.values()} <= set(declared_access())
     assert {"lora", "soft_prompt", "manual_prompt"} <= set(ladder.rungs)
     rows = ladder_facts.cells_told(ladder.rungs)
     tiers = {row["tier"] for row in rows}
@@ -114,7 +114,7 @@ def test_a_method_below_the_weights_runs_at_more_tiers():
     told = ladder_facts.matrix_told()
     counts = [told[tier.name] for tier in LEVELS]
     assert counts == sorted(counts)
-    assert counts[-1] == told["methods"] == len(declared())
+    assert counts[-1] == told["methods"] == len(declared_access())
     assert 0 < counts[0] < counts[-1]
 
 
