@@ -168,7 +168,7 @@ def check_taken(spec: Spec, factory: Callable) -> None:
         )
 
 
-def filled_params(method: Method, factory: Callable) -> dict[str, Any]:
+def fill_params(method: Method, factory: Callable) -> dict[str, Any]:
     """Returns the value of every hyper-parameter of an algorithm, defaults included.
 
     Raises:

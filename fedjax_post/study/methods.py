@@ -55,7 +55,7 @@ def fill_defaults(spec: Spec) -> Spec:
     factories.check_taken(spec, chosen)
     federated = method.baseline == "none"
     factory = chosen if federated else references.central
-    values: dict[str, Any] = {"params": factories.filled_params(method, chosen)}
+    values: dict[str, Any] = {"params": factories.fill_params(method, chosen)}
     for name, usual in (_USUAL if federated else _USUAL_REFERENCE).items():
         if factories.takes(factory, name):
             values[name] = usual

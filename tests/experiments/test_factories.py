@@ -25,7 +25,7 @@ def method_of(factory, **fields):
     """The method of an experiment, its arguments filled in."""
     spec = Spec(method=Method(factory, **fields))
     factories.check_taken(spec, factory)
-    params = factories.filled_params(spec.method, factory)
+    params = factories.fill_params(spec.method, factory)
     return dataclasses.replace(spec.method, params=params)
 
 
