@@ -133,4 +133,4 @@ def _label(spec: Spec, settings: Mapping[str, object], common: Sequence[str]) ->
             own += [f"{name}={item}" for name, item in value.items()]
         else:
             own.append(f"{path.rpartition('.')[2]}={value}")
-    return ":".join([factories.spoken(spec.method.name), *own])
+    return ":".join([factories.display_name(spec.method.name), *own])

@@ -74,4 +74,4 @@ def _about(parts: Parts, scores: Mapping[str, Scores]) -> artefact.About:
 
 
 def _name(source: object) -> str:
-    return Path(source).name if isinstance(source, str) else factories.spoken(source)
+    return Path(source).name if isinstance(source, str) else factories.display_name(source)

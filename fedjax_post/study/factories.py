@@ -149,7 +149,7 @@ def check_taken(spec: Spec, factory: Callable) -> None:
     Raises:
       ValueError: naming the field that it does not use, and the algorithms that do.
     """
-    method, name_of = spec.method, spoken(spec.method.name)
+    method, name_of = spec.method, display_name(spec.method.name)
     given = {name: getattr(method, name) for name in FEEDS if hasattr(method, name)}
     given = {name: (name, value) for name, value in given.items()}
     given["embeddings"] = "model.embeddings", spec.model.embeddings
@@ -180,7 +180,7 @@ def fill_params(method: Method, factory: Callable) -> dict[str, Any]:
             continue
         if parameter.default is parameter.empty:
             raise ValueError(
-                f"method={spoken(method.name)}: its argument {name} has no value; give one in "
+                f"method={display_name(method.name)}: its argument {name} has no value; give one in "
                 f"`method.params`, or annotate the argument: as `{name}: float` for a flag, or, as "
                 "in `loss_fn: LossFn` and `client_tx: ClientTx`, with an annotation of "
                 f"fedjax_post.core.world, by which it is supplied: {annotations()}"
@@ -213,7 +213,7 @@ def annotations() -> str:
     return ", ".join(mark.name for mark in map(world.given_by, world.ANNOTATIONS) if mark)
 
 
-def spoken(value: Any) -> str:
+def display_name(value: Any) -> str:
     """Returns a field's value for messages: its text, or a function's name."""
     return value if isinstance(value, str) else getattr(value, "__name__", repr(value))
 

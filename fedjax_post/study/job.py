@@ -223,5 +223,5 @@ def _found(parts: Parts, directory: Path) -> Any:
 
 
 def _label(spec: Spec) -> str:
-    name = factories.spoken(spec.method.name)
+    name = factories.display_name(spec.method.name)
     return name if spec.method.baseline == "none" else f"{name}-{spec.method.baseline}"

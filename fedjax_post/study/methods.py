@@ -151,7 +151,7 @@ def _check_ranked(spec: Spec, algorithm: Algorithm) -> None:
     """Raises ValueError for unequal ranks if the algorithm trains all ranks on every client."""
     if spec.adapter.client_ranks and spec.method.baseline == "none" and not algorithm.ranked:
         raise ValueError(
-            f"{_given_ranks(spec)}: method={factories.spoken(spec.method.name)} trains all "
+            f"{_given_ranks(spec)}: method={factories.display_name(spec.method.name)} trains all "
             f"components on every client; unequal ranks are for {', '.join(factories.ranked_names())}, "
             "and for your own that follows `data.rank` and declares Algorithm(..., ranked=True)"
         )
@@ -170,14 +170,14 @@ def _usual_server_lr(method: Method, factory: Callable) -> float | None:
         return default
     if method.server_lr is None:
         raise ValueError(
-            f"method={factories.spoken(method.name)} needs `server_lr`; give it a value"
+            f"method={factories.display_name(method.name)} needs `server_lr`; give it a value"
         )
     return None
 
 
 def describe(spec: Spec) -> str:
     """Returns a description of the method, with every default filled in."""
-    name = factories.spoken(spec.method.name)
+    name = factories.display_name(spec.method.name)
     if spec.method.baseline != "none":
         name = f"baseline {spec.method.baseline}"
     visit = f"{spec.training.local_steps} steps"
@@ -195,7 +195,9 @@ def describe(spec: Spec) -> str:
             parts.append(f"weights by {spec.method.client_weight}")
         parts += [f"{name} {value}" for name, value in spec.method.params.items()]
         around = {name: getattr(spec.method, name) for name in _AROUND}
-        parts += [f"{name} {factories.spoken(value)}" for name, value in around.items() if value]
+        parts += [
+            f"{name} {factories.display_name(value)}" for name, value in around.items() if value
+        ]
     return ", ".join(parts)
 
 

@@ -75,7 +75,7 @@ def describe(spec: Spec) -> list[str]:
         return [f"dpo with beta {spec.objective.dpo_beta:g}"]
     return [
         f"grpo of {spec.objective.group_size} answers to a question",
-        f"reward {factories.spoken(spec.objective.reward)}",
+        f"reward {factories.display_name(spec.objective.reward)}",
         f"clip {spec.objective.grpo_clip:g}",
         f"beta {spec.objective.grpo_beta:g}",
     ]

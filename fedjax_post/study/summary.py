@@ -53,10 +53,10 @@ def summarize(
     federated, visits = parts.spec.method.baseline == "none", int(total["cohort"])
     each = lambda name: round(total[name] / visits) if federated and visits else None
     return {
-        "algorithm": factories.spoken(parts.spec.method.name),
+        "algorithm": factories.display_name(parts.spec.method.name),
         "baseline": parts.spec.method.baseline,
         "model": parts.spec.model.name,
-        "dataset": factories.spoken(parts.spec.data.source),
+        "dataset": factories.display_name(parts.spec.data.source),
         "seed": parts.spec.seed,
         "rounds": len(records),
         "settings": identity(parts.spec),
