@@ -95,7 +95,7 @@ def ladder(
         "model": parts.spec.model.name,
         "chance": chance,
         "labels": list(parts.spec.data.labels),
-        "cells": ladder_facts.cells_told(rungs),
+        "cells": ladder_facts.cell_entries(rungs),
         "gate": ladder_facts.gate_of(directory, chance, **(_GATE | dict(task.gate))),
         "matrix": ladder_facts.matrix_told(),
         "passports": ladder_facts.passports_told(),

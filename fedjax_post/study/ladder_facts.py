@@ -36,7 +36,7 @@ class Rung(NamedTuple):
     title: str = ""
 
 
-def cells_told(rungs: Mapping[str, Rung]) -> list[dict[str, Any]]:
+def cell_entries(rungs: Mapping[str, Rung]) -> list[dict[str, Any]]:
     """Returns an entry for each method: folder, label, access tier, kind, and score to report."""
     return [
         {

@@ -64,7 +64,7 @@ def test_a_ladder_names_methods_that_there_are(name):
     ladder = read_ladder(name, {})
     assert {rung.spec.method.name for rung in ladder.rungs.values()} <= set(declared_access())
     assert {"lora", "soft_prompt", "manual_prompt"} <= set(ladder.rungs)
-    rows = ladder_facts.cells_told(ladder.rungs)
+    rows = ladder_facts.cell_entries(ladder.rungs)
     tiers = {row["tier"] for row in rows}
     assert {"TEXT", "LOGITS", "EMBEDDINGS", "EMULATOR", "WEIGHTS", "GRADIENTS"} == tiers
     assert {row["kind"] for row in rows} == {"open", "closed", "baseline"}
