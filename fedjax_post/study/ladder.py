@@ -97,7 +97,7 @@ def ladder(
         "labels": list(parts.spec.data.labels),
         "cells": ladder_facts.cell_entries(rungs),
         "gate": ladder_facts.gate_of(directory, chance, **(_GATE | dict(task.gate))),
-        "matrix": ladder_facts.matrix_told(),
+        "matrix": ladder_facts.matrix_entry(),
         "passports": ladder_facts.passports_told(),
         "audit": _cached(directory / "audit.json", lambda: audits.audit_of(parts)),
         "drills": _drill(rungs, seeds, faults, directory, show=show),

@@ -79,7 +79,7 @@ def gate_of(
     return {"manual_prompt": base, "chance": chance, "soft_prompt_share": share, "gain": gain}
 
 
-def matrix_told() -> dict[str, int]:
+def matrix_entry() -> dict[str, int]:
     """Returns the number of registered methods, and how many of them run at each access tier."""
     methods = declared_access()
     run = {spoken(tier): len(methods) - len(refusals(methods, roles(tier))) for tier in LEVELS}

@@ -111,7 +111,7 @@ def test_bad_flags_are_refused(capsys):
 
 
 def test_a_method_below_the_weights_runs_at_more_tiers():
-    told = ladder_facts.matrix_told()
+    told = ladder_facts.matrix_entry()
     counts = [told[tier.name] for tier in LEVELS]
     assert counts == sorted(counts)
     assert counts[-1] == told["methods"] == len(declared_access())
