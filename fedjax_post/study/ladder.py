@@ -98,7 +98,7 @@ def ladder(
         "cells": ladder_facts.cell_entries(rungs),
         "gate": ladder_facts.gate_of(directory, chance, **(_GATE | dict(task.gate))),
         "matrix": ladder_facts.matrix_entry(),
-        "passports": ladder_facts.passports_told(),
+        "passports": ladder_facts.passport_entries(),
         "audit": _cached(directory / "audit.json", lambda: audits.audit_of(parts)),
         "drills": _drill(rungs, seeds, faults, directory, show=show),
         "commands": _commands(directory, command),

@@ -86,7 +86,7 @@ def matrix_entry() -> dict[str, int]:
     return {"methods": len(methods), **run}
 
 
-def passports_told() -> dict[str, dict[str, Any]]:
+def passport_entries() -> dict[str, dict[str, Any]]:
     """Returns the class, licence, tier and rules of the licence of every passport."""
     return {name: _passport(load_passport(name)) for name in passport_names()}
 
