@@ -78,7 +78,7 @@ def spec_file(directory: Path | None) -> Path:
 
 
 @contextlib.contextmanager
-def held(
+def hold(
     directory: Path,
     *,
     locks: Sequence[int | None] = (fcntl.LOCK_EX,),

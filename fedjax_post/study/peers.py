@@ -72,7 +72,7 @@ def agreed(directory: Path) -> Path:
 def held(directory: Path) -> Iterator[None]:
     """Creates a run's folder, and holds its lock while any of its processes runs.
 
-    The first process takes an exclusive lock, then shares it with the others; see `folder.held`.
+    The first process takes an exclusive lock, then shares it with the others; see `folder.hold`.
 
     Raises:
       FileNotFoundError: in a process that does not see the folder.
@@ -90,7 +90,7 @@ def held(directory: Path) -> Iterator[None]:
     locks: tuple[int | None, ...] = (alone,)
     if are_several():
         locks = (alone, shared, None) if is_first() else (None, None, shared)
-    with folder.held(directory, locks=locks, agreed=together):
+    with folder.hold(directory, locks=locks, agreed=together):
         yield
 
 

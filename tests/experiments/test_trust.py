@@ -207,14 +207,14 @@ def given_of(run):
 
 def test_a_second_start_in_a_folder_leaves_every_byte(finished, call, tmp_path, capsys):
     run = shutil.copytree(finished, tmp_path / "run")
-    with folder.held(run):
+    with folder.hold(run):
         before = content(run)
         assert train.main(["train", f"--output_dir={run}", "--resume", "--num_rounds=9"]) == 2
         assert "is being written to by another process" in capsys.readouterr().err
         assert content(run) == before
     empty = tmp_path / "empty"
     empty.mkdir()
-    with folder.held(empty):  # the other one has not written its flags yet
+    with folder.hold(empty):  # the other one has not written its flags yet
         assert call("--seed=7", into="empty") == 2
         assert [path.name for path in empty.iterdir()] == [".held"]
     assert call("--num_rounds=1", "--eval_every=0", "--exact_match=off", into="empty") == 0
