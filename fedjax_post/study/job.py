@@ -147,7 +147,7 @@ def prepare(
         folder.check_unused(where)
     with peers.together():
         parts = build.build(resolved)
-    where = peers.agreed(where or folder.fresh(_label(spec)))
+    where = peers.agree_on(where or folder.fresh(_label(spec)))
     parts = parts._replace(plan=parts.plan._replace(resume=resume))
     return Job(spec, parts, where, _found(parts, where) if resume else None, ask_again)
 

@@ -61,7 +61,7 @@ def together() -> Iterator[None]:
             raise PeerError(f"process {number}: {message}")
 
 
-def agreed(directory: Path) -> Path:
+def agree_on(directory: Path) -> Path:
     """Returns the folder that the first process has chosen."""
     if not are_several():
         return directory
