@@ -72,7 +72,7 @@ def _stopped(error: BaseException, job: Job, again: Sequence[str]) -> int:
     given = " ".join(["--resume", *map(shlex.quote, again)])
     command = f"python -m {__package__}.train --output_dir={shlex.quote(str(job.directory))} {given}"
     print(f"\n{why}; to continue: {command}", file=sys.stderr)
-    return code if peers.is_told(error) else peers.leave(code)
+    return code if peers.is_shared_error(error) else peers.leave(code)
 
 
 def _is_full(error: BaseException) -> bool:

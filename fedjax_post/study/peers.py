@@ -109,7 +109,7 @@ def cut_off(error: BaseException) -> str:
     return first if are_several() and any(word in first for word in _CUT_OFF) else ""
 
 
-def is_told(error: BaseException) -> bool:
+def is_shared_error(error: BaseException) -> bool:
     """Returns whether all processes know of the error, and so end by themselves."""
     return isinstance(error, (PeerError, Stopped)) or _REPORTED in getattr(error, "__notes__", ())
 
