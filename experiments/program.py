@@ -58,7 +58,7 @@ def held(job: Job, work: Callable[[], int], *, again: Sequence[str]) -> int:
 def _stopped(error: BaseException, job: Job, again: Sequence[str]) -> int:
     if not (job.directory / SPEC).exists():  # so that there is nothing to go on with
         raise error
-    lost, full = peers.cut_off(error), _is_full(error)
+    lost, full = peers.lost_peer(error), _is_full(error)
     told = isinstance(error, OSError | peers.PeerError) and not endings.passed_own_code(error)
     if not (isinstance(error, KeyboardInterrupt) or lost or full or told):
         if not peers.are_several():

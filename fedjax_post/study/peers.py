@@ -103,7 +103,7 @@ def should_stop(round: int) -> bool:
     return multihost_utils.reached_preemption_sync_point(round)
 
 
-def cut_off(error: BaseException) -> str:
+def lost_peer(error: BaseException) -> str:
     """Returns the message of an error caused by a lost process; "" for any other error."""
     first = str(error).partition("\n")[0]
     return first if are_several() and any(word in first for word in _CUT_OFF) else ""
