@@ -125,7 +125,9 @@ def entries_of(
     return ledger.account(records, hosting=hosting, form=form, unique=unique, price=price)
 
 
-def told(spec: Spec, entries: list[Entry], access: Mapping[str, Access]) -> dict[str, Any]:
+def disclosure_summary(
+    spec: Spec, entries: list[Entry], access: Mapping[str, Access]
+) -> dict[str, Any]:
     """Returns the totals of what left the federation, for `summary.json`.
 
     Args:

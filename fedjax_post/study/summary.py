@@ -69,7 +69,7 @@ def summarize(
         "access": ledgers.tier_of(parts.algorithm.access),
         "inference": ledgers.place_of(parts.spec, parts.algorithm.access),
         **{name: None if value is None else int(value) for name, value in counted.items()},
-        "disclosure": ledgers.told(parts.spec, entries, parts.algorithm.access),
+        "disclosure": ledgers.disclosure_summary(parts.spec, entries, parts.algorithm.access),
         "privacy": private.told(parts.promised, last, parts.spec.training.sampling),
         "provider": hosting.told(Path(parts.plan.directory or "")),
         "tokens": int(total["num_read"]),
