@@ -155,7 +155,9 @@ def describe(promised: Guarantee, rounds: int) -> str:
     )
 
 
-def told(promised: Guarantee | None, last: Record, sampling: str) -> dict[str, Any] | None:
+def privacy_summary(
+    promised: Guarantee | None, last: Record, sampling: str
+) -> dict[str, Any] | None:
     """Returns the entry `privacy` of a summary; None without privacy.
 
     Args:

@@ -70,7 +70,7 @@ def summarize(
         "inference": ledgers.place_of(parts.spec, parts.algorithm.access),
         **{name: None if value is None else int(value) for name, value in counted.items()},
         "disclosure": ledgers.disclosure_summary(parts.spec, entries, parts.algorithm.access),
-        "privacy": private.told(parts.promised, last, parts.spec.training.sampling),
+        "privacy": private.privacy_summary(parts.promised, last, parts.spec.training.sampling),
         "provider": hosting.told(Path(parts.plan.directory or "")),
         "tokens": int(total["num_read"]),
         # The median leaves out rounds that compile, which are slow but few
