@@ -85,7 +85,7 @@ def model_of(
     )
 
 
-def told(directory: Path) -> dict[str, Any] | None:
+def provider_summary(directory: Path) -> dict[str, Any] | None:
     """Returns the queries and costs recorded in the journal; None without a journal."""
     path = directory / "journal.jsonl"
     return spent(path)._asdict() if path.exists() else None

@@ -71,7 +71,7 @@ def summarize(
         **{name: None if value is None else int(value) for name, value in counted.items()},
         "disclosure": ledgers.disclosure_summary(parts.spec, entries, parts.algorithm.access),
         "privacy": private.privacy_summary(parts.promised, last, parts.spec.training.sampling),
-        "provider": hosting.told(Path(parts.plan.directory or "")),
+        "provider": hosting.provider_summary(Path(parts.plan.directory or "")),
         "tokens": int(total["num_read"]),
         # The median leaves out rounds that compile, which are slow but few
         "tokens_per_second": median_high(record["tokens_per_second"] for record in records),
