@@ -189,7 +189,7 @@ def check_trusted(
         )
 
 
-def as_written(spec: Spec) -> dict[str, Any]:
+def plain_fields(spec: Spec) -> dict[str, Any]:
     """Returns the value of every field as JSON holds it, by path."""
     return {path: _written(spec.at(path)) for path in PATHS}
 

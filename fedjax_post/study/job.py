@@ -21,7 +21,7 @@ from fedjax_post.simulate.record import Callback, Record
 from fedjax_post.study import build, export, factories, folder, hosting, peers, plan, scoring
 from fedjax_post.study.build import Parts
 from fedjax_post.study.fields import meaning_of
-from fedjax_post.study.files import Missing, as_written, read_as_written, supply, write_spec
+from fedjax_post.study.files import Missing, plain_fields, read_as_written, supply, write_spec
 from fedjax_post.study.resolve import resolve
 from fedjax_post.study.spec import PATHS, Spec
 
@@ -164,7 +164,10 @@ def check_same(now: Spec, stored: Path, *, as_long: bool = False) -> None:
       ValueError: naming the first field that differs, and both values.
     """
     before = read_as_written(stored)
-    written, given = as_written(resolve(_without_missing(before, now))), as_written(resolve(now))
+    written, given = (
+        plain_fields(resolve(_without_missing(before, now))),
+        plain_fields(resolve(now)),
+    )
     for path, field in PATHS.items():
         meaning = meaning_of(field)
         if written[path] == given[path] or (meaning is not None and meaning.free):
