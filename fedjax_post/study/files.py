@@ -115,10 +115,10 @@ def read_spec(path: Path, *, supplied: Mapping[str, Any] | None = None) -> Spec:
       ValueError: for a file that is not a specification, and a value that is missing or has
         another hash than in the file.
     """
-    return supply(read_as_written(path), supplied or {}, source=str(path))
+    return supply(read_unsupplied(path), supplied or {}, source=str(path))
 
 
-def read_as_written(path: Path) -> Spec:
+def read_unsupplied(path: Path) -> Spec:
     """Returns the specification in a file, with `Missing` for values that it could not hold.
 
     Raises:

@@ -21,7 +21,7 @@ from fedjax_post.simulate.record import Callback, Record
 from fedjax_post.study import build, export, factories, folder, hosting, peers, plan, scoring
 from fedjax_post.study.build import Parts
 from fedjax_post.study.fields import meaning_of
-from fedjax_post.study.files import Missing, plain_fields, read_as_written, supply, write_spec
+from fedjax_post.study.files import Missing, plain_fields, read_unsupplied, supply, write_spec
 from fedjax_post.study.resolve import resolve
 from fedjax_post.study.spec import PATHS, Spec
 
@@ -163,7 +163,7 @@ def check_same(now: Spec, stored: Path, *, as_long: bool = False) -> None:
     Raises:
       ValueError: naming the first field that differs, and both values.
     """
-    before = read_as_written(stored)
+    before = read_unsupplied(stored)
     written, given = (
         plain_fields(resolve(_without_missing(before, now))),
         plain_fields(resolve(now)),

@@ -17,7 +17,7 @@ from fedjax_post.hub import artefact
 from fedjax_post.hub.adapter_config import read_adapter_config
 from fedjax_post.hub.load import load_model
 from fedjax_post.study import folder, prompts, trained
-from fedjax_post.study.files import read_as_written
+from fedjax_post.study.files import read_unsupplied
 from fedjax_post.study.learning import Model
 from fedjax_post.study.spec import Spec
 
@@ -52,7 +52,7 @@ def serve(what: str | Path, changes: Mapping[str, Any] = _NONE) -> Served:
     """
     path = Path(what)
     if (path / folder.SPEC).exists():
-        spec = read_as_written(path / folder.SPEC).put(changes)
+        spec = read_unsupplied(path / folder.SPEC).put(changes)
         if not (path / "adapter").is_dir():
             raise ValueError(f"{path} contains no adapter; wait for the run to end, or resume it")
         path = path / "adapter"
