@@ -87,9 +87,9 @@ def build(spec: Spec) -> Parts:
     ledgers.check(spec, algorithm, data, form)
     target = trained.load_target(spec, tokenizer, mesh)
     train = lambda model: trained.make_trainable(spec, model, tokenizer)
-    model, params = devices.placed(roles.assemble(spec, algorithm, target, train), mesh)
+    model, params = devices.place(roles.assemble(spec, algorithm, target, train), mesh)
     heldout = rows.make_heldout(spec, data, tokenizer)
-    start = devices.placed(init(algorithm, params), mesh)
+    start = devices.place(init(algorithm, params), mesh)
     plan = fedjax_post.Plan(
         sampler=sampler,
         seed=spec.seed,

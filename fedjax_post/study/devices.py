@@ -55,6 +55,6 @@ def loading(mesh: Mesh | None) -> dict[str, Any]:
     return {} if mesh is None else {"sharding_fn": weight_sharding(mesh)}
 
 
-def placed(tree: Tree, mesh: Mesh | None) -> Tree:
+def place(tree: Tree, mesh: Mesh | None) -> Tree:
     """Returns a tree on the mesh; unchanged without one."""
     return tree if mesh is None else fedjax_post.put_on_mesh(tree, mesh)
