@@ -93,7 +93,7 @@ def without(sampler: Sampler, client_ids: Sequence[int]) -> Sampler:
     return sample
 
 
-def excluded(
+def choose_excluded(
     reason: str, *, counts: np.ndarray, tokens: np.ndarray, num: int, seed: int
 ) -> np.ndarray:
     """Returns the ids of the clients that a closed model excludes, ascending.

@@ -137,7 +137,7 @@ def _excluded(stage: _Stage, name: str, state: State) -> list[Row]:
     owner = np.repeat(np.arange(len(sizes)), sizes)
     np.add.at(counts, (owner, names[partition.indices]), 1)
     tokens = np.bincount(owner, table.length[partition.indices], len(sizes))
-    clients = autonomy.excluded(
+    clients = autonomy.choose_excluded(
         name,
         counts=counts,
         tokens=tokens,

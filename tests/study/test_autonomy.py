@@ -69,7 +69,7 @@ TOKENS = np.array([10, 50, 40, 30, 20])
 
 
 def excluded(reason, num=2, seed=0):
-    return autonomy.excluded(reason, counts=COUNTS, tokens=TOKENS, num=num, seed=seed).tolist()
+    return autonomy.choose_excluded(reason, counts=COUNTS, tokens=TOKENS, num=num, seed=seed).tolist()
 
 
 def test_regions_are_of_one_label_and_prices_by_tokens():
