@@ -196,7 +196,7 @@ def unique_tokens(
     return by_round
 
 
-def visited(batches: Mapping[str, Any], step_mask: Any, *, template: int) -> tuple[int, int]:
+def count_visits(batches: Mapping[str, Any], step_mask: Any, *, template: int) -> tuple[int, int]:
     """Returns the number of rows in visits, and the private tokens that one query each would send.
 
     Args:
@@ -222,7 +222,7 @@ def check_disclosure(
       access: declared by the method, by model role.
       hosting: where the target would run.
       method: its name, for the message.
-      rows: number of rows of a client's visit, as counted by `visited`.
+      rows: number of rows of a client's visit, as counted by `count_visits`.
       tokens: number of private tokens in them.
 
     Raises:

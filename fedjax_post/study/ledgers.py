@@ -44,7 +44,7 @@ def check(spec: Spec, algorithm: Algorithm, data: Loaded, form: Form) -> None:
     check_access(algorithm.access, granted | {"target": Access[spec.hosting.access]})
     if spec.hosting.fail_on_disclosure:
         visit = data.clients.visit(0, data_rng(spec.seed, 0, 0))
-        rows, tokens = ledger.visited(visit.batches, visit.step_mask, template=form.template)
+        rows, tokens = ledger.count_visits(visit.batches, visit.step_mask, template=form.template)
         ledger.check_disclosure(
             algorithm.access,
             Hosting(spec.hosting.inference),

@@ -20,7 +20,7 @@ from fedjax_post.disclosure.ledger import (
     public_tokens,
     totals,
     unique_tokens,
-    visited,
+    count_visits,
 )
 
 
@@ -220,8 +220,8 @@ BATCHES = {
 
 def test_visits_are_counted_by_their_distinct_questions():
     taken, cut = [True, True], [True, False]
-    assert visited(BATCHES, taken, template=2) == (3, 2 + 1 + 1)
-    assert visited(BATCHES, cut, template=2) == (2, 3)
+    assert count_visits(BATCHES, taken, template=2) == (3, 2 + 1 + 1)
+    assert count_visits(BATCHES, cut, template=2) == (2, 3)
     visits = [(0, BATCHES, cut), (0, BATCHES, cut), (1, BATCHES, taken), (2, BATCHES, taken)]
     assert unique_tokens(visits, template=2) == {0: 3, 1: 4, 2: 4}
 
