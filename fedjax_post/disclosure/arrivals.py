@@ -105,17 +105,17 @@ def arrivals(texts: Iterable[str], index: Index, *, offsets_fn: OffsetsFn) -> Ar
         total["texts"] += times
         total["queries"] += times * bool(spans)
         for start, end, label in spans:
-            tokens = touching(offsets, [(start, end)])
+            tokens = count_touching(offsets, [(start, end)])
             unique.setdefault(text[start:end], tokens)
             total["private_tokens"] += times * tokens
             if label:
-                total["private_tokens"] += times * touching(offsets, [label])
+                total["private_tokens"] += times * count_touching(offsets, [label])
                 total["labels"] += times
     counts = {name: total[name] for name in Arrived._fields if name != "unique_tokens"}
     return Arrived(**counts, unique_tokens=sum(unique.values()))
 
 
-def touching(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> int:
+def count_touching(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> int:
     """Returns the number of tokens that contain a character of any of the spans."""
     return sum(any(first < end and last > start for start, end in spans) for first, last in offsets)
 

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedjax_post.core.access import Access, union
-from fedjax_post.disclosure.arrivals import Index, OffsetsFn, find, touching
+from fedjax_post.disclosure.arrivals import Index, OffsetsFn, count_touching, find
 
 
 class Hosting(enum.StrEnum):
@@ -167,7 +167,7 @@ def public_tokens(question: str, literals: Sequence[str], *, offsets_fn: Offsets
         spans.append((at, found))
         at = found + len(literal)
     offsets = offsets_fn(question)
-    return len(offsets) - touching(offsets, [*spans, (at, end)])
+    return len(offsets) - count_touching(offsets, [*spans, (at, end)])
 
 
 def unique_tokens(
