@@ -8,7 +8,7 @@ from fedjax_post.openness import passport as read
 from fedjax_post.openness.framework import CLASSES, COMPONENTS, UNKNOWN, Evaluation
 from fedjax_post.openness.licences import RULES, terms_of
 from fedjax_post.openness.passport import Passport
-from fedjax_post.openness.runnable import Refusal, lost, refusals, roles
+from fedjax_post.openness.runnable import Refusal, lost_methods, refusals, roles
 
 _NEXT = {0: 3, 3: 2, 2: 1}  # class -> the next higher class
 
@@ -96,7 +96,7 @@ def downgrade_page(
     granted = read.granted(passport)
     if not granted & ~tier:
         return f"{passport.title} grants {granted.name}; at {tier.name} nothing would be lost."
-    gone: list[Refusal] = lost(methods, granted, tier)
+    gone: list[Refusal] = lost_methods(methods, granted, tier)
     lines = [f"{passport.title}, open to {tier.name} and not to {granted.name}, would lose", ""]
     lines.append(_columns([("method", "reason"), *gone]))
     return "\n".join([*lines, "", f"{len(gone)} of {len(methods)} methods lost."])

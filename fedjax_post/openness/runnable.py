@@ -42,7 +42,7 @@ def refusals(
     return found
 
 
-def lost(
+def lost_methods(
     methods: Mapping[str, Mapping[str, Access]], granted: Access, lowered: Access
 ) -> list[Refusal]:
     """Returns the methods that run at one access tier and would not at a lower one.

@@ -129,10 +129,10 @@ METHODS = {"words": {"target": Access.TEXT}, "probe": {"target": Access.LOGITS},
 
 
 def test_a_lower_tier_loses_what_needs_more_and_nothing_else():
-    gone = runnable.lost(METHODS, Access.GRADIENTS, Access.LOGITS)
+    gone = runnable.lost_methods(METHODS, Access.GRADIENTS, Access.LOGITS)
     assert [refusal.method for refusal in gone] == ["tune"]
-    assert runnable.lost(METHODS, Access.LOGITS, Access.LOGITS) == []
-    assert runnable.lost(METHODS, Access.TEXT, Access.GRADIENTS) == []
+    assert runnable.lost_methods(METHODS, Access.LOGITS, Access.LOGITS) == []
+    assert runnable.lost_methods(METHODS, Access.TEXT, Access.GRADIENTS) == []
 
 
 def test_every_refusal_has_its_reason():
