@@ -93,7 +93,7 @@ def downgrade_page(
       methods: name -> the access that the method declares for each model role.
       tier: the lower access.
     """
-    granted = read.granted(passport)
+    granted = read.granted_access(passport)
     if not granted & ~tier:
         return f"{passport.title} grants {granted.name}; at {tier.name} nothing would be lost."
     gone: list[Refusal] = lost_methods(methods, granted, tier)
@@ -166,7 +166,7 @@ def _column(
     passport: Passport, methods: Mapping[str, Mapping[str, Access]], reasons: list[str]
 ) -> list[str]:
     """Returns a model's column of cells; new reasons are added to the list."""
-    refused = dict(refusals(methods, roles(read.granted(passport))))
+    refused = dict(refusals(methods, roles(read.granted_access(passport))))
     reasons += [reason for reason in dict.fromkeys(refused.values()) if reason not in reasons]
     return [f"no [{reasons.index(refused[m]) + 1}]" if m in refused else "runs" for m in methods]
 

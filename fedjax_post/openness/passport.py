@@ -91,7 +91,7 @@ def index_score(passport: Passport) -> tuple[float, int]:
     return sum(points[value] for value in known), len(known)
 
 
-def granted(passport: Passport) -> Access:
+def granted_access(passport: Passport) -> Access:
     """Returns the access that a model grants; TEXT, the least possible, if it is unknown."""
     tier = passport.tier.value
     return Access.TEXT if tier == UNKNOWN else Access[tier]

@@ -144,7 +144,7 @@ def test_every_refusal_has_its_reason():
 def test_an_unknown_tier_grants_the_least():
     base = read.load_passport("pythia")
     unsure = base._replace(tier=base.tier._replace(value="unknown"))
-    assert passports.granted(unsure) == Access.TEXT
+    assert passports.granted_access(unsure) == Access.TEXT
 
 
 def test_what_the_library_cannot_load_is_said_apart_from_access():
