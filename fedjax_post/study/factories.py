@@ -180,9 +180,9 @@ def fill_params(method: Method, factory: Callable) -> dict[str, Any]:
             continue
         if parameter.default is parameter.empty:
             raise ValueError(
-                f"method={display_name(method.name)}: its argument {name} has no value; give one in "
-                f"`method.params`, or annotate the argument: as `{name}: float` for a flag, or, as "
-                "in `loss_fn: LossFn` and `client_tx: ClientTx`, with an annotation of "
+                f"method={display_name(method.name)}: its argument {name} has no value; give one "
+                f"in `method.params`, or annotate the argument: as `{name}: float` for a flag, or, "
+                "as in `loss_fn: LossFn` and `client_tx: ClientTx`, with an annotation of "
                 f"fedjax_post.core.world, by which it is supplied: {annotations()}"
             )
         if isinstance(parameter.default, bool | int | float | str):

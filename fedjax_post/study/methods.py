@@ -152,8 +152,8 @@ def _check_ranked(spec: Spec, algorithm: Algorithm) -> None:
     if spec.adapter.client_ranks and spec.method.baseline == "none" and not algorithm.ranked:
         raise ValueError(
             f"{_given_ranks(spec)}: method={factories.display_name(spec.method.name)} trains all "
-            f"components on every client; unequal ranks are for {', '.join(factories.ranked_names())}, "
-            "and for your own that follows `data.rank` and declares Algorithm(..., ranked=True)"
+            "components on every client; unequal ranks are for "
+            f"{', '.join(factories.ranked_names())}, and for your own that follows `data.rank` and declares Algorithm(..., ranked=True)"
         )
 
 

@@ -15,12 +15,12 @@ from fedjax_post.disclosure.ledger import (
     Price,
     account,
     check_disclosure,
+    count_visits,
     hosting_of,
     make_guard,
     public_tokens,
     totals,
     unique_tokens,
-    count_visits,
 )
 
 
