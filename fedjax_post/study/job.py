@@ -93,7 +93,7 @@ class Job:
         Raises:
           BlockingIOError: if another process holds the folder; nothing is written then.
         """
-        with peers.held(self.directory):
+        with peers.hold(self.directory):
             with peers.together():
                 if peers.is_first():
                     write_spec(self.directory / folder.SPEC, self.spec)

@@ -69,7 +69,7 @@ def agree_on(directory: Path) -> Path:
 
 
 @contextlib.contextmanager
-def held(directory: Path) -> Iterator[None]:
+def hold(directory: Path) -> Iterator[None]:
     """Creates a run's folder, and holds its lock while any of its processes runs.
 
     The first process takes an exclusive lock, then shares it with the others; see `folder.hold`.
