@@ -153,7 +153,8 @@ def _check_ranked(spec: Spec, algorithm: Algorithm) -> None:
         raise ValueError(
             f"{_given_ranks(spec)}: method={factories.display_name(spec.method.name)} trains all "
             "components on every client; unequal ranks are for "
-            f"{', '.join(factories.ranked_names())}, and for your own that follows `data.rank` and declares Algorithm(..., ranked=True)"
+            f"{', '.join(factories.ranked_names())}, and for your own that follows `data.rank` "
+            "and declares Algorithm(..., ranked=True)"
         )
 
 
