@@ -69,7 +69,7 @@ def is_due(every: int | None, done: int, elapsed: float, cost: float) -> bool:
     return processes.agree(elapsed >= 49 * cost)
 
 
-def kept(
+def keep_rounds(
     begun: Begun, play: PlayFn, *, rounds: int, keep: Keep, callbacks: Sequence[Callback]
 ) -> Iterator[tuple[State, Record]]:
     """Returns an iterator over (state, record) that plays the remaining rounds and saves them.

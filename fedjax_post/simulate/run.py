@@ -25,7 +25,7 @@ from fedjax_post.simulate import (
 from fedjax_post.simulate.asynchronous import Buffer
 from fedjax_post.simulate.cohort import Sampler, data_rng, draw, full, widths_of
 from fedjax_post.simulate.identity import identify
-from fedjax_post.simulate.keeping import Held, Keep, check_unused, kept
+from fedjax_post.simulate.keeping import Held, Keep, check_unused, keep_rounds
 from fedjax_post.simulate.programs import Chunk, Programs, Stored, device
 from fedjax_post.simulate.record import Callback, Record
 from fedjax_post.simulate.resume import Begun
@@ -236,7 +236,7 @@ def _rounds(algorithm, model, clients, *, params, rounds, plan, callbacks):
         job = _Job(programs, model, store, jax.random.key(plan.seed))
         return _rounds_of(job, held, clients, todo, plan=plan, wire=wire)
 
-    return kept(begun, play, rounds=rounds, keep=keep_of(plan), callbacks=callbacks)
+    return keep_rounds(begun, play, rounds=rounds, keep=keep_of(plan), callbacks=callbacks)
 
 
 def keep_of(plan: Plan) -> Keep:

@@ -21,7 +21,7 @@ from fedjax_post.core.engine import State, WireBytes
 from fedjax_post.data.clients import Clients
 from fedjax_post.simulate import feed, programs, record, stopping
 from fedjax_post.simulate.identity import identify
-from fedjax_post.simulate.keeping import Held, check_unused, kept
+from fedjax_post.simulate.keeping import Held, check_unused, keep_rounds
 from fedjax_post.simulate.processes import PartedStore
 from fedjax_post.simulate.programs import Chunk, Programs, Stored
 from fedjax_post.simulate.record import Callback, Record
@@ -147,7 +147,7 @@ def sweep(
         job = _Job(swept, model, _Rows(store, grid.shape, len(clients)), grid)
         return _rounds_of(job, held.state, clients, todo, plan=plan, wire=wire)
 
-    return kept(begun, play, rounds=rounds, keep=keep_of(plan), callbacks=callbacks)
+    return keep_rounds(begun, play, rounds=rounds, keep=keep_of(plan), callbacks=callbacks)
 
 
 def run_of(state: PyTree, seed: int, setting: int) -> PyTree:
