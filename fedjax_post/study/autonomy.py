@@ -44,7 +44,7 @@ class Row(NamedTuple):
     can_train: bool  # after the fault
     can_serve: bool
     note: str
-    told: Mapping[str, Any]  # further numbers and texts, by name
+    extra: Mapping[str, Any]  # further numbers and texts, by name
 
 
 # Suffix of a drill's name: the score is on the excluded clients' own rows, not the held-out ones.
@@ -163,7 +163,7 @@ def another_version(model: PyTree, key: jax.Array, *, change: float) -> PyTree:
 def over_seeds(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Returns one entry for each drill and method, ready for JSON, with lists over seeds.
 
-    `lost` is before - after. The further values of `Row.told` are lists over seeds as well.
+    `lost` is before - after. The further values of `Row.extra` are lists over seeds as well.
     """
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
@@ -178,7 +178,7 @@ def over_seeds(rows: Sequence[Row]) -> list[dict[str, Any]]:
             "can_train": all(row.can_train for row in found),
             "can_serve": all(row.can_serve for row in found),
             "note": found[0].note,
-            **{name: [row.told.get(name) for row in found] for name in found[0].told},
+            **{name: [row.extra.get(name) for row in found] for name in found[0].extra},
         }
         for (drill, method), found in groups.items()
     ]
