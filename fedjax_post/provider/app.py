@@ -44,8 +44,8 @@ async def _ask(request: Any, *, provider: Provider, chat: bool) -> Any:
     try:
         content = await _receive(request, provider, name)
     except Refusal as refusal:
-        settled = partial(provider.log.settled, name, status=refusal.status)
-        await anyio.to_thread.run_sync(partial(settled, error=str(refusal)))
+        write = partial(provider.log.write_outcome, name, status=refusal.status)
+        await anyio.to_thread.run_sync(partial(write, error=str(refusal)))
         return _refused(refusal, is_read=False)
     try:
         await anyio.sleep(provider.settings.latency)
@@ -96,7 +96,7 @@ async def _receive(request: Any, provider: Provider, name: str) -> bytes:
     where = {"peer": request.client.host if request.client else "", "endpoint": request.url.path}
 
     async def note(body: bytes | None, size: int | None) -> None:
-        write = lambda: provider.log.arrived(name, body=body, size=size, **where)
+        write = lambda: provider.log.write_arrival(name, body=body, size=size, **where)
         await anyio.to_thread.run_sync(write)
 
     declared = request.headers.get("content-length", "")

@@ -30,7 +30,9 @@ class Log:
         self._path = None if path is None else Path(path)
         self._lock = threading.Lock()
 
-    def arrived(self, request: str, *, body: bytes | None, size: int | None, **where: Any) -> None:
+    def write_arrival(
+        self, request: str, *, body: bytes | None, size: int | None, **where: Any
+    ) -> None:
         """Writes that a request arrived.
 
         Args:
@@ -41,7 +43,7 @@ class Log:
         """
         self._write("arrived", request, **where, size=size, **_as_text(body))
 
-    def settled(self, request: str, *, status: int, **facts: Any) -> None:
+    def write_outcome(self, request: str, *, status: int, **facts: Any) -> None:
         """Writes the outcome of a request.
 
         Args:

@@ -108,11 +108,11 @@ class Provider:
         try:
             return self._answer(content, chat=chat, request=request, facts=facts)
         except Refusal as refusal:
-            self.log.settled(request, status=refusal.status, error=str(refusal), **facts)
+            self.log.write_outcome(request, status=refusal.status, error=str(refusal), **facts)
             raise
         except Exception as error:
             logging.getLogger(__name__).exception("request %s failed", request)
-            self.log.settled(request, status=500, error=repr(error), **facts)
+            self.log.write_outcome(request, status=500, error=repr(error), **facts)
             what = f"The server failed; its log has details of request {request}."
             raise Refusal(500, what, code="internal_error") from None
 
@@ -137,7 +137,9 @@ class Provider:
             self.num_answered += 1
         usage = _usage(prompts, answers, self.settings)
         texts = [answer.text for answer in answers]
-        self.log.settled(request, status=200, **facts, model=served.name, answers=texts, **usage)
+        self.log.write_outcome(
+            request, status=200, **facts, model=served.name, answers=texts, **usage
+        )
         return formats.response(served, asked, answers, usage=usage, request=request)
 
     def _admit(self) -> Served:
