@@ -117,7 +117,7 @@ def account(
     """
     entries = []
     for record in records:
-        asked = _asked(record, form, unique or {}, price)
+        asked = _query_entry(record, form, unique or {}, price)
         parties = [Hosting.SERVER] + [Hosting.PROVIDER] * (hosting == Hosting.PROVIDER)
         for party in parties:
             entry = asked if party == hosting else _NOTHING
@@ -266,7 +266,9 @@ def make_guard(index: Index) -> Callable[[Sequence[str]], None]:
 _NOTHING = Entry(0, "", False, 0, 0, 0, 0, 0, 0.0)
 
 
-def _asked(record: Mapping[str, Any], form: Form, unique: Mapping[int, int], price: Price) -> Entry:
+def _query_entry(
+    record: Mapping[str, Any], form: Form, unique: Mapping[int, int], price: Price
+) -> Entry:
     """Returns the entry of the party that received a round's queries."""
     queries, sent, labels = (
         int(record.get(name, 0)) for name in ("queries", "tokens_sent", "labels_sent")

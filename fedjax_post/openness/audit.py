@@ -183,8 +183,8 @@ def memorisation(
         read_loss=float(losses[0].mean()),
         fresh_loss=float(losses[1].mean()),
         membership=float((lower + 0.5 * ties).mean()),
-        read_extracted=_extracted(model, tokenizer, groups[0]),
-        fresh_extracted=_extracted(model, tokenizer, groups[1]),
+        read_extracted=_share_extracted(model, tokenizer, groups[0]),
+        fresh_extracted=_share_extracted(model, tokenizer, groups[1]),
         num_documents=min(map(len, groups)),
     )
 
@@ -215,18 +215,18 @@ def _losses(model: LanguageModel, rows: list[list[int]]) -> np.ndarray:
     """Returns the nats per token of each row without its first token, float64, in any order."""
     found = []
     for batch in _batches(rows):
-        tokens, mask = _padded(batch, left=False)
+        tokens, mask = _pad(batch, left=False)
         log_probs = np.asarray(model.scores({}, jnp.asarray(tokens)).log_probs, np.float64)
         found.append(-(log_probs * mask[:, 1:]).sum(axis=1) / mask[:, 1:].sum(axis=1))
     return np.concatenate(found)
 
 
-def _extracted(model: LanguageModel, tokenizer: Any, rows: list[list[int]]) -> float:
+def _share_extracted(model: LanguageModel, tokenizer: Any, rows: list[list[int]]) -> float:
     """Returns the share of rows whose first half is greedily continued with the second half."""
     right = 0
     for batch in _batches(rows):
         halves = [len(row) // 2 for row in batch]
-        tokens, mask = _padded([row[:h] for row, h in zip(batch, halves, strict=True)], left=True)
+        tokens, mask = _pad([row[:h] for row, h in zip(batch, halves, strict=True)], left=True)
         ends = [row[h:] for row, h in zip(batch, halves, strict=True)]
         answers = generate(
             model,
@@ -248,7 +248,7 @@ def _batches(rows: list[list[int]]) -> Iterable[list[list[int]]]:
     return (ordered[start : start + _BATCH] for start in range(0, len(ordered), _BATCH))
 
 
-def _padded(rows: list[list[int]], *, left: bool) -> tuple[np.ndarray, np.ndarray]:
+def _pad(rows: list[list[int]], *, left: bool) -> tuple[np.ndarray, np.ndarray]:
     """Returns tokens int32 and mask bool, `[B, L]`, with L rounded up to limit compilations."""
     length = _round_up(max(map(len, rows)))
     tokens, mask = np.zeros((len(rows), length), np.int32), np.zeros((len(rows), length), bool)

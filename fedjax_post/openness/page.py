@@ -72,7 +72,7 @@ def methods_page(passports: Sequence[Passport], methods: Mapping[str, Mapping[st
     lines = [_columns([*rows, (f"{len(methods)} methods", "run:", *counts)])]
     lines += ["", *(f"[{i + 1}] {reason}" for i, reason in enumerate(reasons))]
     for passport in passports:
-        places = ", ".join(_listed(passport.inference.value))
+        places = ", ".join(_as_list(passport.inference.value))
         tier, source, date = passport.tier
         lines.append(f"{passport.title} grants {tier} ({source}, {date}); it may run at: {places}")
         if passport.model_type not in (*FAMILIES, UNKNOWN):
@@ -147,7 +147,7 @@ def _redistribution(passport: Passport, sources: list) -> list[str]:
 
 def _statements(given: Mapping[str, read.Statement], sources: list) -> list[str]:
     rows = [
-        (f"  {name}", ", ".join(_listed(one.value)), _number(one.source, one.date, sources))
+        (f"  {name}", ", ".join(_as_list(one.value)), _number(one.source, one.date, sources))
         for name, one in given.items()
     ]
     return [_columns(rows)]
@@ -181,7 +181,7 @@ def _needs(needed: Mapping[str, Access]) -> str:
     return ", ".join(f"{role}: {spoken(tier)}" for role, tier in needed.items())
 
 
-def _listed(value: str | list[str]) -> list[str]:
+def _as_list(value: str | list[str]) -> list[str]:
     return value if isinstance(value, list) else [value]
 
 

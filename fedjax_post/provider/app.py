@@ -33,7 +33,10 @@ def make_app(provider: Provider) -> Any:
         Route("/v1/models", models),
         Route("/v1/models/{name:path}", models),
     ]
-    return Starlette(routes=routes, exception_handlers={404: _lost, 405: _lost, Exception: _broken})
+    return Starlette(
+        routes=routes,
+        exception_handlers={404: _not_found, 405: _not_found, Exception: _internal_error},
+    )
 
 
 async def _ask(request: Any, *, provider: Provider, chat: bool) -> Any:
@@ -46,14 +49,14 @@ async def _ask(request: Any, *, provider: Provider, chat: bool) -> Any:
     except Refusal as refusal:
         write = partial(provider.log.write_outcome, name, status=refusal.status)
         await anyio.to_thread.run_sync(partial(write, error=str(refusal)))
-        return _refused(refusal, is_read=False)
+        return _refusal_response(refusal, is_read=False)
     try:
         await anyio.sleep(provider.settings.latency)
         # Work that has begun is finished, logged and charged, even if the client disconnects.
         work = partial(provider.answer, content, chat=chat, request=name)
         return JSONResponse(await anyio.to_thread.run_sync(work))
     except Refusal as refusal:
-        return _refused(refusal)
+        return _refusal_response(refusal)
 
 
 async def _models(request: Any, *, provider: Provider) -> Any:
@@ -66,22 +69,24 @@ async def _models(request: Any, *, provider: Provider) -> Any:
         if wanted not in (None, name):
             raise provider.no_model(wanted)
     except Refusal as refusal:
-        return _refused(refusal)
+        return _refusal_response(refusal)
     return JSONResponse({"object": "list", "data": [card]} if wanted is None else card)
 
 
-async def _lost(request: Any, error: Exception) -> Any:
+async def _not_found(request: Any, error: Exception) -> Any:
     del error
     what = f"There is no {request.method} {request.url.path[:200]}; see /v1/models."
-    return _refused(Refusal(404, what, code="not_found"), is_read=False)
+    return _refusal_response(Refusal(404, what, code="not_found"), is_read=False)
 
 
-async def _broken(request: Any, error: Exception) -> Any:
+async def _internal_error(request: Any, error: Exception) -> Any:
     del request, error  # the server prints the error; clients do not need to see it
-    return _refused(Refusal(500, "The server failed.", code="internal_error"), is_read=False)
+    return _refusal_response(
+        Refusal(500, "The server failed.", code="internal_error"), is_read=False
+    )
 
 
-def _refused(refusal: Refusal, *, is_read: bool = True) -> Any:
+def _refusal_response(refusal: Refusal, *, is_read: bool = True) -> Any:
     from starlette.responses import JSONResponse
 
     # An unread body would be interpreted as the next request.

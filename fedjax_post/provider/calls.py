@@ -195,7 +195,7 @@ class Caller:
         try:
             answered = provider.post(path, json.dumps(body).encode())
             if answered.status // 100 != 2:
-                raise self._refused(answered, attempt)
+                raise self._refusal_error(answered, attempt)
             answer = read_json(answered.content, key=provider.key)
             return read_answer(answer, query, style=terms.style)
         except UnreachedError as error:
@@ -221,7 +221,7 @@ class Caller:
                 may_be_paid=True,
             ) from None
 
-    def _refused(self, answered: Answered, attempt: int) -> ProviderError:
+    def _refusal_error(self, answered: Answered, attempt: int) -> ProviderError:
         status, headers = answered.status, answered.headers
         if status // 100 == 3:
             where = without_key(headers.get("location", ""), self._provider.key)

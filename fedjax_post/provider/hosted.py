@@ -107,7 +107,7 @@ class Hosted:
         Raises:
           AccessError: if the model does not grant TEXT.
         """
-        self._need(Access.TEXT, "answer", params)
+        self._check_access(Access.TEXT, "answer", params)
         if _is_traced(params, prompts, prompt_mask):
             return jnp.zeros((prompts.shape[0], max_new_tokens), jnp.int32)
         ends = (eos_id,) if isinstance(eos_id, int) else tuple(eos_id)
@@ -141,7 +141,7 @@ class Hosted:
         Raises:
           AccessError: if the model does not grant LOGITS.
         """
-        self._need(Access.LOGITS, "next_scores", params)
+        self._check_access(Access.LOGITS, "next_scores", params)
         if _is_traced(params, prompts, prompt_mask, candidates):
             return jnp.zeros((prompts.shape[0], candidates.shape[0]), jnp.float32)
         names = [codec.token_text(self._tokenizer, i) for i in np.asarray(candidates).tolist()]
@@ -183,7 +183,7 @@ class Hosted:
             return self._tokenizer(text, add_special_tokens=False)["input_ids"]
         return codec.encode_after(self._tokenizer, text)
 
-    def _need(self, tier: Access, what: str, params: PyTree) -> None:
+    def _check_access(self, tier: Access, what: str, params: PyTree) -> None:
         if tier & ~self.access:
             raise AccessError(
                 f"{what} needs {spoken(tier)} of the model, which grants {spoken(self.access)}; "

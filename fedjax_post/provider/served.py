@@ -120,7 +120,7 @@ def complete(
     for start in range(0, len(prompts), MOST_ROWS):
         part = prompts[start : start + MOST_ROWS]
         width = _width(max(map(len, part)), most)
-        rows, mask = _left_padded(part, served.tokenizer, width=width)
+        rows, mask = _pad_left(part, served.tokenizer, width=width)
         tokens, chosen, top = _answers(served, rows, mask, max_tokens=max_tokens, num_top=num_top)
         for i, asked in enumerate(part):
             place = None if num_top is None else (chosen[i], [t[i] for t in top])
@@ -206,7 +206,7 @@ def _by_name(texts, values, ids) -> dict[str, float]:
     return named
 
 
-def _left_padded(prompts, tokenizer, *, width):
+def _pad_left(prompts, tokenizer, *, width):
     rows = np.full((_room(len(prompts)), width), pad_id_of(tokenizer), np.int32)
     mask = np.zeros(rows.shape, bool)
     for i, asked in enumerate(prompts):

@@ -113,7 +113,7 @@ def compare(directory: Path, labels: Sequence[str]) -> list[Row]:
       directory: of the comparison.
       labels: of the algorithms, as given; the others are compared with the first.
     """
-    runs = {label: _finished(directory / folder_of(label)) for label in labels}
+    runs = {label: _finished_runs(directory / folder_of(label)) for label in labels}
     first = runs[labels[0]]
     rows = []
     for label, own in runs.items():
@@ -180,7 +180,7 @@ def folder_of(label: str) -> str:
     return kept.strip("-.") or "-"
 
 
-def _finished(directory: Path) -> dict[int, RunScores]:
+def _finished_runs(directory: Path) -> dict[int, RunScores]:
     found = {int(path.parent.name.split("-")[-1]) for path in directory.glob("seed-*/summary.json")}
     if not found:
         raise FileNotFoundError(f"{directory} contains no finished run")

@@ -103,7 +103,7 @@ def _plain(text: str) -> str:
 def _html(block: Block, folder: Path, marked: Mapping[str, str]) -> str:
     match block:
         case Heading(level, text):
-            return f"<h{level}>{_marked(text, marked)}</h{level}>"
+            return f"<h{level}>{_mark(text, marked)}</h{level}>"
         case Prose(text):
             return f"<p>{html.escape(text)}</p>"
         case Bullets(items):
@@ -125,14 +125,14 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], marked: Mapping[s
     lines = []
     for row in rows:
         cells = "".join(
-            f'<td data-name="{html.escape(name)}">{_marked(cell, marked)}</td>'
+            f'<td data-name="{html.escape(name)}">{_mark(cell, marked)}</td>'
             for name, cell in zip(head, row, strict=True)
         )
         lines.append(f"<tr>{cells}</tr>")
     return f"<table><thead><tr>{top}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
 
 
-def _marked(text: str, marked: Mapping[str, str]) -> str:
+def _mark(text: str, marked: Mapping[str, str]) -> str:
     for word, colour in marked.items():
         before = text.removesuffix(word)
         if before != text and not before[-1:].isalpha() and not before.endswith("not "):

@@ -38,7 +38,7 @@ def draw_comparison(rows: Sequence[Any], path: Path) -> Path:
         for number, row in enumerate(rows):
             score, sent = row.scores[name], (row.bytes_up.mean + row.bytes_down.mean) / 1e6
             half = 0 if math.isnan(score.half) else factor * score.half
-            label = _spoken(row.label) if name == names[0] else None
+            label = _readable(row.label) if name == names[0] else None
             style = {"color": colour(number, len(rows)), "fmt": _MARKERS[number % len(_MARKERS)]}
             axes.errorbar(sent, factor * score.mean, half, capsize=3, label=label, **style)
         title = "exact match, %" if name == "exact_match" else "nats per token"
@@ -60,7 +60,7 @@ def _height(rows: int) -> float:
     return max(3.8, 0.8 + 0.21 * rows)
 
 
-def _spoken(label: str) -> str:
+def _readable(label: str) -> str:
     """Returns a readable label of an algorithm and its settings: `ffa_lora, client_lr 0.3`."""
     name, *own = re.split(r":(?=\w+=)", label)
     return ", ".join([name, *(part.replace("=", " ") for part in own)])

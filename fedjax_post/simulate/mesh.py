@@ -91,7 +91,7 @@ def on_mesh(mesh: Mesh) -> Callable[..., Programs]:
 
     def executor(algorithm: Algorithm, telemetry: Aggregate = engine.NO_TELEMETRY) -> Programs:
         compiled = compile_for(algorithm, mesh, telemetry)
-        placed = _cached(partial(put_on_mesh, mesh=mesh))
+        placed = _cache_last(partial(put_on_mesh, mesh=mesh))
 
         def visit(model, replica, total, chunk: Chunk, stored: Stored, run_key):
             ids = _spread(chunk.client_ids, lanes)
@@ -294,7 +294,7 @@ def _spread(tree: PyTree, lanes: NamedSharding, num_lanes: int | None = None) ->
     return jax.tree.map(whole, tree)
 
 
-def _cached(place: Callable[[PyTree], PyTree]) -> Callable[[PyTree], PyTree]:
+def _cache_last(place: Callable[[PyTree], PyTree]) -> Callable[[PyTree], PyTree]:
     """Returns `place` with its last result cached: a run passes the same model at every visit."""
     last: tuple[Any, Any] = None, None
 

@@ -199,14 +199,14 @@ def _programs(make: MakeFn, grid: Grid, telemetry) -> Programs:
             partial(programs.visit_chunk, **watch),
             (None, 0, 0, 0, 0, 0),
             (None, 0, 0, None, 0, None),
-            mapped=_one_by_one if jax.default_backend() == "cpu" else jax.vmap,
+            mapped=_loop if jax.default_backend() == "cpu" else jax.vmap,
             donate_argnums=2,
         ),
         close=each(partial(programs.close, **watch), (0, 0), (0, 0)),
     )
 
 
-def _one_by_one(fn: Callable, in_axes: tuple[int | None, ...]) -> Callable:
+def _loop(fn: Callable, in_axes: tuple[int | None, ...]) -> Callable:
     """Returns `jax.vmap` as a loop: one run uses the whole CPU, and its data stay in the caches."""
 
     def mapped(*args):

@@ -102,7 +102,7 @@ def build(spec: Spec) -> Parts:
     parts = Parts(
         spec, algorithm, model, params, data, heldout, plan, start, form, tokenizer, promised
     )
-    return _identified(spec, parts)
+    return _add_identity(spec, parts)
 
 
 def _make_algorithm(
@@ -162,7 +162,7 @@ def check(spec: Spec) -> None:
         raise ValueError(f"chunk_size={given} must be a number of at least 1, or auto")
 
 
-def _identified(spec: Spec, parts: Parts) -> Parts:
+def _add_identity(spec: Spec, parts: Parts) -> Parts:
     """Adds to the plan what must be equal when the run is resumed: settings, rows and weights.
 
     The number of rounds is checked separately, see `job.check_same`.

@@ -101,9 +101,9 @@ def sweep(
     `sweep(spec, {"method.client_lr": [0.1, 0.3]}, seeds=(0, 1))` makes four runs.
     """
     points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
-    specs = {_named(point): spec.put(point) for point in points}
+    specs = {_label_of(point): spec.put(point) for point in points}
     return compare(specs, seeds=seeds, directory=directory, command=command, show=show)
 
 
-def _named(point: Mapping[str, Any]) -> str:
+def _label_of(point: Mapping[str, Any]) -> str:
     return ",".join(f"{path.rpartition('.')[2]}={value}" for path, value in point.items())

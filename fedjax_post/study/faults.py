@@ -86,10 +86,10 @@ def drill(cell: Cell, chosen: Sequence[str], settings: Settings, *, show: Show) 
     return rows
 
 
-def _shutdown(stage: _Stage, name: str, state: State) -> list[Row]:
+def _drill_shutdown(stage: _Stage, name: str, state: State) -> list[Row]:
     if autonomy.serves_alone(stage.parts.algorithm.access):
-        return [_unmoved(stage, name)]
-    if _alone(stage):
+        return [_unchanged_row(stage, name)]
+    if _trains_alone(stage):
         note = "training continues without the host, for a model that nobody serves"
         return [_row(stage, name, 0.0, note, can=(True, False))]
     stopped = _play(stage, name, after="fault", sampler=autonomy.nobody())
@@ -98,9 +98,9 @@ def _shutdown(stage: _Stage, name: str, state: State) -> list[Row]:
     return [_row(stage, name, 0.0, note, can=(False, False), at_fault=reached)]
 
 
-def _changed(stage: _Stage, name: str, state: State) -> list[Row]:
+def _drill_changed(stage: _Stage, name: str, state: State) -> list[Row]:
     if autonomy.serves_alone(stage.parts.algorithm.access):
-        return [_unmoved(stage, name)]
+        return [_unchanged_row(stage, name)]
     other = _other_version(stage)
     fault = _state_of(stage, "fault")
     before, at_change = _score(stage, fault), _score(stage, fault, model=other)
@@ -113,22 +113,22 @@ def _changed(stage: _Stage, name: str, state: State) -> list[Row]:
     return [_row(stage, name, after, note, at_fault=before, at_change=at_change)]
 
 
-def _rate_limited(stage: _Stage, name: str, state: State) -> list[Row]:
-    if _alone(stage):
-        return [_unmoved(stage, name)]
+def _drill_rate_limited(stage: _Stage, name: str, state: State) -> list[Row]:
+    if _trains_alone(stage):
+        return [_unchanged_row(stage, name)]
     count = stage.settings.rate_limit
     sampler = autonomy.at_most(stage.parts.plan.sampler, count)
     after = _score(stage, _play(stage, name, after="fault", sampler=sampler))
     return [_row(stage, name, after, f"{count} clients per round were answered")]
 
 
-def _refused(stage: _Stage, name: str, state: State) -> list[Row]:
+def _drill_refused(stage: _Stage, name: str, state: State) -> list[Row]:
     client = np.array([stage.settings.refused_client])
-    return _left_out(stage, name, state, clients=client, after="fault")
+    return _leave_out(stage, name, state, clients=client, after="fault")
 
 
-def _excluded(stage: _Stage, name: str, state: State) -> list[Row]:
-    table, partition = _held(stage.parts)
+def _drill_excluded(stage: _Stage, name: str, state: State) -> list[Row]:
+    table, partition = _table_and_partition(stage.parts)
     names = np.zeros(len(table.length), np.int64)
     if table.label is not None:
         names = np.unique(table.label, return_inverse=True)[1]
@@ -144,23 +144,23 @@ def _excluded(stage: _Stage, name: str, state: State) -> list[Row]:
         num=_num_excluded(stage.settings, stage.parts),
         seed=stage.spec.seed,
     )
-    return _left_out(stage, name, state, clients=clients)
+    return _leave_out(stage, name, state, clients=clients)
 
 
 def _num_excluded(settings: Settings, parts: Parts) -> int:
     return settings.excluded_clients or max(1, len(parts.data.clients) // 4)
 
 
-def _left_out(
+def _leave_out(
     stage: _Stage, name: str, state: State, *, clients: np.ndarray, after: str | None = None
 ) -> list[Row]:
     """Returns two rows: the model trained without some clients, and its score on their own rows."""
     theirs = f"{name}{autonomy.SHUT_OUT}"
     before = _score_own(stage, state, clients)
     who = f"{len(clients)} of {len(stage.parts.data.clients)} clients"
-    if _alone(stage):
-        own = _unmoved(stage, theirs)._replace(before=before, after=before)
-        return [_unmoved(stage, name), own]
+    if _trains_alone(stage):
+        own = _unchanged_row(stage, theirs)._replace(before=before, after=before)
+        return [_unchanged_row(stage, name), own]
     sampler = autonomy.without(stage.parts.plan.sampler, clients.tolist())
     without = _play(stage, name, after=after, sampler=sampler)
     worth = _score_own(stage, without, clients)
@@ -171,7 +171,7 @@ def _left_out(
     return [row, own._replace(before=before)]
 
 
-def _artefact(stage: _Stage, name: str, state: State) -> list[Row]:
+def _drill_artefact(stage: _Stage, name: str, state: State) -> list[Row]:
     made = fedjax_post.deployed(stage.parts.algorithm, stage.parts.model, state)
     path = stage.directory / name
     holds_weights = artefact.write(path, *made, base=stage.spec.model.name)
@@ -185,19 +185,19 @@ def _artefact(stage: _Stage, name: str, state: State) -> list[Row]:
     extra = {"artefact_bytes": size, "terms": terms}
     if not autonomy.serves_alone(stage.parts.algorithm.access):
         note = "it was read back, but the model that it needs is not available"
-        return [_row(stage, name, 0.0, note, can=(_alone(stage), False), **extra)]
+        return [_row(stage, name, 0.0, note, can=(_trains_alone(stage), False), **extra)]
     model, params = artefact.read(path, base=stage.spec.model.name, dtype=stage.spec.model.dtype)
     after = score(model, params, stage.parts.heldout)["exact_match"]
     return [_row(stage, name, after, "read back from files, without a provider", **extra)]
 
 
 _DRILLS = {
-    "shutdown": _shutdown,
-    "changed": _changed,
-    "rate_limited": _rate_limited,
-    "refused": _refused,
-    **dict.fromkeys(autonomy.EXCLUSIONS, _excluded),
-    "artefact": _artefact,
+    "shutdown": _drill_shutdown,
+    "changed": _drill_changed,
+    "rate_limited": _drill_rate_limited,
+    "refused": _drill_refused,
+    **dict.fromkeys(autonomy.EXCLUSIONS, _drill_excluded),
+    "artefact": _drill_artefact,
 }
 
 
@@ -261,7 +261,7 @@ def _score(stage: _Stage, state: State, *, model: Any = None) -> float:
 
 def _score_own(stage: _Stage, state: State, clients: np.ndarray) -> float:
     """Returns the exact match on some clients' own training rows, in [0, 1]."""
-    table, (offsets, indices) = _held(stage.parts)
+    table, (offsets, indices) = _table_and_partition(stage.parts)
     rows = np.concatenate([indices[offsets[i] : offsets[i + 1]] for i in clients])
     chosen = choose_rows(len(rows), stage.settings.own_examples, seed=stage.spec.seed)
     heldout = stage.parts.heldout._replace(table=table, rows=rows[chosen])
@@ -269,7 +269,7 @@ def _score_own(stage: _Stage, state: State, clients: np.ndarray) -> float:
     return score(*made, heldout)["exact_match"]
 
 
-def _held(parts: Parts):
+def _table_and_partition(parts: Parts):
     """Returns the clients' table and partition."""
     clients = getattr(parts.data.clients, "clients", parts.data.clients)
     return clients.table, clients.partition
@@ -279,13 +279,13 @@ def _row(stage: _Stage, name: str, after: float, note: str, *, can=(True, True),
     return Row(name, stage.method, stage.base, after, can[0], can[1], note, extra)
 
 
-def _unmoved(stage: _Stage, name: str) -> Row:
+def _unchanged_row(stage: _Stage, name: str) -> Row:
     """Returns the row of a method whose run is the same with and without a fault."""
     note = "it queries no host: the run is the same with and without the fault"
     return _row(stage, name, stage.base, note)
 
 
-def _alone(stage: _Stage) -> bool:
+def _trains_alone(stage: _Stage) -> bool:
     return autonomy.trains_alone(stage.parts.algorithm.access)
 
 

@@ -66,7 +66,7 @@ def check(section: Any) -> None:
         if meaning is None:
             continue
         given = getattr(section, field.name)
-        value = _conformed(given, kinds_of(section.__class__)[field.name], field.name)
+        value = _conform(given, kinds_of(section.__class__)[field.name], field.name)
         _check_range(value, meaning, field.name)
         object.__setattr__(section, field.name, value)
 
@@ -100,7 +100,7 @@ def unknown(name: str, known: Iterable[str], *, what: str = "field") -> str:
     return f"{name} is no {what}; {meant}"
 
 
-def _conformed(value: Any, kind: Any, name: str) -> Any:
+def _conform(value: Any, kind: Any, name: str) -> Any:
     if kind is Any:
         return value
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
@@ -108,18 +108,18 @@ def _conformed(value: Any, kind: Any, name: str) -> Any:
         if value is None and type(None) in arguments:
             return None
         (kind,) = (argument for argument in arguments if argument is not type(None))
-        return _conformed(value, kind, name)
+        return _conform(value, kind, name)
     if origin is tuple:
         if isinstance(value, list | tuple):
-            return tuple(_conformed(item, arguments[0], name) for item in value)
+            return tuple(_conform(item, arguments[0], name) for item in value)
     elif origin is not None and issubclass(origin, Mapping):
         if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
-            return {key: _conformed(item, arguments[1], name) for key, item in value.items()}
+            return {key: _conform(item, arguments[1], name) for key, item in value.items()}
     elif kind is float and type(value) is int:
         return float(value)
     elif type(value) is kind:
         return value
-    raise ValueError(f"{name}={value!r} must be {_spoken(kind)}, not {type(value).__name__}")
+    raise ValueError(f"{name}={value!r} must be {_kind_name(kind)}, not {type(value).__name__}")
 
 
 def _check_range(value: Any, meaning: Meaning, name: str) -> None:
@@ -140,11 +140,11 @@ def _check_range(value: Any, meaning: Meaning, name: str) -> None:
                 raise ValueError(f"{name}={number} must be {words} {limit:g}")
 
 
-def _spoken(kind: Any) -> str:
+def _kind_name(kind: Any) -> str:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     words = {str: "a text", int: "a whole number", float: "a number", bool: "True or False"}
     if origin is tuple:
-        return f"a list, each item {_spoken(arguments[0])}"
+        return f"a list, each item {_kind_name(arguments[0])}"
     if origin is not None:
         return "a mapping from texts"
     return words.get(kind, str(kind))

@@ -44,7 +44,7 @@ def to_json(spec: Spec) -> str:
     content: dict[str, Any] = {"format": FORMAT, "version": VERSION}
     for path in PATHS:
         section, _, name = path.partition(".")
-        value = _written(spec.at(path))
+        value = _to_plain(spec.at(path))
         if name:
             content.setdefault(section, {})[name] = value
         else:
@@ -144,9 +144,9 @@ def supply(spec: Spec, supplied: Mapping[str, Any], *, source: str) -> Spec:
       ValueError: naming a value that is still missing or has another hash.
     """
     for path, value in supplied.items():
-        stored, given = (_written(item) for item in (spec.at(path), value))
+        stored, given = (_to_plain(item) for item in (spec.at(path), value))
         if given != stored:
-            stored, given = _described(stored), _described(given)
+            stored, given = _describe(stored), _describe(given)
             raise ValueError(f"{source} has {path} = {stored}, and {given} was given")
     spec = spec.put(supplied)
     for path in PATHS:
@@ -191,13 +191,13 @@ def check_trusted(
 
 def plain_fields(spec: Spec) -> dict[str, Any]:
     """Returns the value of every field as JSON holds it, by path."""
-    return {path: _written(spec.at(path)) for path in PATHS}
+    return {path: _to_plain(spec.at(path)) for path in PATHS}
 
 
 def identity(spec: Spec) -> dict[str, Any]:
     """Returns the fields that affect a run's results, by path, without those at their defaults."""
     return {
-        path: _written(spec.at(path))
+        path: _to_plain(spec.at(path))
         for path, field in PATHS.items()
         if not field.metadata["meaning"].free and spec.at(path) != default_of(field)
     }
@@ -225,14 +225,14 @@ def load_code(name: str, *, field: str) -> Callable:
     return function
 
 
-def _written(value: Any) -> Any:
+def _to_plain(value: Any) -> Any:
     """Returns a value as JSON holds it."""
     if isinstance(value, _PLAIN):
         return value
     if isinstance(value, tuple) and not hasattr(value, "_fields"):
-        return [_written(item) for item in value]
+        return [_to_plain(item) for item in value]
     if isinstance(value, Mapping):
-        return {str(key): _written(item) for key, item in value.items()}
+        return {str(key): _to_plain(item) for key, item in value.items()}
     missing = value if isinstance(value, Missing) else _missing(value)
     return missing if isinstance(missing, str) else {"missing": missing.what, "sha256": missing[1]}
 
@@ -265,7 +265,7 @@ def _read(value: Any) -> Any:
     return tuple(_read(item) for item in value) if isinstance(value, list) else value
 
 
-def _described(written: Any) -> str:
+def _describe(written: Any) -> str:
     if isinstance(written, dict) and "missing" in written:
         return str(Missing(written["missing"], written["sha256"]))
     return repr(written)

@@ -99,7 +99,7 @@ def ladder(
         "gate": ladder_facts.gate_of(directory, chance, **(_GATE | dict(task.gate))),
         "matrix": ladder_facts.matrix_entry(),
         "passports": ladder_facts.passport_entries(),
-        "audit": _cached(directory / "audit.json", lambda: audits.audit_of(parts)),
+        "audit": _read_or_make(directory / "audit.json", lambda: audits.audit_of(parts)),
         "drills": _drill(rungs, seeds, faults, directory, show=show),
         "commands": _commands(directory, command),
     }
@@ -172,7 +172,7 @@ def _drill(
     return carry_out(planned, faults.chosen, faults.settings, show=show)
 
 
-def _cached(path: Path, make: Callable[[], Any]) -> Mapping[str, Any]:
+def _read_or_make(path: Path, make: Callable[[], Any]) -> Mapping[str, Any]:
     """Returns the content of a JSON file, which is made and written first if it is missing."""
     if not path.exists():
         folder.write_json(path, make())

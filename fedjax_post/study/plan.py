@@ -26,7 +26,7 @@ def projection(parts: Parts) -> str:
         f"rows       of {report['max_length']} tokens; {report['truncated']} cut and "
         f"{report['dropped']} left out ("
         f"{' and '.join(f'{name}: {size:,}' for name, size in report['splits'].items())})",
-        f"scored     {_scored(parts)}",
+        f"scored     {_scoring(parts)}",
     ]
     lines.append(f"method     {methods.describe(spec)}; {spec.training.rounds} rounds")
     wire = wire_bytes_of(*given)
@@ -45,7 +45,7 @@ def projection(parts: Parts) -> str:
     return "\n".join(lines)
 
 
-def _scored(parts: Parts) -> str:
+def _scoring(parts: Parts) -> str:
     """Returns what is scored at the end, and why answers are not compared where they are not."""
     spec = parts.spec
     table, rows = parts.heldout.table, len(parts.heldout.rows)

@@ -17,7 +17,7 @@ class Ef21(NamedTuple):
     link: Uplink
 
 
-def _chained(links: Sequence[Any]) -> Uplink:
+def _chain(links: Sequence[Any]) -> Uplink:
     if not all(isinstance(link, Uplink) for link in links):
         raise ValueError("a link is a call such as top_k(0.01); ef21 must contain all other links")
     return links[0] if len(links) == 1 else core.chain(*links)
@@ -30,9 +30,9 @@ LINKS: Factories = {
     "random_k": core.random_k,
     "quantize": core.quantize,
     "sign": core.sign,
-    "chain": lambda *links: _chained(links),
-    "error_feedback": lambda *links: core.error_feedback(_chained(links)),
-    "ef21": lambda *links: Ef21(_chained(links)),
+    "chain": lambda *links: _chain(links),
+    "error_feedback": lambda *links: core.error_feedback(_chain(links)),
+    "ef21": lambda *links: Ef21(_chain(links)),
 }
 RULES: Factories = {
     "coordinate_median": core.coordinate_median,
@@ -99,7 +99,7 @@ def _with_links(algorithm: Algorithm, text: str, population: int) -> Algorithm:
 
 def _links(text: str) -> Uplink | Ef21:
     links = parse(text, LINKS)
-    return links[0] if isinstance(links[0], Ef21) and len(links) == 1 else _chained(links)
+    return links[0] if isinstance(links[0], Ef21) and len(links) == 1 else _chain(links)
 
 
 def _apply(spec: Spec, name: str, do: Callable[[str], Any]) -> Any:
