@@ -63,7 +63,7 @@ class _Handler:
             signum, self._waiting = self._waiting, None
             raise Interrupted(signum)
 
-    def ignored(self, unraisable: Any) -> None:
+    def on_unraisable(self, unraisable: Any) -> None:
         """Records an interrupt again that was raised in a callback, where Python ignores it.
 
         It replaces `sys.unraisablehook`, and is itself such a callback.
@@ -104,7 +104,7 @@ def catch_signals() -> Iterator[None]:
     handler = _Handler(dict.fromkeys(stops, signal.SIG_DFL), hook)
     before: dict[int, Any] = {each: signal.signal(each, handler) for each in stops}
     before[signal.SIGALRM] = signal.signal(signal.SIGALRM, handler.again)
-    sys.unraisablehook = handler.ignored
+    sys.unraisablehook = handler.on_unraisable
     token = _handler.set(handler)
     try:
         yield

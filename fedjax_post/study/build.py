@@ -108,7 +108,7 @@ def build(spec: Spec) -> Parts:
 def _make_algorithm(
     spec: Spec, data: Loaded, tokenizer: Any, *, room: int, longest: int
 ) -> tuple[Algorithm, private.Guarantee | None]:
-    """The algorithm with all that stands around it, and what it promises of clients' privacy."""
+    """Returns the algorithm with its uplink, aggregation and noise, and its privacy guarantee."""
     population = len(data.clients)
     algorithm = methods.make_algorithm(
         spec,

@@ -52,7 +52,7 @@ def test_a_signal_waits_for_a_place_where_nothing_is_lost(signum, capfd):
     assert reached == ["after the signal"]
     assert found.value.signum == signum
     assert isinstance(found.value, KeyboardInterrupt)
-    assert "Ctrl-C again leaves at once" in capfd.readouterr().err
+    assert "Ctrl-C again stops at once" in capfd.readouterr().err
 
 
 def test_a_signal_that_met_no_check_is_raised_at_the_end_of_what_deferred_it():
@@ -122,7 +122,7 @@ def test_a_second_signal_ends_a_program_at_once(signum):
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signum)
     assert process.stderr.readline() == "\n"
-    assert "again leaves at once" in process.stderr.readline()
+    assert "again stops at once" in process.stderr.readline()
     process.send_signal(signum)
     assert process.wait(timeout=10) == -signum
 
