@@ -117,7 +117,7 @@ def _make_algorithm(
             objectives.loss_of(spec, made)
             or prompts.loss_of(spec, made, tokenizer, longest=longest)
         ),
-        given=prompts.offered(spec, factories.find_factory(spec.method.name), tokenizer),
+        given=prompts.token_arguments(spec, factories.find_factory(spec.method.name), tokenizer),
     )
     # Places left after the longest row, whose last token is never an input
     left = room - data.report["max_length"] + 1

@@ -71,7 +71,7 @@ def places_of(spec: Spec, tokenizer: Any) -> int:
     return len(_tokens_of(spec, tokenizer)) if spec.adapter.kind == "text_prompt" else 0
 
 
-def offered(spec: Spec, factory: Callable, tokenizer: Any) -> dict[str, Any]:
+def token_arguments(spec: Spec, factory: Callable, tokenizer: Any) -> dict[str, Any]:
     """Returns values for a factory's arguments that concern tokens, by their annotations.
 
     Args:
