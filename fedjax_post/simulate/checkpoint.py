@@ -71,12 +71,12 @@ def save(directory: Path, snapshot: Snapshot) -> None:
         remove(directory, snapshot.rounds_done)
         os.replace(aside, where)
         _sync(directory)
-        for rounds_done in saved(directory)[_KEPT:]:
+        for rounds_done in list_rounds(directory)[_KEPT:]:
             remove(directory, rounds_done)
     processes.exchange("")
 
 
-def saved(directory: Path) -> list[int]:
+def list_rounds(directory: Path) -> list[int]:
     """Returns the number of rounds of each checkpoint in a folder, latest first."""
     found = directory.iterdir() if directory.is_dir() else ()
     return sorted((int(path.name) for path in found if path.name.isdecimal()), reverse=True)
@@ -136,7 +136,7 @@ def shapes(state: State) -> list[str]:
 
 
 def _metas(directory: Path) -> Iterator[tuple[int, Meta | None, str]]:
-    for rounds_done in saved(directory):
+    for rounds_done in list_rounds(directory):
         path = directory / str(rounds_done) / _META
         try:
             content = integrity.read_file(path)
