@@ -144,7 +144,7 @@ def test_models_are_listed(plain):
         ({"user": 3}, 400, "invalid_value", "`user` must be a text"),
         ({"logprobs": True}, 400, "invalid_value", "`logprobs` must be a whole number"),
         ({"max_tokens": True}, 400, "invalid_value", "`max_tokens` must be a whole number"),
-        ({"prompt": ["a"] * 2049}, 400, "invalid_value", "2049 texts, and at most 2048"),
+        ({"prompt": ["a"] * 2049}, 400, "invalid_value", "2049 texts; at most 2048"),
         ({"prompt": "pear" * 10**5}, 400, "context_length_exceeded", "400000 characters"),
         ({"prompt": []}, 400, "invalid_value", "at least one"),
         ({"prompt": [1, 2]}, 400, "invalid_value", "list of texts"),
