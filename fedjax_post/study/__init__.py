@@ -1,8 +1,9 @@
 """An experiment as data, and the operations on it: run, score, export, compare.
 
-from fedjax_post import study
-job = study.prepare(study.Spec(method="fed_adam", training=study.Training(rounds=60)))
-for state, record in job.run(): ...
+Example:
+  from fedjax_post import study
+  job = study.prepare(study.Spec(method="fed_adam", training=study.Training(rounds=60)))
+  for state, record in job.run(): ...
 """
 
 from fedjax_post.study.carry_out import carry_out

@@ -1,7 +1,8 @@
 """Comparisons of experiments with the same seeds, by utility and by bytes sent.
 
-compare([spec, spec.replace(method="scaffold")], seeds=(0, 1, 2)).table()
-sweep(spec, {"method.client_lr": [0.1, 0.3]}, seeds=(0, 1)).plot()
+Example:
+  compare([spec, spec.replace(method="scaffold")], seeds=(0, 1, 2)).table()
+  sweep(spec, {"method.client_lr": [0.1, 0.3]}, seeds=(0, 1)).plot()
 """
 
 import itertools

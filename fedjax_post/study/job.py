@@ -1,10 +1,11 @@
 """A job: an experiment that has been checked and is ready to run, score and export.
 
-job = prepare(Spec(method="fed_adam"))
-print(job)  # model, clients, bytes on the wire and on disk
-for state, record in job.run(): ...
-job.score(state)
-job.export(state, "adapter")
+Example:
+  job = prepare(Spec(method="fed_adam"))
+  print(job)  # model, clients, bytes on the wire and on disk
+  for state, record in job.run(): ...
+  job.score(state)
+  job.export(state, "adapter")
 """
 
 import contextlib

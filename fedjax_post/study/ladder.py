@@ -1,7 +1,8 @@
 """One task at every level of access, with the same seeds, and a report on it.
 
-rungs = {"lora": Rung(spec, "open"), "fed_bpt": Rung(closed, "closed")}
-ladder(rungs, task=Task(title="my task"))
+Example:
+  rungs = {"lora": Rung(spec, "open"), "fed_bpt": Rung(closed, "closed")}
+  ladder(rungs, task=Task(title="my task"))
 """
 
 from collections.abc import Callable, Mapping, Sequence
