@@ -60,7 +60,7 @@ def test_disclosure_is_refused_before_a_folder_is_made(call, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
     error = capsys.readouterr().err
     assert "fed_bpt needs EMBEDDINGS" in error
-    assert "2 questions with 4 private tokens each time that it asks once" in error
+    assert "2 questions with 4 private tokens for one query per row" in error
     assert "--inference=client" in error
 
 

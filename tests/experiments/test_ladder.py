@@ -106,7 +106,7 @@ def test_bad_files_are_refused_before_anything_runs(own, text, said, capsys, tmp
 def test_bad_flags_are_refused(capsys):
     assert f"there is no {FOLDER / 'nowhere.toml'}" in refused(capsys, "--task=nowhere")
     assert "--task exclude each other" in refused(capsys, "--task=kinds", "--passport=all")
-    assert "must be some numbers, each once" in refused(capsys, "--task=kinds", "--seeds=1,1")
+    assert "must be distinct numbers" in refused(capsys, "--task=kinds", "--seeds=1,1")
     assert "--seeds=x must be whole numbers" in refused(capsys, "--task=kinds", "--seeds=x")
 
 
