@@ -157,7 +157,7 @@ def _check_same(line: CommandLine) -> None:
     """Refuses, in all processes, that they were told different things."""
     where = f"--output_dir={line.values.output_dir}"
     mine = [*as_flags(line.spec), where, f"--resume={line.values.resume}"]
-    said = [text.split("\n") for text in processes.exchanged("\n".join(mine))]
+    said = [text.split("\n") for text in processes.exchange("\n".join(mine))]
     for number, lines in enumerate(said):
         if lines != said[0]:
             theirs = [line for line in lines if line not in said[0]]

@@ -26,7 +26,7 @@ def run(work: Callable[[], int]) -> int:
     0 or what the work returns; 2 and one line for input that will not do; 130 after Ctrl-C, 143
     after SIGTERM.
     """
-    with stopping.catching():
+    with stopping.catch_signals():
         try:
             process.prepare()
             return work()
@@ -58,7 +58,7 @@ def held(job: Job, work: Callable[[], int], *, again: Sequence[str]) -> int:
 def _stopped(error: BaseException, job: Job, again: Sequence[str]) -> int:
     if not (job.directory / SPEC).exists():  # so that there is nothing to go on with
         raise error
-    lost, full = peers.cut_off(error), _is_full(error)
+    lost, full = peers.lost_peer(error), _is_full(error)
     told = isinstance(error, OSError | peers.PeerError) and not endings.passed_own_code(error)
     if not (isinstance(error, KeyboardInterrupt) or lost or full or told):
         if not peers.are_several():
@@ -74,7 +74,7 @@ def _stopped(error: BaseException, job: Job, again: Sequence[str]) -> int:
         f"python -m {__package__}.train --output_dir={shlex.quote(str(job.directory))} {given}"
     )
     print(f"\n{why}; to continue: {command}", file=sys.stderr)
-    return code if peers.is_told(error) else peers.leave(code)
+    return code if peers.is_shared_error(error) else peers.leave(code)
 
 
 def _is_full(error: BaseException) -> bool:

@@ -1,4 +1,4 @@
-"""What a base model opens: passports, the frameworks that grade them, and what can be run on it."""
+"""How open a base model is: passports, frameworks that grade them, and methods that can run."""
 
 from fedjax_post.openness.framework import COMPONENTS, Evaluation, evaluate
 from fedjax_post.openness.passport import Passport, Statement

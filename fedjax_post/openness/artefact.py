@@ -1,9 +1,9 @@
-"""What may be done with what a federation made: the consequences of licences, with sources.
+"""What may be done with an artefact of a federation: the consequences of licences, with sources.
 
-An adapter, or weights, are derived from the base and stand under the terms that bind
-derived models. A prompt holds nothing of the base: its terms bind whoever uses it, and it is
-of use only where that base still answers. What a licence of the *data* means for weights that
-were trained on them is not settled by any text that is read here; it is stated beside.
+An adapter or weights are derived from the base model and are subject to its terms for derived
+models. A prompt contains nothing of the base model: only the terms of use apply, and it can be
+used only where that model is available. Whether a licence of the *data* binds weights trained on
+them is not settled by any of the sources used here; it is listed separately.
 """
 
 from typing import NamedTuple
@@ -14,16 +14,16 @@ from fedjax_post.openness.licences import RULES, is_open, terms_of
 from fedjax_post.openness.passport import Passport
 from fedjax_post.openness.read import load_passport, passport_names
 
-# rules that bind whoever uses a model, and those that bind whoever passes one on
+# Rules for using a model, and rules for passing one on
 _USE = ("use_policy", "user_limit", "train_on_outputs")
 _PASS_ON = ("share_derived", "same_terms", "notice", "name")
 _OURS = "fedjax_post/openness/artefact.py: a prompt is tokens or vectors, none of them the base's"
 
 
 class Consequence(NamedTuple):
-    """One thing that follows for the artefact, who says so, and when."""
+    """One consequence for the artefact, with its source and date."""
 
-    about: str
+    about: str  # subject
     says: str
     source: str
     date: str
@@ -32,12 +32,12 @@ class Consequence(NamedTuple):
 def artefact_terms(
     passport: Passport, *, holds_weights: bool = True, data_licence: str = UNKNOWN
 ) -> list[Consequence]:
-    """Returns what may be done with an artefact: used, passed on, and under which name.
+    """Returns the rules for an artefact: how it may be used, passed on and named.
 
     Args:
-      passport: of the base.
-      holds_weights: whether it is an adapter or weights; else a prompt.
-      data_licence: SPDX identifier of the clients' data, or another name.
+      passport: of the base model.
+      holds_weights: whether the artefact is an adapter or weights; otherwise it is a prompt.
+      data_licence: licence of the clients' data, an SPDX identifier or another name.
     """
     licence = passport.terms
     free = "open" if is_open(licence.value) else "not open"
@@ -45,18 +45,17 @@ def artefact_terms(
     terms = terms_of(licence.value)
     for rule in _PASS_ON:
         if holds_weights:
-            said = terms.rules[rule]
-            found.append(Consequence(RULES[rule], said, terms.source, terms.date))
+            found.append(Consequence(RULES[rule], terms.rules[rule], terms.source, terms.date))
     if not holds_weights:
-        told = "nothing of the base is in it; it is of use only where the base answers"
-        found.append(Consequence("passing a prompt on", told, _OURS, "2026-11-22"))
+        text = "it contains nothing of the base; it can be used only where the base is available"
+        found.append(Consequence("passing a prompt on", text, _OURS, "2026-11-22"))
     for rule in _USE:
         found.append(Consequence(RULES[rule], terms.rules[rule], terms.source, terms.date))
     return [*found, _of_data(data_licence)]
 
 
 def passport_of(model: str) -> str:
-    """Returns the name of the passport of a model of the hub or of this project, or ""."""
+    """Returns the name of the passport of a hub model or built-in model; "" without one."""
     names = passport_names()
     if model in names:
         return model
@@ -71,5 +70,5 @@ def _of_data(licence: str) -> Consequence:
     if licence == UNKNOWN:
         return Consequence("licence of the clients' data", UNKNOWN, UNKNOWN, UNKNOWN)
     free = "open" if is_open(licence) else "not an open licence"
-    told = f"{licence} ({free}); whether it binds weights trained on the data is not settled"
-    return Consequence("licence of the clients' data", told, "as given", UNKNOWN)
+    text = f"{licence} ({free}); whether it binds weights trained on the data is not settled"
+    return Consequence("licence of the clients' data", text, "as given", UNKNOWN)

@@ -1,14 +1,14 @@
-"""The Model Openness Framework: the class that a model's released components reach.
+"""The Model Openness Framework: the class that a model reaches with its released components.
 
-White et al., "The Model Openness Framework", 2024, arXiv:2403.13784. The rules are those
-of its tool (lfai/model_openness_tool 8b5d30e), read there and written anew:
-classes are cumulative; a component counts if it is released under an open licence; its
-own licence comes first, then the project's for its kind of content, then the
-project's for everything; an open licence made for another kind of content counts, with a
-warning; a research paper stands in for the technical report.
+White et al., "The Model Openness Framework", 2024, arXiv:2403.13784. The rules are those of its
+tool (lfai/model_openness_tool 8b5d30e), implemented again here: classes are cumulative; a
+component counts if it is released under an open licence; its own licence takes precedence, then
+the project's licence for its kind of content, then the project's licence for everything; an open
+licence made for another kind of content counts, with a warning; a research paper can replace the
+technical report.
 
-One deviation: the tool's list names CC0-1.0 for data and for documents, and its import
-keeps the last of them alone. Here it suits both; this changes warnings, never a class.
+One deviation: the tool's list has CC0-1.0 for data and for documents, and its import keeps only
+the last. Here it suits both; this affects warnings, never a class.
 """
 
 from collections.abc import Mapping
@@ -27,11 +27,11 @@ CLASSES = {
 
 
 class Component(NamedTuple):
-    """One of the framework's 17."""
+    """One of the framework's 17 components."""
 
-    title: str  # as the framework calls it
+    title: str  # name in the framework
     content: str  # code, data or document
-    rank: int  # class that it belongs to: 3 the first to reach, 1 the last
+    rank: int  # class to which it belongs, from 3 (reached first) to 1
     required: bool = True
 
 
@@ -57,24 +57,27 @@ COMPONENTS = {
 
 
 class Evaluation(NamedTuple):
-    """What the framework says of a model."""
+    """The framework's result for a model."""
 
     rank: int  # 1, 2 or 3 for classes I to III; 0 for none
-    licences: Mapping[str, str]  # of each released component, as resolved
-    lacking: Mapping[int, Mapping[str, str]]  # class -> required component that fails -> why
+    licences: Mapping[str, str]  # licence that applies to each released component
+    lacking: Mapping[int, Mapping[str, str]]  # class -> required component that fails -> reason
     warnings: tuple[str, ...]  # components whose open licence is made for other content
 
 
 def evaluate(released: Mapping[str, str | None], project: Mapping[str, str]) -> Evaluation:
-    """Returns the class of a model, and what each class still lacks.
+    """Returns the class of a model, and what is missing for each class.
 
     Args:
-      released: component -> its own licence, None where it states none; a component that
-        was not released is left out.
+      released: component -> its own licence, None if it has none; components that were not
+        released are left out.
       project: the project's licences by 'code', 'data', 'document' and 'distribution'.
 
     Raises:
       ValueError: for a component that the framework does not have.
+
+    >>> evaluate({"model_card": None}, {"distribution": "Apache-2.0"}).lacking[3]["architecture"]
+    'not released'
     """
     unknown = [name for name in released if name not in COMPONENTS]
     if unknown:
@@ -95,9 +98,10 @@ def evaluate(released: Mapping[str, str | None], project: Mapping[str, str]) -> 
 
 
 def progress(evaluation: Evaluation, rank: int) -> float:
-    """Returns the percentage of a class's components that count, 0 before the class below is met.
+    """Returns the percentage of a class's required components that count.
 
-    This is the tool's own figure, which its published results state.
+    It is 0 until the class below is reached. The tool reports the same figure in its published
+    results.
     """
     if any(evaluation.lacking[lower] for lower in range(rank + 1, 4)):
         return 0.0
@@ -109,7 +113,7 @@ def progress(evaluation: Evaluation, rank: int) -> float:
 
 
 def required(rank: int) -> list[str]:
-    """Returns the components that a class needs, those of the classes below included."""
+    """Returns the components that a class requires, including those of the classes below."""
     return [name for name, part in COMPONENTS.items() if part.required and part.rank >= rank]
 
 
@@ -121,7 +125,7 @@ def _resolve(name: str, own: str | None, project: Mapping[str, str]) -> str:
 
 
 def _lacking(rank: int, licences: Mapping[str, str]) -> dict[str, str]:
-    """The required components of a class and those below that do not count."""
+    """Returns the required components, of a class and those below, that do not count, and why."""
     failing = {name: _why(name, licences) for name in required(rank)}
     if _counts("research_paper", licences):
         failing["technical_report"] = ""

@@ -1,4 +1,4 @@
-"""Which licences are open, for what content they are made, and what they ask of derived models."""
+"""Licences: which are open, for which content, and what they require of derived models."""
 
 import tomllib
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# What a licence may ask of whoever passes on a post-trained model, in the order printed
+# What a licence may require of those who pass on a post-trained model, in printed order
 RULES = {
     "share_derived": "derived models may be passed on",
     "same_terms": "they stay under these terms",
@@ -19,7 +19,7 @@ RULES = {
 
 
 class Terms(NamedTuple):
-    """What a licence says on derived models, by the keys of `RULES`, and where that was read."""
+    """A licence's rules for derived models, by the keys of `RULES`, with their source and date."""
 
     rules: Mapping[str, str]
     source: str
@@ -27,7 +27,7 @@ class Terms(NamedTuple):
 
 
 def is_open(licence: str) -> bool:
-    """Returns whether the Model Openness Framework takes a licence as open.
+    """Returns whether the Model Openness Framework counts a licence as open.
 
     Args:
       licence: SPDX identifier; any other name is not open.
@@ -39,12 +39,12 @@ def is_open(licence: str) -> bool:
 
 
 def suits(licence: str, content: str) -> bool:
-    """Returns whether a licence is made for 'code', 'data' or 'document'."""
+    """Returns whether a licence is made for a kind of content: 'code', 'data' or 'document'."""
     return licence in _table()["made_for"][content]
 
 
 def terms_of(licence: str) -> Terms:
-    """Returns what a licence asks of derived models; every rule 'unknown' if nobody read it."""
+    """Returns a licence's rules for derived models; all are 'unknown' if it is not in the table."""
     found = _table()["terms"].get(licence, {})
     rules = {rule: found.get(rule, "unknown") for rule in RULES}
     return Terms(rules, found.get("source", "unknown"), found.get("date", "unknown"))

@@ -1,4 +1,4 @@
-"""Passports, and what can be run on a model, as text for a terminal."""
+"""Text pages for a terminal: passports, and the methods that can run on a model."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,13 +8,13 @@ from fedjax_post.openness import passport as read
 from fedjax_post.openness.framework import CLASSES, COMPONENTS, UNKNOWN, Evaluation
 from fedjax_post.openness.licences import RULES, terms_of
 from fedjax_post.openness.passport import Passport
-from fedjax_post.openness.runnable import Refusal, lost, refusals, roles
+from fedjax_post.openness.runnable import Refusal, lost_methods, refusals, roles
 
-_NEXT = {0: 3, 3: 2, 2: 1}  # class -> the class above
+_NEXT = {0: 3, 3: 2, 2: 1}  # class -> the next higher class
 
 
 def passport_page(passport: Passport) -> str:
-    """Returns all that a passport says, every statement with its source in brackets."""
+    """Returns all statements of a passport, each with its source's number in brackets."""
     sources: list[tuple[str, str]] = []
     lines = [
         f"{passport.title}, {passport.producer}",
@@ -38,7 +38,7 @@ def passport_page(passport: Passport) -> str:
 
 
 def passport_table(passports: Sequence[Passport]) -> str:
-    """Returns a row a model: class, definition, index, access, licence and its hold on others."""
+    """Returns one row per model: class, definition, index, access, licence, derived terms."""
     head = ("model", "class", "at best", "definition", "index", "access", "licence", "same terms")
     rows = [head]
     for passport in passports:
@@ -62,7 +62,7 @@ def passport_table(passports: Sequence[Passport]) -> str:
 
 
 def methods_page(passports: Sequence[Passport], methods: Mapping[str, Mapping[str, Access]]) -> str:
-    """Returns the methods that models allow; every refusal has the number of its reason below."""
+    """Returns a table of the methods that models allow, with a numbered reason for each refusal."""
     reasons: list[str] = []
     columns = [_column(passport, methods, reasons) for passport in passports]
     needs = [_needs(needed) for needed in methods.values()]
@@ -72,7 +72,7 @@ def methods_page(passports: Sequence[Passport], methods: Mapping[str, Mapping[st
     lines = [_columns([*rows, (f"{len(methods)} methods", "run:", *counts)])]
     lines += ["", *(f"[{i + 1}] {reason}" for i, reason in enumerate(reasons))]
     for passport in passports:
-        places = ", ".join(_listed(passport.inference.value))
+        places = ", ".join(_as_list(passport.inference.value))
         tier, source, date = passport.tier
         lines.append(f"{passport.title} grants {tier} ({source}, {date}); it may run at: {places}")
         if passport.model_type not in (*FAMILIES, UNKNOWN):
@@ -86,11 +86,17 @@ def methods_page(passports: Sequence[Passport], methods: Mapping[str, Mapping[st
 def downgrade_page(
     passport: Passport, methods: Mapping[str, Mapping[str, Access]], tier: Access
 ) -> str:
-    """Returns the methods that would be lost if a model were open only to a tier."""
-    granted = read.granted(passport)
+    """Returns the methods that would be lost if a model were open only to a tier.
+
+    Args:
+      passport: of the model.
+      methods: name -> the access that the method declares for each model role.
+      tier: the lower access.
+    """
+    granted = read.granted_access(passport)
     if not granted & ~tier:
         return f"{passport.title} grants {granted.name}; at {tier.name} nothing would be lost."
-    gone: list[Refusal] = lost(methods, granted, tier)
+    gone: list[Refusal] = lost_methods(methods, granted, tier)
     lines = [f"{passport.title}, open to {tier.name} and not to {granted.name}, would lose", ""]
     lines.append(_columns([("method", "reason"), *gone]))
     return "\n".join([*lines, "", f"{len(gone)} of {len(methods)} methods lost."])
@@ -139,16 +145,16 @@ def _redistribution(passport: Passport, sources: list) -> list[str]:
     return [f"Licence and redistribution: {licence.value} ({free}) {number}", _columns(rows)]
 
 
-def _statements(said: Mapping[str, read.Statement], sources: list) -> list[str]:
+def _statements(given: Mapping[str, read.Statement], sources: list) -> list[str]:
     rows = [
-        (f"  {name}", ", ".join(_listed(one.value)), _number(one.source, one.date, sources))
-        for name, one in said.items()
+        (f"  {name}", ", ".join(_as_list(one.value)), _number(one.source, one.date, sources))
+        for name, one in given.items()
     ]
     return [_columns(rows)]
 
 
 def _number(source: str, date: str, sources: list) -> str:
-    """The bracketed number of a source, which joins the list the first time."""
+    """Returns the bracketed number of a source, which is added to the list if it is new."""
     if source == UNKNOWN:
         return ""
     if (source, date) not in sources:
@@ -159,8 +165,8 @@ def _number(source: str, date: str, sources: list) -> str:
 def _column(
     passport: Passport, methods: Mapping[str, Mapping[str, Access]], reasons: list[str]
 ) -> list[str]:
-    """A model's cells, whose reasons join the list the first time."""
-    refused = dict(refusals(methods, roles(read.granted(passport))))
+    """Returns a model's column of cells; new reasons are added to the list."""
+    refused = dict(refusals(methods, roles(read.granted_access(passport))))
     reasons += [reason for reason in dict.fromkeys(refused.values()) if reason not in reasons]
     return [f"no [{reasons.index(refused[m]) + 1}]" if m in refused else "runs" for m in methods]
 
@@ -175,7 +181,7 @@ def _needs(needed: Mapping[str, Access]) -> str:
     return ", ".join(f"{role}: {spoken(tier)}" for role, tier in needed.items())
 
 
-def _listed(value: str | list[str]) -> list[str]:
+def _as_list(value: str | list[str]) -> list[str]:
     return value if isinstance(value, list) else [value]
 
 

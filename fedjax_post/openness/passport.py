@@ -1,4 +1,4 @@
-"""A model's passport: what its makers and others say that it opens, and what follows from it."""
+"""A model's passport: statements on how open it is, with their sources, and what follows."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ PLACES = ("client", "federation server", "third party")
 
 
 class Statement(NamedTuple):
-    """A value, who says so, and when they did or were read (YYYY-MM-DD)."""
+    """A value, its source, and the date of the source or of reading it (YYYY-MM-DD)."""
 
     value: Any
     source: str
@@ -25,16 +25,16 @@ class Statement(NamedTuple):
 
 
 class Release(NamedTuple):
-    """One of the framework's components as a model has it."""
+    """The release of one of the framework's components by a model."""
 
     released: str  # yes, no or unknown
-    licence: str | None  # its own; None where the project's holds, "unknown" where nobody says
+    licence: str | None  # its own; None if the project's applies, "unknown" without a statement
     source: str
     date: str
 
 
 class Passport(NamedTuple):
-    """What is said of one model."""
+    """All statements on one model."""
 
     name: str
     title: str
@@ -47,16 +47,16 @@ class Passport(NamedTuple):
     eu_index: Mapping[str, Statement]
     tier: Statement  # name of an `Access`
     inference: Statement  # the `PLACES` where it may run
-    terms: Statement  # licence that binds derived models
+    terms: Statement  # licence that applies to derived models
 
 
 def classify(passport: Passport, *, hopeful: bool = False) -> Evaluation:
     """Returns the framework's evaluation of a passport.
 
     Args:
-      passport: the model's.
-      hopeful: count what is unknown as released and openly licensed: the best class that
-        the facts still allow. Otherwise it does not count.
+      passport: of the model.
+      hopeful: whether to count unknown components as released under an open licence, which gives
+        the best class that the known facts allow. Otherwise they do not count.
     """
     released: dict[str, str | None] = {}
     for name, part in passport.components.items():
@@ -64,15 +64,15 @@ def classify(passport: Passport, *, hopeful: bool = False) -> Evaluation:
         if part.released == "yes" or (unknown and hopeful):
             doubtful = unknown or part.licence == UNKNOWN
             released[name] = "OpenMDW-1.0" if hopeful and doubtful else part.licence
-    project = {kind: said.value for kind, said in passport.project.items()}
+    project = {kind: statement.value for kind, statement in passport.project.items()}
     return evaluate(released, {kind: v for kind, v in project.items() if v != UNKNOWN})
 
 
 def meets_definition(passport: Passport) -> str:
     """Returns 'passes', 'fails' or 'unknown' by the Open Source AI Definition's three parts.
 
-    All three must hold. A review by OSI itself, where there is one, is another statement
-    of the passport, `definition["verdict"]`, which this does not read.
+    All three parts must hold. If OSI itself has reviewed the model, its result is a separate
+    statement of the passport, `definition["verdict"]`, which is not used here.
     """
     values = {passport.definition[part].value for part in PARTS}
     if "no" in values:
@@ -81,21 +81,22 @@ def meets_definition(passport: Passport) -> str:
 
 
 def index_score(passport: Passport) -> tuple[float, int]:
-    """Returns the points of the index's dimensions, and how many of the 12 are known.
+    """Returns the sum of points over the index's dimensions, and how many of the 12 are known.
 
-    Open counts 1 and partial 0.5: the sum that is usual for this index, not its own statement.
+    Open counts 1 and partial 0.5. This sum is customary for the index, but not published by it.
     """
     points = {"open": 1.0, "partial": 0.5, "closed": 0.0}
-    known = [said.value for said in passport.eu_index.values() if said.value in points]
+    values = [statement.value for statement in passport.eu_index.values()]
+    known = [value for value in values if value in points]
     return sum(points[value] for value in known), len(known)
 
 
-def granted(passport: Passport) -> Access:
-    """Returns the tier of access, TEXT where it is unknown: the least that a model can grant."""
+def granted_access(passport: Passport) -> Access:
+    """Returns the access that a model grants; TEXT, the least possible, if it is unknown."""
     tier = passport.tier.value
     return Access.TEXT if tier == UNKNOWN else Access[tier]
 
 
 def may_relicense(passport: Passport) -> bool:
-    """Returns whether the licence that binds derived models is an open one."""
+    """Returns whether the licence that applies to derived models is open."""
     return is_open(passport.terms.value)

@@ -1,21 +1,21 @@
-"""Passports from files, checked as they are read.
+"""Reads passports from files, and checks them.
 
 A passport is one file in `passports/`:
 
-    title, producer                   for people to read
-    model_type                        of its config.json, "unknown" if it gives no weights
-    checkpoint                        a name in `hub/facts.py`, "" for none there
-    [sources]                         key = { what = who says it and where, date = YYYY-MM-DD }
+    title, producer                   shown to people
+    model_type                        of its config.json, "unknown" if it has no weights
+    checkpoint                        a name in `hub/facts.py`, "" if it is not there
+    [sources]                         key = { what = author and place, date = YYYY-MM-DD }
     [project]                         the project's licences by code, data, document, distribution
     [components]                      the framework's 17: { released, licence, source }
     [definition]                      the Open Source AI Definition: 3 parts, and OSI's verdict
     [index]                           the European Open Source AI Index: 12 dimensions
     [access]                          tier that the model grants, and where inference may run
-    [terms]                           the licence that binds derived models
+    [terms]                           the licence that applies to derived models
 
-Every statement is { value, source }, with "unknown" where nobody was found who says it. The
-source "hub" means that `hub/facts.py` says it: its licence and its source are taken. A record
-that does not list a component says nothing of it: many records are incomplete.
+Every statement is { value, source }, with the value "unknown" if no source was found. The source
+"hub" refers to `hub/facts.py`: the licence and its source are taken from there. If a record does
+not list a component, the component is unknown, because many records are incomplete.
 """
 
 import datetime
@@ -49,7 +49,7 @@ _PROJECT = ("code", "data", "document", "distribution")
 
 
 def passport_names() -> list[str]:
-    """Returns the names of the passports that there are."""
+    """Returns the names of all passports, sorted."""
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
 
 
@@ -57,10 +57,14 @@ def load_passport(name: str) -> Passport:
     """Returns the passport of a model.
 
     Args:
-      name: a name of `passport_names()`, or the path of a file of one's own, ending in .toml.
+      name: one of `passport_names()`, or the path of your own file, which ends in .toml.
 
     Raises:
-      ValueError: naming the passports that there are, or file, field, value and remedy.
+      ValueError: for an unknown name, with all names; for an invalid file, naming file, field,
+        value and remedy.
+
+    >>> load_passport("builtin").tier.value
+    'GRADIENTS'
     """
     path = Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml"
     if not path.is_file():
@@ -70,24 +74,25 @@ def load_passport(name: str) -> Passport:
         )
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # no TOML, or no UTF-8
+    except ValueError as error:  # not TOML, or not UTF-8
         raise ValueError(f"{path}: {error}; write it as TOML in UTF-8") from None
     return _read(_Reader(path.name, raw), path.stem)
 
 
 class _Reader(NamedTuple):
-    """A parsed file, and its name for what is refused."""
+    """A parsed file, and its name for messages."""
 
     file: str
     raw: Mapping[str, Any]
 
     def refuse(self, field: str, value: Any, remedy: str) -> ValueError:
+        """Returns the error for an invalid field."""
         return ValueError(f"{self.file}: {field} = {value!r}; {remedy}")
 
     def table(
         self, name: str, keys: tuple[str, ...], *, all_of: bool = True, closed: bool = True
     ) -> Mapping[str, Any]:
-        """A table of which all keys must be there, and, where it is closed, no others."""
+        """Returns a table; checks that all keys exist and, if it is closed, no others."""
         found = self.raw.get(name, {})
         if not isinstance(found, Mapping):
             raise self.refuse(name, found, f"write a table [{name}]")
@@ -100,13 +105,14 @@ class _Reader(NamedTuple):
         return found
 
     def text(self, name: str) -> str:
+        """Returns the text of a field."""
         value = self.raw.get(name)
         if not isinstance(value, str):
             raise self.refuse(name, value, "give a text")
         return value
 
     def source(self, field: str, entry: Any) -> tuple[str, str]:
-        """Who says a statement, and when."""
+        """Returns the source of a statement and its date."""
         if not isinstance(entry, Mapping) or "source" not in entry:
             raise self.refuse(field, entry, "write { value = ..., source = ... }")
         key, known = entry["source"], self.table("sources", (), closed=False)
@@ -118,12 +124,12 @@ class _Reader(NamedTuple):
             raise self.refuse(f"{field}.source", key, f"[sources] has {', '.join(known)}")
         return self.dated(f"sources.{key}", known[key])
 
-    def dated(self, field: str, said: Any) -> tuple[str, str]:
-        """A source's two texts."""
-        table = said if isinstance(said, Mapping) else {}
+    def dated(self, field: str, entry: Any) -> tuple[str, str]:
+        """Returns the author and date of an entry of [sources]."""
+        table = entry if isinstance(entry, Mapping) else {}
         what, date = table.get("what"), table.get("date", "")
         if not (isinstance(what, str) and what):
-            raise self.refuse(f"{field}.what", said, "say who says it and where")
+            raise self.refuse(f"{field}.what", entry, "name the author and the place")
         try:
             datetime.date.fromisoformat(date)
         except (TypeError, ValueError):
@@ -131,6 +137,7 @@ class _Reader(NamedTuple):
         return what, date
 
     def statement(self, field: str, entry: Any, allowed: tuple[str, ...] | None) -> Statement:
+        """Returns a statement; its value must be one of `allowed`, or any text for None."""
         what, date = self.source(field, entry)
         if entry["source"] == "hub":
             return Statement(self.checkpoint(field).licence.value, what, date)
@@ -142,7 +149,7 @@ class _Reader(NamedTuple):
         return Statement(value, what, date)
 
     def checkpoint(self, field: str) -> Checkpoint:
-        """The entry of `hub/facts.py` that this passport names."""
+        """Returns the entry of `hub/facts.py` that this passport names."""
         name = self.raw.get("checkpoint")
         for entry in CHECKPOINTS:
             if entry.name == name:
@@ -152,7 +159,7 @@ class _Reader(NamedTuple):
 
 
 def _read(reader: _Reader, name: str) -> Passport:
-    def said(table, keys, allowed, **more):
+    def statements(table, keys, allowed, **more):
         found = reader.table(table, keys, **more)
         return {
             key: reader.statement(f"{table}.{key}", found[key], allowed)
@@ -180,10 +187,10 @@ def _read(reader: _Reader, name: str) -> Passport:
         producer=reader.text("producer"),
         model_type=reader.text("model_type"),
         checkpoint=reader.text("checkpoint"),
-        project=said("project", _PROJECT, None, all_of=False),
+        project=statements("project", _PROJECT, None, all_of=False),
         components=_components(reader),
         definition=definition,
-        eu_index=said("index", DIMENSIONS, _OPENNESS),
+        eu_index=statements("index", DIMENSIONS, _OPENNESS),
         tier=reader.statement("access.tier", access["tier"], _TIERS),
         inference=reader.statement("access.inference", access["inference"], (*PLACES, UNKNOWN)),
         terms=reader.statement("terms.licence", terms["licence"], None),

@@ -1,4 +1,4 @@
-"""What can be run on a model: methods' declared access against what its passport grants."""
+"""Methods that can run on a model: their declared access compared with what it grants."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -14,10 +14,10 @@ class Refusal(NamedTuple):
 
 
 def roles(tier: Access) -> dict[str, Access]:
-    """Returns what each role's model grants, beside a target that grants `tier`.
+    """Returns the access that the model of each role grants, with a target that grants `tier`.
 
-    A proxy is another model, and open. A stand-in (an emulator) can be made by whoever holds
-    the target's weights; of a closed target its owner would have to make it.
+    A proxy is another, open model. An emulator can be made by anyone who holds the target's
+    weights; for a closed target only its owner could make it.
     """
     stand_in = {"emulator": Access.GRADIENTS} if Access.READ in tier else {}
     return {"target": tier, "proxy": Access.GRADIENTS, **stand_in}
@@ -26,11 +26,11 @@ def roles(tier: Access) -> dict[str, Access]:
 def refusals(
     methods: Mapping[str, Mapping[str, Access]], granted: Mapping[str, Access]
 ) -> list[Refusal]:
-    """Returns the methods that are refused, each with its reason, in the order given.
+    """Returns the methods that are refused, with reasons, in the given order.
 
     Args:
-      methods: name -> the tier that the method declares for each model role.
-      granted: the tier that each role's model grants.
+      methods: name -> the access that the method declares for each model role.
+      granted: the access that the model of each role grants.
     """
     found = []
     for name, needed in methods.items():
@@ -42,16 +42,22 @@ def refusals(
     return found
 
 
-def lost(
+def lost_methods(
     methods: Mapping[str, Mapping[str, Access]], granted: Access, lowered: Access
 ) -> list[Refusal]:
-    """Returns the methods that run at one tier and would not at a lower one."""
+    """Returns the methods that run at one access tier and would not at a lower one.
+
+    Args:
+      methods: name -> the access that the method declares for each model role.
+      granted: the present access to the target.
+      lowered: the lower access.
+    """
     before = {refusal.method for refusal in refusals(methods, roles(granted))}
     after = refusals(methods, roles(granted & lowered))
     return [refusal for refusal in after if refusal.method not in before]
 
 
 _NO_STAND_IN = (
-    "the algorithm trains a stand-in for the 'target' model, which is made of its weights: its "
-    "owner would have to make one and hand it out"
+    "the algorithm trains an emulator of the 'target' model, which is made from its weights: its "
+    "owner would have to make one and give it out"
 )

@@ -1,7 +1,8 @@
-"""Hosted models: the side that asks a provider, and the side that is one.
+"""Hosted models: the client side, which queries a provider, and the server side.
 
-Asking: `hosted` is the model, `calls` the paid calls on their terms, `journal` what was paid.
-Being asked: `served` is the model, `service` a provider and its terms, `app` its HTTP face.
+Client side: `hosted` is the model, `calls` makes the paid calls within their terms, and `journal`
+records them. Server side: `served` is the model, `service` a provider with its terms, and `app`
+its HTTP interface.
 """
 
 from fedjax_post.provider.hosted import Hosted, connect

@@ -1,4 +1,4 @@
-"""Where private text and a key may go: the address of a provider, and the key for it."""
+"""The address of a provider, and the API key for it: where private text and the key may be sent."""
 
 import ipaddress
 import os
@@ -7,17 +7,20 @@ from typing import Any
 from urllib.parse import urlsplit
 
 KEY = "OPENAI_API_KEY"  # the environment variable
-_LEAST = 6  # letters of a secret; shorter ones stand in for keys where none is wanted
+_LEAST = 6  # characters of a secret; shorter keys are placeholders, where no key is needed
 
 
 def check_url(url: str, *, has_key: bool) -> bool:
-    """Refuses a base address that is none, or that would show a key to others on the way.
+    """Checks a base URL: it must be valid, and must not send a key unencrypted.
 
     Returns:
-      Whether texts travel in clear from one machine to another, which is for the caller to say.
+      Whether texts are sent unencrypted to another machine, about which the caller should warn.
 
     Raises:
       ValueError: naming `url` and the remedy.
+
+    >>> check_url("https://example.org/v1", has_key=True)
+    False
     """
     try:
         parts = urlsplit(url)
@@ -27,7 +30,7 @@ def check_url(url: str, *, has_key: bool) -> bool:
     is_plain = url.isascii() and url.isprintable() and " " not in url
     if host and ("@" in parts.netloc or parts.query or parts.fragment):
         raise ValueError(
-            f"`url` holds more than the address of {host!r}; write http://host:port/v1, "
+            f"`url` contains more than the address of {host!r}; write http://host:port/v1, "
             f"and put the key into the environment variable {KEY}"
         )
     if not host or port == 0 or parts.scheme not in ("http", "https") or not is_plain:
@@ -35,28 +38,28 @@ def check_url(url: str, *, has_key: bool) -> bool:
     is_clear = parts.scheme == "http" and not _is_here(host)
     if is_clear and has_key:
         raise ValueError(
-            f"url={url} would send the key in {KEY} in clear; write https://, or unset "
-            f"{KEY} for a host that wants none"
+            f"url={url} would send the key in {KEY} unencrypted; write https://, or unset "
+            f"{KEY} for a host that needs none"
         )
     return is_clear
 
 
 def read_key(environment: Mapping[str, str] = os.environ) -> str:
-    """The key in the environment, "" without one.
+    """Returns the key in the environment; "" without one.
 
     Raises:
-      ValueError: if no request could carry it; the message does not hold it.
+      ValueError: if it cannot be sent in a header; the message does not contain the key.
     """
     key = environment.get(KEY, "").strip()
     if not key.isascii() or not key.isprintable() or " " in key:
-        raise ValueError(f"{KEY} holds characters that no key has; set it to the key alone")
+        raise ValueError(f"{KEY} contains characters that no key has; set it to the key alone")
     return key
 
 
 def without_key(value: Any, key: str) -> Any:
-    """A JSON value with `(key)` wherever a text in it held the key.
+    """Returns a JSON value in which `(key)` replaces the key in all texts.
 
-    A key of less than 6 letters, such as EMPTY, is taken for a placeholder and left alone.
+    A key of fewer than 6 characters, such as EMPTY, counts as a placeholder and is not replaced.
     """
     if len(key) < _LEAST:
         return value
@@ -72,5 +75,5 @@ def without_key(value: Any, key: str) -> Any:
 def _is_here(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
-    except ValueError:  # a name
+    except ValueError:  # a host name
         return host == "localhost"

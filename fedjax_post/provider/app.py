@@ -1,6 +1,7 @@
-"""A provider on the network: the ASGI application.
+"""The ASGI application of a provider.
 
-Who has no key is refused before the body is read, and so is a body that says that it is too large.
+Requests without the key, or with a declared size above the limit, are refused before the body is
+read.
 """
 
 import uuid
@@ -11,14 +12,14 @@ from fedjax_post.provider.refusals import Refusal
 from fedjax_post.provider.service import Provider
 
 EXTRA = "install the extra: pip install 'fedjax_post[hosted]'"
-_SECONDS = 30.0  # that a body may take to arrive
+_SECONDS = 30.0  # time limit for a body to arrive
 
 
 def make_app(provider: Provider) -> Any:
-    """The ASGI application (Starlette) of a provider.
+    """Returns the ASGI application (Starlette) of a provider.
 
     Raises:
-      ImportError: without the extra `hosted`, naming it.
+      ImportError: if the extra `hosted` is not installed.
     """
     try:
         from starlette.applications import Starlette
@@ -32,7 +33,10 @@ def make_app(provider: Provider) -> Any:
         Route("/v1/models", models),
         Route("/v1/models/{name:path}", models),
     ]
-    return Starlette(routes=routes, exception_handlers={404: _lost, 405: _lost, Exception: _broken})
+    return Starlette(
+        routes=routes,
+        exception_handlers={404: _not_found, 405: _not_found, Exception: _internal_error},
+    )
 
 
 async def _ask(request: Any, *, provider: Provider, chat: bool) -> Any:
@@ -41,18 +45,18 @@ async def _ask(request: Any, *, provider: Provider, chat: bool) -> Any:
 
     name = f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}"
     try:
-        content = await _arrived(request, provider, name)
+        content = await _receive(request, provider, name)
     except Refusal as refusal:
-        settled = partial(provider.log.settled, name, status=refusal.status)
-        await anyio.to_thread.run_sync(partial(settled, error=str(refusal)))
-        return _refused(refusal, is_read=False)
+        write = partial(provider.log.write_outcome, name, status=refusal.status)
+        await anyio.to_thread.run_sync(partial(write, error=str(refusal)))
+        return _refusal_response(refusal, is_read=False)
     try:
         await anyio.sleep(provider.settings.latency)
-        # Started work is finished, logged and charged, whether or not anybody waits.
+        # Work that has begun is finished, logged and charged, even if the client disconnects.
         work = partial(provider.answer, content, chat=chat, request=name)
         return JSONResponse(await anyio.to_thread.run_sync(work))
     except Refusal as refusal:
-        return _refused(refusal)
+        return _refusal_response(refusal)
 
 
 async def _models(request: Any, *, provider: Provider) -> Any:
@@ -65,37 +69,39 @@ async def _models(request: Any, *, provider: Provider) -> Any:
         if wanted not in (None, name):
             raise provider.no_model(wanted)
     except Refusal as refusal:
-        return _refused(refusal)
+        return _refusal_response(refusal)
     return JSONResponse({"object": "list", "data": [card]} if wanted is None else card)
 
 
-async def _lost(request: Any, error: Exception) -> Any:
+async def _not_found(request: Any, error: Exception) -> Any:
     del error
     what = f"There is no {request.method} {request.url.path[:200]}; see /v1/models."
-    return _refused(Refusal(404, what, code="not_found"), is_read=False)
+    return _refusal_response(Refusal(404, what, code="not_found"), is_read=False)
 
 
-async def _broken(request: Any, error: Exception) -> Any:
-    del request, error  # which the server prints, and a stranger need not know
-    return _refused(Refusal(500, "The server failed.", code="internal_error"), is_read=False)
+async def _internal_error(request: Any, error: Exception) -> Any:
+    del request, error  # the server prints the error; clients do not need to see it
+    return _refusal_response(
+        Refusal(500, "The server failed.", code="internal_error"), is_read=False
+    )
 
 
-def _refused(refusal: Refusal, *, is_read: bool = True) -> Any:
+def _refusal_response(refusal: Refusal, *, is_read: bool = True) -> Any:
     from starlette.responses import JSONResponse
 
-    # A body that was left unread would be taken for the next request.
+    # An unread body would be interpreted as the next request.
     headers = refusal.headers | ({} if is_read else {"connection": "close"})
     return JSONResponse(refusal.body, refusal.status, headers=headers)
 
 
-async def _arrived(request: Any, provider: Provider, name: str) -> bytes:
-    """The body of a request, written to the log; a refusal if it is not taken in."""
+async def _receive(request: Any, provider: Provider, name: str) -> bytes:
+    """Returns the body of a request after logging it; raises Refusal if it is not accepted."""
     import anyio
 
     where = {"peer": request.client.host if request.client else "", "endpoint": request.url.path}
 
     async def note(body: bytes | None, size: int | None) -> None:
-        write = lambda: provider.log.arrived(name, body=body, size=size, **where)
+        write = lambda: provider.log.write_arrival(name, body=body, size=size, **where)
         await anyio.to_thread.run_sync(write)
 
     declared = request.headers.get("content-length", "")
@@ -113,12 +119,12 @@ async def _arrived(request: Any, provider: Provider, name: str) -> bytes:
     if len(content) > most:
         raise _too_large(most)
     if status != 200:
-        raise Refusal(status, "The body did not arrive whole.", code="incomplete_body")
+        raise Refusal(status, "The body did not arrive completely.", code="incomplete_body")
     return content
 
 
 async def _content(request: Any, most: int) -> tuple[bytes, int]:
-    """What came of a body, a little over `most` bytes of it at most; and 200 if that is all."""
+    """Returns the received part of a body, cut soon after `most` bytes, and 200 if complete."""
     import anyio
     from starlette.requests import ClientDisconnect
 
@@ -137,4 +143,4 @@ async def _content(request: Any, most: int) -> tuple[bytes, int]:
 
 
 def _too_large(most: int) -> Refusal:
-    return Refusal(413, f"A request may have {most} bytes at most.", code="request_too_large")
+    return Refusal(413, f"A request may have at most {most} bytes.", code="request_too_large")

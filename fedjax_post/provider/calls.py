@@ -1,16 +1,16 @@
-"""Paid calls to a provider, each journalled before and after.
+"""Paid calls to a provider, each recorded in the journal before and after.
 
-| what happens | may it be paid | what is done |
+| event | may be paid | action |
 | --- | --- | --- |
-| no connection | no | tried again, `max_retries` times |
-| 429, 503 | no | tried again, after the time that the provider names, two minutes at most |
+| no connection | no | repeated up to `max_retries` times |
+| 429, 503 | no | repeated after the time that the provider names, at most two minutes |
 | 400, 401, 403, 404, a redirect | no | an error |
-| no whole answer in time, the line breaks, 500, 502, 504 | yes | an error; never tried again |
-| an answer that cannot be read, is too large, or is not to all queries | yes | the same |
+| no complete answer in time, a broken connection, 500, 502, 504 | yes | an error; never repeated |
+| an answer that is unreadable, too large, or not to all queries | yes | an error; never repeated |
 
-An error stops the run, or drops the client that asked, as `on_failure` says; a wrong key, model,
-address or parameter always stops it. What a call may cost at most is set aside, by the line
-`asked`, before it is sent: calls from several threads cannot pass a budget together.
+An error stops the run or drops the client, as `on_failure` specifies. A wrong key, model, address
+or parameter always stops the run. The maximum cost of a call is reserved by a line `asked` before
+the call is sent, so that calls from several threads cannot exceed a budget together.
 """
 
 import json
@@ -30,7 +30,7 @@ from fedjax_post.provider.terms import Terms, settle, worst_cost
 
 
 class Answered(NamedTuple):
-    """What came back over a line."""
+    """An HTTP response."""
 
     status: int
     headers: Mapping[str, str]  # names in lower case
@@ -38,36 +38,36 @@ class Answered(NamedTuple):
 
 
 class UnreachedError(Exception):
-    """There is no connection: nothing was sent."""
+    """No connection was made: nothing was sent."""
 
 
 class LostError(Exception):
-    """What was sent may have arrived, and no whole answer came."""
+    """The request may have arrived, but no complete answer was received."""
 
 
 class Post(Protocol):
     """Sends a body to a path of one host: `Line.post`."""
 
     def __call__(self, path: str, content: bytes) -> Answered:
-        """The answer; raises UnreachedError or LostError."""
+        """Returns the response; raises UnreachedError or LostError."""
 
 
 class Provider(NamedTuple):
-    """Who is asked."""
+    """The provider and model that are queried."""
 
     url: str
-    model: str  # its name there
+    model: str  # its name at the provider
     key: str  # "" without one
     post: Post
 
 
 class ProviderError(UnansweredError):
-    """A provider did not answer as it should.
+    """A provider did not answer properly.
 
     Attributes:
       may_be_paid: whether the call may have been charged.
       sent: whether it may have arrived.
-      wait: seconds until it may be sent again; None if it should not be.
+      wait: seconds until it may be repeated; None if it should not be.
     """
 
     may_be_paid = False
@@ -76,20 +76,20 @@ class ProviderError(UnansweredError):
 
 
 class BudgetError(ProviderError):
-    """The queries or the money of a run are spent."""
+    """The budget of queries or money does not cover the next call."""
 
     sent = False
 
 
 class Caller:
-    """Asks one model of one provider.
+    """Queries one model of one provider.
 
     Args:
-      provider: who is asked.
-      tokenizer: to tell what a call may cost at most.
-      terms: on which it is asked.
+      provider: that is queried.
+      tokenizer: used to compute the maximum cost of a call.
+      terms: budget, prices and failure handling.
       journal: of the run.
-      watch: called after each call that was sent, with what the run has spent so far.
+      watch: called after each answered call, with what the run has spent so far.
     """
 
     def __init__(
@@ -103,20 +103,20 @@ class Caller:
     ):
         self.terms, self.journal = terms, journal
         self._provider, self._tokenizer, self._watch = provider, tokenizer, watch
-        self._seen: tuple[str, str | None] | None = None  # model and fingerprint of answers
+        self._seen: tuple[str, str | None] | None = None  # model and fingerprint of the last answer
 
     def ask(self, query: Query, place: tuple[int, int], call: int) -> list[Reply]:
-        """The replies to a query's texts, from the journal if they are there.
+        """Returns the replies to a query's texts, from the journal if it has them.
 
         Args:
-          query: what is asked.
+          query: texts and settings.
           place: round and client.
           call: number of the call in that visit.
 
         Raises:
-          ProviderError: see the table in the module's head.
-          BudgetError: before anything is sent that the budget may not cover.
-          JournalError: if the journal holds another request under this key.
+          ProviderError: see the table in the module's docstring.
+          BudgetError: if the budget may not cover the call; nothing is sent then.
+          JournalError: if the journal contains another request under the same key.
         """
         request = digest(
             {"model": self._provider.model, "style": self.terms.style, **query._asdict()}
@@ -140,20 +140,20 @@ class Caller:
         raise AssertionError("the loop above returns or raises")
 
     def _attempt(self, query: Query, key: Key, request: str, *, attempt: int) -> list[Reply]:
-        """Sends a query once, between two lines of the journal."""
+        """Sends a query once, and writes a line to the journal before and after."""
         began = time.perf_counter()
         number = {"queries": len(query.texts)}
         seconds = lambda: {"seconds": time.perf_counter() - began}
         try:
-            self._set_aside(query, key, request)
+            self._reserve(query, key, request)
             replies, bill = self._send(query, key, attempt)
         except ProviderError as error:
-            error.drop = error.drop and key[1] != OUTSIDE  # an evaluation drops nobody
+            error.drop = error.drop and key[1] != OUTSIDE  # an evaluation has no client to drop
             error.wait = None if attempt == self.terms.max_retries else error.wait
-            told = {"may_be_paid": error.may_be_paid, "sent": error.sent, "error": str(error)}
+            facts = {"may_be_paid": error.may_be_paid, "sent": error.sent, "error": str(error)}
             state = {"dropped": error.drop} if error.wait is None else {}
             self.journal.write(
-                "failed" if state else "refused", key, request, **number, **told, **state,
+                "failed" if state else "refused", key, request, **number, **facts, **state,
                 **seconds(),
             )  # fmt: skip
             raise
@@ -164,8 +164,8 @@ class Caller:
         self._note(bill)
         return replies
 
-    def _set_aside(self, query: Query, key: Key, request: str) -> None:
-        """Writes that a call is sent, if the budget covers it at its most."""
+    def _reserve(self, query: Query, key: Key, request: str) -> None:
+        """Records that a call is sent, if the budget covers its maximum cost."""
         terms, num = self.terms, len(query.texts)
         worst = worst_cost(query, self._tokenizer, terms=terms)
         with self.journal.lock:
@@ -173,7 +173,7 @@ class Caller:
             if terms.max_queries is not None and spent.sent + num > terms.max_queries:
                 raise self._error(
                     f"max_queries={terms.max_queries} does not cover the next call: {spent.sent} "
-                    f"queries are spent ({spent.cost:.4g} paid), it has {num}; raise it and "
+                    f"queries are spent ({spent.cost:.4g} paid), the call has {num}; raise it and "
                     "`resume`",
                     kind=BudgetError,
                     droppable=True,
@@ -181,8 +181,8 @@ class Caller:
             if terms.max_cost is not None and spent.cost + (worst or 0.0) > terms.max_cost:
                 raise self._error(
                     f"max_cost={terms.max_cost:g} does not cover the next call: {spent.cost:.4g} "
-                    f"are spent on {spent.sent} queries, it may cost {worst or 0.0:.4g}; raise it "
-                    "and `resume`",
+                    f"are spent on {spent.sent} queries, the call may cost {worst or 0.0:.4g}; "
+                    "raise it and `resume`",
                     kind=BudgetError,
                     droppable=True,
                 )
@@ -195,7 +195,7 @@ class Caller:
         try:
             answered = provider.post(path, json.dumps(body).encode())
             if answered.status // 100 != 2:
-                raise self._refused(answered, attempt)
+                raise self._refusal_error(answered, attempt)
             answer = read_json(answered.content, key=provider.key)
             return read_answer(answer, query, style=terms.style)
         except UnreachedError as error:
@@ -221,17 +221,17 @@ class Caller:
                 may_be_paid=True,
             ) from None
 
-    def _refused(self, answered: Answered, attempt: int) -> ProviderError:
+    def _refusal_error(self, answered: Answered, attempt: int) -> ProviderError:
         status, headers = answered.status, answered.headers
         if status // 100 == 3:
             where = without_key(headers.get("location", ""), self._provider.key)
             return self._error(
                 f"answered {status}, a redirect to {where[:200]!r}, which is not followed: texts "
-                "go to the host that was named. Give that address if it may see them"
+                "are sent only to the configured host. Give that address if it may see them"
             )
-        if status == 401:  # what it said may hold a part of the key
+        if status == 401:  # its message may contain a part of the key
             return self._error("refused the key; set OPENAI_API_KEY to yours")
-        said, code = read_refusal(answered.content, key=self._provider.key)
+        reason, code = read_refusal(answered.content, key=self._provider.key)
         times = f", {attempt + 1} times" if attempt else ""
         remedy, droppable = _REMEDIES.get(code) or _REMEDIES.get(status) or (
             "correct the request's settings" if status < 500 else "`resume` later",
@@ -239,7 +239,7 @@ class Caller:
         )  # fmt: skip
         paid = status >= 500 and status != 503
         doubt = "; it may have been paid" if paid else ""
-        message = f"answered {status}{times} ({said}){doubt}; {remedy}"
+        message = f"answered {status}{times} ({reason}){doubt}; {remedy}"
         error = self._error(message, droppable=droppable, may_be_paid=paid)
         if status in (429, 503) and code != "insufficient_quota":
             error.wait = _wait(headers, attempt)
@@ -260,7 +260,7 @@ class Caller:
         return error
 
     def _note(self, bill: Bill) -> None:
-        """Tells what a user must know of an answer; it is in the journal already."""
+        """Reports what is spent, and warns if another model answers than before."""
         if self._watch is not None:
             self._watch(self.journal.spent())
         seen = (bill.model, bill.fingerprint)
@@ -269,7 +269,7 @@ class Caller:
         self._seen = seen
 
 
-# By the code or the status of a refusal: what to do, and whether one client's absence helps.
+# Code or status of a refusal -> remedy, and whether the run can continue without the client.
 _REMEDIES: dict[str | int | None, tuple[str, bool]] = {
     "content_policy_violation": ("leave these rows out, or ask another provider", True),
     "content_filter": ("leave these rows out, or ask another provider", True),
@@ -286,19 +286,19 @@ _PATIENCE = 120.0  # seconds that a provider may ask to wait
 
 
 def _wait(headers: Mapping[str, str], attempt: int) -> float | None:
-    """Seconds until a refused call may be sent again; None if the provider names too many."""
+    """Returns the seconds until a refused call may be repeated; None if they are too many."""
     seconds = 0.5 * 2**attempt
-    for name, unit in (("retry-after", 1.0), ("retry-after-ms", 1e-3)):  # the finer one counts
+    for name, unit in (("retry-after", 1.0), ("retry-after-ms", 1e-3)):  # the finer one wins
         try:
             named = unit * float(headers.get(name, ""))
-        except ValueError:  # none, or a date
+        except ValueError:  # missing, or a date
             continue
         seconds = named if named >= 0 else seconds
     return seconds if seconds <= _PATIENCE else None
 
 
 def rows_per_call(terms: Terms, texts: Sequence[str]) -> list[tuple[str, ...]]:
-    """The texts as they are put into calls."""
+    """Returns the texts divided into calls: one text per call for chats, else all in one."""
     if terms.style == "chat":
         return [(text,) for text in texts]
     return [tuple(texts)] if texts else []

@@ -1,13 +1,13 @@
-"""Token ids to text and back, as a closed model's client must do it.
+"""Conversion of token ids to text and back, for the client of a closed model.
 
-A closed model takes text. What an algorithm holds in tokens is decoded before it leaves, and
-the text that comes back is encoded again. Both directions mind the context: many tokenizers
-put a space before a text and take it away again, so that the text of an answer is what it adds
-to the prompt's.
+A closed model takes text. An algorithm's tokens are decoded before they are sent, and the text of
+the answer is encoded again. Both directions consider the context: many tokenizers add a space
+before a text and remove it when decoding, so the text of an answer is what it adds to the text of
+the prompt.
 
-A text has many tokenisations and comes back in one: the tokens of an answer are those of the
-local model wherever that wrote the tokenizer's own spelling, and a prompt reaches the provider
-in the spelling of the provider's tokenizer.
+A text has many tokenisations, and encoding returns only one of them. The tokens of an answer equal
+those of the local model if that model generated the tokenizer's own tokenisation. The provider
+tokenises a prompt with its own tokenizer.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,19 +15,19 @@ from typing import Any
 
 
 def head_of(tokenizer: Any) -> list[int]:
-    """The ids that the tokenizer begins every text with, if any."""
+    """Returns the ids with which the tokenizer begins every text: none or one."""
     ids = tokenizer("")["input_ids"]
     return ids[:1] if ids and ids[0] == tokenizer.bos_token_id else []
 
 
 def is_headed(tokenizer: Any, ids: Sequence[int]) -> bool:
-    """Whether ids begin as the tokenizer begins a text."""
+    """Returns whether ids begin with the tokenizer's token for the beginning of a text."""
     head = head_of(tokenizer)
     return bool(head) and list(ids[:1]) == head
 
 
 def encode_prompt(tokenizer: Any, text: str) -> list[int]:
-    """The ids of a prompt; a beginning of sequence that the text spells out is not doubled."""
+    """Returns the ids of a prompt; a beginning-of-sequence token in the text is not doubled."""
     head = head_of(tokenizer)
     spelled = bool(head) and text.startswith(tokenizer.bos_token)
     ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
@@ -35,19 +35,25 @@ def encode_prompt(tokenizer: Any, text: str) -> list[int]:
 
 
 def decode_prompt(tokenizer: Any, ids: Sequence[int]) -> str:
-    """The text of a prompt, which the provider's tokenizer gives its own beginning."""
+    """Returns the text of a prompt, without the beginning-of-sequence token."""
     return _decode(tokenizer, list(ids)[is_headed(tokenizer, ids) :])
 
 
 def decode_after(tokenizer: Any, before: Sequence[int], ids: Sequence[int]) -> str:
-    """The text that `ids` add to that of the ids `before` them."""
+    """Returns the text that ids add to the text before them.
+
+    Args:
+      tokenizer: a Hugging Face tokenizer.
+      before: ids of the text before.
+      ids: of the text to return.
+    """
     start = _decode(tokenizer, list(before))
     whole = _decode(tokenizer, [*before, *ids])
     return whole[len(start) :] if whole.startswith(start) else _decode(tokenizer, list(ids))
 
 
 def encode_after(tokenizer: Any, text: str) -> list[int]:
-    """The ids that say `text` behind a prompt."""
+    """Returns the ids of `text` after a prompt."""
     for before in ("\n", "a"):
         start, whole = (_encode(tokenizer, part) for part in (before, before + text))
         if whole[: len(start)] == start:
@@ -56,15 +62,16 @@ def encode_after(tokenizer: Any, text: str) -> list[int]:
 
 
 def token_text(tokenizer: Any, token: int) -> str:
-    """How a provider writes one token of an answer: by what it adds to a text.
+    """Returns the name of a token in a provider's answers: the text that it adds.
 
-    A piece of a character has no text, and is written as `bytes:` and the tokenizer's own name.
+    A token that is part of a character has no text, and is named `bytes:` and the tokenizer's own
+    name for it.
     """
     return token_texts(tokenizer, [token])[0]
 
 
 def token_texts(tokenizer: Any, tokens: Iterable[int]) -> list[str]:
-    """Many tokens' texts, see `token_text`."""
+    """Returns the names of many tokens, see `token_text`."""
     tokens, before = list(tokens), _encode(tokenizer, "\n")
     start = _decode(tokenizer, before)
     wholes = tokenizer.batch_decode(

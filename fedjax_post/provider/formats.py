@@ -1,7 +1,7 @@
-"""The OpenAI formats of a provider: requests for completions and chats as read, answers as written.
+"""The OpenAI formats on the server side: reads requests for completions and chats, writes answers.
 
-What would change an answer and is not honoured is refused by name, never passed over: a field
-may be absent, null, or have the one value at which it changes nothing.
+A field that would change the answer but is not supported is refused by name, never ignored. It may
+be absent, null, or have the one value that has no effect.
 """
 
 import json
@@ -13,13 +13,13 @@ from fedjax_post.provider.refusals import Refusal
 from fedjax_post.provider.served import Completion, Served
 
 NOTHING = {"prompt_tokens": 0, "completion_tokens": 0, "cost": 0.0}
-MOST_PROMPTS = 2048  # in a request, and messages in a chat
+MOST_PROMPTS = 2048  # maximum texts in a request, and messages in a chat
 _MOST_STOPS = 16
-_MOST_USER = 512  # letters
+_MOST_USER = 512  # characters
 
 
 class Asked(NamedTuple):
-    """A request as it was understood."""
+    """A valid request."""
 
     texts: list[str]
     chat: bool
@@ -34,7 +34,7 @@ Render = Callable[[list[dict[str, str]]], str]  # the messages of a chat as one 
 _HONOURED = {"model", "user", "stop", "max_tokens", "logprobs"}
 _OF_COMPLETIONS = {"prompt"}
 _OF_CHATS = {"messages", "max_completion_tokens", "top_logprobs"}
-# Values at which a field that is not honoured changes nothing.
+# Values with which an unsupported field has no effect.
 _IDLE: Mapping[str, Any] = {
     "temperature": 0, "top_p": 1, "n": 1, "best_of": 1, "stream": False, "echo": False,
     "presence_penalty": 0, "frequency_penalty": 0, "logit_bias": {}, "suffix": "", "store": False,
@@ -44,35 +44,35 @@ _ROLES = ("system", "user", "assistant")
 
 
 def read_body(content: bytes) -> dict[str, Any]:
-    """The JSON object of a request.
+    """Returns the JSON object of a request.
 
     Raises:
-      Refusal: 400, for anything else.
+      Refusal: 400, for any other body.
     """
     try:
         text = content.decode("utf-8")
         body = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_object)
-        json.dumps(body, ensure_ascii=False).encode("utf-8")  # halves of characters fail here
+        json.dumps(body, ensure_ascii=False).encode("utf-8")  # lone surrogates fail here
     except RecursionError:
-        raise Refusal(400, "The JSON is nested too deep.", code="invalid_json") from None
+        raise Refusal(400, "The JSON is nested too deeply.", code="invalid_json") from None
     except UnicodeError:
-        what = "The body must be UTF-8, without halves of characters."
+        what = "The body must be UTF-8, without lone surrogates."
         raise Refusal(400, what, code="invalid_json") from None
     except ValueError as error:
-        what = f"The body of a request is a JSON object; this is none: {error}."
+        what = f"The body of a request must be a JSON object: {error}."
         raise Refusal(400, what, code="invalid_json") from None
     if not isinstance(body, dict):
-        raise Refusal(400, "The body of a request is a JSON object.", code="invalid_json")
+        raise Refusal(400, "The body of a request must be a JSON object.", code="invalid_json")
     return body
 
 
 def read_request(body: Mapping[str, Any], *, most: int, render_fn: Render | None) -> Asked:
-    """What a request asks for.
+    """Returns a request after checking it.
 
     Args:
-      body: as `read_body` returns it.
-      most: log-probabilities that are given at each place.
-      render_fn: for a chat; may raise anything for messages that it cannot render. None for
+      body: as returned by `read_body`.
+      most: maximum number of log-probabilities at each position.
+      render_fn: for a chat; may raise any error for messages that it cannot render. None for
         completions.
 
     Raises:
@@ -84,15 +84,15 @@ def read_request(body: Mapping[str, Any], *, most: int, render_fn: Render | None
     user = body.get("user")
     user = "" if user is None else user
     if not isinstance(user, str) or len(user) > _MOST_USER:
-        raise _invalid("user", f"must be a text of at most {_MOST_USER} letters")
+        raise _invalid("user", f"must be a text of at most {_MOST_USER} characters")
     room = {n: body[n] for n in ("max_tokens", "max_completion_tokens") if body.get(n) is not None}
     if len(room) > 1:
-        raise _invalid("max_tokens", "and `max_completion_tokens` say the same; give one")
+        raise _invalid("max_tokens", "and `max_completion_tokens` mean the same; give one")
     rooms = [_whole(value, name, 1) for name, value in room.items()]
     max_tokens = rooms[0] if rooms else (64 if chat else 16)
     num_top = _num_top_of_chat(body) if chat else body.get("logprobs")
     if num_top is not None and _whole(num_top, "logprobs") > most:
-        what = f"At most {most} log-probabilities are given here, not {num_top}."
+        what = f"At most {most} log-probabilities are available here, not {num_top}."
         param = "top_logprobs" if chat else "logprobs"
         raise Refusal(400, what, code="logprobs_limit", param=param)
     return Asked(texts, chat, max_tokens, _stops(body), num_top, user)
@@ -112,7 +112,7 @@ def _prompts(body: Mapping[str, Any]) -> list[str]:
     if not texts or not all(isinstance(text, str) for text in texts):
         raise _invalid("prompt", "must be a text or a list of texts, at least one")
     if len(texts) > MOST_PROMPTS:
-        raise _invalid("prompt", f"holds {len(texts)} texts, and at most {MOST_PROMPTS} may be")
+        raise _invalid("prompt", f"has {len(texts)} texts; at most {MOST_PROMPTS} are allowed")
     return texts
 
 
@@ -124,7 +124,7 @@ def _chat(body: Mapping[str, Any], render_fn: Render) -> str:
     read = [_message(message, i) for i, message in enumerate(messages)]
     try:
         text = render_fn(read)
-    except Exception as error:  # templates are programs, and say what they want in their own way
+    except Exception as error:  # templates are programs and may raise any error
         what = f"do not suit this model's chat template: {str(error)[:200]}"
         raise _invalid("messages", what) from None
     for i, message in enumerate(read):
@@ -157,7 +157,7 @@ def _stops(body: Mapping[str, Any]) -> tuple[str, ...]:
     if not isinstance(stops, list) or not all(isinstance(text, str) and text for text in stops):
         raise _invalid("stop", "must be a text or a list of texts, none of them empty")
     if len(stops) > _MOST_STOPS:
-        raise _invalid("stop", f"holds {len(stops)} texts, and at most {_MOST_STOPS} may be")
+        raise _invalid("stop", f"has {len(stops)} texts; at most {_MOST_STOPS} are allowed")
     return tuple(stops)
 
 
@@ -190,7 +190,7 @@ def _brief(value: Any) -> str:
 
 
 def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number")
+    raise ValueError(f"{name} is not a number in JSON")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -208,7 +208,15 @@ def response(
     usage: Mapping[str, Any],
     request: str,
 ) -> dict[str, Any]:
-    """The JSON of an answer; `usage` says what it came to, as `NOTHING` does."""
+    """Returns the JSON of an answer.
+
+    Args:
+      served: the model that answered.
+      asked: the request.
+      answers: one for each prompt.
+      usage: tokens and cost, with the keys of `NOTHING`.
+      request: id of the request.
+    """
     total = usage["prompt_tokens"] + usage["completion_tokens"]
     choice = _chat_choice if asked.chat else _choice
     return {
@@ -237,7 +245,7 @@ def _choice(answer: Completion, asked: Asked) -> dict[str, Any]:
 
 
 def _chat_choice(answer: Completion, asked: Asked) -> dict[str, Any]:
-    # A message is a text of its own: the space behind the prompt is not part of it.
+    # A message is a separate text, so the space after the prompt is not part of it.
     message = {"role": "assistant", "content": answer.text.removeprefix(" "), "refusal": None}
     if asked.num_top is None:
         return {"message": message, "logprobs": None}

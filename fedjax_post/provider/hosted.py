@@ -1,13 +1,13 @@
-"""A model behind a provider's API, as algorithms see one: `answer` and `next_scores`.
+"""A model behind a provider's API, with the methods that algorithms use: `answer`, `next_scores`.
 
-Nothing of a client leaves but the text of its questions and of the prompt before them; tokens
-are a matter between the algorithm and this side's tokenizer. On the same model the results are
-those of the local one, up to two things that text cannot carry: a prompt or answer that is not
-in the tokenizer's own spelling, and a candidate that is not among the likeliest tokens which
-the provider tells of. Such a candidate counts with the most that it can have: no more than the
-last of these, and no more than all that they leave.
+Only the text of a client's questions, and of the prompt before them, is sent; tokens are used only
+on the client side, with the local tokenizer. For the same model, results equal those of the local
+one with two exceptions: a prompt or answer that is not in the tokenizer's own tokenisation, and a
+candidate that is not among the most likely tokens that the provider returns. Such a candidate gets
+the largest log-probability that it can have: at most the last returned one, and at most that of
+the remaining probability.
 
-While shapes are worked out, under a trace, a hosted model answers zeros and sends nothing.
+Under a trace, when only shapes are determined, a hosted model returns zeros and sends nothing.
 """
 
 import itertools
@@ -39,7 +39,10 @@ PyTree = Any
 
 @jax.tree_util.register_static
 class Hosted(View):
-    """A model at a provider, open to TEXT or LOGITS; a tree without leaves. See `connect`."""
+    """A model at a provider with TEXT or LOGITS access, as a tree without leaves.
+
+    Use `connect` to create one.
+    """
 
     def __init__(
         self,
@@ -55,7 +58,7 @@ class Hosted(View):
         self._calls = itertools.count() if calls is None else calls
 
     def restrict(self, tier: Access) -> "Hosted":
-        """The same model, open to `tier` only."""
+        """Returns the same model with access limited to `tier`."""
         if tier & ~self.access:
             raise AccessError(
                 f"{spoken(tier)} was asked of a model that grants {spoken(self.access)}"
@@ -65,16 +68,16 @@ class Hosted(View):
         )
 
     def at(self, round: int, client_id: int) -> "Hosted":
-        """The model as one client asks it in one visit: what the calls are journalled under.
+        """Returns the model bound to one client's visit, under which calls are journalled.
 
-        Evaluation after `round` rounds is `at(round, -1)`: what it asks again after a
-        resumption is not paid again either.
+        `at(round, -1)` is for evaluation after `round` rounds. Its calls are not paid again
+        either when a resumed run repeats them.
         """
         place = (int(round), int(client_id))
         return Hosted(self._caller, self._tokenizer, access=self.access, place=place)
 
     def spent(self) -> Spent:
-        """What the run's calls came to so far."""
+        """Returns the totals of the run's calls so far."""
         return self._caller.journal.spent()
 
     def answer(
@@ -87,11 +90,25 @@ class Hosted(View):
         eos_id: int | tuple[int, ...],
         pad_id: int,
     ) -> Int[Array, "B T"]:
-        """See `LanguageModel.answer`; rows that are padding throughout are not asked.
+        """Returns answers as `LanguageModel.answer` does; rows of padding alone are not sent.
 
         End tokens other than the tokenizer's own are sent as stop texts.
+
+        Args:
+          params: an adapter with a text prompt, or {}.
+          prompts: `[B, L]` token ids.
+          prompt_mask: `[B, L]`, True for real tokens.
+          max_new_tokens: maximum number of tokens of an answer.
+          eos_id: tokens that end an answer.
+          pad_id: fills rows after their answers.
+
+        Returns:
+          `[B, T]` token ids, T equal to `max_new_tokens`.
+
+        Raises:
+          AccessError: if the model does not grant TEXT.
         """
-        self._need(Access.TEXT, "answer", params)
+        self._check_access(Access.TEXT, "answer", params)
         if _is_traced(params, prompts, prompt_mask):
             return jnp.zeros((prompts.shape[0], max_new_tokens), jnp.int32)
         ends = (eos_id,) if isinstance(eos_id, int) else tuple(eos_id)
@@ -111,8 +128,21 @@ class Hosted(View):
         prompt_mask: Bool[Array, "B L"],
         candidates: Int[Array, " A"],
     ) -> Float[Array, "B A"]:
-        """See `LanguageModel.next_scores`; rows that are padding throughout are not asked."""
-        self._need(Access.LOGITS, "next_scores", params)
+        """Returns scores as `LanguageModel.next_scores`; rows of padding alone are not sent.
+
+        Args:
+          params: an adapter with a text prompt, or {}.
+          prompts: `[B, L]` token ids.
+          prompt_mask: `[B, L]`, True for real tokens.
+          candidates: `[A]` token ids.
+
+        Returns:
+          `[B, A]` log-probabilities of the candidates as next tokens.
+
+        Raises:
+          AccessError: if the model does not grant LOGITS.
+        """
+        self._check_access(Access.LOGITS, "next_scores", params)
         if _is_traced(params, prompts, prompt_mask, candidates):
             return jnp.zeros((prompts.shape[0], candidates.shape[0]), jnp.float32)
         names = [codec.token_text(self._tokenizer, i) for i in np.asarray(candidates).tolist()]
@@ -120,12 +150,12 @@ class Hosted(View):
         scores = np.zeros((len(prompts), len(names)), np.float32)
         asked = (1, (), self._caller.terms.top_logprobs)
         for i, reply in self._ask(params, prompts, prompt_mask, asked):
-            assert reply.top is not None  # `read_answer` saw to it
+            assert reply.top is not None  # guaranteed by `read_answer`
             scores[i] = [score_of(name, reply.top, is_start=is_chat) for name in names]
         return jnp.asarray(scores)
 
     def _ask(self, params, prompts, prompt_mask, asked) -> list[tuple[int, Reply]]:
-        """Replies, each with its row."""
+        """Returns pairs of a row's number and the reply to it."""
         mask = np.asarray(prompt_mask, bool)
         rows = [i for i in range(len(mask)) if mask[i].any()]
         tokens = np.asarray(prompts)
@@ -142,11 +172,11 @@ class Hosted(View):
         return codec.decode_prompt(self._tokenizer, [*ids[:head], *added, *ids[head:]])
 
     def _encode(self, text: str) -> list[int]:
-        if self._caller.terms.style == "chat":  # a message of its own
+        if self._caller.terms.style == "chat":  # a separate message
             return self._tokenizer(text, add_special_tokens=False)["input_ids"]
         return codec.encode_after(self._tokenizer, text)
 
-    def _need(self, tier: Access, what: str, params: PyTree) -> None:
+    def _check_access(self, tier: Access, what: str, params: PyTree) -> None:
         if tier & ~self.access:
             raise AccessError(
                 f"{what} needs {spoken(tier)} of the model, which grants {spoken(self.access)}; "
@@ -166,32 +196,32 @@ def connect(
     access: Access = Access.LOGITS,
     watch: Callable[[Spent], None] | None = None,
 ) -> Hosted:
-    """A model at an OpenAI-compatible endpoint; nothing is sent before it is asked.
+    """Returns a model at an OpenAI-compatible endpoint; sends nothing until it is used.
 
-    The key is read from the environment variable OPENAI_API_KEY, sent to that host alone, and
-    written nowhere: an answer that repeats it is kept with `(key)` in its place.
+    The key is read from the environment variable OPENAI_API_KEY. It is sent only to that host and
+    written nowhere: in an answer that repeats it, `(key)` replaces it.
 
     Args:
       url: base URL of the API, `http://.../v1`.
-      model: name of the model there.
-      tokenizer: a Hugging Face tokenizer, of this side: what tokens mean.
-      terms: budget, prices, patience, and what follows a failure.
+      model: name of the model at the provider.
+      tokenizer: a Hugging Face tokenizer of the client side, which defines token ids.
+      terms: budget, prices, time limits and failure handling.
       journal: file of the run's calls to this model; None keeps them in memory.
       ask_again: see `Journal`.
       access: TEXT or LOGITS, as the provider grants.
-      watch: called after each call that was sent, with what is spent.
+      watch: called after each answered call, with what is spent.
 
     Raises:
-      ImportError: without the extra `hosted`, naming it.
-      ValueError: for terms that cannot be kept, an address that is none, or one that would show
-        the key on the way.
+      ImportError: if the extra `hosted` is not installed.
+      ValueError: for invalid terms, an invalid address, or one that would send the key
+        unencrypted.
       JournalError: see `Journal`.
     """
     check_terms(terms, access=access)
     key = read_key()
     if check_url(url, has_key=bool(key)):
         warnings.warn(
-            f"url={url}: texts travel in clear; write https:// where others may listen",
+            f"url={url}: texts are sent unencrypted; write https:// where others may listen",
             stacklevel=2,
         )
     from fedjax_post.provider.line import Line  # needs the extra
@@ -205,7 +235,7 @@ def connect(
 
 
 def show_queries(total: int | None = None) -> Callable[[Spent], None]:
-    """A `watch` for `connect`: a bar of the queries so far, of `total`, and what they cost."""
+    """Returns a `watch` for `connect` that shows a progress bar of queries and their cost."""
     bar = tqdm(total=total, unit="query", leave=False, dynamic_ncols=True, mininterval=0)
 
     def show(spent: Spent) -> None:
@@ -216,9 +246,14 @@ def show_queries(total: int | None = None) -> Callable[[Spent], None]:
 
 
 def score_of(name: str, top: Mapping[str, float], *, is_start: bool = False) -> float:
-    """The log-probability of the token `name`, or the most that it can have; see the head.
+    """Returns the log-probability of a token, or the largest that it can have if it is not given.
 
-    At the start of a chat's message, whether a space stands before the token makes no difference.
+    See the module's docstring.
+
+    Args:
+      name: of the token, see `codec.token_text`.
+      top: log-probabilities of the most likely tokens, by name.
+      is_start: whether the token begins a chat message, where a space before it is ignored.
     """
     if is_start:
         spelled = [value for key, value in top.items() if key.lstrip(" ") == name.lstrip(" ")]
@@ -232,7 +267,7 @@ def score_of(name: str, top: Mapping[str, float], *, is_start: bool = False) -> 
 
 
 def _is_traced(*values: PyTree) -> bool:
-    """Whether only shapes are wanted: values are, or everything here is, being traced."""
+    """Returns whether the values, or all computations here, are being traced by jax."""
     leaves = [x for x in jax.tree.leaves(values) if isinstance(x, jax.core.Tracer)]
     for leaf in leaves:
         _one_by_one(leaf)
@@ -248,6 +283,6 @@ def _one_by_one(x: Array) -> Array:
 def _refuse(axis_size, in_batched, x):
     del axis_size, in_batched, x
     raise AccessError(
-        "a hosted model is asked one call after another and cannot be mapped by jax.vmap; run "
-        "with executor=host, and loop in the algorithm by jax.lax.map or jax.lax.scan"
+        "a hosted model takes one call after another and cannot be mapped by jax.vmap; run "
+        "with executor=host, and loop in the algorithm with jax.lax.map or jax.lax.scan"
     )

@@ -1,20 +1,20 @@
-"""The journal of paid calls: what was asked, what came back, and what it cost.
+"""The journal of paid calls: requests, answers and costs.
 
 An append-only file of JSON lines, each with a checksum. A call to a provider has a key, (round,
-client, call), and leaves two lines: `asked`, on the disk before anything is sent, and then
-`answered` or `failed`; or `refused`, where it is sent once more. A run that is resumed finds the
-answers here and pays for none of them again.
+client, call), and leaves two lines: `asked`, on disk before anything is sent, and then `answered`
+or `failed`; or `refused` if the call is repeated. A resumed run takes the answers from the journal
+and does not pay for them again.
 
-| the journal holds | the same call comes again |
+| the journal contains | what happens when the call is repeated |
 | --- | --- |
-| `answered` | the answer is taken from here, nothing is sent |
-| `answered`, to another request | JournalError: the run is not the one that was journalled |
-| `failed`, the client was dropped | fails again in the same way, nothing is sent |
-| `failed`, the run was stopped, and said so | it is sent again |
-| `refused`, and the process was killed before it asked again | the same |
-| `asked` and no more: the process was killed | JournalError at once, unless `ask_again` |
+| `answered` | the recorded answer is returned, nothing is sent |
+| `answered`, to another request | JournalError: this is another run |
+| `failed`, and the client was dropped | fails again in the same way, nothing is sent |
+| `failed`, and the run was stopped with an error | it is sent again |
+| `refused`, and the process was killed before the call was repeated | it is sent again |
+| only `asked`: the process was killed | JournalError on opening, unless `ask_again` |
 
-Prompts are not written down, only a digest of the request; answers are.
+Prompts are not recorded, only a digest of the request. Answers are recorded.
 """
 
 import hashlib
@@ -30,24 +30,25 @@ from fedjax_post.provider import lines
 from fedjax_post.provider.replies import is_amount, is_count
 from fedjax_post.provider.spent import Account, Entry, Key, Spent, key_of
 
-OUTSIDE = -1  # the round and the client of a call that belongs to no visit
+OUTSIDE = -1  # round and client of a call that belongs to no visit
 
 
 class JournalError(OSError):
-    """What a journal holds and what is asked do not fit together."""
+    """A journal does not match the calls of a run."""
 
 
 class Journal:
     """The journal of one run, open for writing.
 
     Args:
-      path: the file, made if missing; a line that a killed process left unfinished is
-        cut off. None keeps the journal in memory.
-      ask_again: send those calls again that a killed process had under way, although
-        they may be paid twice.
+      path: the file, created if missing; a line that a killed process left incomplete is cut
+        off. None keeps the journal in memory.
+      ask_again: repeat calls that a killed process had in progress, although they may be paid
+        for twice.
 
     Raises:
-      JournalError: if the file is no journal, or calls were under way and `ask_again` is off.
+      JournalError: if the file is not a journal, or calls were in progress and `ask_again` is
+        off.
     """
 
     def __init__(self, path: str | Path | None = None, *, ask_again: bool = False):
@@ -56,18 +57,24 @@ class Journal:
         self._last: dict[Key, Entry] = {}
         self._outside: dict[tuple[int, str], Key] = {}  # (round, request) -> its last call
         self._account = Account()
-        self.lock = threading.RLock()  # held from a look at what is spent to the line that adds
-        for line in () if self._path is None else _mended(self._path):
+        self.lock = threading.RLock()  # held from reading what is spent until a line is added
+        for line in () if self._path is None else _mend(self._path):
             self._take(line)
         if not ask_again and self.in_doubt():
             raise JournalError(f"{self.in_doubt()}. Nothing was sent again")
 
     def key(self, round: int, client: int, call: int, request: str) -> Key:
-        """The key of a call.
+        """Returns the key of a call.
 
-        Within a visit that is its number. Outside of visits (`OUTSIDE` for a client) there is
-        no order that a resumed run must repeat, and a call is known by what it asks; outside
-        of rounds too, by nothing: it is always sent.
+        In a visit, the key is the call's number. Outside visits a resumed run need not repeat
+        calls in the same order, so a call is identified by its request. A call that belongs to no
+        round either gets a new key, so it is always sent.
+
+        Args:
+          round: of the visit, or `OUTSIDE`.
+          client: id, or `OUTSIDE`.
+          call: number of the call in the visit.
+          request: digest of the request.
         """
         if client != OUTSIDE:
             return round, client, call
@@ -76,22 +83,22 @@ class Journal:
         return round, client, sum(key[:2] == (round, client) for key in self._last)
 
     def find(self, key: Key, request: str) -> Entry | None:
-        """What is known of a call: its `answered` or `failed` line, or None if it is to be sent.
+        """Returns the `answered` or `failed` line of a call; None if it is to be sent.
 
         Args:
           key: of the call.
-          request: digest of what is asked.
+          request: digest of the request.
 
         Raises:
-          JournalError: see the table in the module's head.
+          JournalError: see the table in the module's docstring.
         """
         entry = self._last.get(key)
         if entry is None:
             return None
         if entry["request"] != request:
             raise JournalError(
-                f"{_name(key)} asks something else than the journal {self._path} says it asked: "
-                "a resumed run must repeat itself exactly. Was a flag, the data or the code "
+                f"{_name(key)} asks something else than the journal {self._path} has recorded: "
+                "a resumed run must repeat its calls exactly. Was a flag, the data or the code "
                 "changed? Start a new run in another folder, or make the algorithm depend on "
                 "its keys alone"
             )
@@ -99,7 +106,7 @@ class Journal:
         return entry if is_final else None
 
     def in_doubt(self) -> str:
-        """What a killed process may have paid for without an answer; "" if nothing."""
+        """Returns a message on calls that a killed process may have paid for; "" if none."""
         open_ = [line for line in self._last.values() if line["state"] == "asked"]
         if not open_:
             return ""
@@ -109,17 +116,17 @@ class Journal:
         return (
             f"{queries} queries ({calls}{more}) were sent by a process that ended before the "
             f"answer was written to {self._path}; they may have been paid. `ask_again` sends "
-            "them once more"
+            "them again"
         )
 
     def write(self, state: str, key: Key, request: str, **content: Any) -> Entry:
-        """Adds a line, and returns when it is on the disk.
+        """Adds a line, and returns it once it is on disk.
 
         Args:
           state: asked, answered, refused or failed.
           key: of the call.
-          request: digest of what is asked.
-          content: what else the line says.
+          request: digest of the request.
+          content: further fields of the line.
         """
         round, client, call = key
         line = {"state": state, "round": round, "client": client, "call": call}
@@ -131,7 +138,7 @@ class Journal:
         return line
 
     def spent(self) -> Spent:
-        """What the calls came to, those before a resumption included."""
+        """Returns the totals of all calls, including those before a resumption."""
         return self._account.sum()
 
     def _take(self, line: Entry) -> None:
@@ -143,7 +150,7 @@ class Journal:
 
 
 def spent(path: str | Path) -> Spent:
-    """What the calls in a journal came to; nothing if there is no such file."""
+    """Returns the totals of the calls in a journal; zeros if there is no such file."""
     account = Account()
     for line, _ in _read(Path(path)) if Path(path).exists() else ():
         account.take(line)
@@ -151,13 +158,13 @@ def spent(path: str | Path) -> Spent:
 
 
 def digest(request: Mapping[str, Any]) -> str:
-    """What identifies a request: 128 bits of its JSON form."""
+    """Returns the identifier of a request: 128 bits of a hash of its JSON form."""
     text = json.dumps(request, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def _mended(path: Path) -> Iterator[Entry]:
-    """The lines of a journal, an unfinished one at its end cut off from the file."""
+def _mend(path: Path) -> Iterator[Entry]:
+    """Returns an iterator over a journal's lines; cuts an incomplete last line off the file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         return
@@ -174,12 +181,12 @@ def _read(path: Path) -> Iterator[tuple[Entry, int]]:
         yield from lines.read(path, check=_check)
     except ValueError as error:
         raise JournalError(
-            f"{error}. That is no journal of calls, or a damaged one; give a new output_dir"
+            f"{error}. The file is no journal of calls, or is damaged; give a new `directory`"
         ) from None
 
 
 def _check(line: Any) -> None:
-    """Refuses what is no line of a journal: ValueError, KeyError or TypeError."""
+    """Raises ValueError, KeyError or TypeError for a value that is not a line of a journal."""
     fields = {**_FIELDS, **(_OF_STATE[line["state"]] if isinstance(line, dict) else {})}
     for name, fits in fields.items():
         if not fits(line[name]):

@@ -1,8 +1,8 @@
-"""A line to one host: what is sent goes nowhere else, and what comes back is limited.
+"""A connection to one host: data are sent to it only, and the size of answers is limited.
 
-It stands on httpcore, the layer below the usual HTTP clients, because of what that leaves out:
-redirects, proxies and credentials of the environment, cookies, decompression. Time is counted for
-the whole of a call, from the connection to the last byte, however slowly bytes drip.
+It uses httpcore, the layer below the usual HTTP clients, because that has no redirects, no proxies
+or credentials from the environment, no cookies and no decompression. The time limit covers a whole
+call, from the connection to the last byte, however slowly bytes arrive.
 """
 
 import ssl
@@ -17,23 +17,22 @@ try:
     import httpcore2 as httpcore
 except ImportError as error:
     raise ImportError(
-        "a hosted model is asked through httpcore2; install the extra: "
-        "pip install 'fedjax_post[hosted]'"
+        "hosted models need httpcore2; install the extra: pip install 'fedjax_post[hosted]'"
     ) from error
 
-MOST_BYTES = 8 << 20  # of an answer, its head left out
-_IDLE = 2.0  # seconds that a connection is kept: less than any host keeps it
-_PIECE = 16384  # bytes written at a time, between looks at the clock
+MOST_BYTES = 8 << 20  # maximum size of an answer, without its headers
+_IDLE = 2.0  # seconds that an idle connection is kept: less than hosts keep it
+_PIECE = 16384  # bytes written at a time, between checks of the clock
 
 
 class Line:
     """Posts to one host.
 
     Args:
-      url: base address, as `address.check_url` allows it.
-      headers: sent with every request, credentials among them.
-      timeout: seconds that a request and its answer may take together.
-      most_bytes: that an answer may have.
+      url: base URL, checked by `address.check_url`.
+      headers: sent with every request, including credentials.
+      timeout: maximum seconds of a request and its answer together.
+      most_bytes: maximum size of an answer.
     """
 
     def __init__(
@@ -54,15 +53,15 @@ class Line:
         )
 
     def post(self, path: str, content: bytes) -> Answered:
-        """The answer to a body of JSON.
+        """Returns the answer to a JSON body.
 
         Args:
-          path: behind the base address.
+          path: appended to the base URL.
           content: the body.
 
         Raises:
-          UnreachedError: before anything was sent.
-          LostError: for an answer that is late, broken, too large or compressed.
+          UnreachedError: if nothing was sent.
+          LostError: for an answer that is late, incomplete, too large or compressed.
         """
         self._clock.until = time.monotonic() + self._timeout
         headers = {**self._headers, "Content-Type": "application/json"}
@@ -76,13 +75,13 @@ class Line:
         except (httpcore.TimeoutException, TimeoutError):
             raise LostError(f"gave no whole answer within {self._timeout:g} s") from None
         except (httpcore.NetworkError, httpcore.ProtocolError) as error:
-            raise LostError(f"broke the line ({error!r})") from None
+            raise LostError(f"broke the connection ({error!r})") from None
 
     def _read(self, answer: Any) -> Answered:
         headers = {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in answer.headers}
         coding = headers.get("content-encoding", "identity")
         if coding != "identity":
-            raise LostError(f"sent an answer coded as {coding[:20]!r}, which was not asked for")
+            raise LostError(f"sent an answer coded as {coding[:20]!r}, which was not requested")
         content = bytearray()
         for piece in answer.iter_stream():
             content += piece
@@ -92,7 +91,7 @@ class Line:
 
 
 class _Clock(threading.local):
-    """Until when a thread's call may last."""
+    """The time at which each thread's call must end."""
 
     until = 0.0
 
@@ -104,7 +103,7 @@ class _Clock(threading.local):
 
 
 class _Stream(httpcore.NetworkStream):
-    """A connection whose every wait ends with the call's time."""
+    """A connection on which every wait ends at the call's time limit."""
 
     def __init__(self, stream: httpcore.NetworkStream, clock: _Clock):
         self._stream, self._clock = stream, clock
@@ -133,7 +132,7 @@ class _Stream(httpcore.NetworkStream):
 
 
 class _Backend(httpcore.NetworkBackend):
-    """Connects in the time that a call has left."""
+    """Connects within the remaining time of a call."""
 
     def __init__(self, clock: _Clock):
         self._clock, self._sockets = clock, httpcore.SyncBackend()

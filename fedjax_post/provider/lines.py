@@ -1,7 +1,7 @@
-"""Files of JSON lines that say for themselves whether they are as they were written.
+"""Files of JSON lines with checksums.
 
-Each line is an object whose last field, `check`, is a digest of the line without it. A line is
-appended whole: after a process that was killed in the middle of one, the next one begins anew.
+Each line is an object whose last field, `check`, is a digest of the line without it. If a process
+was killed in the middle of a line, the next line begins on a new one.
 """
 
 import hashlib
@@ -16,15 +16,15 @@ _TAIL = len(_CHECK) + 16 + len('"}')
 
 
 def append(path: Path, content: Mapping[str, Any], *, is_durable: bool = False) -> None:
-    """Adds a line, readable to its owner alone.
+    """Appends a line; the file is readable only by its owner.
 
     Args:
-      path: the file, made if missing.
+      path: the file, created if missing.
       content: at least one field, none of them `check`; numbers finite.
-      is_durable: return when it is on the disk.
+      is_durable: whether to return only when the line is on disk.
 
     Raises:
-      OSError: if it cannot be written; the file is then as it was.
+      OSError: if it cannot be written; the file is then unchanged.
     """
     text = json.dumps(content, allow_nan=False)
     line = f'{text[:-1]}{_CHECK}{_digest(text.encode())}"}}\n'.encode()
@@ -43,18 +43,20 @@ def append(path: Path, content: Mapping[str, Any], *, is_durable: bool = False) 
 
 
 def read(path: Path, *, check: Callable[[Any], Any]) -> Iterator[tuple[Any, int]]:
-    """The lines of a file, and where each ends; an unfinished last one is left out.
+    """Returns an iterator over a file's lines and their ends; an incomplete last one is left out.
 
     Args:
       path: the file.
-      check: called with each value; raises ValueError, KeyError or TypeError for one that will
-        not do.
+      check: called with each value; raises ValueError, KeyError or TypeError for invalid ones.
+
+    Returns:
+      An iterator over (value, position in bytes after the line).
 
     Raises:
       ValueError: naming the file and the number of the line.
-      OSError: if it cannot be read, or is no file.
+      OSError: if it cannot be read, or is not a regular file.
     """
-    if not path.is_file():  # to open a pipe is to wait
+    if not path.is_file():  # opening a pipe would block
         raise OSError(f"{path} is no file")
     end = 0
     with open(path, "rb") as file:
@@ -66,7 +68,7 @@ def read(path: Path, *, check: Callable[[Any], Any]) -> Iterator[tuple[Any, int]
                 value = _value(line[:-1])
                 check(value)
             except RecursionError:
-                raise ValueError(f"{path}, line {number}: JSON that is nested too deep") from None
+                raise ValueError(f"{path}, line {number}: JSON is nested too deeply") from None
             except (ValueError, KeyError, TypeError) as error:
                 what = f"no {error}" if isinstance(error, KeyError) else str(error)
                 raise ValueError(f"{path}, line {number}: {what}") from None
@@ -76,9 +78,9 @@ def read(path: Path, *, check: Callable[[Any], Any]) -> Iterator[tuple[Any, int]
 def _value(line: bytes) -> Any:
     text = line[:-_TAIL] + b"}"
     if line != text[:-1] + f'{_CHECK}{_digest(text)}"}}'.encode():
-        raise ValueError("it is not as it was written: its checksum differs, or it has none")
+        raise ValueError("it has changed since it was written: its checksum differs or is missing")
     value = json.loads(line, parse_constant=_refuse_constant)
-    json.dumps(value, ensure_ascii=False).encode()  # halves of characters fail here
+    json.dumps(value, ensure_ascii=False).encode()  # lone surrogates fail here
     del value["check"]
     return value
 
@@ -88,4 +90,4 @@ def _digest(text: bytes) -> str:
 
 
 def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number")
+    raise ValueError(f"{name} is not a number in JSON")

@@ -1,15 +1,15 @@
-"""A provider's log: every arrival as it came, and what became of it; the evidence of what it saw.
+"""A provider's log: every request as it arrived, and its outcome, as evidence of what it saw.
 
-Two lines of JSON for a request, each with a checksum (see `lines`), joined by `request`, which is
-also the id of the answer:
+There are two lines of JSON for each request, each with a checksum (see `lines`). They share the
+field `request`, which is also the id of the answer:
 
-| event | says |
+| event | content |
 | --- | --- |
-| `arrived` | time, peer, endpoint, size, and the body: raw, as text or, if it is none, in base64 |
-| `settled` | time, status, user, model, answers, tokens and cost; of a refusal, why |
+| `arrived` | time, peer, endpoint, size, and the raw body: as text, or in base64 if it is no text |
+| `settled` | time, status, user, model, answers, tokens and cost; for a refusal, its reason |
 
-The first is written before anything is made of the body. A body that was refused unread, for want
-of a key or for its size, is there with its size alone.
+The first line is written before the body is parsed. For a body that was refused unread, because
+of its key or size, only the size is logged.
 """
 
 import base64
@@ -24,26 +24,34 @@ from fedjax_post.provider import lines
 
 
 class Log:
-    """What a provider writes down; nothing without a path."""
+    """The log of a provider; without a path nothing is written."""
 
     def __init__(self, path: str | Path | None):
         self._path = None if path is None else Path(path)
         self._lock = threading.Lock()
 
-    def arrived(self, request: str, *, body: bytes | None, size: int | None, **where: Any) -> None:
-        """Writes down an arrival.
+    def write_arrival(
+        self, request: str, *, body: bytes | None, size: int | None, **where: Any
+    ) -> None:
+        """Writes that a request arrived.
 
         Args:
           request: its id.
-          body: raw; None if it was not read to its end.
-          size: bytes that there are, or were read; None if that is unknown.
+          body: raw; None if it was not read completely.
+          size: number of bytes declared or read; None if unknown.
           where: peer and endpoint.
         """
         self._write("arrived", request, **where, size=size, **_as_text(body))
 
-    def settled(self, request: str, *, status: int, **told: Any) -> None:
-        """Writes down what became of an arrival."""
-        self._write("settled", request, status=status, **told)
+    def write_outcome(self, request: str, *, status: int, **facts: Any) -> None:
+        """Writes the outcome of a request.
+
+        Args:
+          request: its id.
+          status: HTTP status of the answer.
+          facts: further fields of the line.
+        """
+        self._write("settled", request, status=status, **facts)
 
     def _write(self, event: str, request: str, **content: Any) -> None:
         if self._path is not None:
@@ -53,20 +61,20 @@ class Log:
 
 
 def read_texts(path: str | Path) -> Iterator[str]:
-    """All texts that arrived, by a provider's log, whatever they were in.
+    """Returns an iterator over all texts that arrived, from a provider's log.
 
-    Of a body of JSON these are its strings, names of fields included; any other body is one text.
-    What an interrupted provider left unfinished is passed over.
+    For a JSON body these are all its strings, including names of fields; any other body is one
+    text. Incomplete lines of an interrupted provider are skipped.
     """
     for line in Path(path).read_bytes().splitlines():
         try:
-            told = json.loads(line)
+            entry = json.loads(line)
         except ValueError:
             continue
-        if isinstance(told, dict) and told.get("event") == "arrived":
-            body = told.get("body") or ""
-            if told.get("base64"):
-                body = base64.b64decode(told["base64"]).decode("utf-8", "replace")
+        if isinstance(entry, dict) and entry.get("event") == "arrived":
+            body = entry.get("body") or ""
+            if entry.get("base64"):
+                body = base64.b64decode(entry["base64"]).decode("utf-8", "replace")
             try:
                 yield from _strings(json.loads(body, object_pairs_hook=list))
             except (ValueError, RecursionError):
@@ -74,7 +82,10 @@ def read_texts(path: str | Path) -> Iterator[str]:
 
 
 def _strings(value: Any) -> Iterator[str]:
-    """The strings of a JSON value whose objects are lists of pairs: a name may stand twice."""
+    """Returns an iterator over the strings of a JSON value, with objects as lists of pairs.
+
+    In this form a name may occur twice in an object.
+    """
     if isinstance(value, str):
         yield value
     elif isinstance(value, list | tuple):

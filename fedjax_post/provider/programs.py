@@ -1,4 +1,4 @@
-"""Compiled programs by shape: each is compiled once, and while it is, the others run."""
+"""Compiled programs by shape: each is compiled once, while others can run."""
 
 import threading
 from collections import OrderedDict
@@ -8,23 +8,23 @@ from typing import Any
 
 import jax
 
-_MOST = 64  # programs that are kept; who asks in ever new shapes pays in time, not in memory
+_MOST = 64  # programs that are kept: many shapes cost time for compilation, but not memory
 
 
 class Programs:
-    """Runs functions of arrays, one at a time, so that the device holds one batch."""
+    """Runs functions of arrays one at a time, so that the device holds a single batch."""
 
     def __init__(self):
         self._slots: OrderedDict[Any, _Slot] = OrderedDict()
         self._lock, self._device = threading.Lock(), threading.Lock()
 
     def run(self, fn: Callable, *args: Any, **static: Any) -> Any:
-        """What a function returns, on the host.
+        """Returns a function's result as numpy arrays.
 
         Args:
-          fn: of `args` and `static`; pure.
+          fn: pure function of `args` and `static`.
           args: trees of arrays.
-          static: settings, hashable.
+          static: hashable settings.
         """
         leaves, form = jax.tree.flatten(args)
         shapes = tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves)

@@ -1,4 +1,4 @@
-"""Refusals in the OpenAI formats: as they are read, and as they are written."""
+"""Refusals in the OpenAI formats, for both sides: writes and reads them."""
 
 import json
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from fedjax_post.provider.replies import MalformedError, read_json
 
 
 class Refusal(Exception):
-    """A request that is not answered."""
+    """A request is refused."""
 
     def __init__(
         self,
@@ -36,14 +36,14 @@ _KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit
 
 
 def read_refusal(content: bytes, *, key: str) -> tuple[str, str | None]:
-    """What a refusal says, in one printable line without the key, and its code."""
+    """Returns the message of a refusal, as one printable line without the key, and its code."""
     try:
         body = read_json(content, key=key)
     except MalformedError:
         body = without_key(content.decode("utf-8", "replace"), key)
     error = body.get("error", body) if isinstance(body, dict) else body
-    told = error if isinstance(error, dict) else {"message": error}
-    said, code = told.get("message"), told.get("code")
-    said = said if isinstance(said, str) else json.dumps(said)
-    printable = "".join(c if c.isprintable() else " " for c in said[:300])
+    fields = error if isinstance(error, dict) else {"message": error}
+    message, code = fields.get("message"), fields.get("code")
+    message = message if isinstance(message, str) else json.dumps(message)
+    printable = "".join(c if c.isprintable() else " " for c in message[:300])
     return printable, code if isinstance(code, str) else None

@@ -1,7 +1,7 @@
-"""What a provider's answer says, read with suspicion: a whole reply to every prompt, or an error.
+"""Reads a provider's answer strictly: a complete reply to every prompt, or an error.
 
-Only the bill is read with patience. A number in it that cannot be one says nothing, and the
-asking side's own count stands in its place; see `terms`.
+Only the bill is read leniently. An invalid number in it is ignored, and the client's own count is
+used instead; see `terms`.
 """
 
 import json
@@ -12,60 +12,60 @@ from typing import Any, NamedTuple, TypeGuard
 from fedjax_post.provider.address import without_key
 from fedjax_post.provider.requests import Query
 
-_LONGEST = 256  # letters that a token may stand for
+_LONGEST = 256  # maximum characters of a token
 
 
 class MalformedError(Exception):
-    """An answer that is not what the format promises."""
+    """An answer that does not follow the format."""
 
 
 class Reply(NamedTuple):
-    """What came back for one prompt."""
+    """The reply to one prompt."""
 
     text: str
-    ended: bool  # the model ended its answer; else it was cut off at its longest
-    top: Mapping[str, float] | None = None  # log-probabilities of the likeliest first tokens
+    ended: bool  # whether the model ended its answer; else it was cut off at the maximum length
+    top: Mapping[str, float] | None = None  # log-probabilities of the most likely first tokens
 
 
 class Bill(NamedTuple):
-    """What a call came to, and who answered it."""
+    """Tokens and cost of a call, and the model that answered it."""
 
-    prompt_tokens: int  # 0 where the provider does not say
-    completion_tokens: int
-    cost: float | None  # None where nobody says
+    prompt_tokens: int  # 0 if the provider does not report it
+    completion_tokens: int  # 0 if the provider does not report it
+    cost: float | None  # None if unknown
     model: str
     fingerprint: str | None
 
 
 def read_json(content: bytes, *, key: str = "") -> Any:
-    """The value of a JSON text, less the key that it may repeat.
+    """Returns the value of a JSON text, with the key replaced wherever it is repeated.
 
     Raises:
-      MalformedError: if it is none, too deep, or holds halves of characters.
+      MalformedError: if it is not JSON, nested too deeply, or contains lone surrogates.
     """
     try:
-        # NaN and its like, which JSON has not, are as good as nothing.
+        # NaN and Infinity, which are not JSON, are read as null.
         value = json.loads(content.decode("utf-8"), parse_constant=lambda name: None)
-        json.dumps(value, ensure_ascii=False).encode("utf-8")  # halves of characters fail here
+        json.dumps(value, ensure_ascii=False).encode("utf-8")  # lone surrogates fail here
         return without_key(value, key)
     except RecursionError:
-        raise MalformedError("JSON that is nested too deep") from None
+        raise MalformedError("JSON that is nested too deeply") from None
     except UnicodeError:
-        raise MalformedError("text that is not UTF-8, or has halves of characters") from None
+        raise MalformedError("text that is not UTF-8, or has lone surrogates") from None
     except ValueError as error:
         raise MalformedError(f"{error}, in place of JSON") from None
 
 
 def read_answer(answer: Any, query: Query, *, style: str) -> tuple[list[Reply], Bill]:
-    """The replies to a query, in its order, and the bill.
+    """Returns the replies to a query, in order of its texts, and the bill.
 
     Args:
       answer: the value of the answer's JSON.
-      query: what was asked.
+      query: that was sent.
       style: completions or chat.
 
     Raises:
-      MalformedError: if a prompt has no reply, or a reply lacks what was asked for.
+      MalformedError: if a prompt has no reply, or a reply lacks what was requested.
     """
     choices = answer.get("choices") if isinstance(answer, dict) else None
     if not isinstance(choices, list) or not all(isinstance(c, dict) for c in choices):
@@ -88,21 +88,23 @@ def _reply(choice: Mapping[str, Any], query: Query, style: str) -> Reply:
     if not isinstance(text, str) or reason not in ("stop", "length"):
         raise MalformedError(f"a reply of {_brief(text)}, which ended by {_brief(reason)}")
     if len(text) > _LONGEST * query.max_tokens:
-        raise MalformedError(f"{len(text)} letters in a reply of {query.max_tokens} tokens at most")
+        raise MalformedError(
+            f"{len(text)} characters in a reply of at most {query.max_tokens} tokens"
+        )
     if query.num_top is None:
         return Reply(text, reason == "stop")
     return Reply(text, reason == "stop", _top(choice.get("logprobs"), style))
 
 
 def _top(found: Any, style: str) -> dict[str, float]:
-    """Log-probabilities of the likeliest first tokens."""
+    """Returns the log-probabilities of the most likely first tokens."""
     if not isinstance(found, dict):
         raise MalformedError("log-probabilities were asked for, and none came")
     top = _top_of_chat(found) if style == "chat" else _top_of_completion(found)
     if not isinstance(top, dict) or not top or not all(map(_is_log_prob, top.values())):
         raise MalformedError(f"log-probabilities {_brief(top)}")
-    if sum(map(math.exp, top.values())) > 1.1:  # not by rounding alone
-        raise MalformedError(f"log-probabilities of more than 1 in all: {_brief(top)}")
+    if sum(map(math.exp, top.values())) > 1.1:  # more than rounding can explain
+        raise MalformedError(f"log-probabilities that sum to more than 1: {_brief(top)}")
     return top
 
 
@@ -112,7 +114,9 @@ def _top_of_completion(found: Mapping[str, Any]) -> Any:
     if not found.get("top_logprobs") or not all(isinstance(each, list) for each in lists):
         raise MalformedError("log-probabilities were asked for, and none came")
     if len(set(map(len, lists))) > 1:
-        raise MalformedError(f"log-probabilities of {list(map(len, lists))} places, for one answer")
+        raise MalformedError(
+            f"log-probabilities of {list(map(len, lists))} positions, for one answer"
+        )
     return found["top_logprobs"][0]
 
 
@@ -145,12 +149,12 @@ def _bill(answer: Mapping[str, Any]) -> Bill:
 
 
 def is_count(value: Any) -> TypeGuard[int]:
-    """Whether a JSON value is a number of things."""
+    """Returns whether a JSON value is a count: an integer, not negative."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 53
 
 
 def is_amount(value: Any) -> TypeGuard[float]:
-    """Whether a JSON value is an amount of money or time."""
+    """Returns whether a JSON value is an amount of money or time: a number, not negative."""
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e18
 
 
@@ -160,6 +164,6 @@ def _is_log_prob(value: Any) -> bool:
 
 
 def _brief(value: Any) -> str:
-    """A value for a message, in one line."""
+    """Returns a value as one short line for messages."""
     text = repr(value) if isinstance(value, str | int | float | None) else json.dumps(value)
     return text if len(text) <= 80 else f"{text[:80]}..."

@@ -1,27 +1,30 @@
-"""The requests of the OpenAI formats, completions and chats, as the asking side writes them."""
+"""Writes the client's requests in the OpenAI formats, completions and chats."""
 
 from typing import Any, NamedTuple
 
 
 class Query(NamedTuple):
-    """What is asked in one call."""
+    """The content of one call."""
 
-    texts: tuple[str, ...]  # one for a chat
-    max_tokens: int
-    stop: tuple[str, ...] = ()
-    num_top: int | None = None  # log-probabilities of the likeliest tokens
+    texts: tuple[str, ...]  # prompts; exactly one for a chat
+    max_tokens: int  # of each answer
+    stop: tuple[str, ...] = ()  # texts that end an answer
+    num_top: int | None = None  # number of log-probabilities at each position; None: none
 
 
 def write_request(
     query: Query, model: str, *, style: str, user: str | None
 ) -> tuple[str, dict[str, Any]]:
-    """The path of a request, and its body.
+    """Returns the path and the body of a request.
 
     Args:
-      query: what is asked.
-      model: who is to answer, as the provider calls it.
+      query: the content of the call.
+      model: its name at the provider.
       style: completions or chat.
-      user: whom the provider may know the asking by; None: nobody.
+      user: name of the user that the provider sees; None: no name.
+
+    >>> write_request(Query(("hello",), 4), "m", style="completions", user=None)[0]
+    '/completions'
     """
     body: dict[str, Any] = {"model": model, "temperature": 0}
     if query.stop:

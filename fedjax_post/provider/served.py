@@ -1,7 +1,7 @@
-"""A model as a provider runs it: texts in, texts and log-probabilities out.
+"""A model on the server side: computes texts and log-probabilities from prompts.
 
-Prompts are computed in batches of a few shapes, so that a request of a new length rarely
-compiles a new program.
+Prompts are padded to a few shapes, so that a request of a new length rarely needs a new
+compilation.
 """
 
 import math
@@ -24,50 +24,53 @@ from fedjax_post.provider.codec import decode_after, token_texts
 from fedjax_post.provider.programs import Programs
 
 PyTree = Any
-MOST_ROWS = 16  # computed side by side
-SHORTEST = 32  # tokens that prompts are padded to, doubled as needed
+MOST_ROWS = 16  # prompts in a batch
+SHORTEST = 32  # least number of tokens that prompts are padded to, doubled as needed
 
 
 class Served(NamedTuple):
-    """A model with its tokenizer, under the name that answers carry."""
+    """A model with its tokenizer and its name in answers."""
 
     name: str
     model: LanguageModel
     tokenizer: Any
-    params: PyTree  # an adapter merged over the model, or {}
-    fingerprint: str  # what changes when the model does
-    token_texts: Sequence[str]  # of every token, as log-probabilities name it
-    longest: int  # letters of a token, at most
+    params: PyTree  # an adapter, or {}
+    fingerprint: str  # of the model's configuration and weights
+    token_texts: Sequence[str]  # name of every token in log-probabilities
+    longest: int  # characters of the longest token
     programs: Programs
 
     @property
     def context(self) -> int:
-        """Tokens that a prompt and its answer may have together."""
+        """Maximum number of tokens of a prompt and its answer together."""
         return self.model.config.max_positions - self.model.prompt_length(self.params)
 
 
 class Completion(NamedTuple):
-    """What a model says behind a prompt."""
+    """A model's answer to a prompt."""
 
     text: str
-    ended: bool  # by an end of sequence or a stop string; else for want of room
+    ended: bool  # by an end-of-sequence token or a stop text; else by the maximum length
     num_tokens: int
-    tokens: list[str]  # where log-probabilities are asked for, else []
-    log_probs: list[float]
-    top: list[dict[str, float]]  # the likeliest tokens at each place
+    tokens: list[str]  # names, if log-probabilities are requested, else []
+    log_probs: list[float]  # of the tokens
+    top: list[dict[str, float]]  # log-probabilities of the most likely tokens at each position
 
 
 def load_served(name_or_path: str, *, adapter: str | None = None, dtype: str = "float32") -> Served:
-    """A model of the hub, or a folder, ready to be served under the last part of its name.
+    """Returns a model that is ready to be served under the last part of its name.
 
     Args:
-      name_or_path: as `load_model` takes it.
-      adapter: folder of a LoRA adapter or of a prompt; None: the model itself.
+      name_or_path: hub name or folder, as for `load_model`.
+      adapter: folder of a LoRA adapter or of a prompt; None: the model alone.
       dtype: of weights and matrix products.
 
     Raises:
-      FileNotFoundError: if either does not exist.
-      ValueError: if its files are damaged, or the tokenizer or adapter is another model's.
+      FileNotFoundError: if the model or the adapter does not exist.
+      ValueError: if files are damaged, or the tokenizer or adapter belongs to another model.
+
+    >>> load_served("builtin").name
+    'builtin'
     """
     model, tokenizer = load_model(name_or_path, dtype=dtype), load_tokenizer(name_or_path)
     check_tokenizer(tokenizer, model.config)
@@ -80,7 +83,14 @@ def load_served(name_or_path: str, *, adapter: str | None = None, dtype: str = "
 
 
 def make_served(name: str, model: LanguageModel, tokenizer: Any, params: PyTree = None) -> Served:
-    """A model and its tokenizer, perhaps under an adapter, ready to be served."""
+    """Returns a model that is ready to be served.
+
+    Args:
+      name: that answers carry.
+      model: the model.
+      tokenizer: its Hugging Face tokenizer.
+      params: of an adapter; None: none.
+    """
     params = params or {}
     fingerprint = f"fp_{_checksum(model, params):08x}"
     names = token_texts(tokenizer, range(len(tokenizer)))
@@ -96,21 +106,21 @@ def complete(
     stop: Sequence[str] = (),
     num_top: int | None = None,
 ) -> list[Completion]:
-    """Greedy completions of prompts.
+    """Returns greedy completions of prompts.
 
     Args:
       served: the model.
-      prompts: token ids, each at least one; with max_tokens within the model's context.
-      max_tokens: at least 1.
+      prompts: token ids, at least one each; together with max_tokens within the model's context.
+      max_tokens: of each answer, at least 1.
       stop: texts that end an answer and are not part of it.
-      num_top: log-probabilities at each place; None: none.
+      num_top: number of log-probabilities at each position; None: none.
     """
     most = served.context - _room(max_tokens)
     found = []
     for start in range(0, len(prompts), MOST_ROWS):
         part = prompts[start : start + MOST_ROWS]
         width = _width(max(map(len, part)), most)
-        rows, mask = _left_padded(part, served.tokenizer, width=width)
+        rows, mask = _pad_left(part, served.tokenizer, width=width)
         tokens, chosen, top = _answers(served, rows, mask, max_tokens=max_tokens, num_top=num_top)
         for i, asked in enumerate(part):
             place = None if num_top is None else (chosen[i], [t[i] for t in top])
@@ -119,7 +129,7 @@ def complete(
 
 
 def _answers(served, rows, mask, *, max_tokens, num_top):
-    """Tokens `[B, T]`, and their and the likeliest ones' log-probabilities where asked for."""
+    """Returns tokens `[B, T]`, and if requested, their and the most likely log-probabilities."""
     tokenizer, room = served.tokenizer, _room(max_tokens)
     room = min(room, served.context - rows.shape[1])
     ends = {"eos_id": tokenizer.eos_token_id, "pad_id": pad_id_of(tokenizer)}
@@ -139,9 +149,10 @@ def _answers(served, rows, mask, *, max_tokens, num_top):
 
 
 def _likely(model, params, rows, mask, tokens, *, num_top):
-    """Log-probabilities `[B, T]` of tokens, and `[B, T, num_top]` of the likeliest, with ids.
+    """Returns log-probabilities `[B, T]` of tokens, and `[B, T, num_top]` of the most likely.
 
-    Without tokens, T is 1 and the token is the likeliest.
+    Without tokens, T is 1 and the token is the most likely one. The ids of the most likely tokens
+    are returned as well.
     """
     length, number = rows.shape[1], mask.sum(axis=1).astype(jnp.int32)
     given = 1 if tokens is None else tokens.shape[1]
@@ -170,23 +181,24 @@ def _completion(served, asked, tokens, place, stop) -> Completion:
     tokenizer, end = served.tokenizer, served.tokenizer.eos_token_id
     ended = end in tokens
     num_tokens = tokens.index(end) + 1 if ended else len(tokens)
-    said = tokens[: num_tokens - ended]
-    text = decode_after(tokenizer, asked, said)
+    answer = tokens[: num_tokens - ended]
+    text = decode_after(tokenizer, asked, answer)
     cuts = [text.find(word) for word in stop if word in text]
     if cuts:
         text, ended = text[: min(cuts)], True
-        reached = (decode_after(tokenizer, asked, said[:n]) for n in range(len(said) + 1))
+        reached = (decode_after(tokenizer, asked, answer[:n]) for n in range(len(answer) + 1))
         num_tokens = next(n for n, text in enumerate(reached) if any(w in text for w in stop))
     if place is None:
         return Completion(text, ended, num_tokens, [], [], [])
     chosen, (values, ids) = place
     names = [served.token_texts[token] for token in tokens[:num_tokens]]
-    top = [_named(served.token_texts, *pair) for pair in zip(values, ids, strict=True)][:num_tokens]
+    top = [_by_name(served.token_texts, *pair) for pair in zip(values, ids, strict=True)]
+    top = top[:num_tokens]
     return Completion(text, ended, num_tokens, names, chosen[:num_tokens].tolist(), top)
 
 
-def _named(texts, values, ids) -> dict[str, float]:
-    """Log-probabilities by text; of tokens that are written alike, the likeliest one's."""
+def _by_name(texts, values, ids) -> dict[str, float]:
+    """Returns log-probabilities by name; for equal names, that of the most likely token."""
     named: dict[str, float] = {}
     for value, token in zip(values.tolist(), ids.tolist(), strict=True):
         if math.isfinite(value) and token < len(texts):
@@ -194,23 +206,23 @@ def _named(texts, values, ids) -> dict[str, float]:
     return named
 
 
-def _left_padded(prompts, tokenizer, *, width):
+def _pad_left(prompts, tokenizer, *, width):
     rows = np.full((_room(len(prompts)), width), pad_id_of(tokenizer), np.int32)
     mask = np.zeros(rows.shape, bool)
     for i, asked in enumerate(prompts):
         rows[i, width - len(asked) :] = asked
         mask[i, width - len(asked) :] = True
-    mask[len(prompts) :, -1] = True  # a row of nothing but padding would attend to nothing
+    mask[len(prompts) :, -1] = True  # a row of padding alone would have nothing to attend to
     return jnp.asarray(rows), jnp.asarray(mask)
 
 
 def _room(count: int) -> int:
-    """The next power of two."""
+    """Returns the next power of two."""
     return 1 << max(0, count - 1).bit_length()
 
 
 def _width(longest: int, most: int) -> int:
-    """Tokens that prompts are padded to."""
+    """Returns the number of tokens that prompts are padded to."""
     return max(longest, min(most, max(SHORTEST, _room(longest))))
 
 

@@ -1,12 +1,12 @@
 """A provider: a model behind the OpenAI completions and chat formats, with its own terms.
 
-What a federation gives up with a hosted model can be measured only against a host that
-charges, limits, refuses, changes its model and shuts down; here each of these is a setting.
-The log is the evidence of what it saw, whether it answered or not; see `log`.
+To measure what a federation gives up with a hosted model, a host is needed that charges, limits,
+refuses, changes its model and shuts down; each of these is a setting here. The log records
+everything that the provider saw, whether it answered or not; see `log`.
 
-Answers are greedy: what asks for anything else is refused as unsupported. Requests are read,
-checked and put into tokens side by side; the model computes one batch at a time, so that a large
-request lets others in between.
+Answers are greedy, and requests for other sampling are refused as unsupported. Requests are read,
+checked and tokenised in parallel. The model computes one batch at a time, so that other requests
+are served between the batches of a large one.
 """
 
 import logging
@@ -31,31 +31,31 @@ class Settings(NamedTuple):
     """The terms of a provider."""
 
     price_prompt: float = 0.0  # for a million tokens
-    price_completion: float = 0.0
-    rate_limit: tuple[int, float] | None = None  # requests, in so many seconds
-    latency: float = 0.0  # seconds that an answer takes longer
-    log: str | Path | None = None  # JSON lines; None keeps none
+    price_completion: float = 0.0  # for a million tokens
+    rate_limit: tuple[int, float] | None = None  # maximum requests in a number of seconds
+    latency: float = 0.0  # seconds added to each answer
+    log: str | Path | None = None  # JSON lines; None writes no log
     refused_clients: tuple[str, ...] = ()  # values of `user`
-    refused_pattern: str | None = None  # of prompts
-    change_after: int | None = None  # answered requests, after which another model answers
-    shutdown_after: int | None = None  # answered requests, after which there are no more
+    refused_pattern: str | None = None  # regular expression; matching prompts are refused
+    change_after: int | None = None  # number of answers after which another model answers
+    shutdown_after: int | None = None  # number of answers after which all requests are refused
     api_key: str | None = None  # None: open to all
-    max_logprobs: int = 20
+    max_logprobs: int = 20  # at each position
     max_bytes: int = 4 << 20  # of a request's body
 
 
 class Provider:
-    """What a provider knows: its model, its terms, and what it has answered so far.
+    """A provider: its model, its terms, and the number of its answers so far.
 
     Args:
       served: the model.
       settings: its terms.
-      successor: the model that takes over after `settings.change_after` requests; requests
-        go on naming the first one, answers name the one that gave them.
+      successor: the model that answers after `settings.change_after` requests. Requests continue
+        to name the first model; answers name the one that gave them.
 
     Raises:
-      ValueError: if only one of a change and a successor is given, the pattern is bad, or the key
-        is empty.
+      ValueError: if only one of `change_after` and `successor` is given, the pattern is invalid,
+        or the key is empty.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Provider:
         successor: Served | None = None,
     ):
         if (successor is None) != (settings.change_after is None):
-            raise ValueError("a change of model needs both its moment and the model that follows")
+            raise ValueError("`change_after` and `successor` go together; give both or neither")
         if settings.api_key is not None and not settings.api_key.strip():
             raise ValueError("api_key is empty; set one, or None to be open to all")
         try:
@@ -77,16 +77,16 @@ class Provider:
         self.log = Log(settings.log)
         self.num_answered = 0
         self._recent: deque[float] = deque()
-        self._lock = threading.Lock()  # of these two
+        self._lock = threading.Lock()  # guards `num_answered` and `_recent`
 
     def check_key(self, authorization: str) -> None:
-        """Refuses whoever does not show the key.
+        """Checks the key of a request.
 
         Args:
-          authorization: the header of that name, "" without one.
+          authorization: the header of that name; "" without one.
 
         Raises:
-          Refusal: 401.
+          Refusal: 401, for a missing or wrong key.
         """
         key = self.settings.api_key
         given = authorization.encode("utf-8", "replace")
@@ -94,54 +94,56 @@ class Provider:
             raise Refusal(401, "Incorrect API key provided.", code="invalid_api_key")
 
     def answer(self, content: bytes, *, chat: bool, request: str) -> dict[str, Any]:
-        """The answer to a request, logged.
+        """Returns the answer to a request, after logging it.
 
         Args:
-          content: the request's body, raw.
-          chat: whether it came as a chat.
+          content: raw body of the request.
+          chat: whether it was sent as a chat.
           request: its id.
 
         Raises:
-          Refusal: if it is not answered; logged too.
+          Refusal: if it is not answered; this is logged too.
         """
-        told: dict[str, Any] = {}
+        facts: dict[str, Any] = {}
         try:
-            return self._answer(content, chat=chat, request=request, told=told)
+            return self._answer(content, chat=chat, request=request, facts=facts)
         except Refusal as refusal:
-            self.log.settled(request, status=refusal.status, error=str(refusal), **told)
+            self.log.write_outcome(request, status=refusal.status, error=str(refusal), **facts)
             raise
         except Exception as error:
             logging.getLogger(__name__).exception("request %s failed", request)
-            self.log.settled(request, status=500, error=repr(error), **told)
-            what = f"The server failed; its log says more of request {request}."
+            self.log.write_outcome(request, status=500, error=repr(error), **facts)
+            what = f"The server failed; its log has details of request {request}."
             raise Refusal(500, what, code="internal_error") from None
 
     def _answer(
-        self, content: bytes, *, chat: bool, request: str, told: dict[str, Any]
+        self, content: bytes, *, chat: bool, request: str, facts: dict[str, Any]
     ) -> dict[str, Any]:
         served = self._admit()
         body = formats.read_body(content)
         user = body.get("user")
-        told["user"] = user[:64] if isinstance(user, str) else ""
+        facts["user"] = user[:64] if isinstance(user, str) else ""
         render_fn = None
         if chat:
             options = {"add_generation_prompt": True, "tokenize": False}
             render_fn = lambda messages: served.tokenizer.apply_chat_template(messages, **options)
         most = self.settings.max_logprobs
         asked = formats.read_request(body, most=most, render_fn=render_fn)
-        prompts = self._accepted(asked, served, body.get("model"))
+        prompts = self._tokens_of(asked, served, body.get("model"))
         answers = complete(
             served, prompts, max_tokens=asked.max_tokens, stop=asked.stop, num_top=asked.num_top
         )
         with self._lock:
             self.num_answered += 1
         usage = _usage(prompts, answers, self.settings)
-        said = [answer.text for answer in answers]
-        self.log.settled(request, status=200, **told, model=served.name, answers=said, **usage)
+        texts = [answer.text for answer in answers]
+        self.log.write_outcome(
+            request, status=200, **facts, model=served.name, answers=texts, **usage
+        )
         return formats.response(served, asked, answers, usage=usage, request=request)
 
     def _admit(self) -> Served:
-        """The model that answers the next request, if one may come."""
+        """Returns the model that answers the next request; raises Refusal if none is accepted."""
         settings = self.settings
         with self._lock:
             shutdown, change = settings.shutdown_after, settings.change_after
@@ -167,8 +169,8 @@ class Provider:
             raise Refusal(429, what, code="rate_limit_exceeded", headers=wait)
         self._recent.append(now)
 
-    def _accepted(self, asked: Asked, served: Served, name: Any) -> list[list[int]]:
-        """The prompts in tokens, if they may be answered."""
+    def _tokens_of(self, asked: Asked, served: Served, name: Any) -> list[list[int]]:
+        """Returns the tokens of the prompts; raises Refusal if they may not be answered."""
         if name != self.served.name:
             raise self.no_model(name)
         if asked.user in self.settings.refused_clients:
@@ -180,8 +182,8 @@ class Provider:
             raise Refusal(400, what, code="content_policy_violation", param=param)
         most = served.context - asked.max_tokens
         longest = max(map(len, asked.texts))
-        if longest > served.longest * most:  # so many letters are more tokens: none are counted
-            what = f"a prompt of {longest} letters"
+        if longest > served.longest * most:  # too long for any tokenisation: do not tokenise it
+            what = f"a prompt of {longest} characters"
             raise _too_long(what, asked.max_tokens, served.context, param)
         prompts = [encode_prompt(served.tokenizer, text) for text in asked.texts]
         if not all(prompts):
@@ -193,7 +195,7 @@ class Provider:
         return prompts
 
     def no_model(self, name: Any) -> Refusal:
-        """The refusal of a model that is not here."""
+        """Returns the refusal of a request for another model."""
         called = repr(name)[:80]
         what = f"The model {called} does not exist; this provider serves {self.served.name!r}."
         return Refusal(404, what, code="model_not_found", param="model")
@@ -201,8 +203,8 @@ class Provider:
 
 def _too_long(what: str, max_tokens: int, context: int, param: str) -> Refusal:
     message = (
-        f"This model's context is {context} tokens; {what} and {max_tokens} new ones were asked "
-        "for."
+        f"This model's context is {context} tokens; {what} and {max_tokens} new ones were "
+        "requested."
     )
     return Refusal(400, message, code="context_length_exceeded", param=param)
 

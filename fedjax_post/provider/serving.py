@@ -1,4 +1,4 @@
-"""A server of a provider in this process."""
+"""Runs the HTTP server of a provider in this process."""
 
 import contextlib
 import socket
@@ -10,18 +10,21 @@ from typing import Any
 from fedjax_post.provider.app import EXTRA, make_app
 from fedjax_post.provider.service import Provider
 
-_SECONDS = 20.0  # that the head of a request may take to arrive
-_CONNECTIONS = 512  # and requests, at a time; others are answered 503
+_SECONDS = 20.0  # time limit for the headers of a request to arrive
+_CONNECTIONS = 512  # maximum number of connections and requests; others are answered 503
 
 
 @contextlib.contextmanager
 def serve(provider: Provider, *, host: str = "127.0.0.1", port: int = 0) -> Iterator[str]:
-    """Serves a provider from a thread of this process; yields its base URL, `http://.../v1`.
+    """Returns a context that serves a provider from a thread, and its base URL `http://.../v1`.
 
     Args:
-      provider: who answers.
+      provider: that answers.
       host: address to listen at.
       port: 0 takes a free one.
+
+    Raises:
+      ImportError, OSError: as `prepare`.
     """
     server, listener, url = prepare(provider, host=host, port=port)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
@@ -37,10 +40,15 @@ def serve(provider: Provider, *, host: str = "127.0.0.1", port: int = 0) -> Iter
 
 
 def prepare(provider: Provider, *, host: str, port: int) -> tuple[Any, socket.socket, str]:
-    """A server that is not running yet, the socket that it is to listen at, and its base URL.
+    """Returns a server that is not running yet, its listening socket and its base URL.
+
+    Args:
+      provider: that answers.
+      host: address to listen at.
+      port: 0 takes a free one.
 
     Raises:
-      ImportError: without the extra `hosted`, naming it.
+      ImportError: if the extra `hosted` is not installed.
       OSError: if the port is taken.
     """
     try:
@@ -51,7 +59,7 @@ def prepare(provider: Provider, *, host: str, port: int) -> tuple[Any, socket.so
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
-        listener.listen()  # who comes before the server runs waits
+        listener.listen()  # connections made before the server runs wait
     except OSError as error:
         listener.close()
         raise OSError(
@@ -63,14 +71,14 @@ def prepare(provider: Provider, *, host: str, port: int) -> tuple[Any, socket.so
         http=_make_protocol(),
         log_level="warning",
         lifespan="off",
-        proxy_headers=False,  # a peer is who it is, not who it says
+        proxy_headers=False,  # log the real address of a peer, not one that it claims
         limit_concurrency=_CONNECTIONS,
     )
     return uvicorn.Server(config), listener, f"http://{host}:{listener.getsockname()[1]}/v1"
 
 
 def _make_protocol() -> type:
-    """HTTP as uvicorn speaks it, with an end to connections on which no request begins."""
+    """Returns uvicorn's HTTP protocol, which also closes connections without a request."""
     import h11
     from uvicorn.protocols.http.h11_impl import H11Protocol
 

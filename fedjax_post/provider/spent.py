@@ -1,4 +1,4 @@
-"""What a run asked of its provider and what that came to, summed over the lines of a journal."""
+"""Totals of a run's calls to its provider, summed over the lines of a journal."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -8,32 +8,32 @@ Entry = dict[str, Any]
 
 
 class Spent(NamedTuple):
-    """What a run asked of its provider; calls without an answer count too, if it may bill them."""
+    """Totals of a run's calls, including calls without an answer that may be billed."""
 
     calls: int = 0  # requests
     queries: int = 0  # prompts in them
-    prompt_tokens: int = 0  # by one's own count, or as the provider counted if that is more
-    completion_tokens: int = 0
-    cost: float = 0.0  # in the currency of the prices; 0 where none are known
+    prompt_tokens: int = 0  # the client's or the provider's count, whichever is larger
+    completion_tokens: int = 0  # likewise
+    cost: float = 0.0  # in the currency of the prices; 0 without prices
     seconds: float = 0.0  # waiting for answers
     failed: int = 0  # calls without an answer
     unsettled: int = 0  # queries of calls that may have been paid without an answer
-    sent: int = 0  # prompts that left, those that were refused or sent once more included
+    sent: int = 0  # prompts that were sent, including refused and repeated ones
 
 
 class Account:
-    """The sum over lines, as they come."""
+    """The running sum over lines of a journal."""
 
     def __init__(self):
         self._total = Spent()
         self._asked: dict[Key, Entry] = {}
 
     def take(self, line: Entry) -> None:
-        """Counts a line of a journal."""
+        """Adds a line of a journal."""
         key, total = key_of(line), self._total
         first = self._asked.pop(key, None)
         if line["state"] == "asked":
-            # A second attempt: the first one's bill stays open.
+            # A second attempt: the first one counts as unsettled.
             total = _add_unsettled(total, first)
             self._asked[key] = line
         elif line["state"] == "answered":
@@ -55,7 +55,7 @@ class Account:
         )
 
     def sum(self) -> Spent:
-        """What the lines came to, calls under way at their most."""
+        """Returns the totals; calls in progress count with their maximum cost."""
         total = self._total
         for line in self._asked.values():
             total = _add_unsettled(total, line)
@@ -63,7 +63,7 @@ class Account:
 
 
 def key_of(line: Mapping[str, Any]) -> Key:
-    """The key of a line's call."""
+    """Returns the key of a line's call."""
     return line["round"], line["client"], line["call"]
 
 

@@ -1,7 +1,7 @@
-"""On what terms a provider is asked: how long, how often, and at most for how much.
+"""The terms of queries to a provider: time limits, retries, prices and budgets.
 
-A budget goes by this side's own counts and stated prices. What a provider bills can only add
-to them: the larger of the two counts, and a bill that says nothing sensible counts nothing.
+A budget is computed from the client's own counts and the given prices. A provider's bill can only
+increase it: the larger of the two counts is used, and an invalid bill is ignored.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,27 +12,31 @@ from fedjax_post.provider.codec import encode_after, encode_prompt
 from fedjax_post.provider.replies import Bill, Reply
 from fedjax_post.provider.requests import Query
 
-_CHAT = 16  # tokens that a chat's template may put around a message
+_CHAT = 16  # upper estimate of the tokens that a chat template adds to a message
 
 
 class Terms(NamedTuple):
-    """On what terms a provider is asked."""
+    """The terms of queries to a provider.
 
-    style: str = "completions"  # or "chat": one prompt a request, as a user's message
-    max_queries: int | None = None  # sent in the whole run, repeats and earlier starts included
-    max_cost: float | None = None  # in the currency of the prices, which it needs
+    >>> Terms(max_queries=100, max_retries=0).style
+    'completions'
+    """
+
+    style: str = "completions"  # or "chat": one prompt per request, as a user's message
+    max_queries: int | None = None  # in the whole run, including repeated calls and resumptions
+    max_cost: float | None = None  # in the currency of the prices; needs prices
     price_prompt: float | None = None  # for a million tokens; None: unknown
-    price_completion: float | None = None
+    price_completion: float | None = None  # for a million tokens; None: unknown
     max_retries: int = 2  # of calls that cannot have been paid
     timeout: float = 60.0  # seconds of a whole call, from the connection to the last byte
-    top_logprobs: int = 20  # asked for; vLLM gives 20, OpenAI 5 for completions and 20 for chats
-    on_failure: str = "stop"  # or "drop": go on without the client that asked
-    name_clients: bool = True  # send `user=client-<id>`, as clients with accounts would be known
-    guard: Callable[[Sequence[str]], None] | None = None  # sees texts before they leave; may raise
+    top_logprobs: int = 20  # requested; vLLM allows 20, OpenAI 5 (completions) and 20 (chats)
+    on_failure: str = "stop"  # or "drop": continue without the client
+    name_clients: bool = True  # send `user=client-<id>`, as if each client had an account
+    guard: Callable[[Sequence[str]], None] | None = None  # called with texts to send; may raise
 
 
 def check_terms(terms: Terms, *, access: Access) -> None:
-    """Refuses terms that cannot be kept.
+    """Checks terms.
 
     Raises:
       ValueError: naming the field, its value and the remedy.
@@ -52,25 +56,37 @@ def check_terms(terms: Terms, *, access: Access) -> None:
         raise ValueError("price_prompt and price_completion come together; give both or neither")
     if terms.max_cost is not None and not (terms.price_prompt or terms.price_completion):
         raise ValueError(
-            f"max_cost={terms.max_cost:g} is kept by one's own prices, whatever is billed; give "
-            "`price`, for a million tokens"
+            f"max_cost={terms.max_cost:g} needs prices, by which costs are computed in advance; "
+            "give `price`, for a million tokens"
         )
 
 
 def num_prompt_tokens(query: Query, tokenizer: Any, *, style: str) -> int:
-    """Tokens of a query's prompts, by this side's tokenizer."""
+    """Returns the number of tokens of a query's prompts, by the client's tokenizer.
+
+    Args:
+      query: the content of the call.
+      tokenizer: of the client.
+      style: completions, or chat, which adds an estimate for its template.
+    """
     around = _CHAT if style == "chat" else 0
     return sum(around + len(encode_prompt(tokenizer, text)) for text in query.texts)
 
 
 def num_answer_tokens(text: str, tokenizer: Any) -> int:
-    """Tokens of an answer, whether or not its first one begins with the space before it."""
+    """Returns the number of tokens of an answer, with or without a space before it, if fewer."""
     alone = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     return min(len(alone), len(encode_after(tokenizer, text)))
 
 
 def worst_cost(query: Query, tokenizer: Any, *, terms: Terms) -> float | None:
-    """What a call may cost at most by one's own count; None without prices."""
+    """Returns the maximum cost of a call by the client's count; None without prices.
+
+    Args:
+      query: the content of the call.
+      tokenizer: of the client.
+      terms: with the prices.
+    """
     prompts = num_prompt_tokens(query, tokenizer, style=terms.style)
     return _at_price(prompts, len(query.texts) * query.max_tokens, terms)
 
@@ -78,13 +94,21 @@ def worst_cost(query: Query, tokenizer: Any, *, terms: Terms) -> float | None:
 def settle(
     bill: Bill, replies: Sequence[Reply], query: Query, *, tokenizer: Any, terms: Terms
 ) -> Bill:
-    """The bill of an answer, each number of it at least one's own."""
-    said = [
+    """Returns the bill of an answer, with each number at least the client's own.
+
+    Args:
+      bill: by the provider.
+      replies: to the query.
+      query: the content of the call.
+      tokenizer: of the client.
+      terms: with the prices.
+    """
+    lengths = [
         min(num_answer_tokens(text, tokenizer) + ended, query.max_tokens)
         for text, ended, _ in replies
     ]
     prompts = max(bill.prompt_tokens, num_prompt_tokens(query, tokenizer, style="completions"))
-    answers = max(bill.completion_tokens, sum(said))
+    answers = max(bill.completion_tokens, sum(lengths))
     costs = [cost for cost in (bill.cost, _at_price(prompts, answers, terms)) if cost is not None]
     return bill._replace(
         prompt_tokens=prompts, completion_tokens=answers, cost=max(costs, default=None)

@@ -1,1 +1,1 @@
-"""Tables and pictures, made from record files and nothing else; imports no jax."""
+"""Tables and plots, made only from record files; does not import jax."""

@@ -1,7 +1,7 @@
-"""Several algorithms over several seeds: means, confidence intervals, a table and a picture.
+"""Comparison of algorithms over seeds: means, confidence intervals, a table and a plot.
 
-Everything comes from run folders `<directory>/<algorithm>/seed-<seed>`: what a run scored
-and with which flags from its `summary.json`, what crossed the wire from its `records.jsonl`.
+Everything is read from run folders `<directory>/<algorithm>/seed-<seed>`: scores and settings from
+`summary.json`, bytes on the wire from `records.jsonl`.
 """
 
 import csv
@@ -23,9 +23,9 @@ _SCORES = ("loss", "exact_match")
 
 
 class RunScores(NamedTuple):
-    """What one run gave."""
+    """The results of one run."""
 
-    scores: dict[str, float]  # of the last round: loss in nats per token, exact match in [0, 1]
+    scores: dict[str, float]  # after the last round: loss in nats per token, exact match in [0, 1]
     bytes_up: int
     bytes_down: int
     seconds: float
@@ -45,21 +45,21 @@ class Row(NamedTuple):
     label: str
     seeds: list[int]
     scores: dict[str, Interval]
-    ahead: dict[str, Interval]  # scores less the first algorithm's, seed by seed
+    ahead: dict[str, Interval]  # scores minus the first algorithm's, paired by seed
     bytes_up: Interval
     bytes_down: Interval
 
 
 def read_run(directory: Path) -> RunScores:
-    """Returns what a finished run gave; of personal models where it scored them.
+    """Returns the results of a finished run; those of personal models if it scored them.
 
     Raises:
-      DamagedError: for a summary or records that are not as a run writes them.
+      DamagedError: for a summary or records that are damaged or not those of a run.
     """
     summary, records = read_summary(directory), read_records(directory)
     try:
         scored = summary.get("personal") or summary["final"]
-        finite = lambda value: math.nan if value is None else float(value)  # null is not finite
+        finite = lambda value: math.nan if value is None else float(value)  # null: not finite
         return RunScores(
             {name: finite(scored[name]) for name in _SCORES if name in scored},
             sum(int(record["bytes_up"]) for record in records),
@@ -68,11 +68,11 @@ def read_run(directory: Path) -> RunScores:
             {name: summary[name] for name in ("algorithm", "seed", "commit", "versions", "device")},
         )
     except (KeyError, TypeError, AttributeError) as error:
-        raise DamagedError(f"{directory} holds no run of this program ({error!r})") from None
+        raise DamagedError(f"{directory} contains no run of this program ({error!r})") from None
 
 
 def describe(run: RunScores) -> str:
-    """Returns a run's outcome in a line."""
+    """Returns a run's results as one line of text."""
     exact = f", exact match {run.scores['exact_match']:.1%}" if "exact_match" in run.scores else ""
     sent = f"{format_bytes(run.bytes_up)} up and {format_bytes(run.bytes_down)} down"
     return f"{run.scores['loss']:.3f} nats per token{exact}; {sent}; {run.seconds:.0f} s of rounds"
@@ -81,7 +81,11 @@ def describe(run: RunScores) -> str:
 def interval(values: Sequence[float]) -> Interval:
     """Returns the mean and half the width of its 95 % interval by Student's t.
 
-    The interval is over seeds: partition, cohorts, batches and the adapter's start.
+    The interval is over seeds, which set partition, cohorts, batches and the initial adapter.
+
+    >>> mean, half = interval([1.0, 2.0, 3.0])
+    >>> round(mean, 2), round(half, 2)
+    (2.0, 2.48)
     """
     count = len(values)
     if count < 2:
@@ -92,9 +96,9 @@ def interval(values: Sequence[float]) -> Interval:
 
 @cache
 def student_t(freedom: int) -> float:
-    """Returns t with 95 % of Student's distribution within plus and minus t.
+    """Returns the t for which 95 % of Student's distribution is between -t and t.
 
-    With t = sqrt(n) tan(x) the density is proportional to cos(x)^(n - 1).
+    With t = sqrt(n) tan(x), the density in x is proportional to cos(x)^(n - 1).
     """
     x = np.linspace(0, math.pi / 2, 200_001)
     density = np.cos(x) ** (freedom - 1)
@@ -103,13 +107,13 @@ def student_t(freedom: int) -> float:
 
 
 def compare(directory: Path, labels: Sequence[str]) -> list[Row]:
-    """Returns a row for each algorithm, over the seeds that it has finished.
+    """Returns a row for each algorithm, over its finished seeds.
 
     Args:
       directory: of the comparison.
-      labels: the algorithms as they were given; the first is what others are held against.
+      labels: of the algorithms, as given; the others are compared with the first.
     """
-    runs = {label: _finished(directory / folder_of(label)) for label in labels}
+    runs = {label: _finished_runs(directory / folder_of(label)) for label in labels}
     first = runs[labels[0]]
     rows = []
     for label, own in runs.items():
@@ -132,29 +136,29 @@ def compare(directory: Path, labels: Sequence[str]) -> list[Row]:
 
 
 def write(directory: Path, labels: Sequence[str], *, command: str) -> str:
-    """Writes comparison.json, .md, .csv and .png into the folder; returns the table for people.
+    """Writes comparison.json, .md, .csv and .png into the folder, and returns the table as text.
 
     Args:
       directory: of the comparison.
-      labels: the algorithms as they were given.
-      command: how the comparison was made, for its files.
+      labels: of the algorithms, as given.
+      command: how the comparison was made, recorded in its files.
 
     Raises:
-      FileNotFoundError: if an algorithm has no finished run there.
+      FileNotFoundError: if an algorithm has no finished run in the folder.
     """
     directory = Path(directory)
     rows = compare(directory, labels)
-    told = table(rows)
+    text = table(rows)
     content = {"command": command, "rows": [_as_dict(row) for row in rows]}
     write_text(directory / "comparison.json", seal_file(content))
-    write_text(directory / "comparison.md", f"{told}\n\n`{command}`\n")
+    write_text(directory / "comparison.md", f"{text}\n\n`{command}`\n")
     write_text(directory / "comparison.csv", _csv(rows))
     draw_comparison(rows, directory / "comparison.png")
-    return f"{told}\n\nresults    {directory}"
+    return f"{text}\n\nresults    {directory}"
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Returns the rows as a Markdown table, best exact match (or else loss) first."""
+    """Returns the rows as a Markdown table, sorted by exact match, then by loss, best first."""
     names = [name for name in _SCORES if all(name in row.scores for row in rows)]
     titles = {"loss": "nats per token", "exact_match": "exact match"}
     header = ["algorithm", *(titles[name] for name in names), f"nats less {rows[0].label}'s"]
@@ -171,15 +175,15 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def folder_of(label: str) -> str:
-    """Returns the name of an algorithm's folder: its label without what no folder may have."""
+    """Returns the name of an algorithm's folder: its label with unsafe characters replaced."""
     kept = "".join(c if c.isalnum() or c in "_.=" else "-" for c in label)
     return kept.strip("-.") or "-"
 
 
-def _finished(directory: Path) -> dict[int, RunScores]:
+def _finished_runs(directory: Path) -> dict[int, RunScores]:
     found = {int(path.parent.name.split("-")[-1]) for path in directory.glob("seed-*/summary.json")}
     if not found:
-        raise FileNotFoundError(f"{directory} holds no finished run")
+        raise FileNotFoundError(f"{directory} contains no finished run")
     return {seed: read_run(directory / f"seed-{seed}") for seed in sorted(found)}
 
 
@@ -222,7 +226,7 @@ def _csv(rows: Sequence[Row]) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
+    """Writes a text file, completely or not at all."""
     aside = path.with_name(f".{path.name}")
     aside.write_text(text, encoding="utf-8")
     aside.replace(path)

@@ -1,4 +1,4 @@
-"""The learning curve of a run, as a picture."""
+"""Draws the learning curve of a run."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,19 +9,20 @@ _BLUE, _ORANGE = "#2a6fbb", "#d9730d"
 
 
 class Panel(NamedTuple):
-    """One plot: what its axis says, and which entries of the records are drawn in it."""
+    """One plot: its axis label, and the entries of the records that it shows."""
 
     label: str
-    training: str | None  # entry of the clients' mean over a round
-    heldout: str | None  # entry of the held-out score
+    training: str | None  # entry with the clients' mean over a round
+    heldout: str | None  # entry with the held-out score
     percent: bool = False
 
 
 def panels_of(records: list[Record]) -> list[Panel]:
-    """Returns what a run's records have to show, the quantity that is trained first.
+    """Returns the plots that a run's records allow; the trained quantity comes first.
 
-    The training loss of preferences is per pair and that of rewards a surrogate whose height says
-    nothing, so neither shares an axis with the held-out loss, which is per token.
+    The training loss of preferences is per pair, and the value of the surrogate loss for rewards
+    has no meaning by itself. Therefore neither shares an axis with the held-out loss, which is
+    per token.
     """
     has = {name for record in records for name, value in record.items() if value is not None}
     nats = Panel("loss, nats per token", "loss", "eval_loss")
@@ -38,14 +39,11 @@ def panels_of(records: list[Record]) -> list[Panel]:
 
 
 def draw_curve(directory: str | Path, path: str | Path | None = None) -> Path:
-    """Draws what a run trained and what it scored on held-out rows, by rounds.
+    """Draws a run's training metrics and held-out scores by round, and returns the file's path.
 
     Args:
       directory: of the run; only its `records.jsonl` is read.
-      path: of the picture; default: `learning_curve.png` in the directory.
-
-    Returns:
-      The picture's path.
+      path: of the picture; by default `learning_curve.png` in the directory.
 
     Raises:
       FileNotFoundError, ValueError: as `read_records`.

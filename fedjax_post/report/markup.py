@@ -1,4 +1,4 @@
-"""A page of headings, prose, tables and pictures, written as Markdown and as one HTML file."""
+"""Pages of headings, text, tables and pictures, as Markdown and as a single HTML file."""
 
 import base64
 import html
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class Heading(NamedTuple):
-    """A heading; level 1 is the title's."""
+    """A heading; level 1 is the title."""
 
     level: int
     text: str
@@ -28,7 +28,7 @@ class Bullets(NamedTuple):
 
 
 class Table(NamedTuple):
-    """A table, of text."""
+    """A table of texts."""
 
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -42,7 +42,7 @@ class Picture(NamedTuple):
 
 
 class Code(NamedTuple):
-    """Commands, a line each."""
+    """Commands, one per line."""
 
     lines: Sequence[str]
 
@@ -51,19 +51,27 @@ Block = Heading | Prose | Bullets | Table | Picture | Code
 
 
 def markdown(blocks: Sequence[Block]) -> str:
-    """Returns the page as Markdown; pictures are linked by their names."""
+    """Returns the page as Markdown, with links to the pictures.
+
+    >>> print(markdown([Heading(1, "Results"), Bullets(["first", "second"])]))
+    # Results
+    <BLANKLINE>
+    - first
+    - second
+    <BLANKLINE>
+    """
     return "\n\n".join(map(_markdown, blocks)) + "\n"
 
 
 def page(title: str, blocks: Sequence[Block], folder: Path, *, marked: Mapping[str, str]) -> str:
-    """Returns the page as HTML that needs no other file: pictures stand in it.
+    """Returns the page as HTML that includes its pictures.
 
     Args:
       title: of the window.
       blocks: of the page.
-      folder: where the pictures lie.
-      marked: words that are set off where a table's cell or a heading ends with them, with the
-        colour that they get; they are never told by colour alone.
+      folder: of the pictures.
+      marked: word -> colour of a frame around the word, where a table's cell or a heading ends
+        with it. The word itself is always shown, so that no information depends on colour alone.
     """
     body = "\n".join(_html(block, folder, marked) for block in blocks)
     return _PAGE.format(title=html.escape(title), style=_STYLE, body=body)
@@ -88,14 +96,14 @@ def _markdown(block: Block) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text that Markdown shows as it is."""
+    """Returns text with special characters of Markdown escaped."""
     return re.sub(r"([*`<\[\]])", r"\\\1", text.replace("\n", " "))
 
 
 def _html(block: Block, folder: Path, marked: Mapping[str, str]) -> str:
     match block:
         case Heading(level, text):
-            return f"<h{level}>{_marked(text, marked)}</h{level}>"
+            return f"<h{level}>{_mark(text, marked)}</h{level}>"
         case Prose(text):
             return f"<p>{html.escape(text)}</p>"
         case Bullets(items):
@@ -104,27 +112,27 @@ def _html(block: Block, folder: Path, marked: Mapping[str, str]) -> str:
             return _table(head, rows, marked)
         case Picture(name, caption):
             code = base64.b64encode((folder / name).read_bytes()).decode()
-            told = html.escape(caption)
-            image = f'<img alt="{told}" src="data:image/png;base64,{code}">'
-            return f"<figure>{image}<figcaption>{told}</figcaption></figure>"
+            text = html.escape(caption)
+            image = f'<img alt="{text}" src="data:image/png;base64,{code}">'
+            return f"<figure>{image}<figcaption>{text}</figcaption></figure>"
         case Code(lines):
             return f"<pre>{html.escape(chr(10).join(lines))}</pre>"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], marked: Mapping[str, str]) -> str:
-    """A table whose rows stand as cards on a narrow screen, each cell under its column's name."""
+    """Returns a table; on a narrow screen each row is a card, with the columns' names in it."""
     top = "".join(f"<th>{html.escape(name)}</th>" for name in head)
     lines = []
     for row in rows:
         cells = "".join(
-            f'<td data-name="{html.escape(name)}">{_marked(cell, marked)}</td>'
+            f'<td data-name="{html.escape(name)}">{_mark(cell, marked)}</td>'
             for name, cell in zip(head, row, strict=True)
         )
         lines.append(f"<tr>{cells}</tr>")
     return f"<table><thead><tr>{top}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
 
 
-def _marked(text: str, marked: Mapping[str, str]) -> str:
+def _mark(text: str, marked: Mapping[str, str]) -> str:
     for word, colour in marked.items():
         before = text.removesuffix(word)
         if before != text and not before[-1:].isalpha() and not before.endswith("not "):

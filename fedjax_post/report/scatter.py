@@ -1,4 +1,4 @@
-"""Utility against bytes, a point for each algorithm."""
+"""Draws utility against bytes, with one point for each algorithm."""
 
 import math
 import re
@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 _MARKERS = "osD^v<>ph*XP"
-_FEW = 10  # colours that are told apart at a glance
+_FEW = 10  # number of colours that are easy to distinguish
 
 
 def colour(number: int, count: int) -> tuple[float, float, float, float]:
-    """Returns the colour of one of `count` methods, RGBA in [0, 1]; no two are equal."""
+    """Returns the colour of a method, RGBA in [0, 1]; all `count` colours are different."""
     from matplotlib import colormaps
 
     if count <= _FEW:
@@ -20,14 +20,11 @@ def colour(number: int, count: int) -> tuple[float, float, float, float]:
 
 
 def draw_comparison(rows: Sequence[Any], path: Path) -> Path:
-    """Draws mean scores with their intervals over the bytes that crossed the wire, both ways.
+    """Draws mean scores with intervals over the bytes sent in both directions; returns the path.
 
     Args:
       rows: `comparison.Row`s.
       path: of the picture.
-
-    Returns:
-      The picture's path.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -41,7 +38,7 @@ def draw_comparison(rows: Sequence[Any], path: Path) -> Path:
         for number, row in enumerate(rows):
             score, sent = row.scores[name], (row.bytes_up.mean + row.bytes_down.mean) / 1e6
             half = 0 if math.isnan(score.half) else factor * score.half
-            label = _spoken(row.label) if name == names[0] else None
+            label = _readable(row.label) if name == names[0] else None
             style = {"color": colour(number, len(rows)), "fmt": _MARKERS[number % len(_MARKERS)]}
             axes.errorbar(sent, factor * score.mean, half, capsize=3, label=label, **style)
         title = "exact match, %" if name == "exact_match" else "nats per token"
@@ -59,11 +56,11 @@ def draw_comparison(rows: Sequence[Any], path: Path) -> Path:
 
 
 def _height(rows: int) -> float:
-    """The height at which the legend has a line for each row, in inches."""
+    """Returns the height in inches at which the legend has a line for each row."""
     return max(3.8, 0.8 + 0.21 * rows)
 
 
-def _spoken(label: str) -> str:
-    """An algorithm with its own flags, for people: `ffa_lora, client_lr 0.3`."""
+def _readable(label: str) -> str:
+    """Returns a readable label of an algorithm and its settings: `ffa_lora, client_lr 0.3`."""
     name, *own = re.split(r":(?=\w+=)", label)
     return ", ".join([name, *(part.replace("=", " ") for part in own)])

@@ -1,4 +1,4 @@
-"""A run's summary as a table for people."""
+"""A run's summary as a text table."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ Summary = dict[str, Any]
 
 
 def summary_table(summary: Summary, directory: str | Path) -> str:
-    """Returns base model against this run, by kind of task too, and what the run cost."""
+    """Returns a table of the base's and the run's scores, also by task, and the run's costs."""
     base, final = summary["base"], summary["final"]
     names = [name for name in ("loss", "exact_match", "preference") if name in base]
     titles = {
@@ -26,7 +26,11 @@ def summary_table(summary: Summary, directory: str | Path) -> str:
 
 
 def format_bytes(count: float) -> str:
-    """Returns a number of bytes with a unit, to three digits."""
+    """Returns a number of bytes with a unit, rounded to three digits.
+
+    >>> format_bytes(1234567)
+    '1.23 MB'
+    """
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if count < 999.5 or unit == "TB":
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
@@ -44,17 +48,17 @@ def _costs(summary: Summary) -> list[str]:
             f"bytes down {each_down:,} per client and round, {down:,} in all "
             f"({format_bytes(down)})",
         ]
-    told = ", ".join(
+    telemetry = ", ".join(
         f"{name.replace('_', ' ')} {value:.3g}"
         for name, value in summary.get("telemetry", {}).items()
     )
-    lines += [f"last round {told}"] if told else []
+    lines += [f"last round {telemetry}"] if telemetry else []
     if summary.get("virtual_seconds") is not None:
         lines.append(f"virtual    {summary['virtual_seconds']:,.4g} seconds on clients' own time")
     if (private := summary.get("privacy")) is not None:
         lines.append(
-            f"privacy    ({private['epsilon']:.3g}, {private['delta']:.2g}) of each client; not of "
-            "what this table says"
+            f"privacy    ({private['epsilon']:.3g}, {private['delta']:.2g}) of each client; the "
+            "numbers in this table are not covered"
         )
     if summary["dropped_visits"]:
         lines.append(f"dropped    {summary['dropped_visits']} of {summary['visits']} visits")
@@ -67,7 +71,12 @@ def _costs(summary: Summary) -> list[str]:
 
 
 def score_cells(scores: Summary, names: list[str]) -> list[str]:
-    """Returns scores as texts: losses in nats per token, shares in percent."""
+    """Returns scores as texts: losses in nats per token, shares in percent.
+
+    Args:
+      scores: by name.
+      names: of the scores to return.
+    """
     forms = {"loss": "{:.3f}"}
     return [forms.get(name, "{:.1%}").format(scores[name]) for name in names]
 
@@ -78,7 +87,10 @@ def _score_row(task: str, base: Summary, final: Summary, names: list[str]) -> li
 
 
 def columns(rows: list[list[str]]) -> str:
-    """Returns rows of cells under a line that parts off the first one; numbers to the right."""
+    """Returns rows as aligned text, with a line below the first row.
+
+    The first column is aligned to the left, the others to the right.
+    """
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     lines = []
     for first, *rest in rows:

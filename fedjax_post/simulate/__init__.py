@@ -1,4 +1,4 @@
-"""The only place that maps clients and carries out rounds."""
+"""Simulated federations: the only place that maps over clients and carries out rounds."""
 
 from fedjax_post.simulate.asynchronous import Buffer
 from fedjax_post.simulate.cohort import full, poisson, uniform

@@ -1,25 +1,25 @@
-"""Buffered asynchronous aggregation: clients at their own speed, a step when a buffer is full.
+"""Buffered asynchronous aggregation: the server steps whenever a buffer of updates is full.
 
 Nguyen et al., "Federated Learning with Buffered Asynchronous Aggregation" (FedBuff),
 AISTATS 2022, arXiv:2106.06639, Algorithm 1, with the polynomial staleness of Xie et al.,
-"Asynchronous Federated Optimization", 2019, arXiv:1903.03934: an update that began t server
-steps ago counts (1 + t)^-a of its weight.
+"Asynchronous Federated Optimization", 2019, arXiv:1903.03934: the weight of an update that
+began t server steps ago is multiplied by (1 + t)^-a.
 
-The server keeps `concurrency` clients at work, each from the replica of the step that it
-began in, and steps when `size` updates have come. Time is virtual: what a step needs is
-known from the speeds alone, before anything is computed. A buffer is computed when
-it is full, a chunk of clients for each replica that they began from, so that any
-algorithm runs unchanged, its wire and its client states included, unless it says that
-old values will not do (`Around.STALE`). An algorithm's `participation` is
-`size` over the population. The device holds one replica for each round that somebody at
-work began in; a client's bytes are counted in the round that takes its update.
+The server keeps `concurrency` clients at work, each of which trains from the replica of the step
+in which it began, and makes a step when `size` updates have arrived. Time is virtual: the clients
+of a step follow from the speeds alone, before anything is computed. A buffer is computed when it
+is full, in chunks of clients that began from the same replica. Therefore any algorithm runs
+unchanged, with its uplink and client states, unless it declares that old values cannot be used
+(`Around.STALE`). An algorithm's `participation` is `size` over the population. The device holds
+one replica for each round in which a client at work began. A client's bytes are counted in the
+round that uses its update.
 
-Deviations: the mean is over the scaled weights, sum s w D / sum s w, where FedBuff divides by
-the size of the buffer: what it finds is shorter by the buffer's mean of s, which a server
-step size makes up for. Weights are all that is scaled, so that values need not be updates.
-A client contributes once to a buffer. Clients that finish at the same moment are all
-received before anybody begins anew, and with equal speeds, `size` equal to `concurrency`
-and exponent 0 this is the synchronous algorithm over `uniform(size)`.
+Deviations: the mean is over the scaled weights, sum s w D / sum s w, whereas FedBuff divides by
+the size of the buffer: its step is shorter by the buffer's mean of s, for which the server step
+size can compensate. Only weights are scaled, so values need not be updates. A client contributes
+at most once to a buffer. Clients that finish at the same time are all received before any new
+client begins. With equal speeds, `size` equal to `concurrency` and exponent 0, this is the
+synchronous algorithm with `uniform(size)`.
 """
 
 import heapq
@@ -31,22 +31,27 @@ import numpy as np
 from fedjax_post.core.algorithm import Algorithm, Around
 from fedjax_post.core.compose import reason_against
 from fedjax_post.data.clients import Clients
-from fedjax_post.simulate.feed import laid_out, side_by_side
+from fedjax_post.simulate.feed import chunk_data, lay_out
 from fedjax_post.simulate.programs import Chunk, all_lanes
 from fedjax_post.simulate.speeds import Speeds
 from fedjax_post.simulate.visits import Step
 
 
 class Buffer(NamedTuple):
-    """How a server steps without waiting for everybody."""
+    """Settings of buffered asynchronous aggregation."""
 
-    concurrency: int  # clients at work at once
-    size: int  # updates behind a step
-    staleness_exponent: float = 0.5  # a; 0 counts all alike
+    concurrency: int  # number of clients that train at the same time
+    size: int  # number of updates in a server step
+    staleness_exponent: float = 0.5  # a; 0 gives all updates their full weight
 
 
 def check(buffer: Buffer, algorithm: Algorithm, population: int) -> None:
-    """Refuses a buffer that cannot be, or that the algorithm has no use for.
+    """Checks that a buffer is possible, and that the algorithm can be asynchronous.
+
+    Args:
+      buffer: settings to check.
+      algorithm: to be run with it.
+      population: number of clients.
 
     Raises:
       ValueError: naming the number and its remedy, or the algorithm's reason.
@@ -54,7 +59,7 @@ def check(buffer: Buffer, algorithm: Algorithm, population: int) -> None:
     check_size(buffer, population)
     if algorithm.aggregate.fixed and buffer.staleness_exponent > 0:
         raise ValueError(
-            "this algorithm's aggregate counts every client alike, however stale; use "
+            "this algorithm's aggregate gives every client the same weight, however stale; use "
             "staleness_exponent=0"
         )
     if reason := reason_against(algorithm, Around.STALE):
@@ -64,21 +69,28 @@ def check(buffer: Buffer, algorithm: Algorithm, population: int) -> None:
 
 
 def check_size(buffer: Buffer, population: int) -> None:
-    """Refuses numbers that are out of range, naming them."""
+    """Raises ValueError for numbers out of range, naming them."""
     for name in ("concurrency", "size"):
         number = getattr(buffer, name)
         if not 1 <= number <= population:
             flag = "concurrency" if name == "concurrency" else "buffer_size"
-            raise ValueError(f"--{flag}={number} must be from 1 to the {population} clients")
+            raise ValueError(f"{flag}={number} must be from 1 to the {population} clients")
     if not 0 <= buffer.staleness_exponent < np.inf:
         raise ValueError(
-            f"staleness_exponent={buffer.staleness_exponent} must not be negative; 0 counts "
-            "all updates alike"
+            f"staleness_exponent={buffer.staleness_exponent} must not be negative; 0 gives all "
+            "updates their full weight"
         )
 
 
 def steps(buffer: Buffer, speeds: Speeds, *, population: int, seed: int) -> Iterator[Step]:
-    """The server's steps from the first on, without end; a function of its arguments alone."""
+    """Returns an endless iterator over the server's steps, a function of its arguments alone.
+
+    Args:
+      buffer: settings.
+      speeds: of clients.
+      population: number of clients.
+      seed: of the order in which clients begin.
+    """
     at_work: list[tuple[float, int, int, int]] = []  # (until, order, client id, round)
     held: list[tuple[int, int]] = []  # (client id, round) in the buffer
     now, last, order, round = 0.0, 0.0, 0, 0
@@ -110,9 +122,18 @@ def chunks(
     seed: int,
     local: Callable[[int], slice] = all_lanes,
 ) -> Iterator[tuple[Step, int, Chunk]]:
-    """Every chunk of every step, each of clients that began alike, with a number of lanes.
+    """Returns an iterator over (step, number of lanes, chunk), for every chunk of every step.
 
-    That number is the same for all steps, and enough for any.
+    The clients of a chunk began in the same round. The number of lanes is that of a whole step;
+    it is the same for all steps, and large enough for any.
+
+    Args:
+      clients: the population.
+      found: the steps.
+      buffer: settings.
+      widths: numbers of lanes that a chunk may have.
+      seed: of the order of clients' data.
+      local: maps the number of lanes of a chunk to those whose data are prepared.
     """
     cover = lambda count: min([w for w in widths if w >= count], default=max(widths))
     waste = max((n + cover(n) - 1) / n for n in range(1, max(widths) + 1))
@@ -121,9 +142,9 @@ def chunks(
         for round, ids in step.began:
             narrow = [w for w in widths if w <= cover(len(ids))]
             discount = np.float32((1 + step.round - round) ** -buffer.staleness_exponent)
-            for row, longest in laid_out(clients, ids, narrow):
+            for row, longest in lay_out(clients, ids, narrow):
                 mine = row[local(len(row))]
-                data = side_by_side(clients, mine, seed, round, longest=longest)
+                data = chunk_data(clients, mine, seed, round, longest=longest)
                 yield step, num_lanes, Chunk(np.int32(round), row, data, discount)
 
 
@@ -144,7 +165,7 @@ def _step(round: int, held: list, begun: list[int], *, virtual_seconds: float) -
 
 
 def _draw(rng: np.random.Generator, population: int, taken: set[int], count: int) -> list[int]:
-    """`count` ids that are not taken, uniformly, in ascending order."""
+    """Returns `count` ids drawn uniformly from those that are not taken, in ascending order."""
     ids = np.sort(rng.choice(population - len(taken), count, replace=False))
     for client_id in sorted(taken):
         ids = ids + (ids >= client_id)

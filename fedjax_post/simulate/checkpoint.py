@@ -1,9 +1,9 @@
-"""Checkpoints: a federation's state, the round it stands at, and its store's version.
+"""Checkpoints: a federation's state, its number of rounds, and the version of its store.
 
-`checkpoints/<rounds done>/` holds the arrays (`state.safetensors`), what is said of them
-(`meta.json`) and the checksums of all these files. It is made beside, under a name that begins
-with a dot, and put in place when it is whole. The two latest are kept, so that a run whose
-latest is damaged goes on from the one before.
+`checkpoints/<rounds done>/` contains the arrays (`state.safetensors`), their description
+(`meta.json`) and the checksums of all these files. It is written under a temporary name that
+begins with a dot, and renamed when it is complete. The two latest checkpoints are kept, so that a
+run whose latest one is damaged continues from the one before.
 """
 
 import os
@@ -27,17 +27,17 @@ _STATE, _META = "state.safetensors", "meta.json"
 
 
 class Snapshot(NamedTuple):
-    """Everything that a run continues from."""
+    """Everything that is needed to continue a run."""
 
     state: State
     rounds_done: int
     version: Versions  # of each part of the store
     identity: Mapping[str, Any]  # what must be equal for a run to be the same one
-    replicas: Mapping[int, PyTree] = {}  # by round: those that clients at work began from
+    replicas: Mapping[int, PyTree] = {}  # by round: those from which clients at work began
 
 
 class Meta(NamedTuple):
-    """What is said of a checkpoint's arrays."""
+    """The description of a checkpoint's arrays."""
 
     version: Versions
     identity: dict[str, Any]
@@ -46,7 +46,7 @@ class Meta(NamedTuple):
 
 
 def save(directory: Path, snapshot: Snapshot) -> None:
-    """Saves a checkpoint, whole or not at all, and removes all but the latest two."""
+    """Saves a checkpoint, completely or not at all, and removes all but the latest two."""
     rounds = sorted(snapshot.replicas)
     held = (snapshot.state, [snapshot.replicas[round] for round in rounds])
     where, aside = (directory / f"{d}{snapshot.rounds_done}" for d in ("", ".unfinished-"))
@@ -55,7 +55,7 @@ def save(directory: Path, snapshot: Snapshot) -> None:
         for path in directory.glob(".unfinished-*"):
             shutil.rmtree(path)
         aside.mkdir(mode=0o700)
-    processes.exchanged("")
+    processes.exchange("")
     arrays.write(aside / _STATE, held)
     if processes.is_first():
         meta = {
@@ -71,32 +71,32 @@ def save(directory: Path, snapshot: Snapshot) -> None:
         remove(directory, snapshot.rounds_done)
         os.replace(aside, where)
         _sync(directory)
-        for rounds_done in saved(directory)[_KEPT:]:
+        for rounds_done in list_rounds(directory)[_KEPT:]:
             remove(directory, rounds_done)
-    processes.exchanged("")
+    processes.exchange("")
 
 
-def saved(directory: Path) -> list[int]:
-    """The rounds done of each checkpoint that there is, the latest first."""
+def list_rounds(directory: Path) -> list[int]:
+    """Returns the number of rounds of each checkpoint in a folder, latest first."""
     found = directory.iterdir() if directory.is_dir() else ()
     return sorted((int(path.name) for path in found if path.name.isdecimal()), reverse=True)
 
 
 def remove(directory: Path, rounds_done: int) -> None:
-    """Removes a checkpoint, where there is one."""
+    """Removes a checkpoint if it exists."""
     if processes.is_first() and (directory / str(rounds_done)).exists():
         shutil.rmtree(directory / str(rounds_done))
 
 
 def versions(directory: Path) -> list[Versions]:
-    """The store's version of each checkpoint whose meta file is whole."""
+    """Returns the store's version of each checkpoint whose description can be read."""
     return [meta.version for _, meta, _ in _metas(directory) if meta is not None]
 
 
 def find(directory: Path) -> Iterator[tuple[int, Meta | None, str]]:
-    """Yields the checkpoints, the latest first: rounds done, what is said of it, what is wrong.
+    """Returns an iterator over (rounds done, description, problem), the latest checkpoint first.
 
-    All files of one are read before it is yielded.
+    The problem is "" for an intact checkpoint. All its files have been read by then.
     """
     for rounds_done, meta, why in _metas(directory):
         if not why and processes.is_first():
@@ -104,11 +104,17 @@ def find(directory: Path) -> Iterator[tuple[int, Meta | None, str]]:
                 integrity.check_sums(directory / str(rounds_done))
             except (DamagedError, OSError) as error:
                 why = str(error)
-        yield rounds_done, meta, next(filter(None, processes.exchanged(why)), "")
+        yield rounds_done, meta, next(filter(None, processes.exchange(why)), "")
 
 
 def load(directory: Path, rounds_done: int, meta: Meta, like: State) -> Snapshot:
-    """The checkpoint of a run whose state is like `like`.
+    """Returns a checkpoint.
+
+    Args:
+      directory: of all checkpoints.
+      rounds_done: of the checkpoint.
+      meta: its description, from `find`.
+      like: state with the structure, shapes and dtypes of the run's.
 
     Raises:
       ValueError: if the checkpoint's arrays have other shapes or dtypes.
@@ -125,12 +131,12 @@ def load(directory: Path, rounds_done: int, meta: Meta, like: State) -> Snapshot
 
 
 def shapes(state: State) -> list[str]:
-    """Dtype and shape of every array of a state."""
+    """Returns dtype and shape of every array of a state, as texts."""
     return [f"{x.dtype}{list(x.shape)}" for x in jax.tree.leaves(state)]
 
 
 def _metas(directory: Path) -> Iterator[tuple[int, Meta | None, str]]:
-    for rounds_done in saved(directory):
+    for rounds_done in list_rounds(directory):
         path = directory / str(rounds_done) / _META
         try:
             content = integrity.read_file(path)
@@ -142,7 +148,7 @@ def _metas(directory: Path) -> Iterator[tuple[int, Meta | None, str]]:
         except (DamagedError, OSError) as error:
             yield rounds_done, None, str(error)
         except (KeyError, TypeError, ValueError) as error:
-            yield rounds_done, None, f"{path} says nothing of a checkpoint ({error!r})"
+            yield rounds_done, None, f"{path} does not describe a checkpoint ({error!r})"
         else:
             yield rounds_done, meta, ""
 

@@ -1,4 +1,4 @@
-"""Who takes part in a round: samplers, and the layout of a cohort in chunks."""
+"""Samplers of the clients of a round, and the layout of a cohort in chunks."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,15 +9,18 @@ Sampler = Callable[[int, np.random.Generator], np.ndarray]
 
 
 def full() -> Sampler:
-    """Everybody, every round."""
+    """Returns a sampler of all clients in every round."""
     return lambda population, rng: np.arange(population)
 
 
 def uniform(size: int) -> Sampler:
-    """`size` clients a round, without replacement.
+    """Returns a sampler of `size` clients per round, drawn uniformly without replacement.
 
     Raises:
-      ValueError: if `size` is not positive or, at a draw, exceeds the population.
+      ValueError: if `size` is not positive; at a draw, if it exceeds the population.
+
+    >>> draw(uniform(3), 10, seed=0, round=0).shape
+    (3,)
     """
     if size < 1:
         raise ValueError(f"cohort size must be at least 1, got {size}")
@@ -34,10 +37,10 @@ def uniform(size: int) -> Sampler:
 
 
 def poisson(expected: float) -> Sampler:
-    """Every client independently, with probability `expected` over the population.
+    """Returns a sampler that takes each client independently, `expected` of them on average.
 
     Raises:
-      ValueError: if `expected` is not positive or, at a draw, exceeds the population.
+      ValueError: if `expected` is not positive; at a draw, if it exceeds the population.
     """
     if expected <= 0:
         raise ValueError(f"expected cohort size must be positive, got {expected}")
@@ -55,29 +58,44 @@ def poisson(expected: float) -> Sampler:
 
 
 def draw(sampler: Sampler, population: int, *, seed: int, round: int) -> np.ndarray:
-    """The cohort of one round: a function of the seed and the round alone."""
+    """Returns the cohort of one round, ids `[cohort]` int64; it depends on seed and round alone.
+
+    Args:
+      sampler: such as `uniform(16)`.
+      population: number of clients.
+      seed: of the run.
+      round: from 0.
+    """
     return sampler(population, np.random.default_rng((seed, 0, round)))
 
 
 def data_rng(seed: int, round: int, client_id: int) -> np.random.Generator:
-    """Where a client's data order of one round comes from."""
+    """Returns the random generator of a client's data order in one round.
+
+    Args:
+      seed: of the run.
+      round: from 0.
+      client_id: from 0.
+    """
     return np.random.default_rng((seed, 1, round, client_id))
 
 
 def in_chunks(client_ids: np.ndarray, num_steps: np.ndarray, widths: Sequence[int]) -> list:
-    """The cohort in chunks of clients side by side, each as long as its longest visit.
+    """Returns the cohort in chunks of clients that are computed together.
 
-    Where visits differ in length, the longest come first, and chunks have the widths
-    that leave the fewest lanes waiting: one program is compiled for each width in use.
+    A chunk takes as many steps as its longest visit. Where visits differ in length, the longest
+    come first, and widths are chosen so that few lanes wait. One program is compiled for each
+    width in use.
 
     Args:
       client_ids: `[cohort]` int.
       num_steps: `[cohort]` int, of each client's visit; need not be exact.
-      widths: lanes that a chunk may have; the largest serves visits of equal length.
+      widths: numbers of lanes that a chunk may have; the largest is used for visits of equal
+        length.
 
     Returns:
-      Arrays of client ids, int32, as long as a width; -1 behind the last client for
-      padding. One chunk of padding for an empty cohort.
+      Arrays of client ids, int32, each as long as one of the widths, padded with -1 at the end.
+      For an empty cohort, one chunk of padding.
     """
     order = np.argsort(-num_steps, kind="stable")
     if not len(order) or num_steps[order[0]] == num_steps[order[-1]]:
@@ -91,14 +109,17 @@ def in_chunks(client_ids: np.ndarray, num_steps: np.ndarray, widths: Sequence[in
 
 
 def widths_of(chunk_size: int, *, unit: int = 1) -> tuple[int, ...]:
-    """The widths of chunks of at most `chunk_size` clients, in multiples of `unit`."""
+    """Returns `chunk_size`, a quarter and a sixteenth of it, rounded up to multiples of `unit`."""
     return tuple(
         sorted({unit * -(-chunk_size // (share * unit)) for share in (1, 4, 16)}, reverse=True)
     )
 
 
 def _cuts(num_steps: np.ndarray, widths: Sequence[int]) -> list[tuple[int, int]]:
-    """Starts and widths of chunks of least cost: lanes times steps, and a wide step for each."""
+    """Returns starts and widths of the chunks of least cost.
+
+    A chunk costs its lanes times its steps, plus one step of the widest chunk as overhead.
+    """
     steps, count, first = num_steps.tolist(), len(num_steps), max(widths)
     if not count:
         return [(0, first)]

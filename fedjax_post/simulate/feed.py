@@ -1,4 +1,4 @@
-"""The feed: chunks of client data for the rounds to come, prepared ahead on a thread."""
+"""Feeds: chunks of client data for the coming rounds, prepared in advance on a thread."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,18 +27,24 @@ def chunks(
     seed: int,
     local: Callable[[int], slice] = all_lanes,
 ) -> Iterator[tuple[Step, int, Chunk]]:
-    """Every chunk of every step of a cohort, with a number of lanes that holds the cohort.
+    """Returns an iterator over (step, number of lanes, chunk), for every chunk of every step.
 
-    A client's data depend on the seed, the round and the client alone. Those of the
-    lanes `local(number of lanes)` are prepared.
+    A client's data depend only on the seed, the round and the client.
+
+    Args:
+      clients: the population.
+      steps: of the server, each with one cohort.
+      widths: numbers of lanes that a chunk may have.
+      seed: of the order of clients' data.
+      local: maps the number of lanes of a chunk to those whose data are prepared.
     """
     for step in steps:
         ((round, cohort),) = step.began
-        rows = laid_out(clients, cohort, widths)
+        rows = lay_out(clients, cohort, widths)
         num_lanes = -(-sum(len(ids) for ids, _ in rows) // max(widths)) * max(widths)
         for ids, longest in rows:
             mine = ids[local(len(ids))]
-            data = side_by_side(clients, mine, seed, round, longest=longest)
+            data = chunk_data(clients, mine, seed, round, longest=longest)
             yield step, num_lanes, Chunk(np.int32(round), ids, data)
 
 
@@ -50,7 +56,15 @@ def pooled(
     seed: int,
     local: Callable[[int], slice] = all_lanes,
 ) -> Iterator[tuple[Step, int, Chunk]]:
-    """The same batches as `chunks`, joined as those of a single client 0, for `central`."""
+    """Returns the batches of `chunks`, joined into those of a single client 0, for `central`.
+
+    Args:
+      clients: the population.
+      steps: of the server, each with one cohort.
+      widths: not used.
+      seed: of the order of clients' data.
+      local: not used.
+    """
     del widths, local
     for step in steps:
         ((round, cohort),) = step.began
@@ -59,7 +73,7 @@ def pooled(
         yield step, 1, Chunk(np.int32(round), np.zeros(1, np.int32), data)
 
 
-def abreast(
+def chunks_by_seed(
     clients: Clients,
     rounds: Iterable[int],
     *,
@@ -67,9 +81,16 @@ def abreast(
     width: int,
     seeds: Sequence[int],
 ) -> Iterator[list[Chunk]]:
-    """The chunks of every round under several seeds at once, leaves `[seeds, ...]`.
+    """Returns an iterator over the chunks of each round for several seeds, leaves `[seeds, ...]`.
 
-    Where cohorts differ in size, the smaller ones are followed by chunks of padding.
+    If cohorts differ in size, the smaller ones are padded with chunks without clients.
+
+    Args:
+      clients: the population.
+      rounds: to be fed.
+      sampler: of cohorts.
+      width: number of lanes of every chunk.
+      seeds: of cohorts and of the order of clients' data.
     """
     for round in rounds:
         rows = []
@@ -81,7 +102,7 @@ def abreast(
             jax.tree.map(
                 lambda *x: np.stack(x),
                 *(
-                    Chunk(np.int32(round), ids, side_by_side(clients, ids, seed, round))
+                    Chunk(np.int32(round), ids, chunk_data(clients, ids, seed, round))
                     for seed, ids in zip(seeds, together, strict=True)
                 ),
             )
@@ -89,8 +110,8 @@ def abreast(
         ]
 
 
-def prefetched(items: Iterator[T], *, depth: int = 2) -> Iterator[T]:
-    """The same items, up to `depth` of them made ahead on a thread."""
+def prefetch(items: Iterator[T], *, depth: int = 2) -> Iterator[T]:
+    """Returns an iterator over the same items, which makes up to `depth` in advance on a thread."""
     end: Any = object()
     with ThreadPoolExecutor(1) as thread:
         ahead = deque(thread.submit(next, items, end) for _ in range(depth))
@@ -102,18 +123,35 @@ def prefetched(items: Iterator[T], *, depth: int = 2) -> Iterator[T]:
             thread.shutdown(wait=True, cancel_futures=True)
 
 
-def laid_out(
+def lay_out(
     clients: Clients, client_ids: np.ndarray, widths: Sequence[int]
 ) -> list[tuple[np.ndarray, int | None]]:
-    """The chunks of `in_chunks`, each with the steps of its longest visit; None for padding."""
+    """Returns the chunks of `in_chunks`, each with the number of steps of its longest visit.
+
+    Args:
+      clients: the population.
+      client_ids: `[cohort]` int.
+      widths: numbers of lanes that a chunk may have.
+
+    Returns:
+      Pairs (client ids, steps); steps are None for a chunk of padding alone.
+    """
     num_steps = {i: clients.num_steps(i) for i in client_ids.tolist()}
     rows = in_chunks(client_ids, np.array(list(num_steps.values()), np.int64), widths)
     longest = lambda ids: max((num_steps[i] for i in ids.tolist() if i >= 0), default=None)
     return [(ids, longest(ids)) for ids in rows]
 
 
-def side_by_side(
+def chunk_data(
     clients: Clients, ids: np.ndarray, seed: int, round: int, *, longest: int | None = None
 ) -> ClientData:
-    """The visits of a chunk's clients, each in its order of the round; see `in_lanes`."""
+    """Returns the visits of a chunk's clients, each in its data order of the round.
+
+    Args:
+      clients: the population.
+      ids: `[lanes]` int, -1 for padding.
+      seed: of the run.
+      round: in which the visits began.
+      longest: number of steps to pad to, see `in_lanes`.
+    """
     return in_lanes(clients, ids, lambda i: data_rng(seed, round, i), longest=longest)

@@ -1,13 +1,12 @@
-"""The host executor: the same algorithm without compilation, one client at a time.
+"""The host executor: runs an algorithm without compilation, one client at a time.
 
-For models that are asked over a network, and for debugging: prints and breakpoints inside an
-algorithm see real values, and an error carries the client, the round and the function that it
-came from.
+It is meant for models that are queried over a network, and for debugging: prints and breakpoints
+inside an algorithm see real values, and an error names the client, the round and the function.
 
-A model with a method `at(round, client_id)` is bound to each client before its visit, so that
-it can keep a journal. Where shapes are worked out it is handed tracers, unbound. A client whose
-model does not answer is left out of the round if the error says so (`UnansweredError.drop`),
-as a client is whose update is not finite; any other error ends the run.
+A model with a method `at(round, client_id)` is bound to each client before its visit, so that it
+can keep a journal. To determine shapes it is called unbound, with tracers. A client whose model
+does not answer is dropped from the round if the error allows it (`UnansweredError.drop`), like a
+client whose update is not finite. Any other error ends the run.
 """
 
 from collections.abc import Callable
@@ -22,19 +21,22 @@ from fedjax_post.core import access, engine
 from fedjax_post.core.algorithm import Aggregate, Algorithm, no_context
 from fedjax_post.core.checked import call
 from fedjax_post.simulate import programs, stopping
-from fedjax_post.simulate.visit import contexts_of, discounted
+from fedjax_post.simulate.visit import contexts_of, discount_weights
 
 
 def host(algorithm: Algorithm, telemetry: Aggregate = engine.NO_TELEMETRY) -> programs.Programs:
-    """Programs that run eagerly; results equal the device's up to reassociation."""
+    """Returns programs that run without compilation, one client at a time.
+
+    Results equal those of `device` up to the order of floating-point sums.
+    """
 
     def visit_chunk(model, replica, total, chunk, stored, run_key):
-        counted = discounted(algorithm, chunk.discount)
+        counted = discount_weights(algorithm, chunk.discount)
         first = jax.tree.map(lambda x: x[0], chunk.data)
         unbound = access.views(model, algorithm.access)
         like = engine.value_like(algorithm, unbound, replica, first)
-        lanes: list[Any] = []  # None: left out
-        # Padding stands behind the real clients, and nothing is computed for it.
+        lanes: list[Any] = []  # None: dropped
+        # Padding comes after the real clients, and nothing is computed for it.
         for lane in range(int((chunk.client_ids >= 0).sum())):
             stopping.check()
             one = jax.tree.map(lambda x, lane=lane: x[lane], (stored, chunk.data))
@@ -42,7 +44,7 @@ def host(algorithm: Algorithm, telemetry: Aggregate = engine.NO_TELEMETRY) -> pr
             contexts = [_context(run_key, round, client_id) for round in (-1, chunk.round)]
             bound = access.views(_bound(model, chunk.round, client_id), algorithm.access)
             try:
-                message, *rest = _visited(counted, bound, replica, one, contexts, like)
+                message, *rest = _visit(counted, bound, replica, one, contexts, like)
             except Exception as error:
                 if not (isinstance(error, access.UnansweredError) and error.drop):
                     error.add_note(f"client {client_id}, round {chunk.round}")
@@ -71,39 +73,39 @@ def host(algorithm: Algorithm, telemetry: Aggregate = engine.NO_TELEMETRY) -> pr
     )
 
 
-def _visited(algorithm, model, replica, one, contexts, like):
-    """A client's message, its next state and a report."""
+def _visit(algorithm, model, replica, one, contexts, like):
+    """Returns a client's message, its next state and a report."""
     stored, data = one
     first_ctx, ctx = contexts
     state = stored.states
     if not stored.found:
-        # As `engine.init_client`, without working out again what every client's value is like.
+        # As `engine.init_client`, but reuses the shapes of `like`.
         local = call(algorithm, "client.init", model, replica, first_ctx.key)
         state = engine.ClientState(local, call(algorithm, "uplink.init", like))
     return engine.visit_client(algorithm, model, replica, state, data, ctx)
 
 
 def _blank(algorithm, model, replica, lanes, like):
-    """A lane of padding, or of a dropped client: nobody's state, and a report of nothing.
+    """Returns the state and report, all zeros, of a lane of padding or of a dropped client.
 
-    Its shapes are worked out, not computed: a model that is asked is not asked for nobody.
+    Only shapes are determined, so that a hosted model is not queried.
     """
     stored, data = jax.tree.map(lambda x: x[0], lanes)
 
     def rest(replica, states, data):
         one = stored._replace(states=states), data
         nobody = no_context(), no_context()
-        return _visited(algorithm, model, replica, one, nobody, like)[1:]
+        return _visit(algorithm, model, replica, one, nobody, like)[1:]
 
     shapes = jax.eval_shape(rest, replica, stored.states, data)
     return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), list(shapes))
 
 
 def _bound(models: Any, round: int, client_id: int) -> Any:
-    """The model, or the model of each role, bound to a visit where it can be."""
+    """Returns the model, or the model of each role, bound to a visit if it can be."""
     if isinstance(models, dict):
         return {role: _bound(model, round, client_id) for role, model in models.items()}
-    bind = getattr(models, "at", None)  # an array's `at` is no function
+    bind = getattr(models, "at", None)  # the attribute `at` of an array is not callable
     return bind(int(round), int(client_id)) if callable(bind) else models
 
 

@@ -1,8 +1,8 @@
-"""What makes two runs the same: settings, data, weights and who takes part, as short texts.
+"""The identity of a run: its settings, data, weights and cohorts, as short texts.
 
-A run that is resumed is the same one if all of these are equal. What changes how a result is
-computed and not what it is (chunk sizes, executors, devices) is left out, and so is the number
-of rounds.
+A run may be resumed only if its identity is unchanged. Settings that affect how a result is
+computed but not the result itself (chunk sizes, executors, devices) are left out, and so is the
+number of rounds.
 """
 
 import hashlib
@@ -20,23 +20,22 @@ from fedjax_post.simulate.visits import steps
 if TYPE_CHECKING:
     from fedjax_post.simulate.run import Plan
 
-_ROUNDS = 3  # whose cohorts stand for the sampler
+_ROUNDS = 3  # number of first rounds whose cohorts represent the sampler
 
 
 def identify(model: PyTree, clients: Clients, *, params: PyTree, plan: "Plan") -> dict[str, Any]:
-    """The identity of a run.
+    """Returns the identity of a run, by name.
 
     Args:
       model: the frozen model, as given to `run`.
-      clients: the population; its method `fingerprint` is asked, where it has one.
-      params: where training starts.
-      plan: of the run. What `plan.identity` names is taken from there, in place of the entry
-        of that name here or beside these.
+      clients: the population; its method `fingerprint` is used if it has one.
+      params: initial parameters.
+      plan: of the run. Entries of `plan.identity` are added, and replace those of equal name.
 
     Returns:
-      By name: `seed`, `clients` (their number), `data` (a hash of their rows), `model` and
-      `params` (hashes of all arrays), `cohorts` (a hash of who takes part in the first
-      rounds), `feed`, and `buffer` of an asynchronous run.
+      A mapping with `seed`, `clients` (their number), `data` (a hash of their rows), `model` and
+      `params` (hashes of all arrays), `cohorts` (a hash of the cohorts of the first rounds),
+      `feed`, and `buffer` of an asynchronous run.
     """
     parts: dict[str, Callable[[], Any]] = {
         "seed": lambda: plan.seed,
@@ -54,28 +53,28 @@ def identify(model: PyTree, clients: Clients, *, params: PyTree, plan: "Plan") -
 
 
 def array_hash(tree: PyTree) -> str:
-    """A hash of the arrays of a tree: dtypes, shapes and every bit, 32 bits for each array.
+    """Returns a hash of the arrays of a tree: dtypes, shapes and every bit.
 
-    It is a sum over the elements, in whole numbers, worked out where the arrays are: the same
-    for every device and every layout, and different if any one element is. What is no array
-    counts by its type alone, unless it is a number or a text.
+    Each array contributes a 32-bit integer sum over its elements, computed on the device that
+    holds the array. It is the same for every device and layout, and differs if any single element
+    does. Other leaves contribute their type, and numbers and texts also their value.
     """
     leaves = jax.tree.leaves(tree)
     arrays = [leaf for leaf in leaves if isinstance(leaf, jax.Array | np.ndarray)]
     sums = iter(jax.device_get([_sum(x) for x in arrays]))
-    told = []
+    lines = []
     for leaf in leaves:
         if isinstance(leaf, jax.Array | np.ndarray):
-            told.append(f"{leaf.dtype}{leaf.shape}{next(sums)}")
+            lines.append(f"{leaf.dtype}{leaf.shape}{next(sums)}")
         else:
             plain = isinstance(leaf, str | int | float | complex | np.generic)
-            told.append(f"{type(leaf).__qualname__}{leaf if plain else ''}")
-    return hashlib.sha256("\n".join(told).encode()).hexdigest()[:16]
+            lines.append(f"{type(leaf).__qualname__}{leaf if plain else ''}")
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 @jax.jit
 def _sum(x: jax.Array) -> jax.Array:
-    """The sum modulo 2^32 of the elements' bits, each mixed with its place."""
+    """Returns the sum modulo 2^32 of the elements' bits, each mixed with its position."""
     bits, place = _bits(x), jnp.uint32(0)
     for axis, size in enumerate(bits.shape):
         place = place * np.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
@@ -85,11 +84,11 @@ def _sum(x: jax.Array) -> jax.Array:
 
 
 def _bits(x: jax.Array) -> jax.Array:
-    """The elements of an array as uint32; those of more bits as several."""
+    """Returns the elements of an array as uint32; wider elements become several."""
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         x = jax.random.key_data(x)
     if x.dtype == bool or (jnp.issubdtype(x.dtype, jnp.integer) and x.dtype.itemsize < 4):
-        return x.astype(jnp.int32).astype(jnp.uint32)  # those of less than a byte too
+        return x.astype(jnp.int32).astype(jnp.uint32)  # also for types of less than a byte
     if jnp.issubdtype(x.dtype, jnp.complexfloating):
         x = jnp.stack([x.real, x.imag])
     form = {1: jnp.uint8, 2: jnp.uint16}.get(x.dtype.itemsize, jnp.uint32)
@@ -97,10 +96,10 @@ def _bits(x: jax.Array) -> jax.Array:
 
 
 def _cohorts(plan: "Plan", population: int) -> str:
-    """A hash of who is visited in the first rounds, by sampler or by speeds."""
-    told = hashlib.sha256()
+    """Returns a hash of the clients visited in the first rounds, by sampler or by speeds."""
+    found = hashlib.sha256()
     for step in steps(plan, population, range(_ROUNDS)):
         for round, ids in step.began:
             named = ids if plan.buffer is None else [round, *ids]
-            told.update(np.asarray(named, "<i8").tobytes() + b";")
-    return told.hexdigest()[:16]
+            found.update(np.asarray(named, "<i8").tobytes() + b";")
+    return found.hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Keeping a run: its records, its checkpoints and its clients' states, whatever ends it."""
+"""Saves a run's records, checkpoints and client states, however the run ends."""
 
 import atexit
 import time
@@ -18,36 +18,36 @@ from fedjax_post.simulate.room import room_in
 
 
 class Keep(NamedTuple):
-    """Where a run's files are kept, and when."""
+    """Where a run's files are saved, and when."""
 
     directory: str | Path | None
     resume: bool
-    checkpoint_every: int | None  # rounds; None: as `is_due` has it
-    may_differ: Collection[str] = ()  # names of the identity that a resumed run may change
+    checkpoint_every: int | None  # rounds; None: see `is_due`
+    may_differ: Collection[str] = ()  # entries of the identity that a resumed run may change
 
 
 class Held(NamedTuple):
     """What the server holds between rounds."""
 
     state: State
-    replicas: Mapping[int, PyTree]  # by round: those that clients at work began from
+    replicas: Mapping[int, PyTree]  # by round: those from which clients at work began
 
 
-# (store, what is held, rounds to play) -> what is held, and the record, after each of them
+# (store, what the server holds, rounds) -> (what the server holds, record) after each round
 PlayFn = Callable[[processes.PartedStore, Held, range], Iterator[tuple[Held, Record]]]
 
 
 def check_unused(keep: Keep) -> None:
-    """Refuses a directory that holds a run which is not to be resumed.
+    """Checks that the directory contains no run, unless it is to be resumed.
 
     Raises:
-      FileExistsError: naming it.
+      FileExistsError: naming the directory and the files found.
     """
     if keep.directory is None or keep.resume:
         return
     directory = Path(keep.directory)
     found = [name for name in ("records.jsonl", "checkpoints") if (directory / name).exists()]
-    if processes.agreed(bool(found)):
+    if processes.agree(bool(found)):
         raise FileExistsError(
             f"{directory} holds another run ({', '.join(found)}); give another `directory`, "
             "or `resume` to continue it"
@@ -55,37 +55,47 @@ def check_unused(keep: Keep) -> None:
 
 
 def is_due(every: int | None, done: int, elapsed: float, cost: float) -> bool:
-    """Whether a round is followed by a checkpoint; the same on all processes.
+    """Returns whether a checkpoint follows a round; all processes agree.
 
     Args:
-      every: rounds between checkpoints; None: so many that saving takes at most a fiftieth
-        of the time, for what it costs depends on the state and rounds may be short.
-      done: rounds.
+      every: rounds between checkpoints; None: enough that saving takes at most a fiftieth of the
+        time.
+      done: number of rounds done.
       elapsed: seconds since the last checkpoint.
-      cost: seconds that it took; 0 before the first one.
+      cost: seconds that the last checkpoint took; 0 before the first one.
     """
     if every is not None:
         return done % every == 0
-    return processes.agreed(elapsed >= 49 * cost)
+    return processes.agree(elapsed >= 49 * cost)
 
 
-def kept(
+def keep_rounds(
     begun: Begun, play: PlayFn, *, rounds: int, keep: Keep, callbacks: Sequence[Callback]
 ) -> Iterator[tuple[State, Record]]:
-    """Plays the rounds that are left, and keeps them: states and records, one a round.
+    """Returns an iterator over (state, record) that plays the remaining rounds and saves them.
 
-    A run that is left unfinished is saved, even where the interpreter ends with it still open.
+    A run that is left unfinished is saved, even if it is still open when the interpreter ends.
+
+    Args:
+      begun: the run before its first round.
+      play: plays rounds.
+      rounds: total number of rounds.
+      keep: where files are saved, and when.
+      callbacks: called with (state, record) after each round.
 
     Raises:
       ValueError: if the directory belongs to another run.
     """
-    steps = _kept(begun, play, rounds=rounds, keep=keep, callbacks=callbacks)
+    steps = _steps(begun, play, rounds=rounds, keep=keep, callbacks=callbacks)
     _close_at_exit(steps)
     return steps
 
 
 def _close_at_exit(steps: Generator) -> None:
-    """Closes what a variable or a traceback holds open; what jax registered is called later."""
+    """Closes, at exit, a run that a variable or traceback still holds open.
+
+    It runs before the functions that jax has registered, because they were registered earlier.
+    """
     open_steps = weakref.ref(steps)
 
     def close():
@@ -96,7 +106,7 @@ def _close_at_exit(steps: Generator) -> None:
     weakref.finalize(steps, atexit.unregister, close).atexit = False
 
 
-def _kept(
+def _steps(
     begun: Begun, play: PlayFn, *, rounds: int, keep: Keep, callbacks: Sequence[Callback]
 ) -> Generator[tuple[State, Record], None, None]:
     with ExitStack() as stack:
@@ -121,7 +131,7 @@ def _kept(
             start = Held(last.state, last.replicas)
             played = play(store, start, range(saved, rounds))
             while last.rounds_done < rounds:
-                with stopping.deferred():
+                with stopping.defer_signals():
                     (state, replicas), line = next(played)
                     for callback in callbacks:
                         line |= callback(state, line) or {}
@@ -139,7 +149,7 @@ def _kept(
                         since = time.monotonic()
                 yield state, line
         finally:
-            with stopping.deferred():
+            with stopping.defer_signals():
                 if keeps and last.rounds_done > saved and processes.are_together():
                     _save(saved_in, store, last)
 

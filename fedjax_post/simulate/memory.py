@@ -1,4 +1,4 @@
-"""How much memory a chunk takes, read off its compiled program, and the chunk that fits."""
+"""The memory of a chunk, as reported by its compiled program, and the largest chunk that fits."""
 
 import os
 from typing import Any, NamedTuple
@@ -13,19 +13,20 @@ from fedjax_post.simulate.cohort import data_rng
 from fedjax_post.simulate.programs import Chunk, Programs, Stored, device
 from fedjax_post.simulate.run import client_state_like
 
-_SHARE = 0.9  # of the memory: the host has a chunk in preparation while one computes
+# Share of the memory to use: the next chunk is prepared while one is computed.
+_SHARE = 0.9
 
 
 class MemoryUse(NamedTuple):
     """Bytes on the device while a chunk is visited."""
 
     arguments: int  # the model, the replica, the total, and the chunk's data and states
-    outputs: int  # beyond those that take the place of an argument
+    outputs: int  # other than those that reuse the memory of an argument
     temporaries: int
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """Sum of all."""
         return sum(self)
 
 
@@ -38,14 +39,14 @@ def visit_memory(
     chunk_size: int,
     programs: Programs | None = None,
 ) -> MemoryUse:
-    """Compiles the visit of a chunk and returns what it takes; nothing is run.
+    """Returns the memory of a chunk's visit; compiles it, but runs nothing.
 
     Args:
       algorithm: as given to `run`.
       model: as given to `run`, or its shapes.
       clients: as given to `run`.
       params: as given to `run`, or their shapes.
-      chunk_size: clients side by side.
+      chunk_size: number of clients.
       programs: of the executor; by default those of `device`.
     """
     programs = programs or device(algorithm)
@@ -81,18 +82,18 @@ def largest_chunk(
     at_most: int,
     num_bytes: int | None = None,
 ) -> int:
-    """The most clients whose visit fits in memory side by side, up to `at_most`.
+    """Returns the largest number of clients whose visit fits in memory, up to `at_most`.
 
-    Memory grows by the same amount with each client, so that chunks of two and four
-    tell it; the answer is compiled too, and lessened while it does not fit.
+    Memory is taken to grow linearly with the number of clients, and is measured for two and four.
+    The result is compiled as well, and reduced until it fits.
 
     Args:
       algorithm: as given to `run`.
       model: as given to `run`.
       clients: as given to `run`.
       params: as given to `run`.
-      at_most: the size of a cohort, say.
-      num_bytes: what the device has; by default `device_bytes()`.
+      at_most: upper limit, such as the size of a cohort.
+      num_bytes: memory of the device; by default `device_bytes()`.
 
     Raises:
       ValueError: if not even one client fits.
@@ -115,7 +116,7 @@ def largest_chunk(
 
 
 def device_bytes() -> int:
-    """Bytes that programs may use: what a device says, or half of a CPU's memory."""
+    """Returns the bytes that programs may use: the device's limit, or half of a CPU's memory."""
     stats = jax.devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"]

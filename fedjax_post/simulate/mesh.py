@@ -1,12 +1,12 @@
-"""The mesh executor: the engine's functions, compiled for many devices at once.
+"""The mesh executor: the engine's functions, compiled for several devices.
 
-A mesh has two axes. Along `clients` lie the lanes of a chunk: every device trains its
-own clients, and what they send is summed over the axis. Along `model` lies the frozen
-base: each matrix is split by its output or its input, as in Megatron-LM (Shoeybi et
-al., arXiv:1909.08053), so that a layer costs two sums over the axis and no device ever
-holds a whole matrix. What the federation learns lies whole on every device.
+A mesh has two axes. The lanes of a chunk are distributed along `clients`: every device trains
+its own clients, and their messages are summed over the axis. The frozen base is distributed along
+`model`: each matrix is split by its output or its input, as in Megatron-LM (Shoeybi et al.,
+arXiv:1909.08053), so that a layer costs two sums over the axis and no device ever holds a whole
+matrix. What the federation learns is replicated on every device.
 
-Shardings of what goes in and comes out are all that is said; XLA does the rest.
+Only the shardings of inputs and outputs are specified; XLA chooses those in between.
 """
 
 import os
@@ -30,13 +30,17 @@ _BY_INPUT = ("o_proj", "down_proj")
 
 
 def make_mesh(axes: str) -> Mesh:
-    """A mesh of all devices from sizes such as "clients:4,model:2"; an axis left out has size 1.
+    """Returns a mesh of all devices from sizes such as "clients:4,model:2".
 
-    Where there are several processes, the devices of each lie side by side, so that its lanes do.
+    An axis that is left out has size 1. With several processes, the devices of each are
+    contiguous, and so are its lanes.
 
     Raises:
-      ValueError: for other axes, sizes that are no positive numbers, or a product that is
-        not the number of devices.
+      ValueError: for other axes, sizes that are not positive integers, or a product that differs
+        from the number of devices.
+
+    >>> make_mesh(f"clients:{jax.device_count()}").axis_names
+    ('clients', 'model')
     """
     sizes = {CLIENTS: 1, MODEL: 1}
     given = [part.partition(":") for part in axes.split(",")]
@@ -63,31 +67,31 @@ def make_mesh(axes: str) -> Mesh:
         )
     shape, both = tuple(sizes.values()), tuple(sizes)
     if count == 1:
-        return _checked(jax.make_mesh(shape, both, axis_types=(AxisType.Auto,) * 2))
+        return _check_mesh(jax.make_mesh(shape, both, axis_types=(AxisType.Auto,) * 2))
     devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
-    return _checked(Mesh(np.reshape(devices, shape), both))
+    return _check_mesh(Mesh(np.reshape(devices, shape), both))
 
 
 def on_mesh(mesh: Mesh) -> Callable[..., Programs]:
-    """An executor for `Plan` that runs an algorithm on the devices of a mesh.
+    """Returns an executor for `Plan` that runs an algorithm on the devices of a mesh.
 
-    Results equal the `device` executor's up to the order of floating-point sums. A model
-    is put on the mesh before its first use, if it is not there yet. Chunks are as wide as
-    the next multiple of the axis "clients".
+    Results equal those of `device` up to the order of floating-point sums. A model is put on the
+    mesh before its first use, if it is not there yet. Widths of chunks are rounded up to a
+    multiple of the size of the axis "clients".
 
     Args:
       mesh: with an axis "clients", an axis "model", or both.
 
     Raises:
-      ValueError: for a mesh with other axes; at the first round, for a model that no axis of
-        this size can split.
+      ValueError: for a mesh with other axes; at the first round, for a model that an axis of
+        this size cannot split.
     """
-    mesh = _checked(mesh)
+    mesh = _check_mesh(mesh)
     lanes, whole = _lanes(mesh), NamedSharding(mesh, PartitionSpec())
 
     def executor(algorithm: Algorithm, telemetry: Aggregate = engine.NO_TELEMETRY) -> Programs:
         compiled = compile_for(algorithm, mesh, telemetry)
-        placed = _kept(partial(put_on_mesh, mesh=mesh))
+        placed = _cache_last(partial(put_on_mesh, mesh=mesh))
 
         def visit(model, replica, total, chunk: Chunk, stored: Stored, run_key):
             ids = _spread(chunk.client_ids, lanes)
@@ -110,10 +114,15 @@ def on_mesh(mesh: Mesh) -> Callable[..., Programs]:
 def compile_for(
     algorithm: Algorithm, mesh: Mesh, telemetry: Aggregate = engine.NO_TELEMETRY
 ) -> Programs:
-    """The compiled programs alone: what goes in must be on the mesh already.
+    """Returns the compiled programs alone; their inputs must be on the mesh already.
 
-    Client states come out by lane. All else comes out whole: what the federation learns,
-    and the reports, a few numbers a client, which every process reads.
+    Client states are returned distributed by lane. All other results are replicated: what the
+    federation learns, and the reports, a few numbers per client that every process reads.
+
+    Args:
+      algorithm: the algorithm.
+      mesh: with axes as for `on_mesh`.
+      telemetry: see `core.telemetry`.
     """
     whole = NamedSharding(mesh, PartitionSpec())
     jit = partial(jax.jit, out_shardings=whole)
@@ -132,13 +141,14 @@ def compile_for(
 
 
 def put_on_mesh(tree: PyTree, mesh: Mesh) -> PyTree:
-    """A tree on the mesh: decoders split along "model" by `weight_spec`, all else whole.
+    """Returns a tree on the mesh: decoders split along "model" by `weight_spec`, others replicated.
 
-    What is there already stays. To evaluate on the mesh, put the model and a restored
-    state there. So that no device ever holds a decoder whole, load it with `weight_sharding`.
+    Arrays that are there already are not moved. To evaluate on the mesh, put the model and a
+    restored state there. To avoid that a device ever holds a whole decoder, load it with
+    `weight_sharding`.
 
     Raises:
-      ValueError: if the heads or the widths of a decoder are no multiples of the axis.
+      ValueError: if the heads or widths of a decoder are not multiples of the axis.
     """
 
     def place(part):
@@ -152,25 +162,28 @@ def put_on_mesh(tree: PyTree, mesh: Mesh) -> PyTree:
 
 
 def weight_sharding(mesh: Mesh) -> Callable[[str, tuple[int, ...]], NamedSharding]:
-    """The `sharding_fn` of `load_model`: where each weight lies, by its path and shape."""
+    """Returns the `sharding_fn` for `load_model`: the sharding of a weight by path and shape."""
     size = mesh.shape.get(MODEL, 1)
     return lambda path, shape: NamedSharding(mesh, weight_spec(path, shape, size))
 
 
 def weight_spec(path: str, shape: tuple[int, ...], size: int) -> PartitionSpec:
-    """How a decoder's leaf is split along a model axis of `size` devices.
+    """Returns how a decoder's leaf is split along a model axis of `size` devices.
 
-    q, k, v, gate and up by their output, o and down by their input, embedding and head by
-    vocabulary where it is a multiple of `size`. Codes and their scales are split like the
-    weights that they stand for. Adapters and norms are whole everywhere.
+    q, k, v, gate and up are split by their output, o and down by their input, and the embedding
+    and head by vocabulary if that is a multiple of `size`. Quantized codes and their scales are
+    split like the weights that they represent. Adapters and norms are replicated.
 
     Args:
       path: dotted, such as "layers.attention.q_proj.kernel".
       shape: of the leaf, `[num_layers, ...]` below "layers".
-      size: devices of the axis.
+      size: number of devices of the axis.
 
     Raises:
-      ValueError: if a matrix does not divide, naming it.
+      ValueError: if a matrix cannot be divided evenly, naming it.
+
+    >>> tuple(weight_spec("layers.attention.q_proj.kernel", (2, 8, 16), 2))
+    (None, None, 'model')
     """
     *above, leaf = path.split(".")
     layer, axis = above[-1] if above else "", None
@@ -193,10 +206,10 @@ def weight_spec(path: str, shape: tuple[int, ...], size: int) -> PartitionSpec:
 
 
 def check_divides(config: Any, mesh: Mesh) -> None:
-    """Refuses a decoder whose heads or width no model axis of this size can share.
+    """Checks that a decoder's heads and width can be divided by the size of the model axis.
 
     Raises:
-      ValueError: naming what does not divide.
+      ValueError: naming the number that cannot.
     """
     size = mesh.shape.get(MODEL, 1)
     for name in ("num_heads", "num_kv_heads", "intermediate_size"):
@@ -207,8 +220,8 @@ def check_divides(config: Any, mesh: Mesh) -> None:
             )
 
 
-def _checked(mesh: Mesh) -> Mesh:
-    """The mesh, XLA being the one who shards what lies between input and output."""
+def _check_mesh(mesh: Mesh) -> Mesh:
+    """Returns a valid mesh, on which XLA chooses the shardings between input and output."""
     names = set(mesh.axis_names)
     if not names or not names <= {CLIENTS, MODEL}:
         raise ValueError(f"a mesh has axes {CLIENTS} and {MODEL}, got {mesh.axis_names}")
@@ -217,10 +230,10 @@ def _checked(mesh: Mesh) -> Mesh:
 
 
 def _check_threads(mesh: Mesh) -> None:
-    """Refuses devices of a CPU that would wait for each other for ever: each holds threads.
+    """Raises ValueError if the devices of a CPU have too few threads and could deadlock.
 
-    Where a device may run its sums in any order, two devices that begin with different ones
-    block a thread each until another thread comes along.
+    A device may run its collective sums in any order. Two devices that begin with different sums
+    each block a thread until another thread takes up the other sum.
     """
     local = [device for device in mesh.devices.flat if device.process_index == jax.process_index()]
     if len(local) < 2 or local[0].platform != "cpu":
@@ -229,7 +242,7 @@ def _check_threads(mesh: Mesh) -> None:
     there = int(given) if given.isdecimal() else len(os.sched_getaffinity(0))
     if there < 4 * len(local):
         raise ValueError(
-            f"{len(local)} CPU devices on {there} threads may wait for each other for ever; set "
+            f"{len(local)} CPU devices on {there} threads may wait for each other forever; set "
             f"NPROC={4 * len(local)} in the environment before the program starts"
         )
 
@@ -239,7 +252,7 @@ def _lanes(mesh: Mesh) -> NamedSharding:
 
 
 def _local(lanes: NamedSharding, count: int) -> slice:
-    """The lanes of a chunk of `count` that lie on this process's devices."""
+    """Returns the lanes of a chunk of `count` that are on this process's devices."""
     places = lanes.addressable_devices_indices_map((count,)).values()
     held = [index[0] for index in places if index is not None]
     return slice(
@@ -249,13 +262,13 @@ def _local(lanes: NamedSharding, count: int) -> slice:
 
 
 def _sharding_of(path: tuple, leaf: Any, mesh: Mesh) -> NamedSharding:
-    """Of a leaf of a `LanguageModel`, from its path: `variables`, collection, names."""
+    """Returns the sharding of a decoder's leaf by its path: `variables`, collection, names."""
     dotted = ".".join(key.key for key in path[2:])
     return NamedSharding(mesh, weight_spec(dotted, leaf.shape, mesh.shape.get(MODEL, 1)))
 
 
 def _put(x: Any, sharding: NamedSharding) -> jax.Array:
-    """An array that every process has, on the mesh."""
+    """Returns an array, which every process has, on the mesh."""
     there = isinstance(x, jax.Array) and not x.is_fully_addressable
     if there or sharding.is_fully_addressable:
         return jax.device_put(x, sharding)
@@ -264,7 +277,11 @@ def _put(x: Any, sharding: NamedSharding) -> jax.Array:
 
 
 def _spread(tree: PyTree, lanes: NamedSharding, num_lanes: int | None = None) -> PyTree:
-    """Arrays by lane: of all lanes, or of this process's where the number of all is given."""
+    """Returns arrays distributed by lane.
+
+    The given arrays hold all lanes, or those of this process if `num_lanes`, the number of all,
+    is given.
+    """
     if lanes.is_fully_addressable:
         return jax.device_put(tree, lanes)
     if num_lanes is None:
@@ -277,8 +294,8 @@ def _spread(tree: PyTree, lanes: NamedSharding, num_lanes: int | None = None) ->
     return jax.tree.map(whole, tree)
 
 
-def _kept(place: Callable[[PyTree], PyTree]) -> Callable[[PyTree], PyTree]:
-    """`place`, once for each model: a run gives the same one at every visit."""
+def _cache_last(place: Callable[[PyTree], PyTree]) -> Callable[[PyTree], PyTree]:
+    """Returns `place` with its last result cached: a run passes the same model at every visit."""
     last: tuple[Any, Any] = None, None
 
     def placed(model):

@@ -1,4 +1,4 @@
-"""The clients' own states after a run, read back from its store."""
+"""Reads the clients' own states after a run from its store."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from fedjax_post.simulate.run import client_state_like, restore
 
 
 class Personal(NamedTuple):
-    """Clients that were seen, and what each of them held at the last checkpoint."""
+    """Clients that have taken part, and the state of each at the last checkpoint."""
 
     client_ids: np.ndarray  # [n], int64, ascending
     states: ClientState  # leaves [n, ...], numpy
@@ -28,18 +28,18 @@ def read_clients(
     params: PyTree,
     limit: int | None = None,
 ) -> Personal:
-    """Returns states of clients that took part in a run, for `deployed`.
+    """Returns the states of clients that took part in a run, for `deployed`.
 
     Args:
-      directory: the run's `plan.directory`; the run must not be going on.
+      directory: the run's `plan.directory`; the run must not be in progress.
       algorithm: as given to `run`.
       model: as given to `run`.
       clients: as given to `run`.
       params: as given to `run`; only shapes matter.
-      limit: read at most so many, spread evenly over those seen; None reads all.
+      limit: maximum number of clients, spread evenly over those seen; None: all.
 
     Raises:
-      FileNotFoundError: if the directory holds no checkpoint.
+      FileNotFoundError: if the directory contains no checkpoint.
     """
     snapshot = restore(directory, algorithm, params)
     if snapshot is None:

@@ -1,12 +1,12 @@
-"""Several processes, as under `jax.distributed`: what each owns, and what crosses between them.
+"""Several processes, as under `jax.distributed`: what each owns, and what they exchange.
 
-Every process runs the same program and draws the same cohorts. It prepares the data of
-its own lanes, keeps the states of its own clients, and process 0 writes the records.
-With one process nothing here does anything but pass on.
+Every process runs the same program and draws the same cohorts. It prepares the data of its own
+lanes and stores the states of its own clients; process 0 writes the records. With a single
+process these functions exchange nothing.
 
-Client i belongs to part i mod P of the population, and part p to process p mod the number
-of processes. P is the number of processes that began the run, so that it may go on with
-any other number that sees its directory.
+Client i belongs to part i mod P of the population, and part p to process p mod the number of
+processes. P is the number of processes that began the run, so it can be resumed with any other
+number of processes that see its directory.
 """
 
 import sys
@@ -24,12 +24,12 @@ Versions = tuple[Version, ...]  # of each part of a store
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes what is written once."""
+    """Returns whether this process writes the files that are written only once."""
     return jax.process_index() == 0
 
 
-def agreed(value: bool) -> bool:
-    """What the first process says."""
+def agree(value: bool) -> bool:
+    """Returns the value of the first process, on all of them."""
     if jax.process_count() == 1:
         return value
     from jax.experimental import multihost_utils
@@ -37,24 +37,24 @@ def agreed(value: bool) -> bool:
     return bool(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
-def exchanged(text: str) -> list[str]:
-    """What each process says, by its number."""
+def exchange(text: str) -> list[str]:
+    """Returns the texts of all processes, by process number."""
     if jax.process_count() == 1:
         return [text]
     from jax.experimental import multihost_utils
 
-    said = np.frombuffer(text.encode(), np.uint8)
-    sizes = multihost_utils.process_allgather(np.int32(len(said)))
+    own = np.frombuffer(text.encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.int32(len(own)))
     row = np.zeros(max(1, sizes.max()), np.uint8)
-    row[: len(said)] = said
+    row[: len(own)] = own
     rows = multihost_utils.process_allgather(row)
     return [bytes(row[:size]).decode() for row, size in zip(rows, sizes, strict=True)]
 
 
-def gathered(tree: PyTree) -> PyTree:
-    """Arrays as numpy, whole, on every process."""
+def gather(tree: PyTree) -> PyTree:
+    """Returns the tree with complete numpy arrays, on every process."""
     if jax.process_count() == 1:
-        return _fetched(tree)
+        return _fetch(tree)
 
     def whole(x):
         if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
@@ -63,18 +63,18 @@ def gathered(tree: PyTree) -> PyTree:
 
         return multihost_utils.process_allgather(x, tiled=True)
 
-    return _fetched(jax.tree.map(whole, tree))
+    return _fetch(jax.tree.map(whole, tree))
 
 
-def _fetched(tree: PyTree) -> PyTree:
-    """Arrays as numpy: views where memory is shared, else copies that travel at once."""
+def _fetch(tree: PyTree) -> PyTree:
+    """Returns the tree with numpy arrays: views on a CPU, else copies made in one transfer."""
     if jax.default_backend() == "cpu":
         return jax.tree.map(np.asarray, tree)
     return jax.device_get(tree)
 
 
-def of_all(data: ClientData, local: slice) -> ClientData:
-    """The data of all lanes, from those of each process's lanes, but for the batches."""
+def gather_data(data: ClientData, local: slice) -> ClientData:
+    """Returns the data of all lanes, without batches, from the data of each process's lanes."""
     if jax.process_count() == 1:
         return data
     from jax.experimental import multihost_utils
@@ -86,7 +86,7 @@ def of_all(data: ClientData, local: slice) -> ClientData:
 
 
 def shared_like(tree: PyTree) -> PyTree:
-    """What to restore a tree as: one that every process holds, where there are several."""
+    """Returns shapes to restore a tree with: replicated if there are several processes."""
     if jax.process_count() == 1:
         return tree
     mesh = Mesh(np.array(jax.devices()), ("all",))
@@ -96,27 +96,27 @@ def shared_like(tree: PyTree) -> PyTree:
 
 
 def are_together() -> bool:
-    """Whether all processes are at this place: not where one of them may have met an error."""
+    """Returns whether all processes reach this place: False if this one is handling an error."""
     return jax.process_count() == 1 or sys.exc_info()[0] in (None, GeneratorExit)
 
 
 def no_versions() -> Versions:
-    """Versions of the parts of a run that begins: a part for each process, nothing in it."""
+    """Returns the versions of a new run's parts: an empty part for each process."""
     return (Version(0, 0),) * jax.process_count()
 
 
 class PartedStore:
     """Client states in parts, each a `ClientStore` of the process that owns it.
 
-    Reading sends each process the rows of a chunk once from every process, writing sends
-    it the rows once. All processes call every method but `close`, in one order.
+    To read, every process receives the rows of a chunk from every process; to write, it receives
+    them once. All processes call every method except `close`, in the same order.
 
     Args:
       directory: of all parts; processes may share it.
       like: shapes and dtypes of one client's state.
       population: number of clients.
-      versions: of each part, what to reopen.
-      kept: other versions, each of all parts, that must stay readable; None: only to be read.
+      versions: version to open of each part.
+      kept: other versions, each of all parts, that must stay readable; None: open read-only.
     """
 
     def __init__(
@@ -137,14 +137,14 @@ class PartedStore:
         }
 
     def settle(self) -> Versions:
-        """The versions that hold everything written so far; exact for this process's parts."""
+        """Returns versions with everything written so far; exact for this process's parts."""
         return tuple(
             self._parts[p].settle() if p in self._parts else version
             for p, version in enumerate(self._versions)
         )
 
     def read(self, client_ids: np.ndarray) -> tuple[PyTree, np.ndarray]:
-        """States `[clients, ...]` and which of them exist; zeros for those that do not."""
+        """Returns states `[clients, ...]`, zeros where none exists, and which of them exist."""
         if self._num_parts == 1 and jax.process_count() == 1:
             return self._parts[0].read(client_ids)
         blank = lambda x: np.zeros((len(client_ids), *x.shape), x.dtype)
@@ -158,7 +158,7 @@ class PartedStore:
         return self._from_owners((states, found), client_ids)
 
     def seen(self) -> np.ndarray:
-        """Ids of the clients that have a state, ascending."""
+        """Returns the ids of the clients that have a state, ascending."""
         here = np.zeros(self._population, bool)
         for p, part in self._parts.items():
             here[part.seen() * self._num_parts + p] = True
@@ -169,7 +169,7 @@ class PartedStore:
         return np.flatnonzero(here)
 
     def write(self, client_ids: np.ndarray, states: PyTree) -> None:
-        """Keeps the states `[clients, ...]` of those clients, with ids 0 or more, that it owns."""
+        """Stores states `[clients, ...]` of the clients of this process; ids are not negative."""
         if self._num_parts == 1 and jax.process_count() == 1:
             return self._parts[0].write(client_ids, states)
         for p, part in self._parts.items():
@@ -178,12 +178,12 @@ class PartedStore:
             part.write(client_ids[mine] // self._num_parts, rows)
 
     def rewind(self, versions: Versions) -> None:
-        """Forgets everything after `versions`."""
+        """Discards everything after `versions`."""
         for p, part in self._parts.items():
             part.rewind(versions[p])
 
     def sync(self) -> Versions:
-        """Makes everything durable; returns the versions of all parts."""
+        """Writes everything to disk, and returns the versions of all parts."""
         known = np.zeros((self._num_parts, len(Version._fields)), np.uint32)
         for p, part in self._parts.items():
             known[p] = part.sync()
@@ -195,7 +195,7 @@ class PartedStore:
         return tuple(self._versions)
 
     def keep(self, versions: Sequence[Versions]) -> None:
-        """Keeps these versions readable, each of all parts, beside the present one."""
+        """Keeps these versions readable, each of all parts, beside the current one."""
         for p, part in self._parts.items():
             part.keep([each[p] for each in versions])
 
@@ -205,7 +205,7 @@ class PartedStore:
             part.close()
 
     def _from_owners(self, rows: PyTree, client_ids: np.ndarray) -> PyTree:
-        """Each lane of `rows` as its client's owner has it."""
+        """Returns `rows` with each lane taken from the process that owns its client."""
         from jax.experimental import multihost_utils
 
         owners = np.maximum(client_ids, 0) % self._num_parts % jax.process_count()
@@ -215,17 +215,23 @@ class PartedStore:
 
 
 def check_versions(directory: Path, like: PyTree, population: int, versions: Versions) -> None:
-    """Reads what this process's parts hold of some versions, and changes nothing.
+    """Checks the data of some versions in this process's parts, and changes nothing.
+
+    Args:
+      directory: of all parts.
+      like: shapes and dtypes of one client's state.
+      population: number of clients.
+      versions: of each part.
 
     Raises:
-      DamagedError: naming what is not as it was written.
+      DamagedError: naming what has changed since it was written.
     """
     for p, where, size in _parts(directory, population, len(versions)):
         check_version(where, like, size, versions[p])
 
 
 def _parts(directory: Path, population: int, num_parts: int) -> Iterator[tuple[int, Path, int]]:
-    """This process's parts: number, folder and clients of each."""
+    """Returns an iterator over this process's parts: number, folder and number of clients."""
     for p in range(jax.process_index(), num_parts, jax.process_count()):
         where = directory if num_parts == 1 else directory / f"{p}-of-{num_parts}"
         yield p, where, -(-population // num_parts)

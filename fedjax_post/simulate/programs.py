@@ -1,4 +1,4 @@
-"""The device executor: the engine's functions, compiled, for one algorithm."""
+"""The device executor: the engine's functions, compiled for one algorithm."""
 
 from collections.abc import Callable
 from functools import partial
@@ -11,46 +11,43 @@ import numpy as np
 from fedjax_post.core import access, checked, engine
 from fedjax_post.core.aggregates import column
 from fedjax_post.core.algorithm import Aggregate, Algorithm, ClientData, PyTree
-from fedjax_post.simulate.visit import contexts_of, discounted, fresh_states, visit
+from fedjax_post.simulate.visit import contexts_of, discount_weights, fresh_states, visit
 
 
 class Chunk(NamedTuple):
-    """Some clients of one round, side by side in lanes.
+    """Some clients that began in one round, one in each lane."""
 
-    `round` and `discount` are one number for all of them, the rest has a lane for each.
-    """
-
-    round: Any  # (), int32: that they started in
+    round: Any  # (), int32: in which they began
     client_ids: Any  # [lanes], int32; -1 for padding
     data: ClientData  # leaves [lanes, ...]
-    discount: Any = np.float32(1)  # (): share of their weights that counts
+    discount: Any = np.float32(1)  # (): factor on their weights
 
 
 class Stored(NamedTuple):
-    """What the store knows of the clients of a chunk."""
+    """The states in the store of the clients of a chunk."""
 
     states: engine.ClientState  # leaves [lanes, ...]; zeros for clients never seen
     found: Any  # [lanes], bool
 
 
 def all_lanes(count: int) -> slice:
-    """The lanes of a chunk of `count`."""
+    """Returns all lanes of a chunk of `count`."""
     return slice(0, count)
 
 
 class Programs(NamedTuple):
-    """What a host loop calls; one for each way of executing an algorithm."""
+    """The functions that the loop over rounds calls; an executor provides them."""
 
     broadcast: Callable  # (state) -> replica
     start: Callable  # (model, replica, data, num_lanes) -> total
     visit: Callable  # (model, replica, total, chunk, stored, run_key) -> (total, states, reports)
     close: Callable  # (total, state) -> (state, {name: ()} of the telemetry)
-    unit: int = 1  # chunks have a multiple of so many lanes
+    unit: int = 1  # the number of lanes of a chunk is a multiple of this
     local: Callable[[int], slice] = all_lanes  # (lanes) -> those that this process prepares
 
 
 def device(algorithm: Algorithm, telemetry: Aggregate = engine.NO_TELEMETRY) -> Programs:
-    """Compiled programs; a chunk's clients are vmapped and its total is donated."""
+    """Returns compiled programs; a chunk's clients are vmapped and the total is donated."""
     return Programs(
         broadcast=jax.jit(partial(engine.broadcast, algorithm)),
         start=jax.jit(partial(start, algorithm, telemetry=telemetry), static_argnums=3),
@@ -69,13 +66,27 @@ def visit_chunk(
     run_key: jax.Array,
     telemetry: Aggregate = engine.NO_TELEMETRY,
 ) -> tuple[engine.Total, engine.ClientState, engine.Report]:
-    """`visit` of a chunk, from the keys of the run and with states for clients never seen."""
+    """Returns the result of `visit` for a chunk, with fresh states for clients never seen.
+
+    Args:
+      algorithm: the algorithm.
+      model: the frozen model.
+      replica: what every client holds.
+      total: the aggregate so far.
+      chunk: the clients and their data.
+      stored: their states in the store.
+      run_key: key of the run, from which all clients' keys are derived.
+      telemetry: see `core.telemetry`.
+
+    Returns:
+      The total, the next states and the reports, the last two with leaves `[lanes, ...]`.
+    """
     model = access.views(model, algorithm.access)
     ids = chunk.client_ids
     fresh = fresh_states(algorithm, model, replica, chunk.data, run_key, ids)
     states = jax.tree.map(partial(_choose, stored.found), stored.states, fresh)
     contexts = contexts_of(run_key, chunk.round, ids)
-    algorithm = discounted(algorithm, chunk.discount)
+    algorithm = discount_weights(algorithm, chunk.discount)
     return visit(algorithm, model, replica, total, states, chunk.data, contexts, telemetry)
 
 
@@ -87,7 +98,16 @@ def start(
     num_lanes: int,
     telemetry: Aggregate = engine.NO_TELEMETRY,
 ) -> engine.Total:
-    """An empty total for the values of clients with `data` (leaves `[lanes, ...]`)."""
+    """Returns an empty total.
+
+    Args:
+      algorithm: the algorithm.
+      model: the frozen model.
+      replica: what every client holds.
+      data: of some clients, leaves `[lanes, ...]`; only shapes matter.
+      num_lanes: number of lanes of the whole round.
+      telemetry: see `core.telemetry`.
+    """
     first = jax.tree.map(lambda x: x[0], data)
     like = engine.value_like(algorithm, access.views(model, algorithm.access), replica, first)
     total = engine.init_total(algorithm, like, num_lanes)
@@ -101,7 +121,14 @@ def close(
     state: engine.State,
     telemetry: Aggregate = engine.NO_TELEMETRY,
 ) -> tuple[engine.State, dict[str, jax.Array]]:
-    """The state after a round, `finish`, then `serve`, and what the telemetry saw."""
+    """Returns the state after a round (`finish`, then `serve`), and the telemetry's results.
+
+    Args:
+      algorithm: the algorithm.
+      total: the aggregate of the round.
+      state: before the round.
+      telemetry: see `core.telemetry`.
+    """
     seen = telemetry.finish(total.telemetry)
     return engine.serve(algorithm, engine.finish(algorithm, total), state), seen
 

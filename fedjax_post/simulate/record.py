@@ -1,4 +1,4 @@
-"""Records: one line of JSON for each round, and what a round reports."""
+"""Records: one line of JSON for each round, with its metrics, counts and bytes."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -24,15 +24,15 @@ Callback = Callable[[State, Record], Record | None]
 def summarize(
     chunks: Sequence[Chunk], reports: Sequence[Report], *, wire: WireBytes, seconds: float
 ) -> Record:
-    """The record of one round.
+    """Returns the record of one round.
 
-    Metrics are means over the clients kept, by weight; counts are sums over them.
-    A dropped client's bytes crossed the wire and count, as do its metrics of `SUMMED`.
+    Metrics are weighted means over the clients that were not dropped; counts are sums over them.
+    Bytes and the metrics of `SUMMED` include dropped clients, because these were sent.
 
     Args:
       chunks: the round's chunks, of numpy arrays.
       reports: one for each chunk, leaves `[lanes]`.
-      wire: bytes of one client, where the algorithm has no bill of its own.
+      wire: bytes of one client, used if the algorithm does not bill them itself.
       seconds: wall time of the round.
     """
     ids = np.concatenate([chunk.client_ids for chunk in chunks])
@@ -67,7 +67,7 @@ def summarize(
 
 
 def _padding(chunks: Sequence[Chunk]) -> Record:
-    """The share of what was computed that no token (or example) filled, where data tell."""
+    """Returns the share of computed positions without a token (or example), if it is known."""
     room = read = 0.0
     for chunk in chunks:
         taken = np.flatnonzero(np.any(chunk.data.step_mask, axis=0))
@@ -78,7 +78,7 @@ def _padding(chunks: Sequence[Chunk]) -> Record:
 
 
 def _bytes(ids: np.ndarray, report: Report, *, wire: WireBytes) -> Record:
-    """Bytes of all real clients: as billed where the algorithm bills, else by shape."""
+    """Returns the bytes of all real clients: as billed by the algorithm, else by shape."""
     if not report.bill:
         count = int((ids >= 0).sum())
         return {"bytes_down": count * wire.down, "bytes_up": count * wire.up}
@@ -87,28 +87,28 @@ def _bytes(ids: np.ndarray, report: Report, *, wire: WireBytes) -> Record:
 
 
 def _sent(ids: np.ndarray, report: Report) -> Record:
-    """What all real clients sent to the model that they asked, where it was counted."""
+    """Returns what all real clients sent to a queried model, as far as it was counted."""
     real = ids >= 0
     counted = [name for name in SUMMED if name in report.metrics]
     return {name: float(report.metrics[name][real].sum(dtype=np.float64)) for name in counted}
 
 
-def defined(seen: Mapping[str, Any]) -> Record:
-    """What a telemetry saw, without the numbers that are not defined for this round."""
+def finite_numbers(seen: Mapping[str, Any]) -> Record:
+    """Returns the telemetry's numbers that are finite, and so defined for this round."""
     return {name: float(value) for name, value in seen.items() if np.isfinite(value)}
 
 
 def append(file: TextIO, record: Record) -> None:
-    """Adds a line with its checksum to an open record file, and flushes it."""
+    """Appends a line with its checksum to an open record file, and flushes it."""
     file.write(integrity.seal_line(record))
     file.flush()
 
 
-def kept_lines(path: Path, count: int) -> list[str]:
-    """The first lines of a record file, each checked.
+def read_lines(path: Path, count: int) -> list[str]:
+    """Returns the first lines of a record file, after checking each.
 
     Raises:
-      DamagedError: if it has fewer than `count`, or one is not as it was written.
+      DamagedError: if it has fewer than `count`, or one has changed since it was written.
     """
     lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
     if len(lines) < count:
@@ -120,18 +120,23 @@ def kept_lines(path: Path, count: int) -> list[str]:
 
 
 def keep_lines(path: Path, count: int) -> None:
-    """Cuts a record file after `count` lines, atomically.
+    """Truncates a record file after `count` lines, atomically.
 
     Raises:
-      DamagedError: as `kept_lines`.
+      DamagedError: as `read_lines`.
     """
     fresh = path.with_suffix(".tmp")
-    fresh.write_text("".join(f"{line}\n" for line in kept_lines(path, count)), encoding="utf-8")
+    fresh.write_text("".join(f"{line}\n" for line in read_lines(path, count)), encoding="utf-8")
     os.replace(fresh, path)
 
 
 def progress(rounds: int, *, start: int = 0) -> Callback:
-    """A callback that shows a bar with the loss or reward, tokens/s and the time to go."""
+    """Returns a callback that shows a progress bar with the loss or reward and tokens/s.
+
+    Args:
+      rounds: total number of rounds.
+      start: number of rounds done already.
+    """
     bar = tqdm(total=rounds, initial=start, unit="round", dynamic_ncols=True)
 
     def show(state: State, record: Record) -> None:

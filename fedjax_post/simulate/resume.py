@@ -1,11 +1,11 @@
-"""Where a run goes on: the latest checkpoint that is whole, of a run that is the same one.
+"""Finds the checkpoint from which a run continues: the latest intact one of the same run.
 
-| found | what happens |
+| found | result |
 | --- | --- |
-| no checkpoint | the run begins |
+| no checkpoint | the run begins from its first round |
 | seed, data, weights or settings differ | ValueError that names them; nothing is changed |
-| files, records or client states of the latest damaged | the one before it, and a line says so |
-| and of all before it | DamagedError that names each |
+| files, records or client states of the latest are damaged | the one before it, with a warning |
+| all checkpoints are damaged | DamagedError that names each |
 """
 
 import logging
@@ -31,7 +31,7 @@ _NAMES = {
 
 
 class Begun(NamedTuple):
-    """What a run is before its first round."""
+    """A run before its first round."""
 
     state: State
     like: PyTree  # shapes and dtypes of one client's state
@@ -40,7 +40,16 @@ class Begun(NamedTuple):
 
 
 def restore(directory: Path, like: State, identity: Mapping[str, Any] | None) -> Snapshot | None:
-    """The latest checkpoint whose files are whole, see `run.restore`; changes nothing."""
+    """Returns the latest checkpoint with intact files, or None; changes nothing.
+
+    Args:
+      directory: of the run.
+      like: state with the structure, shapes and dtypes of the run's.
+      identity: that the run must have; None: any.
+
+    Raises:
+      DamagedError, ValueError: see `run.restore`.
+    """
 
     def differs(found: Snapshot) -> str:
         if identity is not None:
@@ -49,12 +58,22 @@ def restore(directory: Path, like: State, identity: Mapping[str, Any] | None) ->
 
     found, damaged = _newest(directory / "checkpoints", like, differs)
     if found is not None and damaged:
-        _LOG.warning("going back to round %d: %s", found.rounds_done, _told(damaged))
+        _LOG.warning("going back to round %d: %s", found.rounds_done, _report(damaged))
     return found
 
 
 def begin(directory: Path, begun: Begun, may_differ: Collection[str]) -> Snapshot:
-    """What a run starts from; checkpoints behind it, which are damaged, are removed."""
+    """Returns the snapshot from which a run starts; removes later checkpoints, all damaged.
+
+    Args:
+      directory: of the run.
+      begun: the run before its first round.
+      may_differ: entries of the identity that may differ.
+
+    Raises:
+      DamagedError: if there are checkpoints and all are damaged.
+      ValueError: if the directory belongs to another run.
+    """
     where = directory / "checkpoints"
 
     def wrong(found: Snapshot) -> str:
@@ -68,7 +87,9 @@ def begin(directory: Path, begun: Begun, may_differ: Collection[str]) -> Snapsho
         checkpoint.remove(where, later)
     if damaged:
         _LOG.warning(
-            "going on from round %d, later ones removed: %s", found.rounds_done, _told(damaged)
+            "continuing from round %d, later ones removed: %s",
+            found.rounds_done,
+            _report(damaged),
         )
     return found
 
@@ -76,7 +97,7 @@ def begin(directory: Path, begun: Begun, may_differ: Collection[str]) -> Snapsho
 def _newest(
     where: Path, like: State, wrong_fn: Callable[[Snapshot], str]
 ) -> tuple[Snapshot | None, dict[int, str]]:
-    """The latest checkpoint that is whole, and what is wrong with later ones."""
+    """Returns the latest intact checkpoint, and what is wrong with each later one."""
     damaged: dict[int, str] = {}
     for rounds_done, meta, why in checkpoint.find(where):
         if meta is not None and not why:
@@ -87,26 +108,26 @@ def _newest(
         damaged[rounds_done] = why
     if damaged:
         raise DamagedError(
-            f"{where} holds no checkpoint that is whole: {_told(damaged)}; restore one from a "
+            f"{where} contains no intact checkpoint: {_report(damaged)}; restore one from a "
             "copy, or start a new run in another `directory`"
         )
     return None, {}
 
 
-def _told(damaged: Mapping[int, str]) -> str:
+def _report(damaged: Mapping[int, str]) -> str:
     return "; ".join(f"round {rounds_done}: {why}" for rounds_done, why in damaged.items())
 
 
 def _damage(directory: Path, begun: Begun, found: Snapshot) -> str:
-    """What is wrong with a checkpoint's client states and records, in any process."""
+    """Returns what is wrong with a checkpoint's client states and records, in any process."""
     why = ""
     try:
         processes.check_versions(directory / "clients", begun.like, begun.population, found.version)
         if processes.is_first():
-            record.kept_lines(directory / "records.jsonl", found.rounds_done)
+            record.read_lines(directory / "records.jsonl", found.rounds_done)
     except (DamagedError, OSError) as error:
         why = str(error)
-    return next(filter(None, processes.exchanged(why)), "")
+    return next(filter(None, processes.exchange(why)), "")
 
 
 def _check_same(
@@ -115,17 +136,13 @@ def _check_same(
     now: Mapping[str, Any],
     may_differ: Collection[str] = (),
 ) -> None:
-    """Refuses to go on with a run that was another one.
-
-    Raises:
-      ValueError: naming what differs.
-    """
+    """Raises ValueError if two identities differ, naming the entries."""
     names = sorted(name for name in {*was, *now} if was.get(name) != now.get(name))
     names = [name for name in names if name not in may_differ]
     if names:
         word = lambda name: _NAMES.get(name, name if name.startswith("-") else f"`{name}`")
-        told = [f"{word(name)} ({was.get(name)} there, {now.get(name)} here)" for name in names]
+        found = [f"{word(name)} ({was.get(name)} there, {now.get(name)} here)" for name in names]
         raise ValueError(
-            f"{directory} belongs to a run that differs from this one in {', '.join(told)}; resume "
-            "with the settings, data and weights of that run, or give another `directory`"
+            f"{directory} belongs to a run that differs from this one in {', '.join(found)}; "
+            "resume with the settings, data and weights of that run, or give another `directory`"
         )

@@ -1,4 +1,4 @@
-"""A full disk: the same error, whatever was being written and whichever library wrote it."""
+"""A full disk: one error for it, whichever library was writing."""
 
 import contextlib
 import errno
@@ -11,11 +11,11 @@ _WORDS = tuple(os.strerror(number) for number in _FULL)
 
 
 def is_full(error: BaseException | None) -> bool:
-    """Whether an error, or one that led to it, says that there is no room for a file."""
+    """Returns whether an error, or one that caused it, means that a disk is full."""
     while error is not None:
         if getattr(error, "errno", None) in _FULL:
             return True
-        if any(word in str(error) for word in _WORDS):  # of libraries in other languages
+        if any(word in str(error) for word in _WORDS):  # errors of libraries in other languages
             return True
         error = error.__cause__ or error.__context__
     return False
@@ -23,10 +23,10 @@ def is_full(error: BaseException | None) -> bool:
 
 @contextlib.contextmanager
 def room_in(directory: Path) -> Iterator[None]:
-    """Within, what finds no room for a file of a run ends in one error that names its folder.
+    """Returns a context in which every error of a full disk becomes one that names the folder.
 
     Raises:
-      OSError: in place of whatever a library raised.
+      OSError: in place of the library's error.
     """
     try:
         yield
@@ -36,6 +36,6 @@ def room_in(directory: Path) -> Iterator[None]:
         raise OSError(
             errno.ENOSPC,
             "no room on the disk for what this run writes; free some and start it again, or resume "
-            "it: nothing before the last checkpoint is lost",
+            "it: everything up to the last checkpoint is saved",
             str(directory),
         ) from error

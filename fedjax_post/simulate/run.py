@@ -1,4 +1,4 @@
-"""`run`: a federation from its first round to its last, as an iterator."""
+"""`run`: iterates over the rounds of a federation."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,7 +25,7 @@ from fedjax_post.simulate import (
 from fedjax_post.simulate.asynchronous import Buffer
 from fedjax_post.simulate.cohort import Sampler, data_rng, draw, full, widths_of
 from fedjax_post.simulate.identity import identify
-from fedjax_post.simulate.keeping import Held, Keep, check_unused, kept
+from fedjax_post.simulate.keeping import Held, Keep, check_unused, keep_rounds
 from fedjax_post.simulate.programs import Chunk, Programs, Stored, device
 from fedjax_post.simulate.record import Callback, Record
 from fedjax_post.simulate.resume import Begun
@@ -36,25 +36,25 @@ from fedjax_post.simulate.visits import Step
 class Plan(NamedTuple):
     """How a run is carried out.
 
-    Only `sampler`, `seed`, `feed` and `buffer`, and `speeds` with it, change what is
-    computed; the rest changes how, up to the order of floating-point sums.
+    Only `sampler`, `seed`, `feed` and `buffer` (with `speeds`) affect the result. The other
+    fields change it only by the order of floating-point sums.
     """
 
-    sampler: Sampler = full()  # who takes part in a round
+    sampler: Sampler = full()  # draws the clients of a round
     seed: int = 0  # of cohorts, data order and every client's key
-    chunk_size: int | None = None  # clients in one compiled unit; None: the cohort, at most 32
-    executor: Callable[..., Programs] = device  # (algorithm, telemetry where there is one)
-    telemetry: Aggregate | None = None  # of `core.telemetry`, for the records; None: nothing
+    chunk_size: int | None = None  # clients computed together; None: the cohort, at most 32
+    executor: Callable[..., Programs] = device  # (algorithm, telemetry if any) -> programs
+    telemetry: Aggregate | None = None  # from `core.telemetry`, for the records; None: nothing
     feed: Callable = feed.chunks
     speeds: Speeds | None = None  # of clients, for `virtual_seconds` in the records
-    buffer: Buffer | None = None  # asynchronous: a step whenever it is full; no sampler then
-    directory: str | Path | None = None  # of records and checkpoints; None keeps neither
-    resume: bool = False  # continue what `directory` holds
+    buffer: Buffer | None = None  # asynchronous: a step whenever it is full; without sampler
+    directory: str | Path | None = None  # of records and checkpoints; None saves neither
+    resume: bool = False  # whether to continue the run in `directory`
     checkpoint_every: int | None = None  # rounds; None: at most a fiftieth of the time
-    # Texts by name that must be equal when a run is resumed, beside what `identify` finds: the
-    # hyper-parameters of an algorithm, say, which nothing else can tell.
+    # Texts by name that must be equal when a run is resumed, in addition to those of `identify`,
+    # such as an algorithm's hyper-parameters, which `identify` cannot see.
     identity: Mapping[str, Any] = {}
-    may_differ: tuple[str, ...] = ()  # names of the identity that a resumed run is to change
+    may_differ: tuple[str, ...] = ()  # entries of the identity that a resumed run may change
 
 
 class _Job(NamedTuple):
@@ -76,41 +76,48 @@ def run(
     plan: Plan = Plan(),  # noqa: B008 - immutable
     callbacks: Sequence[Callback] = (),
 ) -> Iterator[tuple[State, Record]]:
-    """A federation's state and record after every round.
+    """Returns an iterator over a federation's state and record after every round.
 
-    With a directory, a run that ends early for whatever reason (an exception, Ctrl-C,
-    a kill, leaving the loop) is continued by `plan.resume`, and ends with the
-    same bits on the same machine as one that was never interrupted. It must be the same run:
-    seed, data, weights, and who takes part in the first rounds are compared, see `identify`,
-    and whatever `plan.identity` names.
+    With a directory, a run that ends early for any reason (an exception, Ctrl-C, a kill, leaving
+    the loop) can be continued with `plan.resume`. On the same machine it then ends with the same
+    bits as an uninterrupted run. It must be the same run: seed, data, weights, the cohorts of
+    the first rounds and the entries of `plan.identity` are compared, see `identify`.
 
     Args:
-      algorithm: what is run.
+      algorithm: the algorithm.
       model: the frozen model, passed on to the algorithm; any tree.
       clients: the population.
-      params: where training starts: an adapter's parameters, or all weights.
-      rounds: number of rounds in all, those before a resumption included.
+      params: initial parameters: those of an adapter, or all weights.
+      rounds: total number of rounds, including those before a resumption.
       plan: how the run is carried out.
-      callbacks: called after each round with (state, record); what they return is
-        added to the record.
+      callbacks: called after each round with (state, record); their results are added to the
+        record.
 
     Returns:
-      An iterator over (state, record), one a round. `deployed(algorithm, model, state)`
-      is what a client would serve.
+      An iterator over (state, record), one pair for each round. `deployed(algorithm, model,
+      state)` is what a client would serve.
 
     Raises:
-      ValueError: for a bad plan; a directory that belongs to a different run.
+      ValueError: for an invalid plan, or a directory that belongs to a different run.
       TypeError, ValueError: for an algorithm whose functions do not fit together, naming the
         field, such as "client.update", what it must take or return, and what it does.
-      FileExistsError: if the directory holds a run and `resume` is off.
-      AccessError: if the algorithm needs more of the model than it grants.
+      FileExistsError: if the directory contains a run and `resume` is off.
+      AccessError: if the algorithm needs more access than the model grants.
+
+    >>> import optax
+    >>> from fedjax_post.algorithms import fed_avg
+    >>> from fedjax_post.testing import toy_clients, toy_loss, toy_model, toy_params
+    >>> algorithm = fed_avg(toy_loss, optax.sgd(0.1))
+    >>> steps = run(algorithm, toy_model(), toy_clients(), params=toy_params(), rounds=2)
+    >>> [record["round"] for state, record in steps]
+    [0, 1]
     """
     checked.check_parts(algorithm)
     access.views(model, algorithm.access)
     if plan.buffer is not None:
         asynchronous.check(plan.buffer, algorithm, len(clients))
     if plan.buffer is not None and plan.feed is not feed.chunks:
-        raise ValueError("a plan with a buffer has a feed of its own; leave `feed` out")
+        raise ValueError("a plan with `buffer` uses its own feed; leave `feed` out")
     plan = plan._replace(chunk_size=chunk_size_of(plan, len(clients), rounds))
     check_unused(keep_of(plan))
     data = clients.visit(0, data_rng(0, 0, 0))
@@ -128,16 +135,16 @@ def restore(
     *,
     identity: Mapping[str, Any] | None = None,
 ) -> checkpoint.Snapshot | None:
-    """The latest checkpoint of a run in `directory` that is whole, or None if there is none at all.
+    """Returns the latest intact checkpoint of the run in `directory`; None if it has none.
 
     Args:
       directory: the run's `plan.directory`.
       algorithm: as given to `run`.
       params: as given to `run`; only shapes matter.
-      identity: of the run as it is to go on, from `identify`; None: it is not compared.
+      identity: that the run must have, from `identify`; None: it is not compared.
 
     Raises:
-      DamagedError: if there are checkpoints, and none of them is whole.
+      DamagedError: if there are checkpoints and all are damaged.
       ValueError: if the run has another identity, naming what differs.
     """
     return resume.restore(Path(directory), engine.init(algorithm, params), identity)
@@ -146,7 +153,14 @@ def restore(
 def client_state_like(
     algorithm: Algorithm, model: PyTree, clients: Clients, params: PyTree
 ) -> PyTree:
-    """Shapes and dtypes of what one client keeps between its visits."""
+    """Returns shapes and dtypes of the state that one client keeps between its visits.
+
+    Args:
+      algorithm: as given to `run`.
+      model: as given to `run`.
+      clients: as given to `run`.
+      params: as given to `run`; only shapes matter.
+    """
 
     def make(model, params, data):
         replica = engine.broadcast(algorithm, engine.init(algorithm, params))
@@ -161,14 +175,30 @@ def client_state_like(
 def wire_bytes_of(
     algorithm: Algorithm, model: PyTree, clients: Clients, params: PyTree
 ) -> engine.WireBytes:
-    """Exact bytes of one client in one round."""
+    """Returns the exact bytes that one client sends and receives in one round.
+
+    Args:
+      algorithm: as given to `run`.
+      model: as given to `run`.
+      clients: as given to `run`.
+      params: as given to `run`; only shapes matter.
+    """
     state = jax.eval_shape(lambda p: engine.init(algorithm, p), params)
     data = clients.visit(0, data_rng(0, 0, 0))
     return engine.wire_bytes(algorithm, access.views(model, algorithm.access), state, data)
 
 
 def chunk_size_of(plan: Plan, num_clients: int, rounds: int) -> int:
-    """The plan's chunk size; by default the first cohort in equal chunks of at most 32."""
+    """Returns the plan's chunk size; by default the first cohort in equal chunks of at most 32.
+
+    Args:
+      plan: of the run.
+      num_clients: of the population.
+      rounds: total number of rounds.
+
+    Raises:
+      ValueError: if `rounds`, `checkpoint_every` or `chunk_size` is below 1.
+    """
     if rounds < 1:
         raise ValueError(f"`rounds` must be at least 1, got {rounds}")
     if plan.checkpoint_every is not None and plan.checkpoint_every < 1:
@@ -184,7 +214,7 @@ def chunk_size_of(plan: Plan, num_clients: int, rounds: int) -> int:
 
 
 def _first_cohort(plan: Plan, num_clients: int) -> int:
-    """Clients that take part in the first round."""
+    """Returns the number of clients that take part in the first round."""
     if plan.buffer is not None:
         return plan.buffer.size
     return len(draw(plan.sampler, num_clients, seed=plan.seed, round=0))
@@ -204,17 +234,17 @@ def _rounds(algorithm, model, clients, *, params, rounds, plan, callbacks):
 
     def play(store, held, todo):
         job = _Job(programs, model, store, jax.random.key(plan.seed))
-        return _played(job, held, clients, todo, plan=plan, wire=wire)
+        return _rounds_of(job, held, clients, todo, plan=plan, wire=wire)
 
-    return kept(begun, play, rounds=rounds, keep=keep_of(plan), callbacks=callbacks)
+    return keep_rounds(begun, play, rounds=rounds, keep=keep_of(plan), callbacks=callbacks)
 
 
 def keep_of(plan: Plan) -> Keep:
-    """Where a plan keeps its files."""
+    """Returns where a plan's files are saved, and when."""
     return Keep(plan.directory, plan.resume, plan.checkpoint_every, plan.may_differ)
 
 
-def _played(
+def _rounds_of(
     job: _Job,
     held: Held,
     clients: Clients,
@@ -223,10 +253,10 @@ def _played(
     plan: Plan,
     wire: engine.WireBytes,
 ) -> Iterator[tuple[Held, Record]]:
-    """Plays the rounds, data for the next one prepared while this one computes."""
+    """Plays the rounds; data for the next one are prepared while this one is computed."""
     items = _items(clients, rounds, plan, job.programs)
     began = time.perf_counter()
-    for _, group in groupby(feed.prefetched(items), lambda item: item[0].round):
+    for _, group in groupby(feed.prefetch(items), lambda item: item[0].round):
         held, chunks, reports, numbers = _play(job, held, group)
         seconds = time.perf_counter() - began
         if plan.speeds is not None:
@@ -238,8 +268,8 @@ def _played(
 def _items(
     clients: Clients, rounds: range, plan: Plan, programs: Programs
 ) -> Iterator[tuple[Step, int, Chunk]]:
-    """Every chunk of the rounds, with its round and the lanes that the round needs."""
-    assert plan.chunk_size is not None  # `chunk_size_of` saw to it
+    """Returns an iterator over (step, lanes that the step needs, chunk) of the rounds."""
+    assert plan.chunk_size is not None  # set by `chunk_size_of`
     layout: dict[str, Any] = {
         "widths": widths_of(plan.chunk_size, unit=programs.unit),
         "seed": plan.seed,
@@ -252,7 +282,7 @@ def _items(
 
 
 def _play(job: _Job, held: Held, items: Iterable) -> tuple[Held, list, list, Record]:
-    """One round. At most two chunks are under way, whatever the cohort."""
+    """Plays one round; at most two chunks are in flight at a time, however large the cohort."""
     state = held.state._replace(replica=job.programs.broadcast(held.state))
     total, under_way, settled, replicas = None, [], [], held.replicas
     for step, num_lanes, chunk in items:
@@ -271,15 +301,15 @@ def _play(job: _Job, held: Held, items: Iterable) -> tuple[Held, list, list, Rec
     settled += [_settle(job, *item) for item in under_way]
     chunks, reports = zip(*settled, strict=True)
     replicas = {round: tree for round, tree in replicas.items() if round in step.awaited}
-    numbers = {"round": step.round, **step.numbers, **record.defined(jax.device_get(seen))}
+    numbers = {"round": step.round, **step.numbers, **record.finite_numbers(jax.device_get(seen))}
     return Held(state, replicas), list(chunks), list(reports), numbers
 
 
 def _settle(job: _Job, chunk: Chunk, states, reports):
-    """Waits for a chunk, and keeps the states of its clients that were not dropped."""
-    states, reports = processes.gathered((states, reports))
+    """Waits for a chunk, and stores the states of its clients that were not dropped."""
+    states, reports = processes.gather((states, reports))
     chunk = chunk._replace(
-        data=processes.of_all(chunk.data, job.programs.local(len(chunk.client_ids)))
+        data=processes.gather_data(chunk.data, job.programs.local(len(chunk.client_ids)))
     )
     if jax.tree.leaves(states):
         kept = reports.kept

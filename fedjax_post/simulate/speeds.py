@@ -1,4 +1,4 @@
-"""How long clients take: seconds of virtual time for a visit, download and upload included."""
+"""Speeds of clients: seconds of virtual time for a visit, including download and upload."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -13,26 +13,28 @@ Speeds = Callable[[int, int], float]
 
 
 def equal() -> Speeds:
-    """Everybody takes one second."""
+    """Returns speeds at which every visit takes one second."""
     return lambda client_id, round: 1.0
 
 
 def lognormal(sigma: float, *, seed: int) -> Speeds:
-    """A client takes exp(sigma z) seconds at each of its visits, z its own draw of N(0, 1).
+    """Returns speeds at which a client takes exp(sigma z) seconds, with its own z from N(0, 1).
 
-    The median client takes a second; a slow one stays slow.
+    The median is one second. A client takes equally long at each of its visits.
 
     Raises:
       ValueError: if `sigma` is negative or not finite.
     """
     if not 0 <= sigma < np.inf:
-        raise ValueError(f"sigma must be a number from 0, got {sigma}; 0 is equal speeds")
+        raise ValueError(f"sigma must be finite and at least 0, got {sigma}; 0 is equal speeds")
     draw = lambda client_id: np.random.default_rng((seed, 3, client_id)).standard_normal()
     return lambda client_id, round: float(np.exp(sigma * draw(client_id)))
 
 
-def traced(seconds: np.ndarray) -> Speeds:
-    """Seconds from an array `[clients]` or `[clients, rounds]`; rounds past its end start over.
+def from_seconds(seconds: np.ndarray) -> Speeds:
+    """Returns speeds from an array of seconds, `[clients]` or `[clients, rounds]`.
+
+    Rounds after its end start again at the first column.
 
     Raises:
       ValueError: for another shape, or a number that is not positive and finite.
@@ -48,19 +50,20 @@ def traced(seconds: np.ndarray) -> Speeds:
 
 
 def slowest(speeds: Speeds, chunks: Sequence[Chunk]) -> float:
-    """Seconds until the last client of some chunks is done; 0 if there is none."""
+    """Returns the seconds until the last client of some chunks finishes; 0 without clients."""
     visits = [(int(i), int(chunk.round)) for chunk in chunks for i in chunk.client_ids if i >= 0]
     return max((speeds(*visit) for visit in visits), default=0.0)
 
 
 def read_speeds(path: str | Path, population: int) -> Speeds:
-    """A trace from a file: a `.npy` array, or a line of JSON for each client, in order of ids.
+    """Returns speeds from a file: a `.npy` array, or one line of JSON per client, by id.
 
-    A line is a number of seconds, or a list of them, one a round, as long in every line.
+    A line is a number of seconds, or a list of numbers, one for each round, of equal length in
+    all lines.
 
     Raises:
-      OSError: if there is no such file.
-      ValueError: for a line that is no such thing, or other than one for each client.
+      OSError: if the file cannot be read.
+      ValueError: for an invalid line, or another number of lines than clients.
     """
     path = Path(path)
     if path.suffix == ".npy":
@@ -71,8 +74,8 @@ def read_speeds(path: str | Path, population: int) -> Speeds:
             table = np.array([json.loads(line) for line in lines], np.float64)
         except (ValueError, TypeError) as error:
             raise ValueError(
-                f"{path}: {error}; give seconds, or equally long lists of them, one line a client"
+                f"{path}: {error}; give one line per client, with seconds or equally long lists"
             ) from None
     if table.ndim == 0 or len(table) != population:
         raise ValueError(f"{path} has {table.shape} seconds for {population} clients")
-    return traced(table)
+    return from_seconds(table)

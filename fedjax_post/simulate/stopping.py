@@ -1,13 +1,13 @@
-"""Ctrl-C and SIGTERM: a run ends where nothing is lost, and says that it will.
+"""Ctrl-C and SIGTERM: stops a run at a point where nothing is lost.
 
-Python raises KeyboardInterrupt wherever it stands. Within a callback of jax it is ignored and
-the program goes on; within a checkpoint it tears that checkpoint. Here a signal is noted while
-a round is under way, and raised as `Interrupted` between two chunks of clients, or between two
-calls of a hosted model. A second one is not noted: it ends a program at once, and a notebook's
-cell as Python always does.
+Python raises KeyboardInterrupt at any instruction. Inside a callback of jax it is ignored and the
+program continues; inside a checkpoint it leaves the checkpoint incomplete. Here a signal during a
+round is recorded, and raised as `Interrupted` between two chunks of clients or between two calls
+of a hosted model. A second signal is not deferred: it ends a program at once, and in a notebook it
+interrupts the cell as usual.
 
-`catching` is for programs. `run` and `sweep` use `deferred` by themselves, in a notebook too.
-Signals reach the main thread alone; in any other thread all of this does nothing.
+`catch_signals` is for programs. `run` and `sweep` use `defer_signals` themselves, also in a
+notebook. Signals reach only the main thread; in other threads these functions have no effect.
 """
 
 import contextlib
@@ -19,9 +19,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from typing import Any
 
-_AGAIN = 0.02  # seconds: an interrupt that a callback ignored is raised again
-_SAID = b"""
-stopping after the chunk of clients, evaluation or checkpoint under way; Ctrl-C again leaves at once
+_AGAIN = 0.02  # seconds after which an interrupt that a callback ignored is raised again
+_MESSAGE = b"""
+stopping after the current chunk of clients, evaluation or checkpoint; Ctrl-C again stops at once
 """
 
 
@@ -34,11 +34,11 @@ class Interrupted(KeyboardInterrupt):
 
 
 class _Handler:
-    """Notes the first signal, and raises it at once or at the next `check`.
+    """Records the first signal, and raises it at once or at the next `check`.
 
     Args:
-      second: signal -> what handles it from the first one on.
-      hook: of `sys`, for what else a callback raises.
+      second: signal -> its handler after the first signal.
+      hook: `sys.unraisablehook`, called for other errors in callbacks.
     """
 
     def __init__(self, second: Mapping[int, Any], hook: Callable = sys.unraisablehook):
@@ -53,20 +53,20 @@ class _Handler:
         self._waiting = signum
         if not self.deferred:
             self.check()
-        # Not by `print`: the signal may have come in the middle of another one.
+        # Not with `print`: the signal may have interrupted another `print`.
         with contextlib.suppress(OSError):
-            os.write(2, _SAID)
+            os.write(2, _MESSAGE)
 
     def check(self) -> None:
-        """Raises what is noted."""
+        """Raises the recorded signal, if any."""
         if self._waiting is not None:
             signum, self._waiting = self._waiting, None
             raise Interrupted(signum)
 
-    def ignored(self, unraisable: Any) -> None:
-        """Notes an interrupt again that was raised within a callback, where it counts for nothing.
+    def on_unraisable(self, unraisable: Any) -> None:
+        """Records an interrupt again that was raised in a callback, where Python ignores it.
 
-        It goes in place of `sys.unraisablehook`, and is itself such a callback.
+        It replaces `sys.unraisablehook`, and is itself such a callback.
         """
         if isinstance(unraisable.exc_value, Interrupted):
             self._waiting = unraisable.exc_value.signum
@@ -75,7 +75,7 @@ class _Handler:
             self._hook(unraisable)
 
     def again(self, signum: int, frame: object) -> None:
-        """Raises what is noted, unless it is deferred by now; a handler of SIGALRM."""
+        """Handles SIGALRM: raises the recorded signal, unless signals are deferred now."""
         del signum, frame
         if not self.deferred:
             self.check()
@@ -85,11 +85,12 @@ _handler: ContextVar[_Handler | None] = ContextVar("_handler", default=None)
 
 
 @contextlib.contextmanager
-def catching() -> Iterator[None]:
-    """Within, the first SIGINT or SIGTERM raises `Interrupted`; the next one kills the process.
+def catch_signals() -> Iterator[None]:
+    """Returns a context in which the first SIGINT or SIGTERM raises `Interrupted`.
 
-    For a whole program, in its main thread. What was muted, as in a job in the background of a
-    script, stays so. Within another `catching` it does nothing.
+    The next signal kills the process. It is meant for a whole program, in its main thread.
+    Signals that were ignored before, as in a script's background job, stay ignored. Inside
+    another `catch_signals` it has no effect.
     """
     if _handler.get() is not None or not _is_main():
         yield
@@ -103,7 +104,7 @@ def catching() -> Iterator[None]:
     handler = _Handler(dict.fromkeys(stops, signal.SIG_DFL), hook)
     before: dict[int, Any] = {each: signal.signal(each, handler) for each in stops}
     before[signal.SIGALRM] = signal.signal(signal.SIGALRM, handler.again)
-    sys.unraisablehook = handler.ignored
+    sys.unraisablehook = handler.on_unraisable
     token = _handler.set(handler)
     try:
         yield
@@ -116,10 +117,10 @@ def catching() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def deferred() -> Iterator[None]:
-    """Within, the first signal waits for `check` or the end.
+def defer_signals() -> Iterator[None]:
+    """Returns a context in which the first signal is deferred to the next `check` or the end.
 
-    Without `catching` that is Ctrl-C alone, and only where Python's own handler has it.
+    Without `catch_signals`, this covers only Ctrl-C, and only if Python's own handler is installed.
     """
     handler = _handler.get()
     if handler is not None:
@@ -142,7 +143,7 @@ def deferred() -> Iterator[None]:
 
 
 def check() -> None:
-    """Raises `Interrupted` if a signal waits for it; a place where nothing is lost."""
+    """Raises `Interrupted` if a signal was deferred. Call it where nothing is lost."""
     handler = _handler.get()
     if handler is not None:
         handler.check()

@@ -1,14 +1,14 @@
-"""Client states on disk: a row for every client that was ever seen, and its recent versions.
+"""Client states on disk: a row for every client seen so far, in its recent versions.
 
-`rows.bin` has slots of one row each, and an index says which slot holds whose state. The index
-is appended, never changed: a version of the whole population is a prefix of it, so that a
-checkpoint names a version instead of copying, and what a killed process left after it is cut
-off when the version is reopened. A slot is written again when no checkpoint that is kept, not
-the last whole round and not the present names it. With C kept checkpoints the files take at
-most C + 1 rows for each client that was seen, one for each client of a round, and an index of
-20 bytes a row; see `ClientStore.settle` and `ClientStore.keep`.
+`rows.bin` consists of slots of one row each, and an index maps clients to slots. The index is only
+appended to: a version of the whole population is a prefix of the index. A checkpoint therefore
+stores a version instead of a copy, and entries that a killed process wrote after it are cut off
+when the version is reopened. A slot is reused when it belongs to no kept checkpoint, not to the
+last complete round and not to the current version. With C kept checkpoints, the files take at most
+C + 1 rows for each client seen, one for each client of a round, and an index of 20 bytes per row;
+see `ClientStore.settle` and `ClientStore.keep`.
 
-Rows and index are checksummed. A row is checked whenever it is read, the index when it is opened.
+Rows and index have checksums. A row is checked whenever it is read, the index when it is opened.
 """
 
 import os
@@ -26,13 +26,14 @@ from fedjax_post.core.algorithm import PyTree
 from fedjax_post.data.clients import empty_aligned
 from fedjax_post.integrity import DamagedError
 
-_MOST_PARTS = os.sysconf("SC_IOV_MAX")  # of one call
+_MOST_PARTS = os.sysconf("SC_IOV_MAX")  # limit on the buffers of one system call
 _ENTRY = np.dtype([("client", "<i8"), ("slot", "<i8"), ("crc", "<u4")])
-_SPARE = 1024  # outdated entries that an index may have beyond as many as are in use
+# An index may have as many outdated entries as live ones, and this many more.
+_SPARE = 1024
 
 
 class Version(NamedTuple):
-    """A state of the population: the first entries of an index."""
+    """A version of all client states: the first entries of an index."""
 
     generation: int  # of the index
     entries: int
@@ -43,11 +44,11 @@ class ClientStore:
     """Rows of fixed size, keyed by client id.
 
     Args:
-      directory: where the files lie; made if missing, for this user alone.
+      directory: of the files; created if missing, accessible to this user only.
       like: shapes and dtypes of one client's state.
-      population: number of clients; 12 bytes of memory each.
-      version: what to reopen, everything after it is cut off; None starts empty.
-      kept: other versions that must stay readable; None: nothing is to be changed, only read.
+      population: number of clients; each takes 12 bytes of memory.
+      version: to open; everything after it is cut off; None starts empty.
+      kept: other versions that must stay readable; None: open read-only.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class ClientStore:
         self._free: list[int] = []
         self._replaced: list[int] = []  # slots of the last whole round that have a successor
         self._version, self._index = Version(0, 0), -1
-        self._rows = self._opened(self._directory / "rows.bin")
+        self._rows = self._open_file(self._directory / "rows.bin")
         self._num_slots = os.fstat(self._rows).st_size // max(1, self._row_size)
         self._open(version or Version(0, 0))
         if kept is not None:
@@ -84,10 +85,10 @@ class ClientStore:
         return self._row_size
 
     def read(self, client_ids: np.ndarray) -> tuple[PyTree, np.ndarray]:
-        """States `[clients, ...]` and which of them exist; zeros for those that do not.
+        """Returns states `[clients, ...]`, zeros where none exists, and which of them exist.
 
         Raises:
-          DamagedError: naming a client whose state is not as it was written.
+          DamagedError: naming a client whose state has changed since it was written.
         """
         slots = np.where(client_ids >= 0, self._slot_of[client_ids], -1)
         leaves = [empty_aligned((len(client_ids), *s), d) for s, d in self._layout]
@@ -101,11 +102,11 @@ class ClientStore:
         return jax.tree.unflatten(self._structure, leaves), slots >= 0
 
     def seen(self) -> np.ndarray:
-        """Ids of the clients that have a state, ascending."""
+        """Returns the ids of the clients that have a state, ascending."""
         return np.flatnonzero(self._slot_of >= 0)
 
     def write(self, client_ids: np.ndarray, states: PyTree) -> None:
-        """Adds the states `[clients, ...]` of clients with ids 0 or more."""
+        """Stores states `[clients, ...]`; client ids are not negative."""
         if not len(client_ids) or not self._row_size:
             return
         lanes = _lanes_of([np.ascontiguousarray(x) for x in jax.tree.leaves(states)])
@@ -119,28 +120,32 @@ class ClientStore:
         self._take(entries)
 
     def settle(self) -> Version:
-        """The version that holds everything written so far, as of a round that is whole.
+        """Returns the version with everything written so far; call it when a round is complete.
 
-        `rewind` may return to it until this is called again; what it replaced makes room.
+        `rewind` can return to it until this is called again. Slots that the round replaced are
+        released.
         """
         self._free += [slot for slot in self._replaced if not self._held[slot]]
         self._replaced = []
         return self._version
 
     def rewind(self, version: Version) -> None:
-        """Forgets everything after `version`: the last settled one, or one that is kept."""
+        """Discards everything after `version`: the last settled version, or a kept one."""
         if version != self._version:
             os.close(self._index)
             self._open(version)
             self._find_room()
 
     def sync(self) -> Version:
-        """Makes everything durable; starts a new index if most of it is outdated."""
+        """Writes everything to disk, and returns the version.
+
+        Starts a new index if most entries are outdated.
+        """
         live = self.seen()
         if self._version.entries > 2 * len(live) + _SPARE:
             os.close(self._index)
             self._version = Version(self._version.generation + 1, 0)
-            self._index = self._opened(self._index_path(self._version))
+            self._index = self._open_file(self._index_path(self._version))
             os.ftruncate(self._index, 0)
             entries = np.empty(len(live), _ENTRY)
             entries["client"] = live
@@ -151,7 +156,7 @@ class ClientStore:
         return self._version
 
     def keep(self, versions: Sequence[Version]) -> None:
-        """Keeps these versions readable, beside the present one, and no other."""
+        """Keeps these versions readable beside the current one, and no others."""
         present = self._slot_of[self.seen()]
         known = {**self._kept, self._version: present}
         self._kept = {v: known[v] if v in known else self._slots_of(v) for v in versions}
@@ -167,7 +172,7 @@ class ClientStore:
         os.close(self._index)
 
     def _open(self, version: Version) -> None:
-        self._index = self._opened(self._index_path(version))
+        self._index = self._open_file(self._index_path(version))
         entries = _entries(self._directory, version, len(self._slot_of), self._num_slots)
         if self._mode != os.O_RDONLY:
             os.ftruncate(self._index, version.entries * _ENTRY.itemsize)
@@ -175,7 +180,7 @@ class ClientStore:
         self._take(entries)
 
     def _find_room(self) -> None:
-        """Works out which slots are held by kept versions, and which are free."""
+        """Determines which slots belong to kept versions, and which are free."""
         self._held = np.zeros(self._num_slots, bool)
         for slots in self._kept.values():
             self._held[slots] = True
@@ -185,7 +190,7 @@ class ClientStore:
         self._free = np.flatnonzero(~busy)[::-1].tolist()
 
     def _room_for(self, count: int) -> np.ndarray:
-        """Slots to write to, ascending: free ones, then new ones."""
+        """Returns slots to write to, ascending: free ones, then new ones."""
         old = [self._free.pop() for _ in range(min(count, len(self._free)))]
         new = range(self._num_slots, self._num_slots + count - len(old))
         self._num_slots += len(new)
@@ -193,7 +198,7 @@ class ClientStore:
         return np.array([*sorted(old), *new], np.int64)
 
     def _fill(self, slots: np.ndarray, lanes: list[list[Any]]) -> None:
-        """Writes the rows, those of adjacent slots at once."""
+        """Writes the rows, those of adjacent slots in one call."""
         cuts = np.flatnonzero(np.diff(slots) != 1) + 1
         for run in np.split(np.arange(len(slots)), cuts):
             parts = (part for lane in run for part in lanes[lane])
@@ -212,10 +217,10 @@ class ClientStore:
         try:
             entries = _entries(self._directory, version, len(self._slot_of), self._num_slots)
         except (DamagedError, FileNotFoundError):
-            return np.empty(0, np.int64)  # nobody can go back to it, so it needs no room
+            return np.empty(0, np.int64)  # it cannot be restored, so its slots are free
         return _latest(entries)["slot"]
 
-    def _opened(self, path: Path) -> int:
+    def _open_file(self, path: Path) -> int:
         return os.open(path, self._mode, 0o600)
 
     def _index_path(self, version: Version) -> Path:
@@ -223,15 +228,21 @@ class ClientStore:
 
 
 def row_size_of(like: PyTree) -> int:
-    """Bytes of one client's state, from its shapes and dtypes."""
+    """Returns the bytes of one client's state, from its shapes and dtypes."""
     return sum(int(np.prod(x.shape)) * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(like))
 
 
 def check_version(directory: Path, like: PyTree, population: int, version: Version) -> None:
-    """Reads all that a version of a store holds, and changes nothing.
+    """Checks all data of a version of a store, and changes nothing.
+
+    Args:
+      directory: of the store.
+      like: shapes and dtypes of one client's state.
+      population: number of clients.
+      version: to check.
 
     Raises:
-      DamagedError: naming what is not as it was written.
+      DamagedError: naming what has changed since it was written.
     """
     row_size, path = row_size_of(like), directory / "rows.bin"
     if not version.entries:
@@ -247,7 +258,7 @@ def check_version(directory: Path, like: PyTree, population: int, version: Versi
 
 
 def _entries(directory: Path, version: Version, population: int, num_slots: int) -> np.ndarray:
-    """The entries of a version, checked."""
+    """Returns the entries of a version, after checking them."""
     path, size = directory / f"index-{version.generation}.bin", version.entries * _ENTRY.itemsize
     if not version.entries:
         return np.empty(0, _ENTRY)
@@ -265,7 +276,7 @@ def _entries(directory: Path, version: Version, population: int, num_slots: int)
 
 
 def _latest(entries: np.ndarray) -> np.ndarray:
-    """The last entry of each client."""
+    """Returns the last entry of each client."""
     newest = np.unique(entries["client"][::-1], return_index=True)[1]
     return entries[::-1][newest]
 
@@ -275,7 +286,7 @@ def _damaged(directory: Path, client: int, slot: int) -> str:
 
 
 def _lanes_of(leaves: list[np.ndarray]) -> list[list[Any]]:
-    """The bytes of each client's part of each leaf, in place: files are read into, written from."""
+    """Returns, for each client, writable byte views of its part of each leaf."""
     flat = [leaf.reshape(len(leaf), -1).view(np.uint8) for leaf in leaves if leaf.size]
     return [list(parts) for parts in zip(*flat, strict=True)]
 
@@ -288,13 +299,13 @@ def _crc(parts: Iterable[Any]) -> int:
 
 
 def _read(handle: int, parts: list[Any], offset: int) -> None:
-    """Fills the parts one after the other."""
+    """Reads from a file into the parts, one after the other."""
     for first in range(0, len(parts), _MOST_PARTS):
         offset += os.preadv(handle, parts[first : first + _MOST_PARTS], offset)
 
 
 def _write(handle: int, parts: Iterable[Any], offset: int) -> None:
-    """Writes the parts one after the other."""
+    """Writes the parts to a file, one after the other."""
     left = deque(memoryview(part) for part in parts)
     while left:
         written = os.pwritev(handle, list(islice(left, _MOST_PARTS)), offset)

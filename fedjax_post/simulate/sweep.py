@@ -1,9 +1,9 @@
 """`sweep`: many federations in one program, over seeds and scalar hyper-parameters.
 
-Every setting runs under every seed. Runs of one seed share their cohorts and their data; all
-runs share the model, so that on an accelerator a product with its weights is one product for
-all of them. A CPU takes them in turn, within the program. Each run equals what `run` gives for
-it alone, up to reassociation.
+Every setting runs with every seed. Runs with the same seed share cohorts and data. All runs share
+the model, so that on an accelerator a product with its weights is a single product for all of
+them. On a CPU the program computes the runs one after the other. Each run equals the result of
+`run` for it alone, up to the order of floating-point sums.
 """
 
 import time
@@ -21,7 +21,7 @@ from fedjax_post.core.engine import State, WireBytes
 from fedjax_post.data.clients import Clients
 from fedjax_post.simulate import feed, programs, record, stopping
 from fedjax_post.simulate.identity import identify
-from fedjax_post.simulate.keeping import Held, check_unused, kept
+from fedjax_post.simulate.keeping import Held, check_unused, keep_rounds
 from fedjax_post.simulate.processes import PartedStore
 from fedjax_post.simulate.programs import Chunk, Programs, Stored
 from fedjax_post.simulate.record import Callback, Record
@@ -34,37 +34,41 @@ from fedjax_post.simulate.run import (
     wire_bytes_of,
 )
 
-# (**setting) -> the algorithm of a setting, whose numbers are traced
+# (**setting) -> the algorithm of a setting; its numbers are traced
 MakeFn = Callable[..., Algorithm]
 
 
 class Grid(NamedTuple):
-    """The runs of a sweep: every setting under every seed."""
+    """The runs of a sweep: every setting with every seed.
 
-    # hyper-parameter -> its H values: setting h has the h-th of each
+    >>> Grid({"learning_rate": (0.1, 0.3)}, seeds=(0, 1, 2)).shape
+    (3, 2)
+    """
+
+    # hyper-parameter -> its H values; setting h consists of the h-th value of each
     settings: Mapping[str, Sequence[float]]
     seeds: Sequence[int] = (0,)  # in place of `Plan.seed`
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Seeds and settings."""
+        """Number of seeds and number of settings."""
         return len(self.seeds), len(next(iter(self.settings.values())))
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
-        """The settings, each [H] float32."""
+        """The settings, each `[H]` float32."""
         return {name: np.asarray(values, np.float32) for name, values in self.settings.items()}
 
 
 class _Rows(NamedTuple):
-    """The client states of all runs: a population of its own for each."""
+    """The client states of all runs, with separate rows for each run."""
 
     store: PartedStore
     shape: tuple[int, int]
     population: int
 
     def of(self, client_ids: np.ndarray) -> np.ndarray:
-        """Rows `[seeds, settings, lanes]` of clients `[seeds, lanes]`; -1 stays."""
+        """Returns rows `[seeds, settings, lanes]` of clients `[seeds, lanes]`; -1 stays -1."""
         seed, setting = np.indices(self.shape)
         first = (seed * self.shape[1] + setting) * self.population
         ids = client_ids[:, None].astype(np.int64)
@@ -100,27 +104,27 @@ def sweep(
     plan: Plan = Plan(),  # noqa: B008 - immutable
     callbacks: Sequence[Callback] = (),
 ) -> Iterator[tuple[State, Record]]:
-    """The states and records of all runs after every round.
+    """Returns an iterator over the states and records of all runs after every round.
 
     Args:
       make: `(**setting) -> algorithm`; a setting's numbers are traced, () float32.
       model: as for `run`; shared by all runs.
       clients: as for `run`.
       grid: the runs.
-      params: where every run starts.
+      params: initial parameters of every run.
       rounds: number of rounds.
       plan: as for `run`, on one device and with cohorts; a sweep is resumed like a run.
       callbacks: as for `run`.
 
     Returns:
-      An iterator over (state, record), one a round. Leaves are `[seeds, settings, ...]`, and
-      `record["runs"]` is a list over seeds of lists over settings; `run_of(state, s, h)` is
-      the state of a run.
+      An iterator over (state, record), one pair for each round. Leaves are
+      `[seeds, settings, ...]`, and `record["runs"]` is a list over seeds of lists over settings.
+      `run_of(state, s, h)` is the state of one run.
 
     Raises:
-      ValueError: for settings of unequal length, for none, and as `run`.
-      FileExistsError: if the directory holds a run and `resume` is off.
-      AccessError: if the algorithm needs more of the model than it grants.
+      ValueError: for settings of unequal length or without values, and as `run`.
+      FileExistsError: if the directory contains a run and `resume` is off.
+      AccessError: if the algorithm needs more access than the model grants.
     """
     _check(grid)
     first = make(**{name: float(values[0]) for name, values in grid.settings.items()})
@@ -141,13 +145,19 @@ def sweep(
 
     def play(store, held, todo):
         job = _Job(swept, model, _Rows(store, grid.shape, len(clients)), grid)
-        return _played(job, held.state, clients, todo, plan=plan, wire=wire)
+        return _rounds_of(job, held.state, clients, todo, plan=plan, wire=wire)
 
-    return kept(begun, play, rounds=rounds, keep=keep_of(plan), callbacks=callbacks)
+    return keep_rounds(begun, play, rounds=rounds, keep=keep_of(plan), callbacks=callbacks)
 
 
 def run_of(state: PyTree, seed: int, setting: int) -> PyTree:
-    """What belongs to one run, by the positions of its seed and its setting."""
+    """Returns the part of a state that belongs to one run.
+
+    Args:
+      state: leaves `[seeds, settings, ...]`.
+      seed: position of the seed in the grid.
+      setting: position of the setting in the grid.
+    """
     return jax.tree.map(lambda x: x[seed, setting], state)
 
 
@@ -160,17 +170,19 @@ def _identity(model, clients, params, plan: Plan, grid: Grid) -> dict[str, Any]:
 def _check(grid: Grid) -> None:
     lengths = {name: len(values) for name, values in grid.settings.items()}
     if not lengths or len(set(lengths.values())) > 1 or not all(lengths.values()):
-        raise ValueError(f"settings must name hyper-parameters of as many values, got {lengths}")
+        raise ValueError(
+            f"settings must give each hyper-parameter the same number of values, got {lengths}"
+        )
     if not grid.seeds or len(set(grid.seeds)) < len(grid.seeds):
         raise ValueError(f"seeds must be distinct, and at least one; got {list(grid.seeds)}")
 
 
 def _programs(make: MakeFn, grid: Grid, telemetry) -> Programs:
-    """Programs over leaves `[seeds, settings, ...]`; chunks have leaves `[seeds, ...]`."""
+    """Returns programs over leaves `[seeds, settings, ...]`; chunks have leaves `[seeds, ...]`."""
     watch = {} if telemetry is None else {"telemetry": telemetry}
 
     def each(fn, by_seed, by_setting, *, mapped=jax.vmap, **options):
-        """`fn(algorithm, ...)` for every run; the axes say which arguments differ."""
+        """Returns `fn(algorithm, ...)` mapped over all runs; axes mark the arguments that vary."""
         made = lambda setting, *args: fn(make(**setting), *args)
         runs = mapped(made, in_axes=(0, *by_setting))
         runs = mapped(runs, in_axes=(None, *by_seed))
@@ -187,15 +199,15 @@ def _programs(make: MakeFn, grid: Grid, telemetry) -> Programs:
             partial(programs.visit_chunk, **watch),
             (None, 0, 0, 0, 0, 0),
             (None, 0, 0, None, 0, None),
-            mapped=_one_by_one if jax.default_backend() == "cpu" else jax.vmap,
+            mapped=_loop if jax.default_backend() == "cpu" else jax.vmap,
             donate_argnums=2,
         ),
         close=each(partial(programs.close, **watch), (0, 0), (0, 0)),
     )
 
 
-def _one_by_one(fn: Callable, in_axes: tuple[int | None, ...]) -> Callable:
-    """`jax.vmap` as a loop: a CPU is full with one run, and the memory of one stays near it."""
+def _loop(fn: Callable, in_axes: tuple[int | None, ...]) -> Callable:
+    """Returns `jax.vmap` as a loop: one run uses the whole CPU, and its data stay in the caches."""
 
     def mapped(*args):
         def call(own):
@@ -210,16 +222,16 @@ def _one_by_one(fn: Callable, in_axes: tuple[int | None, ...]) -> Callable:
     return mapped
 
 
-def _played(
+def _rounds_of(
     job: _Job, state: State, clients: Clients, rounds: range, *, plan: Plan, wire: WireBytes
 ) -> Iterator[tuple[Held, Record]]:
-    """Plays the rounds of all runs, data for the next one prepared while this one computes."""
+    """Plays the rounds of all runs; the next one's data are prepared while one is computed."""
     width = plan.chunk_size
-    assert width is not None  # `chunk_size_of` saw to it
+    assert width is not None  # set by `chunk_size_of`
     seeds = job.grid.seeds
-    items = feed.abreast(clients, rounds, sampler=plan.sampler, width=width, seeds=seeds)
+    items = feed.chunks_by_seed(clients, rounds, sampler=plan.sampler, width=width, seeds=seeds)
     began = time.perf_counter()
-    for chunks in feed.prefetched(items):
+    for chunks in feed.prefetch(items):
         state, reports, seen = _play(job, state, chunks)
         seconds = time.perf_counter() - began
         runs = _records(job.grid, chunks, reports, seen, wire=wire, seconds=seconds)
@@ -228,7 +240,7 @@ def _played(
 
 
 def _play(job: _Job, state: State, chunks: Sequence[Chunk]) -> tuple[State, list, Record]:
-    """One round of all runs."""
+    """Plays one round of all runs."""
     programs, model = job.programs, job.model
     keys = jax.vmap(jax.random.key)(np.array(job.grid.seeds, np.uint32))
     state = state._replace(replica=programs.broadcast(state))
@@ -253,7 +265,7 @@ def _records(grid: Grid, chunks, reports, seen, *, wire, seconds: float) -> list
             own, [run_of(report, s, h) for report in reports], wire=wire, seconds=seconds
         )
         setting = {name: float(values[h]) for name, values in grid.settings.items()}
-        found = record.defined({name: x[s, h] for name, x in seen.items()})
+        found = record.finite_numbers({name: x[s, h] for name, x in seen.items()})
         return {"seed": grid.seeds[s], **setting, **line, **found}
 
     return [[one(s, h) for h in range(grid.shape[1])] for s in range(grid.shape[0])]

@@ -1,4 +1,4 @@
-"""`visit`: one chunk of clients, mapped. The compiled unit of a simulation."""
+"""`visit`: one chunk of clients under `jax.vmap`, the compiled unit of a simulation."""
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +18,10 @@ def visit(
     contexts: Context,
     telemetry: Aggregate = engine.NO_TELEMETRY,
 ) -> tuple[engine.Total, engine.ClientState, engine.Report]:
-    """A chunk's visit: its clients' messages added to the total, and their next states.
+    """Returns the total with the messages of a chunk's clients added, and their next states.
 
-    The model and the replica are not mapped, so a product with the model's
-    weights is one product for all clients of the chunk.
+    The model and the replica are not mapped, so a product with the model's weights is a single
+    product for all clients of the chunk.
 
     Args:
       algorithm: the algorithm.
@@ -52,8 +52,8 @@ def visit(
     return total, states, reports
 
 
-def discounted(algorithm: Algorithm, factor: jax.Array) -> Algorithm:
-    """The algorithm, its clients counting `factor` of their weights, () float32."""
+def discount_weights(algorithm: Algorithm, factor: jax.Array) -> Algorithm:
+    """Returns the algorithm with its clients' weights multiplied by `factor`, () float32."""
 
     def update(model, replica, state, data, ctx):
         visit = model, replica, state, data, ctx
@@ -64,7 +64,13 @@ def discounted(algorithm: Algorithm, factor: jax.Array) -> Algorithm:
 
 
 def contexts_of(run_key: jax.Array, round: jax.Array, client_ids: jax.Array) -> Context:
-    """Contexts `[clients]`: each key folded from (run key, round, client id)."""
+    """Returns contexts `[clients]`, with each key folded from (run key, round, client id).
+
+    Args:
+      run_key: key of the run.
+      round: (), int32.
+      client_ids: `[clients]` int32.
+    """
     round = jnp.asarray(round, jnp.int32)
     fold = lambda i: jax.random.fold_in(jax.random.fold_in(run_key, round), i)
     rounds = jnp.full(client_ids.shape, round)
@@ -79,7 +85,16 @@ def fresh_states(
     run_key: jax.Array,
     client_ids: jax.Array,
 ) -> engine.ClientState:
-    """States `[clients, ...]` before a first visit; their keys belong to no round."""
+    """Returns states `[clients, ...]` before a first visit; their keys use round -1.
+
+    Args:
+      algorithm: the algorithm.
+      model: the frozen model.
+      replica: what every client holds.
+      data: leaves `[clients, ...]`.
+      run_key: key of the run.
+      client_ids: `[clients]` int32.
+    """
     contexts = contexts_of(run_key, jnp.int32(-1), client_ids)
     init = lambda data, ctx: engine.init_client(algorithm, model, replica, data, ctx)
     return jax.vmap(init)(data, contexts)

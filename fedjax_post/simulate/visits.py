@@ -1,4 +1,4 @@
-"""Who visits when: a function of the plan alone, for the run and for whoever accounts for it."""
+"""The visits of clients by round: a function of the plan alone, for runs and for their ledgers."""
 
 from collections.abc import Iterator, Mapping
 from itertools import islice
@@ -13,27 +13,27 @@ if TYPE_CHECKING:
 
 
 class Step(NamedTuple):
-    """One step of the server: whose updates it takes, and what it says in the record."""
+    """One step of the server: the clients whose updates it uses, and numbers for the record."""
 
     round: int
     began: tuple[tuple[int, np.ndarray], ...] = ()  # (round, ids of clients that began in it)
-    awaited: frozenset[int] = frozenset()  # rounds that clients still at work began in
+    awaited: frozenset[int] = frozenset()  # rounds in which clients still at work began
     numbers: Mapping[str, Any] = {}  # for the record
 
 
 class Visit(NamedTuple):
-    """One client's visit; its data and its key are those of the round that it began in."""
+    """One client's visit; its data and its key are those of the round in which it began."""
 
-    round: int  # of the server step that takes its update
+    round: int  # of the server step that uses its update
     began: int
     client_id: int
 
 
 def steps(plan: "Plan", population: int, rounds: range) -> Iterator[Step]:
-    """Returns the server's steps of some rounds.
+    """Returns an iterator over the server's steps of some rounds.
 
     Args:
-      plan: of the run; its sampler and seed count, or its buffer, speeds and seed.
+      plan: of the run; only its sampler and seed matter, or its buffer, speeds and seed.
       population: number of clients.
       rounds: consecutive.
     """
@@ -52,7 +52,13 @@ def steps(plan: "Plan", population: int, rounds: range) -> Iterator[Step]:
 
 
 def visits(plan: "Plan", population: int, rounds: range) -> Iterator[Visit]:
-    """Returns every visit whose update the server took in some rounds; see `steps`."""
+    """Returns an iterator over the visits whose updates the server uses in some rounds.
+
+    Args:
+      plan: as for `steps`.
+      population: number of clients.
+      rounds: consecutive.
+    """
     for step in steps(plan, population, rounds):
         for began, client_ids in step.began:
             for client_id in client_ids.tolist():

@@ -1,13 +1,14 @@
-"""An experiment as data, and what is done with one.
+"""An experiment as data, and the operations on it: run, score, export, compare.
 
-from fedjax_post import study
-job = study.prepare(study.Spec(method="fed_adam", training=study.Training(rounds=60)))
-for state, record in job.run(): ...
+Example:
+  from fedjax_post import study
+  job = study.prepare(study.Spec(method="fed_adam", training=study.Training(rounds=60)))
+  for state, record in job.run(): ...
 """
 
 from fedjax_post.study.carry_out import carry_out
 
-# the functions take the place of their modules, which nothing outside this room names
+# These functions replace the modules of the same name, which nothing outside this room imports.
 from fedjax_post.study.compare import Comparison, compare, sweep
 from fedjax_post.study.drills import drills
 from fedjax_post.study.evaluate import Evaluation, evaluate

@@ -1,4 +1,7 @@
-"""What a base has read of an evaluation, and remembers, as far as its corpus is open (H6)."""
+"""How much of the evaluation a base model has read in its training and remembers (H6).
+
+Possible only where the corpus of the base model is open.
+"""
 
 from typing import Any
 
@@ -11,14 +14,15 @@ from fedjax_post.openness.audit import audit, check_corpus
 from fedjax_post.openness.read import load_passport
 from fedjax_post.study.build import Parts
 
-_PER_CALL, _FRESH = 400, 300  # documents read of each call of a training; texts probed for memory
+# Documents read for each call of a training; fresh texts that serve as a control.
+_PER_CALL, _FRESH = 400, 300
 
 
 def audit_of(parts: Parts) -> dict[str, Any]:
-    """Returns an audit of the target and the held-out rows: numbers, or why there are none.
+    """Returns an audit of the target on the held-out rows, or {"refused": reason}.
 
-    Only the bases that this project trained have documents that can be made again; of any
-    other open corpus a person would have to pass the documents to `openness.audit.audit`.
+    Only the corpora of the base models that this project trained can be generated again. For
+    any other open corpus, pass its documents to `openness.audit.audit`.
     """
     model = parts.spec.model.name
     name = passport_of(model)
@@ -43,7 +47,7 @@ def audit_of(parts: Parts) -> dict[str, Any]:
 
 
 def _rows(parts: Parts) -> list[tuple[str, str]]:
-    """The held-out questions and answers as the data set has them."""
+    """Returns the held-out questions and answers as they stand in the data set."""
     data, seed = parts.spec.data, parts.spec.seed
     splits = load_splits(data.source, split=data.split, num_clients=data.num_clients, seed=seed)
     heldout = hold_out(splits, data.heldout_fraction, seed=seed).heldout

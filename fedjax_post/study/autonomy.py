@@ -1,19 +1,20 @@
-"""Autonomy drills: what a method loses when whoever hosts its model does as they please.
+"""Autonomy drills: what a method loses when the host of its model stops, changes or refuses.
 
-A fault is what it does to a run: who takes part from then on, and which model answers.
+A fault is defined by its effect on a run: which clients take part from then on, and which
+model answers.
 
-| drill | what happens | a method that asks the target | one that holds its weights |
+| drill | what happens | a method that queries the target | one that holds its weights |
 | --- | --- | --- | --- |
-| shutdown | nobody answers from a round on | nobody takes part, nothing is served | goes on |
-| changed | other weights answer from a round on | goes on with those | goes on with its own |
-| rate_limited | a few clients a round are answered | the others are left out | goes on |
-| refused | one client is not answered from a round on | it is left out | goes on |
-| excluded_* | some clients may not ask at all | they are left out | goes on |
-| artefact | what was made is read back without the provider | a prompt, of no use alone | serves |
+| shutdown | no answers from some round on | nobody takes part, nothing is served | continues |
+| changed | other weights answer from some round on | continues with those | keeps its own |
+| rate_limited | a few clients are answered per round | the others are left out | continues |
+| refused | one client gets no answer from some round on | it is left out | continues |
+| excluded_* | some clients may never ask | they are left out | continues |
+| artefact | the artefact is read back without the provider | a prompt, useless alone | serves |
 
-A method that needs nobody's answer plays the same run with and without a fault: it is
-that run that is reported, not another one. A method that trains on a stand-in (an emulator)
-goes on, and cannot serve: the model that its result belongs in is its owner's.
+A method that queries no host runs identically with and without a fault, so the undisturbed run
+is reported for it. A method that trains on a stand-in (an emulator) continues to train but
+cannot serve: its result belongs in a model that the owner holds.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -34,44 +35,45 @@ DRILLS = ("shutdown", "changed", "rate_limited", "refused", *EXCLUSIONS, "artefa
 
 
 class Row(NamedTuple):
-    """What one drill cost one method, with one seed."""
+    """The result of one drill of one method with one seed."""
 
     drill: str  # of DRILLS; those shut out have a row of their own, see `SHUT_OUT`
     method: str
     before: float  # exact match at the end of the run without the fault, in [0, 1]
-    after: float  # of the run with it; 0 where nobody answers
+    after: float  # exact match at the end of the run with it; 0 where nobody answers
     can_train: bool  # after the fault
     can_serve: bool
     note: str
-    told: Mapping[str, Any]  # further numbers and texts, by name
+    extra: Mapping[str, Any]  # further numbers and texts, by name
 
 
-SHUT_OUT = ", those shut out"  # behind a drill's name: their own rows, not the held-out ones
+# Suffix of a drill's name: the score is on the excluded clients' own rows, not the held-out ones.
+SHUT_OUT = ", those shut out"
 
 
 def trains_alone(access: Mapping[str, Access]) -> bool:
-    """Returns whether a method can train when whoever hosts the target is gone."""
+    """Returns whether a method can train without the host of the target."""
     return not asks(access)
 
 
 def serves_alone(access: Mapping[str, Access]) -> bool:
-    """Returns whether what a method made can be used then: the federation holds the target."""
+    """Returns whether a method's result works without the host: the federation holds the target."""
     return not serves_elsewhere(access)
 
 
 def nobody() -> Sampler:
-    """Returns a sampler of empty cohorts: everybody asks, and nobody is answered."""
+    """Returns a sampler of empty cohorts: no client is answered."""
     return lambda population, rng: np.zeros(0, np.int64)
 
 
 def at_most(sampler: Sampler, count: int) -> Sampler:
-    """Returns a sampler of those whose queries get through: `count` of a cohort, any of them.
+    """Returns a sampler that keeps `count` random clients of each cohort: those answered.
 
     Raises:
       ValueError: if `count` is below 1.
     """
     if count < 1:
-        raise ValueError(f"rate_limit={count} lets nobody through; that is drills=shutdown")
+        raise ValueError(f"rate_limit={count} admits no client; use drills=shutdown for that")
 
     def sample(population, rng):
         cohort = sampler(population, rng)
@@ -81,7 +83,7 @@ def at_most(sampler: Sampler, count: int) -> Sampler:
 
 
 def without(sampler: Sampler, client_ids: Sequence[int]) -> Sampler:
-    """Returns a sampler that leaves clients out; the others are drawn as they would be."""
+    """Returns a sampler that removes some clients from each cohort, with the draw unchanged."""
     left_out = np.asarray(client_ids, np.int64)
 
     def sample(population, rng):
@@ -91,26 +93,26 @@ def without(sampler: Sampler, client_ids: Sequence[int]) -> Sampler:
     return sample
 
 
-def excluded(
+def choose_excluded(
     reason: str, *, counts: np.ndarray, tokens: np.ndarray, num: int, seed: int
 ) -> np.ndarray:
-    """Returns the clients that a closed model shuts out, ids ascending.
+    """Returns the ids of the clients that a closed model excludes, ascending.
 
-    | reason | who |
+    | reason | excluded clients |
     | --- | --- |
-    | excluded_region | those with the largest share of one label, the most uneven one |
-    | excluded_price | those whose rows have most tokens |
-    | excluded_licence | any, drawn with the seed |
+    | excluded_region | those with the largest share of one label, the most unevenly spread one |
+    | excluded_price | those whose rows have the most tokens |
+    | excluded_licence | drawn at random with the seed |
 
     Args:
-      reason: of `EXCLUSIONS`.
-      counts: `[clients, labels]`, rows; one column where rows have no label.
-      tokens: `[clients]`, of a client's rows.
-      num: how many are shut out, below the number of clients.
-      seed: of the draw.
+      reason: one of `EXCLUSIONS`.
+      counts: `[clients, labels]`, number of rows; one column where rows have no label.
+      tokens: `[clients]`, number of tokens in a client's rows.
+      num: number of excluded clients, from 1 to the number of clients minus 1.
+      seed: of the random draw.
 
     Raises:
-      ValueError: if everybody or nobody would be shut out.
+      ValueError: if all clients or none would be excluded.
     """
     population = len(tokens)
     check_excluded(num, population)
@@ -125,7 +127,11 @@ def excluded(
 
 
 def check_excluded(num: int, population: int) -> None:
-    """Refuses to shut out nobody or everybody, naming the flag."""
+    """Checks that some clients, but not all, are excluded.
+
+    Raises:
+      ValueError: naming the argument and its range.
+    """
     if not 0 < num < population:
         raise ValueError(
             f"excluded_clients={num} must be from 1 to {population - 1}, of {population} clients"
@@ -133,27 +139,31 @@ def check_excluded(num: int, population: int) -> None:
 
 
 def another_version(model: PyTree, key: jax.Array, *, change: float) -> PyTree:
-    """Returns the model as its owner might have trained it on: every matrix moved a little.
+    """Returns the model with noise on every matrix, as a stand-in for a later version of it.
 
-    Each floating leaf of two or more dimensions gets independent normal noise of `change`
-    times its own standard deviation; 0 is the same model.
+    Each floating-point leaf of two or more dimensions gets independent normal noise.
+
+    Args:
+      model: any tree of arrays.
+      key: of the noise.
+      change: standard deviation of the noise over that of the leaf; 0 returns the same model.
     """
     leaves, form = jax.tree.flatten(model)
     keys = jax.random.split(key, max(len(leaves), 1))
 
-    def moved(leaf, key):
+    def perturb(leaf, key):
         if leaf.ndim < 2 or not jnp.issubdtype(leaf.dtype, jnp.floating):
             return leaf
         noise = jax.random.normal(key, leaf.shape, jnp.float32) * jnp.std(leaf.astype("float32"))
         return (leaf + change * noise).astype(leaf.dtype)
 
-    return jax.tree.unflatten(form, [moved(*pair) for pair in zip(leaves, keys, strict=True)])
+    return jax.tree.unflatten(form, [perturb(*pair) for pair in zip(leaves, keys, strict=True)])
 
 
 def over_seeds(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Returns a table of drills and methods, for JSON: before, after and lost by seed.
+    """Returns one entry for each drill and method, ready for JSON, with lists over seeds.
 
-    `lost` is before - after; what is told besides is a list by seed as well.
+    `lost` is before - after. The further values of `Row.extra` are lists over seeds as well.
     """
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
@@ -168,14 +178,14 @@ def over_seeds(rows: Sequence[Row]) -> list[dict[str, Any]]:
             "can_train": all(row.can_train for row in found),
             "can_serve": all(row.can_serve for row in found),
             "note": found[0].note,
-            **{name: [row.told.get(name) for row in found] for name in found[0].told},
+            **{name: [row.extra.get(name) for row in found] for name in found[0].extra},
         }
         for (drill, method), found in groups.items()
     ]
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Returns the rows of `over_seeds` as text, means over seeds in percent."""
+    """Returns the rows of `over_seeds` as a text table, with means over seeds in percent."""
     head = ("drill", "method", "before", "after", "lost", "trains", "serves")
     lines = [head]
     for row in rows:

@@ -1,4 +1,4 @@
-"""From a specification to everything that a run needs, checked before anything is compiled."""
+"""Builds everything that a run needs from its specification, and checks it before compilation."""
 
 from typing import Any, NamedTuple
 
@@ -37,34 +37,34 @@ PyTree = Any
 
 
 class Parts(NamedTuple):
-    """Everything that a run is made of, but for its folder."""
+    """Everything that a run consists of, except its folder."""
 
     spec: Spec  # with every default filled in
     algorithm: Algorithm
-    model: Any  # the target, or a model for each role
-    params: PyTree  # where training starts
+    model: Any  # the target, or a mapping from roles to models
+    params: PyTree  # initial trained parameters
     data: Loaded
-    heldout: HeldOut  # of the table at the end
+    heldout: HeldOut  # scored before and after training
     plan: fedjax_post.Plan
     start: State  # before the first round
     form: Form  # of a query to the target, in tokens
     tokenizer: Any  # of the target
-    promised: private.Guarantee | None  # where clients are private
+    promised: private.Guarantee | None  # None without differential privacy
 
     @property
     def target(self) -> LanguageModel:
-        """The model that is adapted, whatever other roles there are."""
+        """The model that is adapted."""
         return self.model["target"] if isinstance(self.model, dict) else self.model
 
 
 def build(spec: Spec) -> Parts:
-    """Returns the run that a resolved specification describes, before its first round.
+    """Returns the parts of the run that a resolved specification describes.
 
-    Nothing is compiled and nothing is written. Waits for no other process.
+    Compiles nothing, writes nothing, and waits for no other process.
 
     Raises:
-      ValueError, OSError, AccessError: for input that will not do, naming the field, its value
-        and the remedy.
+      ValueError, OSError, AccessError: for invalid input, naming the field, its value and the
+        remedy.
     """
     rows.check(spec)
     initial.check(spec)
@@ -79,7 +79,7 @@ def build(spec: Spec) -> Parts:
         data = data._replace(clients=RankedClients(data.clients, ranks))
     paced = pace.plan_of(spec, len(data.clients))
     sampler = rows.make_sampler(spec, len(data.clients))
-    assert data.heldout is not None  # `load_data` saw to it
+    assert data.heldout is not None  # guaranteed by `load_data`
     longest = longest_response(data.heldout)
     algorithm, promised = _make_algorithm(spec, data, tokenizer, room=room, longest=longest)
     roles.check(spec, algorithm)
@@ -89,9 +89,9 @@ def build(spec: Spec) -> Parts:
     ledgers.check(spec, algorithm, data, form)
     target = trained.load_target(spec, tokenizer, mesh)
     train = lambda model: trained.make_trainable(spec, model, tokenizer)
-    model, params = devices.placed(roles.assemble(spec, algorithm, target, train), mesh)
+    model, params = devices.place(roles.assemble(spec, algorithm, target, train), mesh)
     heldout = rows.make_heldout(spec, data, tokenizer)
-    start = devices.placed(init(algorithm, params), mesh)
+    start = devices.place(init(algorithm, params), mesh)
     plan = fedjax_post.Plan(
         sampler=sampler,
         seed=spec.seed,
@@ -104,13 +104,13 @@ def build(spec: Spec) -> Parts:
     parts = Parts(
         spec, algorithm, model, params, data, heldout, plan, start, form, tokenizer, promised
     )
-    return _identified(spec, parts)
+    return _add_identity(spec, parts)
 
 
 def _make_algorithm(
     spec: Spec, data: Loaded, tokenizer: Any, *, room: int, longest: int
 ) -> tuple[Algorithm, private.Guarantee | None]:
-    """The algorithm with all that stands around it, and what it promises of clients' privacy."""
+    """Returns the algorithm with its uplink, aggregation and noise, and its privacy guarantee."""
     population = len(data.clients)
     algorithm = methods.make_algorithm(
         spec,
@@ -119,17 +119,18 @@ def _make_algorithm(
             objectives.loss_of(spec, made)
             or prompts.loss_of(spec, made, tokenizer, longest=longest)
         ),
-        given=prompts.offered(spec, factories.find_factory(spec.method.name), tokenizer),
+        given=prompts.token_arguments(spec, factories.find_factory(spec.method.name), tokenizer),
     )
-    behind = room - data.report["max_length"] + 1  # a row without its last token
-    algorithm = objectives.around(spec, algorithm, tokenizer, room=behind, longest=longest)
+    # Places left after the longest row, whose last token is never an input
+    left = room - data.report["max_length"] + 1
+    algorithm = objectives.around(spec, algorithm, tokenizer, room=left, longest=longest)
     algorithm = wires.around(algorithm, spec, population=population)
     cohort_size = rows.cohort_size(spec, population)
     return private.around(algorithm, spec, population=population, cohort_size=cohort_size)
 
 
 def _check_trainable(spec: Spec) -> None:
-    """Refuses to train weights that would be codes, before they are read."""
+    """Raises ValueError for training quantized weights, before they are read."""
     if spec.model.quantize != "none" and spec.adapter.kind != "lora":
         raise ValueError(
             f"quantize={spec.model.quantize} freezes the weights that adapter={spec.adapter.kind} "
@@ -137,13 +138,13 @@ def _check_trainable(spec: Spec) -> None:
         )
     if spec.model.quantize != "none" and spec.model.remat is False:
         raise ValueError(
-            f"quantize={spec.model.quantize} reads its layers' weights back in the backward pass, "
-            "which `remat=False` would keep; leave one of them out"
+            f"quantize={spec.model.quantize} decodes its layers' weights again in the backward "
+            "pass, and `remat=False` would store them; leave one of them out"
         )
 
 
 def _chunk_size(spec: Spec, algorithm, model, params, data) -> int | None:
-    """Clients in one compiled unit, as many as memory allows where that is asked for."""
+    """Returns the clients in one compiled unit; for "auto", as many as memory allows."""
     given = spec.execution.chunk_size
     if given != "auto":
         return given and int(given)
@@ -152,17 +153,21 @@ def _chunk_size(spec: Spec, algorithm, model, params, data) -> int | None:
 
 
 def check(spec: Spec) -> None:
-    """Refuses fields that do not go together, before anything is read."""
+    """Checks that fields go together, before anything is read.
+
+    Raises:
+      ValueError: naming the field and the remedy.
+    """
     _check_trainable(spec)
     given = spec.execution.chunk_size
     if given not in (None, "auto") and not (str(given).isdecimal() and int(given) >= 1):
         raise ValueError(f"chunk_size={given} must be a number of at least 1, or auto")
 
 
-def _identified(spec: Spec, parts: Parts) -> Parts:
-    """The run, knowing what must be equal when it is resumed: settings, rows and weights.
+def _add_identity(spec: Spec, parts: Parts) -> Parts:
+    """Adds to the plan what must be equal when the run is resumed: settings, rows and weights.
 
-    The number of rounds is checked by itself.
+    The number of rounds is checked separately, see `job.check_same`.
     """
     settings = {path: str(value) for path, value in identity(spec).items()}
     settings.pop("training.rounds", None)

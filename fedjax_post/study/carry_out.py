@@ -1,4 +1,4 @@
-"""A whole run: scored, trained, scored again, and everything that it leaves behind."""
+"""A whole run: it is scored, trained and scored again, and its results are written."""
 
 import time
 from collections.abc import Sequence
@@ -18,25 +18,25 @@ from fedjax_post.study.job import Job, rounds_of
 def carry_out(
     job: Job, *, command: Sequence[str] = (), callbacks: Sequence[Callback] = ()
 ) -> dict[str, Any]:
-    """Carries a job out from where it stands, and returns its summary.
+    """Runs a job to its end, from its last checkpoint if it is resumed, and returns its summary.
 
-    Scores the base, trains, scores what was learned, and writes the adapter, the ledger of what
-    left the federation, the summary and the learning curve into the folder of the run.
+    Scores the base, trains, scores the result, and writes the adapter, the disclosure ledger, the
+    summary and the learning curve into the folder of the run.
 
     Args:
-      job: as `prepare` returns it.
-      command: what a person typed, for the summary.
+      job: as returned by `prepare`.
+      command: the command line that started the run, for the summary.
       callbacks: as for `Job.run`.
 
     Raises:
       BlockingIOError: if another process writes to the folder.
-      peers.Stopped: if the run was told to stop; it is saved, and resumed by its folder.
+      peers.Stopped: if all processes were asked to stop; the run is saved and can be resumed.
     """
     began = time.perf_counter()
     with room_in(job.directory), job.opened() as parts:
         start = init(parts.algorithm, parts.params)
         scores = {"base": scoring.score_state(parts, start, parts.heldout, rounds=0)}
-        state = _trained(job, parts, callbacks)
+        state = _train(job, parts, callbacks)
         scores |= scoring.final(parts, state)
         if parts.spec.method.baseline != "local":
             export.write(parts, state, job.directory / "adapter", scores=scores)
@@ -53,8 +53,8 @@ def carry_out(
     return content
 
 
-def _trained(job: Job, parts: Parts, callbacks: Sequence[Callback]) -> State:
-    """The state after the last round."""
+def _train(job: Job, parts: Parts, callbacks: Sequence[Callback]) -> State:
+    """Runs the remaining rounds and returns the state after the last one."""
     rounds = parts.spec.training.rounds
     if peers.is_first():
         callbacks = [*callbacks, fedjax_post.progress(rounds, start=job.rounds_done)]

@@ -1,4 +1,4 @@
-"""Many experiments, each with several seeds, in folders of their own; what is finished stays."""
+"""Many experiments with several seeds, each run in its own folder; finished runs are kept."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +19,7 @@ Show = Callable[[str], object]
 
 
 class Cell(NamedTuple):
-    """One run of many."""
+    """One run of a comparison: an experiment with one seed, and its folder."""
 
     label: str
     spec: Spec
@@ -27,15 +27,15 @@ class Cell(NamedTuple):
 
     @property
     def done(self) -> bool:
-        """Whether it has ended."""
+        """Whether the run has ended."""
         return (self.directory / "summary.json").exists()
 
 
-def labelled(specs: Sequence[Spec] | Mapping[str, Spec]) -> dict[str, Spec]:
-    """Returns each experiment by a label: as given, else its method and what sets it apart.
+def label_specs(specs: Sequence[Spec] | Mapping[str, Spec]) -> dict[str, Spec]:
+    """Returns experiments by label: the given one, else the method and the settings that differ.
 
     Raises:
-      ValueError: if there is none, or two are the same.
+      ValueError: if there are no experiments, or two are equal.
     """
     if isinstance(specs, Mapping):
         found = dict(specs)
@@ -46,18 +46,23 @@ def labelled(specs: Sequence[Spec] | Mapping[str, Spec]) -> dict[str, Spec]:
         names = [_label(spec, own, common) for spec, own in zip(specs, settings, strict=True)]
         twice = [name for name in names if names.count(name) > 1]
         if twice:
-            raise ValueError(f"specs hold {twice[0]} twice; give it once")
+            raise ValueError(f"specs contain {twice[0]} twice; give it once")
         found = dict(zip(names, specs, strict=True))
     if not found:
         raise ValueError("specs are empty; give at least one experiment")
     return found
 
 
-def planned(specs: Mapping[str, Spec], seeds: Sequence[int], directory: Path) -> list[Cell]:
-    """Returns the runs, all experiments of the first seed first.
+def plan_runs(specs: Mapping[str, Spec], seeds: Sequence[int], directory: Path) -> list[Cell]:
+    """Returns the runs, ordered by seed and then by experiment.
+
+    Args:
+      specs: experiments by label.
+      seeds: distinct; each replaces the experiment's own seed.
+      directory: parent of the runs' folders.
 
     Raises:
-      ValueError: for no seed, or one that is there twice.
+      ValueError: for an empty list of seeds, or a repeated seed.
     """
     check_seeds(seeds)
     return [
@@ -68,21 +73,27 @@ def planned(specs: Mapping[str, Spec], seeds: Sequence[int], directory: Path) ->
 
 
 def check_seeds(seeds: Sequence[int]) -> None:
-    """Refuses no seed, and one that is there twice."""
+    """Raises ValueError for an empty list of seeds, or a repeated seed."""
     if not seeds or len(set(seeds)) < len(seeds):
-        raise ValueError(f"seeds={list(seeds)} must be some numbers, each once; such as 0, 1, 2")
+        raise ValueError(f"seeds={list(seeds)} must be distinct numbers; give some as 0, 1, 2")
 
 
 def where(directory: Path, label: str, seed: int) -> Path:
-    """Returns the folder of one run."""
+    """Returns the folder of one run.
+
+    Args:
+      directory: of the comparison.
+      label: of the experiment.
+      seed: of the run.
+    """
     return directory / comparison.folder_of(label) / f"seed-{seed}"
 
 
 def check(cells: Sequence[Cell]) -> None:
-    """Refuses what a run would refuse, and folders that hold other runs, before any is started.
+    """Checks all experiments, and that folders hold no other runs, before any run starts.
 
     Raises:
-      ValueError, OSError, AccessError: for input that will not do, naming the run.
+      ValueError, OSError, AccessError: for invalid input, naming the run.
     """
     seen = set()
     for cell in cells:
@@ -99,7 +110,7 @@ def check(cells: Sequence[Cell]) -> None:
 
 
 def carry_out_all(cells: Sequence[Cell], *, show: Show = print) -> None:
-    """Carries out what is not finished, a line for each run."""
+    """Runs the unfinished cells one after the other, and shows a line before and after each."""
     left = [cell for cell in cells if not cell.done]
     began = time.perf_counter()
     for number, cell in enumerate(left, 1):
@@ -109,8 +120,8 @@ def carry_out_all(cells: Sequence[Cell], *, show: Show = print) -> None:
         carry_out(job)
         jax.clear_caches()  # the next experiment shares none of the compiled programs
         minutes = (time.perf_counter() - began) / number * (len(left) - number) / 60
-        told = comparison.describe(comparison.read_run(cell.directory))
-        show(f"      {told}; about {minutes:.0f} minutes to go")
+        scores = comparison.describe(comparison.read_run(cell.directory))
+        show(f"      {scores}; about {minutes:.0f} minutes left")
 
 
 def _label(spec: Spec, settings: Mapping[str, object], common: Sequence[str]) -> str:
@@ -122,4 +133,4 @@ def _label(spec: Spec, settings: Mapping[str, object], common: Sequence[str]) ->
             own += [f"{name}={item}" for name, item in value.items()]
         else:
             own.append(f"{path.rpartition('.')[2]}={value}")
-    return ":".join([factories.spoken(spec.method.name), *own])
+    return ":".join([factories.display_name(spec.method.name), *own])

@@ -1,7 +1,8 @@
-"""Several experiments on the same clients, seeds and budget, and what each gives for its bytes.
+"""Comparisons of experiments with the same seeds, by utility and by bytes sent.
 
-compare([spec, spec.replace(method="scaffold")], seeds=(0, 1, 2)).table()
-sweep(spec, {"method.client_lr": [0.1, 0.3]}, seeds=(0, 1)).plot()
+Example:
+  compare([spec, spec.replace(method="scaffold")], seeds=(0, 1, 2)).table()
+  sweep(spec, {"method.client_lr": [0.1, 0.3]}, seeds=(0, 1)).plot()
 """
 
 import itertools
@@ -15,7 +16,7 @@ from fedjax_post.study.spec import Spec
 
 
 class Picture(NamedTuple):
-    """A picture in a file; a notebook shows it."""
+    """A PNG file that a notebook shows inline."""
 
     path: Path
 
@@ -24,21 +25,21 @@ class Picture(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """Experiments that were carried out, read from their folders."""
+    """Finished experiments, read from their folders."""
 
     directory: Path
     labels: tuple[str, ...]
 
     def rows(self) -> list[comparison.Row]:
-        """Returns a row for each experiment, with means and intervals over its seeds."""
+        """Returns one row for each experiment, with means and intervals over its seeds."""
         return comparison.compare(self.directory, self.labels)
 
     def table(self) -> str:
-        """Returns the rows as a Markdown table, the best first."""
+        """Returns the rows as a Markdown table, best first."""
         return comparison.table(self.rows())
 
     def plot(self) -> Picture:
-        """Returns the picture of utility against bytes."""
+        """Returns the plot of utility against bytes."""
         return Picture(self.directory / "comparison.png")
 
 
@@ -50,24 +51,24 @@ def compare(
     command: str = "",
     show: cells.Show = print,
 ) -> Comparison:
-    """Returns the comparison of some experiments; runs that are finished are not repeated.
+    """Returns the comparison of some experiments; finished runs are not repeated.
 
-    The same call on the same folder goes on after an interruption; experiments and seeds may be
-    added.
+    After an interruption, the same call on the same folder continues. Experiments and seeds may
+    be added to a finished comparison in the same way.
 
     Args:
-      specs: the experiments, by label or in order; the first is what others are held against.
-      seeds: of the runs; they take the place of each experiment's own.
-      directory: a new folder, or that of a comparison to go on with; by default below `runs`.
-      command: how the comparison was made, for its files.
-      show: called with a line for each run.
+      specs: the experiments, by label or in order; the others are compared with the first.
+      seeds: of the runs; each replaces the experiment's own seed.
+      directory: a new folder, or that of a comparison to continue; by default one below `runs`.
+      command: how the comparison was made, recorded in its files.
+      show: called with each line of progress.
 
     Raises:
-      ValueError, OSError, AccessError: for input that will not do, before any run is started.
+      ValueError, OSError, AccessError: for invalid input, before any run starts.
     """
     directory = Path(directory or folder.fresh("comparison"))
-    labelled = cells.labelled(specs)
-    planned = cells.planned(labelled, seeds, directory)
+    labelled = cells.label_specs(specs)
+    planned = cells.plan_runs(labelled, seeds, directory)
     cells.check(planned)
     done = sum(cell.done for cell in planned)
     show(f"{len(planned)} runs, {done} of them finished, in {directory}")
@@ -85,10 +86,10 @@ def sweep(
     command: str = "",
     show: cells.Show = print,
 ) -> Comparison:
-    """Returns the comparison of all combinations of some fields' values.
+    """Returns the comparison of all combinations of values of some fields.
 
     Args:
-      spec: what does not vary.
+      spec: the experiment whose fields are varied.
       grid: values by the paths of fields, such as `{"method.client_lr": [0.1, 0.3]}`.
       seeds: as for `compare`.
       directory: as for `compare`.
@@ -97,11 +98,13 @@ def sweep(
 
     Raises:
       ValueError, OSError, AccessError: as `compare`.
+
+    `sweep(spec, {"method.client_lr": [0.1, 0.3]}, seeds=(0, 1))` makes four runs.
     """
     points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
-    specs = {_named(point): spec.put(point) for point in points}
+    specs = {_label_of(point): spec.put(point) for point in points}
     return compare(specs, seeds=seeds, directory=directory, command=command, show=show)
 
 
-def _named(point: Mapping[str, Any]) -> str:
+def _label_of(point: Mapping[str, Any]) -> str:
     return ",".join(f"{path.rpartition('.')[2]}={value}" for path, value in point.items())

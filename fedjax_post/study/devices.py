@@ -1,4 +1,4 @@
-"""From ``mesh`` to the devices of a run: which it uses, and what cannot be spread over them."""
+"""From ``mesh`` to the devices of a run: which it uses, and what cannot be distributed."""
 
 from typing import Any, TypeVar
 
@@ -13,28 +13,28 @@ Tree = TypeVar("Tree")
 
 
 def find_mesh(spec: Spec, config: DecoderConfig) -> Mesh | None:
-    """Returns the mesh of an experiment, None for one device.
+    """Returns the mesh of an experiment; None for one device.
 
     Raises:
-      ValueError: for a mesh that is not of these devices, that the model's heads or the
-        other fields cannot use.
+      ValueError: for a mesh that does not match the devices, the model's heads or width, or
+        other fields.
     """
     if not spec.execution.mesh:
         return None
-    told = f"mesh={spec.execution.mesh}"
+    given = f"mesh={spec.execution.mesh}"
     if spec.execution.executor == "host":
-        raise ValueError(f"{told}: executor=host computes on one device; leave one of them out")
+        raise ValueError(f"{given}: executor=host computes on one device; leave one of them out")
     if spec.execution.chunk_size == "auto":
-        raise ValueError(f"{told}: chunk_size=auto knows one device's memory; give a number")
+        raise ValueError(f"{given}: chunk_size=auto knows one device's memory; give a number")
     mesh = fedjax_post.make_mesh(spec.execution.mesh)
     if spec.method.baseline == "central" and mesh.shape[CLIENTS] > 1:
         raise ValueError(
-            f"{told}: baseline=central trains one client; give {MODEL}:{mesh.size}, or "
+            f"{given}: baseline=central trains one client; give {MODEL}:{mesh.size}, or "
             "leave `mesh` out"
         )
     if spec.adapter.kind == "full" and mesh.shape[MODEL] > 1:
         raise ValueError(
-            f"{told} splits the frozen base, and adapter=full freezes nothing; give "
+            f"{given} splits the frozen base, and adapter=full freezes nothing; give "
             f"{CLIENTS}:{mesh.size}, or use adapter=lora"
         )
     check_divides(config, mesh)
@@ -42,7 +42,7 @@ def find_mesh(spec: Spec, config: DecoderConfig) -> Mesh | None:
 
 
 def plan_of(mesh: Mesh | None, spec: Spec) -> dict[str, Any]:
-    """Returns the executor for `Plan`."""
+    """Returns the field `executor` of `Plan`."""
     if mesh is not None:
         return {"executor": fedjax_post.on_mesh(mesh)}
     return {
@@ -51,10 +51,10 @@ def plan_of(mesh: Mesh | None, spec: Spec) -> dict[str, Any]:
 
 
 def loading(mesh: Mesh | None) -> dict[str, Any]:
-    """Returns what `load_model` is told, so that no device ever holds the whole base."""
+    """Returns arguments for `load_model` with which no device ever holds the whole base."""
     return {} if mesh is None else {"sharding_fn": weight_sharding(mesh)}
 
 
-def placed(tree: Tree, mesh: Mesh | None) -> Tree:
-    """Returns a tree where the run keeps it."""
+def place(tree: Tree, mesh: Mesh | None) -> Tree:
+    """Returns a tree on the mesh; unchanged without one."""
     return tree if mesh is None else fedjax_post.put_on_mesh(tree, mesh)

@@ -1,4 +1,4 @@
-"""Scores of a model on any data: as a whole, for each kind of task, and for each client."""
+"""Scores of a model on any data: overall, for each task and for each client."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,13 +17,13 @@ _NAMES = ("loss", "exact_match", "preference")
 
 
 class Evaluation(NamedTuple):
-    """What a model scored."""
+    """Scores of a model."""
 
-    scores: Scores  # on held-out rows; "per_task" for each label
-    clients: dict[str, Scores]  # on the rows that a client holds, by its name
+    scores: Scores  # on held-out rows; "per_task" holds those of each label
+    clients: dict[str, Scores]  # on the rows of each client, by the client's name
 
     def table(self) -> str:
-        """Returns the scores as a table for people; of clients their spread too."""
+        """Returns the scores as a text table, with the clients' mean and deviation."""
         names = [name for name in _NAMES if name in self.scores]
         lines = [["", *names], ["held out", *score_cells(self.scores, names)]]
         for task, scores in self.scores.get("per_task", {}).items():
@@ -33,28 +33,29 @@ class Evaluation(NamedTuple):
         if len(self.clients) > 1:
             values = {name: [s[name] for s in self.clients.values()] for name in names}
             for what, fn in (("mean", np.mean), ("deviation", np.std)):
-                told = {name: float(fn(found)) for name, found in values.items()}
-                lines.append([f"clients, {what}", *score_cells(told, names)])
+                spread = {name: float(fn(found)) for name, found in values.items()}
+                lines.append([f"clients, {what}", *score_cells(spread, names)])
         return columns(lines)
 
 
 def evaluate(what: str | Path, changes: Mapping[str, Any] = _NONE) -> Evaluation:
-    """Returns the scores of a run, of an adapter's folder or of a base.
+    """Returns the scores of a run's model, of an adapter's folder or of a base model.
 
-    Rows are those of the run, unless `changes` name others: `{"data.source": "rows.jsonl"}`. They
-    are held out as a run with this specification would; `scoring.examples` of them are scored, and
-    as many of each of `scoring.clients` clients.
+    The rows are those of the run, unless `changes` name others, as in
+    `{"data.source": "rows.jsonl"}`. They are held out as in a run with this specification.
+    At most `scoring.examples` of the held-out rows are scored, and at most as many rows of each
+    of `scoring.clients` clients; 0 examples stands for all.
 
     Args:
       what: as for `serve`.
       changes: of the specification, by path.
 
     Raises:
-      ValueError, OSError: for what cannot be read or scored.
+      ValueError, OSError: for a model or rows that cannot be read or scored.
     """
     model, params, tokenizer, spec = serve(what, changes)
     if spec.training.local_steps is None and spec.training.local_epochs is None:
-        spec = spec.put({"training.local_steps": 1})  # visits are made, and none is taken
+        spec = spec.put({"training.local_steps": 1})  # loading needs a value; nothing is trained
     room = model.config.max_positions - model.prompt_length(params)
     data = rows.load_data(spec, tokenizer, context_length=room)
     heldout = rows.make_heldout(spec, data, tokenizer)

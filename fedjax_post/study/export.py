@@ -1,4 +1,4 @@
-"""What a run deploys, written as a folder by the first of its processes."""
+"""Writes what a run deploys as a folder."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,23 +22,23 @@ _NONE: Mapping[str, Scores] = MappingProxyType({})
 
 
 def write(parts: Parts, state: State, path: Path, *, scores: Mapping[str, Scores] = _NONE) -> None:
-    """Writes what is deployed after a round, see `hub.artefact`.
+    """Writes what is deployed after a round as a folder, see `hub.artefact`.
 
     All processes of a run call it, and the first one writes.
 
     Args:
       parts: of the run.
       state: after the round.
-      path: of the folder; one that is there is replaced.
-      scores: "base", "final" and others, for the folder's card.
+      path: of the folder; an existing one is replaced.
+      scores: by name, such as "base" and "final"; shown on the model card.
     """
     model, params = fedjax_post.deployed(parts.algorithm, parts.model, state)
     name = parts.spec.model.name
     if "proxy" in parts.algorithm.access:  # what was trained adapts the proxy
         model, name = parts.model["proxy"], parts.spec.model.proxy
     if artefact.changes_base(model, params) and peers.are_several():
-        host = jax.local_devices(backend="cpu")[0]  # whose memory holds the whole model
-        model, params = jax.device_put(processes.gathered((model, params)), host)
+        host = jax.local_devices(backend="cpu")[0]  # the whole model fits in host memory only
+        model, params = jax.device_put(processes.gather((model, params)), host)
     with peers.together():
         if peers.is_first():
             about = _about(parts, scores)
@@ -47,7 +47,7 @@ def write(parts: Parts, state: State, path: Path, *, scores: Mapping[str, Scores
 
 
 def _about(parts: Parts, scores: Mapping[str, Scores]) -> artefact.About:
-    """What the folder says of itself, which is the same in equal runs."""
+    """Returns the content of the model card, which is the same for equal runs."""
     spec, tokenizer = parts.spec, parts.tokenizer
     report, table, row = parts.data.report, parts.heldout.table, parts.heldout.rows[0]
     tokens = gather(table, np.asarray([row]))[0][0]
@@ -69,10 +69,10 @@ def _about(parts: Parts, scores: Mapping[str, Scores]) -> artefact.About:
         facts.append(("privacy", private.describe(parts.promised, spec.training.rounds)))
     for when, found in scores.items():
         numbers = [(k, v) for k, v in found.items() if isinstance(v, float)]
-        told = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in numbers)
-        facts.append((f"held out, {'before' if when == 'base' else when}", told))
+        text = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in numbers)
+        facts.append((f"held out, {'before' if when == 'base' else when}", text))
     return artefact.About(tokenizer, example, own, tuple(facts))
 
 
 def _name(source: object) -> str:
-    return Path(source).name if isinstance(source, str) else factories.spoken(source)
+    return Path(source).name if isinstance(source, str) else factories.display_name(source)

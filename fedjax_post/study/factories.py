@@ -1,4 +1,4 @@
-"""What the algorithms' signatures say: which flags each takes, and what a factory is given."""
+"""Factories of algorithms, read by their signatures: which settings each takes, and its inputs."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -20,7 +20,8 @@ from fedjax_post.study.spec import Spec
 
 Factories = Mapping[str, Callable]
 
-# general flag -> the annotations that it feeds; other general flags suit every algorithm
+# setting -> the annotations of the arguments that it supplies; all other general settings
+# apply to every algorithm
 FEEDS = {
     "client_optimizer": ("ClientTx",),
     "client_lr": ("ClientTx", "LearningRate"),
@@ -32,7 +33,7 @@ FEEDS = {
     "client_weight": ("WeighFn",),
     "embeddings": ("Embeddings",),
 }
-# what factories are given so that they report their access: nothing is trained with it
+# Arguments with which an algorithm is built only to read its declared access
 _TOY: Mapping[str, Any] = {
     "LossFn": lambda params, model, batch, key: (0.0, {}),
     "ClientTx": optax.sgd(0.1),
@@ -48,29 +49,28 @@ def find_factory(name: str | Callable) -> Callable:
     """Returns the factory of a registered name or of `package.module:factory`.
 
     Raises:
-      ValueError: naming the algorithms that there are.
+      ValueError: for an unknown name, with the nearest one or all.
     """
     if callable(name):
         return name
     if "(" in name:
-        return wrapped(name)
+        return parse_wrapper(name)
     if ":" in name:
         return load_code(name, field="method")
     if name not in ALGORITHMS:
-        told = unknown(name, ALGORITHMS, what="algorithm")
-        raise ValueError(f"method={told} Your own algorithm is package.module:factory")
+        problem = unknown(name, ALGORITHMS, what="algorithm")
+        raise ValueError(f"method={problem} Your own algorithm is package.module:factory")
     return ALGORITHMS[name]
 
 
-def wrapped(text: str) -> Callable:
-    """Returns the factory of a wrapper over an algorithm: `ditto(fed_adam, mu=0.5)`.
+def parse_wrapper(text: str) -> Callable:
+    """Returns the factory of a wrapper around an algorithm, from text as `ditto(fed_adam, mu=0.5)`.
 
-    One of your own is wrapped as `ditto('package.module:factory')`.
-
-    The wrapper's hyper-parameters stand in the text, the algorithm's are flags as ever.
+    The text holds the wrapper's hyper-parameters; the algorithm's are given as usual. An
+    algorithm of your own is wrapped as `ditto('package.module:factory')`.
 
     Raises:
-      ValueError: naming the wrappers and what they take.
+      ValueError: for an unknown wrapper or a wrong argument, naming those that exist.
     """
     inner = {name: lambda name=name: ALGORITHMS[name] for name in ALGORITHMS}
     try:
@@ -85,7 +85,7 @@ def wrapped(text: str) -> Callable:
 def _ditto_over(inner: Callable | str, **fixed: Any) -> Callable:
     inner = find_factory(inner) if isinstance(inner, str) else inner
     needed = world.needs(inner)
-    toy = _TOY["LossFn"]  # a wrong argument is refused before the algorithm is known
+    toy = _TOY["LossFn"]  # built once with toy parts, so that wrong arguments are refused early
     ditto(central(toy, optax.sgd(1.0)), toy, client_tx=optax.sgd(1.0), **fixed)
 
     def factory(loss_fn: world.LossFn, client_tx: world.ClientTx, **others: Any):
@@ -104,7 +104,7 @@ def _ditto_over(inner: Callable | str, **fixed: Any) -> Callable:
     return factory
 
 
-def declared() -> dict[str, Mapping[str, Access]]:
+def declared_access() -> dict[str, Mapping[str, Access]]:
     """Returns the access that every registered algorithm declares, by model role."""
     return {name: _toy_of(factory).access for name, factory in ALGORITHMS.items()}
 
@@ -114,25 +114,25 @@ def access_of(name: str | Callable) -> Mapping[str, Access]:
     return _toy_of(find_factory(name)).access
 
 
-def ranked() -> list[str]:
-    """Returns the registered algorithms that heed the rank of each client."""
+def ranked_names() -> list[str]:
+    """Returns the registered algorithms that support a LoRA rank for each client."""
     return [name for name, factory in ALGORITHMS.items() if _toy_of(factory).ranked]
 
 
 def own_parameters(factory: Callable) -> dict[str, inspect.Parameter]:
-    """Returns a factory's hyper-parameters: the arguments that the program does not give."""
+    """Returns a factory's hyper-parameters: the arguments without an annotation of `core.world`."""
     needed = world.needs(factory)
     parameters = world.parameters_of(factory)
     return {name: value for name, value in parameters.items() if name not in needed}
 
 
 def takers(flag: str, factories: Factories) -> list[str]:
-    """Returns the algorithms that take a flag."""
+    """Returns the names of the algorithms that take a setting."""
     return [name for name, factory in factories.items() if takes(factory, flag)]
 
 
 def takes(factory: Callable, flag: str) -> bool:
-    """Returns whether a factory takes a flag."""
+    """Returns whether a factory takes a setting."""
     if flag in FEEDS:
         return any(needs(factory, annotation) for annotation in FEEDS[flag])
     return flag in own_parameters(factory)
@@ -144,12 +144,12 @@ def needs(factory: Callable, annotation: str) -> bool:
 
 
 def check_taken(spec: Spec, factory: Callable) -> None:
-    """Refuses fields and arguments that the chosen algorithm has no use for.
+    """Checks that the chosen algorithm uses all given fields and arguments.
 
     Raises:
-      ValueError: naming the field and the algorithms that take it.
+      ValueError: naming the field that it does not use, and the algorithms that do.
     """
-    method, name_of = spec.method, spoken(spec.method.name)
+    method, name_of = spec.method, display_name(spec.method.name)
     given = {name: getattr(method, name) for name in FEEDS if hasattr(method, name)}
     given = {name: (name, value) for name, value in given.items()}
     given["embeddings"] = "model.embeddings", spec.model.embeddings
@@ -161,18 +161,18 @@ def check_taken(spec: Spec, factory: Callable) -> None:
             continue
         known = takers(name, ALGORITHMS)
         if not known:
-            told = unknown(name, own_parameters(factory), what="argument")
-            raise ValueError(f"method={name_of}: {told}")
+            problem = unknown(name, own_parameters(factory), what="argument")
+            raise ValueError(f"method={name_of}: {problem}")
         raise ValueError(
             f"{field}={value}: method={name_of} does not take it; it belongs to {', '.join(known)}"
         )
 
 
-def filled_params(method: Method, factory: Callable) -> dict[str, Any]:
-    """Returns the value of every hyper-parameter of an algorithm.
+def fill_params(method: Method, factory: Callable) -> dict[str, Any]:
+    """Returns the value of every hyper-parameter of an algorithm, defaults included.
 
     Raises:
-      ValueError: for one that is missing and has no default.
+      ValueError: for a hyper-parameter without a value and without a default.
     """
     params = dict(method.params)
     for name, parameter in own_parameters(factory).items():
@@ -180,10 +180,10 @@ def filled_params(method: Method, factory: Callable) -> dict[str, Any]:
             continue
         if parameter.default is parameter.empty:
             raise ValueError(
-                f"method={spoken(method.name)}: nothing says what its argument {name} is given; "
-                f"give `method.params` a value for it, or annotate it, as in `{name}: float` for a "
-                "flag, or in `loss_fn: LossFn` and `client_tx: ClientTx` for what is given to it, "
-                f"with what fedjax_post.core.world has: {annotations()}"
+                f"method={display_name(method.name)}: its argument {name} has no value; give one "
+                f"in `method.params`, or annotate the argument: as `{name}: float` for a flag, or, "
+                "as in `loss_fn: LossFn` and `client_tx: ClientTx`, with an annotation of "
+                f"fedjax_post.core.world, by which it is supplied: {annotations()}"
             )
         if isinstance(parameter.default, bool | int | float | str):
             params[name] = parameter.default
@@ -191,15 +191,15 @@ def filled_params(method: Method, factory: Callable) -> dict[str, Any]:
 
 
 def build(factory: Callable, method: Method, offered: Mapping[str, Any]) -> Any:
-    """Returns the factory's algorithm, made of what is offered and of its own arguments.
+    """Returns the factory's algorithm.
 
     Args:
-      factory: what makes it.
-      method: with the values of its own arguments.
-      offered: what there is, by the name of its annotation in `core.world`.
+      factory: makes the algorithm.
+      method: holds the values of the factory's hyper-parameters.
+      offered: values for the other arguments, by the names of their annotations in `core.world`.
 
     Raises:
-      TypeError: if it returns something else.
+      TypeError: if the factory does not return an algorithm.
     """
     given = world.needs(factory).items()
     arguments = {name: offered[mark.name] for name, mark in given if mark.name in offered}
@@ -209,17 +209,17 @@ def build(factory: Callable, method: Method, offered: Mapping[str, Any]) -> Any:
 
 
 def annotations() -> str:
-    """Returns the names of the annotations of `core.world`."""
+    """Returns the names of the annotations of `core.world`, separated by commas."""
     return ", ".join(mark.name for mark in map(world.given_by, world.ANNOTATIONS) if mark)
 
 
-def spoken(value: Any) -> str:
-    """Returns what a field is called in messages: its text, or a function's name."""
+def display_name(value: Any) -> str:
+    """Returns a field's value for messages: its text, or a function's name."""
     return value if isinstance(value, str) else getattr(value, "__name__", repr(value))
 
 
 def _toy_of(factory: Callable) -> Any:
-    """An algorithm made of toy arguments where it has no defaults."""
+    """Returns an algorithm with toy values for all arguments without defaults."""
     needed = world.needs(factory)
     usual = lambda name: _TOY[needed[name].name] if name in needed else 0.1
     taken = world.parameters_of(factory).items()

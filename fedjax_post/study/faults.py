@@ -1,7 +1,7 @@
-"""The drills themselves: faults put into a run, and what is left of it.
+"""The drills: each puts one fault into a run and scores the result.
 
-See `fedjax_post.study.autonomy`. All drills of a method share one state at the fault, and one
-set of compiled programs.
+See `fedjax_post.study.autonomy` for their definitions. All drills of a method share the state
+at which faults begin, and one set of compiled programs.
 """
 
 import shutil
@@ -25,24 +25,24 @@ from fedjax_post.study.files import to_json, write_spec
 from fedjax_post.study.resolve import resolve
 from fedjax_post.study.spec import Spec
 
-_FAULTS = ("cohorts", "model")  # of a run's identity, what a fault changes
+_FAULTS = ("cohorts", "model")  # entries of a run's identity that a fault changes
 
 
 class Settings(NamedTuple):
-    """How hard the faults are."""
+    """When faults begin and how severe they are."""
 
-    at_round: int | None = None  # when they begin; None: half of the rounds
-    rate_limit: int = 1  # clients that get through in a round
-    refused_client: int = 0
-    excluded_clients: int | None = None  # None: a quarter
-    change: float = 0.1  # of another version's weights, in deviations of each matrix
-    own_examples: int = 96  # rows of those shut out that are scored; 0: all
-    passport: str = ""  # of the base; "": by its name
-    data_licence: str = "unknown"
+    at_round: int | None = None  # round at which faults begin; None: half of the rounds
+    rate_limit: int = 1  # clients that are answered in a round
+    refused_client: int = 0  # id of the client that is refused
+    excluded_clients: int | None = None  # number of clients; None: a quarter
+    change: float = 0.1  # noise on another version's weights, in deviations of each matrix
+    own_examples: int = 96  # rows of excluded clients that are scored; 0: all
+    passport: str = ""  # of the base model; "": found by the model's name
+    data_licence: str = "unknown"  # licence of the clients' data
 
 
 class _Stage(NamedTuple):
-    """A method ready to be drilled, its programs compiled once for all autonomy."""
+    """A method prepared for its drills, with programs that are compiled once for all of them."""
 
     parts: Parts
     spec: Spec
@@ -52,20 +52,20 @@ class _Stage(NamedTuple):
     base: float  # exact match at the end of the run without a fault
 
 
-def drilled(cell: Cell, chosen: Sequence[str], settings: Settings, *, show: Show) -> list[Row]:
-    """Returns the rows of one method with one seed.
+def drill(cell: Cell, chosen: Sequence[str], settings: Settings, *, show: Show) -> list[Row]:
+    """Runs the drills of one method with one seed, and returns their rows.
 
     Args:
-      cell: the experiment, its name in the rows, and a folder for its runs.
-      chosen: of `autonomy.DRILLS`.
-      settings: how hard the faults are.
-      show: called with a line for each drill.
+      cell: the experiment, its label in the rows, and the folder for its runs.
+      chosen: some of `autonomy.DRILLS`.
+      settings: when faults begin and how severe they are.
+      show: called with each line of progress.
 
     Raises:
-      ValueError, OSError, AccessError: for input that will not do.
+      ValueError, OSError, AccessError: for invalid input.
     """
     spec = resolve(cell.spec.put({"scoring.exact_match": "on"}))
-    settings = filled(settings, spec.training.rounds)
+    settings = fill_settings(settings, spec.training.rounds)
     _claim(cell.directory, spec)
     parts = build(spec)
     if set(chosen) & set(autonomy.EXCLUSIONS):
@@ -86,50 +86,49 @@ def drilled(cell: Cell, chosen: Sequence[str], settings: Settings, *, show: Show
     return rows
 
 
-def _shutdown(stage: _Stage, name: str, state: State) -> list[Row]:
+def _drill_shutdown(stage: _Stage, name: str, state: State) -> list[Row]:
     if autonomy.serves_alone(stage.parts.algorithm.access):
-        return [_unmoved(stage, name)]
-    if _alone(stage):
-        note = "training goes on without it, towards a model that nobody answers by"
+        return [_unchanged_row(stage, name)]
+    if _trains_alone(stage):
+        note = "training continues without the host, for a model that nobody serves"
         return [_row(stage, name, 0.0, note, can=(True, False))]
     stopped = _play(stage, name, after="fault", sampler=autonomy.nobody())
-    reached = _score(stage, stopped)  # by the model that is gone
-    note = f"training ended at {100 * reached:.1f} %, and nobody answers any more"
+    reached = _score(stage, stopped)  # with the model that is no longer available
+    note = f"training ended at {100 * reached:.1f} %, and the model no longer answers"
     return [_row(stage, name, 0.0, note, can=(False, False), at_fault=reached)]
 
 
-def _changed(stage: _Stage, name: str, state: State) -> list[Row]:
+def _drill_changed(stage: _Stage, name: str, state: State) -> list[Row]:
     if autonomy.serves_alone(stage.parts.algorithm.access):
-        return [_unmoved(stage, name)]
+        return [_unchanged_row(stage, name)]
     other = _other_version(stage)
     fault = _state_of(stage, "fault")
     before, at_change = _score(stage, fault), _score(stage, fault, model=other)
     moved = _play(stage, name, after="fault", model=other)
     after = _score(stage, moved, model=other)
     note = (
-        f"the change took {100 * before:.1f} % to {100 * at_change:.1f} % at once, "
-        f"{stage.settings.change:g} deviations of each matrix"
+        f"the change moved the score from {100 * before:.1f} % to {100 * at_change:.1f} % at "
+        f"once, with noise of {stage.settings.change:g} deviations of each matrix"
     )
-    told = {"at_fault": before, "at_change": at_change}
-    return [_row(stage, name, after, note, **told)]
+    return [_row(stage, name, after, note, at_fault=before, at_change=at_change)]
 
 
-def _rate_limited(stage: _Stage, name: str, state: State) -> list[Row]:
-    if _alone(stage):
-        return [_unmoved(stage, name)]
+def _drill_rate_limited(stage: _Stage, name: str, state: State) -> list[Row]:
+    if _trains_alone(stage):
+        return [_unchanged_row(stage, name)]
     count = stage.settings.rate_limit
     sampler = autonomy.at_most(stage.parts.plan.sampler, count)
     after = _score(stage, _play(stage, name, after="fault", sampler=sampler))
-    return [_row(stage, name, after, f"{count} clients a round were answered")]
+    return [_row(stage, name, after, f"{count} clients per round were answered")]
 
 
-def _refused(stage: _Stage, name: str, state: State) -> list[Row]:
+def _drill_refused(stage: _Stage, name: str, state: State) -> list[Row]:
     client = np.array([stage.settings.refused_client])
-    return _left_out(stage, name, state, clients=client, after="fault")
+    return _leave_out(stage, name, state, clients=client, after="fault")
 
 
-def _excluded(stage: _Stage, name: str, state: State) -> list[Row]:
-    table, partition = _held(stage.parts)
+def _drill_excluded(stage: _Stage, name: str, state: State) -> list[Row]:
+    table, partition = _table_and_partition(stage.parts)
     names = np.zeros(len(table.length), np.int64)
     if table.label is not None:
         names = np.unique(table.label, return_inverse=True)[1]
@@ -138,41 +137,41 @@ def _excluded(stage: _Stage, name: str, state: State) -> list[Row]:
     owner = np.repeat(np.arange(len(sizes)), sizes)
     np.add.at(counts, (owner, names[partition.indices]), 1)
     tokens = np.bincount(owner, table.length[partition.indices], len(sizes))
-    clients = autonomy.excluded(
+    clients = autonomy.choose_excluded(
         name,
         counts=counts,
         tokens=tokens,
         num=_num_excluded(stage.settings, stage.parts),
         seed=stage.spec.seed,
     )
-    return _left_out(stage, name, state, clients=clients)
+    return _leave_out(stage, name, state, clients=clients)
 
 
 def _num_excluded(settings: Settings, parts: Parts) -> int:
     return settings.excluded_clients or max(1, len(parts.data.clients) // 4)
 
 
-def _left_out(
+def _leave_out(
     stage: _Stage, name: str, state: State, *, clients: np.ndarray, after: str | None = None
 ) -> list[Row]:
-    """Two rows: the federation's model without them, and what it is worth to them."""
+    """Returns two rows: the model trained without some clients, and its score on their own rows."""
     theirs = f"{name}{autonomy.SHUT_OUT}"
     before = _score_own(stage, state, clients)
     who = f"{len(clients)} of {len(stage.parts.data.clients)} clients"
-    if _alone(stage):
-        own = _unmoved(stage, theirs)._replace(before=before, after=before)
-        return [_unmoved(stage, name), own]
+    if _trains_alone(stage):
+        own = _unchanged_row(stage, theirs)._replace(before=before, after=before)
+        return [_unchanged_row(stage, name), own]
     sampler = autonomy.without(stage.parts.plan.sampler, clients.tolist())
     without = _play(stage, name, after=after, sampler=sampler)
     worth = _score_own(stage, without, clients)
-    note = f"on their own rows, were they let in; {who} can neither train nor be served"
-    told = {"clients": clients.tolist()}
-    row = _row(stage, name, _score(stage, without), f"without {who}", **told)
-    own = _row(stage, theirs, worth, note, can=(False, False), **told)
+    note = f"on their own rows, if they had access; {who} can neither train nor be served"
+    extra = {"clients": clients.tolist()}
+    row = _row(stage, name, _score(stage, without), f"without {who}", **extra)
+    own = _row(stage, theirs, worth, note, can=(False, False), **extra)
     return [row, own._replace(before=before)]
 
 
-def _artefact(stage: _Stage, name: str, state: State) -> list[Row]:
+def _drill_artefact(stage: _Stage, name: str, state: State) -> list[Row]:
     made = fedjax_post.deployed(stage.parts.algorithm, stage.parts.model, state)
     path = stage.directory / name
     holds_weights = artefact.write(path, *made, base=stage.spec.model.name)
@@ -183,22 +182,22 @@ def _artefact(stage: _Stage, name: str, state: State) -> list[Row]:
         data_licence=stage.settings.data_licence,
     )
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    told = {"artefact_bytes": size, "terms": terms}
+    extra = {"artefact_bytes": size, "terms": terms}
     if not autonomy.serves_alone(stage.parts.algorithm.access):
-        note = "it was read back, and the model that it is for is not there"
-        return [_row(stage, name, 0.0, note, can=(_alone(stage), False), **told)]
+        note = "it was read back, but the model that it needs is not available"
+        return [_row(stage, name, 0.0, note, can=(_trains_alone(stage), False), **extra)]
     model, params = artefact.read(path, base=stage.spec.model.name, dtype=stage.spec.model.dtype)
     after = score(model, params, stage.parts.heldout)["exact_match"]
-    return [_row(stage, name, after, "read back from files, without a provider", **told)]
+    return [_row(stage, name, after, "read back from files, without a provider", **extra)]
 
 
 _DRILLS = {
-    "shutdown": _shutdown,
-    "changed": _changed,
-    "rate_limited": _rate_limited,
-    "refused": _refused,
-    **dict.fromkeys(autonomy.EXCLUSIONS, _excluded),
-    "artefact": _artefact,
+    "shutdown": _drill_shutdown,
+    "changed": _drill_changed,
+    "rate_limited": _drill_rate_limited,
+    "refused": _drill_refused,
+    **dict.fromkeys(autonomy.EXCLUSIONS, _drill_excluded),
+    "artefact": _drill_artefact,
 }
 
 
@@ -211,7 +210,16 @@ def _play(
     sampler: Any = None,
     model: Any = None,
 ) -> State:
-    """The state at the end of a run in a folder of its own, begun where another one stood."""
+    """Runs in a folder of its own, and returns the last state.
+
+    Args:
+      stage: the method.
+      name: of the folder.
+      rounds: number of rounds; None for all of the experiment.
+      after: folder of the run to continue; None to start from the first round.
+      sampler: in place of the experiment's.
+      model: in place of the experiment's.
+    """
     parts, where = stage.parts, stage.directory / name
     if after is not None and not where.exists():
         folder.write_whole(where, lambda path: shutil.copytree(stage.directory / after, path))
@@ -232,12 +240,12 @@ def _play(
 
 def _state_of(stage: _Stage, name: str) -> State:
     found = fedjax_post.restore(stage.directory / name, stage.parts.algorithm, stage.parts.params)
-    assert found is not None  # a run has ended there
+    assert found is not None  # `_play` has finished a run in this folder
     return found.state
 
 
 def _other_version(stage: _Stage) -> Any:
-    """The models of a run, the target's weights changed."""
+    """Returns the models of a run with changed weights of the target."""
     key, change = jax.random.key(stage.spec.seed), stage.settings.change
     model = stage.parts.model
     if isinstance(model, dict):
@@ -252,8 +260,8 @@ def _score(stage: _Stage, state: State, *, model: Any = None) -> float:
 
 
 def _score_own(stage: _Stage, state: State, clients: np.ndarray) -> float:
-    """Exact match on some clients' own training rows."""
-    table, (offsets, indices) = _held(stage.parts)
+    """Returns the exact match on some clients' own training rows, in [0, 1]."""
+    table, (offsets, indices) = _table_and_partition(stage.parts)
     rows = np.concatenate([indices[offsets[i] : offsets[i + 1]] for i in clients])
     chosen = choose_rows(len(rows), stage.settings.own_examples, seed=stage.spec.seed)
     heldout = stage.parts.heldout._replace(table=table, rows=rows[chosen])
@@ -261,27 +269,32 @@ def _score_own(stage: _Stage, state: State, clients: np.ndarray) -> float:
     return score(*made, heldout)["exact_match"]
 
 
-def _held(parts: Parts):
-    """The clients' table and partition."""
+def _table_and_partition(parts: Parts):
+    """Returns the clients' table and partition."""
     clients = getattr(parts.data.clients, "clients", parts.data.clients)
     return clients.table, clients.partition
 
 
-def _row(stage: _Stage, name: str, after: float, note: str, *, can=(True, True), **told) -> Row:
-    return Row(name, stage.method, stage.base, after, can[0], can[1], note, told)
+def _row(stage: _Stage, name: str, after: float, note: str, *, can=(True, True), **extra) -> Row:
+    return Row(name, stage.method, stage.base, after, can[0], can[1], note, extra)
 
 
-def _unmoved(stage: _Stage, name: str) -> Row:
-    """The row of a method whose run is the same with and without a fault."""
-    return _row(stage, name, stage.base, "it asks nobody: the run is the same with and without")
+def _unchanged_row(stage: _Stage, name: str) -> Row:
+    """Returns the row of a method whose run is the same with and without a fault."""
+    note = "it queries no host: the run is the same with and without the fault"
+    return _row(stage, name, stage.base, note)
 
 
-def _alone(stage: _Stage) -> bool:
+def _trains_alone(stage: _Stage) -> bool:
     return autonomy.trains_alone(stage.parts.algorithm.access)
 
 
-def filled(settings: Settings, rounds: int) -> Settings:
-    """Returns the settings with a round for the fault to begin at."""
+def fill_settings(settings: Settings, rounds: int) -> Settings:
+    """Returns the settings with `at_round` filled in.
+
+    Raises:
+      ValueError: if faults would begin before round 1 or after the last round.
+    """
     at_round = settings.at_round or rounds // 2
     if not 1 <= at_round < rounds:
         raise ValueError(
@@ -292,11 +305,11 @@ def filled(settings: Settings, rounds: int) -> Settings:
 
 
 def _claim(directory: Path, spec: Spec) -> None:
-    """Refuses a folder with drills of another experiment."""
+    """Writes the specification into the folder; raises ValueError if another one is there."""
     stored = directory / folder.SPEC
     if stored.exists() and stored.read_text(encoding="utf-8") != to_json(spec):
         raise ValueError(
-            f"{directory} holds drills of another experiment; give another `directory`"
+            f"{directory} contains drills of another experiment; give another `directory`"
         )
     directory.mkdir(parents=True, exist_ok=True)
     write_spec(stored, spec)

@@ -1,4 +1,4 @@
-"""Fields of a specification: what each one means, its default, and the check of its value."""
+"""Fields of a specification: their meanings, defaults and checks."""
 
 import dataclasses
 import difflib
@@ -14,36 +14,36 @@ _MEANING = "meaning"
 
 
 class Meaning(NamedTuple):
-    """What a field says of itself."""
+    """Description and limits of a field."""
 
-    help: str  # a sentence, with the unit; a flag's help too
-    choices: tuple[str, ...] = ()  # the texts that it may be; () for any value
-    low: float | None = None  # the least value
-    above: float | None = None  # every value is greater
-    high: float | None = None  # the greatest value
-    below: float | None = None  # every value is less
-    flag: str | None = None  # the flag's name, where it is not the field's
-    common: bool = False  # whether most people set it
+    help: str  # one sentence, with the unit; also the help text of the field's flag
+    choices: tuple[str, ...] = ()  # allowed texts; () for any value
+    low: float | None = None  # least value, inclusive
+    above: float | None = None  # least value, exclusive
+    high: float | None = None  # greatest value, inclusive
+    below: float | None = None  # greatest value, exclusive
+    flag: str | None = None  # name of the flag, where it differs from the field's
+    common: bool = False  # whether most users set it
     free: bool = False  # whether it may differ between the sessions of one run
 
 
-def setting(default: Any, help: str, **told: Any) -> Any:
+def setting(default: Any, help: str, **limits: Any) -> Any:
     """Returns a field of a frozen dataclass with its meaning.
 
     Args:
-      default: the value where none is given; None stands for a choice that depends on others,
-        which `help` gives in parentheses.
-      help: what it is, with the unit.
-      **told: further fields of `Meaning`.
+      default: value where none is given; None for a default that depends on other fields, which
+        `help` then names in parentheses at its end.
+      help: what the field is, with its unit.
+      **limits: further fields of `Meaning`.
     """
-    meaning = {_MEANING: Meaning(help, **told)}
+    meaning = {_MEANING: Meaning(help, **limits)}
     if isinstance(default, dict):
         return dataclasses.field(default_factory=lambda: dict(default), metadata=meaning)
     return dataclasses.field(default=default, metadata=meaning)
 
 
 def meaning_of(field: dataclasses.Field) -> Meaning | None:
-    """Returns what a field says of itself; None for a section of further fields."""
+    """Returns the meaning of a field; None for a field that holds a section."""
     return field.metadata.get(_MEANING)
 
 
@@ -54,19 +54,19 @@ def kinds_of(section: type) -> Mapping[str, Any]:
 
 
 def check(section: Any) -> None:
-    """Checks every field of a frozen section, and brings values to their annotated type.
+    """Checks every field of a frozen section, and converts values to their annotated types.
 
-    Whole numbers become floats and lists become tuples where the annotation says so.
+    Integers become floats and lists become tuples where the annotation asks for it.
 
     Raises:
-      ValueError: naming the first field that is wrong, its value and what it may be.
+      ValueError: naming the first invalid field, its value and what is allowed.
     """
     for field in dataclasses.fields(section):
         meaning = meaning_of(field)
         if meaning is None:
             continue
         given = getattr(section, field.name)
-        value = _conformed(given, kinds_of(section.__class__)[field.name], field.name)
+        value = _conform(given, kinds_of(section.__class__)[field.name], field.name)
         _check_range(value, meaning, field.name)
         object.__setattr__(section, field.name, value)
 
@@ -77,21 +77,30 @@ def replaced(section: Section, **changes: Any) -> Section:
 
 
 def default_of(field: dataclasses.Field) -> Any:
-    """Returns the value that a field has where none is given."""
+    """Returns the default value of a field."""
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
     return field.default
 
 
 def unknown(name: str, known: Iterable[str], *, what: str = "field") -> str:
-    """Returns what to say of a name that does not exist: the nearest one, or all."""
+    """Returns a message about an unknown name that suggests the nearest one, or lists all.
+
+    Args:
+      name: the unknown name.
+      known: the names that exist.
+      what: what the names stand for.
+
+    >>> unknown("fedavg", ["fed_avg", "scaffold"], what="algorithm")
+    'fedavg is no algorithm; did you mean fed_avg?'
+    """
     known = list(known)
     close = difflib.get_close_matches(name, known, 1)
     meant = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
     return f"{name} is no {what}; {meant}"
 
 
-def _conformed(value: Any, kind: Any, name: str) -> Any:
+def _conform(value: Any, kind: Any, name: str) -> Any:
     if kind is Any:
         return value
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
@@ -99,18 +108,18 @@ def _conformed(value: Any, kind: Any, name: str) -> Any:
         if value is None and type(None) in arguments:
             return None
         (kind,) = (argument for argument in arguments if argument is not type(None))
-        return _conformed(value, kind, name)
+        return _conform(value, kind, name)
     if origin is tuple:
         if isinstance(value, list | tuple):
-            return tuple(_conformed(item, arguments[0], name) for item in value)
+            return tuple(_conform(item, arguments[0], name) for item in value)
     elif origin is not None and issubclass(origin, Mapping):
         if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
-            return {key: _conformed(item, arguments[1], name) for key, item in value.items()}
+            return {key: _conform(item, arguments[1], name) for key, item in value.items()}
     elif kind is float and type(value) is int:
         return float(value)
     elif type(value) is kind:
         return value
-    raise ValueError(f"{name}={value!r} must be {_spoken(kind)}, not {type(value).__name__}")
+    raise ValueError(f"{name}={value!r} must be {_kind_name(kind)}, not {type(value).__name__}")
 
 
 def _check_range(value: Any, meaning: Meaning, name: str) -> None:
@@ -131,11 +140,11 @@ def _check_range(value: Any, meaning: Meaning, name: str) -> None:
                 raise ValueError(f"{name}={number} must be {words} {limit:g}")
 
 
-def _spoken(kind: Any) -> str:
+def _kind_name(kind: Any) -> str:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     words = {str: "a text", int: "a whole number", float: "a number", bool: "True or False"}
     if origin is tuple:
-        return f"a list, each item {_spoken(arguments[0])}"
+        return f"a list, each item {_kind_name(arguments[0])}"
     if origin is not None:
         return "a mapping from texts"
     return words.get(kind, str(kind))

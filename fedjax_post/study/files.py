@@ -1,7 +1,8 @@
-"""Specifications as files: one readable JSON file that says what a run was asked to do.
+"""Specifications as files: readable JSON from which a run can be repeated.
 
-A function is written as `module:name`. What a file cannot hold, a function of a notebook or rows
-in memory, is written as its kind, name and hash, and whoever reads the file must supply it.
+A function is written as `module:name`. A value that a file cannot hold, such as a function of a
+notebook or rows in memory, is written as its kind, name and hash. It must be supplied again when
+the file is read.
 """
 
 import hashlib
@@ -22,16 +23,16 @@ from fedjax_post.study.spec import PATHS, Spec
 FORMAT, VERSION = "fedjax_post experiment", 1
 _SEAL = "sha256"  # the last field of a file that a run wrote
 _PLAIN = (str, int, float, bool, type(None))
-# Fields whose text may name code: nothing but a call of a known name, or module:function.
+# Fields whose text may name code, as module:function; other text is calls of known names.
 CODE = ("method.name", "method.uplink", "method.aggregate", "objective.reward")
 HOST = "hosting.url"
 _NAMED = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 class Missing(NamedTuple):
-    """A value that a file could not hold; `supply` puts it back."""
+    """Placeholder of a value that a file could not hold; `supply` replaces it."""
 
-    what: str  # its kind and name
+    what: str  # kind and name of the value
     sha256: str  # of a function's source, or of rows
 
     def __str__(self) -> str:
@@ -39,11 +40,11 @@ class Missing(NamedTuple):
 
 
 def to_json(spec: Spec) -> str:
-    """Returns the text of a file that `from_json` reads back as an equal specification."""
+    """Returns the specification as the text of a file, which `from_json` reads."""
     content: dict[str, Any] = {"format": FORMAT, "version": VERSION}
     for path in PATHS:
         section, _, name = path.partition(".")
-        value = _written(spec.at(path))
+        value = _to_plain(spec.at(path))
         if name:
             content.setdefault(section, {})[name] = value
         else:
@@ -52,17 +53,17 @@ def to_json(spec: Spec) -> str:
 
 
 def from_json(text: str, *, source: str = "the file") -> Spec:
-    """Returns the specification of a file; values that it could not hold are `Missing`.
+    """Returns the specification in a file's text; values that it could not hold are `Missing`.
 
-    Fields that the file lacks have their defaults: it was written by an earlier version. A file
-    that a run wrote ends in a checksum; whoever edits it takes that line out.
+    Fields that the text lacks have their defaults, so that files of earlier versions can be
+    read. The text ends with a checksum; remove that line to edit the file.
 
     Args:
-      text: what `to_json` returned, possibly edited by a person.
-      source: the file's name, for messages.
+      text: as returned by `to_json`, possibly edited.
+      source: name of the file, for messages.
 
     Raises:
-      ValueError: for anything that is no such file, an unknown field or a wrong value, naming it.
+      ValueError: for text that is not a specification, an unknown field or an invalid value.
     """
     try:
         content = json.loads(text)
@@ -71,7 +72,7 @@ def from_json(text: str, *, source: str = "the file") -> Spec:
     if isinstance(content, dict) and _SEAL in content:
         check_file(text, source)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise ValueError(f'{source} is no specification; its "format" must be {FORMAT!r}')
+        raise ValueError(f'{source} is not a specification; its "format" must be {FORMAT!r}')
     if content.get("version") != VERSION:
         raise ValueError(
             f"{source} has version {content.get('version')!r} and this release reads {VERSION}; "
@@ -94,32 +95,31 @@ def from_json(text: str, *, source: str = "the file") -> Spec:
 
 
 def write_spec(path: Path, spec: Spec) -> None:
-    """Writes a specification to a file, whole or not at all."""
+    """Writes a specification to a file, completely or not at all."""
     aside = path.with_name(f".{path.name}")
     aside.write_text(to_json(spec), encoding="utf-8")
     aside.replace(path)
 
 
 def read_spec(path: Path, *, supplied: Mapping[str, Any] | None = None) -> Spec:
-    """Returns the specification in a file, with what it could not hold put back.
+    """Returns the specification in a file, with values that it could not hold supplied.
 
-    It is data: whoever runs it calls `check_trusted` first.
+    Reading runs no code that the file names. Call `check_trusted` before running it.
 
     Args:
       path: of the file.
-      supplied: values by the paths of their fields; a function must have the source that is
-        written in the file.
+      supplied: values by the paths of their fields; each must have the hash in the file.
 
     Raises:
       OSError: if the file cannot be read.
-      ValueError: for a file that is no specification, and a value that is missing or not the one
-        of the file.
+      ValueError: for a file that is not a specification, and a value that is missing or has
+        another hash than in the file.
     """
-    return supply(read_as_written(path), supplied or {}, source=str(path))
+    return supply(read_unsupplied(path), supplied or {}, source=str(path))
 
 
-def read_as_written(path: Path) -> Spec:
-    """Returns the specification in a file, `Missing` in the place of what it could not hold.
+def read_unsupplied(path: Path) -> Spec:
+    """Returns the specification in a file, with `Missing` for values that it could not hold.
 
     Raises:
       OSError: if the file cannot be read.
@@ -133,15 +133,21 @@ def read_as_written(path: Path) -> Spec:
 
 
 def supply(spec: Spec, supplied: Mapping[str, Any], *, source: str) -> Spec:
-    """Returns a specification in which nothing is `Missing`.
+    """Returns the specification with the supplied values in place of `Missing` ones.
+
+    Args:
+      spec: as read from a file.
+      supplied: values by the paths of their fields.
+      source: name of the file, for messages.
 
     Raises:
-      ValueError: naming what is still missing, or has another hash.
+      ValueError: naming a value that is still missing or has another hash.
     """
     for path, value in supplied.items():
-        stored, given = (_written(item) for item in (spec.at(path), value))
+        stored, given = (_to_plain(item) for item in (spec.at(path), value))
         if given != stored:
-            raise ValueError(f"{source} has {path} = {_told(stored)}, and {_told(given)} was given")
+            stored, given = _describe(stored), _describe(given)
+            raise ValueError(f"{source} has {path} = {stored}, and {given} was given")
     spec = spec.put(supplied)
     for path in PATHS:
         if isinstance(missing := spec.at(path), Missing):
@@ -155,16 +161,16 @@ def supply(spec: Spec, supplied: Mapping[str, Any], *, source: str) -> Spec:
 def check_trusted(
     spec: Spec, typed: Mapping[str, Any], *, source: object, trust_code: bool = False
 ) -> None:
-    """Refuses code and hosts that a file names, until a person does.
+    """Raises ValueError for code and hosts that only a file names, not the user.
 
     Args:
-      spec: what would be run.
-      typed: what a person gave by hand in place of the file's, by path.
+      spec: the specification to run.
+      typed: values that the user gave by hand, by path.
       source: the file, for messages.
-      trust_code: whether the person said that the file's code may run.
+      trust_code: whether the user allows the file's code to run.
 
     Raises:
-      ValueError: naming the file, the field and the ways out.
+      ValueError: naming the file, the field and the remedies.
     """
     for path in CODE:
         value = spec.at(path)
@@ -179,19 +185,19 @@ def check_trusted(
     if spec.hosting.url not in (None, typed.get(HOST)):
         raise ValueError(
             f"{source} names a host, hosting.url={spec.hosting.url}, and private text and keys "
-            "would go there; if you trust it, give `hosting.url` again by hand"
+            "would be sent there; if you trust it, give `hosting.url` again by hand"
         )
 
 
-def as_written(spec: Spec) -> dict[str, Any]:
-    """Returns every field by path, as a file holds it."""
-    return {path: _written(spec.at(path)) for path in PATHS}
+def plain_fields(spec: Spec) -> dict[str, Any]:
+    """Returns the value of every field as JSON holds it, by path."""
+    return {path: _to_plain(spec.at(path)) for path in PATHS}
 
 
 def identity(spec: Spec) -> dict[str, Any]:
-    """Returns the fields that change what comes of a run, by path, without those at defaults."""
+    """Returns the fields that affect a run's results, by path, without those at their defaults."""
     return {
-        path: _written(spec.at(path))
+        path: _to_plain(spec.at(path))
         for path, field in PATHS.items()
         if not field.metadata["meaning"].free and spec.at(path) != default_of(field)
     }
@@ -200,38 +206,39 @@ def identity(spec: Spec) -> dict[str, Any]:
 def load_code(name: str, *, field: str) -> Callable:
     """Returns the function that `package.module:function` names.
 
+    Errors that the module itself raises while it is imported are passed on.
+
     Raises:
-      ValueError: if there is none, naming the field. What its module raises while it is imported
-        passes through.
+      ValueError: if the module or function does not exist, naming the field.
     """
     module, _, attribute = name.partition(":")
-    if os.getcwd() not in sys.path:  # an installed command does not look where it is called
+    if os.getcwd() not in sys.path:  # an installed command has no working directory on its path
         sys.path.append(os.getcwd())
     try:
         found = importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise  # of a module that the user's own asks for
+            raise  # a module that the user's module imports is missing
         raise ValueError(f"{field}={name} cannot be loaded: {error}") from None
     if not callable(function := getattr(found, attribute, None)):
         raise ValueError(f"{field}={name} cannot be loaded: {module} has no function {attribute}")
     return function
 
 
-def _written(value: Any) -> Any:
-    """A value as JSON holds it."""
+def _to_plain(value: Any) -> Any:
+    """Returns a value as JSON holds it."""
     if isinstance(value, _PLAIN):
         return value
     if isinstance(value, tuple) and not hasattr(value, "_fields"):
-        return [_written(item) for item in value]
+        return [_to_plain(item) for item in value]
     if isinstance(value, Mapping):
-        return {str(key): _written(item) for key, item in value.items()}
+        return {str(key): _to_plain(item) for key, item in value.items()}
     missing = value if isinstance(value, Missing) else _missing(value)
     return missing if isinstance(missing, str) else {"missing": missing.what, "sha256": missing[1]}
 
 
 def _missing(value: Any) -> Missing | str:
-    """The name by which a value can be imported, or what can be said of it."""
+    """Returns the name by which a value can be imported, else its kind and hash."""
     if callable(value) and hasattr(value, "__qualname__"):
         module, name = value.__module__, value.__qualname__
         holder = None if module == "__main__" else importlib.import_module(module)
@@ -258,7 +265,7 @@ def _read(value: Any) -> Any:
     return tuple(_read(item) for item in value) if isinstance(value, list) else value
 
 
-def _told(written: Any) -> str:
+def _describe(written: Any) -> str:
     if isinstance(written, dict) and "missing" in written:
         return str(Missing(written["missing"], written["sha256"]))
     return repr(written)

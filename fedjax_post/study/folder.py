@@ -1,4 +1,4 @@
-"""The folder of a run: its name, its lock, and files that are written whole or not at all."""
+"""The folder of a run: its name, its lock, and files written completely or not at all."""
 
 import contextlib
 import fcntl
@@ -25,7 +25,7 @@ _OURS = (
 
 
 def fresh(label: str) -> Path:
-    """Returns a folder below `runs` that does not exist yet: the time, and what is run."""
+    """Returns a folder below `runs` that does not exist yet, named by the time and a label."""
     what = re.sub(r"\W+", "-", label.rpartition(":")[2]).strip("-")
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{what}"
     for number in range(1, 1000):
@@ -44,26 +44,28 @@ def adapter_of(path: Path) -> Path:
     if not (path / SPEC).exists():
         return path
     if not (path / "adapter").is_dir():
-        raise FileNotFoundError(f"{path} holds no adapter; let the run end, or resume it")
+        raise FileNotFoundError(
+            f"{path} contains no adapter; wait for the run to end, or resume it"
+        )
     return path / "adapter"
 
 
 def plain(name: str) -> str:
-    """Returns a name that is a folder's and leads to no other place.
+    """Returns a name if it is safe as that of a folder: no separators, no leading dot.
 
     Raises:
       ValueError: for any other name.
     """
     if not re.fullmatch(r"[\w-][\w.=-]*", name):
-        raise ValueError(f"{name!r} is no name for a folder; use letters, digits, _, - and .")
+        raise ValueError(f"{name!r} cannot name a folder; use letters, digits, _, -, . and =")
     return name
 
 
 def check_unused(directory: Path) -> None:
-    """Refuses a folder that holds another run.
+    """Checks that a folder contains no run.
 
     Raises:
-      FileExistsError: naming what was found there.
+      FileExistsError: naming the files that were found.
     """
     found = [name for name in _OURS if (directory / name).exists()]
     if found:
@@ -74,11 +76,11 @@ def check_unused(directory: Path) -> None:
 
 
 def spec_file(directory: Path | None) -> Path:
-    """Returns the file that says what a run was asked to do.
+    """Returns the path of a run's specification.
 
     Raises:
       ValueError: if no folder is given.
-      FileNotFoundError: if it holds no run.
+      FileNotFoundError: if the folder contains no run.
     """
     if directory is None:
         raise ValueError("`resume` needs `directory`, the folder of the run to continue")
@@ -91,21 +93,22 @@ def spec_file(directory: Path | None) -> Path:
 
 
 @contextlib.contextmanager
-def held(
+def hold(
     directory: Path,
     *,
     locks: Sequence[int | None] = (fcntl.LOCK_EX,),
     agreed: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
 ) -> Iterator[None]:
-    """Keeps a run's folder for this process; a process that is killed lets go of it.
+    """Holds the lock of a run's folder; the system releases it when the process ends.
 
     Args:
       directory: of the run.
-      locks: what is taken, one after the other; None leaves that to another process.
-      agreed: around the taking of each.
+      locks: operations of `fcntl.flock`, carried out one after the other; None skips one, which
+        is then another process's turn.
+      agreed: returns a context for each operation, in which processes agree on errors.
 
     Raises:
-      BlockingIOError: if another process has it.
+      BlockingIOError: if another process holds the lock.
     """
     with open(directory / ".held", "a+", encoding="utf-8") as file:
         for lock in locks:
@@ -127,11 +130,11 @@ def _take(file: IO[str], lock: int | None, directory: Path) -> None:
 
 
 def write_whole(path: Path, make: Callable[[Path], object]) -> None:
-    """Lets `make` write a file or folder under another name, then puts it in place.
+    """Lets `make` write a file or folder under a temporary name, then renames it.
 
     Args:
-      path: the final name; a file that is there is replaced.
-      make: called with a path beside it.
+      path: the final path; an existing file or folder is replaced.
+      make: called with the temporary path, which is in the same folder.
     """
     aside = path.with_name(f".{path.stem}-unfinished{path.suffix}")
     _remove(aside)
@@ -142,12 +145,12 @@ def write_whole(path: Path, make: Callable[[Path], object]) -> None:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes an object with its checksum, whole or not at all."""
+    """Writes a JSON object with its checksum, completely or not at all."""
     write_text(path, seal_file(content))
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file, whole or not at all."""
+    """Writes a text file, completely or not at all."""
     write_whole(path, lambda aside: aside.write_text(text, encoding="utf-8"))
 
 

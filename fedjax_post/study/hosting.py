@@ -1,4 +1,4 @@
-"""A target behind a provider's API: where it is asked, and on what terms."""
+"""A target model behind a provider's API: its address and the terms of use."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,12 +11,12 @@ from fedjax_post.provider.terms import Terms
 from fedjax_post.simulate import stopping
 from fedjax_post.study.spec import Spec
 
-# what asking a provider takes: field -> the value it must have
+# field -> the value that it must have for a hosted target
 _NEEDS = {"execution.executor": "host", "adapter.kind": "text_prompt"}
 
 
-def filled(spec: Spec) -> Spec:
-    """Returns the experiment with what holds of any target that a provider is asked for."""
+def fill_defaults(spec: Spec) -> Spec:
+    """Returns the experiment with the hosting fields that every hosted target implies."""
     if not is_hosted(spec):
         return spec
     granted = spoken(Access.LOGITS & Access[spec.hosting.access])
@@ -24,7 +24,7 @@ def filled(spec: Spec) -> Spec:
 
 
 def check(spec: Spec) -> None:
-    """Refuses what a provider cannot be asked.
+    """Checks that fields go together with a hosted target, or that none is configured.
 
     Raises:
       ValueError: naming the field and the remedy.
@@ -43,24 +43,24 @@ def check(spec: Spec) -> None:
 
 
 def is_hosted(spec: Spec) -> bool:
-    """Returns whether the target is asked over a network."""
+    """Returns whether the target is queried over a network."""
     return spec.hosting.url is not None
 
 
 def model_of(
     spec: Spec, tokenizer: Any, *, directory: Path | None, ask_again: bool = False
 ) -> Hosted:
-    """Returns the target at its provider; nothing is sent yet.
+    """Returns the hosted target; sends nothing yet.
 
     Args:
       spec: the experiment.
-      tokenizer: of this side.
+      tokenizer: that of the clients.
       directory: of the run, for its journal; None while the run is only prepared.
-      ask_again: whether calls that may have been paid are sent again.
+      ask_again: whether to repeat calls that may have been paid for already.
 
     Raises:
-      ImportError: without the extra, naming it.
-      ValueError, JournalError: for terms or a journal that will not do.
+      ImportError: if the extra that it needs is not installed, naming it.
+      ValueError, JournalError: for invalid terms or a journal that does not match.
     """
     price = spec.hosting.price or None
     terms = Terms(
@@ -72,7 +72,7 @@ def model_of(
         timeout=spec.hosting.timeout,
         on_failure=spec.hosting.on_failure,
     )
-    assert spec.hosting.url is not None  # whoever asks has seen to it
+    assert spec.hosting.url is not None  # guaranteed by the caller
     return connect(
         spec.hosting.url,
         spec.hosting.model or spec.model.name,
@@ -85,14 +85,14 @@ def model_of(
     )
 
 
-def told(directory: Path) -> dict[str, Any] | None:
-    """Returns what the provider was asked for and billed, by the journal; None without one."""
+def provider_summary(directory: Path) -> dict[str, Any] | None:
+    """Returns the queries and costs recorded in the journal; None without a journal."""
     path = directory / "journal.jsonl"
     return spent(path)._asdict() if path.exists() else None
 
 
 def _watch(spec: Spec) -> Callable[[Spent], None]:
-    """Shows what is spent, and ends a run that was interrupted once an answer is in the journal."""
+    """Shows what is spent; stops an interrupted run only once an answer is in the journal."""
     show = show_queries(spec.hosting.max_queries)
 
     def watch(so_far: Spent) -> None:

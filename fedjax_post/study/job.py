@@ -1,10 +1,11 @@
-"""A job: an experiment that was checked and is ready to run, score and export.
+"""A job: an experiment that has been checked and is ready to run, score and export.
 
-job = prepare(Spec(method="fed_adam"))
-print(job)                                # what it will take
-for state, record in job.run(): ...
-job.score(state)
-job.export(state, "adapter")
+Example:
+  job = prepare(Spec(method="fed_adam"))
+  print(job)  # model, clients, bytes on the wire and on disk
+  for state, record in job.run(): ...
+  job.score(state)
+  job.export(state, "adapter")
 """
 
 import contextlib
@@ -21,21 +22,21 @@ from fedjax_post.simulate.record import Callback, Record
 from fedjax_post.study import build, export, factories, folder, hosting, peers, plan, scoring
 from fedjax_post.study.build import Parts
 from fedjax_post.study.fields import meaning_of
-from fedjax_post.study.files import Missing, as_written, read_as_written, supply, write_spec
+from fedjax_post.study.files import Missing, plain_fields, read_unsupplied, supply, write_spec
 from fedjax_post.study.resolve import resolve
 from fedjax_post.study.spec import PATHS, Spec
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """An experiment, its parts, and the folder where it is kept.
+    """An experiment with its parts and its folder.
 
     Attributes:
-      spec: as it was given; `parts.spec` has every default filled in.
+      spec: as given; `parts.spec` has every default filled in.
       parts: models, data, algorithm and plan.
-      directory: of the run; made when the run begins.
-      resumed: where the folder's last checkpoint stands; None for a new run.
-      ask_again: whether calls to a provider that may have been paid are sent again.
+      directory: of the run; created when the run begins.
+      resumed: the last checkpoint in the folder; None for a new run.
+      ask_again: whether to repeat calls to a provider that may have been paid for already.
     """
 
     spec: Spec
@@ -49,7 +50,7 @@ class Job:
 
     @property
     def rounds_done(self) -> int:
-        """Rounds that the folder holds already."""
+        """Number of rounds up to the last checkpoint."""
         return 0 if self.resumed is None else self.resumed.rounds_done
 
     @property
@@ -58,13 +59,13 @@ class Job:
         return self.parts.start if self.resumed is None else self.resumed.state
 
     def run(self, callbacks: Sequence[Callback] = ()) -> Iterator[tuple[State, Record]]:
-        """Returns an iterator over the federation's state and record, one a round.
+        """Returns an iterator over (state, record), one pair for each round.
 
-        A run that is left early is continued by `prepare` with `resume` on its folder.
+        A run that is left early can be continued: call `prepare` with `resume` on its folder.
 
         Args:
-          callbacks: called with (state, record) after each round; what they return is added to
-            the record. The points of the learning curve are among the callbacks already.
+          callbacks: called with (state, record) after each round; their results are added to the
+            record. The callbacks that compute the learning curve are included already.
 
         Raises:
           BlockingIOError: if another process writes to the folder.
@@ -77,18 +78,23 @@ class Job:
         return scoring.score_state(self.parts, state, self.parts.heldout, rounds=self.rounds_done)
 
     def export(self, state: State, path: str | Path) -> Path:
-        """Writes what the federation learned as a folder; see `hub.artefact`."""
+        """Writes the deployed model or adapter as a folder, and returns its path.
+
+        See `hub.artefact`.
+        """
         export.write(self.parts, state, Path(path))
         return Path(path)
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[Parts]:
-        """Holds the folder, with the specification in it, for as long as the run is open.
+        """Returns a context with the parts of the run, which locks the folder while it is open.
+
+        Writes the specification into the folder.
 
         Raises:
-          BlockingIOError: if another process writes to it; nothing was written then.
+          BlockingIOError: if another process holds the folder; nothing is written then.
         """
-        with peers.held(self.directory):
+        with peers.hold(self.directory):
             with peers.together():
                 if peers.is_first():
                     write_spec(self.directory / folder.SPEC, self.spec)
@@ -112,19 +118,27 @@ def prepare(
     resume: bool = False,
     ask_again: bool = False,
 ) -> Job:
-    """Returns the job of an experiment; everything is checked, nothing compiled or written.
+    """Returns the job of an experiment. Checks everything; compiles and writes nothing.
 
     Args:
       spec: the experiment.
       directory: of the run: a new folder, or with `resume` that of a run. By default a new one
         below `runs`, named by the time and the algorithm.
-      resume: whether the run in `directory` goes on. All but fields that are free must be as
-        they were; more rounds may be asked for where nothing depends on their number.
-      ask_again: with `resume`, send calls to a provider again that may have been paid.
+      resume: whether to continue the run in `directory`. All fields must be equal except those
+        marked `free`; the number of rounds may grow where no other setting depends on it.
+      ask_again: with `resume`, whether to repeat calls to a provider that may have been paid for
+        already.
 
     Raises:
-      ValueError, OSError, AccessError: for input that will not do, naming the field, its value
-        and the remedy.
+      ValueError, OSError, AccessError: for invalid input, naming the field, its value and the
+        remedy.
+
+    >>> from fedjax_post.study.learning import Data
+    >>> from fedjax_post.study.running import Training
+    >>> data, training = Data("builtin", num_clients=8), Training(rounds=2, cohort_size=2)
+    >>> job = prepare(Spec(method="fed_avg", data=data, training=training))
+    >>> len(job.parts.data.clients), job.rounds_done
+    (8, 0)
     """
     where = None if directory is None else Path(directory)
     resolved = resolve(spec)
@@ -134,24 +148,27 @@ def prepare(
         folder.check_unused(where)
     with peers.together():
         parts = build.build(resolved)
-    where = peers.agreed(where or folder.fresh(_label(spec)))
+    where = peers.agree_on(where or folder.fresh(_label(spec)))
     parts = parts._replace(plan=parts.plan._replace(resume=resume))
     return Job(spec, parts, where, _found(parts, where) if resume else None, ask_again)
 
 
 def check_same(now: Spec, stored: Path, *, as_long: bool = False) -> None:
-    """Refuses to go on with a run as another experiment.
+    """Checks that an experiment is the one of a stored run.
 
     Args:
-      now: the experiment that is to go on.
-      stored: the file of the run's own.
-      as_long: whether it must have the same number of rounds.
+      now: the experiment.
+      stored: file with the run's specification.
+      as_long: whether the number of rounds must be equal too.
 
     Raises:
       ValueError: naming the first field that differs, and both values.
     """
-    before = read_as_written(stored)
-    written, given = as_written(resolve(_without_missing(before, now))), as_written(resolve(now))
+    before = read_unsupplied(stored)
+    written, given = (
+        plain_fields(resolve(_without_missing(before, now))),
+        plain_fields(resolve(now)),
+    )
     for path, field in PATHS.items():
         meaning = meaning_of(field)
         if written[path] == given[path] or (meaning is not None and meaning.free):
@@ -166,13 +183,13 @@ def check_same(now: Spec, stored: Path, *, as_long: bool = False) -> None:
 
 
 def _without_missing(before: Spec, now: Spec) -> Spec:
-    """The stored experiment, with the values of this one where they are what the file means."""
+    """Returns the stored experiment with its `Missing` values supplied from the present one."""
     found = {path: now.at(path) for path in PATHS if isinstance(before.at(path), Missing)}
     return supply(before, found, source="the run's specification") if found else before
 
 
 def rounds_of(parts: Parts, callbacks: Sequence[Callback]) -> Iterator[tuple[State, Record]]:
-    """Returns an iterator over the rounds that are left of a run whose folder is held."""
+    """Returns an iterator over the remaining rounds; the caller holds the run's folder."""
     rounds: Any = fedjax_post.run(
         parts.algorithm,
         parts.model,
@@ -187,14 +204,14 @@ def rounds_of(parts: Parts, callbacks: Sequence[Callback]) -> Iterator[tuple[Sta
 
 
 def _by_rounds(spec: Spec) -> str:
-    """What of a run depends on the number of its rounds, as the end of a sentence."""
+    """Returns which setting depends on the number of rounds, as the end of a sentence, or ""."""
     if spec.method.client_schedule not in (None, "constant"):
         return " and `client_schedule` depends on it"
     return " and `privacy.epsilon` depends on it" if spec.privacy.epsilon is not None else ""
 
 
 def _found(parts: Parts, directory: Path) -> Any:
-    """The run's last checkpoint; None if it was stopped before its first."""
+    """Returns the run's last checkpoint; None if it stopped before its first one."""
     if not (directory / "checkpoints").exists():
         return None
     snapshot = fedjax_post.restore(
@@ -210,5 +227,5 @@ def _found(parts: Parts, directory: Path) -> Any:
 
 
 def _label(spec: Spec) -> str:
-    name = factories.spoken(spec.method.name)
+    name = factories.display_name(spec.method.name)
     return name if spec.method.baseline == "none" else f"{name}-{spec.method.baseline}"

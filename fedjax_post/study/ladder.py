@@ -1,6 +1,8 @@
-"""One task at every level of access, on the same clients, seeds and budget, and its report.
+"""One task at every level of access, with the same seeds, and a report on it.
 
-ladder({"lora": Rung(spec, "open"), "fed_bpt": Rung(closed, "closed")}, title="my task")
+Example:
+  rungs = {"lora": Rung(spec, "open"), "fed_bpt": Rung(closed, "closed")}
+  ladder(rungs, task=Task(title="my task"))
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,10 +24,11 @@ _GATE = {"manual": "manual_prompt", "soft": "soft_prompt", "full": "lora"}
 
 
 class Task(NamedTuple):
-    """What a ladder is of."""
+    """The task of a ladder."""
 
     title: str = "a task"
-    gate: Mapping[str, str] = _GATE  # rungs that show whether the base can be prompted
+    # Names of the rungs that show whether the base model can be prompted, by the keys of `_GATE`
+    gate: Mapping[str, str] = _GATE
 
 
 class Faults(NamedTuple):
@@ -33,18 +36,18 @@ class Faults(NamedTuple):
 
     cells: Sequence[str] = ()  # names of rungs
     chosen: Sequence[str] = DRILLS
-    changes: Mapping[str, Any] = {}  # of their experiments, by path
+    changes: Mapping[str, Any] = {}  # to their experiments, by path
     settings: Settings = Settings()
 
 
 class Position(NamedTuple):
-    """A ladder that was climbed."""
+    """A finished ladder and its report."""
 
     directory: Path
     report: str
 
     def table(self) -> str:
-        """Returns the report as text; `position.html` in the folder is the page."""
+        """Returns the report as text; `position.html` in the folder holds it as a page."""
         return self.report
 
 
@@ -59,22 +62,24 @@ def ladder(
     command: str = "",
     show: cells.Show = print,
 ) -> Position:
-    """Returns the report of a task that is tried at every level of access.
+    """Runs one task at every level of access, and returns the report.
 
-    The same call on the same folder goes on after an interruption; methods and seeds may be added.
+    After an interruption, the same call on the same folder continues. Methods and seeds may be
+    added in the same way.
 
     Args:
-      rungs: the methods by name; a name is a folder's.
-      task: its title, and its gate: the rungs of a manual prompt, of a soft one and of the best.
+      rungs: the methods by name; each name is also that of a folder.
+      task: its title, and its gate: the rungs of a manual prompt ("manual"), of a soft prompt
+        ("soft") and of the method whose gain the soft prompt is compared with ("full").
       seeds: of the runs.
       bases: other base models, each with the names of the rungs that run on it too.
-      faults: what is drilled.
-      directory: a new folder, or that of a ladder to go on with; by default below `runs`.
-      command: how the ladder was made, for the report.
-      show: called with a line for each run.
+      faults: which methods are drilled, and how.
+      directory: a new folder, or that of a ladder to continue; by default one below `runs`.
+      command: how the ladder was made, recorded in the report.
+      show: called with each line of progress.
 
     Raises:
-      ValueError, OSError, AccessError: for input that will not do, before any run is started.
+      ValueError, OSError, AccessError: for invalid input, before any run starts.
     """
     directory = Path(directory or folder.fresh("ladder"))
     _check(rungs)
@@ -86,20 +91,20 @@ def ladder(
     cells.carry_out_all(planned, show=show)
     parts = build(resolve(planned[0].spec))
     chance = ladder_facts.chance_of(parts)
-    told = {
+    content = {
         "task": task.title,
         "model": parts.spec.model.name,
         "chance": chance,
         "labels": list(parts.spec.data.labels),
-        "cells": ladder_facts.cells_told(rungs),
+        "cells": ladder_facts.cell_entries(rungs),
         "gate": ladder_facts.gate_of(directory, chance, **(_GATE | dict(task.gate))),
-        "matrix": ladder_facts.matrix_told(),
-        "passports": ladder_facts.passports_told(),
-        "audit": _kept(directory / "audit.json", lambda: audits.audit_of(parts)),
-        "drills": _drilled(rungs, seeds, faults, directory, show=show),
+        "matrix": ladder_facts.matrix_entry(),
+        "passports": ladder_facts.passport_entries(),
+        "audit": _read_or_make(directory / "audit.json", lambda: audits.audit_of(parts)),
+        "drills": _drill(rungs, seeds, faults, directory, show=show),
         "commands": _commands(directory, command),
     }
-    folder.write_json(directory / "ladder.json", told)
+    folder.write_json(directory / "ladder.json", content)
     return Position(directory, position.write(directory))
 
 
@@ -109,7 +114,14 @@ def plan_cells(
     bases: Mapping[str, Sequence[str]],
     directory: Path,
 ) -> list[cells.Cell]:
-    """Returns the runs of all rungs, all of the first seed first, then those on other bases."""
+    """Returns the runs of all rungs, ordered by seed, then those on other base models.
+
+    Args:
+      rungs: the methods by name.
+      seeds: of the runs.
+      bases: other base models, each with the names of the rungs that run on it too.
+      directory: of the ladder.
+    """
     found = [
         cells.Cell(
             rung.title or name, rung.spec.replace(seed=seed), directory / name / f"seed-{seed}"
@@ -138,7 +150,7 @@ def _check(rungs: Mapping[str, Rung]) -> None:
             raise ValueError(f"{name} has kind={rung.kind!r}; give one of {', '.join(KINDS)}")
 
 
-def _drilled(
+def _drill(
     rungs: Mapping[str, Rung],
     seeds: Sequence[int],
     faults: Faults,
@@ -146,7 +158,7 @@ def _drilled(
     *,
     show: cells.Show,
 ) -> list[dict[str, Any]]:
-    """The rows of the drills of a ladder, for every seed."""
+    """Runs the drills of a ladder with every seed, and returns their rows."""
     planned = [
         cells.Cell(
             rungs[name].title or name,
@@ -161,15 +173,15 @@ def _drilled(
     return carry_out(planned, faults.chosen, faults.settings, show=show)
 
 
-def _kept(path: Path, make: Callable[[], Any]) -> Mapping[str, Any]:
-    """What a file holds; made and written first where there is none."""
+def _read_or_make(path: Path, make: Callable[[], Any]) -> Mapping[str, Any]:
+    """Returns the content of a JSON file, which is made and written first if it is missing."""
     if not path.exists():
         folder.write_json(path, make())
     return read_file(path)
 
 
 def _commands(directory: Path, command: str) -> list[str]:
-    """The commands that made the ladder so far, each once."""
+    """Returns the distinct commands that have made the ladder so far."""
     path = directory / "ladder.json"
     before = read_file(path)["commands"] if path.exists() else []
     return list(dict.fromkeys([*before, *filter(None, [command])]))

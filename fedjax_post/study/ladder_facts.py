@@ -1,6 +1,6 @@
-"""What stands in a ladder's `ladder.json`; `report.position.ladder` says what it means.
+"""The content of a ladder's `ladder.json`; `report.position.ladder` documents its meaning.
 
-Every part is read from what runs left, from passports, or measured on the base itself.
+Every part is read from finished runs or passports, or measured on the base model.
 """
 
 from collections import Counter
@@ -18,7 +18,7 @@ from fedjax_post.openness.runnable import refusals, roles
 from fedjax_post.report.records import read_summary
 from fedjax_post.study import ledgers
 from fedjax_post.study.build import Parts
-from fedjax_post.study.factories import access_of, declared
+from fedjax_post.study.factories import access_of, declared_access
 from fedjax_post.study.spec import Spec
 
 
@@ -28,7 +28,7 @@ class Rung(NamedTuple):
     Attributes:
       spec: its experiment.
       kind: "open", "closed" or "baseline".
-      title: as the report calls it; "" for its name.
+      title: name in the report; "" for its name among the rungs.
     """
 
     spec: Spec
@@ -36,8 +36,8 @@ class Rung(NamedTuple):
     title: str = ""
 
 
-def cells_told(rungs: Mapping[str, Rung]) -> list[dict[str, Any]]:
-    """Returns a row for each method: its folder, name, tier, kind, and which score is its own."""
+def cell_entries(rungs: Mapping[str, Rung]) -> list[dict[str, Any]]:
+    """Returns an entry for each method: folder, label, access tier, kind, and score to report."""
     return [
         {
             "method": name,
@@ -51,7 +51,7 @@ def cells_told(rungs: Mapping[str, Rung]) -> list[dict[str, Any]]:
 
 
 def chance_of(parts: Parts) -> float:
-    """Returns the share of the commonest answer among the held-out rows, in [0, 1]."""
+    """Returns the share of the most frequent answer among the held-out rows, in [0, 1]."""
     heldout = parts.heldout
     answers = reference_answers(
         heldout.table, rows=heldout.rows, decode_fn=heldout.decode_fn, eos_id=heldout.eos_id
@@ -62,13 +62,14 @@ def chance_of(parts: Parts) -> float:
 def gate_of(
     directory: Path, chance: float, *, manual: str, soft: str, full: str
 ) -> dict[str, float | None]:
-    """Returns what shows whether a base can be prompted, means over the seeds that are there.
+    """Returns the figures that show whether a base model can be prompted, as means over seeds.
 
     Args:
       directory: of the ladder.
-      chance: as `chance_of`.
-      manual, soft, full: cells of the manual prompt, of a soft prompt that is trained by
-        gradients, and of the method whose gain it is held against.
+      chance: as returned by `chance_of`, in [0, 1].
+      manual: name of the rung with a manual prompt.
+      soft: name of the rung with a soft prompt that is trained by gradients.
+      full: name of the rung whose gain over `manual` the soft prompt's gain is divided by.
     """
     base, tuned, best = (_scores(directory / name) for name in (manual, soft, full))
     if base is None or tuned is None or best is None:
@@ -78,15 +79,15 @@ def gate_of(
     return {"manual_prompt": base, "chance": chance, "soft_prompt_share": share, "gain": gain}
 
 
-def matrix_told() -> dict[str, int]:
-    """Returns how many registered methods there are, and how many run at each tier."""
-    methods = declared()
+def matrix_entry() -> dict[str, int]:
+    """Returns the number of registered methods, and how many of them run at each access tier."""
+    methods = declared_access()
     run = {spoken(tier): len(methods) - len(refusals(methods, roles(tier))) for tier in LEVELS}
     return {"methods": len(methods), **run}
 
 
-def passports_told() -> dict[str, dict[str, Any]]:
-    """Returns class, licence, tier and the licence's rules of every passport."""
+def passport_entries() -> dict[str, dict[str, Any]]:
+    """Returns the class, licence, tier and rules of the licence of every passport."""
     return {name: _passport(load_passport(name)) for name in passport_names()}
 
 
@@ -101,7 +102,7 @@ def _passport(passport: read.Passport) -> dict[str, Any]:
 
 
 def _scores(folder: Path) -> float | None:
-    """The mean final exact match of a cell's finished seeds."""
+    """Returns the mean final exact match over finished seeds; None if any lacks it."""
     found = [_exact(path) for path in sorted(folder.glob("seed-*/summary.json"))]
     known = [value for value in found if value is not None]
     return sum(known) / len(known) if known and len(known) == len(found) else None

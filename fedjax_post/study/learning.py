@@ -1,7 +1,8 @@
-"""Sections of an experiment on what is learned: the model, the rows, the adapter, the method.
+"""Sections of an experiment on what is learned: model, data, adapter, objective and method.
 
-A field whose default is None depends on others, as its help says in parentheses. A field marked
-`free` changes how a run is carried out, not what comes of it, and may differ when it is resumed.
+A default of None depends on other fields; the help text then gives the default in parentheses.
+A field marked `free` changes how a run is carried out but not its result, and may differ when the
+run is resumed.
 """
 
 import dataclasses
@@ -19,44 +20,42 @@ _USUAL = Population()
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """The open model that is adapted, and models that help to adapt it."""
+    """The model that is adapted, and models that help to adapt it."""
 
     name: Any = setting(
         "builtin",
-        f"{', '.join(MODELS)}, a Hugging Face folder, or a hub name",
+        f"base model: {', '.join(MODELS)}, a Hugging Face folder, or a hub name",
         flag="model",
         common=True,
     )
     dtype: str = setting(
-        "float32", "of base weights and matrix products", choices=("float32", "bfloat16")
+        "float32", "dtype of base weights and matrix products", choices=("float32", "bfloat16")
     )
     quantize: str = setting(
-        "none", "codes for the frozen layers, as in QLoRA", choices=("none", *KINDS)
+        "none", "quantization of the frozen layers, as in QLoRA", choices=("none", *KINDS)
     )
     remat: bool | None = setting(
         None,
-        "recompute layers in the backward pass: less memory, more time (with quantize only)",
+        "recompute layers in the backward pass, for less memory and more time (only with quantize)",
         free=True,
     )
-    end_token: str | None = setting(
-        None, "token that ends a response, where a base never saw its tokenizer's (the tokenizer's)"
-    )
+    end_token: str | None = setting(None, "token that ends a response (the tokenizer's end token)")
     proxy: str | None = setting(
         None,
-        "a small open model of the same vocabulary, for methods that steer the target by one",
+        "small open model with the same vocabulary, for methods that steer the target by a proxy",
         flag="proxy_model",
     )
     embeddings: str | None = setting(
-        None, "a small open model of the same vocabulary, by whose embeddings tokens are alike"
+        None, "small open model with the same vocabulary, for similarities between tokens"
     )
     emulator_first: int | None = setting(
-        None, "layers at the front that a stand-in of the target keeps (1)", low=0
+        None, "number of first layers that the target's emulator keeps (1)", low=0
     )
     emulator_last: int | None = setting(
-        None, "layers at the end that a stand-in of the target keeps (1)", low=1
+        None, "number of last layers that the target's emulator keeps (1)", low=1
     )
     emulator_keep_every: int | None = setting(
-        None, "of the layers between, a stand-in keeps one in so many (2)", low=1
+        None, "the target's emulator keeps one of this many middle layers (2)", low=1
     )
 
     replace = replaced
@@ -67,7 +66,7 @@ class Model:
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """The rows, what of them is learned, and who holds them."""
+    """The rows, how they become prompts and responses, and which client holds which."""
 
     source: Any = setting(
         "builtin",
@@ -75,42 +74,53 @@ class Data:
         flag="dataset",
         common=True,
     )
-    split: str | None = setting(None, "the split to train on, where there are several (train)")
+    split: str | None = setting(None, "split to train on, where the data have several (train)")
     partition: str | None = setting(
         _USUAL.partition,
-        "who holds what (natural where there is a column of clients, else iid)",
+        "how rows are divided among clients (natural with a client column, else iid)",
         choices=PARTITIONS,
         common=True,
     )
-    partition_alpha: float = setting(_USUAL.alpha, "of dirichlet; less is more skew", above=0)
+    partition_alpha: float = setting(
+        _USUAL.alpha, "concentration of partition dirichlet; lower is more skewed", above=0
+    )
     num_clients: int | None = setting(
-        None, "clients of iid, dirichlet and the built-in tasks (128)", low=1, common=True
+        None,
+        "number of clients for iid, dirichlet and the built-in tasks (128)",
+        low=1,
+        common=True,
     )
     heldout_fraction: float = setting(
-        _USUAL.heldout_fraction, "share of rows set aside where the data hold none out", low=0
+        _USUAL.heldout_fraction, "share of rows held out, if the data have no held-out split", low=0
     )
-    prompt_column: str | None = setting(None, "column of the prompt (by its usual names)")
-    response_column: str | None = setting(None, "column of the response (by its usual names)")
-    context_column: str | None = setting(None, "column of further input (by its usual names)")
-    messages_column: str | None = setting(None, "column of whole chats (by its usual names)")
-    label_column: str | None = setting(None, "column of the label (by its usual names)")
-    client_column: str | None = setting(None, "column of the client (by its usual names)")
-    system_column: str | None = setting(None, "column of the system's turn (by its usual names)")
-    history_column: str | None = setting(None, "column of earlier turns (by its usual names)")
-    tools_column: str | None = setting(None, "column of tools (by its usual names)")
+    prompt_column: str | None = setting(None, "column of the prompt (found by common names)")
+    response_column: str | None = setting(None, "column of the response (found by common names)")
+    context_column: str | None = setting(None, "column of further input (found by common names)")
+    messages_column: str | None = setting(None, "column of whole chats (found by common names)")
+    label_column: str | None = setting(None, "column of the label (found by common names)")
+    client_column: str | None = setting(None, "column of the client (found by common names)")
+    system_column: str | None = setting(
+        None, "column of the system message (found by common names)"
+    )
+    history_column: str | None = setting(None, "column of earlier turns (found by common names)")
+    tools_column: str | None = setting(None, "column of tools (found by common names)")
     rejected_column: str | None = setting(
-        None, "with objective dpo, column of what is not preferred (rejected)"
+        None, "column of the response that is not preferred, for objective dpo (rejected)"
     )
     response_words: Mapping[str, str] = setting(
-        {}, "what labels are called in responses, such as 0=sad,1=happy"
+        {}, "words that replace labels in responses, such as 0=sad,1=happy"
     )
     labels: tuple[str, ...] = setting(
-        (), "the answers that there are, for methods that see scores but no weights"
+        (), "all possible answers, for methods that see scores but no weights"
     )
-    template: str = setting("auto", "chat, plain, auto, or a format string over columns")
-    max_length: int = setting(0, "tokens of a row; 0: the longest", low=0, common=True)
+    template: str = setting(
+        "auto", "prompt template: chat, plain, auto, or a format string over columns"
+    )
+    max_length: int = setting(
+        0, "maximum tokens in a row; 0: the length of the longest row", low=0, common=True
+    )
     pack_length: int = setting(
-        0, "tokens of a row that several examples share; 0: one example a row", low=0
+        0, "tokens in a packed row of several examples; 0: one example per row", low=0
     )
 
     replace = replaced
@@ -167,33 +177,33 @@ class Adapter:
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """What clients learn from."""
+    """The loss that clients minimise."""
 
     name: str = setting(
         "sft",
-        "what is learned: responses (sft), which of two is preferred (dpo), rewards (grpo)",
+        "what is learned from: responses (sft), preferred pairs (dpo) or rewards (grpo)",
         choices=("sft", "dpo", "grpo"),
         flag="objective",
         common=True,
     )
     dpo_beta: float | None = setting(
-        None, "dpo: strength of the pull to the frozen model (0.1)", above=0
+        None, "dpo: beta, strength of the pull towards the frozen model (0.1)", above=0
     )
-    reward: Any = setting(None, "grpo: exact, head, or package.module:function (exact)")
-    group_size: int | None = setting(
-        None, "grpo: answers to a question that are compared (8)", low=2
+    reward: Any = setting(
+        None, "grpo: reward function: exact, head, or package.module:function (exact)"
     )
+    group_size: int | None = setting(None, "grpo: answers sampled for each question (8)", low=2)
     answer_length: int | None = setting(
-        None, "grpo: tokens of an answer, its end included (those of the longest response)", low=1
+        None, "grpo: maximum tokens of an answer, its end included (the longest response)", low=1
     )
     grpo_clip: float | None = setting(
         None,
-        "grpo: how far a token's ratio may go before it counts no more (0.2)",
+        "grpo: clip range of the probability ratio around 1 (0.2)",
         above=0,
         below=1,
     )
     grpo_beta: float | None = setting(
-        None, "grpo: strength of the pull to the frozen model (0)", low=0
+        None, "grpo: beta, strength of the pull towards the frozen model (0)", low=0
     )
 
     replace = replaced
@@ -204,44 +214,54 @@ class Objective:
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """The federated algorithm, its optimizers, and what stands around it."""
+    """The federated algorithm, its optimizers, and the links and aggregation around it."""
 
     name: Any = setting(
         "fed_adam_optax",
-        "an algorithm's name, ditto(a name), or package.module:factory",
+        "name of an algorithm, ditto(name), or package.module:factory",
         flag="algorithm",
         common=True,
     )
-    params: Mapping[str, Any] = setting({}, "hyper-parameters of the algorithm, by its arguments")
+    params: Mapping[str, Any] = setting({}, "hyper-parameters of the algorithm, by argument name")
     baseline: str = setting(
         "none",
-        "a reference trained on the same tokens in the algorithm's place",
+        "baseline to train on the same tokens in place of the algorithm",
         choices=("none", "central", "local"),
     )
     client_optimizer: str | None = setting(
         None, "local optimizer (sgd)", choices=("sgd", "momentum", "adamw"), common=True
     )
-    client_lr: float | None = setting(None, "local step size (by optimizer)", low=0, common=True)
+    client_lr: float | None = setting(
+        None, "local step size (depends on the optimizer)", low=0, common=True
+    )
     client_schedule: str | None = setting(
         None,
-        "of the local step size, by round (constant)",
+        "schedule of the local step size over rounds (constant)",
         choices=("constant", "cosine", "linear"),
     )
-    weight_decay: float | None = setting(None, "of the local optimizer (0)", low=0)
-    grad_clip: float | None = setting(None, "largest norm of a local gradient; 0: any (1)", low=0)
+    weight_decay: float | None = setting(None, "weight decay of the local optimizer (0)", low=0)
+    grad_clip: float | None = setting(
+        None, "maximum norm of a local gradient; 0: no clipping (1)", low=0
+    )
     server_optimizer: str | None = setting(
-        None, "of the mean update (sgd)", choices=("sgd", "momentum", "nesterov", "adam")
+        None,
+        "server optimizer of the mean update (sgd)",
+        choices=("sgd", "momentum", "nesterov", "adam"),
     )
     server_lr: float | None = setting(
-        None, "server step size (by optimizer or algorithm)", low=0, common=True
+        None, "server step size (depends on the optimizer or algorithm)", low=0, common=True
     )
     client_weight: str | None = setting(
-        None, "what a client counts by (tokens)", choices=("tokens", "examples", "uniform")
+        None,
+        "weight of a client in the mean (tokens)",
+        choices=("tokens", "examples", "uniform"),
     )
     uplink: Any = setting(
-        None, "links to the server, such as clip(1.0), error_feedback(top_k(0.01), cast(bfloat16))"
+        None, "uplink steps, such as clip(1.0), error_feedback(top_k(0.01), cast(bfloat16))"
     )
-    aggregate: Any = setting(None, "a rule in place of the mean, such as trimmed_mean(0.2)")
+    aggregate: Any = setting(
+        None, "aggregation rule in place of the mean, such as trimmed_mean(0.2)"
+    )
 
     replace = replaced
 

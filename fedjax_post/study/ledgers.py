@@ -1,4 +1,4 @@
-"""The disclosure ledger of a run: where the target runs, and what left because of it."""
+"""The disclosure ledger of a run: where the target runs, and which data left for it."""
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,17 +28,23 @@ from fedjax_post.study.spec import Spec
 
 
 def check(spec: Spec, algorithm: Algorithm, data: Loaded, form: Form) -> None:
-    """Refuses an algorithm that needs more than is granted, or sends what must not leave.
+    """Checks the access that an algorithm needs, and what it would disclose.
+
+    Args:
+      spec: the experiment.
+      algorithm: declares its access.
+      data: the clients; the first one's visit is examined.
+      form: number of tokens that every query has in common.
 
     Raises:
-      AccessError: naming both tiers and what would have to be open.
-      DisclosureError: naming what a visit would send.
+      AccessError: if the algorithm needs more than is granted, naming both tiers.
+      DisclosureError: with `hosting.fail_on_disclosure`, naming what a visit would send.
     """
     granted = dict.fromkeys(algorithm.access, Access.GRADIENTS)
     check_access(algorithm.access, granted | {"target": Access[spec.hosting.access]})
     if spec.hosting.fail_on_disclosure:
         visit = data.clients.visit(0, data_rng(spec.seed, 0, 0))
-        rows, tokens = ledger.visited(visit.batches, visit.step_mask, template=form.template)
+        rows, tokens = ledger.count_visits(visit.batches, visit.step_mask, template=form.template)
         ledger.check_disclosure(
             algorithm.access,
             Hosting(spec.hosting.inference),
@@ -56,14 +62,14 @@ def form_of(
     table: TokenTable,
     longest: int,
 ) -> Form:
-    """Returns the tokens that are the same in every query of a run.
+    """Returns the number of tokens that every query of a run has in common.
 
     Args:
       spec: the experiment.
       tokenizer: of the target.
-      access: that the algorithm declares.
-      table: rows in the template of the clients' rows.
-      longest: tokens of the longest response, its end included.
+      access: declared by the algorithm, by model role.
+      table: rows with the same template as the clients' rows.
+      longest: number of tokens of the longest response, its end included.
     """
     if not ledger.asks(access):
         return Form()
@@ -74,9 +80,10 @@ def form_of(
 
 
 def _template_tokens(spec: Spec, tokenizer: Any, table: TokenTable) -> tuple[int, int]:
-    """Tokens that begin every text, and those of the template in the first row that shows it.
+    """Returns the tokens that begin every text, and the template's tokens around a question.
 
-    A template that no row shows as it stands counts as private: 0.
+    The latter are counted in the first row (of up to 64) in which the template is recognised. If
+    none is, all tokens count as private and the number is 0.
     """
     template, mark = prompts.template_of(spec), "\0"
     names = [name for _, name, _, _ in Formatter().parse(template) if name]
@@ -99,7 +106,15 @@ def _template_tokens(spec: Spec, tokenizer: Any, table: TokenTable) -> tuple[int
 def entries_of(
     spec: Spec, algorithm: Algorithm, data: Loaded, plan: Plan, form: Form
 ) -> list[Entry]:
-    """Returns the ledger of a run that has ended, by round and party."""
+    """Returns the ledger of a finished run, by round and party.
+
+    Args:
+      spec: the experiment.
+      algorithm: declares its access.
+      data: the clients.
+      plan: of the run, with its folder.
+      form: number of tokens that every query has in common.
+    """
     records = read_records(Path(plan.directory or ""))
     hosting = ledger.hosting_of(algorithm.access, Hosting(spec.hosting.inference))
     unique = None
@@ -110,8 +125,16 @@ def entries_of(
     return ledger.account(records, hosting=hosting, form=form, unique=unique, price=price)
 
 
-def told(spec: Spec, entries: list[Entry], access: Mapping[str, Access]) -> dict[str, Any]:
-    """Returns what left the federation in all, for `summary.json`."""
+def disclosure_summary(
+    spec: Spec, entries: list[Entry], access: Mapping[str, Access]
+) -> dict[str, Any]:
+    """Returns the totals of what left the federation, for `summary.json`.
+
+    Args:
+      spec: the experiment.
+      entries: the ledger.
+      access: declared by the algorithm, by model role.
+    """
     elsewhere = ledger.serves_elsewhere(access)
     outside = ledger.totals([entry for entry in entries if entry.outside])
     total = outside.get(str(Hosting.PROVIDER))
@@ -126,24 +149,24 @@ def told(spec: Spec, entries: list[Entry], access: Mapping[str, Access]) -> dict
 
 
 def tier_of(access: Mapping[str, Access]) -> str:
-    """Returns the tier by which a method works on the target: EMULATOR where that stands in."""
+    """Returns the access tier of a method: that on the target, or EMULATOR if it trains on one."""
     return "EMULATOR" if "emulator" in access else spoken(access["target"])
 
 
 def place_of(spec: Spec, access: Mapping[str, Access]) -> str | None:
-    """Returns where the target is taken to run; None where neither training nor use asks it."""
+    """Returns where the target runs; None if neither training nor serving queries it."""
     asked = ledger.asks(access) or ledger.serves_elsewhere(access)
     return spec.hosting.inference if asked else None
 
 
 def write(directory: Path, entries: Sequence[Entry]) -> None:
-    """Writes `disclosure.jsonl`: a line for each round and party."""
+    """Writes `disclosure.jsonl`, one line for each round and party."""
     lines = [seal_line(entry._asdict()) for entry in entries]
     folder.write_text(directory / "disclosure.jsonl", "".join(lines))
 
 
 def _visits(data: Loaded, plan: Plan, rounds: int) -> Iterator[tuple[int, Any, Any]]:
-    """The visits of a run once more; they are functions of its seed."""
+    """Returns an iterator over the visits of a run, which are functions of its seed."""
     for taken in visits(plan, len(data.clients), range(rounds)):
         rng = data_rng(plan.seed, taken.began, taken.client_id)
         visit = data.clients.visit(taken.client_id, rng)

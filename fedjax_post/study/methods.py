@@ -1,4 +1,4 @@
-"""The algorithm of an experiment: its optimizers, schedules and weights, or a reference point."""
+"""The algorithm of an experiment: its optimizers, schedules and weights, or a baseline."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -34,16 +34,16 @@ _USUAL = {
 }
 _REFERENCES = {"central": references.central, "local": references.local_only}
 _AROUND = ("uplink", "aggregate")
-# A reference point is trained as one would without a federation, not by the clients' optimizer.
+# Baselines are trained as usual outside a federation, not with the clients' usual optimizer.
 _USUAL_REFERENCE = _USUAL | {"client_optimizer": "adamw", "client_schedule": "linear"}
 
 
-def filled(spec: Spec) -> Spec:
-    """Returns the experiment with the values that depend on its algorithm and its optimizers.
+def fill_defaults(spec: Spec) -> Spec:
+    """Returns the experiment with defaults that depend on its algorithm and optimizers filled in.
 
     Raises:
-      ValueError: for fields and arguments that the algorithm does not take, and for both
-        `local_steps` and `local_epochs`.
+      ValueError: for fields and arguments that the algorithm does not take, and if both
+        `local_steps` and `local_epochs` are given.
     """
     method, training = spec.method, spec.training
     if None not in (training.local_steps, training.local_epochs):
@@ -55,7 +55,7 @@ def filled(spec: Spec) -> Spec:
     factories.check_taken(spec, chosen)
     federated = method.baseline == "none"
     factory = chosen if federated else references.central
-    values: dict[str, Any] = {"params": factories.filled_params(method, chosen)}
+    values: dict[str, Any] = {"params": factories.fill_params(method, chosen)}
     for name, usual in (_USUAL if federated else _USUAL_REFERENCE).items():
         if factories.takes(factory, name):
             values[name] = usual
@@ -83,17 +83,17 @@ def make_algorithm(
     loss_of: Callable[[Algorithm], Callable] = lambda algorithm: sft_loss,
     given: Mapping[str, Any] = MappingProxyType({}),
 ) -> Algorithm:
-    """Returns the algorithm of an experiment, or the reference point in its place.
+    """Returns the algorithm of an experiment, or its baseline.
 
     Args:
-      spec: the experiment.
-      participation: cohort size over population size.
-      loss_of: the loss that an algorithm's access allows, from that algorithm.
-      given: what else factories are offered, by the annotations of their arguments.
+      spec: the experiment, with every default filled in.
+      participation: cohort size over population size, in (0, 1].
+      loss_of: returns the loss for an algorithm, which depends on the access that it declares.
+      given: further values for factories, by the annotations of their arguments.
 
     Raises:
-      ValueError: for a hyper-parameter that its factory refuses; where clients' ranks differ
-        and the algorithm does not heed them.
+      ValueError: for a hyper-parameter that the factory refuses; if clients' ranks differ and
+        the algorithm does not support it.
     """
     schedule = None
     if spec.method.client_schedule not in (None, "constant"):
@@ -118,7 +118,8 @@ def make_algorithm(
         )
     if spec.method.client_weight is not None:
         offered["WeighFn"] = _WEIGHTS[spec.method.client_weight]
-    # Which loss it may have is declared by what is built; called it is only later
+    # The loss depends on the access that the algorithm declares, which is known once it is built.
+    # It is called only later.
     offered["LossFn"] = lambda *given: loss_fn(*given)
     factory = _REFERENCES.get(spec.method.baseline) or factories.find_factory(spec.method.name)
     algorithm = factories.build(factory, spec.method, offered)
@@ -128,39 +129,40 @@ def make_algorithm(
 
 
 def client_ranks(spec: Spec) -> list[int]:
-    """Returns the ranks that clients have in turn.
+    """Returns the LoRA ranks that are assigned to clients in turn.
 
     Raises:
-      ValueError: for a rank that is none.
+      ValueError: for a rank above `adapter.rank`, or an adapter that is not LoRA.
     """
     ranks, adapter = list(spec.adapter.client_ranks), spec.adapter
     if adapter.kind != "lora" or max(ranks) > adapter.rank:
         raise ValueError(
-            f"{_told_ranks(spec)}: each must be from 1 to `adapter.rank={adapter.rank}`, with "
+            f"{_given_ranks(spec)}: each must be from 1 to `adapter.rank={adapter.rank}`, with "
             "`adapter=lora`"
         )
     return ranks
 
 
-def _told_ranks(spec: Spec) -> str:
+def _given_ranks(spec: Spec) -> str:
     return f"client_ranks={','.join(map(str, spec.adapter.client_ranks))}"
 
 
 def _check_ranked(spec: Spec, algorithm: Algorithm) -> None:
-    """Refuses unequal ranks for an algorithm that would train all components on every client."""
+    """Raises ValueError for unequal ranks if the algorithm trains all ranks on every client."""
     if spec.adapter.client_ranks and spec.method.baseline == "none" and not algorithm.ranked:
         raise ValueError(
-            f"{_told_ranks(spec)}: method={factories.spoken(spec.method.name)} trains all "
-            f"components on every client; unequal ranks are for {', '.join(factories.ranked())}, "
-            "and for your own that heeds `data.rank` and says so by Algorithm(..., ranked=True)"
+            f"{_given_ranks(spec)}: method={factories.display_name(spec.method.name)} trains all "
+            "components on every client; unequal ranks are for "
+            f"{', '.join(factories.ranked_names())}, and for your own that follows `data.rank` "
+            "and declares Algorithm(..., ranked=True)"
         )
 
 
 def _usual_server_lr(method: Method, factory: Callable) -> float | None:
-    """The default of the argument that is given the server's step size.
+    """Returns the default of the factory's argument for the server's step size, if any.
 
     Raises:
-      ValueError: if it has none, and no value is given.
+      ValueError: if there is neither a default nor a given value.
     """
     marks = world.needs(factory)
     name = next(name for name, mark in marks.items() if mark.name == "ServerLr")
@@ -169,14 +171,14 @@ def _usual_server_lr(method: Method, factory: Callable) -> float | None:
         return default
     if method.server_lr is None:
         raise ValueError(
-            f"method={factories.spoken(method.name)} needs `server_lr`; give it a value"
+            f"method={factories.display_name(method.name)} needs `server_lr`; give it a value"
         )
     return None
 
 
 def describe(spec: Spec) -> str:
-    """Returns the method in words, every default filled in."""
-    name = factories.spoken(spec.method.name)
+    """Returns a description of the method, with every default filled in."""
+    name = factories.display_name(spec.method.name)
     if spec.method.baseline != "none":
         name = f"baseline {spec.method.baseline}"
     visit = f"{spec.training.local_steps} steps"
@@ -194,7 +196,9 @@ def describe(spec: Spec) -> str:
             parts.append(f"weights by {spec.method.client_weight}")
         parts += [f"{name} {value}" for name, value in spec.method.params.items()]
         around = {name: getattr(spec.method, name) for name in _AROUND}
-        parts += [f"{name} {factories.spoken(value)}" for name, value in around.items() if value]
+        parts += [
+            f"{name} {factories.display_name(value)}" for name, value in around.items() if value
+        ]
     return ", ".join(parts)
 
 

@@ -1,4 +1,4 @@
-"""What is learned: rows' responses (SFT), preferences (DPO), or rewards (GRPO)."""
+"""Objectives: learn the responses of rows (SFT), preferences (DPO), or from rewards (GRPO)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +14,7 @@ from fedjax_post.study import factories
 from fedjax_post.study.files import load_code
 from fedjax_post.study.spec import Spec
 
-# objective -> its own fields, and what they are by default; None depends on the data
+# objective -> its own fields and their defaults; None: depends on the data
 _OWN: dict[str, dict[str, Any]] = {
     "sft": {},
     "dpo": {"objective.dpo_beta": 0.1, "data.rejected_column": "rejected"},
@@ -28,8 +28,8 @@ _OWN: dict[str, dict[str, Any]] = {
 }
 
 
-def filled(spec: Spec) -> Spec:
-    """Returns the experiment with the usual values of its objective.
+def fill_defaults(spec: Spec) -> Spec:
+    """Returns the experiment with the defaults of its objective filled in.
 
     Raises:
       ValueError: for a field of another objective, naming both.
@@ -38,13 +38,13 @@ def filled(spec: Spec) -> Spec:
         for path in own:
             if objective != spec.objective.name and (value := spec.at(path)) is not None:
                 name = path.rpartition(".")[2]
-                raise ValueError(f"{name}={value} is of objective={objective}; give that too")
+                raise ValueError(f"{name}={value} needs objective={objective}; give that too")
     own = _OWN[spec.objective.name]
     return spec.put({path: usual for path, usual in own.items() if spec.at(path) is None})
 
 
 def check(spec: Spec) -> None:
-    """Refuses fields that do not go together.
+    """Checks that the fields of the objective go together with all others.
 
     Raises:
       ValueError: naming the field and the remedy.
@@ -68,24 +68,24 @@ def check(spec: Spec) -> None:
 
 
 def describe(spec: Spec) -> list[str]:
-    """Returns what is learned, in words, where it is not the responses of the rows."""
+    """Returns a description of the objective; empty for SFT."""
     if spec.objective.name == "sft":
         return []
     if spec.objective.name == "dpo":
         return [f"dpo with beta {spec.objective.dpo_beta:g}"]
     return [
         f"grpo of {spec.objective.group_size} answers to a question",
-        f"reward {factories.spoken(spec.objective.reward)}",
+        f"reward {factories.display_name(spec.objective.reward)}",
         f"clip {spec.objective.grpo_clip:g}",
         f"beta {spec.objective.grpo_beta:g}",
     ]
 
 
 def find_reward(spec: Spec) -> Callable:
-    """Returns the reward of an experiment.
+    """Returns the reward function of an experiment.
 
     Raises:
-      ValueError: naming the rewards that there are.
+      ValueError: for an unknown name, with the names that exist.
     """
     name = spec.objective.reward
     if callable(name):
@@ -101,23 +101,23 @@ def find_reward(spec: Spec) -> Callable:
 
 
 def loss_of(spec: Spec, algorithm: Algorithm) -> Callable | None:
-    """Returns the loss of the objective; None where it is that of the rows' responses.
+    """Returns the loss of the objective; None for SFT, whose loss `prompts.loss_of` chooses.
 
     Raises:
-      ValueError: if a policy cannot be trained by what the algorithm sees of the model.
+      ValueError: if the algorithm's access to the model does not allow this objective.
     """
     if spec.objective.name == "sft":
         return None
-    told = f"objective={spec.objective.name}: method={spec.method.name}"
+    given = f"objective={spec.objective.name}: method={spec.method.name}"
     if Access.READ not in union(algorithm.access):
         raise ValueError(
-            f"{told} searches prompts of a model whose weights it does not see; take one that "
+            f"{given} searches prompts of a model whose weights it does not see; use one that "
             "trains an adapter, such as fed_avg"
         )
     if set(algorithm.access) != {"target"}:
         raise ValueError(
-            f"{told} trains a model beside the target, and this objective is of one model; take "
-            "one that trains the target, such as fed_avg"
+            f"{given} trains a model beside the target, and this objective needs a single model; "
+            "use one that trains the target, such as fed_avg"
         )
     return _make_loss(spec)
 
@@ -131,24 +131,24 @@ def _make_loss(spec: Spec) -> Callable:
 def around(
     spec: Spec, algorithm: Algorithm, tokenizer: Any, *, room: int, longest: int
 ) -> Algorithm:
-    """Returns the algorithm, its clients answering their questions before they train.
+    """Returns the algorithm; for GRPO, its clients sample answers before they train.
 
     Args:
       spec: the experiment.
-      algorithm: given the loss of `loss_of`.
+      algorithm: trains the loss of `loss_of`.
       tokenizer: of the target.
-      room: tokens of the model's context behind the longest question.
-      longest: tokens of the longest response.
+      room: number of tokens of the model's context after the longest row.
+      longest: number of tokens of the longest response.
 
     Raises:
-      ValueError: if answers do not fit behind the questions.
+      ValueError: if answers do not fit into the context.
     """
     if spec.objective.name != "grpo":
         return algorithm
     length = spec.objective.answer_length or longest
     if length > room:
         raise ValueError(
-            f"answer_length={length}: the model's context has room for {room} tokens behind "
+            f"answer_length={length}: the model's context has room for {room} tokens after "
             "the longest row; give fewer, or a lower `max_length`"
         )
     rollout = rollouts(
@@ -162,6 +162,6 @@ def around(
 
 
 def _set(value: Any) -> Any:
-    """A value that `filled` saw to."""
+    """Returns a value that `fill_defaults` has set."""
     assert value is not None
     return value

@@ -1,4 +1,4 @@
-"""Optimizers by name: what ``client_optimizer``, ``server_optimizer`` and schedules stand for."""
+"""Optimizers and schedules by the names that an experiment gives them."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from fedjax_post.core import local
 
 
 class Choice(NamedTuple):
-    """An optimizer and the step size that suits it where none is given."""
+    """An optimizer and its default step size."""
 
     make: Callable
     learning_rate: float
@@ -32,7 +32,7 @@ SERVER_OPTIMIZERS = {
 }
 # (number of rounds) -> (round -> factor on the step size)
 SCHEDULES = {
-    "constant": lambda num_rounds: None,  # as it is
+    "constant": lambda num_rounds: None,
     "cosine": lambda num_rounds: optax.cosine_decay_schedule(1.0, num_rounds),
     "linear": lambda num_rounds: optax.linear_schedule(1.0, 0.0, num_rounds),
 }
@@ -51,9 +51,9 @@ def client_optimizer(
     Args:
       name: a key of `CLIENT_OPTIMIZERS`.
       learning_rate: step size.
-      weight_decay: decoupled in adamw, an L2 penalty in the others.
-      grad_clip: largest global norm of a gradient; 0 is any.
-      schedule: round -> factor on the updates; None is 1.
+      weight_decay: decoupled for adamw, an L2 penalty for the others.
+      grad_clip: largest global norm of a gradient; 0: no clipping.
+      schedule: round -> factor on the updates; None: 1.
     """
     parts = [CLIENT_OPTIMIZERS[name].make(learning_rate, weight_decay)]
     if grad_clip:

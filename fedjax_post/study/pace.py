@@ -1,4 +1,4 @@
-"""The pace of a run: how fast clients are, whether anybody waits for them, what is watched."""
+"""The pace of a run: speeds of clients, asynchronous aggregation, and telemetry."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ _USUAL_EXPONENT = 0.5
 
 
 def check(spec: Spec) -> None:
-    """Refuses fields that would have no effect.
+    """Checks that no field on the pace is without effect.
 
     Raises:
       ValueError: naming the field and the remedy.
@@ -19,27 +19,27 @@ def check(spec: Spec) -> None:
     if spec.training.buffer_size is None:
         for name in ("concurrency", "staleness_exponent"):
             if (value := getattr(spec.training, name)) is not None:
-                raise ValueError(f"{name}={value} is of asynchronous runs; give `buffer_size`")
+                raise ValueError(f"{name}={value} is for asynchronous runs; give `buffer_size`")
         if spec.training.client_speeds is not None and spec.method.baseline != "none":
             raise ValueError(
-                f"client_speeds={spec.training.client_speeds}: in baseline={spec.method.baseline} "
-                "nobody waits for a client; leave it out"
+                f"client_speeds={spec.training.client_speeds} has no effect with "
+                f"baseline={spec.method.baseline}; leave it out"
             )
         return
-    told = f"buffer_size={spec.training.buffer_size} makes the run asynchronous"
+    given = f"buffer_size={spec.training.buffer_size} makes the run asynchronous"
     if spec.training.cohort_size is not None or spec.training.sampling != "uniform":
         raise ValueError(
-            f"{told}, without cohorts; give `concurrency`, and neither `cohort_size` nor `sampling`"
+            f"{given}, without cohorts; give `concurrency`, not `cohort_size` or `sampling`"
         )
     if spec.method.baseline != "none":
-        raise ValueError(f"{told}, which baseline={spec.method.baseline} cannot be; leave one out")
+        raise ValueError(f"{given}, which baseline={spec.method.baseline} cannot be; leave one out")
 
 
 def plan_of(spec: Spec, population: int) -> dict[str, Any]:
-    """Returns the fields of `Plan` that are about the pace.
+    """Returns the fields of `Plan` for speeds, telemetry and asynchronous aggregation.
 
     Raises:
-      ValueError, OSError: for speeds that cannot be read, and more clients than there are.
+      ValueError, OSError: for speeds that cannot be read, or a buffer larger than the population.
     """
     watch = spec.scoring.telemetry_clients and spec.method.baseline == "none"
     fields: dict[str, Any] = {
@@ -67,4 +67,4 @@ def _speeds(spec: Spec, population: int) -> Speeds | None:
     try:
         return lognormal(float(sigma), seed=spec.seed)
     except ValueError as error:
-        raise ValueError(f"client_speeds={given}: {error}; such as lognormal:1") from None
+        raise ValueError(f"client_speeds={given}: {error}; an example is lognormal:1") from None

@@ -1,6 +1,6 @@
-"""What the processes of one run do together: refuse, share a folder, stop, or notice a loss.
+"""Coordination of the processes of one run: errors, the shared folder, stopping, and lost peers.
 
-One process alone goes through all of it without waiting for anybody.
+With a single process nothing here waits.
 """
 
 import contextlib
@@ -15,18 +15,17 @@ import jax
 from fedjax_post.simulate import processes
 from fedjax_post.study import folder
 
-_CUT_OFF = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED")  # what collectives say
-
-
-_TOLD = "the other processes were told"
+# Words in errors of collective operations that have lost a process
+_CUT_OFF = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED")
+_REPORTED = "the other processes were told"  # note on errors that all processes know of
 
 
 class PeerError(ValueError):
-    """What another process could not do."""
+    """An error that another process met."""
 
 
 class Stopped(KeyboardInterrupt):
-    """All processes were told to stop, and did behind the same round."""
+    """All processes were asked to stop, and stopped after the same round."""
 
 
 def are_several() -> bool:
@@ -35,15 +34,15 @@ def are_several() -> bool:
 
 
 def is_first() -> bool:
-    """Returns whether this process shows and writes what is shown and written once."""
+    """Returns whether this process prints and writes what all processes have in common."""
     return not are_several() or processes.is_first()
 
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """Ends, in all processes, what any of them cannot do; they wait for each other behind it.
+    """Returns a context in which an error of one process ends all of them.
 
-    Nothing within may wait for another process.
+    At its end all processes wait for each other. Nothing inside may wait for another process.
 
     Raises:
       PeerError: if another process failed and this one did not.
@@ -54,29 +53,29 @@ def together() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        processes.exchanged(str(error) or type(error).__name__)
-        error.add_note(_TOLD)
+        processes.exchange(str(error) or type(error).__name__)
+        error.add_note(_REPORTED)
         raise
-    for number, said in enumerate(processes.exchanged("")):
-        if said:
-            raise PeerError(f"process {number}: {said}")
+    for number, message in enumerate(processes.exchange("")):
+        if message:
+            raise PeerError(f"process {number}: {message}")
 
 
-def agreed(directory: Path) -> Path:
-    """Returns the folder that the first process has chosen, in all of them."""
+def agree_on(directory: Path) -> Path:
+    """Returns the folder that the first process has chosen."""
     if not are_several():
         return directory
-    return Path(processes.exchanged(str(directory))[0])
+    return Path(processes.exchange(str(directory))[0])
 
 
 @contextlib.contextmanager
-def held(directory: Path) -> Iterator[None]:
-    """Makes and holds a run's folder as long as any of its processes lives; see `folder.held`.
+def hold(directory: Path) -> Iterator[None]:
+    """Creates a run's folder, and holds its lock while any of its processes runs.
 
-    The first process takes the folder alone, then shares it with the others.
+    The first process takes an exclusive lock, then shares it with the others; see `folder.hold`.
 
     Raises:
-      FileNotFoundError: in a process that does not see it.
+      FileNotFoundError: in a process that does not see the folder.
     """
     with together():
         if is_first():
@@ -84,19 +83,19 @@ def held(directory: Path) -> Iterator[None]:
     with together():
         if not directory.is_dir():
             raise FileNotFoundError(
-                f"directory={directory} of process 0 is not there for process "
+                f"directory={directory} of process 0 does not exist for process "
                 f"{jax.process_index()}; give a folder that all processes share"
             )
     alone, shared = fcntl.LOCK_EX, fcntl.LOCK_SH
     locks: tuple[int | None, ...] = (alone,)
     if are_several():
         locks = (alone, shared, None) if is_first() else (None, None, shared)
-    with folder.held(directory, locks=locks, agreed=together):
+    with folder.hold(directory, locks=locks, agreed=together):
         yield
 
 
 def should_stop(round: int) -> bool:
-    """Returns whether a run that was told to stop ends behind this round, in all processes."""
+    """Returns whether a run that was asked to stop ends after this round, in all processes."""
     if not (jax.distributed.is_initialized() and jax.config.jax_enable_preemption_service):  # type: ignore[attr-defined]
         return False
     from jax.experimental import multihost_utils
@@ -104,22 +103,22 @@ def should_stop(round: int) -> bool:
     return multihost_utils.reached_preemption_sync_point(round)
 
 
-def cut_off(error: BaseException) -> str:
-    """Returns what tells that another process is gone; empty if the error is this one's own."""
+def lost_peer(error: BaseException) -> str:
+    """Returns the message of an error caused by a lost process; "" for any other error."""
     first = str(error).partition("\n")[0]
     return first if are_several() and any(word in first for word in _CUT_OFF) else ""
 
 
-def is_told(error: BaseException) -> bool:
-    """Returns whether the error ends all processes, each in its own time."""
-    return isinstance(error, (PeerError, Stopped)) or _TOLD in getattr(error, "__notes__", ())
+def is_shared_error(error: BaseException) -> bool:
+    """Returns whether all processes know of the error, and so end by themselves."""
+    return isinstance(error, (PeerError, Stopped)) or _REPORTED in getattr(error, "__notes__", ())
 
 
 def leave(code: int) -> int:
-    """Ends this process at once where others may never come to the end that jax waits for.
+    """Ends this process at once with an exit code, without waiting for other processes.
 
-    Returns:
-      The code, where there are no others.
+    At a normal exit jax waits for all of them, and some may have stopped already. Returns the
+    code if `jax.distributed` is not in use.
     """
     if not jax.distributed.is_initialized():
         return code

@@ -1,4 +1,4 @@
-"""What a run will take, in a few lines, before it starts."""
+"""A short description of a run before it starts: its size, its method and its costs."""
 
 import jax
 import numpy as np
@@ -14,7 +14,7 @@ from fedjax_post.study.rows import why_no_match
 
 
 def projection(parts: Parts) -> str:
-    """Returns what the run will take, in a few lines."""
+    """Returns a text of a few lines: model, clients, rows, method, and bytes sent and stored."""
     spec = parts.spec
     given = parts.algorithm, parts.model, parts.data.clients, parts.params
     report = parts.data.report
@@ -27,36 +27,36 @@ def projection(parts: Parts) -> str:
         f"rows       of {report['max_length']} tokens; {report['truncated']} cut and "
         f"{report['dropped']} left out ("
         f"{' and '.join(f'{name}: {size:,}' for name, size in report['splits'].items())})",
-        f"scored     {_scored(parts)}",
+        f"scored     {_scoring(parts)}",
     ]
     lines.append(f"method     {methods.describe(spec)}; {spec.training.rounds} rounds")
     wire = wire_bytes_of(*given)
     if spec.method.baseline == "none":
         lines.append(
             f"wire       {format_bytes(wire.down)} down and {format_bytes(wire.up)} up "
-            "per client and round, by shape; records hold what was billed"
+            "per client and round, by shape; records hold the billed bytes"
         )
     if parts.promised is not None:
         lines.append(f"privacy    {private.describe(parts.promised, spec.training.rounds)}")
     state = num_bytes(client_state_like(*given))
     lines.append(
         f"on disk    {format_bytes(state)} of state per client, "
-        f"{format_bytes(state * report['clients'])} if all are seen, in at most three versions"
+        f"{format_bytes(state * report['clients'])} if all take part, in at most three versions"
     )
     return "\n".join(lines)
 
 
-def _scored(parts: Parts) -> str:
-    """What is scored at the end, and what is not and why."""
+def _scoring(parts: Parts) -> str:
+    """Returns what is scored at the end, and why answers are not compared where they are not."""
     spec = parts.spec
     table, rows = parts.heldout.table, len(parts.heldout.rows)
-    told = f"{rows:,} held-out rows"
+    size = f"{rows:,} held-out rows"
     if table.fit.num_dropped:
-        told += f" ({table.fit.num_dropped:,} more have no response within the length)"
+        size += f" ({table.fit.num_dropped:,} more have no response within the length)"
     if parts.heldout.exact_match:
-        return f"{told}, answers compared"
-    reason = "as asked for" if spec.scoring.exact_match == "off" else why_no_match(table)
-    return f"{told}; answers are not compared: {reason}; exact_match=on compares them"
+        return f"{size}, answers compared"
+    reason = "as requested" if spec.scoring.exact_match == "off" else why_no_match(table)
+    return f"{size}; answers are not compared: {reason}; exact_match=on compares them"
 
 
 def _model(parts: Parts) -> str:
@@ -76,5 +76,5 @@ def _codes(parts: Parts) -> str:
 
 
 def count(tree: PyTree) -> int:
-    """Returns the numbers that a tree holds."""
+    """Returns the number of elements in all arrays of a tree."""
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))

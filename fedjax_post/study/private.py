@@ -1,4 +1,4 @@
-"""Differential privacy of whole clients, and its account."""
+"""Client-level differential privacy, and its accounting."""
 
 import dataclasses
 import math
@@ -19,13 +19,13 @@ _NOT_COVERED = (
 
 
 class Guarantee(NamedTuple):
-    """What a private run promises, but for its epsilon."""
+    """The guarantee of a private run, without its epsilon, which depends on the rounds."""
 
-    noise_multiplier: float
-    clip: float
-    bound: float  # on the norm of what a client moves the sum by, links included
+    noise_multiplier: float  # noise deviation of a round over `bound`
+    clip: float  # maximum norm of a client's message
+    bound: float  # maximum norm of a client's contribution to the sum, after all links
     delta: float
-    cohort_size: float  # expected
+    cohort_size: float  # expected number of clients in a round
     population: int
 
 
@@ -35,7 +35,7 @@ def is_on(spec: Spec) -> bool:
 
 
 def check(spec: Spec) -> None:
-    """Refuses fields under which nothing could be promised, before anything is read.
+    """Checks that a guarantee is possible with these fields, before anything is read.
 
     Raises:
       ValueError: naming the field and the remedy.
@@ -45,33 +45,35 @@ def check(spec: Spec) -> None:
     if not given:
         return
     name, value = next(iter(given.items()))
-    told = f"privacy.{name}={value:g}"
+    field = f"privacy.{name}={value:g}"
     if not is_on(spec):
-        raise ValueError(f"{told} needs `privacy.epsilon` or `privacy.noise_multiplier`")
+        raise ValueError(f"{field} needs `privacy.epsilon` or `privacy.noise_multiplier`")
     if len(given.keys() & {"epsilon", "noise_multiplier"}) == 2:
         raise ValueError(
-            f"{told} and privacy.noise_multiplier={spec.privacy.noise_multiplier:g} say the same "
-            "twice; give one"
+            f"{field} and privacy.noise_multiplier={spec.privacy.noise_multiplier:g} both set the "
+            "noise; give one"
         )
     if not spec.privacy.clip:
-        raise ValueError(f"{told} needs `privacy.clip`, the largest norm of what a client sends")
+        raise ValueError(f"{field} needs `privacy.clip`, the maximum norm of a client's message")
     if spec.method.baseline != "none":
-        raise ValueError(f"{told}: baseline={spec.method.baseline} has no cohorts; leave one out")
+        raise ValueError(f"{field}: baseline={spec.method.baseline} has no cohorts; leave one out")
     if spec.training.buffer_size is not None:
-        raise ValueError(f"{told}: the account is of cohorts; leave `buffer_size` out")
+        raise ValueError(
+            f"{field}: privacy accounting needs synchronous rounds; leave `buffer_size` out"
+        )
     if spec.method.aggregate:
         raise ValueError(
-            f"{told}: the noise covers a mean, and aggregate={spec.method.aggregate} is none; "
-            "leave one out"
+            f"{field}: the noise is calibrated for a mean, and "
+            f"aggregate={spec.method.aggregate} is another rule; leave one out"
         )
     if spec.method.client_weight not in (None, "uniform"):
         raise ValueError(
-            f"{told}: clients all count 1, and client_weight={spec.method.client_weight} says "
-            "otherwise; leave it out"
+            f"{field}: all clients must have weight 1, and "
+            f"client_weight={spec.method.client_weight} gives others; leave it out"
         )
     if spec.training.sampling == "uniform":
         raise ValueError(
-            f"{told}: the account is of clients drawn each by itself, or all; give "
+            f"{field}: privacy accounting needs clients drawn independently, or all of them; give "
             "sampling=poisson or full"
         )
 
@@ -79,17 +81,18 @@ def check(spec: Spec) -> None:
 def around(
     algorithm: Algorithm, spec: Spec, *, population: int, cohort_size: float
 ) -> tuple[Algorithm, Guarantee | None]:
-    """Returns the algorithm, private if that is asked for, and what is then promised.
+    """Returns the algorithm, made private if the experiment asks for it, and its guarantee.
 
     Args:
-      algorithm: with its links around it.
+      algorithm: with its uplink.
       spec: the experiment.
       population: number of clients.
-      cohort_size: expected clients of a round.
+      cohort_size: expected number of clients in a round.
 
     Raises:
-      ValueError: naming the field, for numbers out of range and where noise would not cover all.
-      ImportError: without the extra that holds the account.
+      ValueError: for numbers out of range, and for algorithms whose messages noise does not
+        fully cover, naming the field.
+      ImportError: if the package for privacy accounting is not installed.
     """
     if not is_on(spec):
         return algorithm, None
@@ -97,7 +100,7 @@ def around(
     privacy.check_delta(delta, population)
     drawn: dict[str, Any] = {"delta": delta, "cohort_size": cohort_size, "population": population}
     noise, epsilon, clip = spec.privacy.noise_multiplier, spec.privacy.epsilon, spec.privacy.clip
-    assert clip is not None  # `check` saw to it
+    assert clip is not None  # guaranteed by `check`
     if noise is None:
         assert epsilon is not None
         noise = privacy.noise_for(epsilon, rounds=spec.training.rounds, **drawn)
@@ -116,7 +119,7 @@ def around(
 
 
 def epsilon_after(promised: Guarantee, rounds: int) -> float:
-    """Returns what some rounds have cost."""
+    """Returns the epsilon spent after a number of rounds."""
     return privacy.epsilon_of(
         promised.noise_multiplier,
         delta=promised.delta,
@@ -127,7 +130,7 @@ def epsilon_after(promised: Guarantee, rounds: int) -> float:
 
 
 def curve(promised: Guarantee, spec: Spec) -> Callback:
-    """Returns a callback that adds `epsilon`, spent so far, where the learning curve has points."""
+    """Returns a callback that adds the `epsilon` spent so far at points of the learning curve."""
 
     def callback(state: State, record: Record) -> Record | None:
         del state
@@ -140,7 +143,7 @@ def curve(promised: Guarantee, spec: Spec) -> Callback:
 
 
 def describe(promised: Guarantee, rounds: int) -> str:
-    """Returns the guarantee in a line."""
+    """Returns the guarantee after some rounds as one line of text."""
     deviation = privacy.noise_deviation(
         promised.noise_multiplier, bound=promised.bound, cohort_size=promised.cohort_size
     )
@@ -152,8 +155,16 @@ def describe(promised: Guarantee, rounds: int) -> str:
     )
 
 
-def told(promised: Guarantee | None, last: Record, sampling: str) -> dict[str, Any] | None:
-    """Returns the key `privacy` of a summary, of a run with this last record."""
+def privacy_summary(
+    promised: Guarantee | None, last: Record, sampling: str
+) -> dict[str, Any] | None:
+    """Returns the entry `privacy` of a summary; None without privacy.
+
+    Args:
+      promised: the guarantee, if any.
+      last: record of the last round.
+      sampling: how cohorts were drawn.
+    """
     if promised is None:
         return None
     version = versions_of(["dp_accounting"])["dp_accounting"]

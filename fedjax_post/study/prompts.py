@@ -1,4 +1,4 @@
-"""Prompts: the text before every row, the prompt that is trained, and its loss."""
+"""Prompts: the text before every row, the trained prompt, and its loss."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -23,26 +23,26 @@ ADAPTERS = ("soft_prompt", "text_prompt")
 
 
 def check(spec: Spec) -> None:
-    """Refuses fields that do not go together.
+    """Checks that the fields on prompts go together.
 
     Raises:
       ValueError: naming the field and the remedy.
     """
     if spec.adapter.kind == "text_prompt" and not spec.adapter.prompt_text.strip():
         raise ValueError(
-            "adapter=text_prompt starts from a text; give one, such as "
+            "adapter=text_prompt needs an initial text; give one, such as "
             "prompt_text='answer in one word:'"
         )
     if spec.adapter.prompt_text and "{" not in spec.data.template:
         raise ValueError(
-            f"prompt_text={spec.adapter.prompt_text!r} is put before the rows of a format string, "
+            f"prompt_text={spec.adapter.prompt_text!r} needs a template that is a format string, "
             f"and template={spec.data.template} is none; give one, such as "
             "template='{instruction}\\n'"
         )
 
 
 def template_of(spec: Spec) -> str:
-    """Returns the rows' template, with the prompt's text in front unless that is trained."""
+    """Returns the rows' template, with the prompt's text in front unless the prompt is trained."""
     template = spec.data.template.replace("\\n", "\n")
     if not spec.adapter.prompt_text or spec.adapter.kind == "text_prompt":
         return template
@@ -51,7 +51,13 @@ def template_of(spec: Spec) -> str:
 
 
 def make_start(spec: Spec, model: Any, tokenizer: Any) -> PyTree:
-    """Returns the prompt where training starts."""
+    """Returns the initial prompt.
+
+    Args:
+      spec: the experiment.
+      model: the target, for its embeddings.
+      tokenizer: of the target.
+    """
     if spec.adapter.kind == "soft_prompt":
         key = jax.random.key(spec.seed)
         return add_soft_prompt(model, key, length=spec.adapter.prompt_length)
@@ -59,17 +65,22 @@ def make_start(spec: Spec, model: Any, tokenizer: Any) -> PyTree:
 
 
 def places_of(spec: Spec, tokenizer: Any) -> int:
-    """Returns the places that the trained prompt takes in a model's context; 0 without one."""
+    """Returns the number of tokens that the trained prompt takes in the context; 0 without one."""
     if spec.adapter.kind == "soft_prompt":
         return spec.adapter.prompt_length
     return len(_tokens_of(spec, tokenizer)) if spec.adapter.kind == "text_prompt" else 0
 
 
-def offered(spec: Spec, factory: Callable, tokenizer: Any) -> dict[str, Any]:
-    """Returns the tokens that a factory asks for, by the annotations of its arguments.
+def token_arguments(spec: Spec, factory: Callable, tokenizer: Any) -> dict[str, Any]:
+    """Returns values for a factory's arguments that concern tokens, by their annotations.
+
+    Args:
+      spec: the experiment.
+      factory: of the algorithm.
+      tokenizer: of the target.
 
     Raises:
-      ValueError: if there is no candidate, or embeddings are of other tokens.
+      ValueError: if there are no candidate tokens, or `model.embeddings` has another vocabulary.
     """
     make = {
         "Candidates": lambda: _candidates(spec, tokenizer),
@@ -82,16 +93,16 @@ def offered(spec: Spec, factory: Callable, tokenizer: Any) -> dict[str, Any]:
 
 
 def loss_of(spec: Spec, algorithm: Algorithm, tokenizer: Any, *, longest: int) -> Callable:
-    """Returns the loss that an algorithm's access allows.
+    """Returns the loss that can be computed with an algorithm's access.
 
     Args:
       spec: the experiment.
-      algorithm: for what it declares.
+      algorithm: declares its access.
       tokenizer: of the target.
-      longest: tokens of the longest response, its end included.
+      longest: number of tokens of the longest response, its end included.
 
     Raises:
-      ValueError: if the labels are needed and missing, or begin alike.
+      ValueError: if labels are needed and missing, or two begin with the same token.
     """
     if Access.READ in union(algorithm.access):
         return sft_loss
@@ -100,25 +111,25 @@ def loss_of(spec: Spec, algorithm: Algorithm, tokenizer: Any, *, longest: int) -
         return answer_loss(**ends, max_new_tokens=longest)
     if not spec.data.labels:
         raise ValueError(
-            f"method={spec.method.name} sees the scores of answers alone; say which there "
-            "are, such as labels=yes,no"
+            f"method={spec.method.name} sees only the scores of answers; list all answers, "
+            "such as labels=yes,no"
         )
-    # runs are scored by answers in text, so that no other word may be likelier than the label
+    # Among all tokens: runs are scored by generated text, in which any other token could win
     return choice_loss(first_tokens(tokenizer, spec.data.labels), among_all=True)
 
 
 def first_tokens(tokenizer: Any, labels: Sequence[str]) -> list[int]:
-    """Returns the first token of each label, as a response is tokenised."""
+    """Returns the first token of each label, tokenised like a response."""
     return [tokenizer.encode(label, add_special_tokens=False)[0] for label in labels]
 
 
 def _tokens_of(spec: Spec, tokenizer: Any) -> list[int]:
-    """The prompt's text in tokens."""
+    """Returns the tokens of the prompt's text."""
     return tokenizer.encode(spec.adapter.prompt_text.strip(), add_special_tokens=False)
 
 
 def _embeddings(spec: Spec) -> jax.Array | None:
-    """The table `[V, D]` of a public model, or None."""
+    """Returns the embedding table `[V, D]` of a public model, or None."""
     if spec.model.embeddings is None:
         return None
     roles.check_vocabulary(spec, "embeddings")
@@ -132,7 +143,7 @@ def _candidates(spec: Spec, tokenizer: Any) -> np.ndarray:
         found = [index for token, index in tokenizer.get_vocab().items() if _WORD.fullmatch(token)]
     if not found:
         raise ValueError(
-            f"method={spec.method.name} puts words into a prompt, and the vocabulary has no "
-            "token of a whole word; give some by `candidates`"
+            f"method={spec.method.name} inserts whole words into a prompt, and no token of the "
+            "vocabulary is one; give some by `candidates`"
         )
     return np.unique(np.asarray(found, np.int32))

@@ -1,17 +1,22 @@
-"""A specification with every default filled in, its fields checked against each other."""
+"""Fills in every default of a specification, and checks its fields against each other."""
 
 from fedjax_post.study import build, hosting, methods, objectives, pace, private, prompts, wires
 from fedjax_post.study.spec import Spec
 
 
 def resolve(spec: Spec) -> Spec:
-    """Returns what an experiment stands for: no field is left to depend on another one.
+    """Returns the experiment with defaults that depend on other fields filled in.
 
-    Reads no file and loads no model, so that a mistake is refused at once; what only the data or
-    the model can tell is checked by `study.prepare`. Resolving twice changes nothing.
+    Reads no data and loads no model, so mistakes are found at once. Checks that need the data or
+    the model are left to `study.prepare`. Resolving twice changes nothing.
 
     Raises:
       ValueError: for fields that do not go together, naming them and the remedy.
+
+    >>> from fedjax_post.study.learning import Method
+    >>> spec = resolve(Spec(method=Method("fed_avg")))
+    >>> spec.method.client_optimizer, spec.method.client_lr, spec.training.local_steps
+    ('sgd', 0.5, 5)
     """
     for check in (
         build.check,
@@ -22,7 +27,7 @@ def resolve(spec: Spec) -> Spec:
         hosting.check,
     ):
         check(spec)
-    for fill in (objectives.filled, hosting.filled, methods.filled):
+    for fill in (objectives.fill_defaults, hosting.fill_defaults, methods.fill_defaults):
         spec = fill(spec)
     objectives.check(spec)
     return spec

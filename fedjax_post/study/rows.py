@@ -1,4 +1,4 @@
-"""The rows of an experiment: its clients, who takes part, and what is scored."""
+"""The data of an experiment: its clients, the sampler of cohorts, and the held-out rows."""
 
 from functools import partial
 from typing import Any
@@ -16,11 +16,20 @@ from fedjax_post.simulate.cohort import Sampler, draw
 from fedjax_post.study import hosting, prompts
 from fedjax_post.study.spec import Spec
 
-_SHORT = 32  # tokens: answers up to here are generated and compared by default
+_SHORT = 32  # tokens; answers up to this length are generated and compared by default
 
 
 def load_data(spec: Spec, tokenizer: Any, *, context_length: int) -> Loaded:
-    """Returns the clients and the held-out rows of an experiment."""
+    """Returns the clients and the held-out rows of an experiment.
+
+    Args:
+      spec: the experiment.
+      tokenizer: of the target.
+      context_length: maximum number of tokens in a row.
+
+    Raises:
+      ValueError, OSError: for data that cannot be read or used, or without held-out rows.
+    """
     load = load_clients
     if spec.objective.name == "dpo":
         load = partial(load_pairs, rejected=spec.data.rejected_column or "rejected")
@@ -44,13 +53,13 @@ def load_data(spec: Spec, tokenizer: Any, *, context_length: int) -> Loaded:
     if data.heldout is None:
         raise ValueError(
             f"heldout_fraction={spec.data.heldout_fraction:g} leaves no rows to score on, and "
-            f"data={spec.data.source} holds none out; raise it"
+            f"data={spec.data.source} has no held-out split; raise it"
         )
     return data
 
 
 def population_of(spec: Spec) -> Population:
-    """Returns who holds the rows of an experiment."""
+    """Returns how the rows of an experiment are divided among clients."""
     return Population(
         partition=spec.data.partition,
         num_clients=spec.data.num_clients,
@@ -61,7 +70,11 @@ def population_of(spec: Spec) -> Population:
 
 
 def check(spec: Spec) -> None:
-    """Refuses data that is not there, and too large a cohort, before anything is loaded."""
+    """Checks that the data exist and the cohort is not too large, before anything is loaded.
+
+    Raises:
+      ValueError, OSError: naming the field and the remedy.
+    """
     check_source(spec.data.source)
     population = count_clients(spec.data.source, population_of(spec))
     if population is not None:
@@ -69,7 +82,11 @@ def check(spec: Spec) -> None:
 
 
 def make_sampler(spec: Spec, population: int) -> Sampler:
-    """Returns the sampler of an experiment, tried once on the population."""
+    """Returns the sampler of an experiment, after a first draw that checks the cohort's size.
+
+    Raises:
+      ValueError: if the cohort is larger than the population.
+    """
     if spec.training.sampling == "full":
         return fedjax_post.full()
     samplers = {"uniform": fedjax_post.uniform, "poisson": fedjax_post.poisson}
@@ -79,9 +96,15 @@ def make_sampler(spec: Spec, population: int) -> Sampler:
 
 
 def make_heldout(spec: Spec, data: Loaded, tokenizer: Any) -> HeldOut:
-    """Returns what the model is scored on at the start and at the end."""
+    """Returns the held-out rows that a model is scored on, and how.
+
+    Args:
+      spec: the experiment.
+      data: as returned by `load_data`.
+      tokenizer: of the target.
+    """
     table = data.heldout
-    assert table is not None  # `load_data` saw to it
+    assert table is not None  # guaranteed by `load_data`
     return HeldOut(
         table=table,
         rows=choose_rows(len(table.length), spec.scoring.examples, seed=spec.seed),
@@ -97,7 +120,7 @@ def make_heldout(spec: Spec, data: Loaded, tokenizer: Any) -> HeldOut:
 
 
 def why_no_match(table: TokenTable) -> str:
-    """Returns why answers to held-out rows are not compared by default; empty if they are."""
+    """Returns why answers to held-out rows are not compared by default; "" if they are."""
     longest = longest_response(table)
     if longest > _SHORT:
         return f"held-out responses have up to {longest} tokens, more than {_SHORT}"
@@ -107,7 +130,7 @@ def why_no_match(table: TokenTable) -> str:
 
 
 def cohort_size(spec: Spec, population: int) -> int:
-    """Returns the clients of a round, under poisson on average."""
+    """Returns the number of clients in a round; with poisson sampling the expected number."""
     if spec.training.sampling == "full":
         return population
     return spec.training.buffer_size or spec.training.cohort_size or min(16, population)

@@ -1,6 +1,6 @@
-"""Sections of an experiment on how it is run: rounds, privacy, hosts, scores and devices.
+"""Sections of an experiment on how it is run: rounds, privacy, hosting, scores and devices.
 
-Fields as in `learning`.
+See `learning` for the meaning of defaults of None and of `free`.
 """
 
 import dataclasses
@@ -12,31 +12,36 @@ from fedjax_post.study.fields import check, replaced, setting
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """How many rounds, who takes part in them, and how much a visit does."""
+    """Number of rounds, the clients that take part, and their local work."""
 
-    rounds: int = setting(60, "rounds in all", low=1, flag="num_rounds", common=True)
+    rounds: int = setting(60, "total number of rounds", low=1, flag="num_rounds", common=True)
     sampling: str = setting(
-        "uniform", "how a cohort is drawn", choices=("uniform", "poisson", "full")
+        "uniform", "how the clients of a round are drawn", choices=("uniform", "poisson", "full")
     )
     cohort_size: int | None = setting(
-        None, "clients in a round, under poisson on average (16, or all)", low=1, common=True
+        None,
+        "clients in a round, with poisson on average (16, or all if fewer)",
+        low=1,
+        common=True,
     )
     local_steps: int | None = setting(
-        None, "steps of a visit (5, without local_epochs)", low=1, common=True
+        None, "local steps of a client in a round (5, if no local_epochs)", low=1, common=True
     )
     local_epochs: int | None = setting(
-        None, "passes of a visit over the client's rows", low=1, common=True
+        None, "local epochs of a client in a round, in place of local_steps", low=1, common=True
     )
     batch_size: int = setting(8, "rows in a client's batch", low=1, common=True)
-    buffer_size: int | None = setting(None, "asynchronous: updates before a server step", low=1)
+    buffer_size: int | None = setting(
+        None, "asynchronous: number of updates in a server step", low=1
+    )
     concurrency: int | None = setting(
-        None, "asynchronous: clients at work at once (buffer_size)", low=1
+        None, "asynchronous: number of clients that train at the same time (buffer_size)", low=1
     )
     staleness_exponent: float | None = setting(
-        None, "asynchronous: a of the weight's factor (1 + staleness)^-a (0.5)", low=0
+        None, "asynchronous: a in the factor (1 + staleness)^-a of a weight (0.5)", low=0
     )
     client_speeds: str | None = setting(
-        None, "lognormal:<sigma>, or a .npy or .jsonl file of seconds"
+        None, "seconds per client visit: lognormal:<sigma>, or a .npy or .jsonl file"
     )
 
     replace = replaced
@@ -51,22 +56,22 @@ class Privacy:
 
     epsilon: float | None = setting(
         None,
-        "privacy of clients after all rounds; the noise is calibrated to it",
+        "epsilon of client-level privacy after all rounds; sets the noise",
         above=0,
         flag="dp_epsilon",
     )
     noise_multiplier: float | None = setting(
         None,
-        "noise of a round over the clip, in place of epsilon",
+        "noise of a round as a multiple of the clip norm, in place of epsilon",
         low=0,
         flag="dp_noise_multiplier",
     )
     clip: float | None = setting(
-        None, "largest norm of what a client sends, under privacy", above=0, flag="dp_clip"
+        None, "maximum norm of a client's message under privacy", above=0, flag="dp_clip"
     )
     delta: float | None = setting(
         None,
-        "chance that epsilon may fail with (clients to the power of -1.1)",
+        "delta: probability with which epsilon may not hold (number of clients ^ -1.1)",
         above=0,
         flag="dp_delta",
     )
@@ -79,57 +84,59 @@ class Privacy:
 
 @dataclasses.dataclass(frozen=True)
 class Hosting:
-    """What the target's host grants and learns, and how a hosted target is asked."""
+    """Access to the target model, where it runs, and how a provider is queried."""
 
     access: str = setting(
         "GRADIENTS",
-        "what the model is taken to grant; an algorithm that needs more is refused",
+        "access to the target; algorithms that need more are refused",
         choices=tuple(str(level.name) for level in LEVELS),
     )
     inference: str = setting(
         "client",
-        "where the target's inference runs, for algorithms that do not hold its weights",
+        "where the target runs, for algorithms that do not hold its weights",
         choices=("client", "server", "provider"),
     )
     fail_on_disclosure: bool = setting(
-        False, "refuse to send private text out of the federation", free=True
+        False, "refuse runs that send private text out of the federation", free=True
     )
-    price: float = setting(0.0, "of a million tokens, read or written, at the provider", low=0)
+    price: float = setting(0.0, "provider's price of a million prompt or completion tokens", low=0)
     url: str | None = setting(
         None,
-        "ask the target at an OpenAI-compatible API, http://host:port/v1; model: its tokenizer",
+        "OpenAI-compatible API that serves the target, as in http://host:port/v1",
         flag="provider_url",
         free=True,
     )
-    model: str | None = setting(None, "its name there (that of model)", flag="provider_model")
+    model: str | None = setting(
+        None, "name of the target at the provider (that of model)", flag="provider_model"
+    )
     style: str = setting(
         "completions",
-        "how it is asked; chats for APIs without completions",
+        "kind of API calls; chat is for providers without completions",
         choices=("completions", "chat"),
         flag="provider_style",
     )
     max_queries: int | None = setting(
         None,
-        "queries sent in the whole run, evaluation and repeats too; none after them",
+        "maximum queries of the whole run, evaluation and repeats included",
         low=1,
         free=True,
     )
     max_cost: float | None = setting(
         None,
-        "money of the whole run, at price, or as the provider bills if that is more",
+        "maximum cost of the whole run, at price or as billed, whichever is more",
         above=0,
         free=True,
     )
     timeout: float = setting(
         60.0,
-        "seconds that a call may take, from the connection to the last byte",
+        "maximum seconds of a call, from the connection to the last byte",
         above=0,
         flag="provider_timeout",
         free=True,
     )
     on_failure: str = setting(
         "stop",
-        "where it does not answer: stop, to be resumed, or drop the client from the round",
+        "if the provider does not answer: stop the run, or drop the client from the round",
         choices=("stop", "drop"),
         flag="on_provider_failure",
         free=True,
@@ -143,43 +150,50 @@ class Hosting:
 
 @dataclasses.dataclass(frozen=True)
 class Scoring:
-    """What is scored on held-out rows, and how often."""
+    """What is scored on held-out rows, and when."""
 
     every: int = setting(
         5,
-        "rounds between points of the learning curve; 0: none",
+        "rounds between points of the learning curve; 0: no curve",
         low=0,
         flag="eval_every",
         common=True,
         free=True,
     )
     curve_examples: int = setting(
-        96, "held-out rows that a point of the curve is computed from", low=1, free=True
+        96, "held-out rows scored for each point of the learning curve", low=1, free=True
     )
     examples: int = setting(
-        0, "held-out rows that the table is computed from; 0: all", low=0, flag="eval_examples",
+        0,
+        "held-out rows scored before and after training; 0: all",
+        low=0,
+        flag="eval_examples",
         free=True,
-    )  # fmt: skip
+    )
     clients: int = setting(
-        8, "personal models that are scored, where any are", low=1, flag="eval_clients", free=True
+        8,
+        "number of clients whose personal models are scored",
+        low=1,
+        flag="eval_clients",
+        free=True,
     )
     personal: bool = setting(
         False,
-        "score clients' own models too, each on the tasks that its client holds",
+        "also score personal models, each on the tasks of its client",
         flag="score_personal",
         free=True,
     )
     batch_size: int = setting(
-        32, "rows scored side by side", low=1, flag="eval_batch_size", free=True
+        32, "rows in a batch of evaluation", low=1, flag="eval_batch_size", free=True
     )
     exact_match: str = setting(
         "auto",
-        "generate answers and compare them; auto: where responses are short",
+        "generate answers and compare them; auto: only if responses are short",
         choices=("auto", "on", "off"),
         free=True,
     )
     telemetry_clients: int = setting(
-        16, "clients that aggregation_error is computed from; 0: no telemetry", low=0, free=True
+        16, "clients used to compute aggregation_error; 0: no telemetry", low=0, free=True
     )
 
     replace = replaced
@@ -190,20 +204,24 @@ class Scoring:
 
 @dataclasses.dataclass(frozen=True)
 class Execution:
-    """Which devices do the work and in what portions; changes no result beyond rounding."""
+    """Devices and the division of work; changes results only by rounding."""
 
     chunk_size: Any = setting(
-        None, "clients in one compiled unit, or auto (the cohort, at most 32)", free=True
+        None,
+        "clients computed together in one program, or auto (the cohort, at most 32)",
+        free=True,
     )
     executor: str = setting(
-        "device", "compiled, or eager and client by client", choices=("device", "host")
+        "device",
+        "device: compiled; host: not compiled, one client at a time",
+        choices=("device", "host"),
     )
     mesh: str | None = setting(
-        None, "devices for clients and for the base, such as clients:4,model:2 (one)", free=True
+        None, "devices by axis, such as clients:4,model:2 (one device)", free=True
     )
     checkpoint_every: int | None = setting(
         None,
-        "rounds between checkpoints (at most a fiftieth of the time)",
+        "rounds between checkpoints (saving takes at most a fiftieth of the time)",
         low=1,
         free=True,
     )

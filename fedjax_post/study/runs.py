@@ -1,4 +1,4 @@
-"""A run's folder, read back: what it was asked to do, and what came of it."""
+"""Reads a run's folder: its specification, records and summary."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,38 +11,38 @@ from fedjax_post.study.spec import Spec
 
 
 class Run(NamedTuple):
-    """What a run's folder holds."""
+    """The content of a run's folder."""
 
     directory: Path
     spec: Spec
-    records: list[Record]  # one a round
-    summary: dict[str, Any] | None  # None until it has ended
+    records: list[Record]  # one for each round
+    summary: dict[str, Any] | None  # None until the run has ended
 
     def resume(self, rounds: int | None = None) -> Job:
-        """Returns the job that goes on where the run stands.
+        """Returns a job that continues the run from its last checkpoint.
 
-        Its `start` is the state that was reached, to be scored or exported.
+        The state of that checkpoint is `start` of the job; it can be scored or exported.
 
         Args:
-          rounds: in all; None for as many as were asked for.
+          rounds: total number of rounds; None for that of the specification.
         """
         spec = self.spec if rounds is None else self.spec.put({"training.rounds": rounds})
         return prepare(spec, directory=self.directory, resume=True)
 
 
 def read(directory: str | Path, *, trust_code: bool = False, **supplied: Any) -> Run:
-    """Returns what a run's folder holds.
+    """Returns the content of a run's folder.
 
     Args:
       directory: of the run.
-      trust_code: whether functions that the folder names may be imported.
-      **supplied: sections that its file could not hold, such as `method=my_factory` or
+      trust_code: whether functions that the specification names may be imported.
+      **supplied: values that the file could not hold, such as `method=my_factory` or
         `data=rows`, see `files`; and `url`, the host of a run at a provider.
 
     Raises:
-      FileNotFoundError: if the folder holds no run.
-      ValueError: for a damaged file, something that has to be supplied, or code or a host that
-        nobody has named.
+      FileNotFoundError: if the folder contains no run.
+      ValueError: for a damaged file, a value that has to be supplied, or code or a host that the
+        file names and the caller does not.
     """
     directory = Path(directory)
     heads = {"method": "method.name", "data": "data.source", "url": HOST}

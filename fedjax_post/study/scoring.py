@@ -1,4 +1,4 @@
-"""Scores of a run: before it, along its way and at its end."""
+"""Scores of a run: before, during and after training."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -17,18 +17,25 @@ from fedjax_post.study.build import Parts
 
 
 def score_state(parts: Parts, state: State, heldout: HeldOut, *, rounds: int) -> Scores:
-    """Returns the scores of what the federation would deploy after so many rounds."""
+    """Returns the scores of what the federation would deploy in a state.
+
+    Args:
+      parts: of the run.
+      state: of the federation.
+      heldout: rows to score on.
+      rounds: number of rounds done, under which a hosted model's calls are journalled.
+    """
     model: Any
     model, params = fedjax_post.deployed(parts.algorithm, parts.model, state)
     if not isinstance(model, Hosted):
         return score(model, params, heldout)
     asked: Any = model.at(rounds, -1)
-    with stopping.deferred():  # a call that is cut off may have been paid
+    with stopping.defer_signals():  # an interrupted call may have been paid for
         return score(asked, params, heldout)
 
 
 def final(parts: Parts, state: State) -> dict[str, Scores]:
-    """Returns the scores after the last round: "final", and "personal" where that is asked for."""
+    """Returns the scores after the last round: "final", and "personal" if requested."""
     if parts.spec.method.baseline == "local":
         return {"final": score_personal(parts, state)}
     rounds = parts.spec.training.rounds
@@ -39,7 +46,7 @@ def final(parts: Parts, state: State) -> dict[str, Scores]:
 
 
 def callbacks(parts: Parts) -> list[Callback]:
-    """Returns what adds to the records of a run: what privacy has cost, and the learning curve."""
+    """Returns the callbacks that add the spent epsilon and the learning curve to the records."""
     spec, found = parts.spec, []
     if parts.promised is not None:
         found.append(private.curve(parts.promised, spec))
@@ -49,14 +56,14 @@ def callbacks(parts: Parts) -> list[Callback]:
 
 
 def score_personal(parts: Parts, state: State) -> Scores:
-    """Returns the mean scores of clients' own models, all on the common held-out rows."""
+    """Returns the mean scores of personal models, each on all held-out rows."""
     return mean_scores([scores for _, scores in _each_client(parts, state)])
 
 
 def score_own_tasks(parts: Parts, state: State) -> Scores:
-    """Returns the mean scores of clients' own models, each on the tasks that its client holds.
+    """Returns the mean scores of personal models, each on the tasks of its client.
 
-    Where rows have no label, all held-out rows are everybody's task.
+    If rows have no label, every client's task is all held-out rows.
     """
     found = []
     for client_id, scores in _each_client(parts, state):
@@ -67,7 +74,7 @@ def score_own_tasks(parts: Parts, state: State) -> Scores:
 
 
 def _labels_of(parts: Parts, client_id: int) -> list[str]:
-    """The labels that a client's rows have."""
+    """Returns the sorted labels of a client's rows."""
     clients = getattr(parts.data.clients, "clients", parts.data.clients)
     label = clients.table.label
     if label is None:
@@ -77,7 +84,7 @@ def _labels_of(parts: Parts, client_id: int) -> list[str]:
 
 
 def _each_client(parts: Parts, state: State) -> Iterator[tuple[int, Scores]]:
-    """Some clients and the scores of what each would serve now."""
+    """Returns an iterator over some clients' ids and the scores of their personal models."""
     personal = read_clients(
         parts.plan.directory or "",
         parts.algorithm,
@@ -95,7 +102,7 @@ def _each_client(parts: Parts, state: State) -> Iterator[tuple[int, Scores]]:
 def curve(parts: Parts) -> Callback:
     """Returns a callback that adds `eval_loss` and `eval_exact_match` to some records.
 
-    They are of `scoring.curve_examples` of the held-out rows, every `scoring.every` rounds.
+    They are computed every `scoring.every` rounds from `scoring.curve_examples` held-out rows.
     """
     spec, heldout = parts.spec, parts.heldout
     chosen = choose_rows(len(heldout.rows), spec.scoring.curve_examples, seed=spec.seed)

@@ -1,4 +1,4 @@
-"""A model that answers: what a run deploys, an adapter's folder, or a base alone."""
+"""Models that answer questions: the result of a run, an adapter's folder, or a base model."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -17,7 +17,7 @@ from fedjax_post.hub import artefact
 from fedjax_post.hub.adapter_config import read_adapter_config
 from fedjax_post.hub.load import load_model
 from fedjax_post.study import folder, prompts, trained
-from fedjax_post.study.files import read_as_written
+from fedjax_post.study.files import read_unsupplied
 from fedjax_post.study.learning import Model
 from fedjax_post.study.spec import Spec
 
@@ -27,7 +27,7 @@ _ADAPTER = "adapter_config.json"
 
 
 class Served(NamedTuple):
-    """A model with its parameters, and how rows become its prompts."""
+    """A model with its parameters, its tokenizer, and the specification with its template."""
 
     model: Any
     params: PyTree
@@ -36,18 +36,23 @@ class Served(NamedTuple):
 
 
 def serve(what: str | Path, changes: Mapping[str, Any] = _NONE) -> Served:
-    """Returns a model that answers.
+    """Returns a model that is ready to answer questions.
 
     Args:
-      what: the folder of a run that has ended, a PEFT folder, or a base as `Model.name`.
-      changes: of the run's specification, or of the usual one, by path.
+      what: the folder of a finished run, a PEFT folder, or a base model as in `Model.name`.
+      changes: to the run's specification, or to the default one, by path.
 
     Raises:
-      ValueError, OSError: for what is none of these.
+      ValueError, OSError: if it is none of these.
+
+    >>> served = serve("builtin")
+    >>> answer = "".join(stream(served, [{"role": "user", "content": "hello"}], max_new_tokens=2))
+    >>> isinstance(answer, str)
+    True
     """
     path = Path(what)
     if (path / folder.SPEC).exists():
-        spec = read_as_written(path / folder.SPEC).put(changes)
+        spec = read_unsupplied(path / folder.SPEC).put(changes)
         path = folder.adapter_of(path)
     elif (path / _ADAPTER).exists():
         base = read_adapter_config(path)["base_model_name_or_path"]
@@ -62,12 +67,12 @@ def serve(what: str | Path, changes: Mapping[str, Any] = _NONE) -> Served:
 
 
 def prompt_ids(served: Served, turns: Sequence[Mapping[str, str]]) -> list[int]:
-    """Returns the tokens before an answer, as a row with these turns was trained.
+    """Returns the tokens of a prompt, formatted as in training.
 
     Args:
-      served: whose template is used.
-      turns: with "role" and "content"; the last one is the user's. Without a chat template
-        there is one.
+      served: the model, whose template is used.
+      turns: messages with "role" and "content", the last one by the user. A model without a chat
+        template takes exactly one.
 
     Raises:
       ValueError: for several turns without a chat template.
@@ -80,7 +85,7 @@ def prompt_ids(served: Served, turns: Sequence[Mapping[str, str]]) -> list[int]:
     else:
         if len(turns) != 1:
             raise ValueError(
-                f"template={template} has no place for {len(turns)} turns; use a model with a "
+                f"template={template} does not support {len(turns)} turns; use a model with a "
                 "chat template, or ask one question"
             )
         columns, row = pair, {"prompt": turns[0]["content"], "response": "."}
@@ -99,13 +104,13 @@ def stream(
     temperature: float = 0.0,
     seed: int = 0,
 ) -> Iterator[str]:
-    """Returns an iterator over the pieces of an answer, as they come.
+    """Returns an iterator over the pieces of an answer, as they are generated.
 
     Args:
-      served: what answers.
+      served: the model.
       turns: as for `prompt_ids`.
-      max_new_tokens: at most so many, and no more than the model's context holds.
-      temperature: of sampling; 0 takes the likeliest token.
+      max_new_tokens: maximum number of tokens; the model's context limits it further.
+      temperature: of sampling; 0 takes the most likely token.
       seed: of sampling.
 
     Raises:
@@ -116,8 +121,8 @@ def stream(
     room = model.config.max_positions - len(ids) - model.prompt_length(params)
     if room < 1:
         raise ValueError(
-            f"the prompt has {len(ids)} tokens and the model reads {model.config.max_positions}; "
-            "ask something shorter"
+            f"the prompt has {len(ids)} tokens and the model reads at most "
+            f"{model.config.max_positions}; ask a shorter question"
         )
     steps = min(max_new_tokens, room)
     tokens = jnp.asarray([ids], jnp.int32)
@@ -130,7 +135,7 @@ def stream(
             break
         answer.append(chosen)
         text = tokenizer.decode(answer, skip_special_tokens=True)
-        if not text.endswith("\ufffd"):  # the bytes of a letter may come one by one
+        if not text.endswith("\ufffd"):  # one character may span several tokens
             yield text[len(shown) :]
             shown = text
         logits, cache = step(params, jnp.asarray([[chosen]]), jnp.asarray([[position]]), cache)

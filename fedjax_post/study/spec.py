@@ -1,9 +1,9 @@
-"""An experiment as data: one frozen value that says everything a run depends on.
+"""An experiment as data: one frozen value with everything that a run depends on.
 
     Spec(model="builtin", data="builtin", method="fed_adam", training=Training(rounds=60))
 
-Each section is about one concern, and its first field may stand for it: `model="builtin"` means
-`Model("builtin")`.
+Each section covers one concern. A value that is not a section sets the section's first field:
+`model="builtin"` means `Model("builtin")`.
 """
 
 import dataclasses
@@ -17,7 +17,16 @@ from fedjax_post.study.running import Execution, Hosting, Privacy, Scoring, Trai
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """An experiment; a section that is given as another value begins with that value."""
+    """An experiment.
+
+    A section may be given as the value of its first field.
+
+    >>> spec = Spec(method="fed_adam", training=Training(rounds=3))
+    >>> spec.method.name, spec.training.rounds
+    ('fed_adam', 3)
+    >>> spec.put({"training.rounds": 5}).at("training.rounds")
+    5
+    """
 
     model: Model = dataclasses.field(default_factory=Model)
     data: Data = dataclasses.field(default_factory=Data)
@@ -30,7 +39,10 @@ class Spec:
     scoring: Scoring = dataclasses.field(default_factory=Scoring)
     execution: Execution = dataclasses.field(default_factory=Execution)
     seed: int = setting(
-        0, "of data, partition, cohorts, batches and the adapter's start", low=0, common=True
+        0,
+        "random seed of data, partition, cohorts, batches and the initial adapter",
+        low=0,
+        common=True,
     )
 
     def __post_init__(self):
@@ -46,7 +58,7 @@ class Spec:
         """Returns the experiment with some fields changed, by paths such as `training.rounds`.
 
         Raises:
-          ValueError: for a path that is no field, naming the nearest one, or a value out of range.
+          ValueError: for an unknown path, naming the nearest one, or a value out of range.
         """
         spec = self
         for path, value in changes.items():
@@ -80,5 +92,5 @@ def _paths() -> dict[str, dataclasses.Field]:
     } | own
 
 
-# path -> field, of all fields that hold a value, in the order in which they are defined
+# path -> field, for all fields that hold a value, in order of definition
 PATHS: Mapping[str, dataclasses.Field] = _paths()

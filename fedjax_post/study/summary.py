@@ -1,4 +1,4 @@
-"""What a run leaves behind when it ends: the content of `summary.json`."""
+"""The content of `summary.json`, written at the end of a run."""
 
 import shlex
 from collections.abc import Sequence
@@ -34,7 +34,15 @@ def summarize(
     command: Sequence[str],
     seconds: float,
 ) -> dict[str, Any]:
-    """Returns the content of summary.json; the README says what each key means."""
+    """Returns the content of `summary.json`; docs/records.md documents its keys.
+
+    Args:
+      parts: of the run.
+      scores: by name, such as "base" and "final".
+      entries: the disclosure ledger.
+      command: the command line that started the run.
+      seconds: wall time of the run.
+    """
     records = read_records(parts.plan.directory or "")
     total = {
         name: sum(record[name] for record in records)
@@ -45,10 +53,10 @@ def summarize(
     federated, visits = parts.spec.method.baseline == "none", int(total["cohort"])
     each = lambda name: round(total[name] / visits) if federated and visits else None
     return {
-        "algorithm": factories.spoken(parts.spec.method.name),
+        "algorithm": factories.display_name(parts.spec.method.name),
         "baseline": parts.spec.method.baseline,
         "model": parts.spec.model.name,
-        "dataset": factories.spoken(parts.spec.data.source),
+        "dataset": factories.display_name(parts.spec.data.source),
         "seed": parts.spec.seed,
         "rounds": len(records),
         "settings": identity(parts.spec),
@@ -61,11 +69,11 @@ def summarize(
         "access": ledgers.tier_of(parts.algorithm.access),
         "inference": ledgers.place_of(parts.spec, parts.algorithm.access),
         **{name: None if value is None else int(value) for name, value in counted.items()},
-        "disclosure": ledgers.told(parts.spec, entries, parts.algorithm.access),
-        "privacy": private.told(parts.promised, last, parts.spec.training.sampling),
-        "provider": hosting.told(Path(parts.plan.directory or "")),
+        "disclosure": ledgers.disclosure_summary(parts.spec, entries, parts.algorithm.access),
+        "privacy": private.privacy_summary(parts.promised, last, parts.spec.training.sampling),
+        "provider": hosting.provider_summary(Path(parts.plan.directory or "")),
         "tokens": int(total["num_read"]),
-        # rounds that compile, those of a resumed run among them, are slow and few
+        # The median leaves out rounds that compile, which are slow but few
         "tokens_per_second": median_high(record["tokens_per_second"] for record in records),
         "visits": visits,
         "dropped_visits": sum(len(record["dropped"]) for record in records),
@@ -85,24 +93,24 @@ def summarize(
 
 
 def _emulator_bytes(parts: Parts) -> int | None:
-    """What handing out a stand-in costs, once and beside the wire."""
+    """Returns the bytes of the emulator, which is sent once and not counted in the rounds."""
     if "emulator" not in parts.algorithm.access:
         return None
     return emulator_bytes(parts.model["emulator"])
 
 
 def _sum(records: list[dict[str, Any]], name: str) -> float | None:
-    """The sum over the rounds, where they have the entry."""
+    """Returns the sum of an entry over all rounds; None if the records lack it."""
     return sum(record[name] for record in records) if name in records[0] else None
 
 
 def _warnings(records: list[dict[str, Any]]) -> list[str]:
-    """What makes the result worthless, though the run ended."""
+    """Returns warnings about a run that ended without learning anything."""
     visits = sum(int(record["cohort"]) for record in records)
     if not visits or sum(len(record["dropped"]) for record in records) < visits:
         return []
     return [
         f"none of the {visits} visits counted, and nothing was learned: clients' updates were not "
-        "finite, or their model gave no answers; see whether the model's weights are finite, or "
+        "finite, or their model gave no answers; check whether the model's weights are finite, or "
         "lower the local step size"
     ]

@@ -1,4 +1,4 @@
-"""What made a result: the versions of packages, and the commit of this checkout."""
+"""The versions of packages and the commit that produced a result."""
 
 import os
 import subprocess
@@ -10,14 +10,14 @@ _HERE = Path(__file__).parent
 
 
 def versions_of(packages: Sequence[str]) -> dict[str, str | None]:
-    """Returns the installed version of each package, None where it is not installed."""
+    """Returns the installed version of each package; None if it is not installed."""
     return {name: _version(name) for name in packages}
 
 
 def commit(*excluded: Path) -> str | None:
-    """Returns the commit of the checkout that this file is in, None outside of one.
+    """Returns the commit of the checkout that contains this file; None outside a checkout.
 
-    It ends in + where tracked files differ from it, those `excluded` left aside.
+    A "+" is appended if tracked files, other than those in `excluded`, have changed since.
     """
     git = ["git", "-C", str(_HERE)]
     aside = [f":(exclude){os.path.relpath(path, _HERE)}" for path in excluded]

@@ -1,4 +1,4 @@
-"""What stands around an algorithm: links on the wire to the server, a rule for its mean."""
+"""Adds uplink links and an aggregation rule to an algorithm."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -12,14 +12,14 @@ from fedjax_post.study.spec import Spec
 
 
 class Ef21(NamedTuple):
-    """Stands for EF21 around a link: it changes the server too, so it is no link itself."""
+    """EF21 around a link. It is not a link itself, because it changes the server too."""
 
     link: Uplink
 
 
-def _chained(links: Sequence[Any]) -> Uplink:
+def _chain(links: Sequence[Any]) -> Uplink:
     if not all(isinstance(link, Uplink) for link in links):
-        raise ValueError("a link is a call such as top_k(0.01); ef21 stands around all others")
+        raise ValueError("a link is a call such as top_k(0.01); ef21 must contain all other links")
     return links[0] if len(links) == 1 else core.chain(*links)
 
 
@@ -30,9 +30,9 @@ LINKS: Factories = {
     "random_k": core.random_k,
     "quantize": core.quantize,
     "sign": core.sign,
-    "chain": lambda *links: _chained(links),
-    "error_feedback": lambda *links: core.error_feedback(_chained(links)),
-    "ef21": lambda *links: Ef21(_chained(links)),
+    "chain": lambda *links: _chain(links),
+    "error_feedback": lambda *links: core.error_feedback(_chain(links)),
+    "ef21": lambda *links: Ef21(_chain(links)),
 }
 RULES: Factories = {
     "coordinate_median": core.coordinate_median,
@@ -42,40 +42,42 @@ RULES: Factories = {
     "geometric_median": core.geometric_median,
     "norm_bounded": core.norm_bounded,
 }
-# the same rules where clients are judged by the products of their factors
+# The same rules, which compare clients by the products of their LoRA factors
 PRODUCT_RULES: Factories = {name: getattr(robust, name) for name in RULES}
 
 
 def check(spec: Spec) -> None:
-    """Refuses links and rules that there are not, before anything is read.
+    """Checks the texts of links and rules, before anything is read.
 
     Raises:
-      ValueError: naming the field and what there is.
+      ValueError: naming the field and the links or rules that exist.
     """
     for name in ("uplink", "aggregate"):
         if (text := getattr(spec.method, name)) and spec.method.baseline != "none":
-            raise ValueError(f"{name}={text}: baseline={spec.method.baseline} sends nothing")
+            raise ValueError(
+                f"{name}={text}: baseline={spec.method.baseline} sends nothing; leave one out"
+            )
     if spec.method.uplink:
-        _told(spec, "uplink", _links)
+        _apply(spec, "uplink", _links)
     if spec.method.aggregate:
-        _told(spec, "aggregate", lambda text: parse(text, RULES))
+        _apply(spec, "aggregate", lambda text: parse(text, RULES))
 
 
 def around(algorithm: Algorithm, spec: Spec, *, population: int) -> Algorithm:
-    """Returns the algorithm with the links and the rule of an experiment around it.
+    """Returns the algorithm with the links and the aggregation rule of an experiment.
 
     Args:
-      algorithm: as its factory made it.
+      algorithm: as built by its factory.
       spec: the experiment.
       population: number of clients.
 
     Raises:
-      ValueError: naming the field and the reason why they cannot stand there.
+      ValueError: if the algorithm does not support them, naming the field and the reason.
     """
     if spec.method.uplink:
-        algorithm = _told(spec, "uplink", lambda text: _with_links(algorithm, text, population))
+        algorithm = _apply(spec, "uplink", lambda text: _with_links(algorithm, text, population))
     if spec.method.aggregate:
-        algorithm = _told(spec, "aggregate", lambda text: _with_rule(algorithm, text))
+        algorithm = _apply(spec, "aggregate", lambda text: _with_rule(algorithm, text))
     return algorithm
 
 
@@ -83,7 +85,7 @@ def _with_rule(algorithm: Algorithm, text: str) -> Algorithm:
     on_products = algorithm.aggregate.kind == "products"
     rules = parse(text, PRODUCT_RULES if on_products else RULES)
     if len(rules) > 1:
-        raise ValueError("give one rule; norm_bounded(1.0, trimmed_mean(0.2)) holds another")
+        raise ValueError("give one rule; it may contain another: norm_bounded(1.0, krum(1))")
     put = robust.on_products if on_products else core.with_aggregate
     return put(algorithm, rules[0])
 
@@ -97,11 +99,11 @@ def _with_links(algorithm: Algorithm, text: str, population: int) -> Algorithm:
 
 def _links(text: str) -> Uplink | Ef21:
     links = parse(text, LINKS)
-    return links[0] if isinstance(links[0], Ef21) and len(links) == 1 else _chained(links)
+    return links[0] if isinstance(links[0], Ef21) and len(links) == 1 else _chain(links)
 
 
-def _told(spec: Spec, name: str, do: Callable[[str], Any]) -> Any:
-    """What `do` makes of a field; what it refuses is said with the field and its value."""
+def _apply(spec: Spec, name: str, do: Callable[[str], Any]) -> Any:
+    """Returns `do` of a field's text; its ValueErrors then name the field and its value."""
     text = getattr(spec.method, name)
     try:
         return do(text)

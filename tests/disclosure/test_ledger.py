@@ -15,12 +15,12 @@ from fedjax_post.disclosure.ledger import (
     Price,
     account,
     check_disclosure,
+    count_visits,
     hosting_of,
     make_guard,
     public_tokens,
     totals,
     unique_tokens,
-    visited,
 )
 
 
@@ -104,7 +104,7 @@ def test_what_is_public_is_the_rest_of_a_question():
     assert public("Q: the cat", "Q: ", "") == 1
     assert public("the cat", "", "") == 0
     assert public("do this: a b with: c d now", "do this: ", " with: ", " now") == 4
-    with pytest.raises(ValueError, match="does not read"):
+    with pytest.raises(ValueError, match="does not match its template"):
         public("the cat", "Q: ", "")
 
 
@@ -201,7 +201,7 @@ def test_weights_level_methods_run_at_the_client(access, where):
     if where == Hosting.CLIENT:
         check_disclosure(access, Hosting.PROVIDER, method="m")
     else:
-        with pytest.raises(DisclosureError, match="m works by .* inference=client"):
+        with pytest.raises(DisclosureError, match="m needs .* inference=client"):
             check_disclosure(access, Hosting.PROVIDER, method="m")
 
 
@@ -220,8 +220,8 @@ BATCHES = {
 
 def test_visits_are_counted_by_their_distinct_questions():
     taken, cut = [True, True], [True, False]
-    assert visited(BATCHES, taken, template=2) == (3, 2 + 1 + 1)
-    assert visited(BATCHES, cut, template=2) == (2, 3)
+    assert count_visits(BATCHES, taken, template=2) == (3, 2 + 1 + 1)
+    assert count_visits(BATCHES, cut, template=2) == (2, 3)
     visits = [(0, BATCHES, cut), (0, BATCHES, cut), (1, BATCHES, taken), (2, BATCHES, taken)]
     assert unique_tokens(visits, template=2) == {0: 3, 1: 4, 2: 4}
 
@@ -229,7 +229,7 @@ def test_visits_are_counted_by_their_distinct_questions():
 def test_a_guard_lets_public_texts_pass_and_quotes_nothing_private():
     guard = make_guard(index_of([Private("the cat sat"), Private("a dog ran")]))
     guard(["Q: what is this?", "the cat"])
-    with pytest.raises(DisclosureError, match="1 of 2 queries hold 2 private texts") as caught:
+    with pytest.raises(DisclosureError, match="1 of 2 queries contain 2 private texts") as caught:
         guard(["hello", "the cat sat. a dog ran"])
     assert "cat" not in str(caught.value)
 

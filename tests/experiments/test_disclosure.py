@@ -60,8 +60,8 @@ def test_disclosure_is_refused_before_a_folder_is_made(call, tmp_path, capsys):
     assert call(*given, "--inference=provider") == 2
     assert not (tmp_path / "run").exists()
     error = capsys.readouterr().err
-    assert "fed_bpt works by EMBEDDINGS" in error
-    assert "2 questions with 4 private tokens each time that it asks once" in error
+    assert "fed_bpt needs EMBEDDINGS" in error
+    assert "2 questions with 4 private tokens for one query per row" in error
     assert "--inference=client" in error
 
 

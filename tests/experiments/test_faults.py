@@ -97,7 +97,7 @@ def test_every_drill_has_rows(found, command, tmp_path):
         ("--drills=flood", "--drills=['flood']: give some of shutdown"),
         ("--at_round=2", "--at_round=2 must be from 1 to 1"),
         ("--excluded_clients=4", "--excluded_clients=4 must be from 1 to 3"),
-        ("--local_steps=2", "holds drills of another experiment"),
+        ("--local_steps=2", "contains drills of another experiment"),
         ("--methods=", "--methods names none"),
         ("--nothing", "--nothing is no flag"),
     ],
@@ -114,4 +114,4 @@ def test_a_base_without_a_passport_has_no_terms():
 
 
 def test_settings_put_the_fault_in_the_middle():
-    assert faults.filled(faults.Settings(), 9).at_round == 4
+    assert faults.fill_settings(faults.Settings(), 9).at_round == 4

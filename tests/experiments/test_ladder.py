@@ -9,7 +9,7 @@ from fedjax_post.experiments.ladder import FOLDER, ladder_names, read_ladder
 from fedjax_post.core.access import LEVELS
 from fedjax_post.integrity import seal_file
 from fedjax_post.study import ladder_facts
-from fedjax_post.study.factories import declared
+from fedjax_post.study.factories import declared_access
 from fedjax_post.study.ladder import plan_cells
 
 SMALL = """
@@ -62,9 +62,9 @@ def refused(capsys, *given):
 @pytest.mark.parametrize("name", ladder_names())
 def test_a_ladder_names_methods_that_there_are(name):
     ladder = read_ladder(name, {})
-    assert {rung.spec.method.name for rung in ladder.rungs.values()} <= set(declared())
+    assert {rung.spec.method.name for rung in ladder.rungs.values()} <= set(declared_access())
     assert {"lora", "soft_prompt", "manual_prompt"} <= set(ladder.rungs)
-    rows = ladder_facts.cells_told(ladder.rungs)
+    rows = ladder_facts.cell_entries(ladder.rungs)
     tiers = {row["tier"] for row in rows}
     assert {"TEXT", "LOGITS", "EMBEDDINGS", "EMULATOR", "WEIGHTS", "GRADIENTS"} == tiers
     assert {row["kind"] for row in rows} == {"open", "closed", "baseline"}
@@ -93,7 +93,7 @@ def test_all_seeds_of_all_cells_are_runs_with_their_own_flags_last(own, tmp_path
         ("cells = [", "is no TOML"),
         (SMALL.replace('"fed_avg"', '"fedavg"'), "--algorithm=fedavg is no algorithm"),
         (SMALL + "nonsense = 1\n", "--nonsense is no flag"),
-        (SMALL.replace("cells.lora", 'cells."../../escaped"'), "is no name for a folder"),
+        (SMALL.replace("cells.lora", 'cells."../../escaped"'), "cannot name a folder"),
         (SMALL.replace('"fed_avg"', '"os:getcwd"'), "names code, --algorithm=os:getcwd"),
     ],
 )
@@ -106,15 +106,15 @@ def test_bad_files_are_refused_before_anything_runs(own, text, said, capsys, tmp
 def test_bad_flags_are_refused(capsys):
     assert f"there is no {FOLDER / 'nowhere.toml'}" in refused(capsys, "--task=nowhere")
     assert "--task exclude each other" in refused(capsys, "--task=kinds", "--passport=all")
-    assert "must be some numbers, each once" in refused(capsys, "--task=kinds", "--seeds=1,1")
+    assert "must be distinct numbers" in refused(capsys, "--task=kinds", "--seeds=1,1")
     assert "--seeds=x must be whole numbers" in refused(capsys, "--task=kinds", "--seeds=x")
 
 
 def test_a_method_below_the_weights_runs_at_more_tiers():
-    told = ladder_facts.matrix_told()
+    told = ladder_facts.matrix_entry()
     counts = [told[tier.name] for tier in LEVELS]
     assert counts == sorted(counts)
-    assert counts[-1] == told["methods"] == len(declared())
+    assert counts[-1] == told["methods"] == len(declared_access())
     assert 0 < counts[0] < counts[-1]
 
 

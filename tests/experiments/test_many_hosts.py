@@ -253,9 +253,9 @@ def test_a_comparison_runs_in_one_process(tiny_flags, tmp_path, capsys):
 
 def test_a_folder_that_processes_share_is_not_free(tmp_path):
     """Until the last of them has ended."""
-    first = lambda: folder.held(tmp_path, locks=(LOCK_EX, LOCK_SH, None))
-    other = lambda: folder.held(tmp_path, locks=(None, None, LOCK_SH))
+    first = lambda: folder.hold(tmp_path, locks=(LOCK_EX, LOCK_SH, None))
+    other = lambda: folder.hold(tmp_path, locks=(None, None, LOCK_SH))
     with other(), pytest.raises(BlockingIOError), first():
         pass
-    with first(), other(), pytest.raises(BlockingIOError), folder.held(tmp_path):
+    with first(), other(), pytest.raises(BlockingIOError), folder.hold(tmp_path):
         pass

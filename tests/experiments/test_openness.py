@@ -6,7 +6,7 @@ from fedjax_post.experiments import openness
 
 from fedjax_post.core.access import Access
 from fedjax_post.openness.read import passport_names
-from fedjax_post.study.factories import declared
+from fedjax_post.study.factories import declared_access
 
 
 def told(capsys, *flags):
@@ -20,7 +20,7 @@ def of_target(needed):
 
 
 def test_every_algorithm_declares_its_access():
-    found = declared()
+    found = declared_access()
     assert set(found) == set(ALGORITHMS)
     assert found["fed_avg"] == {"target": Access.GRADIENTS}
     assert found["fed_k_seed"] == {"target": Access.WEIGHTS}
@@ -43,8 +43,8 @@ def test_a_passport_says_class_definition_index_and_licence(capsys):
 def test_a_hosted_model_runs_nothing_that_needs_weights(capsys):
     text = told(capsys, "--what_can_i_run=hosted-api")
     assert "which grants TEXT: its weights would have to be open" in text
-    needing = [m for m, needed in declared().items() if of_target(needed) != Access.TEXT]
-    assert "its owner would have to make one and hand it out" in text
+    needing = [m for m, needed in declared_access().items() if of_target(needed) != Access.TEXT]
+    assert "its owner would have to make one and give it out" in text
     refused = [line.split()[0] for line in text.splitlines() if "  no [" in line]
     assert refused == needing
 
@@ -56,7 +56,7 @@ def test_the_matrix_has_a_column_a_model(capsys):
 
 def test_a_downgrade_says_what_is_lost(capsys):
     text = told(capsys, "--what_can_i_run=pythia", "--downgrade=weights")
-    needed = declared().values()
+    needed = declared_access().values()
     kept = [n for n in needed if "emulator" in n or Access.DIFFERENTIATE not in of_target(n)]
     lost = len(ALGORITHMS) - len(kept)
     assert f"{lost} of {len(ALGORITHMS)} methods lost" in text

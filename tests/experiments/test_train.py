@@ -248,10 +248,10 @@ def test_every_algorithm_runs_and_exports(call, tmp_path, algorithm):
 
 def test_a_folder_is_written_by_one_process_at_a_time(tmp_path):
     with (
-        folder.held(tmp_path),
+        folder.hold(tmp_path),
         pytest.raises(BlockingIOError, match="written to by another process; wait for it"),
-        folder.held(tmp_path),
+        folder.hold(tmp_path),
     ):
         pass
-    with folder.held(tmp_path):  # and is let go of
+    with folder.hold(tmp_path):  # and is let go of
         pass

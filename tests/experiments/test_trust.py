@@ -119,10 +119,10 @@ LADDER = '[common]\nnum_rounds = 1\n[cells.lora]\nkind = "open"\nalgorithm = "fe
         (LADDER.replace("num_rounds = 1", "trust_code = true\nreward = 'stranger:reward'"),
          "trust_code is no flag"),
         (LADDER.replace("num_rounds = 1", "flagfile = '/etc/hostname'"), "names another file"),
-        (LADDER.replace("cells.lora", "cells.'../../escaped'"), "'../../escaped' is no name"),
-        (LADDER.replace("cells.lora", "cells.'/tmp/escaped'"), "'/tmp/escaped' is no name"),
-        (LADDER.replace("cells.lora", "cells.'..'"), "'..' is no name"),
-        (LADDER + '[bases]\nnames = ["../up"]\ncells = ["lora"]\n', "'../up' is no name"),
+        (LADDER.replace("cells.lora", "cells.'../../escaped'"), "'../../escaped' cannot name"),
+        (LADDER.replace("cells.lora", "cells.'/tmp/escaped'"), "'/tmp/escaped' cannot name"),
+        (LADDER.replace("cells.lora", "cells.'..'"), "'..' cannot name"),
+        (LADDER + '[bases]\nnames = ["../up"]\ncells = ["lora"]\n', "'../up' cannot name"),
         (LADDER + '[bases]\ncells = ["x"]\n', "there is no [cells.x]; the cells are lora"),
         (LADDER + '[drills]\ncells = ["../x"]\n', "there is no [cells.../x]"),
         (LADDER + '[task]\ngate = { soft = "../../x" }\n', "there is no [cells.../../x]"),
@@ -207,14 +207,14 @@ def given_of(run):
 
 def test_a_second_start_in_a_folder_leaves_every_byte(finished, call, tmp_path, capsys):
     run = shutil.copytree(finished, tmp_path / "run")
-    with folder.held(run):
+    with folder.hold(run):
         before = content(run)
         assert train.main(["train", f"--output_dir={run}", "--resume", "--num_rounds=9"]) == 2
         assert "is being written to by another process" in capsys.readouterr().err
         assert content(run) == before
     empty = tmp_path / "empty"
     empty.mkdir()
-    with folder.held(empty):  # the other one has not written its flags yet
+    with folder.hold(empty):  # the other one has not written its flags yet
         assert call("--seed=7", into="empty") == 2
         assert [path.name for path in empty.iterdir()] == [".held"]
     assert call("--num_rounds=1", "--eval_every=0", "--exact_match=off", into="empty") == 0

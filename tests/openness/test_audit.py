@@ -171,7 +171,7 @@ def test_what_is_empty_is_refused(fresh_model, tokenizer):
 
 def test_kept_documents_are_spread_evenly():
     kept: list[str] = []
-    assert list(audit._kept(map(str, range(100)), kept, 5)) == [str(i) for i in range(100)]
+    assert list(audit._sample(map(str, range(100)), kept, 5)) == [str(i) for i in range(100)]
     gaps = np.diff([int(text) for text in kept])
     assert len(set(gaps)) == 1
     assert 5 <= len(kept) < 10

@@ -93,7 +93,7 @@ BROKEN = {
     'checkpoint = "google/gemma-3-1b-pt"': ('checkpoint = "gemma"', "must be one of"),
     "[terms]": ("[projects]", "projects = {"),
     "[index]": ("[index.datasheets]", "index.datasheets"),
-    'index = { what =': ("index = { who =", "say who says it and where"),
+    'index = { what =': ("index = { who =", "name the author and the place"),
     'title = "Gemma 3 1B"\n': ('title = "G"\nproject = 3\n', "write a table [project]"),
     'released = "no", source = "index"': ('released = "no", source = ["index"]', "[sources] has"),
     "[access]": ("[access", "write it as TOML"),
@@ -129,10 +129,10 @@ METHODS = {"words": {"target": Access.TEXT}, "probe": {"target": Access.LOGITS},
 
 
 def test_a_lower_tier_loses_what_needs_more_and_nothing_else():
-    gone = runnable.lost(METHODS, Access.GRADIENTS, Access.LOGITS)
+    gone = runnable.lost_methods(METHODS, Access.GRADIENTS, Access.LOGITS)
     assert [refusal.method for refusal in gone] == ["tune"]
-    assert runnable.lost(METHODS, Access.LOGITS, Access.LOGITS) == []
-    assert runnable.lost(METHODS, Access.TEXT, Access.GRADIENTS) == []
+    assert runnable.lost_methods(METHODS, Access.LOGITS, Access.LOGITS) == []
+    assert runnable.lost_methods(METHODS, Access.TEXT, Access.GRADIENTS) == []
 
 
 def test_every_refusal_has_its_reason():
@@ -144,7 +144,7 @@ def test_every_refusal_has_its_reason():
 def test_an_unknown_tier_grants_the_least():
     base = read.load_passport("pythia")
     unsure = base._replace(tier=base.tier._replace(value="unknown"))
-    assert passports.granted(unsure) == Access.TEXT
+    assert passports.granted_access(unsure) == Access.TEXT
 
 
 def test_what_the_library_cannot_load_is_said_apart_from_access():

@@ -184,7 +184,7 @@ def test_a_placeholder_is_no_secret():
 
 @pytest.mark.parametrize("key", ["sk-a key", "sk-a\nX-Other: b", "sk-é"])
 def test_a_key_that_no_request_can_carry_is_not_shown(key):
-    with pytest.raises(ValueError, match="OPENAI_API_KEY holds characters") as caught:
+    with pytest.raises(ValueError, match="OPENAI_API_KEY contains characters") as caught:
         read_key({"OPENAI_API_KEY": key})
     assert "sk-" not in str(caught.value)
 
@@ -200,8 +200,8 @@ def test_a_key_that_no_request_can_carry_is_not_shown(key):
         ("https://me:sesame@host/v1", "more than the address of 'host'"),
         ("https://host/v1?key=sesame", "more than the address of 'host'"),
         ("http://127.0.0.1\\@host/v1", "more than the address of 'host'"),
-        ("http://host/v1", "would send the key in OPENAI_API_KEY in clear; write https://"),
-        ("http://127.evil.example/v1", "in clear"),
+        ("http://host/v1", "would send the key in OPENAI_API_KEY unencrypted; write https://"),
+        ("http://127.evil.example/v1", "unencrypted"),
     ],
 )
 def test_addresses_that_will_not_do_are_refused(url, message):
@@ -218,7 +218,7 @@ def test_a_key_may_go_over_https_or_stay_here():
 
 def test_texts_in_clear_between_machines_are_told(tokenizer, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    with pytest.warns(UserWarning, match="texts travel in clear"):
+    with pytest.warns(UserWarning, match="texts are sent unencrypted"):
         connect("http://192.0.2.1/v1", "m", tokenizer)
 
 

@@ -117,7 +117,7 @@ def count_requests(monkeypatch, log, number, *, seed=0):
     came = Counter()
     for i, content in enumerate(variants(odd_requests(), number=number, seed=seed)):
         chat = b"messages" in content
-        provider.log.arrived(f"r{i}", body=content, size=len(content))
+        provider.log.write_arrival(f"r{i}", body=content, size=len(content))
         try:
             answer = provider.answer(content, chat=chat, request=f"r{i}")
         except Refusal as refusal:

@@ -205,7 +205,7 @@ def test_a_journal_is_refused_if_it_is_none(tmp_path):
 @pytest.mark.parametrize(
     ("terms", "message"),
     [
-        ({"max_queries": 5}, r"^max_queries=5 .*3 queries are spent \(\d+ paid\), it has 3;"),
+        ({"max_queries": 5}, r"^max_queries=5 .*3 queries are spent \(\d+ paid\), the call has 3;"),
         ({"max_cost": 200.0, "price_prompt": 1e6, "price_completion": 5e6}, "may cost 166"),
     ],
 )  # fmt: skip
@@ -386,7 +386,7 @@ def test_a_candidate_that_is_not_told_of_has_the_most_that_it_can_have(top, scor
         ({"timeout": float("inf")}, "timeout must be a number of at least 0.001, got inf"),
         ({"price_prompt": float("nan")}, "price_prompt must be a number of at least 0, got nan"),
         ({"price_prompt": 1.0}, "come together"),
-        ({"max_cost": 5.0}, "max_cost=5 is kept by one's own prices.*give `price`"),
+        ({"max_cost": 5.0}, "max_cost=5 needs prices.*give `price`"),
         ({"max_cost": 5.0, "price_prompt": 0, "price_completion": 0}, "give `price`"),
     ],
 )

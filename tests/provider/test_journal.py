@@ -50,7 +50,7 @@ def test_a_line_of_another_form_is_named_whatever_its_checksum(path, odd):
     write(path, ASKED)
     text = json.dumps(odd if isinstance(odd, dict) else {"list": odd})
     write(path, json.loads(text))
-    with pytest.raises(JournalError, match=rf"{path}, line 2: .*give a new output_dir"):
+    with pytest.raises(JournalError, match=rf"{path}, line 2: .*give a new `directory`"):
         Journal(path, ask_again=True)
 
 

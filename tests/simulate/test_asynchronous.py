@@ -14,12 +14,12 @@ from fedjax_post.core import clip, error_feedback, fixed_mean, top_k
 from fedjax_post.core.telemetry import change_statistics
 from fedjax_post.simulate import asynchronous, speeds
 from fedjax_post.simulate.asynchronous import Buffer
-from fedjax_post.simulate.feed import side_by_side
+from fedjax_post.simulate.feed import chunk_data
 from fedjax_post.simulate.programs import Chunk
 from fedjax_post.simulate.visits import Step
 from fedjax_post.testing import toy_clients, toy_loss, toy_model, toy_params
 
-HAND = speeds.traced(np.array([1.0, 2.0, 5.0]))
+HAND = speeds.from_seconds(np.array([1.0, 2.0, 5.0]))
 
 
 def by_hand(buffer, count):
@@ -118,7 +118,7 @@ def play_from(clients, params, round, client_id):
 
 def only(clients, round, client_id):
     ids = np.array([client_id], np.int32)
-    yield Step(round), 1, Chunk(np.int32(round), ids, side_by_side(clients, ids, 0, round))
+    yield Step(round), 1, Chunk(np.int32(round), ids, chunk_data(clients, ids, 0, round))
 
 
 @pytest.mark.parametrize("exponent", [0.0, 0.5, 2.0])
@@ -212,7 +212,7 @@ def test_it_learns_and_needs_less_virtual_time():
         (
             Buffer(2, 2),
             fed_avg()._replace(uplink=clip(1.0), aggregate=fixed_mean(3.0)),
-            "counts every client alike, however stale; use staleness_exponent=0",
+            "gives every client the same weight, however stale; use staleness_exponent=0",
         ),
         (
             Buffer(2, 2),
@@ -247,7 +247,7 @@ def test_speeds_are_drawn_by_client_or_read_from_a_file(tmp_path):
         ("1\n2\n", r"\(2,\) seconds for 3 clients"),
         ("1\n-2\n3\n", "speeds of client 1 are not all positive"),
         ("1\n[2, 3]\n4\n", "equally long lists"),
-        ("1\nfast\n4\n", "one line a client"),
+        ("1\nfast\n4\n", "one line per client"),
     ],
 )
 def test_a_bad_trace_is_refused(tmp_path, text, message):

@@ -162,7 +162,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(four, tmp_path, straig
         assert line.startswith("going back to round 2: round 4: ")
         assert str(run / "checkpoints" / "4") in line
     assert bits(resumed(run)[-1][0]) == straight
-    assert "going on from round 2, later ones removed" in caplog.text
+    assert "continuing from round 2, later ones removed" in caplog.text
 
 
 def restore_only(run):
@@ -173,7 +173,7 @@ def test_where_no_checkpoint_is_whole_nothing_is_made_up(run):
     for rounds_done in (2, 4):
         damage(files_of(run, rounds_done)[-1])
     before = content(run)
-    told = "holds no checkpoint that is whole: round 4: .*; round 2: .*; restore one from a copy"
+    told = "contains no intact checkpoint: round 4: .*; round 2: .*; restore one from a copy"
     for again in (resumed, restore_only):
         with pytest.raises(DamagedError, match=told):
             again(run)
@@ -222,8 +222,8 @@ def test_a_damaged_record_is_written_again_or_refused(run, straight, line):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (seal_file({"version": [[1, 2, 3]], "identity": {}}), "says nothing of a checkpoint"),
-        (seal_file({"version": 3, "identity": {}}), "says nothing of a checkpoint"),
+        (seal_file({"version": [[1, 2, 3]], "identity": {}}), "does not describe a checkpoint"),
+        (seal_file({"version": 3, "identity": {}}), "does not describe a checkpoint"),
         ("[" * 50_000, "is not JSON"),
         ("[1]", "is not a JSON object but list"),
     ],

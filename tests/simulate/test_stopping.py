@@ -41,7 +41,7 @@ def test_a_signal_waits_for_a_place_where_nothing_is_lost(signum, capfd):
     reached = []
 
     def work():
-        with stopping.catching(), stopping.deferred():
+        with stopping.catch_signals(), stopping.defer_signals():
             signal.raise_signal(signum)
             reached.append("after the signal")
             stopping.check()
@@ -52,15 +52,15 @@ def test_a_signal_waits_for_a_place_where_nothing_is_lost(signum, capfd):
     assert reached == ["after the signal"]
     assert found.value.signum == signum
     assert isinstance(found.value, KeyboardInterrupt)
-    assert "Ctrl-C again leaves at once" in capfd.readouterr().err
+    assert "Ctrl-C again stops at once" in capfd.readouterr().err
 
 
 def test_a_signal_that_met_no_check_is_raised_at_the_end_of_what_deferred_it():
     reached = []
 
     def work():
-        with stopping.catching():
-            with stopping.deferred():
+        with stopping.catch_signals():
+            with stopping.defer_signals():
                 signal.raise_signal(signal.SIGINT)
                 reached.append("within")
             reached.append("after it")
@@ -71,7 +71,7 @@ def test_a_signal_that_met_no_check_is_raised_at_the_end_of_what_deferred_it():
 
 
 def test_outside_of_a_round_a_signal_is_raised_where_it_comes():
-    with stopping.catching(), pytest.raises(stopping.Interrupted):
+    with stopping.catch_signals(), pytest.raises(stopping.Interrupted):
         signal.raise_signal(signal.SIGTERM)
 
 
@@ -83,7 +83,7 @@ def test_a_signal_that_a_callback_ignores_is_raised_again():
         signal.raise_signal(signal.SIGINT)
 
     def work():
-        with stopping.catching():
+        with stopping.catch_signals():
             gc.callbacks.append(interrupt)
             gc.collect()
             time.sleep(5)
@@ -94,7 +94,7 @@ def test_a_signal_that_a_callback_ignores_is_raised_again():
 
 def test_what_is_muted_stays_so():
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with stopping.catching(), stopping.deferred():
+    with stopping.catch_signals(), stopping.defer_signals():
         signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -106,7 +106,7 @@ def test_a_second_signal_ends_a_program_at_once(signum):
         import signal, sys, time
         from fedjax_post.simulate import stopping
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        with stopping.catching(), stopping.deferred():
+        with stopping.catch_signals(), stopping.defer_signals():
             print("ready", flush=True)
             time.sleep(60)
             print("went on", flush=True)
@@ -122,7 +122,7 @@ def test_a_second_signal_ends_a_program_at_once(signum):
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signum)
     assert process.stderr.readline() == "\n"
-    assert "again leaves at once" in process.stderr.readline()
+    assert "again stops at once" in process.stderr.readline()
     process.send_signal(signum)
     assert process.wait(timeout=10) == -signum
 

@@ -69,7 +69,7 @@ def test_a_sweep_that_was_left_goes_on_to_the_same_bits(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "seeds", "rounds", "message"),
     [
-        ({}, (0,), 3, "hyper-parameters of as many values, got {}"),
+        ({}, (0,), 3, "the same number of values, got {}"),
         ({"client_lr": [1.0], "mu": [0.0, 1.0]}, (0,), 3, "'client_lr': 1, 'mu': 2"),
         ({"client_lr": [1.0], "mu": [0.0]}, (1, 1), 3, r"distinct, and at least one; got \[1, 1\]"),
         ({"client_lr": [1.0], "mu": [0.0]}, (0,), 0, "`rounds` must be at least 1"),

@@ -37,7 +37,7 @@ def test_a_rate_limit_lets_some_of_the_cohort_through_and_not_always_the_same():
         cohorts(autonomy.at_most(fp.uniform(5), 9)), cohorts(fp.uniform(5)), strict=True
     ):
         np.testing.assert_array_equal(cohort, whole)
-    with pytest.raises(ValueError, match="rate_limit=0 lets nobody through"):
+    with pytest.raises(ValueError, match="rate_limit=0 admits no client"):
         autonomy.at_most(fp.full(), 0)
 
 
@@ -69,7 +69,9 @@ TOKENS = np.array([10, 50, 40, 30, 20])
 
 
 def excluded(reason, num=2, seed=0):
-    return autonomy.excluded(reason, counts=COUNTS, tokens=TOKENS, num=num, seed=seed).tolist()
+    return autonomy.choose_excluded(
+        reason, counts=COUNTS, tokens=TOKENS, num=num, seed=seed
+    ).tolist()
 
 
 def test_regions_are_of_one_label_and_prices_by_tokens():
@@ -149,7 +151,10 @@ def test_a_prompt_carries_no_weights_and_no_name():
     about = [t.about for t in terms]
     assert "what they must be called" not in about
     assert "uses that are ruled out" in about
-    assert "only where the base answers" in {t.about: t.says for t in terms}["passing a prompt on"]
+    assert (
+        "only where the base is available"
+        in {t.about: t.says for t in terms}["passing a prompt on"]
+    )
 
 
 @pytest.mark.parametrize("name", passport_names())

@@ -34,7 +34,7 @@ def test_what_is_no_range_of_layers_is_refused(text):
 
 def embeddings(model):
     spec = Spec(model=model, method="fed_dtpt")
-    return prompts.offered(spec, fed_dtpt, build_tokenizer())["Embeddings"]
+    return prompts.token_arguments(spec, fed_dtpt, build_tokenizer())["Embeddings"]
 
 
 def test_embeddings_are_those_of_the_named_model(tiny_folder, tmp_path):

@@ -8,10 +8,10 @@ from fedjax_post.study import Spec, Training, pace
 @pytest.mark.parametrize(
     ("training", "message"),
     [
-        (Training(concurrency=3), "concurrency=3 is of asynchronous runs; give `buffer_size`"),
-        (Training(staleness_exponent=1), "staleness_exponent=1.0 is of asynchronous runs"),
-        (Training(buffer_size=2, cohort_size=2), "give `concurrency`, and neither `cohort_size`"),
-        (Training(buffer_size=2, sampling="full"), "neither `cohort_size` nor `sampling`"),
+        (Training(concurrency=3), "concurrency=3 is for asynchronous runs; give `buffer_size`"),
+        (Training(staleness_exponent=1), "staleness_exponent=1.0 is for asynchronous runs"),
+        (Training(buffer_size=2, cohort_size=2), "give `concurrency`, not `cohort_size`"),
+        (Training(buffer_size=2, sampling="full"), "not `cohort_size` or `sampling`"),
     ],
 )
 def test_fields_without_effect_are_refused(training, message):
@@ -23,7 +23,7 @@ def test_fields_without_effect_are_refused(training, message):
     ("training", "message"),
     [
         (Training(buffer_size=2), "which baseline=central cannot be"),
-        (Training(client_speeds="lognormal:1"), "nobody waits for a client"),
+        (Training(client_speeds="lognormal:1"), "has no effect with baseline="),
     ],
 )
 def test_a_reference_has_no_pace(training, message):
@@ -35,7 +35,7 @@ def test_a_reference_has_no_pace(training, message):
     ("training", "message"),
     [
         (Training(client_speeds="lognormal:fast"), "client_speeds=lognormal:fast: .*lognormal:1"),
-        (Training(client_speeds="lognormal:-1"), "sigma must be a number from 0, got -1.0"),
+        (Training(client_speeds="lognormal:-1"), "sigma must be finite and at least 0, got -1.0"),
         (Training(client_speeds="nowhere.jsonl"), "nowhere.jsonl"),
         (Training(buffer_size=9), "concurrency=9 must be from 1 to the 4 clients"),
     ],

@@ -96,8 +96,8 @@ HEAD = '{"format": "fedjax_post experiment", '
     [
         ("", "is not JSON"),
         ("[" * 100_000, "is not JSON"),
-        ("[]", "is no specification"),
-        ("{}", "is no specification"),
+        ("[]", "is not a specification"),
+        ("{}", "is not a specification"),
         (HEAD + '"version": 9}', "has version 9"),
         (HEAD + '"version": 1, "trainin": {"rounds": 1}}', "training"),
         (HEAD + '"version": 1, "training": {"rounds": -1}}', "rounds=-1"),

@@ -1,7 +1,8 @@
-"""The position report: what arXiv 2505.23593 claims, and what a ladder measured of it.
+"""The position report: the claims of arXiv:2505.23593, and what a ladder measured on them.
 
-from fedjax_post.report import position
-print(position.write("runs/ladder"))
+Example:
+  from fedjax_post.report import position
+  print(position.write("runs/ladder"))
 """
 
 from fedjax_post.report.position.ladder import read_ladder

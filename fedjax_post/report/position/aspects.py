@@ -1,7 +1,7 @@
 """The paper's matrix: four aspects of openness against three properties of federated learning.
 
-The claims are those of Table 1 of arXiv:2505.23593, condensed. A cell's verdict follows from
-what was found for H1 to H8; where no run bears on a cell, it is undecided here.
+The claims are those of Table 1 of arXiv:2505.23593, condensed. A cell's verdict follows from the
+findings on H1 to H8. A cell that no run concerns is undecided here.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -32,12 +32,12 @@ class Square(NamedTuple):
 
     aspect: str
     property: str
-    claim: str  # the paper's, condensed
+    claim: str  # of the paper, condensed
     finding: Finding
 
 
 def matrix(ladder: Ladder, judged: Sequence[Verdict]) -> list[Square]:
-    """Returns the twelve cells, aspect by aspect.
+    """Returns the twelve cells, ordered by aspect.
 
     Args:
       ladder: the ladder.
@@ -48,7 +48,7 @@ def matrix(ladder: Ladder, judged: Sequence[Verdict]) -> list[Square]:
 
 
 def _follow(*keys: str, note: str = "") -> Rule:
-    """The rule of a cell that holds if all these hypotheses do."""
+    """Returns the rule of a cell that holds if all these hypotheses hold."""
 
     def rule(ladder: Ladder, by: Judged) -> Finding:
         del ladder
@@ -64,7 +64,7 @@ def _nothing(needed: str) -> Rule:
 
 
 def _barrier(ladder: Ladder, by: Judged) -> Finding:
-    """Whether shutting clients out by licence costs the whole or them something."""
+    """Returns the finding on whether exclusion by licence costs the federation or these clients."""
     del by
     rows = [row for row in exclusions(ladder) if "licence" in str(row.get("drill"))]
     hits = [
@@ -79,7 +79,7 @@ def _barrier(ladder: Ladder, by: Judged) -> Finding:
 
 
 def _same_disclosure(ladder: Ladder, by: Judged) -> Finding:
-    """Whether as many private tokens leave on another base, by method and seed."""
+    """Returns the finding on whether equally many private tokens leave on another base."""
     del by
     cells = {cell.method: cell for cell in ladder.cells}
     told, same = [], []

@@ -1,18 +1,18 @@
-"""What is claimed, the rule that each claim is judged by, and what the evidence cannot show.
+"""The claims, the rule by which each is judged, and the limits of the evidence.
 
 Agrawal, Mayer and Mertel, "Federated foundation language model post-training should focus on
 open-source models", 2025, arXiv:2505.23593, argue from openness to privacy, autonomy and
-heterogeneity and bring no experiments. H3, and what H7 says of updates, go beyond what they
-claim. The rules were written before the ladders that they judge were run, and each can end
-either way.
+heterogeneity, without experiments. H3, and the part of H7 on updates, go beyond their claims. The
+rules were written before the ladders that they judge were run, and each can lead to either
+verdict.
 """
 
 from typing import NamedTuple
 
-MARGIN = 0.02  # exact match: an advantage below two points is none
-ALIKE = 0.05  # exact match: two bases within five points of each other are alike
-CEILING = 0.98  # exact match: where both sides reach it, no lead of either can show
-RARE = 0.01  # contamination of at most one row in a hundred is none
+MARGIN = 0.02  # exact match: an advantage below two points counts as none
+ALIKE = 0.05  # exact match: two base models within five points of each other count as equal
+CEILING = 0.98  # exact match: if both sides reach it, neither can be ahead
+RARE = 0.01  # contamination of at most one row in a hundred counts as none
 
 SPREAD = (
     "A gain, a lead or a loss of score counts if its 95 % interval over the seeds (Student's t) "
@@ -29,7 +29,7 @@ class Claim(NamedTuple):
     claim: str
     rule: str
     limits: str  # what the evidence does not show
-    needed: str  # what decides it, where it is undecided
+    needed: str  # what would decide it if it is undecided
 
 
 CLAIMS = (

@@ -1,4 +1,4 @@
-"""H4 to H7: what passports, registered methods, other bases, audits and attacks say."""
+"""H4 to H7: findings from passports, registered methods, other base models, audits and attacks."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,7 +20,7 @@ from fedjax_post.report.position.rules import (
 )
 
 _SILENT = ("none", "unknown", "does not apply")
-_LIMITS = {  # rule of a licence -> (whether an entry limits the tuned model, how that is said)
+_LIMITS = {  # rule of a licence -> (whether an entry limits the tuned model, its description)
     "share_derived": (lambda entry: entry.startswith("no"), "may not be passed on"),
     "same_terms": (lambda entry: entry.startswith("yes"), "stays under the same terms"),
     "use_policy": (lambda entry: not entry.startswith(_SILENT), "uses are ruled out"),
@@ -29,7 +29,7 @@ _LIMITS = {  # rule of a licence -> (whether an entry limits the tuned model, ho
 
 
 def methods_open(ladder: Ladder) -> Finding:
-    """H4: how many registered methods each tier allows."""
+    """Returns the finding on H4: how many registered methods each access tier allows."""
     matrix = ladder.facts.get("matrix") or {}
     tiers = {tier: matrix[tier] for tier in TIERS if matrix.get(tier) is not None}
     whole = matrix.get("methods", "an unknown number of")
@@ -42,7 +42,7 @@ def methods_open(ladder: Ladder) -> Finding:
 
 
 def licence(ladder: Ladder) -> Finding:
-    """H5: licences touch what may be done with the result, and not what is disclosed."""
+    """Returns the finding on H5: licences affect the use of the result, not what is disclosed."""
     passports = ladder.facts.get("passports") or {}
     held = {name: p for name, p in passports.items() if p.get("tier") in ("WEIGHTS", "GRADIENTS")}
     limits = {name: _limits(p.get("rules") or {}) for name, p in held.items()}
@@ -69,7 +69,7 @@ def licence(ladder: Ladder) -> Finding:
 
 
 def data_openness(ladder: Ladder) -> Finding:
-    """H6: whether it matters that a base's pre-training data are open."""
+    """Returns the finding on H6: whether openness of a base's pre-training data matters."""
     gaps = base_gaps(ladder)
     told = [f"{label}, this base less {base}: {points(gap)}" for (base, label), gap in gaps.items()]
     told += [f"audit, {name}: {_number(value)}" for name, value in _flat(audit_of(ladder)).items()]
@@ -83,7 +83,7 @@ def data_openness(ladder: Ladder) -> Finding:
 
 
 def updates(ladder: Ladder) -> Finding:
-    """H7: whether the updates of open methods give private text away."""
+    """Returns the finding on H7: whether the updates of open methods reveal private text."""
     rows = ladder.facts.get("attacks") or []
     excess = {
         f"{row.get('attack')} on {row.get('method')}": _less(row.get("recovered"), row.get("guess"))
@@ -101,7 +101,7 @@ def updates(ladder: Ladder) -> Finding:
 
 
 def audited(ladder: Ladder) -> str:
-    """Returns whether an audit found that the corpus holds none of the evaluation rows."""
+    """Returns the verdict of an audit on 'the corpus contains none of the evaluation rows'."""
     share = (audit_of(ladder).get("contamination") or {}).get("rows")
     if share is None:
         return UNDECIDED
@@ -109,12 +109,12 @@ def audited(ladder: Ladder) -> str:
 
 
 def audit_of(ladder: Ladder) -> Mapping[str, Any]:
-    """Returns what an audit of the base's corpus found, or why it was refused."""
+    """Returns the result of an audit of the base's corpus, or why it was refused."""
     return ladder.facts.get("audit") or {}
 
 
 def base_gaps(ladder: Ladder) -> dict[tuple[str, str], list[float]]:
-    """Returns (other base, method's label) -> this base's exact match less the other's, by seed."""
+    """Returns (other base, label) -> this base's exact match minus the other's, by seed."""
     cells = {cell.method: cell for cell in ladder.cells}
     return {
         (base, other.label): ahead(cells[other.method], other)
@@ -124,7 +124,7 @@ def base_gaps(ladder: Ladder) -> dict[tuple[str, str], list[float]]:
 
 
 def _alike(gap: list[float]) -> str:
-    """Whether two bases are within a margin of each other, by the interval over seeds."""
+    """Returns the verdict on 'two bases differ by less than `ALIKE`', by intervals over seeds."""
     if all(decide([ALIKE - sign * x for x in gap]) == SUPPORTED for sign in (1, -1)):
         return SUPPORTED
     apart = any(decide([sign * x - ALIKE for x in gap]) == SUPPORTED for sign in (1, -1))
@@ -132,7 +132,7 @@ def _alike(gap: list[float]) -> str:
 
 
 def _artefacts_told(ladder: Ladder) -> list[str]:
-    """What follows for what was made, by the drills that read it back; by terms."""
+    """Returns the licence terms of artefacts, with their methods, from the drills on artefacts."""
     methods: dict[str, list[str]] = {}
     for row in ladder.facts.get("drills") or []:
         terms: list[dict[str, str]] = next(iter(row.get("terms") or []), [])
@@ -143,7 +143,7 @@ def _artefacts_told(ladder: Ladder) -> list[str]:
 
 
 def _limits(rules: Mapping[str, str]) -> list[str]:
-    """What a licence asks that limits a tuned model, with its own words."""
+    """Returns the rules of a licence that limit a tuned model, with the licence's own words."""
     found = []
     for rule, (limits, said) in _LIMITS.items():
         entry = rules.get(rule, "unknown")
@@ -161,7 +161,7 @@ def _number(value: Any) -> str:
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The leaves of nested mappings, by their path in words."""
+    """Returns the leaves of nested mappings, by their paths in words."""
     flat: dict[str, Any] = {}
     for name, value in tree.items():
         path = f"{prefix}{name}".replace("_", " ")

@@ -1,24 +1,26 @@
-"""What a ladder left behind: the run folders of every method and seed, and `ladder.json`.
+"""Reads a ladder's results: the run folders of every method and seed, and `ladder.json`.
 
-A cell of the ladder is a method at its tier of access, run with every seed in a folder
-`<directory>/<method>/seed-<seed>`; the same on another base lies in `<directory>/bases/<base>`.
-What a folder or the file does not say is None here: nothing is filled in. Only where a summary
-has `queries`, `tokens_sent` or `labels_sent` as null, the method asked nothing: 0.
+A cell of the ladder is a method at its access tier, run with every seed in the folder
+`<directory>/<method>/seed-<seed>`; runs on another base model are in `<directory>/bases/<base>`.
+Values that the folders and the file do not contain are None here. The only exception: if a summary
+has null for `queries`, `tokens_sent` or `labels_sent`, the method queried nothing, and the value
+is 0.
 
-`ladder.json` holds, and each may be missing:
+`ladder.json` contains the following; each may be missing:
 
 - `task`, `model`, `labels`, `commands`, and `chance` in [0, 1];
 - `cells`: a list of `method` (its folder), `label` (for people), `tier` (of the target), `kind`
-  (open, closed or baseline) and `score` (final, personal or base: which of a summary's);
-- `gate`: in [0, 1] `manual_prompt`, `chance`, `soft_prompt_share` and `gain`, LoRA's; `passed`;
+  (open, closed or baseline) and `score` (which of a summary's scores: final, personal or base);
+- `gate`: `manual_prompt`, `chance`, `soft_prompt_share` and `gain` (that of LoRA), in [0, 1];
+  `passed`;
 - `drills` and `excluded`: lists of `drill`, `method` (or its label), `before`, `after`, `lost`
-  (exact match, a number or a list of one for each seed), `can_train`, `can_serve` and `note`;
-- `audit`: `contamination`, of it `rows`, the share of evaluation rows whose question and answer
-  stand in the corpus, and whatever else was found; or `refused`, the reason;
+  (exact match, a number or a list with one for each seed), `can_train`, `can_serve` and `note`;
+- `audit`: `contamination`, with `rows`, the share of evaluation rows whose question and answer
+  are in the corpus, and further results; or `refused`, the reason;
 - `passports`: name -> `class`, `licence`, `tier` and the licence's `rules`;
-- `matrix`: `methods`, how many are registered, and for each tier how many of them run;
+- `matrix`: `methods`, the number of registered methods, and for each tier how many of them run;
 - `attacks`: a list of `attack`, `method`, `recovered` and `guess`, shares of private text, a
-  number or a list of one for each seed.
+  number or a list with one for each seed.
 """
 
 from collections.abc import Callable, Mapping
@@ -29,23 +31,23 @@ from fedjax_post import integrity
 from fedjax_post.report.comparison import Interval, folder_of, interval
 from fedjax_post.report.records import Record, read_records, read_summary
 
-# Tiers of access, most closed first. EMULATOR is a stand-in beside a model that stays closed.
+# Access tiers, most closed first. EMULATOR: clients train an emulator of a model that stays closed.
 TIERS = ("TEXT", "LOGITS", "EMBEDDINGS", "EMULATOR", "WEIGHTS", "GRADIENTS")
 _SPENT = ("queries", "tokens_sent", "labels_sent")
 
 
 class Point(NamedTuple):
-    """How far a run had come after a round."""
+    """A point of a run's curve, after some round."""
 
-    queries: float  # rows asked of the target so far
-    exact_match: float  # held out, in [0, 1]
+    queries: float  # rows sent to the target so far
+    exact_match: float  # on held-out rows, in [0, 1]
 
 
 class Run(NamedTuple):
-    """What one seed of a cell gave; None where its summary does not say."""
+    """The results of one seed of a cell; None for values that its summary lacks."""
 
-    exact_match: float | None  # in [0, 1], of the score that the cell names
-    base: float | None  # the same of the base model, before any round
+    exact_match: float | None  # in [0, 1], of the cell's `score`
+    base: float | None  # exact match of the base model, before any round
     bytes_up: float | None
     bytes_down: float | None
     spent: dict[str, float | None]  # queries, tokens_sent, labels_sent
@@ -62,16 +64,16 @@ class Cell(NamedTuple):
     label: str  # for people
     tier: str  # of the target model
     kind: str  # open, closed or baseline
-    score: str  # which of a summary's scores is this cell's
+    score: str  # which of a summary's scores is used
     runs: dict[int, Run]
 
 
 class Ladder(NamedTuple):
-    """All cells, and what else was measured: `ladder.json` as it stands."""
+    """All cells, and the other measurements."""
 
     cells: list[Cell]
-    facts: Mapping[str, Any]
-    bases: dict[str, list[Cell]]  # the cells that were run on other bases too
+    facts: Mapping[str, Any]  # content of `ladder.json`
+    bases: dict[str, list[Cell]]  # other base model -> the cells that were run on it too
 
 
 def read_ladder(directory: Path) -> Ladder:
@@ -79,7 +81,7 @@ def read_ladder(directory: Path) -> Ladder:
 
     Raises:
       FileNotFoundError: if there is no ladder.json.
-      DamagedError: if it is not as it was written.
+      DamagedError: if it has changed since it was written.
       ValueError: if a cell lacks its method, tier or kind.
     """
     path = Path(directory) / "ladder.json"
@@ -98,7 +100,7 @@ def read_ladder(directory: Path) -> Ladder:
 
 
 def of_kind(ladder: Ladder, kind: str) -> list[Cell]:
-    """Returns the finished cells that are open, closed or baselines."""
+    """Returns the finished cells of a kind: open, closed or baseline."""
     return [cell for cell in ladder.cells if cell.kind == kind and cell.runs]
 
 
@@ -115,16 +117,16 @@ def accuracy(cell: Cell) -> Interval | None:
 
 
 def disclosed(run: Run) -> float | None:
-    """Returns the private tokens that left the federation in this run, as it was run."""
+    """Returns the number of private tokens that left the federation in this run."""
     return run.disclosure.get("private_tokens")
 
 
 def if_hosted(run: Run) -> float | None:
-    """Returns the private tokens that a provider of the target has seen, or would have seen.
+    """Returns the number of private tokens that a provider of the target has, or would have, seen.
 
-    Where inference ran at a provider it is what was sent; where it ran in the federation
-    it is what the same run asked of the target: `if_hosted` of its disclosure or, where that
-    is not told, all tokens of its questions, see `counts_templates`.
+    If inference ran at a provider, this is the number that was sent. If it ran in the federation,
+    this is the number that the same run sent to the target: `if_hosted` of its disclosure or, if
+    that is missing, all tokens of its questions, see `counts_templates`.
     """
     if run.inference == "provider":
         return disclosed(run)
@@ -132,21 +134,21 @@ def if_hosted(run: Run) -> float | None:
 
 
 def counts_templates(run: Run) -> bool:
-    """Returns whether `if_hosted` counts the template around each question too."""
+    """Returns whether `if_hosted` also counts the template around each question."""
     asked = run.inference != "provider" and "if_hosted" not in run.disclosure
     return asked and bool(run.spent["tokens_sent"])
 
 
 def shown(cell: Cell) -> Interval | None:
-    """Returns the private tokens that a host of the target sees if that is a provider.
+    """Returns the number of private tokens that the target's host sees if it is a provider.
 
-    Of an open method, which needs no host, it is what left the federation as it was run.
+    For an open method, which needs no host, it is the number that left the federation.
     """
     return over_seeds(cell, disclosed if cell.kind == "open" else if_hosted)
 
 
 def asks(cell: Cell) -> bool:
-    """Returns whether a cell works by asking the target, wherever that runs."""
+    """Returns whether a cell's method queries the target, wherever it runs."""
     return cell.tier in ("TEXT", "LOGITS", "EMBEDDINGS")
 
 
@@ -177,7 +179,7 @@ def _run(folder: Path, score: str) -> Run:
 
 
 def _curve(records: list[Record]) -> list[Point]:
-    """The rounds where exact match was scored, with what had been asked by then."""
+    """Returns a point for each round in which exact match was scored."""
     points, queries = [], 0.0
     for record in records:
         queries += record.get("queries") or 0

@@ -1,4 +1,4 @@
-"""What a position report says, section by section, from a ladder and its verdicts."""
+"""The sections of a position report, from a ladder and its verdicts."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -36,10 +36,10 @@ def blocks(
     """Returns the report.
 
     Args:
-      ladder: what was measured.
-      judged: H1 to H8.
+      ladder: the measurements.
+      judged: the verdicts on H1 to H8.
       squares: the paper's matrix.
-      pictures: names of those that were drawn.
+      pictures: names of the pictures that were drawn.
     """
     tiers, *costs = CAPTIONS
     return [

@@ -1,7 +1,7 @@
-"""Pictures of a ladder: exact match by tier, by queries, by private tokens and by bytes.
+"""Plots of a ladder: exact match by access tier, queries, private tokens and bytes.
 
-Colours are those of Okabe and Ito, told apart by colour-blind readers; kinds and methods
-differ in their markers too.
+The colours are those of Okabe and Ito, which colour-blind readers can distinguish. Kinds and
+methods also differ in their markers.
 """
 
 import math
@@ -19,7 +19,7 @@ _MARKERS = "os^Dv<>pPX*hH8d"
 
 
 def draw_tiers(ladder: Ladder, path: Path) -> bool:
-    """Draws every cell's exact match with its interval and its seeds, tier by tier.
+    """Draws the exact match of every cell with its interval and its seeds, grouped by tier.
 
     Returns:
       Whether there was anything to draw.
@@ -49,10 +49,10 @@ def draw_tiers(ladder: Ladder, path: Path) -> bool:
 
 
 def draw_queries(ladder: Ladder, path: Path) -> bool:
-    """Draws exact match over the rows asked of the target so far, for the methods that ask.
+    """Draws exact match over the rows sent to the target, for the methods that query it.
 
-    Lines are means over the seeds at the rounds that were scored, the last point the final
-    score with its interval. The best method that has the weights stands as a line across.
+    Lines are means over the seeds at the scored rounds; the last point is the final score with
+    its interval. A horizontal line shows the best method with access to the weights.
 
     Returns:
       Whether there was anything to draw.
@@ -84,7 +84,7 @@ def draw_queries(ladder: Ladder, path: Path) -> bool:
 
 
 def draw_costs(ladder: Ladder, path: Path) -> bool:
-    """Draws exact match over private tokens that a host of the target sees, and over bytes.
+    """Draws exact match over the private tokens that the target's host sees, and over bytes.
 
     Returns:
       Whether there was anything to draw.
@@ -113,7 +113,7 @@ def draw_costs(ladder: Ladder, path: Path) -> bool:
 
 
 def mean_curve(cell: Cell) -> tuple[list[float], list[float]]:
-    """Returns mean queries, and exact match in %, at the rounds that every seed scored."""
+    """Returns mean queries and mean exact match in %, at the scored rounds."""
     curves = [run.curve for run in cell.runs.values()]
     if len({len(curve) for curve in curves}) != 1:
         return [], []
@@ -124,7 +124,7 @@ def mean_curve(cell: Cell) -> tuple[list[float], list[float]]:
 
 
 def scored(ladder: Ladder) -> list[tuple[Cell, Interval]]:
-    """Returns the cells with an exact match for every seed, and its interval."""
+    """Returns the cells that have an exact match for every seed, with its interval."""
     found = [(cell, accuracy(cell)) for cell in ladder.cells]
     return [(cell, score) for cell, score in found if score is not None]
 
@@ -144,7 +144,7 @@ def _bytes(cell: Cell) -> Interval | None:
 
 
 def _style(ladder: Ladder, cell: Cell) -> dict[str, Any]:
-    """How a cell is drawn: hollow if its score cannot be read."""
+    """Returns the style of a cell's marker: hollow if its score cannot be interpreted."""
     colour, marker = _KINDS[cell.kind]
     style = {"fmt": marker, "color": colour, "markersize": 7, "capsize": 4}
     unread = cell.kind == "closed" and unreadable(gate(ladder))
@@ -152,7 +152,7 @@ def _style(ladder: Ladder, cell: Cell) -> dict[str, Any]:
 
 
 def _places(cells: Sequence[Cell]) -> tuple[list[float], dict[str, tuple[float, float]]]:
-    """Heights of the cells, with room between tiers, and where each tier begins and ends."""
+    """Returns the heights of cells, with gaps between tiers, and the range of each tier."""
     places: list[float] = []
     ends: dict[str, tuple[float, float]] = {}
     for number, cell in enumerate(cells):
@@ -174,7 +174,7 @@ def _chance(ladder: Ladder, draw_fn: Callable[..., Any], *, label: bool = True) 
 
 
 def _logarithmic(axes: Any, values: Sequence[float]) -> None:
-    """A logarithmic axis; one that has a place for 0 if there is one among the values."""
+    """Makes the axis logarithmic, with a place for 0 if there is a 0 among the values."""
     above = [value for value in values if value > 0]
     if above and len(above) == len(values):
         axes.set_xscale("log")
@@ -201,7 +201,7 @@ def _figure(width: float, height: float) -> Any:
 
 
 def _finish(figure: Any, every: Sequence[Any], path: Path, *, columns: int) -> None:
-    """Adds the legend, and writes the picture whole or not at all."""
+    """Adds the legend, and writes the picture, completely or not at all."""
     for axes in every:
         axes.spines[["top", "right"]].set_visible(False)
     size = "medium" if columns > 3 else "small"

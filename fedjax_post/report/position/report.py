@@ -1,10 +1,9 @@
-"""The position report of a ladder: what the paper claims, and what was measured.
+"""The position report of a ladder: the paper's claims, and the measurements.
 
     from fedjax_post.report import position
     print(position.write("runs/ladder"))
 
-It is made of the run folders and of `ladder.json`, see `fedjax_post.report.position.ladder`, and of
-nothing else.
+It is made only from the run folders and `ladder.json`, see `fedjax_post.report.position.ladder`.
 """
 
 from collections.abc import Sequence
@@ -31,11 +30,11 @@ _DRAWN = {
 def write(directory: str | Path) -> str:
     """Writes position.html, .md, .json and pictures into a ladder's folder; returns a summary.
 
-    The HTML file needs no other; the Markdown file shows the pictures beside it.
+    The HTML file contains the pictures; the Markdown file links to them.
 
     Raises:
       FileNotFoundError: if the folder has no ladder.json.
-      ValueError: if that is not what `read_ladder` asks for.
+      ValueError: if `read_ladder` refuses that file.
     """
     directory = Path(directory)
     ladder = read_ladder(directory)
@@ -52,7 +51,7 @@ def write(directory: str | Path) -> str:
 
 
 def _told(ladder: Ladder, judged: Sequence[Verdict], directory: Path) -> str:
-    """The report in a screenful."""
+    """Returns a summary of the report that fits on a screen."""
     width = max((len(cell.label) for cell in ladder.cells), default=0)
     lines = [
         f"{cell.label.ljust(width)}  {cell.tier:10}  {percent(accuracy(cell))}"

@@ -1,8 +1,8 @@
-"""How evidence becomes a verdict: the same rules for every claim, whichever way it turns out.
+"""The rules that turn evidence into verdicts; they are the same for every claim and verdict.
 
-A number that varies with the seed decides by the 95 % interval of its mean (Student's t), so
-that one seed decides nothing. What does not vary, such as no token against all of them,
-decides by itself.
+A number that varies with the seed is judged by the 95 % interval of its mean (Student's t), so a
+single seed decides nothing. A fact that does not vary with the seed, such as that no token left
+the federation, decides by itself.
 """
 
 import math
@@ -15,30 +15,32 @@ from fedjax_post.report.position.ladder import Cell, Ladder, accuracy
 
 SUPPORTED, NOT_SUPPORTED, UNDECIDED = "supported", "not supported", "undecided here"
 UNPROMPTED = "undecided: this base cannot be prompted"
-_PROMPTED, _RECOVERED = 0.15, 0.5  # what a base must show before closed methods are judged on it
-_GAIN = 0.05  # what LoRA must gain for a share of it to mean anything
+# What a base must reach before closed methods are judged on it: exact match of the manual prompt
+# above chance, and the soft prompt's share of LoRA's gain
+_PROMPTED, _RECOVERED = 0.15, 0.5
+_GAIN = 0.05  # least gain of LoRA for which a share of it is meaningful
 
 
 class Finding(NamedTuple):
-    """What evidence comes to, and the numbers that say so."""
+    """A verdict, and the numbers that support it."""
 
     verdict: str
     numbers: list[str]
 
 
 class Gate(NamedTuple):
-    """Whether the base can be prompted at all, so that closed methods have a chance."""
+    """Whether the base can be prompted at all, so that closed methods can work."""
 
     passed: bool | None  # None: not measured
     told: str
 
 
 def gate(ladder: Ladder) -> Gate:
-    """Returns whether the closed side can be judged on this base.
+    """Returns whether closed methods can be judged on this base.
 
-    It can where the manual prompt is 15 points above chance and a soft prompt trained by
-    gradients recovers half of LoRA's gain; the file's own verdict may only be stricter. Where
-    LoRA gains less than five points there is nothing to recover, and nothing is decided.
+    They can if the manual prompt is 15 points above chance and a soft prompt trained by gradients
+    recovers half of LoRA's gain; `passed` in the file can only make this stricter. If LoRA gains
+    less than five points, there is nothing to recover, and the gate counts as not measured.
     """
     found = ladder.facts.get("gate")
     if not found:
@@ -65,7 +67,7 @@ def gate(ladder: Ladder) -> Gate:
 
 
 def unreadable(found: Gate) -> str:
-    """Returns why closed-side scores cannot be read, or nothing where they can."""
+    """Returns why scores of closed methods cannot be interpreted; "" if they can."""
     if found.passed:
         return ""
     unmeasured = "undecided: whether this base can be prompted was not measured"
@@ -73,13 +75,13 @@ def unreadable(found: Gate) -> str:
 
 
 def decide(advantages: Sequence[float], *, margin: float = MARGIN) -> str:
-    """Returns the verdict on 'there is an advantage', from one number a seed.
+    """Returns the verdict on 'there is an advantage', from one number for each seed.
 
-    | the 95 % interval of the mean | |
+    | the 95 % interval of the mean | verdict |
     | --- | --- |
-    | lies above 0 | supported |
+    | is above 0 | supported |
     | reaches 0 or below, and ends below the margin | not supported |
-    | is wider, or there is one seed only | undecided here |
+    | is wider, or there is only one seed | undecided here |
     """
     if len(advantages) < 2:
         return UNDECIDED
@@ -90,7 +92,7 @@ def decide(advantages: Sequence[float], *, margin: float = MARGIN) -> str:
 
 
 def all_of(parts: Iterable[str]) -> str:
-    """Returns the verdict on a claim that needs every part."""
+    """Returns the verdict on a claim that holds only if all its parts do."""
     parts = list(parts)
     if NOT_SUPPORTED in parts:
         return NOT_SUPPORTED
@@ -98,10 +100,16 @@ def all_of(parts: Iterable[str]) -> str:
 
 
 def hit(row: Mapping[str, Any], *, readable: bool, by_score: bool = False) -> bool | None:
-    """Returns whether a drill cost a method something; None if that is not decided.
+    """Returns whether a drill cost a method something; None if undecided.
 
-    Being unable to train or to serve decides by itself, unless it is by score alone; a loss of
-    exactly 0 as well; any other loss of score by its interval, where scores can be read.
+    A method that can no longer train or serve has lost something, unless only scores count. A
+    loss of exactly 0 for all seeds is none. Any other loss is judged by its interval, if scores
+    can be interpreted.
+
+    Args:
+      row: of the drill, see `position.ladder`.
+      readable: whether scores can be interpreted.
+      by_score: whether only a loss of score counts.
     """
     if not by_score and False in (row.get("can_train"), row.get("can_serve")):
         return True
@@ -112,7 +120,7 @@ def hit(row: Mapping[str, Any], *, readable: bool, by_score: bool = False) -> bo
 
 
 def losses(row: Mapping[str, Any]) -> list[float]:
-    """Returns a drill's loss of exact match, a number for each seed: `lost`, or before - after."""
+    """Returns a drill's loss of exact match for each seed: `lost`, or before - after."""
     if row.get("lost") is not None:
         return numbers(row["lost"])
     before, after = numbers(row.get("before")), numbers(row.get("after"))
@@ -120,33 +128,33 @@ def losses(row: Mapping[str, Any]) -> list[float]:
 
 
 def numbers(value: Any) -> list[float]:
-    """Returns the numbers in a number or a list of them; of anything else, none."""
+    """Returns a number, or a list of numbers, as a list; [] for any other value."""
     values = value if isinstance(value, list) else [value]
     kept = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
     return kept if len(kept) == len(values) else []
 
 
 def best(cells: Iterable[Cell]) -> Cell | None:
-    """Returns the cell of the highest mean exact match, of those that were scored."""
+    """Returns the scored cell with the highest mean exact match, or None."""
     scored = [(found.mean, cell) for cell in cells if (found := accuracy(cell))]
     return max(scored, key=lambda pair: pair[0])[1] if scored else None
 
 
 def ahead(first: Cell, second: Cell) -> list[float]:
-    """Returns the first cell's exact match less the second's, for the seeds that both have."""
+    """Returns the first cell's exact match minus the second's, for the seeds that both have."""
     both = [(first.runs[s].exact_match, second.runs[s].exact_match)
             for s in first.runs if s in second.runs]  # fmt: skip
     return [a - b for a, b in both if a is not None and b is not None]
 
 
 def gained(cell: Cell) -> list[float]:
-    """Returns what a cell's runs gained on the base that they began with, seed by seed."""
+    """Returns the gain in exact match of a cell's runs over the base model, for each seed."""
     pairs = [(run.exact_match, run.base) for run in cell.runs.values()]
     return [a - b for a, b in pairs if a is not None and b is not None]
 
 
 def points(values: Sequence[float]) -> str:
-    """Returns a mean difference in percentage points, with its interval where there is one."""
+    """Returns a mean difference in percentage points as text, with its interval if any."""
     if not values:
         return "missing"
     mean, half = interval(values)
@@ -155,7 +163,7 @@ def points(values: Sequence[float]) -> str:
 
 
 def percent(value: float | Interval | None) -> str:
-    """Returns a share as a percentage, with its interval where there is one."""
+    """Returns a share as a percentage text, with its interval if any."""
     if value is None:
         return "missing"
     if isinstance(value, Interval):
@@ -164,7 +172,7 @@ def percent(value: float | Interval | None) -> str:
 
 
 def count(value: Interval | None) -> str:
-    """Returns a mean count with thousands apart, and its interval where seeds differ."""
+    """Returns a mean count as text, with its interval if seeds differ."""
     if value is None:
         return "missing"
     half = "" if not value.half else _half(value.half, ",.0f")

@@ -1,4 +1,4 @@
-"""A ladder in tables: what each method reached and what it took, and what was run."""
+"""Tables of a ladder: scores and costs of each method, and what was run."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -18,7 +18,7 @@ from fedjax_post.report.table import format_bytes
 
 
 def reached(ladder: Ladder) -> list[Block]:
-    """Returns the ladder's table, a row a method, and what its columns mean."""
+    """Returns the ladder's table, with one row for each method, and a legend of its columns."""
     if not ladder.cells:
         return [Prose("Missing: the ladder's cells.")]
     head = ("method", "tier", "kind", "exact match", "up", "down", "queries", "private tokens left",
@@ -66,7 +66,7 @@ def _row(ladder: Ladder, cell: Cell) -> tuple[str, ...]:
 
 
 def budget(ladder: Ladder) -> list[Block]:
-    """Returns rounds, visits and tokens of each cell: what an equal budget means here."""
+    """Returns a table of the budget of each cell: rounds, visits, tokens and time."""
     told = lambda cell, name: count(over_seeds(cell, lambda run: run.summary.get(name)))
     cells = [cell for cell in ladder.cells if cell.runs]
     names = ("rounds", "visits", "tokens", "trained_parameters")
@@ -80,7 +80,7 @@ def budget(ladder: Ladder) -> list[Block]:
 
 
 def provenance(ladder: Ladder) -> list[Block]:
-    """Returns what it takes to run the ladder again, read from the run folders."""
+    """Returns what is needed to run the ladder again, read from the run folders."""
     runs = [run for cell in ladder.cells for run in cell.runs.values()]
     each = lambda name: distinct(run.summary.get(name) for run in runs)
     versions = distinct(
@@ -118,13 +118,13 @@ def provenance(ladder: Ladder) -> list[Block]:
 
 
 def distinct(values: Iterable[Any]) -> str:
-    """Returns the different values, in order, as text."""
+    """Returns the distinct values, in order of occurrence, as text."""
     known = dict.fromkeys(str(value) for value in values if value is not None)
     return ", ".join(known) or "missing"
 
 
 def _templates(ladder: Ladder) -> str:
-    """Says which counts hold more than private tokens."""
+    """Returns a note on the cells whose counts include more than private tokens, or ""."""
     whole = [c.label for c in ladder.cells if any(map(counts_templates, c.runs.values()))]
     told = "their files tell all tokens of the questions only, the template's included"
     return f" Too many 'if hosted' for {', '.join(whole)}: {told}." if whole else ""

@@ -1,4 +1,4 @@
-"""H1 to H8 judged on a ladder: pure functions from its numbers to verdicts."""
+"""The verdicts on H1 to H8: pure functions of a ladder's numbers."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -37,14 +37,14 @@ from fedjax_post.report.position.rules import (
 
 
 class Verdict(NamedTuple):
-    """A claim and what its evidence comes to."""
+    """A claim and the finding on it."""
 
     claim: Claim
     finding: Finding
 
 
 def verdicts(ladder: Ladder) -> list[Verdict]:
-    """Returns H1 to H8, judged on what the ladder holds."""
+    """Returns the verdicts on H1 to H8 for a ladder."""
     rules = (
         *(privacy, autonomy, utility, methods_open),
         *(licence, data_openness, updates, exclusion),
@@ -53,7 +53,7 @@ def verdicts(ladder: Ladder) -> list[Verdict]:
 
 
 def privacy(ladder: Ladder) -> Finding:
-    """H1: private tokens that leave the federation, by method and by where inference runs."""
+    """Returns the finding on H1: private tokens that leave the federation, by method."""
     closed, free = of_kind(ladder, "closed"), of_kind(ladder, "open")
     asking = [cell for cell in closed if _every(cell, if_hosted, lambda tokens: tokens > 0)]
     silent = [cell for cell in closed if _every(cell, if_hosted, lambda tokens: tokens == 0)]
@@ -85,7 +85,7 @@ def privacy(ladder: Ladder) -> Finding:
 
 
 def autonomy(ladder: Ladder) -> Finding:
-    """H2: what each method loses when the provider stops, changes, throttles or refuses."""
+    """Returns the finding on H2: losses when the provider stops, changes, throttles or refuses."""
     rows = [row for row in ladder.facts.get("drills") or [] if not _shuts_out(row)]
     closed, free = costs(ladder, rows, "closed"), costs(ladder, rows, "open")
     if not closed or not free:
@@ -99,7 +99,7 @@ def autonomy(ladder: Ladder) -> Finding:
 
 
 def utility(ladder: Ladder) -> Finding:
-    """H3: the best open method against the best without the weights, at equal budget."""
+    """Returns the finding on H3: the best open method against the best without the weights."""
     without = best((*of_kind(ladder, "closed"), *of_kind(ladder, "baseline")))
     within = best(of_kind(ladder, "open"))
     verdict, told = UNDECIDED, []
@@ -119,7 +119,7 @@ def utility(ladder: Ladder) -> Finding:
 
 
 def exclusion(ladder: Ladder) -> Finding:
-    """H8: what it does to the federation that some clients may not use a closed model."""
+    """Returns the finding on H8: losses when some clients may not use a closed model."""
     rows = exclusions(ladder)
     closed = costs(ladder, rows, "closed", by_score=True)
     free = costs(ladder, rows, "open", by_score=True)
@@ -135,13 +135,13 @@ def exclusion(ladder: Ladder) -> Finding:
 
 
 def exclusions(ladder: Ladder) -> list[Mapping[str, Any]]:
-    """Returns the drills that shut clients out, wherever ladder.json lists them."""
+    """Returns the drills that exclude clients, from both lists in `ladder.json`."""
     drills = [row for row in ladder.facts.get("drills") or [] if _shuts_out(row)]
     return [*(ladder.facts.get("excluded") or []), *drills]
 
 
 def drill_told(row: Mapping[str, Any]) -> str:
-    """Returns a drill's outcome in a line."""
+    """Returns a drill's outcome as one line of text."""
     can = [
         f"{'can' if row[key] else 'cannot'} {verb}"
         for key, verb in (("can_train", "train"), ("can_serve", "serve"))
@@ -181,15 +181,15 @@ def _tokens_told(cell: Cell) -> str:
 def costs(
     ladder: Ladder, rows: list[Mapping[str, Any]], kind: str, *, by_score: bool = False
 ) -> dict[str, bool | None]:
-    """Returns whether drills cost each method of a kind something; None: not decided.
+    """Returns whether drills cost each method of a kind something; None: undecided.
 
-    Scores of the closed side are read only where the base passed the gate.
+    Scores of closed methods are used only if the base passed the gate.
 
     Args:
-      ladder: that tells the methods' kinds.
+      ladder: with the kinds of methods.
       rows: of drills.
       kind: open or closed.
-      by_score: whether only a loss of score counts, not what a method can do no more.
+      by_score: whether only a loss of score counts, not the loss of an ability.
     """
     readable = kind == "open" or not unreadable(gate(ladder))
     own = [cell for cell in ladder.cells if cell.kind == kind]
@@ -208,7 +208,7 @@ def _shuts_out(row: Mapping[str, Any]) -> bool:
 
 
 def _counted(closed: Mapping[str, bool | None], free: Mapping[str, bool | None], when: str) -> str:
-    """How many methods of each side lost something."""
+    """Returns how many methods of each side lost something, as text."""
     count_of = lambda hits: f"{sum(hit is True for hit in hits.values())} of {len(hits)}"
     lost = f"{count_of(closed)} closed-side methods lost something {when}"
     return f"{lost}, {count_of(free)} open methods did"
