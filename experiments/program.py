@@ -70,7 +70,9 @@ def _stopped(error: BaseException, job: Job, again: Sequence[str]) -> int:
     why = f"error: another process has ended ({lost})" if lost else why
     why = f"error: {_FULL} ({str(error).splitlines()[0]})" if full else why
     given = " ".join(["--resume", *map(shlex.quote, again)])
-    command = f"python -m {__package__}.train --output_dir={shlex.quote(str(job.directory))} {given}"
+    command = (
+        f"python -m {__package__}.train --output_dir={shlex.quote(str(job.directory))} {given}"
+    )
     print(f"\n{why}; to continue: {command}", file=sys.stderr)
     return code if peers.is_told(error) else peers.leave(code)
 

@@ -62,7 +62,13 @@ def seconds_to_first_round(directory: Path, more: list[str], *, environ: dict[st
     Raises:
       RuntimeError: if it ends without one.
     """
-    command = [sys.executable, "-m", "fedjax_post.experiments.train", f"--output_dir={directory}", *more]
+    command = [
+        sys.executable,
+        "-m",
+        "fedjax_post.experiments.train",
+        f"--output_dir={directory}",
+        *more,
+    ]
     inherited = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
     began = time.perf_counter()
     with tempfile.TemporaryFile("w+") as said:

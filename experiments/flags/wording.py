@@ -15,7 +15,7 @@ from fedjax_post.data.columns import Columns
 # Arguments of functions, which some programs have flags for.
 _OWN = (
     *("trust_code", "passport", "what_can_i_run", "downgrade", "seeds", "drills"),
-    *("port", "host", "log", "api_key_env"),
+    *("port", "host", "log", "api_key_env", "change_after", "then_model", "then_adapter"),
     *("at_round", "rate_limit", "refused_client", "excluded_clients"),
 )
 # Arguments of the library whose flag has another name, beside the fields of an experiment.

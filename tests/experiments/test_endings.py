@@ -134,7 +134,10 @@ def test_a_signal_ends_a_run_with_a_checkpoint(tiny_flags, tmp_path, signum, cod
     process.send_signal(signum)
     _, said = process.communicate(timeout=60)
     assert process.returncode == code
-    assert f"interrupted; to continue: python -m fedjax_post.experiments.train --output_dir={run}" in said
+    assert (
+        f"interrupted; to continue: python -m fedjax_post.experiments.train --output_dir={run}"
+        in said
+    )
     assert "Traceback" not in said
     assert "ignored" not in said
     done = len(records.read_text().splitlines())
@@ -182,5 +185,8 @@ def test_a_full_disk_is_one_line(call, finished, tmp_path, capsys, room):
     assert code == (2 if room == 100 else 1)
     if code == 2:  # before there was a run
         return
-    assert f"to continue: python -m fedjax_post.experiments.train --output_dir={tmp_path / 'run'}" in line
+    assert (
+        f"to continue: python -m fedjax_post.experiments.train --output_dir={tmp_path / 'run'}"
+        in line
+    )
     assert train.main(["train", f"--output_dir={tmp_path / 'run'}", "--resume"]) == 0

@@ -152,7 +152,10 @@ def test_a_signal_to_one_ends_both_behind_a_round(tiny_flags, tmp_path, by):
     said = cut(start_pair(*given, "--num_rounds=99", "--mesh=clients:2"), run, which=1, by=by)
     assert [code for code, *_ in said] == [130, 130], said
     for number, (_, _, errors) in enumerate(said):
-        assert f"interrupted; to continue: python -m fedjax_post.experiments.train --output_dir={run}" in errors
+        assert (
+            f"interrupted; to continue: python -m fedjax_post.experiments.train --output_dir={run}"
+            in errors
+        )
         assert "--resume --coordinator_address=localhost:" in errors
         assert f"--process_id={number}" in errors
     done = len(read_records(run))
@@ -172,7 +175,10 @@ def test_a_killed_process_costs_what_no_checkpoint_holds(tiny_flags, tmp_path, w
     assert code in (1, -signal.SIGABRT)
     if code == 1:
         assert "error: another process has ended (" in errors
-        assert f"to continue: python -m fedjax_post.experiments.train --output_dir={run} --resume" in errors
+        assert (
+            f"to continue: python -m fedjax_post.experiments.train --output_dir={run} --resume"
+            in errors
+        )
     assert_goes_on(run, tiny_flags, "--mesh=clients:1")
 
 
