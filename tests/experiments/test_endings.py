@@ -168,7 +168,7 @@ def test_a_signal_in_a_comparison_says_how_it_goes_on(tiny_flags, tmp_path, monk
     assert compare.main(["compare", *given, "--algorithms=fed_avg", "--seeds=0", where]) == 143
     told = capsys.readouterr()
     assert f"0 of them finished, in {tmp_path / 'both'}" in told.out
-    assert "the same command with its --output_dir goes on" in told.err
+    assert "the same command with its --output_dir continues" in told.err
 
 
 @pytest.mark.parametrize("room", [100, 3_000, 12_000])

@@ -97,8 +97,8 @@ def test_every_drill_has_rows(found, command, tmp_path):
         ("--at_round=2", "--at_round=2 must be from 1 to 1"),
         ("--excluded_clients=4", "--excluded_clients=4 must be from 1 to 3"),
         ("--local_steps=2", "holds drills of another experiment"),
-        ("--methods=", "--methods names none"),
-        ("--nothing", "--nothing is no flag"),
+        ("--methods=", "--methods is empty"),
+        ("--nothing", "--nothing is not a flag"),
     ],
 )
 def test_bad_input_is_refused(found, command, given, message, capsys, tmp_path):

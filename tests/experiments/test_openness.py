@@ -81,7 +81,7 @@ def test_help_lists_the_flags(capsys):
         (["--passport=pythia", "--downgrade=TEXT"], ["--downgrade=TEXT", "--what_can_i_run"]),
         (["--what_can_i_run=pythia", "--downgrade=MOST"], ["--downgrade", "MOST", "LOGITS"]),
         (["--pasport=pythia"], ["pasport", "--help lists the flags"]),
-        (["pythia"], ["'pythia' is no flag"]),
+        (["pythia"], ["'pythia' is not a flag"]),
         (["--passport=nowhere.toml"], ["nowhere.toml", "there are"]),
     ],
 )
