@@ -1,4 +1,9 @@
-"""Federated algorithms, one file each; `ALGORITHMS` is the only registry."""
+"""Federated algorithms, one file for each family; `ALGORITHMS` is the only registry.
+
+>>> algorithm = ALGORITHMS["manual_prompt"](None)
+>>> [tier.name for tier in algorithm.access.values()]
+['TEXT']
+"""
 
 from collections.abc import Callable, Mapping
 

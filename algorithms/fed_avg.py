@@ -35,6 +35,16 @@ def fed_avg(
 
     Returns:
       An algorithm that shares the parameters themselves.
+
+    Example:
+      >>> import fedjax_post
+      >>> from fedjax_post.testing import toy_clients, toy_loss, toy_model, toy_params
+      >>> algorithm = fed_avg(toy_loss, optax.sgd(0.05))
+      >>> start = toy_params()
+      >>> run = fedjax_post.run(algorithm, toy_model(), toy_clients(), params=start, rounds=3)
+      >>> losses = [record["loss"] for state, record in run]
+      >>> losses[2] < losses[0]
+      True
     """
 
     def update(model, replica, state, data, ctx):

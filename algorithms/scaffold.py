@@ -59,6 +59,11 @@ def scaffold(
 
     Raises:
       ValueError: if `participation` is outside (0, 1].
+
+    Example:
+      >>> algorithm = scaffold(lambda w, model, batch, key: (w @ w, {}), 0.1, participation=0.5)
+      >>> algorithm.init(jnp.ones(3)).control
+      Array([0., 0., 0.], dtype=float32)
     """
     if isinstance(participation, int | float) and not 0 < participation <= 1:
         raise ValueError(f"participation must be in (0, 1], got {participation}")

@@ -1,10 +1,10 @@
-"""Measures what the library costs, and what others cost.
+"""Measures the costs of this library and of others.
 
     python -m experiments.benchmark --suite=tax
     python -m experiments.benchmark --table
 
-A suite prints a table and appends a line of JSON per figure to the results file. `--table`
-prints what that file holds, as Markdown. Measure on a machine that does nothing else.
+A suite prints a table and appends one line of JSON per figure to the results file. `--table`
+prints the contents of that file as Markdown. Measure on a machine that does nothing else.
 """
 
 import importlib
@@ -21,13 +21,13 @@ from fedjax_post.experiments import process
 from fedjax_post.experiments.benchmark import lines, table
 from fedjax_post.experiments.benchmark.settings import Settings
 
-# By module, so that one suite's imports are not the others'.
+# One module for each suite, so that no suite imports what only another one needs.
 SUITES = {
-    "tax": "what a federated round costs beyond central training",
+    "tax": "cost of a federated round beyond central training",
     "peers": "against torch + peft, Flower and FedJAX",
     "memory": "peak memory, from the compiler",
     "population": "a million clients against a thousand",
-    "startup": "imports, and the way to the first round",
+    "startup": "imports, and the time to the first round",
     "models": "loading a checkpoint, plain and quantized, and compiling its depth",
     "sweep": "eight settings in one program against one run",
     "devices": "eight simulated devices against one",
@@ -36,7 +36,7 @@ SUITES = {
 
 
 def define() -> flags.FlagValues:
-    """Returns the flags of the program, nothing parsed yet."""
+    """Returns the flags of the program, not parsed yet."""
     values = flags.FlagValues()
     default = Settings()
     own = {"flag_values": values}
@@ -48,20 +48,24 @@ def define() -> flags.FlagValues:
     flags.DEFINE_integer("turns", default.turns, "counted turns of each side", 1, **own)
     flags.DEFINE_integer("warm_up", default.warm_up, "turns that are not counted", 0, **own)
     flags.DEFINE_string("only", "", "regular expression: figures to measure", **own)
-    flags.DEFINE_bool("tiny", False, "shapes that only show that it works", **own)
+    flags.DEFINE_bool("tiny", False, "tiny shapes, which only show that it works", **own)
     flags.DEFINE_string("model", default.model, "builtin, or a Hugging Face folder", **own)
-    flags.DEFINE_string("dataset", None, "peers: rows of unlike length, such as Dolly's", **own)
-    flags.DEFINE_string("tokenizer", "", "peers: folder; --dataset on random weights", **own)
+    flags.DEFINE_string("dataset", None, "peers: rows of different lengths, such as Dolly's", **own)
+    flags.DEFINE_string(
+        "tokenizer", "", "peers: folder; --dataset is then run on random weights", **own
+    )
     flags.DEFINE_integer("max_length", default.max_length, "tokens of a row of --dataset", 2, **own)
-    packed = "peers: tokens of a row of ours that rows of --dataset share; 0: a row each"
+    packed = "peers: tokens of one of our rows, shared by rows of --dataset; 0: a row each"
     flags.DEFINE_integer("pack_length", 0, packed, 0, **own)
-    flags.DEFINE_float("peak_flops", 0.0, "gpu: of the device, per second; 0: looked up", **own)
+    flags.DEFINE_float(
+        "peak_flops", 0.0, "gpu: operations per second of the device; 0: looked up", **own
+    )
     flags.DEFINE_string("cache", str(default.cache), "peers: folder of their environments", **own)
     pythons = "peers: interpreters of environments made by hand, such as torch=<path>"
     flags.DEFINE_list("pythons", [], pythons, **own)
     flags.DEFINE_string("fedjax_source", "", "peers: what pip installs for FedJAX", **own)
     flags.DEFINE_list(
-        "cores", None, "peers: the core of our side and of theirs (one, the same)", **own
+        "cores", None, "peers: the core of our side and of theirs (one core for both)", **own
     )
     return values
 
@@ -73,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = define()
         rest = options(argv)[1:]
         if rest:
-            raise ValueError(f"{rest[0]!r} is no flag; write --name=value")
+            raise ValueError(f"{rest[0]!r} is not a flag; write --name=value")
         if options.help or not (options.suite or options.table):
             print(__doc__, options.get_help(), sep="\n")
             return 0 if options.help else 2
@@ -82,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     output = Path(options.output)
-    if options.suite == "gpu":  # sides share the card, and peaks are what was really used
+    if options.suite == "gpu":  # sides share the card, and peaks must be what was really used
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     if options.suite:
         _measure(options.suite, settings, output=output, argv=argv[1:])
@@ -92,10 +96,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def read_settings(options: flags.FlagValues) -> Settings:
-    """The flags as settings.
+    """Returns the settings that parsed flags describe.
 
     Raises:
-      ValueError: naming the flag, its value and the remedy.
+      ValueError: for wrong values; names the flag, its value and the remedy.
     """
     pythons = [entry.partition("=") for entry in options.pythons]
     if any(not path for _, _, path in pythons):

@@ -1,4 +1,4 @@
-"""What eight federations in one program cost, against one of them alone."""
+"""The cost of eight federations in one program, against one of them alone."""
 
 import tempfile
 import time
@@ -23,7 +23,7 @@ _RUNS = 8
 
 
 def measure(settings: Settings) -> Iterator[Figure]:
-    """Seconds of a round of eight learning rates over those of one, turn by turn."""
+    """Yields the seconds of a round of eight learning rates over those of one, turn by turn."""
     rates = np.geomspace(1e-4, 1e-2, _RUNS).tolist()
     few = data.Population(num_clients=16)
     loaded = data.load_clients(
@@ -65,7 +65,7 @@ def measure(settings: Settings) -> Iterator[Figure]:
 
 
 def _turn(rounds: Iterator) -> tuple[float, dict]:
-    """Seconds of one more round, and what it recorded."""
+    """Seconds of one more round, and its record."""
     began = time.perf_counter()
     state, recorded = next(rounds)
     jax.block_until_ready(state)

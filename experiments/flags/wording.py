@@ -58,6 +58,10 @@ def in_flags(message: str) -> str:
     Args:
       message: names arguments as `` `name` ``, `` `name=value` `` or name=value; the rest of the
         text, flags included, does not change.
+
+    Example:
+      >>> in_flags("rank=0: it must be at least 1; see `max_length`")
+      '--lora_rank=0: it must be at least 1; see --max_length'
     """
 
     def reword(match: re.Match) -> str:

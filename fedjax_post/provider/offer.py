@@ -25,6 +25,11 @@ def make_provider(offer: Offer, settings: Settings) -> Provider:
     Raises:
       ValueError: for a change of model that is not complete, or a log that is not a file.
       FileNotFoundError: if a model, an adapter or the folder of the log does not exist.
+
+    Example:
+      >>> provider = make_provider(Offer("builtin", name="small"), Settings(price_prompt=0.5))
+      >>> provider.served.name, provider.settings.price_prompt, provider.num_answered
+      ('small', 0.5, 0)
     """
     changes = offer.then_model is not None or offer.then_adapter is not None
     if changes != (settings.change_after is not None):

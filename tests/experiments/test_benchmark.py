@@ -11,7 +11,7 @@ import pytest
 from fedjax_post.experiments.benchmark import __main__ as benchmark
 from fedjax_post.experiments.benchmark import environments, lines, lm_job, processes, table
 from fedjax_post.experiments.benchmark.lines import Aim, Figure
-from fedjax_post.experiments.benchmark.settings import Settings, chosen
+from fedjax_post.experiments.benchmark.settings import Settings, select
 from fedjax_post.experiments.benchmark.shapes import TINY
 from fedjax_post.experiments.benchmark.sides import logistic
 
@@ -165,8 +165,8 @@ def test_every_flag_reaches_the_settings():
 
 def test_only_chooses_by_name():
     named = {"a b": 1, "b c": 2}
-    assert dict(chosen(named, Settings(only="^b"))) == {"b c": 2}
-    assert dict(chosen(named, Settings())) == named
+    assert dict(select(named, Settings(only="^b"))) == {"b c": 2}
+    assert dict(select(named, Settings())) == named
 
 
 @pytest.fixture(scope="module")

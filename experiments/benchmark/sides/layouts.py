@@ -1,4 +1,4 @@
-"""One federation of a small model on any mesh of the devices there are.
+"""One federation of a small model, on any mesh of the available devices.
 
 XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m experiments.benchmark.sides.layouts
 """
@@ -25,7 +25,7 @@ _LORA = {"rank": 8, "alpha": 16}
 
 
 def main() -> None:
-    """Runs the federation anew for each request; the first is what the others are held to."""
+    """Runs the federation anew for each request, and compares the result with the first one."""
     out = channel.open_channel()
     process.prepare()
     config = DecoderConfig(**{**MEDIUM, "vocab_size": 512, "num_layers": 2})
