@@ -109,6 +109,6 @@ def agnostic_fed_avg(
             algorithm.Around.RULE: "the clients with the largest losses have the largest weights, "
             "and a robust rule leaves them out",
             algorithm.Around.SCALE: "a bound would shrink a client's loss with its change",
-            algorithm.Around.EQUAL: "all that it adds to FedAvg is the weights of the clients",
+            algorithm.Around.EQUAL: "the clients' weights are all that it adds to FedAvg",
         },
     )

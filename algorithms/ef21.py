@@ -68,7 +68,7 @@ def ef21(
         return message, (optax.tree.add(g_k, link.decode(message, value)), inner)
 
     def serve(value, memory, shared):
-        if not _alike(memory.mean, value):
+        if not _same_shapes(memory.mean, value):
             raise ValueError("EF21 keeps a mean of values: declare their shape in value_like")
         g = optax.tree.add(memory.mean, value)
         shared, inner = base.server.update(g, memory.inner, shared)
@@ -93,6 +93,6 @@ def ef21(
     )
 
 
-def _alike(one: algorithm.PyTree, other: algorithm.PyTree) -> bool:
+def _same_shapes(one: algorithm.PyTree, other: algorithm.PyTree) -> bool:
     shapes = lambda tree: jax.tree.map(lambda x: x.shape, tree)
     return bool(shapes(one) == shapes(other))

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fedjax_post.experiments.benchmark import __main__ as benchmark
-from fedjax_post.experiments.benchmark import environments, lines, lm_job, processes, table
+from fedjax_post.experiments.benchmark import environments, lines, lm_job, options, processes, table
 from fedjax_post.experiments.benchmark.lines import Aim, Figure
 from fedjax_post.experiments.benchmark.settings import Settings, select
 from fedjax_post.experiments.benchmark.shapes import TINY
@@ -238,4 +238,4 @@ def test_help_names_every_suite():
     command = [sys.executable, "-m", "experiments.benchmark", "--help"]
     said = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True).stdout
     said = " ".join(said.split())
-    assert all(f"{name}: {what}" in said for name, what in benchmark.SUITES.items())
+    assert all(f"{name}: {what}" in said for name, what in options.SUITES.items())
