@@ -74,8 +74,8 @@ def q_fed_avg(
         aggregate=aggregates.weighted_mean(),
         value_like=lambda shared: Fair(shared, jnp.zeros(())),
         refuses={
-            algorithm.Around.RULE: "clients with a larger loss send larger values, and a robust rule "
-            "leaves them out",
+            algorithm.Around.RULE: "clients with a larger loss send larger values, and a robust "
+            "rule leaves them out",
             algorithm.Around.NOISE: "its server divides by a sum over clients, which noise may "
             "bring near zero",
         },
