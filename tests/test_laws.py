@@ -1,4 +1,4 @@
-"""Laws of the repository: who may import whom, how long things may be, what an import costs."""
+"""Laws of the repository: imports between rooms, lengths of code, and the cost of an import."""
 
 import ast
 import inspect

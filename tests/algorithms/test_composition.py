@@ -1,4 +1,4 @@
-"""What may stand around an algorithm: every wrapper over every algorithm, or a reason why not."""
+"""Composition: every wrapper works around every algorithm, or is refused with a reason."""
 
 import dataclasses
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""Every algorithm is a row, every promise a column."""
+"""The contract suite: every check on every algorithm."""
 
 import inspect
 import re

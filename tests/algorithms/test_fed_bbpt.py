@@ -1,4 +1,4 @@
-"""Fed-BBPT: SPSA against its definition, and a generator that is where it is said to be."""
+"""Fed-BBPT: SPSA against its definition, and the generator against its equation."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""FedBPT: a round against pycma and against the round written out, what it masks and bills."""
+"""FedBPT: a round against pycma and against the round written out; masks and bytes."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""FwdLLM: what paces it, what it samples, and that its gradient is one."""
+"""FwdLLM: its pacing, its sampling, and that its estimate has the gradient as mean."""
 
 import jax
 import jax.numpy as jnp

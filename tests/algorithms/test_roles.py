@@ -1,4 +1,4 @@
-"""Algorithms over models in roles: their limits, what clients are shown, and what is sent."""
+"""Algorithms with several models: their limits, what clients receive, and what is sent."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""An algorithm whose functions do not fit is refused by the field, before anything is computed."""
+"""Algorithms with wrong functions are refused, by the name of the field, before any computation."""
 
 import traceback
 

@@ -1,4 +1,4 @@
-"""The benchmark's arithmetic, lines, tables and refusals; what it measures is not tested."""
+"""The benchmark's arithmetic, lines, tables and refusals; its measurements are not tested."""
 
 import json
 import re

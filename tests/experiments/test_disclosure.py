@@ -1,4 +1,4 @@
-"""Runs of the flags: what their ledger says, and the refusal before anything leaves."""
+"""Runs from flags: their ledgers, and the refusal before anything is sent."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""How programs end early: one line for flags and files, a traceback for a person's own code."""
+"""How programs fail: one line for bad flags and files, a traceback for a user's own code."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Arguments of a factory are given what their annotations say; all others are its own flags."""
+"""Arguments of a factory: annotated ones are supplied by the program, the others are flags."""
 
 import dataclasses
 import functools

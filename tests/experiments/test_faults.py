@@ -1,4 +1,4 @@
-"""The drills' program: what an open and a closed method lose, as rows and as files."""
+"""The program of drills: losses of an open and a closed method, as rows and as files."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A key goes to a host that is named on this command line, and to no other."""
+"""A key is sent only to a host that is named on this command line."""
 
 import socket
 

@@ -1,4 +1,4 @@
-"""Ladders: what a file may say, what is run for it, and what stands beside the runs."""
+"""Ladders: what a file may contain, which runs it gives, and the facts beside the runs."""
 
 import json
 

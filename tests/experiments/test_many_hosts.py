@@ -1,4 +1,4 @@
-"""Two processes started from the command line are one run; `tests/simulate` has the engine."""
+"""Two processes started from the command line are one run; `tests/simulate` tests the engine."""
 
 import json
 import os

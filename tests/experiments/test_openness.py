@@ -1,4 +1,4 @@
-"""The openness program: passports, what can be run, what would be lost."""
+"""The openness program: passports, what can be run, and what would be lost."""
 
 import pytest
 from fedjax_post.algorithms import ALGORITHMS

@@ -1,4 +1,4 @@
-"""Where compiled programs are kept, and what is freed."""
+"""Where compiled programs are stored, and which memory is freed."""
 
 import platform
 import subprocess

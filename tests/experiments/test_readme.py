@@ -1,4 +1,4 @@
-"""The README and the pages run as they stand, and what they name exists."""
+"""The README and the pages of docs/ run without changes, and what they name exists."""
 
 import importlib
 import json

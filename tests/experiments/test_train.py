@@ -1,4 +1,4 @@
-"""Laws of the program: what a run leaves behind, and that it may be cut anywhere."""
+"""Laws of the training program: the files of a run, and that it can be interrupted anywhere."""
 
 import json
 import shutil

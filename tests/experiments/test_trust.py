@@ -1,4 +1,4 @@
-"""Folders, flag files and ladders are data: they run nothing and reach nowhere."""
+"""Folders, flag files and ladders are data: they run no code and write nowhere else."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Access to a language model is enforced, not promised."""
+"""Access to a language model is enforced."""
 
 import dataclasses
 import re

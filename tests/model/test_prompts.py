@@ -1,4 +1,4 @@
-"""Laws of prompts as parameters: a prompt is what it would be, written into the row by hand."""
+"""Laws of prompts as parameters: they equal a prompt that is written into the row by hand."""
 
 import math
 from functools import partial

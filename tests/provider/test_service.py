@@ -1,4 +1,4 @@
-"""A provider speaks the OpenAI format, keeps its terms, and writes down what it saw."""
+"""A provider speaks the OpenAI format, keeps its terms, and logs every request."""
 
 import json
 import os

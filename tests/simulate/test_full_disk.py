@@ -1,4 +1,4 @@
-"""A disk that fills: an error that says so, nothing lost, and the run goes on later."""
+"""A full disk: an error that names it, nothing lost, and a run that continues later."""
 
 import errno
 import resource

@@ -1,4 +1,4 @@
-"""The memory of a chunk: the compiler's own account, and the chunk that fits in a budget."""
+"""The memory of a chunk, as the compiler reports it, and the chunk that fits a budget."""
 
 import jax
 import optax

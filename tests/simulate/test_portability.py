@@ -1,4 +1,4 @@
-"""A chunk's program is one for every kind of device: it lowers for a TPU and for CUDA."""
+"""A chunk's program is the same for every kind of device: it lowers for a TPU and for CUDA."""
 
 from functools import partial
 

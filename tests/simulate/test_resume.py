@@ -1,4 +1,4 @@
-"""A run is resumed as the same run, from what is whole, or refused by name with nothing changed."""
+"""A run is resumed as the same run, from complete files, or refused with nothing changed."""
 
 import dataclasses
 import shutil

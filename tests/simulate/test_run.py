@@ -1,4 +1,4 @@
-"""Runs: resumable wherever they end, exact about what they did, clear about what is wrong."""
+"""Runs: resumable from any point, with exact records and clear errors."""
 
 import json
 import os

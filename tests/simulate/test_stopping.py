@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: where they are raised, what they cannot tear, and what is left behind."""
+"""Ctrl-C and SIGTERM: where they are raised, what they cannot interrupt, and what remains."""
 
 import gc
 import json

@@ -1,4 +1,4 @@
-"""Sweeps: each run equals the one that `run` gives, whatever stands beside it."""
+"""Sweeps: each run equals the one that `run` gives, whatever the other runs are."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""What fields that are left out stand for."""
+"""The meaning of fields that are left out."""
 
 import numpy as np
 import pytest
