@@ -71,7 +71,7 @@ def apfl(
     """
     if isinstance(own_share, int | float) and not 0 <= own_share <= 1:
         raise ValueError(f"own_share must be in [0, 1], got {own_share}")
-    share_tx = optax.chain(optax.sgd(share_lr), _within_unit())
+    share_tx = optax.chain(optax.sgd(share_lr), _clip_to_unit())
     txs = {"shared": client_tx, "own": client_tx, "share": share_tx}
     tx = optax.partition(txs, lambda _: Trio("shared", "own", "share"))
 
@@ -104,7 +104,7 @@ def _mix(own, shared, share):
     return jax.tree.map(lambda v, w: share * v + (1 - share) * w, own, shared)
 
 
-def _within_unit() -> optax.GradientTransformation:
+def _clip_to_unit() -> optax.GradientTransformation:
     """Shortens updates so that the parameters stay in [0, 1]."""
 
     def update(updates, state, params):

@@ -19,8 +19,8 @@ alone on the way down, "4 KB" for d = 500, but its clients search with C and sig
 Deviations: F is a ratio of means over all rows of a visit, as in the code; the paper has a mean
 of ratios. The sum of the sigma_j^2 is sent, not each of them. The scale of A comes from p_0, not
 from the vocabulary's embeddings, since no weights are read. CMA-ES has no negative weights; the
-code has pycma's default, which has. Parents are the better half of the clients, as in the paper;
-in the code, all. The code's lower bound of 0.5 on sigma has no effect there and is left out.
+code uses pycma's default, which has them. Parents are the better half of the clients, as in the
+paper; in the code, all. Its lower bound of 0.5 on sigma has no effect there and is left out.
 """
 
 from typing import NamedTuple

@@ -99,13 +99,14 @@ def scaffold_option_1(
 ) -> algorithm.Algorithm:
     """SCAFFOLD whose controls are gradients at the shared model.
 
-    More stable than option II, for one more pass over the data of a visit.
-
     Args:
       loss_fn: as in `scaffold`.
       learning_rate: as in `scaffold`.
       participation: as in `scaffold`.
       server_tx: as in `scaffold`.
+
+    Returns:
+      As `scaffold`, but more stable, for one more pass over the data of a visit.
     """
     other = scaffold(loss_fn, learning_rate, participation=participation, server_tx=server_tx)
 

@@ -90,11 +90,8 @@ def _connect(line: CommandLine, failed: list[Exception]) -> None:
 
 def _check(line: CommandLine) -> None:
     """Checks what can be checked without the other processes."""
-    first, number, count = (
-        given_flags(line.values)[0],
-        line.values.process_id,
-        line.values.num_processes,
-    )
+    first = given_flags(line.values)[0]
+    number, count = line.values.process_id, line.values.num_processes
     missing = [f"--{name}" for name in _BY_HAND if line.values[name].value is None]
     if missing and not line.values.distributed:
         raise ValueError(
