@@ -5,6 +5,7 @@ z; a client continues the search from it on its own rows.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -138,14 +139,19 @@ def local_search(loss_fn: LossFn, settings: Settings) -> Callable:
     both float32 (). Metrics are those of the last mean, except that the metrics of `SUMMED` are
     sums over everything that was asked.
     """
-    blur = {"mask_rate": settings.mask_rate, "vocab_size": settings.vocab_size}
+    fitness_of = partial(
+        fitness.fitness_of,
+        loss_fn,
+        mask_rate=settings.mask_rate,
+        vocab_size=settings.vocab_size,
+    )
 
     def search_fn(replica, model, data, ctx):
         key, rows_key = jax.random.split(ctx.key)
         ctx = ctx._replace(key=rows_key)  # the same tokens are replaced for every point
 
         def evaluate(z):
-            return fitness.fitness_of(loss_fn, prompt_at(replica, z), model, data, ctx, **blur)
+            return fitness_of(prompt_at(replica, z), model, data, ctx)
 
         def generation(search, key):
             points = cma.ask(search, key, settings.num_points)
