@@ -1,4 +1,9 @@
-"""Federated algorithms, one file each; `ALGORITHMS` is the only registry."""
+"""Federated algorithms, one file for each family; `ALGORITHMS` is the only registry.
+
+>>> algorithm = ALGORITHMS["manual_prompt"](None)
+>>> [tier.name for tier in algorithm.access.values()]
+['TEXT']
+"""
 
 from collections.abc import Callable, Mapping
 
@@ -14,7 +19,8 @@ from fedjax_post.algorithms.fed_avg_bbt import fed_avg_bbt
 from fedjax_post.algorithms.fed_bbpt import fed_bbpt
 from fedjax_post.algorithms.fed_bi_ot import fed_bi_ot
 from fedjax_post.algorithms.fed_bpt import fed_bpt
-from fedjax_post.algorithms.fed_dpa import fed_dpa, fed_dpa_f
+from fedjax_post.algorithms.fed_dpa import fed_dpa
+from fedjax_post.algorithms.fed_dpa_f import fed_dpa_f
 from fedjax_post.algorithms.fed_dtpt import fed_dtpt
 from fedjax_post.algorithms.fed_dyn import fed_dyn
 from fedjax_post.algorithms.fed_ex_lora import fed_ex_lora
@@ -22,14 +28,8 @@ from fedjax_post.algorithms.fed_k_seed import fed_k_seed
 from fedjax_post.algorithms.fed_k_seed_pro import fed_k_seed_pro
 from fedjax_post.algorithms.fed_mezo import fed_fwd, fed_mezo
 from fedjax_post.algorithms.fed_nova import fed_nova
-from fedjax_post.algorithms.fed_opt import (
-    fed_adagrad,
-    fed_adagrad_optax,
-    fed_adam,
-    fed_adam_optax,
-    fed_yogi,
-    fed_yogi_optax,
-)
+from fedjax_post.algorithms.fed_opt import fed_adagrad, fed_adam, fed_yogi
+from fedjax_post.algorithms.fed_opt_optax import fed_adagrad_optax, fed_adam_optax, fed_yogi_optax
 from fedjax_post.algorithms.fed_prompt_search import fed_prompt_search
 from fedjax_post.algorithms.fed_prox import fed_prox
 from fedjax_post.algorithms.fed_pt import fed_pt

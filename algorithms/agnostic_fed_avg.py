@@ -1,19 +1,20 @@
-"""Agnostic federated averaging: the worst mixture of the clients is what counts.
+"""Agnostic federated averaging: trains for the worst mixture of the clients.
 
-Mohri, Sivek, Suresh, "Agnostic Federated Learning", ICML 2019, arXiv:1902.00146, for
-min over w, max over the weights l of sum_k l_k f_k(w), l on the simplex. Together with
-the local steps, each client's weight climbs its loss:
+Mohri, Sivek, Suresh, "Agnostic Federated Learning", ICML 2019, arXiv:1902.00146: min over w, max
+over weights l on the simplex, of sum_k l_k f_k(w). Along with the local steps, the weight of each
+client increases with its loss:
 
     w <- sum_k l_k w_k,    l_k proportional to l_k exp(eta f_k(w))
 
-Deviations: the weights climb by exponentiated gradients, as in Ro et al. 2021
-(arXiv:2104.02748, with a client as a domain; FedJAX's code), rather than by a projected
-step, and the last model is served, where the paper serves the mean over all rounds. Client k
-keeps log l_k itself, up to a constant that is the same for all: the weighted mean loss is
-subtracted from its loss, that of the last round, as that of its own round is not yet known; in
-the first round, which has none before it, that of the first, as soon as it is known. The
-server needs to know nobody. Log-weights stay within 30 of it. Where everybody takes
-part the weights are those of the equation; else a client's weight rests while it is absent.
+Deviations: the weights are updated by exponentiated gradients, as in Ro et al. 2021
+(arXiv:2104.02748, with a client as a domain; FedJAX's code), not by a projected step, and the
+last model is served, where the paper serves the mean over all rounds. Client k keeps log l_k
+itself, up to a constant that is the same for all clients: the weighted mean loss is subtracted
+from its loss. This is the mean of the last round, as that of the current round is not known yet;
+in the first round, it is that of the first round, subtracted as soon as it is known. The server
+need not know who the clients are. Log-weights stay within 30 of that constant. If all clients
+take part in every round, the weights are those of the equation; otherwise the weight of a client
+does not change while it is absent.
 """
 
 from typing import NamedTuple
@@ -35,7 +36,7 @@ class Shared(NamedTuple):
 
 
 class Sent(NamedTuple):
-    """What comes up."""
+    """What goes up."""
 
     change: algorithm.PyTree
     loss: jax.Array  # (), float32: f_k(w)
@@ -46,7 +47,7 @@ class Held(NamedTuple):
 
     log_weight: jax.Array  # (), float32: log l_k, up to a constant
     first_loss: jax.Array  # (), float32: f_k(w) in the first round
-    waits: jax.Array  # (), bool: it has yet to climb by that loss
+    waits: jax.Array  # (), bool: the log-weight does not include that loss yet
 
 
 def agnostic_fed_avg(
@@ -56,9 +57,9 @@ def agnostic_fed_avg(
     weight_lr: float = 0.1,
     server_tx: world.ServerTx | None = None,
 ) -> algorithm.Algorithm:
-    """Federated averaging for the clients' worst mixture.
+    """Federated averaging for the worst mixture of the clients.
 
-    With weight_lr 0 it is FedAvg of equal weights.
+    With weight_lr 0 it is FedAvg with equal weights.
 
     Args:
       loss_fn: `(params, model, batch, key) -> (loss, metrics)`.
@@ -67,9 +68,9 @@ def agnostic_fed_avg(
       server_tx: as in `fed_avg`.
 
     Returns:
-      An algorithm whose `shared` is a `Shared` and whose clients keep two numbers. A
-      round sends one copy of the parameters each way, two numbers and a flag down and a number
-      up; each visit evaluates its batches once more.
+      An algorithm whose `shared` is a `Shared` and whose clients keep two numbers and a flag. A
+      round sends one copy of the parameters each way, with two numbers and a flag down and one
+      number up; each visit evaluates its batches once more.
 
     Raises:
       ValueError: if `weight_lr` is negative.
@@ -78,17 +79,17 @@ def agnostic_fed_avg(
         raise ValueError(f"weight_lr must not be negative, got {weight_lr}; 0 is FedAvg")
     server = servers.server_optimizer(server_tx or optax.sgd(1.0))
 
-    held = lambda log_weight: jnp.clip(log_weight, -30.0, 30.0)
+    clip = lambda log_weight: jnp.clip(log_weight, -30.0, 30.0)
 
     def update(model, replica, state, data, ctx):
         w = replica.params
         w_k, _, metrics = local.local_steps(loss_fn, client_tx, w, model, data, ctx)
         loss = local.mean_over_steps(lambda *args: loss_fn(w, model, *args)[0], data, ctx)
         owed = jnp.where(state.waits, weight_lr * (state.first_loss - replica.first_level), 0.0)
-        log_weight = held(state.log_weight + owed)
+        log_weight = clip(state.log_weight + owed)
         climb = jnp.where(replica.begun, weight_lr * (loss - replica.level), 0.0)
         upload = algorithm.Upload(Sent(optax.tree.sub(w_k, w), loss), jnp.exp(log_weight))
-        return upload, Held(held(log_weight + climb), loss, ~replica.begun), metrics
+        return upload, Held(clip(log_weight + climb), loss, ~replica.begun), metrics
 
     def serve(mean, state, shared):
         params, state = server.update(mean.change, state, shared.params)
@@ -105,8 +106,8 @@ def agnostic_fed_avg(
         value_like=lambda shared: Sent(shared.params, shared.level),
         read=lambda value, replica: algorithm.as_change(value.change, replica.params),
         refuses={
-            algorithm.Around.RULE: "those that fare worst count most, and a robust rule leaves "
-            "them out",
+            algorithm.Around.RULE: "the clients with the largest losses have the largest weights, "
+            "and a robust rule leaves them out",
             algorithm.Around.SCALE: "a bound would shrink a client's loss with its change",
             algorithm.Around.EQUAL: "the clients' weights are all that it adds to FedAvg",
         },

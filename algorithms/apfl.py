@@ -1,4 +1,4 @@
-"""APFL: every client serves a mixture of the shared model and its own.
+"""APFL: every client uses a mixture of the shared model and its own.
 
 Deng, Kamani, Mahdavi, "Adaptive Personalized Federated Learning", 2020,
 arXiv:2003.13461, Algorithm 1. At each local step, client k with w_k (its copy of the
@@ -7,16 +7,16 @@ shared model), v_k (its own) and a_k in [0, 1]:
     m   = a_k v_k + (1 - a_k) w_k
     w_k <- w_k - eta grad f_k(w_k)
     v_k <- v_k - eta grad_v f_k(m)           = eta a_k grad f_k(m)
-    a_k <- a_k - eta_a <v_k - w_k, grad f_k(m)>,  kept within [0, 1]
+    a_k <- a_k - eta_a <v_k - w_k, grad f_k(m)>,  clipped to [0, 1]
 
 and w is averaged as in FedAvg.
 
-Deviations: v_k starts from w as client k finds it at its first visit, which is the first
-model only for those who take part in the first round; a_k moves at every step; any local
+Deviations: v_k starts from w as client k receives it at its first visit, which is the first
+model only for those that take part in the first round; a_k changes at every step; any local
 optimizer may take the steps of w_k and v_k, each with a state of its own. Public codes differ
 from the equations and from one another: FedJAX leaves a_k out of the step of v_k, and keeps
 one share for each tensor; FedRep's authors mix a_k v_k + a_k w_k, whose weights do not sum to
-1, and step w_k and v_k with one momentum.
+1, and use one momentum for the steps of w_k and v_k.
 """
 
 from typing import NamedTuple
@@ -29,7 +29,7 @@ from fedjax_post.core import aggregates, algorithm, local, servers, world
 
 
 class Trio(NamedTuple):
-    """What a client trains, and what parts of it the optimizers are for."""
+    """What a client trains; also the labels of its three optimizers."""
 
     shared: algorithm.PyTree  # w_k
     own: algorithm.PyTree  # v_k
@@ -52,26 +52,26 @@ def apfl(
     server_tx: world.ServerTx | None = None,
     weigh_fn: world.WeighFn = local.by_tokens,
 ) -> algorithm.Algorithm:
-    """Federated averaging, and adaptive mixtures of it with models of the clients' own.
+    """Federated averaging, and for each client an adaptive mixture of it with an own model.
 
     Args:
       loss_fn: `(params, model, batch, key) -> (loss, metrics)`.
       client_tx: the local optimizer of both models, fresh at every visit.
-      own_share: where every client's share of its own model starts, in [0, 1].
-      share_lr: step size of the shares; 0 keeps them.
+      own_share: first share of its own model in every client's mixture, in [0, 1].
+      share_lr: step size of the shares; 0 keeps them constant.
       server_tx: as in `fed_avg`.
       weigh_fn: as in `fed_avg`.
 
     Returns:
-      An algorithm at FedAvg's cost on the wire, whose clients keep one tree like the
-      parameters and a number. Deployed with a client's state it is its mixture.
+      An algorithm at FedAvg's communication cost, whose clients keep one tree like the
+      parameters and a number. Deployed with a client's state it is that client's mixture.
 
     Raises:
       ValueError: if `own_share` is outside [0, 1].
     """
     if isinstance(own_share, int | float) and not 0 <= own_share <= 1:
         raise ValueError(f"own_share must be in [0, 1], got {own_share}")
-    share_tx = optax.chain(optax.sgd(share_lr), _within_unit())
+    share_tx = optax.chain(optax.sgd(share_lr), _clip_to_unit())
     txs = {"shared": client_tx, "own": client_tx, "share": share_tx}
     tx = optax.partition(txs, lambda _: Trio("shared", "own", "share"))
 
@@ -104,7 +104,7 @@ def _mix(own, shared, share):
     return jax.tree.map(lambda v, w: share * v + (1 - share) * w, own, shared)
 
 
-def _within_unit() -> optax.GradientTransformation:
+def _clip_to_unit() -> optax.GradientTransformation:
     """Shortens updates so that the parameters stay in [0, 1]."""
 
     def update(updates, state, params):

@@ -7,19 +7,17 @@ place i, asks for their losses on one batch, and moves along
     g_ij = 1 / (I - 1) sum_k (loss_k - mean loss) [place i chose j in k] / p_ij
     p <- the closest point of the simplex to p - (the optimizer's step for clipped g)
 
-Federated by averaging the probabilities, as changes of them, as in Wang et al.,
-"FedOne: Query-Efficient Federated Learning for Black-box Discrete Prompt Learning", ICML 2025,
-arXiv:2506.14929, Algorithm 1. FedOne itself is this algorithm with one client a round
-(`--cohort_size=1`): with more, queries grow with the cohort and the rate does not follow.
-
-Both authors' code divides by p_ij with a minus for the choices not drawn. Those terms add up to
-nothing over the I prompts but once more the term above, so that code's g is twice this one, to
-the rounding; FedOne's `zero` method is this one.
+The server averages the changes of the probabilities, as in Wang et al., "FedOne: Query-Efficient
+Federated Learning for Black-box Discrete Prompt Learning", ICML 2025, arXiv:2506.14929, Algorithm
+1. FedOne is this algorithm with one client a round: with more, the number of queries grows with
+the cohort, and the rate of convergence does not. The code of both papers also divides by p_ij,
+with a minus, for the choices not drawn. Over the I prompts those terms sum to the term above once
+more, so that its g is twice this one, up to rounding; FedOne's `zero` method is this one.
 
 Deviations: the optimizer is fresh at every visit, where FedOne's clients keep theirs; the
 projection is exact, where the code bisects 20 times, and the server repeats it. Candidate 0 of
-each place is the token that stands there at the start, and may start out likelier than the
-others; with `first_share = 0` all start alike, as in the papers.
+each place is the first prompt's own token, and may be likelier than the others at the start; with
+`first_share = 0` all candidates start alike, as in the papers.
 """
 
 from typing import NamedTuple
@@ -33,7 +31,7 @@ from fedjax_post.core import access, aggregates, algorithm, forward, local, worl
 
 
 class Shared(NamedTuple):
-    """What everybody holds; only the probabilities travel."""
+    """What server and clients hold; only the probabilities are sent."""
 
     choices: jax.Array  # [P, N + 1], int32: tokens; set up with the model
     probs: jax.Array  # [P, N + 1], float32: each row adds to 1
@@ -49,18 +47,16 @@ def bdpl(
     max_norm: float = 3.0,
     weigh_fn: world.WeighFn = local.by_tokens,
 ) -> algorithm.Algorithm:
-    """Learns which tokens make a prompt, by policy gradient.
-
-    A visit asks `num_samples` times for every row that it holds.
+    """Learns the tokens of a prompt by policy gradient; a visit asks `num_samples` times a row.
 
     Args:
       loss_fn: `(params, model, batch, key) -> (loss, metrics)`, over a prompt of tokens.
       client_tx: the local optimizer of the probabilities, fresh at every visit.
-      candidates: int32 `[N]`, tokens that a prompt may hold beside those of the first one.
+      candidates: int32 `[N]`, tokens that a prompt may contain beside those of the first one.
       num_samples: I, prompts drawn in a step, at least 2.
-      first_share: probability at the start of the first prompt's own token; 0 is uniform.
+      first_share: first probability of the first prompt's own tokens; 0 is uniform.
       max_norm: the gradient is scaled down to this Euclidean norm.
-      weigh_fn: `(ClientData) -> ()`, how much a client counts.
+      weigh_fn: `(ClientData) -> ()`, the weight of a client.
 
     Returns:
       An algorithm that needs LOGITS, sends 4 P (N + 1) bytes each way for a prompt of P
@@ -119,7 +115,5 @@ def _start(tokens: jax.Array, candidates: jax.Array, first_share: float) -> Shar
     first = first_share or 1 / (len(candidates) + 1)
     others = jnp.broadcast_to(jnp.asarray(candidates, jnp.int32), shape)
     rest = jnp.full(shape, (1 - first) / len(candidates), jnp.float32)
-    return Shared(
-        jnp.concatenate([tokens[:, None], others], axis=1),
-        jnp.concatenate([jnp.full((len(tokens), 1), first, jnp.float32), rest], axis=1),
-    )
+    probs = jnp.concatenate([jnp.full((len(tokens), 1), first, jnp.float32), rest], axis=1)
+    return Shared(jnp.concatenate([tokens[:, None], others], axis=1), probs)

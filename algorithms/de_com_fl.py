@@ -10,10 +10,10 @@ ends draw from a seed:
 They send the K slopes, the server their means; with these and the seed every client
 steps to the mean model, x <- x - eta sum_i s_i z_i.
 
-The authors' code, fed the same directions, takes the same steps.
+The authors' code, given the same directions, takes the same steps.
 
 Deviations: a central difference, where the paper's is forward; one direction a step
-(P = 1); clients count by `weigh_fn`. The seeds are the numbers of the round and of the
+(P = 1); clients are weighted by `weigh_fn`. The seeds are the numbers of the round and of the
 step, so that they need not be sent.
 """
 
@@ -23,6 +23,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fedjax_post.blackbox.directions import step_direction
+from fedjax_post.blackbox.walks import Walk, move_along, slope_estimate
 from fedjax_post.core import access, aggregates, algorithm, forward, local, wire, world
 
 
@@ -44,14 +46,7 @@ class Replica(NamedTuple):
     """What every client holds."""
 
     params: algorithm.PyTree
-    served: jax.Array  # (), int32: rounds that `params` know of
-
-
-class Walk(NamedTuple):
-    """A local walk, moved by one step of SGD in both ways of telling it."""
-
-    params: algorithm.PyTree
-    slopes: jax.Array  # [num_slopes], float32: of -eta s
+    served: jax.Array  # (), int32: rounds that `params` include
 
 
 def de_com_fl(
@@ -67,9 +62,9 @@ def de_com_fl(
     Args:
       loss_fn: `(params, model, batch, key) -> (loss, metrics)`.
       learning_rate: local step size, or a function from the round to it.
-      num_slopes: numbers in a message: local steps of a visit, at most, K.
+      num_slopes: K, numbers in a message: the most local steps that a visit may have.
       epsilon: half the distance between the two points, in units of a direction.
-      weigh_fn: `(ClientData) -> ()`, how much a client counts.
+      weigh_fn: `(ClientData) -> ()`, the weight of a client.
 
     Returns:
       An algorithm that needs WEIGHTS and sends 4 K bytes up and as many down for each
@@ -89,27 +84,24 @@ def de_com_fl(
 
         def estimate(walk, model, numbered, key):
             batch, step = numbered
-            z = _direction(replica.served, step, walk.params)
+            z = step_direction(replica.served, step, walk.params)
             slope, metrics = slope_fn(walk.params, z, model, batch, key)
-            slopes = jnp.zeros(num_slopes).at[step].set(slope)
-            return Walk(optax.tree.scale(slope, z), slopes), metrics
+            return slope_estimate(walk, step, slope, z), metrics
 
-        walk, walked = Walk(replica.params, jnp.zeros(num_slopes)), forward.from_estimate(estimate)
+        walk, loss = Walk(replica.params, jnp.zeros(num_slopes)), forward.from_estimate(estimate)
         data = data._replace(batches=(data.batches, steps))
-        end, _, metrics = local.local_steps(walked, tx, walk, model, data, ctx)
+        end, _, metrics = local.local_steps(loss, tx, walk, model, data, ctx)
         missed = wire.pieces((4 * num_slopes, replica.served - seen), (4, jnp.int32(1)))
         bill = algorithm.Bill(missed, wire.pieces((4 * num_slopes + 4, jnp.int32(1))))
-        return algorithm.Upload(end.slopes, weigh_fn(data), bill), replica.served, metrics
+        return algorithm.Upload(end.sums, weigh_fn(data), bill), replica.served, metrics
 
     def receive(sent, replica):
         new = sent.served > replica.served  # once only, though a round may be sent again
         slopes = jnp.where(new, sent.slopes, 0)
-        add = lambda i, x: optax.tree.add_scale(x, slopes[i], _direction(sent.served - 1, i, x))
-        return Replica(jax.lax.fori_loop(0, num_slopes, add, replica.params), sent.served)
+        direction = lambda i, like: step_direction(sent.served - 1, i, like)
+        return Replica(move_along(replica.params, slopes, direction), sent.served)
 
-    def serve(mean, state, shared):
-        return shared._replace(sent=Sent(mean, shared.sent.served + 1)), state
-
+    serve = lambda mean, state, s: (s._replace(sent=Sent(mean, s.sent.served + 1)), state)
     return algorithm.Algorithm(
         client=algorithm.Client(lambda model, replica, key: jnp.int32(0), update),
         server=algorithm.Server(lambda shared: (), serve),
@@ -126,8 +118,3 @@ def de_com_fl(
             "the slopes of a round belong to its own directions",
         ),
     )
-
-
-def _direction(round: jax.Array, step: jax.Array, like: algorithm.PyTree) -> algorithm.PyTree:
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), round), step)
-    return forward.random_direction(key, like)

@@ -6,10 +6,10 @@ with an optimizer whose state it keeps from round to round and never sends. The
 mean of x - y_k is the gradient of the outer optimizer, Nesterov momentum of step
 size 0.7 and momentum 0.9.
 
-Recalled: that workers keep their inner state; one public code starts it afresh in each
-round (`fed_avg` with that optimizer outside).
+That workers keep their inner state is recalled, not checked against the paper; one public code
+starts it afresh in each round (`fed_avg` with that outer optimizer).
 
-Deviations: clients may come and go, so an inner state may be some rounds old; they
+Deviations: clients may be absent from some rounds, so an inner state may be some rounds old; they
 are weighted by `weigh_fn`.
 """
 
@@ -26,7 +26,7 @@ def di_loco(
     momentum: float = 0.9,
     weigh_fn: world.WeighFn = local.by_tokens,
 ) -> algorithm.Algorithm:
-    """Federated averaging with inner optimizers that are kept, and Nesterov outside.
+    """Federated averaging with inner optimizers that keep their state, and Nesterov outside.
 
     With an inner optimizer that has no state, server_lr 1 and momentum 0 it is FedAvg.
 
@@ -34,12 +34,12 @@ def di_loco(
       loss_fn: `(params, model, batch, key) -> (loss, metrics)`.
       client_tx: the inner optimizer; AdamW in the paper.
       server_lr: outer step size.
-      momentum: share of the last outer momentum that is kept, in [0, 1).
-      weigh_fn: `(ClientData) -> ()`, how much a client counts.
+      momentum: decay of the outer momentum, in [0, 1).
+      weigh_fn: `(ClientData) -> ()`, the weight of a client.
 
     Returns:
-      An algorithm that shares the parameters themselves, at FedAvg's cost on the
-      wire. A client keeps the inner optimizer's state: for AdamW, two trees like them.
+      An algorithm that shares the parameters themselves, at FedAvg's communication
+      cost. A client keeps the inner optimizer's state: for AdamW, two trees like them.
     """
 
     def update(model, replica, opt_state, data, ctx):

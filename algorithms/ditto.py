@@ -1,21 +1,21 @@
-"""Ditto: a personal model beside the shared one, held near it.
+"""Ditto: a personal model beside the shared one, pulled towards it.
 
 Li et al., "Ditto: Fair and Robust Federated Learning Through Personalization",
-ICML 2021, arXiv:2012.04221, Algorithm 1. The federation goes on as it would; beside
-it client k walks its own v_k down
+ICML 2021, arXiv:2012.04221, Algorithm 1. The shared model is trained as without Ditto; in
+addition, client k minimises over its own v_k
 
     f_k(v) + mu/2 |v - w|^2,    w the shared model as it was sent
 
-and keeps v_k. Deviations: the personal steps go over the batches of the visit, as
-many of them as the shared ones; v_k starts from the shared model as client k finds it at its
-first visit, which is the first model only for those who take part in the first round.
+and keeps v_k. Deviations: the personal steps use the batches of the visit, as many of them as the
+shared ones; v_k starts from the shared model as client k receives it at its first visit, which is
+the first model only for those that take part in the first round.
 """
 
 from typing import NamedTuple
 
 import optax
-from fedjax_post.algorithms.fed_avg import fed_avg
 
+from fedjax_post.algorithms.fed_avg import fed_avg
 from fedjax_post.core import access, algorithm, local, world
 
 
@@ -23,7 +23,7 @@ class Held(NamedTuple):
     """What a client keeps."""
 
     personal: algorithm.PyTree  # v_k: parameters
-    inner: algorithm.PyTree  # the client's state in the algorithm below
+    inner: algorithm.PyTree  # the client's state in the base algorithm
 
 
 def ditto(
@@ -33,9 +33,9 @@ def ditto(
     client_tx: world.ClientTx,
     mu: float = 0.1,
 ) -> algorithm.Algorithm:
-    """Any algorithm, and a personal model for each of its clients.
+    """Adds a personal model for each client to any algorithm.
 
-    What the algorithm shares, sends and is charged for is untouched, to the bit.
+    What the algorithm shares, sends and is charged for does not change by a bit.
 
     Args:
       base: the algorithm that learns the shared model.

@@ -1,21 +1,22 @@
-"""EF21: clients send compressed changes of what they last stood for.
+"""EF21: clients send compressed changes of an estimate that server and client share.
 
 Richtarik, Sokolov, Fatkhullin, "EF21: A New, Simpler, Theoretically Better, and
 Practically Faster Error Feedback", NeurIPS 2021, arXiv:2106.05203, Algorithm 2. With
 any contractive compressor C, and v_k what client k would have sent:
 
     client:  c_k = C(v_k - g_k),    g_k <- g_k + c_k
-    server:  g <- g + 1/N sum_k c_k,    and goes on with g in place of the mean of v_k
+    server:  g <- g + 1/N sum_k c_k,    and uses g in place of the mean of v_k
 
-so that g is the mean of all g_k at all times, and as v_k settles, g_k reaches it,
-however hard C compresses. Error feedback reaches a neighbourhood only.
+so that g is always the mean of all g_k, and as v_k converges, g_k converges to it, however strong
+the compression is. Error feedback only reaches a neighbourhood.
 
 Deviations: v_k is whatever the algorithm uploads, a gradient only if that is one; all
 g_k start at zero; clients may be absent, as in EF21-PP (Fatkhullin et al. 2021,
 arXiv:2110.03294).
 
-g stands for all clients in every round. An algorithm that takes `participation` wants 1
-here, and one whose server is not linear in the mean (q-FedAvg, FedNova) is left to you.
+g is a mean over all clients in every round. So set `participation` to 1 in an algorithm that has
+this argument. Whether EF21 suits an algorithm whose server is not linear in the mean (q-FedAvg,
+FedNova) is not checked.
 """
 
 from typing import NamedTuple
@@ -37,20 +38,20 @@ class Memory(NamedTuple):
 def ef21(
     base: algorithm.Algorithm, link: algorithm.Uplink, *, population: int
 ) -> algorithm.Algorithm:
-    """Any algorithm whose server takes one mean of what clients send, over a compressed wire.
+    """Compresses the uplink of any algorithm whose server takes one mean of what clients send.
 
     Args:
-      base: the algorithm; its uplink and aggregate give way, clients count alike.
-      link: the compressor, a contraction: top_k, sign, or random_k that is not scaled.
+      base: the algorithm; its uplink and aggregate are replaced, clients have equal weights.
+      link: the compressor, a contraction: top_k, sign, or random_k without scaling.
       population: number of clients, N.
 
     Returns:
       An algorithm with one more tree per client, and one on the server.
 
     Raises:
-      ValueError: if no mean over clients and rounds of what they send would mean anything,
+      ValueError: if a mean over clients and rounds of what they send would have no meaning,
         or if `link` has a memory of its own; at the start of a run, if the value is not
-        as the algorithm's `value_like` says.
+        shaped like the algorithm's `value_like`.
     """
     for what in (algorithm.Around.LINK, algorithm.Around.MEMORY, algorithm.Around.EQUAL):
         compose.check_may(base, what, "EF21")
@@ -67,8 +68,8 @@ def ef21(
         return message, (optax.tree.add(g_k, link.decode(message, value)), inner)
 
     def serve(value, memory, shared):
-        if not _alike(memory.mean, value):
-            raise ValueError("EF21 keeps a mean of values: declare their form in value_like")
+        if not _same_shapes(memory.mean, value):
+            raise ValueError("EF21 keeps a mean of values: declare their shape in value_like")
         g = optax.tree.add(memory.mean, value)
         shared, inner = base.server.update(g, memory.inner, shared)
         return shared, Memory(g, inner)
@@ -86,12 +87,12 @@ def ef21(
         server=algorithm.Server(start, serve),
         refuses={
             **base.refuses,
-            algorithm.Around.LINK: "EF21 has a wire of its own",
+            algorithm.Around.LINK: "EF21 has an uplink of its own",
             algorithm.Around.RULE: "EF21's server adds up the changes of every client's value",
         },
     )
 
 
-def _alike(one: algorithm.PyTree, other: algorithm.PyTree) -> bool:
+def _same_shapes(one: algorithm.PyTree, other: algorithm.PyTree) -> bool:
     shapes = lambda tree: jax.tree.map(lambda x: x.shape, tree)
     return bool(shapes(one) == shapes(other))

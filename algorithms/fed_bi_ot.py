@@ -1,4 +1,4 @@
-"""FedBiOT: offsite-tuning of the last layers, whose stand-in is kept in step by its owner.
+"""FedBiOT: offsite-tuning of the last layers, with a stand-in that its owner keeps aligned.
 
 Wu et al., "FedBiOT: LLM Local Fine-tuning in Federated Learning without Full Model", KDD 2024,
 arXiv:2406.17706, with the authors' code.
@@ -7,13 +7,14 @@ arXiv:2406.17706, with the authors' code.
     each client:            y_k = local steps from x on f_k + pull |y - x|^2, middle frozen
     server:                 x <- x + sum p_k (y_k - x)
 
-where x are the last layers' factors. The pull keeps a client from mending with its own layers
-what the middle lacks.
+where x are the last layers' factors. The pull keeps a client from making up with its own layers
+for what the middle lacks.
 
 Deviations: the pull acts on the factors A, B; in the authors' code on what they add to the
-weights, A B. Updates are averaged, so that any optimizer may serve. The owner's steps follow
-the server's, on text that is fixed before the run. What is handed out first may be aligned by
-all its weights (`model.alignment.align`); the authors' code trains factors there too.
+weights, A B. Updates are averaged, so that any optimizer may act as the server. The owner's steps
+come after the server's, on text that is fixed before the run. The stand-in that is handed out
+first may be aligned in all its weights (`model.alignment.align`); the authors' code trains factors
+there too.
 """
 
 from collections.abc import Callable
@@ -30,7 +31,7 @@ class Shared(NamedTuple):
     """What the federation learns, and what its model's owner adds to it."""
 
     ends: algorithm.PyTree  # x: the layers that clients train
-    middle: algorithm.PyTree  # factors of the stand-in's middle; () if it stays as handed out
+    middle: algorithm.PyTree  # factors of the stand-in's middle; () if it does not change
 
 
 def fed_bi_ot(
@@ -42,32 +43,32 @@ def fed_bi_ot(
     server_tx: world.ServerTx | None = None,
     weigh_fn: world.WeighFn = local.by_tokens,
 ) -> algorithm.Algorithm:
-    """Offsite-tuning with a pull, and a middle that its owner brings up to date in every round.
+    """Offsite-tuning with a pull, and a middle that its owner updates in every round.
 
     With pull = 0 and no aligner it is `offsite_tuning`. A round sends the ends and the middle's
-    factors down, the ends up; the stand-in itself is handed out once, before it.
+    factors down, the ends up; the stand-in itself is handed out once, before the run.
 
     Args:
-      loss_fn: `(params, model, batch, key) -> (loss, metrics)`; it sees the stand-in's model.
-      client_tx: the local optimizer of the ends; it sees the gradient with the pull in it.
+      loss_fn: `(params, model, batch, key) -> (loss, metrics)`; its model is the stand-in's.
+      client_tx: the local optimizer of the ends; it receives the gradient with the pull.
       pull: weight of the squared distance to where the visit began, not negative. Under an
-        optimizer that divides by the gradient's size, such as AdamW, it weighs more the
-        smaller the loss's gradient becomes.
+        optimizer that divides by the gradient's size, such as AdamW, its effect grows as
+        the loss's gradient becomes smaller.
       aligner: the owner's `init() -> middle` and `update(ends, middle, round) -> middle`, such
         as `model.alignment.aligner`; None leaves the middle as it was handed out.
-      server_tx: optimizer of the ends, fed the negated mean update; None adds the mean update.
-      weigh_fn: `(ClientData) -> ()`, how much a client counts.
+      server_tx: optimizer of the ends, given the negated mean update; None adds the update.
+      weigh_fn: `(ClientData) -> ()`, the weight of a client.
 
     Returns:
-      An algorithm for models {'emulator': an `Emulator`, 'target': the model behind it}, to be
-      started from `Emulator.ends(params)`, that shares a `Shared`. The paper's stand-in has
-      first = 0. The target is used in `deploy` and by the aligner alone.
+      An algorithm for models {'emulator': an `Emulator`, 'target': the model it stands in for},
+      to be started from `Emulator.ends(params)`, that shares a `Shared`. The paper's stand-in
+      has first = 0. Only `deploy` and the aligner use the target.
 
     Raises:
       ValueError: if `pull` is negative.
     """
     if isinstance(pull, int | float) and pull < 0:
-        raise ValueError(f"pull must not be negative, got {pull}; 0 lets clients go")
+        raise ValueError(f"pull must not be negative, got {pull}; 0 is no pull")
     init_middle, realign = aligner or (tuple, None)
     # the gradient of pull |y - x|^2
     pulled_tx = optax.chain(local.add_proximal(2 * pull), client_tx)

@@ -1,7 +1,7 @@
-"""FedDyn: every client's loss is bent until all of them share one minimum.
+"""FedDyn: adds a term to every client's loss, so that all of them have one common minimum.
 
 Acar et al., "Federated Learning Based on Dynamic Regularization", ICLR 2021,
-arXiv:2111.04263, Algorithm 1. Client k walks down
+arXiv:2111.04263, Algorithm 1. Client k minimises over y
 
     f_k(y) - <g_k, y> + alpha/2 |y - x|^2,    g_k <- g_k - alpha (y - x)
 
@@ -10,13 +10,12 @@ mean h of the g_k over *all* clients, and never sends it:
 
     h <- h - alpha/N sum_{k in cohort} (y_k - x),    x <- mean_{k in cohort} y_k - h/alpha
 
-Deviation: the local problem is walked down for a number of steps rather than
-solved. That moves no fixed point: where all y_k = x, h = 0 is the mean of the
-gradients. Clients count alike, as there (the authors' code scales alpha by their sizes
-where these differ). N is the cohort over `participation`: where cohorts differ in size,
-h moves as if each were of the usual size, and is no longer the mean of the g_k; training then
-ends where the mean gradient is the gap between the two. `fixed_mean` of the usual size in the
-place of the mean closes it.
+Deviations: the local problem is not solved; local training takes a number of steps on it. That
+moves no fixed point: where all y_k = x, h = 0 is the mean of the gradients. Clients have equal
+weights, as in the paper (the authors' code scales alpha by their sizes where these differ). N is
+the cohort size over `participation`: where cohorts differ in size, h moves as if each were of the
+usual size, and is no longer the mean of the g_k; training then ends where the mean gradient is the
+difference of the two. `fixed_mean` of the usual size, in place of the mean, removes it.
 """
 
 import optax
@@ -35,19 +34,19 @@ def fed_dyn(
 
     Args:
       loss_fn: `(params, model, batch, key) -> (loss, metrics)`.
-      client_tx: the local optimizer; it sees the gradient with both corrections in it.
+      client_tx: the local optimizer; it receives the gradient with both corrections.
       alpha: strength of the pull to the shared model, positive; the larger, the smaller the steps.
       participation: cohort size over population size, in (0, 1].
 
     Returns:
-      An algorithm that shares the parameters themselves, at FedAvg's cost on the
-      wire. A client keeps one tree like them, the server another.
+      An algorithm that shares the parameters themselves, at FedAvg's communication
+      cost. A client keeps one tree like them, the server another.
 
     Raises:
       ValueError: if `alpha` is not positive or `participation` is outside (0, 1].
     """
     if isinstance(alpha, int | float) and not alpha > 0:
-        raise ValueError(f"alpha must be positive, got {alpha}; FedAvg has no such pull")
+        raise ValueError(f"alpha must be positive, got {alpha}; fed_avg has no pull")
     if isinstance(participation, int | float) and not 0 < participation <= 1:
         raise ValueError(f"participation must be in (0, 1], got {participation}")
     tx = optax.chain(local.add_control(), local.add_proximal(alpha), client_tx)

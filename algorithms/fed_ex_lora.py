@@ -1,4 +1,4 @@
-"""FedEx-LoRA: both factors are averaged, and the error of that goes into the frozen base.
+"""FedEx-LoRA: averages both factors, and adds the error of that to the frozen base.
 
 Singhal et al., "FedEx-LoRA: Exact Aggregation for Federated and Efficient Fine-Tuning
 of Foundation Models", ACL 2025, arXiv:2410.09432.
@@ -8,13 +8,13 @@ of Foundation Models", ACL 2025, arXiv:2410.09432.
 
 so that the next round starts from exactly the mean of the clients' products.
 
-The authors' code adds the residual transposed, which is right for GPT-2's layers, [in,
-out], and wrong for every other model's, [out, in]: it stops unless in = out, and is then
-off without a word. Here it is never transposed, since A is [in, R] and B [R, out].
+The authors' code adds the residual transposed, which is right for GPT-2's layers, [in, out], and
+wrong for every other model's, [out, in]: it fails unless in = out, and is then wrong without an
+error. Here the residual is never transposed, since A is [in, R] and B [R, out].
 
-Deviations: the paper's uniform mean is `weigh_fn=uniformly`. W itself is never
-touched: the sum of the residuals is one more, un-mapped, product beside it. A client
-of rank r counts with zeros beyond r, and starts from the first r components.
+Deviations: the paper's uniform mean is `weigh_fn=uniformly`. W itself does not change: the sum of
+the residuals is one more product beside it, which is not mapped over clients. A client of rank r
+counts with zeros beyond r, and starts from the first r components.
 """
 
 from typing import NamedTuple
@@ -30,7 +30,7 @@ class Shared(NamedTuple):
     """What the federation learns."""
 
     factors: factors.Factors  # the means
-    residual: algorithm.PyTree  # leaves [num_layers, in, out]: all that went into the base
+    residual: algorithm.PyTree  # leaves [num_layers, in, out]: all that was added to the base
     folded: jax.Array  # [adapted matrices], int32: components sent out so far
 
 
@@ -49,7 +49,7 @@ def fed_ex_lora(
     Args:
       loss_fn: `(params, model, batch, key) -> (loss, metrics)`.
       client_tx: the local optimizer, fresh at every visit.
-      weigh_fn: `(ClientData) -> ()`, how much a client counts.
+      weigh_fn: `(ClientData) -> ()`, the weight of a client.
 
     Returns:
       An algorithm that shares a `Shared` and deploys a model with a residual.

@@ -6,12 +6,12 @@ directions z_j come from a pool of K seeds. A local step draws j and moves
 
     y <- y - eta s z_j,    s = (f(y + eps z_j) - f(y - eps z_j)) / (2 eps)
 
-so that all a client did is K sums of eta s, one for each seed. The server adds their
+so that K sums of eta s, one for each seed, describe all that a client did. The server adds their
 means to its own K sums, and everybody rebuilds the model from the first one:
 
     x = x_0 - sum_j (sum of eta s)_j z_j
 
-which is the mean of the clients' models, by the clients' weights. Deviations: none from
+which is the mean of the clients' models, weighted by the clients' weights. Deviations: none from
 FedKSeed; the seeds are drawn uniformly (`fed_k_seed_pro` draws them otherwise).
 """
 
@@ -21,11 +21,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fedjax_post.blackbox.directions import pool_direction
+from fedjax_post.blackbox.walks import Walk, move_along, slope_estimate
 from fedjax_post.core import access, aggregates, algorithm, forward, local, world
 
 
 class Shared(NamedTuple):
-    """What the server holds; only the sums travel."""
+    """What the server holds; only the sums are sent."""
 
     start: algorithm.PyTree  # x_0, set up with the model
     sums: jax.Array  # [num_seeds], float32: of -eta s
@@ -38,13 +40,6 @@ class Replica(NamedTuple):
     params: algorithm.PyTree  # x, rebuilt
 
 
-class Walk(NamedTuple):
-    """A local walk, moved by one step of SGD in both ways of telling it."""
-
-    params: algorithm.PyTree
-    sums: jax.Array  # [num_seeds], float32
-
-
 def fed_k_seed(
     loss_fn: world.LossFn,
     learning_rate: world.LearningRate,
@@ -55,18 +50,18 @@ def fed_k_seed(
 ) -> algorithm.Algorithm:
     """Gradient-free tuning that sends one number for each seed of a pool.
 
-    Rebuilding draws `num_seeds` trees like the parameters a round, once for all clients.
+    To rebuild the model, a round draws `num_seeds` trees like the parameters, once for all clients.
 
     Args:
       loss_fn: `(params, model, batch, key) -> (loss, metrics)`.
       learning_rate: local step size, or a function from the round to it.
       num_seeds: K, the directions in the pool, at least 1.
       epsilon: half the distance between the two points, in units of a direction.
-      weigh_fn: `(ClientData) -> ()`, how much a client counts.
+      weigh_fn: `(ClientData) -> ()`, the weight of a client.
 
     Returns:
       An algorithm that needs WEIGHTS and sends 4 K bytes each way, however many
-      parameters there are; a late client misses nothing. Clients keep no state.
+      parameters there are; a client that joins late misses nothing. Clients keep no state.
 
     Raises:
       ValueError: if `num_seeds` is not positive.
@@ -80,19 +75,17 @@ def fed_k_seed(
     def estimate(walk, model, batch, key):
         seed_key, loss_key = jax.random.split(key)
         seed = jax.random.randint(seed_key, (), 0, num_seeds)
-        z = direction(seed, walk.params)
+        z = pool_direction(seed, walk.params)
         slope, metrics = slope_fn(walk.params, z, model, batch, loss_key)
-        sums = jnp.zeros(num_seeds).at[seed].set(slope)
-        return Walk(optax.tree.scale(slope, z), sums), metrics
+        return slope_estimate(walk, seed, slope, z), metrics
 
     def update(model, replica, state, data, ctx):
-        walk, walked = Walk(replica.params, jnp.zeros(num_seeds)), forward.from_estimate(estimate)
-        end, _, metrics = local.local_steps(walked, tx, walk, model, data, ctx)
+        walk, loss = Walk(replica.params, jnp.zeros(num_seeds)), forward.from_estimate(estimate)
+        end, _, metrics = local.local_steps(loss, tx, walk, model, data, ctx)
         return algorithm.Upload(end.sums, weigh_fn(data)), state, metrics
 
     def receive(sums, replica):
-        add = lambda seed, x: optax.tree.add_scale(x, sums[seed], direction(seed, x))
-        return replica._replace(params=jax.lax.fori_loop(0, num_seeds, add, replica.start))
+        return replica._replace(params=move_along(replica.start, sums, pool_direction))
 
     serve = lambda mean, state, shared: (shared._replace(sums=shared.sums + mean), state)
     return algorithm.Algorithm(
@@ -110,8 +103,3 @@ def fed_k_seed(
             algorithm.Around.RULE: "each client draws its own few seeds: a median is mostly zero"
         },
     )
-
-
-def direction(seed: jax.Array, like: algorithm.PyTree) -> algorithm.PyTree:
-    """z_j of a seed j, the same for everybody."""
-    return forward.random_direction(jax.random.fold_in(jax.random.key(0), seed), like)

@@ -1,4 +1,4 @@
-"""FedKSeed-Pro: FedKSeed whose seeds are drawn the more often, the more they move the loss.
+"""FedKSeed-Pro: FedKSeed that draws a seed the more often, the more it moves the loss.
 
 Qin et al., "Federated Full-Parameter Tuning of Billion-Sized Language Models with
 Communication Cost under 18 Kilobytes", ICML 2024, arXiv:2312.06353, FedKSeed-Pro. With
@@ -9,10 +9,10 @@ s the slopes that all clients ever measured along z_j, as in `fed_k_seed`:
 and a local step draws seed j with probability p_j. So no seed is more than e times as
 likely as another.
 
-Deviations: clients count by `weigh_fn` in m_j, too; a seed that nobody drew has m_j = 0,
-where the authors' code gives every seed one slope of zero to begin with. m goes down, p
-is worked out by the client. The paper sends a pair for each local step, up; here the sums
-go up, whose size depends on K alone.
+Deviations: clients are weighted by `weigh_fn` in m_j, too; a seed that nobody drew has m_j = 0,
+where the authors' code starts every seed with one slope of zero. m is sent down, and the client
+computes p. The paper sends a pair up for each local step; here the sums are sent, whose size
+depends on K alone.
 """
 
 from typing import NamedTuple
@@ -20,17 +20,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from fedjax_post.algorithms.fed_k_seed import Replica, direction, fed_k_seed
 
+from fedjax_post.algorithms.fed_k_seed import Replica, fed_k_seed
+from fedjax_post.blackbox.directions import pool_direction
+from fedjax_post.blackbox.seed_pool import Tally, draw_logits, empty_tally, mean_sizes
+from fedjax_post.blackbox.walks import Walk
 from fedjax_post.core import algorithm, forward, local, world
-
-
-class Tally(NamedTuple):
-    """What is known of each seed, `[num_seeds]`, float32; of a visit, or of all of them."""
-
-    sums: jax.Array  # of -eta s
-    sizes: jax.Array  # of min(|s|, clip)
-    counts: jax.Array  # of draws
 
 
 class Shared(NamedTuple):
@@ -54,13 +49,6 @@ class Held(NamedTuple):
     slopes: jax.Array  # [num_seeds], float32: m_j
 
 
-class Walk(NamedTuple):
-    """A local walk, and what it tells of the seeds."""
-
-    params: algorithm.PyTree
-    tally: Tally
-
-
 def fed_k_seed_pro(
     loss_fn: world.LossFn,
     learning_rate: world.LearningRate,
@@ -70,7 +58,7 @@ def fed_k_seed_pro(
     slope_clip: float = 1e3,
     weigh_fn: world.WeighFn = local.by_tokens,
 ) -> algorithm.Algorithm:
-    """FedKSeed that looks at where the loss moves.
+    """FedKSeed that prefers the directions along which the loss changes.
 
     Args:
       loss_fn: `(params, model, batch, key) -> (loss, metrics)`.
@@ -78,11 +66,11 @@ def fed_k_seed_pro(
       num_seeds: K, the directions in the pool, at least 1.
       epsilon: half the distance between the two points, in units of a direction.
       slope_clip: a slope counts for no more than this in the draw, positive.
-      weigh_fn: `(ClientData) -> ()`, how much a client counts.
+      weigh_fn: `(ClientData) -> ()`, the weight of a client.
 
     Returns:
       An algorithm that needs WEIGHTS and sends 8 K bytes down and 12 K up, however many
-      parameters there are; a late client misses nothing. Clients keep no state.
+      parameters there are; a client that joins late misses nothing. Clients keep no state.
 
     Raises:
       ValueError: if `num_seeds` or `slope_clip` is not positive.
@@ -94,40 +82,33 @@ def fed_k_seed_pro(
     slope_fn = forward.central_difference(loss_fn, epsilon)
 
     def update(model, replica, state, data, ctx):
-        logits = spread(replica.slopes)
+        logits = draw_logits(replica.slopes)
 
         def step(walk, batch, key):
             seed_key, loss_key = jax.random.split(key)
             seed = jax.random.categorical(seed_key, logits)
-            z = direction(seed, walk.params)
+            z = pool_direction(seed, walk.params)
             slope, metrics = slope_fn(walk.params, z, model, batch, loss_key)
             move, size = -schedule(ctx.round) * slope, jnp.minimum(jnp.abs(slope), slope_clip)
             at = lambda sums, x: sums.at[seed].add(x)
-            tally = Tally(*map(at, walk.tally, (move, size, 1.0)))
+            tally = Tally(*map(at, walk.sums, (move, size, 1.0)))
             return Walk(optax.tree.add_scale(walk.params, move, z), tally), metrics
 
-        walk = Walk(replica.rebuilt.params, Tally(*jnp.zeros((3, num_seeds))))
+        walk = Walk(replica.rebuilt.params, empty_tally(num_seeds))
         end, totals = local.over_steps(step, walk, data, ctx)
         steps = jnp.maximum(jnp.asarray(data.step_mask).sum(), 1)
-        upload = algorithm.Upload(end.tally, weigh_fn(data))
+        upload = algorithm.Upload(end.sums, weigh_fn(data))
         return upload, state, jax.tree.map(lambda m: m / steps, totals)
 
-    def serve(mean, state, shared):
-        return shared._replace(tally=optax.tree.add(shared.tally, mean)), state
-
-    def encode(shared):
-        sums, sizes, counts = shared.tally
-        return Sent(sums, jnp.where(counts > 0, sizes / jnp.where(counts > 0, counts, 1), 0))
-
-    def receive(sent, replica):
-        return Held(base.downlink.receive(sent.sums, replica.rebuilt), sent.slopes)
-
+    serve = lambda mean, s, shared: (shared._replace(tally=optax.tree.add(shared.tally, mean)), s)
+    receive = lambda m, r: Held(base.downlink.receive(m.sums, r.rebuilt), m.slopes)
     first = lambda s: Held(Replica(s.start, s.start), jnp.zeros(num_seeds))
+    encode = lambda s: Sent(s.tally.sums, mean_sizes(s.tally))
     return base._replace(
         client=algorithm.Client(algorithm.stateless, update),
         server=algorithm.Server(lambda shared: (), serve),
         downlink=algorithm.Downlink(first, encode, receive),
-        init=lambda params: Shared(params, Tally(*jnp.zeros((3, num_seeds)))),
+        init=lambda params: Shared(params, empty_tally(num_seeds)),
         deploy=lambda model, replica, state=None: (model, replica.rebuilt.params),
         value_like=lambda shared: shared.tally,
         refuses={
@@ -136,9 +117,3 @@ def fed_k_seed_pro(
             "arbitrary; use fed_k_seed",
         },
     )
-
-
-def spread(slopes: jax.Array) -> jax.Array:
-    """Logarithms of the seeds' probabilities up to a constant: the slopes scaled to [0, 1]."""
-    low, high = slopes.min(), slopes.max()
-    return (slopes - low) / jnp.where(high > low, high - low, 1)

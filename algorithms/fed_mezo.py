@@ -12,13 +12,12 @@ Large Language Models with Perturbed Inferences", USENIX ATC 2024, arXiv:2308.13
 FedMeZO's code in FederatedScope takes the same step, by SGD with weight decay.
 
 Deviations: any local optimizer may take the step, and n directions may be averaged.
-FwdLLM takes its derivative by a difference of 0.01 where this takes it exactly, and
-adds what is not here: directions chosen by their angle to the last gradient, and a
-number of them paced by their variance.
+FwdLLM estimates its derivative by a difference of 0.01, where this computes it exactly, and adds
+two things that are not here but in `fwd_llm`: directions chosen by their angle to the last
+gradient, and a number of them that depends on their variance.
 """
 
 from fedjax_post.algorithms.fed_avg import fed_avg
-
 from fedjax_post.core import access, algorithm, forward, local, world
 
 
@@ -31,18 +30,18 @@ def fed_mezo(
     server_tx: world.ServerTx | None = None,
     weigh_fn: world.WeighFn = local.by_tokens,
 ) -> algorithm.Algorithm:
-    """FedAvg by central differences; weights are read and moved, nothing is differentiated.
+    """FedAvg by central differences; weights are read and changed, nothing is differentiated.
 
     Args:
       loss_fn: `(params, model, batch, key) -> (loss, metrics)`.
-      client_tx: the local optimizer; it sees the estimated gradient.
+      client_tx: the local optimizer; it receives the estimated gradient.
       epsilon: half the distance between the two points, in units of a direction, positive.
       num_directions: directions a step, at least 1; each costs two forward passes.
       server_tx: as in `fed_avg`.
       weigh_fn: as in `fed_avg`.
 
     Returns:
-      An algorithm that needs WEIGHTS, at FedAvg's cost on the wire.
+      An algorithm that needs WEIGHTS, at FedAvg's communication cost.
     """
     estimated = forward.two_point(loss_fn, epsilon=epsilon, num_directions=num_directions)
     base = fed_avg(estimated, client_tx, server_tx=server_tx, weigh_fn=weigh_fn)
@@ -57,6 +56,17 @@ def fed_fwd(
     server_tx: world.ServerTx | None = None,
     weigh_fn: world.WeighFn = local.by_tokens,
 ) -> algorithm.Algorithm:
-    """FedAvg by forward-mode derivatives, which keep no activations; arguments as in `fed_mezo`."""
+    """FedAvg by forward-mode derivatives, which keep no activations.
+
+    Args:
+      loss_fn: `(params, model, batch, key) -> (loss, metrics)`.
+      client_tx: the local optimizer; it receives the estimated gradient.
+      num_directions: directions a step, at least 1; each costs about two forward passes.
+      server_tx: as in `fed_avg`.
+      weigh_fn: as in `fed_avg`.
+
+    Returns:
+      An algorithm at FedAvg's communication cost.
+    """
     estimated = forward.forward_gradient(loss_fn, num_directions=num_directions)
     return fed_avg(estimated, client_tx, server_tx=server_tx, weigh_fn=weigh_fn)

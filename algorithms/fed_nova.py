@@ -1,23 +1,22 @@
-"""FedNova: clients that take more steps do not count for more.
+"""FedNova: clients that take more steps do not have more influence.
 
 Wang et al., "Tackling the Objective Inconsistency Problem in Heterogeneous
 Federated Optimization", NeurIPS 2020, arXiv:2007.07481, equation 4. An optimizer
-that is linear in the gradients walks a client by a weighted sum of them, with
-weights a_k; FedNova divides that out, and the server puts it back for all alike:
+that is linear in the gradients moves a client by a weighted sum of them, with
+weights a_k; FedNova divides by these, and the server multiplies by a common factor:
 
     d_k = (x - y_k) / (eta |a_k|_1),    x <- x - eta tau_eff sum_k p_k d_k,
     tau_eff = sum_k p_k |a_k|_1,        p_k = n_k / n
 
-For SGD |a_k|_1 is the number of steps; for momentum and a proximal pull the paper
-has a formula each. Here it is read off the optimizer, as the distance that it walks
-down a slope of one in as many steps: equal to the formulas, and good for any
-other linear optimizer.
+For SGD |a_k|_1 is the number of steps; for momentum and a proximal pull the paper has a formula
+each. Here it is measured, as the distance that the optimizer moves in as many steps on a constant
+slope of one: this equals the formulas, and holds for any other linear optimizer.
 
-Deviations: tau_eff is free to choose; under a proximal pull the authors' code takes
-the mean number of steps for it, which only scales the server's step. Under momentum and
-a pull together that code adds the two formulas, so that a pull of nothing counts every
-step once more; here it does not. For Adam, which is not linear, this divides by the
-distance that Adam walks in as many steps.
+Deviations: tau_eff is a free choice; under a proximal pull the authors' code takes the mean
+number of steps for it, which only scales the server's step. Under momentum and a pull together
+that code adds the two formulas, so that a pull of strength 0 counts every step once more; this
+does not. For Adam, which is not linear, this divides by the distance that Adam moves in as many
+steps.
 """
 
 from typing import NamedTuple
@@ -29,7 +28,7 @@ from fedjax_post.core import aggregates, algorithm, local, world
 
 
 class Normalized(NamedTuple):
-    """A client's walk and how far its optimizer would go down a slope of one."""
+    """A client's normalised change, and how far its optimizer moves on a slope of one."""
 
     direction: algorithm.PyTree  # -d_k
     length: algorithm.PyTree  # (), float32: eta |a_k|_1
@@ -38,8 +37,8 @@ class Normalized(NamedTuple):
 def fed_nova(loss_fn: world.LossFn, client_tx: world.ClientTx) -> algorithm.Algorithm:
     """Federated averaging of normalised updates.
 
-    With equal numbers of steps it is FedAvg weighted by examples. There is no
-    choice of weights: tokens of a visit would count the steps once more.
+    With equal numbers of steps it is FedAvg weighted by examples. There is no `weigh_fn`:
+    weights by the tokens of a visit would count the steps once more.
 
     Args:
       loss_fn: `(params, model, batch, key) -> (loss, metrics)`.
@@ -47,7 +46,7 @@ def fed_nova(loss_fn: world.LossFn, client_tx: world.ClientTx) -> algorithm.Algo
 
     Returns:
       An algorithm that shares the parameters themselves. A round sends one copy of
-      them down, and one up with a number.
+      them down, and one copy and a number up.
     """
 
     def slope_of_one(params, model, batch, key):

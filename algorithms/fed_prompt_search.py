@@ -1,16 +1,16 @@
-"""A prompt search of the whole federation: all clients judge the same edits of one prompt.
+"""A prompt search by the whole federation: all clients judge the same edits of one prompt.
 
-In the manner of FedDTPT (Wu et al., 2024, arXiv:2411.00985), which edits a prompt token by token
-by the rightness of answers alone, but with what FedKSeed (Qin et al., ICML 2024,
-arXiv:2312.06353) does for directions: the edits of a round follow from its number, so that
-everybody can draw them. A client sends what each edit costs it,
+It edits a prompt token by token by the loss of answers alone, as FedDTPT does (Wu et al., 2024,
+arXiv:2411.00985), and derives the edits of a round from its number, as FedKSeed does for
+directions (Qin et al., ICML 2024, arXiv:2312.06353), so that server and clients can draw them.
+A client sends what each edit costs it,
 
     l_km = loss of client k's rows under edit m of the prompt, m = 0 the prompt as it is,
     the next prompt is the edit of least sum_k p_k l_km
 
 which is the best step on the federation's own loss, not a vote among the clients' best steps:
-where labels are unlike, an edit that makes one client's label likelier for all is seen to cost
-the others. Nothing but answers in text is used. It is this project's own; no paper is followed.
+where clients have different labels, it counts what an edit that favours one client's label costs
+the others. It uses only answers in text. It is this project's own and follows no paper.
 """
 
 from typing import NamedTuple
@@ -23,7 +23,7 @@ from fedjax_post.core import access, aggregates, algorithm, local, world
 
 
 class Shared(NamedTuple):
-    """The prompt, and how often it was moved."""
+    """The prompt, and the number of rounds so far."""
 
     tokens: jax.Array  # [P], int32
     served: jax.Array  # (), int32: rounds so far; the edits of the next one follow from it
@@ -36,16 +36,16 @@ def fed_prompt_search(
     num_edits: int = 16,
     weigh_fn: world.WeighFn = local.by_examples,
 ) -> algorithm.Algorithm:
-    """Steepest descent over single edits of a prompt, of those that a round draws.
+    """Steepest descent over single edits of a prompt, among those that a round draws.
 
-    A visit asks `num_edits` + 1 times for every row that it holds. A round that draws all
-    P N edits takes the best of them.
+    A visit asks `num_edits` + 1 times for each of its rows. A round that draws all P N edits
+    takes the best of them.
 
     Args:
       loss_fn: `(params, model, batch, key) -> (loss, metrics)`, over a prompt of tokens.
-      candidates: int32 `[N]`, tokens that an edit may put in.
+      candidates: int32 `[N]`, tokens that an edit may insert.
       num_edits: edits of a round, at least 1.
-      weigh_fn: `(ClientData) -> ()`, how much a client's losses count.
+      weigh_fn: `(ClientData) -> ()`, the weight of a client's losses.
 
     Returns:
       An algorithm that needs TEXT, sends 4 (P + 1) bytes down and 4 (`num_edits` + 1) up.
@@ -64,8 +64,8 @@ def fed_prompt_search(
         return jnp.concatenate([shared.tokens[None], edited])
 
     def update(model, replica, state, data, ctx):
-        losses, told = discrete.ask_visit(loss_fn, prompts_of(replica), model, data, ctx)
-        return algorithm.Upload(losses, weigh_fn(data)), state, told
+        losses, metrics = discrete.ask_visit(loss_fn, prompts_of(replica), model, data, ctx)
+        return algorithm.Upload(losses, weigh_fn(data)), state, metrics
 
     def serve(losses, state, shared):
         prompts = prompts_of(shared)

@@ -3,11 +3,11 @@
 Collins et al., "Exploiting Shared Representations for Personalized Federated
 Learning", ICML 2021, arXiv:2102.07078, Algorithm 1 (FedRep). At a visit client k first
 trains its head h_k under the body as it was sent, then the body under the new head;
-only the body travels. Which parameters are the head is up to a pattern: the last
-layer as in the paper, the B factors of LoRA, the biases.
+only the body is sent. A pattern decides which parameters are the head: the last layer as in the
+paper, the B factors of LoRA, the biases.
 
 Deviations: as many head steps as body steps, both over the batches of the visit, where
-the authors' experiments give the head more; the body may be learned by any algorithm.
+the authors' experiments give the head more; any algorithm may learn the body.
 With as many, the authors' code gives the same body and heads.
 """
 
@@ -16,14 +16,13 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from fedjax_post.algorithms.fed_avg import fed_avg
-
 from fedjax_post.core import algorithm, local, parts, world
 
 
 class Parts(NamedTuple):
-    """A body and a head: on the server, in the replica, and as a client's state."""
+    """A body and a head: what the server shares, the replica, and a client's state."""
 
-    body: algorithm.PyTree  # what the algorithm below makes of it
+    body: algorithm.PyTree  # as the algorithm of the shared part has it
     head: algorithm.PyTree  # parameters; None where the body has them
 
 
@@ -34,20 +33,20 @@ def local_part(
     client_tx: world.ClientTx,
     is_local: Callable[[str], bool],
 ) -> algorithm.Algorithm:
-    """Any algorithm over a part of the parameters; the rest stays with each client.
+    """Applies any algorithm to a part of the parameters; the rest stays with each client.
 
     Args:
-      make_fn: makes the algorithm for the shared part of the loss that it is given.
+      make_fn: `(loss_fn) -> Algorithm`, given a loss of the shared part of the parameters.
       loss_fn: `(params, model, batch, key) -> (loss, metrics)`.
       client_tx: optimizer of the local part, fresh at every visit.
-      is_local: path of a parameter, such as "lora/layers/q/b", to whether it is local.
+      is_local: `(path) -> bool`, whether a parameter such as "lora/layers/q/b" is local.
 
     Returns:
-      An algorithm that sends what `make_fn`'s sends for the shared part alone, and
-      whose clients keep the local part. All start from the local part of the first
+      An algorithm that sends what the algorithm of `make_fn` sends for the shared part alone,
+      and whose clients keep the local part. All start from the local part of the first
       parameters, which is set up with the model and not charged.
     """
-    # below, the "model" is the pair of the model and the client's head
+    # for `base`, the "model" is the pair of the model and the client's head
     base = make_fn(lambda body, pair, *rest: loss_fn(parts.join(body, pair[1]), pair[0], *rest))
 
     def start(params):

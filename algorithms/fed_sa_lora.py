@@ -5,11 +5,11 @@ ICLR 2025, arXiv:2410.01463.
 
     A <- A + sum p_k (A_k - A);   client k keeps B_k
 
-A learns what clients have in common, B what is a client's own. The authors' code has
+A learns what clients have in common, B what is specific to a client. The authors' code has
 `lora_B` and the classifier on its list of local parameters, the rest is FedAvg.
 
 Deviations: the paper's classifier, also local, does not exist in a language model;
-the mean is taken over updates, so that any optimizer may serve. Clients of rank r
+the mean is taken over updates, so that any optimizer may act as the server. Clients of rank r
 train the first r components under alpha / r.
 """
 
@@ -26,7 +26,7 @@ def fed_sa_lora(
     server_tx: world.ServerTx | None = None,
     weigh_fn: world.WeighFn = local.by_tokens,
 ) -> algorithm.Algorithm:
-    """Federated averaging of A, with a B of each client's own.
+    """Federated averaging of A; each client has its own B.
 
     A round sends A down and A up, the components of the client's rank only; the first
     B is zero and is not charged.
@@ -34,13 +34,13 @@ def fed_sa_lora(
     Args:
       loss_fn: `(params, model, batch, key) -> (loss, metrics)`.
       client_tx: the local optimizer of both factors, fresh at every visit.
-      server_tx: optimizer of A, fed the negated mean update; None adds the mean update.
-      weigh_fn: `(ClientData) -> ()`, how much a client counts.
+      server_tx: optimizer of A, given the negated mean update; None adds the mean update.
+      weigh_fn: `(ClientData) -> ()`, the weight of a client.
 
     Returns:
-      An algorithm that shares `Factors`, of which A moves. A client's state is its B.
+      An algorithm that shares `Factors`, of which A is trained. A client's state is its B.
       Deployed with it, the model is that client's own; without it B is the first one,
-      so that a client that never took part holds the base model.
+      so that a client that never took part has the base model.
 
     Raises:
       ValueError: at the start of a run, if anything but an adapter is to be trained.

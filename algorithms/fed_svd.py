@@ -1,19 +1,19 @@
-"""FedSVD: only B is trained; after each round A is turned to the singular directions of A B.
+"""FedSVD: only B is trained; after each round A becomes the singular directions of A B.
 
 Lee et al., "FedSVD: Adaptive Orthogonalization for Private Federated Learning with
 LoRA", NeurIPS 2025, arXiv:2505.12805.
 
     B <- B + sum p_k (B_k - B),    U S V' = A B,    A <- U,    B <- S V'
 
-Averaging is exact, as in FFA-LoRA, and the last step leaves A B as it is. It acts on
-what the server knows already, so that differential privacy of B is kept. It
-makes the directions of A orthonormal; their span never changes.
+Averaging is exact, as in FFA-LoRA, and the last step does not change A B. It uses only what the
+server knows already, so that it keeps differential privacy of B. It makes the directions of A
+orthonormal; their span never changes.
 
-As in the authors' code, which turns the factors after every round by default, and
-gives the same ones up to signs.
+The authors' code also updates the factors after every round by default, and gives the same
+factors up to signs.
 
 Deviations: clients of rank r train the first r components under alpha / r, the
-directions of the largest singular values. The first round's A is the given one.
+directions of the largest singular values. A of the first round is the given one.
 """
 
 import jax
@@ -37,8 +37,8 @@ def fed_svd(
 
     Args:
       loss_fn: `(params, model, batch, key) -> (loss, metrics)`.
-      client_tx: the local optimizer; it sees B alone.
-      weigh_fn: `(ClientData) -> ()`, how much a client counts.
+      client_tx: the local optimizer; it receives B alone.
+      weigh_fn: `(ClientData) -> ()`, the weight of a client.
 
     Returns:
       An algorithm that shares `Factors`; A has orthonormal columns after a round.
@@ -68,7 +68,7 @@ def fed_svd(
         value_like=lambda shared: shared.b,
         refuses=dict.fromkeys(
             (algorithm.Around.MEMORY, algorithm.Around.STALE),
-            "the server turns A, so that a change of B is over with its round",
+            "the server changes A, so that a change of B means nothing in later rounds",
         ),
         ranked=True,
     )

@@ -8,11 +8,11 @@ arXiv:2403.12313.
 A common A makes the mean of products the product of means, so that averaging has
 no error: sum p_k A B_k = A sum p_k B_k.
 
-The paper's sections 3 and 4 are recalled; FedEx-LoRA's and FedSA-LoRA's codes hold the
-same baseline.
+The paper's sections 3 and 4 are recalled, not checked; the codes of FedEx-LoRA and FedSA-LoRA
+contain the same baseline.
 
-Deviations: the mean is taken over updates, so that any optimizer may serve; clients
-of rank r train the first r components under alpha / r, the rest of B stays put.
+Deviations: the mean is taken over updates, so that any optimizer may act as the server; clients
+of rank r train the first r components under alpha / r, the rest of B does not change.
 """
 
 import optax
@@ -30,17 +30,17 @@ def ffa_lora(
 ) -> algorithm.Algorithm:
     """Federated averaging of B over a frozen A.
 
-    A round sends B down and B up, the components of the client's rank only. A is
-    drawn from a seed that everybody knows and is not charged. Clients keep no state.
+    A round sends B down and B up, the components of the client's rank only. A is drawn from
+    a seed that server and clients know, and is not charged. Clients keep no state.
 
     Args:
       loss_fn: `(params, model, batch, key) -> (loss, metrics)`.
-      client_tx: the local optimizer; it sees B alone.
-      server_tx: optimizer of B, fed the negated mean update; None adds the mean update.
-      weigh_fn: `(ClientData) -> ()`, how much a client counts.
+      client_tx: the local optimizer; it receives B alone.
+      server_tx: optimizer of B, given the negated mean update; None adds the mean update.
+      weigh_fn: `(ClientData) -> ()`, the weight of a client.
 
     Returns:
-      An algorithm that shares `Factors`, of which B moves.
+      An algorithm that shares `Factors`, of which B is trained.
 
     Raises:
       ValueError: at the start of a run, if anything but an adapter is to be trained.

@@ -1,4 +1,4 @@
-"""FlexLoRA: the mean of products, cut by an SVD to the rank that each client holds.
+"""FlexLoRA: the mean of products, cut by an SVD to the rank of each client.
 
 Bai et al., "Federated Fine-tuning of Large Language Models under Heterogeneous Tasks
 and Client Resources", NeurIPS 2024, arXiv:2402.11505.
@@ -6,14 +6,14 @@ and Client Resources", NeurIPS 2024, arXiv:2402.11505.
     U S V' = sum p_k A_k B_k                    (under each client's alpha / r_k)
     client k receives A = U[:, :r_k], B = (S V')[:r_k]
 
-which is the best that rank r_k can do for the mean (Eckart-Young).
+which is the best approximation of the mean with rank r_k (Eckart-Young).
 
-B is divided by the receiver's alpha / r_k, so that what a client holds is the product
-that the server cut, whatever its rank. The authors' code does the same, with an alpha
-of 16 for all, and gives the same products on the same factors.
+B is divided by the receiver's alpha / r_k, so that a client holds the product that the server
+cut, whatever its rank. The authors' code does the same, with an alpha of 16 for all, and gives
+the same products on the same factors.
 
-Deviation: the mean product is never formed; its singular vectors come from the stacks'
-thin QR factors.
+Deviations: the mean product is never formed; its singular vectors come from the thin QR factors
+of the stacks.
 """
 
 from fedjax_post.adapters import factors, products
@@ -34,7 +34,7 @@ def flex_lora(
     Args:
       loss_fn: `(params, model, batch, key) -> (loss, metrics)`.
       client_tx: the local optimizer, fresh at every visit.
-      weigh_fn: `(ClientData) -> ()`, how much a client counts.
+      weigh_fn: `(ClientData) -> ()`, the weight of a client.
 
     Returns:
       An algorithm that shares `Factors`, singular directions in descending order.

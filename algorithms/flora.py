@@ -1,4 +1,4 @@
-"""FLoRA: clients' factors are stacked, their product goes into the frozen base.
+"""FLoRA: clients' factors are stacked, their product is added to the frozen base.
 
 Wang et al., "FLoRA: Federated Fine-Tuning Large Language Models with Heterogeneous
 Low-Rank Adaptations", NeurIPS 2024, arXiv:2409.05976.
@@ -10,11 +10,11 @@ each client's product counts under its own alpha / r. Every client starts the ne
 round from a fresh A and B = 0.
 
 The authors' code gives the same sum on the same factors; its branch for plain FedIT
-returns the first client's share alone, by a slip in a name.
+returns the first client's share alone, because of a wrong variable name.
 
-Deviations: the server keeps the sum of the stacks' products, which is what clients
-make of them, in place of the stacks: its memory does not grow with the cohort. W
-itself is never touched: the sum is one more, un-mapped, product beside it.
+Deviations: the server keeps the sum of the stacks' products, which clients would compute from
+the stacks, in place of the stacks: its memory does not grow with the cohort. W itself does not
+change: the sum is one more product beside it, which is not mapped over clients.
 """
 
 from typing import NamedTuple
@@ -30,7 +30,7 @@ class Shared(NamedTuple):
     """What the federation learns."""
 
     start: factors.Factors  # where clients begin: B is zero
-    residual: algorithm.PyTree  # leaves [num_layers, in, out]: all that went into the base
+    residual: algorithm.PyTree  # leaves [num_layers, in, out]: all that was added to the base
     folded: jax.Array  # [adapted matrices], int32: components sent out so far
 
 
@@ -41,7 +41,7 @@ def flora(
     redraw: bool = True,
     weigh_fn: world.WeighFn = local.by_tokens,
 ) -> algorithm.Algorithm:
-    """Stacking of clients' factors into the base.
+    """Adds the stacked factors of the clients to the base.
 
     A client uploads the components of its rank. It is charged the stacks of all rounds
     since its last visit, or the dense sum of all stacks where that is less. A client
@@ -50,8 +50,8 @@ def flora(
     Args:
       loss_fn: `(params, model, batch, key) -> (loss, metrics)`.
       client_tx: the local optimizer, fresh at every visit.
-      redraw: each visit draws an A of its own; False: all start from the first A.
-      weigh_fn: `(ClientData) -> ()`, how much a client counts.
+      redraw: each visit draws a new A; False: all start from the first A.
+      weigh_fn: `(ClientData) -> ()`, the weight of a client.
 
     Returns:
       An algorithm that shares a `Shared` and deploys a model with a residual and an

@@ -6,19 +6,19 @@ Federated Fine-Tuning of Large Language Models", arXiv:2506.09199, 2025, section
     U S V' = sum p_k A_k B_k;   p is the least rank with sum_{i <= p} S_i^2 >= tau sum_i S_i^2
     W <- W + scale U[:, :p] (S V')[:p]
 
-Deviations: the thin factors of the two stacks come from QR rather than SVD, and the
-small core's SVD follows as in the paper; the product is the same. p is chosen for
-each adapted matrix of each layer. Algorithm 1 leaves open how a client starts its own
-factors after it has merged what it received: here afresh, as in FLoRA. The paper has no
-alpha / r; each product counts under its client's.
+Deviations: the thin factors of the two stacks come from QR rather than SVD, and the SVD of the
+small core follows as in the paper; the product is the same. p is chosen for each adapted matrix
+of each layer. Algorithm 1 does not say how a client starts its own factors after it has merged
+what it received: here afresh, as in FLoRA. The paper has no alpha / r; here each product counts
+under its client's.
 """
 
 import jax
 import jax.numpy as jnp
 import optax
-from fedjax_post.algorithms.flora import flora
 
 from fedjax_post.adapters import products
+from fedjax_post.algorithms.flora import flora
 from fedjax_post.core import aggregates, algorithm, local, world
 
 
@@ -30,7 +30,7 @@ def florist(
     redraw: bool = True,
     weigh_fn: world.WeighFn = local.by_tokens,
 ) -> algorithm.Algorithm:
-    """Stacking of clients' factors into the base, cut by the energy of singular values.
+    """Adds the stacked factors of the clients to the base, cut by singular values.
 
     A client uploads the components of its rank. It is charged the p components of all
     rounds since its last visit, or the dense sum where that is less. A client keeps one
@@ -40,8 +40,8 @@ def florist(
       loss_fn: `(params, model, batch, key) -> (loss, metrics)`.
       client_tx: the local optimizer, fresh at every visit.
       energy: tau, the least share of the squared singular values to keep, in (0, 1]; 1: all.
-      redraw: each visit draws an A of its own; False: all start from the first A.
-      weigh_fn: `(ClientData) -> ()`, how much a client counts.
+      redraw: each visit draws a new A; False: all start from the first A.
+      weigh_fn: `(ClientData) -> ()`, the weight of a client.
 
     Returns:
       An algorithm that shares `flora`'s `Shared` and deploys a model with a residual.
@@ -51,7 +51,9 @@ def florist(
         adapter is to be trained.
     """
     if isinstance(energy, int | float) and not 0 < energy <= 1:
-        raise ValueError(f"energy must be in (0, 1], got {energy}; 1 keeps everything, as FLoRA")
+        raise ValueError(
+            f"energy must be in (0, 1], got {energy}; 1 keeps everything, as flora does"
+        )
 
     def cut(a, b, shares):
         svd = products.product_svd(a, b, shares)

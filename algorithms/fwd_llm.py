@@ -1,24 +1,24 @@
-"""FwdLLM: gradients from perturbed forward passes, as many as their variance asks for.
+"""FwdLLM: gradients from perturbed forward passes, as many as their variance requires.
 
 Xu et al., "FwdLLM: Efficient Federated Finetuning of Large Language Models with Perturbed
-Inferences", USENIX ATC 2024, arXiv:2308.13894; where it leaves something open, the
-authors' code. A client measures the slope along a direction v and answers
+Inferences", USENIX ATC 2024, arXiv:2308.13894; where the paper leaves something open, the
+authors' code. A client measures the slope along a direction v and sends
 
     g = (f(x + h v) - f(x - h v)) / (2 h) v,    h = 0.01
 
-*Discriminative sampling*: of some normal candidates, v is, tensor by tensor, the one of the
-greatest cosine to the last step's gradient. *Variance-controlled pacing*: answers are
-gathered at one x over as many rounds as it takes, in two halves, until
+*Discriminative sampling*: v is, for each tensor, the one of several normal candidates with the
+greatest cosine to the last step's gradient. *Variance-controlled pacing*: the server gathers
+gradients at one x over as many rounds as necessary, in two halves, until
 
     1/2 mean over entries of (mean of one half - mean of the other)^2 <= max_variance
 
-and only then the server steps, x <- x - eta (mean of all), and begins anew.
+Only then does it step, x <- x - eta (mean of all), and begin to gather again.
 
-Deviations: a client falls into either half by a fair coin; the code cuts its list of
-answers in the middle. The variance is over all trained entries, there over one layer's. The
-best of each `num_candidates` is taken, there the best tenth of them all. The last gradient
-is used in every step, there in every other one. A round that goes on gathering draws a new
-cohort and new batches, there the same ones are asked again.
+Deviations: a client is assigned to either half by a fair coin; the code cuts its list of
+gradients in the middle. The variance is over all trained entries, in the code over those of one
+layer. The best of each `num_candidates` is taken, in the code the best tenth of them all. The
+last gradient is used in every step, in the code in every second one. A round that continues to
+gather draws a new cohort and new batches; the code asks for the same ones again.
 """
 
 from typing import NamedTuple
@@ -27,25 +27,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_post.core import access, aggregates, algorithm, forward, local, world
-
-
-class Answer(NamedTuple):
-    """What a client sends."""
-
-    gradient: algorithm.PyTree
-    second: jax.Array  # (), uint8: 1 in the second half, 0 in the first
-
-
-class Gathered(NamedTuple):
-    """Sums over the answers of each half."""
-
-    gradient: algorithm.PyTree  # leaves [2, ...]
-    weight: jax.Array  # [2], float32
+from fedjax_post.blackbox.directions import nearest_direction
+from fedjax_post.blackbox.halves import Answer, Gathered, halves, no_answers, variance
+from fedjax_post.core import access, algorithm, forward, local, world
 
 
 class Shared(NamedTuple):
-    """What the server holds; the answers stay there."""
+    """What the server holds; the gathered gradients are not sent."""
 
     params: algorithm.PyTree  # x
     last: algorithm.PyTree  # the gradient of the last step
@@ -68,19 +56,19 @@ def fwd_llm(
     num_candidates: int = 10,
     epsilon: float = 0.01,
 ) -> algorithm.Algorithm:
-    """Gradient descent on forward gradients, with a cohort's worth of them or more a step.
+    """Gradient descent on forward gradients, each step on those of one cohort or more.
 
     Args:
       loss_fn: `(params, model, batch, key) -> (loss, metrics)`.
       server_lr: eta.
-      server_tx: optimizer in the place of `sgd(server_lr)`; it sees the mean gradient.
-      max_variance: answers are gathered until they vary by no more; inf steps every round.
+      server_tx: optimizer in place of `sgd(server_lr)`; it receives the mean gradient.
+      max_variance: gradients are gathered until they vary by no more; inf steps every round.
       num_candidates: directions among which one is chosen, at least 1, which takes any.
       epsilon: h, positive.
 
     Returns:
-      An algorithm that needs WEIGHTS. A round sends two trees down, and up one and a byte. A
-      visit's batches give one direction each; clients keep no state and count alike.
+      An algorithm that needs WEIGHTS. A round sends two trees down, and one tree and a byte up.
+      A visit has one direction for each batch. Clients keep no state and have equal weights.
 
     Raises:
       ValueError: if a setting is not positive.
@@ -98,7 +86,7 @@ def fwd_llm(
 
         def answer(batch, key):
             v_key, loss_key = jax.random.split(key)
-            v = chosen_direction(v_key, replica.last, num_candidates)
+            v = nearest_direction(v_key, replica.last, num_candidates=num_candidates)
             slope, metrics = slope_fn(replica.params, v, model, batch, loss_key)
             return optax.tree.scale(slope, v), metrics
 
@@ -107,10 +95,10 @@ def fwd_llm(
         return algorithm.Upload(Answer(gradient, second), local.uniformly(data)), state, metrics
 
     def serve(new, opt_state, shared):
-        gathered = optax.tree.add(shared.gathered, new)
+        gathered, nothing = optax.tree.add(shared.gathered, new), no_answers(shared.params)
         mean = jax.tree.map(lambda s: s.sum(0) / gathered.weight.sum(), gathered.gradient)
         updates, moved = tx.update(mean, opt_state, shared.params)
-        step = Shared(optax.apply_updates(shared.params, updates), mean, _nothing(shared.params))
+        step = Shared(optax.apply_updates(shared.params, updates), mean, nothing)
         wait = shared._replace(gathered=gathered)
         enough = (variance(gathered) <= max_variance) | jnp.isinf(max_variance)
         pick = lambda one, other: jnp.where(enough, one, other)
@@ -125,48 +113,7 @@ def fwd_llm(
             lambda s: Replica(s.params, s.last),
             lambda message, replica: message,
         ),
-        init=lambda params: Shared(params, optax.tree.zeros_like(params), _nothing(params)),
+        init=lambda params: Shared(params, optax.tree.zeros_like(params), no_answers(params)),
         deploy=lambda model, replica, state=None: (model, replica.params),
         access={"target": access.Access.WEIGHTS},
     )
-
-
-def halves() -> algorithm.Aggregate:
-    """Sums `Answer`s by halves, as a `Gathered`."""
-
-    def add(total, answers, weights):
-        shares = jnp.stack([weights * (answers.second == half) for half in (0, 1)])
-        share = lambda g: aggregates.weighted_sum(shares, aggregates.present(g, weights))
-        new = jax.tree.map(share, answers.gradient)
-        return optax.tree.add(total, Gathered(new, shares.sum(1)))
-
-    init = lambda like, cohort_size: _nothing(like.gradient)
-    return algorithm.Aggregate(init, add, optax.tree.add, lambda total: total)
-
-
-def variance(gathered: Gathered) -> jax.Array:
-    """Mean over entries of the variance of the two halves' means; inf while one is empty."""
-    weight = jnp.where(gathered.weight > 0, gathered.weight, 1)
-    means = jax.tree.map(lambda s: jax.vmap(jnp.divide)(s, weight), gathered.gradient)
-    squares = optax.tree.norm(jax.tree.map(lambda m: m[0] - m[1], means), squared=True)
-    size = sum(leaf[0].size for leaf in jax.tree.leaves(means))
-    return jnp.where((gathered.weight > 0).all(), squares / (2 * size), jnp.inf)
-
-
-def chosen_direction(
-    key: jax.Array, last: algorithm.PyTree, num_candidates: int
-) -> algorithm.PyTree:
-    """A normal direction: of some, the nearest to `last` by cosine, tensor by tensor."""
-    drawn = jax.vmap(lambda k: forward.random_direction(k, last))(
-        jax.random.split(key, num_candidates)
-    )
-
-    def nearest(v, g):
-        rows = v.reshape(num_candidates, -1)
-        return v[jnp.argmax(rows @ g.ravel() / jnp.linalg.norm(rows, axis=1))]
-
-    return jax.tree.map(nearest, drawn, last)
-
-
-def _nothing(params: algorithm.PyTree) -> Gathered:
-    return Gathered(jax.tree.map(lambda p: jnp.zeros((2, *p.shape)), params), jnp.zeros(2))

@@ -1,4 +1,4 @@
-"""HetLoRA: clients of different ranks, zero-padded, weighted by what they learned.
+"""HetLoRA: clients of different ranks, zero-padded, weighted by the norm of their products.
 
 Cho et al., "Heterogeneous LoRA for Federated Fine-tuning of On-Device Foundation
 Models", EMNLP 2024, arXiv:2401.06432.
@@ -7,13 +7,13 @@ Models", EMNLP 2024, arXiv:2401.06432.
     local loss + prune_penalty T,  T = sum over matrices |A_k[:, t:]| |B_k[t:]|,  t = prune_to r_k
     r_k <- t if a visit made T smaller
 
-Recalled: there is no authors' code, and the paper's text was not at hand. Compared with
-third parties, one whole aggregation and excerpts of a regulariser: they agree on the
-sum in T and on one p_k for all adapted matrices.
+This is recalled, not checked: there is no authors' code, and the paper's text was not available.
+It was compared with third parties' code, one whole aggregation and excerpts of a regulariser:
+they agree on the sum in T and on one p_k for all adapted matrices.
 
-Deviations: p_k is also multiplied by `weigh_fn`, which for the paper is `uniformly`.
-The paper's norm ignores alpha / r; here B carries it, so that a product weighs what it
-does to the model. An adapter that is still zero is never pruned.
+Deviations: p_k is also multiplied by `weigh_fn`, which is `uniformly` for the paper.
+The paper's norm ignores alpha / r; here B carries it, so that the norm of a product is that of
+its effect on the model. An adapter that is still zero is never pruned.
 """
 
 import jax
@@ -37,20 +37,20 @@ def het_lora(
 
     Without `sparsity_weights` and pruning it is FedIT (Zhang et al. 2024,
     arXiv:2305.05644) for unequal ranks, and with equal ranks `fed_avg`. A round sends
-    both factors down and both up, the components of the rank with which the client
-    arrives. Clients keep one number.
+    both factors down and both up, the components of the rank that the client has at
+    the start of the visit. Clients keep one number.
 
     Args:
       loss_fn: `(params, model, batch, key) -> (loss, metrics)`.
       client_tx: the local optimizer, fresh at every visit.
-      sparsity_weights: weigh a client by the norm of its product.
+      sparsity_weights: multiply the weight of a client by the norm of its product.
       prune_to: share of its rank that a client keeps when it prunes, in (0, 1]; 1: never.
-      prune_penalty: pull on the components that pruning would remove, not negative.
-      weigh_fn: `(ClientData) -> ()`, how much a client counts.
+      prune_penalty: penalty on the components that pruning would remove, not negative.
+      weigh_fn: `(ClientData) -> ()`, the weight of a client.
 
     Returns:
-      An algorithm that shares `Factors`. A client's state is the most rank that pruning
-      has left it, int32.
+      An algorithm that shares `Factors`. A client's state is the largest rank that pruning
+      allows it, int32.
 
     Raises:
       ValueError: if `prune_to` or `prune_penalty` is out of range; at the start of a
@@ -64,16 +64,16 @@ def het_lora(
     def update(model, replica, limit, data, ctx):
         rank = jnp.minimum(factors.own_rank(data.rank, factors.rank_of(replica)), limit)
         bill = factors.bill_by_rank(replica, replica, rank)
-        kept = jnp.maximum(jnp.floor(prune_to * rank + 1e-4).astype(jnp.int32), 1)
+        tail = jnp.maximum(jnp.floor(prune_to * rank + 1e-4).astype(jnp.int32), 1)
 
         def loss(params, model, batch, key):
             value, metrics = loss_fn(params, model, batch, key)
-            return value + prune_penalty * _tail(factors.split(params), kept), metrics
+            return value + prune_penalty * _tail(factors.split(params), tail), metrics
 
         penalized = loss if prune_to < 1 and prune_penalty > 0 else loss_fn
         at_rank = data._replace(rank=rank)
         start, end, metrics = factors.train(penalized, client_tx, replica, model, at_rank, ctx)
-        rank = jnp.where(_tail(end, kept) < _tail(start, kept), kept, rank)
+        rank = jnp.where(_tail(end, tail) < _tail(start, tail), tail, rank)
         end = factors.first_components(end, rank)
         norm = products.frobenius_norm(end) if sparsity_weights else 1
         return algorithm.Upload(end, weigh_fn(data) * norm, bill), rank, metrics

@@ -1,14 +1,14 @@
 """In-context examples: each client shows the model a few of its own rows; nothing is shared.
 
 Brown et al., "Language Models are Few-Shot Learners", NeurIPS 2020, arXiv:2005.14165: the
-baseline of every other use of a closed model. Which examples are shown matters, and choosing
+baseline of every other use of a closed model. It matters which examples are shown, and to choose
 them takes rows to ask about (Perez et al., "True Few-Shot Learning with Language Models",
 NeurIPS 2021, arXiv:2105.11447). A client therefore draws several sets of n of its rows, asks
-about its other rows behind each set, and keeps the one of least loss; the one that it kept at
-its last visit is asked again among them.
+about its other rows after each set, and keeps the set of least loss; the set that it kept at its
+last visit is one of the candidates.
 
-What is asked begins with the shots, questions and answers alike: wherever the model runs, they
-go there with every single question. `tokens_sent` and `labels_sent` count them so.
+Every prompt begins with the shots, questions and answers alike: they are sent with every single
+question to wherever the model runs. `tokens_sent` and `labels_sent` count them in this way.
 """
 
 from typing import NamedTuple
@@ -36,23 +36,23 @@ def in_context(
     num_sets: int = 4,
     shots_length: int = 96,
 ) -> algorithm.Algorithm:
-    """Puts the most helpful of a client's own examples behind the prompt that all begin with.
+    """Puts the most helpful of a client's own examples after the prompt that all clients share.
 
-    A visit asks `num_sets` times, from the second one on once more, about every row that is
-    not shown. How examples are laid out: `blackbox.shots.lay_out`.
+    A visit asks about every row that is not shown, `num_sets` times at the first visit and once
+    more at later ones. `blackbox.shots.lay_out` lays the examples out.
 
     Args:
       loss_fn: `(params, model, batch, key) -> (loss, metrics)`, over a prompt of tokens and
         batches of "tokens" and "loss_mask"; its metrics count "queries" and "tokens_sent".
-      separator: (), int32: the token behind an example, such as a line break.
+      separator: (), int32: the token after an example, such as a line break.
       dropped: int32 `[D]`: tokens that are not shown, such as bos and eos.
       num_shots: n, rows of a set, at least 1.
-      num_sets: sets that are drawn at a visit, at least 1.
-      shots_length: places that the examples take in the prompt, however many there are.
+      num_sets: sets that a visit draws, at least 1.
+      shots_length: tokens that the examples take in the prompt, however many there are.
 
     Returns:
       An algorithm that needs TEXT and sends nothing to the federation. A client keeps its
-      examples. Deployed without a client's state it is the prompt that all begin with.
+      examples. Deployed without a client's state it is the prompt that all clients share.
 
     Raises:
       ValueError: if a number is below 1.
@@ -82,16 +82,16 @@ def in_context(
             unseen = ~shots.is_shown(rows, one.shown.tokens, **layout) & one.chosen
             mask = batches["loss_mask"] & unseen.reshape(*taken.shape[:1], -1, 1)
             asked = data._replace(batches=data.batches | {"loss_mask": mask})
-            losses, told = discrete.ask_visit(loss_fn, prompt[None], model, asked, ctx)
-            told["tokens_sent"] += told["queries"] * one.shown.num_tokens
-            told["labels_sent"] = told["queries"] * one.shown.num_labels
-            return jnp.where(one.chosen, losses[0], jnp.inf), told
+            losses, metrics = discrete.ask_visit(loss_fn, prompt[None], model, asked, ctx)
+            metrics["tokens_sent"] += metrics["queries"] * one.shown.num_tokens
+            metrics["labels_sent"] = metrics["queries"] * one.shown.num_labels
+            return jnp.where(one.chosen, losses[0], jnp.inf), metrics
 
         drawn = jax.vmap(draw, (None, 0))(rows, jax.random.split(ctx.key, num_sets))
         sets = jax.tree.map(lambda x, xs: jnp.concatenate([x[None], xs]), kept, drawn)
-        losses, told = jax.lax.map(ask, sets)
-        best = jax.tree.map(lambda x: x[jnp.argmin(losses)], (sets, told))
-        sums = {name: told[name].sum() for name in algorithm.SUMMED}
+        losses, metrics = jax.lax.map(ask, sets)
+        best = jax.tree.map(lambda x: x[jnp.argmin(losses)], (sets, metrics))
+        sums = {name: metrics[name].sum() for name in algorithm.SUMMED}
         weight = discrete.finite_weight(jnp.float32(1), losses.min())
         return algorithm.Upload((), weight), best[0], best[1] | sums
 

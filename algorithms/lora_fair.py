@@ -8,15 +8,14 @@ Initialization Refinement", ICCV 2025, arXiv:2411.14961.
 
 Clients start from the corrected pair, so that nothing is drawn anew.
 
-Deviations: equation 8 of the paper (read in two summaries, its text and code were not
-at hand) adds penalty |D| to a similarity of the two products, in its experiments their
-cosine, and descends on it by SGD. A cosine does not see lengths, of which averaging the
-factors gets most wrong, and its slope grows as the products shrink, so that no step size
-fits all adapters. The squared distance here sees both, has a closed form in matrices of
-size R, D = (A'A + penalty I)^-1 A' (sum p_k A_k B_k - A B), and needs no step size. It
-equals where an independent implementation (FedProC, its choice `l2`, a mean over in x out
-entries) comes to rest. A client of rank r counts with zeros beyond r, and starts from the
-first r components.
+Deviations: equation 8 of the paper (known from two summaries; its text and code were not
+available) adds penalty |D| to a similarity of the two products, in its experiments their cosine,
+and minimises it by SGD. A cosine ignores lengths, which averaging the factors distorts most, and
+its slope grows as the products shrink, so that no step size fits all adapters. The squared
+distance here counts both, has a closed form in matrices of size R,
+D = (A'A + penalty I)^-1 A' (sum p_k A_k B_k - A B), and needs no step size. It equals the point
+to which an independent implementation (FedProC, its choice `l2`, a mean over in x out entries)
+converges. A client of rank r counts with zeros beyond r, and starts from the first r components.
 """
 
 import jax
@@ -35,8 +34,8 @@ def lora_fair(
 ) -> algorithm.Algorithm:
     """Federated averaging of A and B with a correction of B on the server.
 
-    The correction never makes the aggregation error larger; with an infinite penalty
-    there is none, which is FedIT. A round sends both factors down and both up, the
+    The correction never increases the aggregation error; with an infinite penalty there is
+    no correction, which is FedIT. A round sends both factors down and both up, the
     components of the client's rank. Clients keep no state; the server needs memory for
     the factors of a whole cohort.
 
@@ -44,7 +43,7 @@ def lora_fair(
       loss_fn: `(params, model, batch, key) -> (loss, metrics)`.
       client_tx: the local optimizer, fresh at every visit.
       penalty: weight of |D|^2, positive.
-      weigh_fn: `(ClientData) -> ()`, how much a client counts.
+      weigh_fn: `(ClientData) -> ()`, the weight of a client.
 
     Returns:
       An algorithm that shares `Factors`.

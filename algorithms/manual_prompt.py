@@ -1,4 +1,4 @@
-"""The manual prompt: what somebody wrote, as it is; nothing is learned and nothing is asked.
+"""The manual prompt: used as it was written; nothing is learned and the model is not asked.
 
 The baseline of every search for a better one (as in Diao et al., TMLR 2023,
 arXiv:2201.08531, and Sun et al., ICML 2024, arXiv:2310.01467).
@@ -16,7 +16,7 @@ def manual_prompt(loss_fn: world.LossFn) -> algorithm.Algorithm:
       loss_fn: never called.
 
     Returns:
-      An algorithm that needs TEXT, to be used; it sends nothing and keeps nothing.
+      An algorithm that sends nothing and keeps nothing. It declares TEXT, which serving needs.
     """
     del loss_fn
 

@@ -7,15 +7,14 @@ First the clients send their gradients at x; c is the mean. Then they train:
     client:  y <- y - eta U(g_k(y) - g_k(x) + c; s),  both g_k on one batch, s frozen
     server:  x <- mean_k y_k,   s <- V(c, s)
 
-One round of the paper is two rounds here: `shared.control_due` says which exchange
-it is, so that a round that nobody attends puts off its exchange, no more.
+One round of the paper is two rounds here: `shared.control_due` tells which exchange
+it is, so that a round without any client only delays its exchange.
 
-FedJAX's code is the same but for its weights, the clients' examples, and its two exchanges
+FedJAX's code is the same except for its weights, the clients' examples, and its two exchanges
 in one round.
 
-Deviations: the cohort is drawn anew for the second exchange (no difference where
-everybody takes part); the gradient at x is over the batches of a visit; U and V as in
-`mime_lite`.
+Deviations: the cohort is drawn anew for the second exchange (no difference if all clients
+take part); the gradient at x is over the batches of a visit; U and V as in `mime_lite`.
 """
 
 from typing import NamedTuple
@@ -23,13 +22,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from fedjax_post.algorithms.mime_lite import frozen, next_state
 
+from fedjax_post.algorithms.mime_lite import freeze, next_state
 from fedjax_post.core import aggregates, algorithm, local, world
 
 
 class Shared(NamedTuple):
-    """What the federation learns, what everybody steps with, and what comes next."""
+    """What the federation learns, the optimizer that all clients use, and what comes next."""
 
     params: algorithm.PyTree  # x
     opt_state: algorithm.PyTree  # s
@@ -50,7 +49,7 @@ def mime(loss_fn: world.LossFn, client_tx: world.ClientTx) -> algorithm.Algorith
       An algorithm whose `shared` is a `Shared`. Each of a step's two rounds sends two
       trees and the optimizer's state down, and one tree up.
     """
-    tx = frozen(client_tx)
+    tx = freeze(client_tx)
     grad_fn = jax.grad(loss_fn, has_aux=True)
 
     def gradient(model, replica, data, ctx):

@@ -9,12 +9,12 @@ that steps by U(gradient; s) and updates its statistics by s <- V(gradient, s):
 
 so that momentum and Adam's moments describe the whole federation, not a client.
 
-FedJAX's code is the same but for the clients' weights, equal here and in the paper.
+FedJAX's code is the same except for the clients' weights, equal here and in the paper.
 
-Deviations: the gradient at x is over the batches of the visit, not all of a client's
-data. Of an optax optimizer, U is the step that it would take next: for momentum
-that is the paper's U up to a constant factor; for Adam the second moment has the
-client's own gradient in it, too, and the bias correction goes on.
+Deviations: the gradient at x is over the batches of the visit, not all of a client's data. U of
+an optax optimizer is the step that it would take next: for momentum that is the paper's U up to a
+constant factor; for Adam the second moment also includes the client's own gradient, and the bias
+correction continues.
 """
 
 from typing import NamedTuple
@@ -26,7 +26,7 @@ from fedjax_post.core import aggregates, algorithm, local, world
 
 
 class Shared(NamedTuple):
-    """What the federation learns, and the optimizer that everybody uses."""
+    """What the federation learns, and the state of the optimizer that all clients use."""
 
     params: algorithm.PyTree  # x
     opt_state: algorithm.PyTree  # s
@@ -39,8 +39,8 @@ class Visit(NamedTuple):
     gradient: algorithm.PyTree  # of f_k at x
 
 
-def frozen(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """`tx` with the state of the extra argument `opt_state`, never updated."""
+def freeze(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """Returns `tx` with the state of the extra argument `opt_state`, which is never updated."""
     tx = optax.with_extra_args_support(tx)
 
     def update(grads, state, params=None, *, opt_state, **extra):
@@ -52,7 +52,13 @@ def frozen(tx: optax.GradientTransformation) -> optax.GradientTransformationExtr
 def next_state(
     tx: optax.GradientTransformation, gradient: algorithm.PyTree, shared: Shared
 ) -> algorithm.PyTree:
-    """V: the optimizer's state after a gradient; step sizes, hence rounds, do not enter it."""
+    """Returns V: the optimizer's state after a gradient.
+
+    Args:
+      tx: the base optimizer.
+      gradient: shaped like the parameters.
+      shared: the parameters and the state before; step sizes, hence rounds, do not enter it.
+    """
     tx = optax.with_extra_args_support(tx)
     return tx.update(gradient, shared.opt_state, shared.params, anchor=shared.params, round=0)[1]
 
@@ -60,7 +66,7 @@ def next_state(
 def mime_lite(loss_fn: world.LossFn, client_tx: world.ClientTx) -> algorithm.Algorithm:
     """Federated averaging with one optimizer state for the federation.
 
-    With plain SGD, which has no state, it is FedAvg of equal weights.
+    With plain SGD, which has no state, it is FedAvg with equal weights.
 
     Args:
       loss_fn: `(params, model, batch, key) -> (loss, metrics)`.
@@ -70,7 +76,7 @@ def mime_lite(loss_fn: world.LossFn, client_tx: world.ClientTx) -> algorithm.Alg
       An algorithm whose `shared` is a `Shared`. A round sends the parameters and
       the optimizer's state down, and two trees like the parameters up.
     """
-    tx = frozen(client_tx)
+    tx = freeze(client_tx)
 
     def update(model, replica, state, data, ctx):
         x, s = replica

@@ -5,17 +5,16 @@ averaged as in FederatedScope-LLM (Kuang et al., KDD 2024, arXiv:2309.00363).
 
     each client:  y_k = local steps from x on the stand-in, of its true first and last layers
     server:       x <- x + sum p_k (y_k - x)
-    owner:        the target with x in the place of its own first and last layers
+    owner:        the target with x in place of its own first and last layers
 
-Nobody but the owner runs the target, and no row leaves a client. What the federation has in
-the end is the ends x: without the owner, it can serve the stand-in with them and nothing else.
+Only the owner runs the target, and no row leaves a client. The federation obtains the ends x:
+without the owner, it can use them only in the stand-in.
 
-Deviations: clients train factors of the ends, or their weights, as `params` say; the paper
+Deviations: clients train factors of the ends, or their weights, as `params` decide; the paper
 trains weights, adapters or factors. Weights cost a client a copy of the stand-in's stacks.
 """
 
 from fedjax_post.algorithms.fed_avg import fed_avg
-
 from fedjax_post.core import algorithm, local, world
 from fedjax_post.core.access import Access
 
@@ -27,21 +26,21 @@ def offsite_tuning(
     server_tx: world.ServerTx | None = None,
     weigh_fn: world.WeighFn = local.by_tokens,
 ) -> algorithm.Algorithm:
-    """Federated averaging of the ends of a stand-in, plugged into its target to be served.
+    """Federated averaging of the ends of a stand-in, which are deployed in its target.
 
     With a stand-in that drops no layer it is FedAvg of the target's first and last layers. A
-    round sends the ends down and up; the stand-in itself is handed out once, before it, and is
-    not in the record (`model.emulator.emulator_bytes`).
+    round sends the ends down and up; the stand-in itself is handed out once, before the run,
+    and is not in the record (`model.emulator.emulator_bytes`).
 
     Args:
-      loss_fn: `(params, model, batch, key) -> (loss, metrics)`; it sees the stand-in's model.
+      loss_fn: `(params, model, batch, key) -> (loss, metrics)`; its model is the stand-in's.
       client_tx: the local optimizer of the ends, fresh at every visit.
-      server_tx: optimizer fed the negated mean update; None adds the mean update itself.
-      weigh_fn: `(ClientData) -> ()`, how much a client counts.
+      server_tx: optimizer that receives the negated mean update; None adds the mean update.
+      weigh_fn: `(ClientData) -> ()`, the weight of a client.
 
     Returns:
-      An algorithm for models {'emulator': an `Emulator`, 'target': the model behind it} that
-      shares the ends, `Emulator.ends(params)`. The target is used in `deploy` alone.
+      An algorithm for models {'emulator': an `Emulator`, 'target': the model it stands in for}
+      that shares the ends, `Emulator.ends(params)`. Only `deploy` uses the target.
     """
 
     def loss(ends, models, batch, key):

@@ -1,4 +1,4 @@
-"""q-FedAvg: clients that fare worse count for more.
+"""q-FedAvg: clients with a larger loss have a larger weight.
 
 Li et al., "Fair Resource Allocation in Federated Learning", ICLR 2020,
 arXiv:1905.10497, Algorithm 2, for the objective sum_k F_k(w)^(q+1) / (q+1). With L the
@@ -10,9 +10,9 @@ inverse of the local step size and w_k where the local steps end:
 
 Deviations: F_k(w) is the mean loss over the batches of the visit, not all of the
 client's data; 1e-10 is added to it, as in the authors' code, so that no loss is zero.
-Clients count alike, where the paper samples them by size. The rest is the authors' code
-to the digit. No noise goes around it: the step divides by the sum of the h_k, which noise of
-the size that covers a client's D_k may bring to any value near zero, or below.
+Clients have equal weights, where the paper samples them by size. The rest agrees with the
+authors' code to the last digit. Noise cannot be added: the step divides by the sum of the h_k,
+which noise large enough to hide a client's D_k may bring near zero, or below.
 """
 
 from typing import NamedTuple
@@ -34,19 +34,19 @@ class Fair(NamedTuple):
 def q_fed_avg(
     loss_fn: world.LossFn, learning_rate: world.LearningRate, *, q: float = 1.0
 ) -> algorithm.Algorithm:
-    """Federated averaging that trades mean loss for evenness.
+    """Federated averaging that accepts a larger mean loss for more equal losses.
 
-    With q = 0 it is FedAvg of equal weights. The local optimizer is plain SGD, since
+    With q = 0 it is FedAvg with equal weights. The local optimizer is plain SGD, since
     L is the inverse of its step size.
 
     Args:
       loss_fn: `(params, model, batch, key) -> (loss, metrics)`, not negative.
       learning_rate: local step size, or a function from the round to it.
-      q: how much fairness counts, not negative.
+      q: weight of fairness, not negative.
 
     Returns:
-      An algorithm that shares the parameters themselves. A round sends one copy of
-      them down, and one up with a number; each visit evaluates its batches once more.
+      An algorithm that shares the parameters themselves. A round sends one copy of them down,
+      and one copy and a number up; each visit evaluates its batches once more.
 
     Raises:
       ValueError: if `q` is negative.
@@ -74,8 +74,8 @@ def q_fed_avg(
         aggregate=aggregates.weighted_mean(),
         value_like=lambda shared: Fair(shared, jnp.zeros(())),
         refuses={
-            algorithm.Around.RULE: "clients that fare worse send more, and a robust rule leaves "
-            "out whoever does",
+            algorithm.Around.RULE: "clients with a larger loss send larger values, and a robust "
+            "rule leaves them out",
             algorithm.Around.NOISE: "its server divides by a sum over clients, which noise may "
             "bring near zero",
         },

@@ -1,9 +1,8 @@
-"""The two reference points of a federation: everybody's data in one place, and nobody's shared.
+"""The two reference points of a federation: all data in one place, and no exchange at all.
 
-Both are ordinary algorithms, so that the same engine, data, records and
-checkpoints serve them. They are not federated algorithms: `central` expects a
-population of one that holds the union of a cohort's batches, `local_only` sends
-nothing.
+Both are written as algorithms, so that they use the same engine, data, records and
+checkpoints. They are not federated algorithms: `central` expects a population of one
+that holds the union of a cohort's batches, `local_only` sends nothing.
 """
 
 from typing import NamedTuple
@@ -22,14 +21,14 @@ class Trainee(NamedTuple):
 
 
 def central(loss_fn: world.LossFn, client_tx: world.ClientTx) -> algorithm.Algorithm:
-    """One model trained on pooled data, its optimizer state kept from round to round.
+    """One model trained on pooled data, with an optimizer state kept from round to round.
 
     Args:
       loss_fn: `(params, model, batch, key) -> (loss, metrics)`.
       client_tx: the optimizer.
 
     Returns:
-      An algorithm for a population of one, that shares the parameters themselves.
+      An algorithm for a population of one that shares the parameters themselves.
     """
 
     def update(model, replica, opt_state, data, ctx):
@@ -47,7 +46,7 @@ def central(loss_fn: world.LossFn, client_tx: world.ClientTx) -> algorithm.Algor
 
 
 def local_only(loss_fn: world.LossFn, client_tx: world.ClientTx) -> algorithm.Algorithm:
-    """Every client for itself: a model and an optimizer per client, nothing sent.
+    """Trains each client alone: a model and an optimizer per client; nothing is sent.
 
     Args:
       loss_fn: `(params, model, batch, key) -> (loss, metrics)`.
@@ -55,7 +54,7 @@ def local_only(loss_fn: world.LossFn, client_tx: world.ClientTx) -> algorithm.Al
 
     Returns:
       An algorithm whose client state is a `Trainee`; deployed with a client's
-      state it is that client's model, without one it is where all began.
+      state it is that client's model, without one the first parameters.
     """
 
     def init(model, replica, key):

@@ -1,4 +1,4 @@
-"""RoLoRA: the factors take turns, B in one round, A in the next.
+"""RoLoRA: trains and averages one factor in each round, B first, then A.
 
 Chen et al., "Robust Federated Finetuning of LLMs via Alternating Optimization of
 LoRA", NeurIPS 2025, arXiv:2502.01755 (first form arXiv:2409.02346), section 3.
@@ -6,12 +6,12 @@ LoRA", NeurIPS 2025, arXiv:2502.01755 (first form arXiv:2409.02346), section 3.
     rounds 0, 2, ..:  B <- B + sum p_k (B_k - B), A frozen
     rounds 1, 3, ..:  A <- A + sum p_k (A_k - A), B frozen
 
-One factor is common in every round, so that averaging never has an error. B comes
-first: while it is zero, A has no gradient.
+All clients have one factor in common in every round, so that averaging never has an error. B
+comes first: while it is zero, A has no gradient.
 
 Deviations: clients of rank r train the first r components under alpha / r, the rest
-stays put. The paper counts rounds from 1, and freezes A in the odd ones, as two
-readers of its text report: they are our even ones.
+does not change. The paper counts rounds from 1, and freezes A in the odd ones, as two
+readers of its text report: they are the even ones here.
 """
 
 import jax
@@ -30,13 +30,13 @@ def ro_lora(
 ) -> algorithm.Algorithm:
     """Federated averaging of one factor at a time, by the parity of the round.
 
-    A round sends one factor up. A client that was there in the last round is sent the
-    factor that moved in it, any other client both. Clients keep one number.
+    A round sends one factor up. A client that took part in the last round is sent the
+    factor that changed in it, any other client both. Clients keep one number.
 
     Args:
       loss_fn: `(params, model, batch, key) -> (loss, metrics)`.
-      client_tx: the local optimizer; the frozen factor's gradient reaches it as zero.
-      weigh_fn: `(ClientData) -> ()`, how much a client counts.
+      client_tx: the local optimizer; it receives zero as the frozen factor's gradient.
+      weigh_fn: `(ClientData) -> ()`, the weight of a client.
 
     Returns:
       An algorithm that shares `Factors`. A client's state is 1 + the round of its last visit.
@@ -44,7 +44,7 @@ def ro_lora(
     Raises:
       ValueError: at the start of a run, if anything but an adapter is to be trained.
     """
-    tx = optax.chain(_by_turns(), client_tx, _by_turns())
+    tx = optax.chain(_alternate(), client_tx, _alternate())
 
     def update(model, replica, last, data, ctx):
         start, end, metrics = factors.train(loss_fn, tx, replica, model, data, ctx)
@@ -61,7 +61,7 @@ def ro_lora(
         deploy=factors.deploy,
         read=algorithm.as_change,
         refuses={
-            algorithm.Around.MEMORY: "what was lost of one factor would come in the other's turn"
+            algorithm.Around.MEMORY: "what a link lost of one factor comes in the other's round"
         },
         ranked=True,
     )
@@ -72,7 +72,7 @@ def _is_turn_of_b(round):
 
 
 def _bill(replica, last, data, ctx):
-    """One factor up; down the one that moved, or both for a client that missed a round."""
+    """One factor up; down the one that changed, or both for a client that missed a round."""
     num = factors.own_rank(data.rank, factors.rank_of(replica))
     a = factors.component_bytes(replica._replace(b=None))
     b = factors.component_bytes(replica._replace(a=None))
@@ -84,11 +84,11 @@ def _bill(replica, last, data, ctx):
     )
 
 
-def _by_turns() -> optax.GradientTransformationExtraArgs:
-    """Zeroes what belongs to the factor whose turn it is not."""
+def _alternate() -> optax.GradientTransformationExtraArgs:
+    """Sets the updates of the factor that is frozen in this round to zero."""
 
     def update(updates, state, params=None, *, round, **_):
-        zero = lambda tree, kept: jax.tree.map(lambda x: jnp.where(kept, x, 0), tree)
+        zero = lambda tree, keep: jax.tree.map(lambda x: jnp.where(keep, x, 0), tree)
         is_b = _is_turn_of_b(round)
         return factors.Factors(zero(updates.a, ~is_b), zero(updates.b, is_b)), state
 

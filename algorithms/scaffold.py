@@ -4,18 +4,17 @@ Karimireddy et al., "SCAFFOLD: Stochastic Controlled Averaging for Federated
 Learning", ICML 2020, arXiv:1910.06378, Algorithm 1: `scaffold` is option II,
 `scaffold_option_1` option I.
 
-With several local steps on unlike data, the mean of the clients' models is
-pulled away from the minimum of the mean loss. Each client k therefore keeps an
+With several local steps on unlike data, the mean of the clients' models moves
+away from the minimum of the mean loss. Each client k therefore keeps an
 estimate c_k of its own gradient, the server keeps their mean c, and every local
-step follows g - c_k + c in place of g. Clients count alike.
+step follows g - c_k + c in place of g. Clients have equal weights.
 
-Deviation: c moves by |S| / N times the mean change of the c_k, |S| / N being
-`participation`, so that a cohort of another size counts as if it were of the usual one. Where
-cohorts differ in size (Poisson sampling, buffers, clients that are dropped), c is then no
-longer the mean of the c_k, nor where a link, a clip or a robust rule alters what is sent of
-their changes. The gap stays, and training ends where the mean gradient is that gap and not
-zero. With `fixed_mean` of the usual size in the place of the mean, as under noise, c is the
-mean for cohorts of any size.
+Deviations: c moves by |S| / N times the mean change of the c_k, with `participation` for |S| / N,
+so that a cohort of another size counts as one of the usual size. If cohorts differ in size
+(Poisson sampling, buffers, dropped clients), or if a link, a clip or a robust rule alters the
+changes of the c_k that are sent, c is no longer the mean of the c_k. This difference stays, and
+training ends where the mean gradient equals it and not zero. With `fixed_mean` of the usual size
+in place of the mean, as under noise, c is the mean for cohorts of any size.
 """
 
 from typing import NamedTuple
@@ -43,16 +42,15 @@ def scaffold(
 ) -> algorithm.Algorithm:
     """Federated averaging whose local steps are corrected for drift.
 
-    With zero controls the first round equals FedAvg's on equal weights. The
-    local optimizer is plain SGD, since option II reads the mean gradient off
-    the distance walked, (x - y) / (K learning_rate): with any other optimizer that
-    quotient is no gradient, so there is no argument for one.
+    With zero controls the first round equals FedAvg's with equal weights. The local
+    optimizer is always plain SGD, since option II computes the mean gradient from the
+    change, as (x - y) / (K learning_rate): with another optimizer that is not a gradient.
 
     Args:
       loss_fn: `(params, model, batch, key) -> (loss, metrics)`.
       learning_rate: local step size, or a function from the round to it.
       participation: cohort size over population size, in (0, 1].
-      server_tx: optimizer fed the negated mean drift; None adds the mean drift itself.
+      server_tx: optimizer that receives the negated mean drift; None adds the mean drift.
 
     Returns:
       An algorithm whose `shared` is a `Shared`, and whose client state is one
@@ -61,6 +59,11 @@ def scaffold(
 
     Raises:
       ValueError: if `participation` is outside (0, 1].
+
+    Example:
+      >>> algorithm = scaffold(lambda w, model, batch, key: (w @ w, {}), 0.1, participation=0.5)
+      >>> algorithm.init(jnp.ones(3)).control
+      Array([0., 0., 0.], dtype=float32)
     """
     if isinstance(participation, int | float) and not 0 < participation <= 1:
         raise ValueError(f"participation must be in (0, 1], got {participation}")
@@ -94,9 +97,16 @@ def scaffold_option_1(
     participation: world.Participation,
     server_tx: world.ServerTx | None = None,
 ) -> algorithm.Algorithm:
-    """SCAFFOLD whose controls are gradients at the shared model; arguments as in `scaffold`.
+    """SCAFFOLD whose controls are gradients at the shared model.
 
-    Steadier than option II, for one more pass over the data of a visit.
+    Args:
+      loss_fn: as in `scaffold`.
+      learning_rate: as in `scaffold`.
+      participation: as in `scaffold`.
+      server_tx: as in `scaffold`.
+
+    Returns:
+      As `scaffold`, but more stable, for one more pass over the data of a visit.
     """
     other = scaffold(loss_fn, learning_rate, participation=participation, server_tx=server_tx)
 

@@ -1,4 +1,4 @@
-"""Skeleton: copy this file to write an algorithm; what it does is named in the next paragraph.
+"""Skeleton: copy this file to write an algorithm; the last paragraph describes what it computes.
 
 Six steps, a few minutes each:
 
@@ -6,31 +6,31 @@ Six steps, a few minutes each:
    State the paper, its equations and every deviation here, in the file's head.
 2. Decide what is *shared* (any tree: parameters, a pair, a vector of scalars), what a
    client keeps (its *state*), and what it sends (an `Upload`: a value and a weight).
-3. Write `update` for one client, as if there were no other: the engine maps it, drops
-   what is not finite, masks padding and counts bytes. Local training is `local_steps`, whose
+3. Write `update` for one client, as if there were no other: the engine maps it over clients,
+   drops what is not finite, masks padding and counts bytes. Local training is `local_steps`, whose
    optimizer may be an `optax.chain` with links such as `add_proximal` and `add_control`.
 4. Choose the aggregate (`weighted_mean`, or a rule of `core.robust`) and the server
-   (`server_optimizer`, or a `Server` of your own). `init` and `deploy` say how parameters
-   become what is shared, and how that becomes a model again.
-5. Hold it to the contract, and to a law of its own: what it equals where its defining
-   term is zero, and what fails without it.
+   (`server_optimizer`, or a `Server` of your own). `init` turns parameters into what is shared,
+   and `deploy` turns that into a model again.
+5. Test it against the contract, and against a law of its own: what it equals where its defining
+   term is zero, and what fails without that term.
 
        for check in testing.CHECKS.values():
            check(testing.Case(my_algorithm(testing.toy_loss, optax.sgd(0.05))))
 
-6. Run it, then beside others. What the program gives it is declared by the annotations of
-   `fedjax_post.core.world`, whatever the arguments are called; all others are flags:
+6. Run it, then compare it with others. The annotations of `fedjax_post.core.world` declare what
+   the program passes to it, whatever the arguments are called; all other arguments are flags:
 
        python -m experiments.train --algorithm=my_algorithms:my_algorithm --keep=0.3
        python -m experiments.compare --algorithms=fed_avg,my_algorithms:my_algorithm
 
    To register it here: one line in `algorithms/__init__.py`, one in the contract suite.
 
-As it stands: a client sends its change plus a share of its last one,
+In this example, a client sends its change plus a share of the change that it sent last,
 
     u_k <- (y_k - x) + keep u_k,    x <- x + sum_k p_k u_k
 
-y_k being where its local steps end. keep = 0 is FedAvg.
+where y_k is the end of its local steps. keep = 0 is FedAvg.
 """
 
 import optax
@@ -45,7 +45,7 @@ def skeleton(
     keep: float = 0.3,
     weigh_fn: world.WeighFn = local.by_tokens,
 ) -> algorithm.Algorithm:
-    """Federated averaging with momentum on each client; say here what yours is.
+    """Federated averaging with momentum on each client; describe your algorithm here.
 
     A round sends one copy of the parameters down and one up. Clients keep one copy.
 
@@ -53,7 +53,7 @@ def skeleton(
       loss_fn: `(params, model, batch, key) -> (loss, metrics)`, the mean loss of one batch.
       client_tx: the local optimizer, fresh at every visit.
       keep: share of a client's last change that it sends again, in [0, 1); 0 is FedAvg.
-      weigh_fn: `(ClientData) -> ()`, how much a client counts.
+      weigh_fn: `(ClientData) -> ()`, the weight of a client.
 
     Returns:
       An algorithm that shares the parameters themselves.

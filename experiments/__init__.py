@@ -1,1 +1,1 @@
-"""Programs: they parse flags, build and call; what they call is the library."""
+"""Programs: each parses flags and calls the library once."""

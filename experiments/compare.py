@@ -1,11 +1,11 @@
-"""Several algorithms on the same clients, seeds and budget, and what each gives for its bytes.
+"""Compares several algorithms on the same clients, seeds and budget, by score and by bytes.
 
     python -m experiments.compare --algorithms=fed_avg,scaffold,ffa_lora:client_lr=0.3 --seeds=0,1,2
 
-An algorithm is followed by flags of its own after colons; all other flags of experiments.train
-go to every run. Each run is an ordinary one, in a folder <output_dir>/<algorithm>/seed-<seed>.
-The same command goes on after Ctrl-C or a kill, and does not repeat runs that are finished; more
-seeds or algorithms may be added to a comparison.
+Flags of one algorithm follow it after colons; all other flags of experiments.train apply to every
+run. Each is an ordinary run in a folder <output_dir>/<algorithm>/seed-<seed>. After Ctrl-C or a
+kill, the same command with its --output_dir continues and does not repeat finished runs; seeds
+and algorithms may be added to a comparison.
 """
 
 import shlex
@@ -13,10 +13,10 @@ import sys
 from collections.abc import Sequence
 
 from absl import flags
-from fedjax_post.experiments import program
-from fedjax_post.experiments.flags import lists, parse
 
 from fedjax_post import study
+from fedjax_post.experiments import program
+from fedjax_post.experiments.flags import lists, parse
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,8 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _define(values: flags.FlagValues) -> None:
-    what = "name:flag=value:.., with commas between algorithms"
-    flags.DEFINE_string("algorithms", "", what, flag_values=values)
+    about = "name:flag=value:.., with commas between algorithms"
+    flags.DEFINE_string("algorithms", "", about, flag_values=values)
     lists.define_many(values, usual="0,1,2", of="comparison")
 
 

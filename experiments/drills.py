@@ -1,11 +1,11 @@
-"""Autonomy drills: what methods lose when whoever hosts the model stops, changes or refuses.
+"""Autonomy drills: what methods lose when the host of the model stops, changes or refuses.
 
     python -m experiments.drills --drills=all --methods=fed_avg,fed_bpt:adapter=soft_prompt
 
-Methods are given as to experiments.compare, and all other flags are those of experiments.train,
-which go to every method. Every drill is an ordinary run in a folder of its own below
---output_dir, begun from the same state as the run without the fault; the same command goes on
-after Ctrl-C. What comes out is drills.json, a list of rows, and a table.
+Methods are written as for experiments.compare; all other flags are those of experiments.train and
+apply to every method. Every drill is an ordinary run in a folder of its own below --output_dir,
+started from the same state as the run without the fault. After Ctrl-C the same command with its
+--output_dir continues. The results are drills.json, a list of rows, and a table.
 """
 
 import shlex
@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
-from fedjax_post.experiments import program
-from fedjax_post.experiments.flags import lists, parse
 
 from fedjax_post import study
+from fedjax_post.experiments import program
+from fedjax_post.experiments.flags import lists, parse
 from fedjax_post.study.autonomy import DRILLS
 from fedjax_post.study.faults import Settings
 
@@ -34,19 +34,22 @@ def _define(values: flags.FlagValues) -> None:
     flags.DEFINE_string("methods", "", "name:flag=value:.., with commas between", **give)
     lists.define_many(values, usual="0", of="drills")
     whole: dict[str, tuple[Any, str]] = {
-        "at_round": (None, "the first round of a fault (half of the rounds)"),
-        "rate_limit": (usual.rate_limit, "clients that get through in a round of rate_limited"),
-        "refused_client": (usual.refused_client, "whom `refused` refuses"),
-        "excluded_clients": (None, "how many the exclusions shut out (a quarter)"),
-        "own_examples": (usual.own_examples, "rows of those shut out that are scored; 0: all"),
+        "at_round": (None, "first round of a fault (half of the rounds)"),
+        "rate_limit": (usual.rate_limit, "clients that are answered in a round of `rate_limited`"),
+        "refused_client": (usual.refused_client, "the client that `refused` refuses"),
+        "excluded_clients": (None, "number of clients that the exclusions exclude (a quarter)"),
+        "own_examples": (
+            usual.own_examples,
+            "rows of the excluded clients that are scored; 0: all",
+        ),
     }
     for name, (default, about) in whole.items():
         low = 0 if name in ("refused_client", "own_examples") else 1
         flags.DEFINE_integer(name, default, about, lower_bound=low, **give)
-    other = "how far another version's matrices are, in their own deviations"
+    other = "distance of another version's matrices, in their standard deviations"
     flags.DEFINE_float("change", usual.change, other, lower_bound=0.0, **give)
-    flags.DEFINE_string("passport", "", "of the base (by --model)", **give)
-    flags.DEFINE_string("data_licence", "unknown", "of the clients' data", **give)
+    flags.DEFINE_string("passport", "", "name of the base's passport (by --model)", **give)
+    flags.DEFINE_string("data_licence", "unknown", "licence of the clients' data", **give)
 
 
 def _drill(argv: Sequence[str]) -> int:

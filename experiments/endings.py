@@ -1,7 +1,7 @@
-"""How a program ends that does not come to its end: one line, or a traceback.
+"""How a program that fails ends: with one line, or with a traceback.
 
-Flags, files and fields are refused in one line. An error that passed through a person's own
-code is theirs to mend, so that it goes on to Python, which prints where it came from.
+Bad flags, files and fields are reported in one line. An error that passed through a user's own
+code is raised again, so that Python prints its traceback.
 """
 
 import signal
@@ -12,25 +12,24 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-from fedjax_post.experiments.flags.wording import in_flags
-
 from fedjax_post.core.access import AccessError
 from fedjax_post.disclosure.ledger import DisclosureError
+from fedjax_post.experiments.flags.wording import in_flags
 
-# What a flag, a file or a field that will not do raises.
+# What bad flags, files and fields raise.
 REFUSED = (ValueError, OSError, ImportError, AccessError, DisclosureError)
 _ROOT = Path(__file__).parent.parent
 _OURS = tuple(str(_ROOT / name) for name in ("fedjax_post", "algorithms", "experiments"))
 
 
 def refuse(error: Exception) -> int:
-    """Prints why a program will not do what it was told, and returns its exit code.
+    """Prints why a program does not run, and returns its exit code, 2.
 
     Args:
-      error: of `REFUSED`.
+      error: one of `REFUSED`.
 
     Raises:
-      Exception: the error itself, if it passed through code that is neither ours nor installed.
+      Exception: the error itself, if it passed through a user's own code.
     """
     if passed_own_code(error):
         raise error
@@ -39,12 +38,12 @@ def refuse(error: Exception) -> int:
 
 
 def passed_own_code(error: BaseException) -> bool:
-    """Returns whether an error, or what it was raised from, passed through a person's own file."""
+    """Returns whether an error, or one of its causes, passed through a user's own file."""
     return any(_is_own(path) for path in _files_of(error))
 
 
 def interrupted_code(error: KeyboardInterrupt) -> int:
-    """Returns the exit code after Ctrl-C, 130, or SIGTERM, 143, as shells have them."""
+    """Returns the exit code after Ctrl-C, 130, or after SIGTERM, 143, as shells do."""
     return 128 + getattr(error, "signum", signal.SIGINT)
 
 
@@ -56,7 +55,7 @@ def _files_of(error: BaseException | None) -> Iterator[str]:
 
 
 def _is_own(path: str) -> bool:
-    """Whether a file is neither of this project, nor installed, nor made up by a library."""
+    """Whether a file exists and belongs neither to this project nor to an installed package."""
     places = (*_OURS, *sysconfig.get_paths().values(), *site.getsitepackages())
     places = (*places, site.getusersitepackages())
     return Path(path).is_file() and not any(Path(path).is_relative_to(place) for place in places)

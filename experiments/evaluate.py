@@ -1,20 +1,19 @@
-"""Scores of a run, of an adapter's folder or of a base, on its own data or on others.
+"""Scores a run, an adapter's folder or a base, on its own data or on other data.
 
     python -m experiments.evaluate runs/<a run>
     python -m experiments.evaluate runs/<a run> --dataset=rows.jsonl --eval_clients=4
     python -m experiments.evaluate builtin --dataset=builtin-kinds
 
-Held-out rows as a whole and for each kind of task, and the rows of some clients. All flags are
-those of experiments.train; what is not given is as in the run.
+Scores are over the held-out rows, all of them and each kind of task, and over the rows of some
+clients. All flags are those of experiments.train; those not given are as in the run.
 """
 
 import sys
 from collections.abc import Sequence
 
+from fedjax_post import study
 from fedjax_post.experiments import program
 from fedjax_post.experiments.flags import parse
-
-from fedjax_post import study
 
 
 def main(argv: Sequence[str] | None = None) -> int:

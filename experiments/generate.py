@@ -1,20 +1,20 @@
-"""Answers of a run, of an adapter's folder or of a base, word by word.
+"""Prints the answers of a run, of an adapter's folder or of a base, word by word.
 
     python -m experiments.generate runs/<a run> --prompt='sort: pear fig'
     python -m experiments.generate runs/<a run>
 
-Without a prompt it reads questions from the terminal until an empty line or Ctrl-D; a model with
-a chat template remembers them.
+Without --prompt it reads questions from the terminal until an empty line or Ctrl-D; a model with
+a chat template sees the earlier ones.
 """
 
 import sys
 from collections.abc import Sequence
 
 from absl import flags
-from fedjax_post.experiments import program
-from fedjax_post.experiments.flags import parse
 
 from fedjax_post import study
+from fedjax_post.experiments import program
+from fedjax_post.experiments.flags import parse
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,9 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _define(values: flags.FlagValues) -> None:
     give = {"flag_values": values}
-    flags.DEFINE_string("prompt", None, "one question; its answer ends the program", **give)
+    flags.DEFINE_string("prompt", None, "one question; the program ends after its answer", **give)
     flags.DEFINE_integer("max_new_tokens", 256, "tokens of an answer", lower_bound=1, **give)
-    about = "of sampling; 0 takes the likeliest token"
+    about = "of sampling; 0 takes the most likely token"
     flags.DEFINE_float("temperature", 0.0, about, lower_bound=0.0, **give)
 
 
@@ -38,17 +38,20 @@ def _generate(argv: Sequence[str]) -> int:
         print(line.help)
         return 0
     served = study.serve(line.words[0], line.typed)
-    how = {"max_new_tokens": line.values.max_new_tokens, "temperature": line.values.temperature}
-    how["seed"] = line.spec.seed
+    sampling = {
+        "max_new_tokens": line.values.max_new_tokens,
+        "temperature": line.values.temperature,
+    }
+    sampling["seed"] = line.spec.seed
     if line.values.prompt is not None:
-        _answer(served, [{"role": "user", "content": line.values.prompt}], how)
+        _answer(served, [{"role": "user", "content": line.values.prompt}], sampling)
         return 0
     turns: list[dict[str, str]] = []
-    for question in iter(lambda: _ask(), ""):
+    for question in iter(_ask, ""):
         turns.append({"role": "user", "content": question})
         if not served.tokenizer.chat_template:
             turns = turns[-1:]
-        turns.append({"role": "assistant", "content": _answer(served, turns, how)})
+        turns.append({"role": "assistant", "content": _answer(served, turns, sampling)})
     return 0
 
 
@@ -59,9 +62,9 @@ def _ask() -> str:
         return ""
 
 
-def _answer(served: study.Served, turns: Sequence[dict[str, str]], how: dict) -> str:
+def _answer(served: study.Served, turns: Sequence[dict[str, str]], sampling: dict) -> str:
     pieces = []
-    for piece in study.stream(served, turns, **how):
+    for piece in study.stream(served, turns, **sampling):
         print(piece, end="", flush=True)
         pieces.append(piece)
     print()

@@ -1,13 +1,13 @@
-"""A ladder as a file: one task at every level of access.
+"""Reads a ladder from a file: one task at every level of access.
 
-A task is a file in `experiments/ladders`, or one of your own by its path ending in .toml:
+A task is a file in `experiments/ladders`, or your own file, named by a path that ends in .toml:
 
     [task]              title; gate = { manual, soft, full }: the cells that show whether the base
                         can be prompted (manual_prompt, soft_prompt and lora)
     [common]            flags of experiments.train for every run
-    [cells.NAME]        title, kind = "open", "closed" or "baseline"; all else are flags of its own
-    [bases]             other bases for H6: names, and which cells run on them
-    [drills]            cells and drills; flags for their runs; all else as in experiments.drills
+    [cells.NAME]        title, kind = "open", "closed" or "baseline"; other keys are its own flags
+    [bases]             other bases for H6: names, and the cells that run on them
+    [drills]            cells and drills; flags for their runs; other keys as in experiments.drills
 """
 
 import tomllib
@@ -16,19 +16,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedjax_post.experiments.flags import changes_in
-
 from fedjax_post.study import Faults, Rung, Spec
 from fedjax_post.study.faults import Settings
 from fedjax_post.study.files import check_trusted
 from fedjax_post.study.ladder import KINDS, Task
 
 FOLDER = Path(__file__).parent / "ladders"
-_TOLD = ("title", "kind")
+_NOT_FLAGS = ("title", "kind")
 _TABLES = ("task", "common", "cells", "bases", "drills")
 
 
 class Ladder(NamedTuple):
-    """A task, and the methods that are tried on it; see `study.ladder`."""
+    """A task, and the methods that are run on it; see `study.ladder`."""
 
     task: Task
     rungs: dict[str, Rung]
@@ -37,7 +36,7 @@ class Ladder(NamedTuple):
 
 
 def ladder_names() -> list[str]:
-    """Returns the tasks that there are."""
+    """Returns the names of the tasks that the project has."""
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
 
 
@@ -45,20 +44,20 @@ def read_ladder(name: str, typed: Mapping[str, Any], *, trust_code: bool = False
     """Returns the ladder of a task, checked.
 
     Args:
-      name: of `ladder_names()`, or the path of a file of one's own, ending in .toml.
-      typed: fields of every experiment, by path, over the file's.
+      name: one of `ladder_names()`, or the path of your own file, ending in .toml.
+      typed: fields of every experiment, by path; they replace the file's.
       trust_code: whether functions that the file names may be imported.
 
     Raises:
-      ValueError: naming the file, the field and the remedy.
+      ValueError: if the file is not a ladder; names the file, the field and the remedy.
       FileNotFoundError: if there is no such file.
     """
     path = Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml"
     content = _content(path, name)
     common = _changes(content.get("common", {}), trust_code)
     rungs = {
-        cell: _rung(path, cell, told, common, typed, trust_code)
-        for cell, told in content["cells"].items()
+        cell: _rung(path, cell, table, common, typed, trust_code)
+        for cell, table in content["cells"].items()
     }
     for rung in rungs.values():
         check_trusted(rung.spec, typed, source=path, trust_code=trust_code)
@@ -83,7 +82,7 @@ def _content(path: Path, name: str) -> Mapping[str, Any]:
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"--task={name}: {path} is no TOML: {error}") from None
+        raise ValueError(f"--task={name}: {path} is not TOML: {error}") from None
     unknown = [table for table in content if table not in _TABLES]
     missing = not isinstance(content.get("cells"), dict) or not content["cells"]
     if unknown or missing:
@@ -91,27 +90,31 @@ def _content(path: Path, name: str) -> Mapping[str, Any]:
             f"--task={name}: {f'[{unknown[0]}] is unknown' if unknown else '[cells] is missing'}; "
             f"the tables are {', '.join(_TABLES)}"
         )
-    for table, told in content.items():
-        if not isinstance(told, dict):
-            raise ValueError(f"--task={name}: {table} is no table; write [{table}] above its lines")
+    for table, lines in content.items():
+        if not isinstance(lines, dict):
+            raise ValueError(
+                f"--task={name}: {table} is not a table; write [{table}] above its lines"
+            )
     return content
 
 
-def _rung(path, name: str, told: Any, common, typed, trust_code: bool) -> Rung:
-    if not isinstance(told, dict) or told.get("kind") not in KINDS:
-        kind = told.get("kind") if isinstance(told, dict) else told
+def _rung(path, name: str, table: Any, common, typed, trust_code: bool) -> Rung:
+    if not isinstance(table, dict) or table.get("kind") not in KINDS:
+        kind = table.get("kind") if isinstance(table, dict) else table
         raise ValueError(
             f"{path}: [cells.{name}] has kind = {kind!r}; give one of {', '.join(KINDS)}"
         )
-    if "algorithm" not in told:
+    if "algorithm" not in table:
         raise ValueError(f"{path}: [cells.{name}] names no algorithm; give one")
-    own = _changes({key: value for key, value in told.items() if key not in _TOLD}, trust_code)
+    own = _changes(
+        {key: value for key, value in table.items() if key not in _NOT_FLAGS}, trust_code
+    )
     spec = Spec().put(dict(common) | own | dict(typed))
-    return Rung(spec, told["kind"], str(told.get("title", name)))
+    return Rung(spec, table["kind"], str(table.get("title", name)))
 
 
-def _faults(told: Mapping[str, Any], trust_code: bool) -> Faults:
-    rest = dict(told)
+def _faults(table: Mapping[str, Any], trust_code: bool) -> Faults:
+    rest = dict(table)
     cells, changes = rest.pop("cells", ()), _changes(rest.pop("flags", {}), trust_code)
     chosen = {"chosen": rest.pop("drills")} if "drills" in rest else {}
     return Faults(cells, changes=changes, settings=Settings(**rest), **chosen)
@@ -119,7 +122,9 @@ def _faults(told: Mapping[str, Any], trust_code: bool) -> Faults:
 
 def _changes(table: Mapping[str, Any], trust_code: bool) -> dict[str, Any]:
     if "flagfile" in table:
-        raise ValueError("a ladder names another file, flagfile; give that on the command line")
+        raise ValueError(
+            "a ladder has the key flagfile, another file; give that on the command line"
+        )
     given = [f"--{name}={_text(value)}" for name, value in table.items()]
     return changes_in(given, trusted=trust_code)
 

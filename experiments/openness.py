@@ -1,16 +1,16 @@
-"""What a base model opens, and what can be run on it, from the command line.
+"""Prints what a base model opens and what can be run on it, or runs a ladder of access.
 
     python -m experiments.openness --passport=all
     python -m experiments.openness --passport=olmo-2
     python -m experiments.openness --what_can_i_run=llama-3.2 [--downgrade=LOGITS]
 
-A passport of one's own is given by its path, ending in .toml.
+Your own passport is given by its path, ending in .toml.
 
     python -m experiments.openness --task=kinds --seeds=0,1,2
 
 runs one task at every level of access, with the same clients, seeds and budget, and writes a
-position report. All other flags are those of experiments.train, and go to every run. Ctrl-C
-loses nothing: the same command with its --output_dir goes on.
+position report. All other flags are those of experiments.train and apply to every run. After
+Ctrl-C the same command with its --output_dir continues.
 """
 
 import shlex
@@ -18,12 +18,12 @@ import sys
 from collections.abc import Sequence
 
 from absl import flags
-from fedjax_post.experiments import program
-from fedjax_post.experiments.flags import lists, parse
-from fedjax_post.experiments.ladder import read_ladder
 
 from fedjax_post import study
 from fedjax_post.core.access import LEVELS
+from fedjax_post.experiments import program
+from fedjax_post.experiments.flags import lists, parse
+from fedjax_post.experiments.ladder import read_ladder
 from fedjax_post.study.catalogue import answer
 
 
@@ -35,13 +35,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _define(values: flags.FlagValues) -> None:
     give = {"flag_values": values}
-    flags.DEFINE_string("passport", None, "print a model's passport, 'all' for a table", **give)
-    about = "print which methods a model's access allows, why not the others; 'all' for a matrix"
+    flags.DEFINE_string("passport", None, "print a model's passport; 'all': a table of all", **give)
+    about = "print which methods a model's access allows, and why not the others; 'all': a matrix"
     flags.DEFINE_string("what_can_i_run", None, about, **give)
     about = "with --what_can_i_run: print what would be lost if it were open only to this tier"
     tiers = [level.name for level in LEVELS]
     flags.DEFINE_enum("downgrade", None, tiers, about, case_sensitive=False, **give)
-    task = "run a task at every level of access: a ladder by name, or the path of one's own .toml"
+    task = "run a task at every level of access: a ladder's name, or the path of your own .toml"
     flags.DEFINE_string("task", None, task, **give)
     flags.DEFINE_bool("trust_code", False, "import functions that the ladder's file names", **give)
     lists.define_many(values, usual="0", of="ladder")

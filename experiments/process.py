@@ -1,4 +1,4 @@
-"""What a program does once, before it computes: it keeps compiled programs, and memory."""
+"""What a program sets up once, before it computes: compiled programs and memory are kept."""
 
 import os
 from pathlib import Path
@@ -11,25 +11,25 @@ _NAME = "jax_compilation_cache_dir"
 
 
 def prepare() -> None:
-    """Prepares this process; a second start of a run then compiles next to nothing."""
+    """Prepares this process; a second start of a run then compiles almost nothing."""
     keep_compiled()
     keep_freed_memory()
 
 
 def keep_compiled() -> Path | None:
-    """Keeps compiled programs in the user's cache folder, unless another place is set.
+    """Keeps compiled programs in the user's cache folder, unless another folder is set.
 
-    `JAX_COMPILATION_CACHE_DIR` names another folder, `JAX_ENABLE_COMPILATION_CACHE=false`
-    keeps nothing.
+    `JAX_COMPILATION_CACHE_DIR` sets another folder; `JAX_ENABLE_COMPILATION_CACHE=false` turns
+    the cache off.
 
     Returns:
-      The folder that was chosen here; None if that was settled before.
+      The folder that was set here; None if another was set before or the cache is off.
     """
     if getattr(jax.config, _NAME) is not None or not jax.config.jax_enable_compilation_cache:
         return None
     above = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     folder = Path(above) / "fedjax_post" / "jax"
     jax.config.update(_NAME, str(folder))
-    # By default only what took a second is kept; a start compiles dozens of smaller programs.
+    # By default jax keeps what took a second to compile; a start compiles dozens of smaller ones.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     return folder

@@ -1,4 +1,4 @@
-"""What every program does around its work: how it stops, what it refuses, and how it goes on."""
+"""What every program does around its work: how it stops, what it refuses, how it continues."""
 
 import os
 import shlex
@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 import jax
+
 from fedjax_post.experiments import endings, process
 from fedjax_post.experiments.flags import in_flags
-
 from fedjax_post.simulate import stopping
 from fedjax_post.study import Job, peers
 from fedjax_post.study.folder import SPEC
@@ -23,8 +23,8 @@ _FULL = "the device's memory does not hold a chunk of clients; give --remat or a
 def run(work: Callable[[], int]) -> int:
     """Returns the exit code of a program's work.
 
-    0 or what the work returns; 2 and one line for input that will not do; 130 after Ctrl-C, 143
-    after SIGTERM.
+    It is what the work returns; 2 for bad input, which is reported in one line; 130 after
+    Ctrl-C, 143 after SIGTERM.
     """
     with stopping.catch_signals():
         try:
@@ -33,19 +33,21 @@ def run(work: Callable[[], int]) -> int:
         except TimeoutError as error:
             return peers.leave(endings.refuse(error))
         except KeyboardInterrupt as error:
-            print("\ninterrupted; the same command with its --output_dir goes on", file=sys.stderr)
+            print(
+                "\ninterrupted; the same command with its --output_dir continues", file=sys.stderr
+            )
             return peers.leave(endings.interrupted_code(error))
         except endings.REFUSED as error:
             return endings.refuse(error)
 
 
-def held(job: Job, work: Callable[[], int], *, again: Sequence[str]) -> int:
-    """Returns the exit code of a run; says what ended it early, and how it goes on.
+def run_job(job: Job, work: Callable[[], int], *, again: Sequence[str]) -> int:
+    """Returns the exit code of a run; prints what ended it early, and how to continue.
 
     Args:
       job: the run.
       work: carries it out.
-      again: flags that its continuation needs beside `--resume`.
+      again: flags that are needed to continue, beside `--resume`.
     """
     try:
         return work()
@@ -56,11 +58,11 @@ def held(job: Job, work: Callable[[], int], *, again: Sequence[str]) -> int:
 
 
 def _stopped(error: BaseException, job: Job, again: Sequence[str]) -> int:
-    if not (job.directory / SPEC).exists():  # so that there is nothing to go on with
+    if not (job.directory / SPEC).exists():  # there is nothing to continue
         raise error
     lost, full = peers.lost_peer(error), _is_full(error)
-    told = isinstance(error, OSError | peers.PeerError) and not endings.passed_own_code(error)
-    if not (isinstance(error, KeyboardInterrupt) or lost or full or told):
+    is_known = isinstance(error, OSError | peers.PeerError) and not endings.passed_own_code(error)
+    if not (isinstance(error, KeyboardInterrupt) or lost or full or is_known):
         if not peers.are_several():
             raise error
         traceback.print_exception(error)

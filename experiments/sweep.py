@@ -1,9 +1,9 @@
-"""One experiment over a grid of settings and seeds, in a table.
+"""Runs one experiment over a grid of settings and seeds, and prints a table.
 
     python -m experiments.sweep --grid=client_lr=0.1,0.3 --grid=lora_rank=4,8 --seeds=0,1
 
-All combinations are run; all other flags of experiments.train go to every run. The same command
-goes on after Ctrl-C or a kill, and does not repeat runs that are finished.
+All combinations are run; all other flags of experiments.train apply to every run. After Ctrl-C or
+a kill, the same command with its --output_dir continues and does not repeat finished runs.
 """
 
 import shlex
@@ -11,10 +11,10 @@ import sys
 from collections.abc import Sequence
 
 from absl import flags
-from fedjax_post.experiments import program
-from fedjax_post.experiments.flags import lists, parse
 
 from fedjax_post import study
+from fedjax_post.experiments import program
+from fedjax_post.experiments.flags import lists, parse
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,8 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _define(values: flags.FlagValues) -> None:
-    what = "flag=value,value,...; given again for each flag that varies"
-    flags.DEFINE_multi_string("grid", [], what, flag_values=values)
+    about = "flag=value,value,...; repeat it for each flag that varies"
+    flags.DEFINE_multi_string("grid", [], about, flag_values=values)
     lists.define_many(values, usual="0", of="sweep")
 
 

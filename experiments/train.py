@@ -1,19 +1,19 @@
-"""Federated post-training of a language model, from the command line.
+"""Post-trains a language model in a simulated federation.
 
     python -m experiments.train
     python -m experiments.train --algorithm=scaffold --model=<folder> --dataset=<file or folder>
     python -m experiments.train --resume --output_dir=<folder of a run>
 
-Results lie in a new folder under runs/. The same in a notebook: `fedjax_post.study.prepare`.
+Results are written to a new folder under runs/. The same in a notebook:
+`fedjax_post.study.prepare`.
 """
 
 import sys
 from collections.abc import Sequence
 
+from fedjax_post import study
 from fedjax_post.experiments import distributed, program
 from fedjax_post.experiments.flags import define_launch, parse
-
-from fedjax_post import study
 from fedjax_post.report.table import summary_table
 from fedjax_post.study import peers
 
@@ -21,7 +21,8 @@ from fedjax_post.study import peers
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns its exit code.
 
-    0; 1 if a file failed or no visit counted, 2 for bad input, 130 after Ctrl-C, 143 after SIGTERM.
+    It is 0; 1 if a file could not be written or no visit counted, 2 for bad input, 130 after
+    Ctrl-C, 143 after SIGTERM.
     """
     argv = list(sys.argv if argv is None else argv)
     return program.run(lambda: _train(argv))
@@ -43,12 +44,12 @@ def _train(argv: Sequence[str]) -> int:
         print(job, flush=True)
     if line.values.dry_run:
         return 0
-    again = [*distributed.given(line.values), *_host(line.spec)]
-    return program.held(job, lambda: _carry_out(job, argv), again=again)
+    again = [*distributed.given_flags(line.values), *_host(line.spec)]
+    return program.run_job(job, lambda: _carry_out(job, argv), again=again)
 
 
 def _host(spec: study.Spec) -> list[str]:
-    """What has to be typed again where a run goes on."""
+    """The flags that have to be given again to continue a run."""
     return [] if spec.hosting.url is None else [f"--provider_url={spec.hosting.url}"]
 
 

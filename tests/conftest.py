@@ -1,4 +1,4 @@
-"""Settings of the whole suite: a compilation cache, strict ranks, and where test data lie."""
+"""Settings of the whole suite: compilation cache, strict ranks, and the place of test data."""
 
 import gc
 import os

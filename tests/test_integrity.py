@@ -1,4 +1,4 @@
-"""Checksums: no changed bit, no missing end and no file in another's place is read as written."""
+"""Checksums: a changed bit, a missing end or an exchanged file is detected on reading."""
 
 import json
 import math

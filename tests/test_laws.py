@@ -1,4 +1,4 @@
-"""Laws of the repository: who may import whom, how long things may be, what an import costs."""
+"""Laws of the repository: imports between rooms, lengths of code, and the cost of an import."""
 
 import ast
 import inspect
@@ -11,6 +11,7 @@ from itertools import chain
 from pathlib import Path
 
 import pytest
+
 from fedjax_post.algorithms import ALGORITHMS
 
 ROOT = Path(__file__).parent.parent

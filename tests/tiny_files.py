@@ -1,4 +1,4 @@
-"""Fixtures of several rooms: a model of a few thousand weights and a few rows of data, as files."""
+"""Fixtures of several rooms: files of a model of a few thousand weights, and a few rows of data."""
 
 import json
 

@@ -1,10 +1,10 @@
-"""Measures what the library costs, and what others cost.
+"""Measures the costs of this library and of others.
 
     python -m experiments.benchmark --suite=tax
     python -m experiments.benchmark --table
 
-A suite prints a table and appends a line of JSON per figure to the results file. `--table`
-prints what that file holds, as Markdown. Measure on a machine that does nothing else.
+A suite prints a table and appends one line of JSON per figure to the results file. `--table`
+prints the contents of that file as Markdown. Measure on a machine that does nothing else.
 """
 
 import importlib
@@ -17,53 +17,11 @@ from pathlib import Path
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 from absl import flags
+
 from fedjax_post.experiments import process
 from fedjax_post.experiments.benchmark import lines, table
+from fedjax_post.experiments.benchmark.options import define, read_settings
 from fedjax_post.experiments.benchmark.settings import Settings
-
-# By module, so that one suite's imports are not the others'.
-SUITES = {
-    "tax": "what a federated round costs beyond central training",
-    "peers": "against torch + peft, Flower and FedJAX",
-    "memory": "peak memory, from the compiler",
-    "population": "a million clients against a thousand",
-    "startup": "imports, and the way to the first round",
-    "models": "loading a checkpoint, plain and quantized, and compiling its depth",
-    "sweep": "eight settings in one program against one run",
-    "devices": "eight simulated devices against one",
-    "gpu": "tokens per second, utilisation and memory on an accelerator",
-}
-
-
-def define() -> flags.FlagValues:
-    """Returns the flags of the program, nothing parsed yet."""
-    values = flags.FlagValues()
-    default = Settings()
-    own = {"flag_values": values}
-    known = "; ".join(f"{name}: {what}" for name, what in SUITES.items())
-    flags.DEFINE_bool("help", False, "print the flags", **own)
-    flags.DEFINE_enum("suite", None, list(SUITES), known, **own)
-    flags.DEFINE_bool("table", False, "print the results file as Markdown, measure nothing", **own)
-    flags.DEFINE_string("output", str(lines.RESULTS), "the results file", **own)
-    flags.DEFINE_integer("turns", default.turns, "counted turns of each side", 1, **own)
-    flags.DEFINE_integer("warm_up", default.warm_up, "turns that are not counted", 0, **own)
-    flags.DEFINE_string("only", "", "regular expression: figures to measure", **own)
-    flags.DEFINE_bool("tiny", False, "shapes that only show that it works", **own)
-    flags.DEFINE_string("model", default.model, "builtin, or a Hugging Face folder", **own)
-    flags.DEFINE_string("dataset", None, "peers: rows of unlike length, such as Dolly's", **own)
-    flags.DEFINE_string("tokenizer", "", "peers: folder; --dataset on random weights", **own)
-    flags.DEFINE_integer("max_length", default.max_length, "tokens of a row of --dataset", 2, **own)
-    packed = "peers: tokens of a row of ours that rows of --dataset share; 0: a row each"
-    flags.DEFINE_integer("pack_length", 0, packed, 0, **own)
-    flags.DEFINE_float("peak_flops", 0.0, "gpu: of the device, per second; 0: looked up", **own)
-    flags.DEFINE_string("cache", str(default.cache), "peers: folder of their environments", **own)
-    pythons = "peers: interpreters of environments made by hand, such as torch=<path>"
-    flags.DEFINE_list("pythons", [], pythons, **own)
-    flags.DEFINE_string("fedjax_source", "", "peers: what pip installs for FedJAX", **own)
-    flags.DEFINE_list(
-        "cores", None, "peers: the core of our side and of theirs (one, the same)", **own
-    )
-    return values
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -73,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = define()
         rest = options(argv)[1:]
         if rest:
-            raise ValueError(f"{rest[0]!r} is no flag; write --name=value")
+            raise ValueError(f"{rest[0]!r} is not a flag; write --name=value")
         if options.help or not (options.suite or options.table):
             print(__doc__, options.get_help(), sep="\n")
             return 0 if options.help else 2
@@ -82,30 +40,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     output = Path(options.output)
-    if options.suite == "gpu":  # sides share the card, and peaks are what was really used
+    if options.suite == "gpu":  # sides share the card, and peaks must be what was really used
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     if options.suite:
         _measure(options.suite, settings, output=output, argv=argv[1:])
     if options.table:
         print(table.report(lines.read(output)))
     return 0
-
-
-def read_settings(options: flags.FlagValues) -> Settings:
-    """The flags as settings.
-
-    Raises:
-      ValueError: naming the flag, its value and the remedy.
-    """
-    pythons = [entry.partition("=") for entry in options.pythons]
-    if any(not path for _, _, path in pythons):
-        raise ValueError(f"--pythons={','.join(options.pythons)}: write name=<path>, ...")
-    same = {name: options[name].value for name in Settings._fields if name in options}
-    cores = options.cores or [_first_core()] * 2
-    if len(cores) != 2:
-        raise ValueError(f"--cores={','.join(cores)}: give two numbers, ours and theirs")
-    same |= {"pythons": {name: path for name, _, path in pythons}, "cores": tuple(cores)}
-    return Settings(**{**same, "cache": Path(options.cache).expanduser()})
 
 
 def _measure(suite: str, settings: Settings, *, output: Path, argv: Sequence[str]) -> None:
@@ -117,10 +58,6 @@ def _measure(suite: str, settings: Settings, *, output: Path, argv: Sequence[str
         lines.append(output, found[-1])
         print(table.figures_table(found[-1:]).splitlines()[-1], flush=True)
     print(f"\n{table.figures_table(found)}\n\n{len(found)} lines added to {output}")
-
-
-def _first_core() -> str:
-    return str(min(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else ""
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Environments of their own for the peers, made when first needed."""
+"""Python environments of the peers, made when they are first needed."""
 
 import shutil
 import subprocess
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class Skipped(Exception):
-    """A comparison that cannot be made here; the message says why, and what would help."""
+    """A comparison that cannot be made here; the message states the reason and the remedy."""
 
 
 class Environment(NamedTuple):
@@ -19,24 +19,24 @@ class Environment(NamedTuple):
     requirements: tuple[str, ...]
 
 
-# The versions that the figures are about. Torch without CUDA: pip's own choice.
+# The versions to which the figures apply. Pip chooses whether torch has CUDA.
 TORCH = Environment(
     "torch", ("torch==2.13.0", "peft==0.21.2", "transformers==5.23.0", "safetensors", "numpy")
 )
 FLOWER = Environment("flower", ("flwr[simulation]==1.41.0", "numpy"))
-# The release of 2023 does not run on a present JAX; the head of its repository does.
+# The release of 2023 does not run on a current JAX; the head of its repository does.
 FEDJAX = Environment("fedjax", ("fedjax @ git+https://github.com/google/fedjax",))
 
 
 def interpreter(
     environment: Environment, cache: Path, *, given: Mapping[str, str] | None = None
 ) -> Path:
-    """The Python of an environment, which is made under `cache` if it is not there.
+    """Returns the Python of an environment, which is made under `cache` if it does not exist.
 
     Args:
-      environment: what is needed.
-      cache: folder of the environments; one that was made before is used as it is.
-      given: interpreters by name that the user has made; they come first.
+      environment: the requirements.
+      cache: folder of the environments; an existing one with the same requirements is reused.
+      given: interpreters of the user's own environments, by name; they come first.
 
     Raises:
       Skipped: if it cannot be installed.
@@ -56,9 +56,9 @@ def interpreter(
         _call(str(python), "-m", "pip", "install", "--quiet", *environment.requirements)
     except (OSError, subprocess.CalledProcessError) as error:
         shutil.rmtree(folder, ignore_errors=True)
-        said = (getattr(error, "stderr", "") or str(error)).strip().splitlines()
+        output = (getattr(error, "stderr", "") or str(error)).strip().splitlines()
         raise Skipped(
-            f"{environment.name} cannot be installed ({said[-1] if said else error}); make an "
+            f"{environment.name} cannot be installed ({output[-1] if output else error}); make an "
             f"environment with {', '.join(environment.requirements)} by hand and name its "
             f"interpreter by --pythons={environment.name}=<path>"
         ) from None

@@ -1,10 +1,10 @@
 """On an accelerator: tokens per second, utilisation and memory, by the number of stacked clients.
 
-Random weights in bfloat16, LoRA on the attention projections, full rows, one row a client and
-step. A token costs 2 N operations forward and 2 N back to the activations, where N counts the
-weights that multiply; frozen weights get no gradient. Rematerialisation runs forward once more:
-6 N where it is on, 4 N where it is off. Utilisation (MFU) is these operations per second over
-what the device can do.
+Random weights in bfloat16, LoRA on the attention projections, full rows, one row per client and
+step. A token costs 2 N operations in the forward pass and 2 N for the gradients of activations,
+where N counts the weights that multiply; frozen weights get no gradient. Rematerialisation repeats
+the forward pass: 6 N with it, 4 N without. Utilisation (MFU) is these operations per second over
+the peak of the device.
 """
 
 import tempfile
@@ -17,14 +17,14 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-from fedjax_post.algorithms import fed_avg
-from fedjax_post.experiments.benchmark import environments, lm_job, peers
-from fedjax_post.experiments.benchmark.lines import Aim, Figure
-from fedjax_post.experiments.benchmark.settings import Settings, chosen
-from fedjax_post.experiments.benchmark.shapes import LLAMA_1B, MISTRAL_7B, TINY
 
 import fedjax_post
 from fedjax_post.adapters.lora import add_lora
+from fedjax_post.algorithms import fed_avg
+from fedjax_post.experiments.benchmark import environments, lm_job, peers
+from fedjax_post.experiments.benchmark.lines import Aim, Figure
+from fedjax_post.experiments.benchmark.settings import Settings, select
+from fedjax_post.experiments.benchmark.shapes import LLAMA_1B, MISTRAL_7B, TINY
 from fedjax_post.hub.load import num_parameters
 from fedjax_post.model.config import DecoderConfig
 from fedjax_post.model.views import LanguageModel, init_model
@@ -38,7 +38,7 @@ _COUNTS = (2, 8, 32, 64)
 
 
 def measure(settings: Settings) -> Iterator[Figure]:
-    """The figures of each shape, rank and way to keep activations, fewest clients first."""
+    """Yields the figures of each shape, rank and treatment of activations, fewest clients first."""
     shapes = {"tiny": TINY} if settings.tiny else _SHAPES
     ranks = (2,) if settings.tiny else (16, 32)
     parts = {
@@ -53,7 +53,7 @@ def measure(settings: Settings) -> Iterator[Figure]:
         f"{name}, rank {ranks[0]}, over torch + peft": partial(_against_torch, shape, rank=ranks[0])
         for name, shape in shapes.items()
     }
-    for title, part in chosen(parts, settings):
+    for title, part in select(parts, settings):
         yield from part(title=title, settings=settings)
 
 
@@ -115,7 +115,7 @@ def _speeds(
 def _against_torch(
     shape: dict[str, Any], *, rank: int, title: str, settings: Settings
 ) -> Iterator[Figure]:
-    """Eight clients, one row a step, on the same card, the sides taking turns."""
+    """Eight clients, one row a step; both sides use the same card and take turns."""
     with tempfile.TemporaryDirectory() as folder:
         path = lm_job.random_model(Path(folder), shape, dtype="bfloat16")
         job = _job(path, clients=8, rank=rank, settings=settings)

@@ -1,4 +1,4 @@
-"""What a benchmark leaves: one line of JSON a figure, with what it takes to repeat it."""
+"""The results of a benchmark: one line of JSON per figure, with what is needed to repeat it."""
 
 import json
 import os
@@ -18,7 +18,7 @@ _PACKAGES = ("fedjax_post", "jax", "jaxlib", "flax", "optax", "numpy")
 
 
 class Aim(NamedTuple):
-    """What a figure is held to."""
+    """The bound that a figure should reach."""
 
     number: float
     at_least: bool = True  # False: at most
@@ -43,20 +43,22 @@ def ratio(
     aim: Aim | None = None,
     **details: Any,
 ) -> Figure:
-    """The median, and the quartiles, of the quotients of measurements that took turns.
+    """Returns the median and the quartiles of the quotients of two sides that took turns.
 
     Args:
       name: of the figure.
       above: one number for each turn.
-      below: the other side's, from the same turns.
-      aim: what the quotient is held to.
-      **details: kept beside it.
+      below: the other side's numbers, from the same turns.
+      aim: the bound that the quotient should reach.
+      **details: stored with the figure.
 
     Raises:
       ValueError: if the two sides took unequal numbers of turns, or none.
     """
     if len(above) != len(below) or not len(above):
-        raise ValueError(f"{name}: {len(above)} and {len(below)} turns; both sides take the same")
+        raise ValueError(
+            f"{name}: {len(above)} and {len(below)} turns; both sides need the same number"
+        )
     quotients = np.divide(above, below)
     low, middle, high = np.percentile(quotients, [25, 50, 75]).tolist()
     details = {"turns": len(quotients), **details}
@@ -64,9 +66,9 @@ def ratio(
 
 
 def is_met(figure: Figure) -> bool | None:
-    """Whether the interquartile interval reaches the aim; None where there is no aim.
+    """Returns whether the interquartile interval reaches the aim; None without an aim.
 
-    A figure that was measured once is its own interval.
+    For a figure that was measured once, the interval is the value itself.
     """
     if figure.aim is None:
         return None
@@ -75,12 +77,24 @@ def is_met(figure: Figure) -> bool | None:
 
 
 def losses_agree(ours: float, theirs: float, *, tolerance: float) -> bool:
-    """Whether two sides learned the same: losses within a relative tolerance."""
+    """Returns whether two sides learned the same.
+
+    Args:
+      ours: our loss.
+      theirs: the other side's loss.
+      tolerance: largest difference, relative to the larger of the two.
+    """
     return bool(abs(ours - theirs) <= tolerance * max(abs(ours), abs(theirs)))
 
 
 def as_line(figure: Figure, *, suite: str, argv: Sequence[str]) -> dict[str, Any]:
-    """The figure as a line of the results file."""
+    """Returns a figure as a line of the results file.
+
+    Args:
+      figure: what was measured.
+      suite: to which it belongs.
+      argv: flags with which to repeat it; folders of this machine are left out.
+    """
     aim = None
     if figure.aim:
         aim = {"number": figure.aim.number, "at_least": figure.aim.at_least}
@@ -108,14 +122,14 @@ def append(path: Path, line: Mapping[str, Any]) -> None:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The lines of a results file, oldest first; none if it does not exist."""
+    """Returns the lines of a results file, oldest first; none if it does not exist."""
     if not path.exists():
         return []
     return [json.loads(text) for text in path.read_text(encoding="utf-8").splitlines() if text]
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
+    """Returns a description of this machine."""
     import jax
 
     devices = jax.devices()
@@ -146,5 +160,5 @@ def _processor() -> str:
 
 
 def _rounded(value: Any) -> Any:
-    """Floats to four significant digits more than anybody reads."""
+    """Floats rounded to six significant digits; other values as they are."""
     return float(f"{value:.6g}") if isinstance(value, float) else value

@@ -1,8 +1,8 @@
-"""A fine-tuning job that two sides can do alike: the same weights, adapter, tokens and optimizer.
+"""A fine-tuning job for two sides: the same weights, adapter, tokens and optimizer.
 
 It is written as a folder: a Hugging Face model, a PEFT adapter, the examples of every client,
 step and round, and held-out examples. Our own side builds its clients from the job and runs them
-through `fedjax_post.run`; the examples were read off the same clients.
+through `fedjax_post.run`; the examples in the folder come from the same clients.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ _HELDOUT = 16  # examples
 
 
 class Job(NamedTuple):
-    """What both sides do; `model` and `dataset` are as for `experiments.train`."""
+    """The settings of both sides; `model` and `dataset` as for `experiments.train`."""
 
     model: str
     dataset: str | None = None  # None: random tokens, every row `length` of them
@@ -44,13 +44,19 @@ class Job(NamedTuple):
     targets: tuple[str, ...] | str = "all-linear"
     learning_rate: float = 1e-3
     dtype: str = "float32"
-    pack_length: int = 0  # tokens of one of our rows that examples share; 0: a row each
+    pack_length: int = 0  # tokens of one of our rows, shared by examples; 0: a row each
     device: str = "cpu"  # of the other side
-    rounds: int = 8  # for which there are examples
+    rounds: int = 8  # for which examples are written
 
 
 def random_model(folder: Path, shape: dict[str, Any], *, dtype: str = "float32") -> str:
-    """Writes a Llama of this shape with random weights; returns its folder."""
+    """Writes a Llama with random weights, and returns its folder.
+
+    Args:
+      folder: where it is written.
+      shape: fields of `DecoderConfig`.
+      dtype: of the weights.
+    """
     model = init_model(DecoderConfig(**shape), jax.random.key(0), dtype=dtype)
     save_model(folder, model)
     return str(folder)
@@ -72,12 +78,12 @@ def write_job(folder: Path, job: Job) -> None:
 
 
 def read_job(folder: Path) -> Job:
-    """The job that `write_job` wrote."""
+    """Returns the job that `write_job` wrote."""
     return Job(**json.loads((folder / "job.json").read_text()))
 
 
 def model_of(job: Job) -> tuple[LanguageModel, Any]:
-    """The frozen model and the adapter at its start; activations are kept, as torch keeps them."""
+    """Returns the frozen model and the untrained adapter; activations are kept, as in torch."""
     model = load_model(job.model, dtype=job.dtype)
     model = dataclasses.replace(model, config=dataclasses.replace(model.config, remat=False))
     targets = job.targets if isinstance(job.targets, str) else list(job.targets)
@@ -85,12 +91,12 @@ def model_of(job: Job) -> tuple[LanguageModel, Any]:
 
 
 def sampler_of(job: Job):
-    """Who takes part."""
+    """Returns the sampler of cohorts."""
     return fedjax_post.uniform(job.cohort_size)
 
 
 def data_of(job: Job, *, vocab_size: int) -> tuple[data.TokenClients, ClientData]:
-    """The clients, and held-out rows as one batch."""
+    """Returns the clients, and held-out rows as one batch."""
     if job.dataset is None:
         table = random_table(job, vocab_size=vocab_size)
         num_rows = len(table.length) - _HELDOUT
@@ -113,11 +119,11 @@ def data_of(job: Job, *, vocab_size: int) -> tuple[data.TokenClients, ClientData
 
 
 def examples_of(visits: list[ClientData]) -> dict[str, np.ndarray]:
-    """The examples of some visits, one behind the other, padding left out.
+    """Returns the examples of some visits, one after the other, padding left out.
 
     Returns:
-      "tokens" `[T]` int32 and "loss_mask" `[T]` bool, "length", "client" and "step" `[n]` of
-      each example, and "weight" `[clients]`, the response tokens of each.
+      "tokens" `[T]` int32 and "loss_mask" `[T]` bool; "length", "client" and "step" `[n]`, int32,
+      of each example; "weight" `[clients]`, float32, the response tokens of each client.
     """
     rows = []
     for client, visit in enumerate(visits):
@@ -141,9 +147,9 @@ def _split(row: np.ndarray, mask: np.ndarray, segment: np.ndarray):
     """The sequences of a row, each up to its last response token."""
     for number in np.unique(segment):
         here = np.flatnonzero(segment == number)
-        said = np.flatnonzero(mask[here])
-        if len(said):
-            here = here[: said[-1] + 1]
+        responses = np.flatnonzero(mask[here])
+        if len(responses):
+            here = here[: responses[-1] + 1]
             yield row[here], mask[here]
 
 
@@ -155,7 +161,7 @@ def _batch(table: data.TokenTable, rows: np.ndarray) -> ClientData:
 
 
 def random_table(job: Job, *, vocab_size: int) -> data.TokenTable:
-    """Rows of one length whose tokens follow Zipf's law, all of them to be predicted."""
+    """Returns rows of one length; their tokens follow Zipf's law, and all are to be predicted."""
     num_rows = job.num_clients * job.batch_size * job.local_steps + _HELDOUT
     rng = np.random.default_rng(0)
     share = 1 / np.arange(1, vocab_size + 1)

@@ -1,19 +1,19 @@
-"""Peak memory of the compiled unit, read from the compiler: nothing is run."""
+"""Peak memory of the compiled program, as the compiler reports it: nothing is run."""
 
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 import optax
-from fedjax_post.algorithms import fed_avg
-from fedjax_post.experiments.benchmark.lines import Aim, Figure
-from fedjax_post.experiments.benchmark.lm_job import Job, data_of
-from fedjax_post.experiments.benchmark.settings import Settings, chosen
-from fedjax_post.experiments.benchmark.shapes import MEDIUM, TINY
 
 from fedjax_post.adapters.lora import add_lora
+from fedjax_post.algorithms import fed_avg
 from fedjax_post.core import engine
 from fedjax_post.core.wire import num_bytes
+from fedjax_post.experiments.benchmark.lines import Aim, Figure
+from fedjax_post.experiments.benchmark.lm_job import Job, data_of
+from fedjax_post.experiments.benchmark.settings import Settings, select
+from fedjax_post.experiments.benchmark.shapes import MEDIUM, TINY
 from fedjax_post.model.config import DecoderConfig
 from fedjax_post.model.quantize import quantize_model
 from fedjax_post.model.views import init_model
@@ -27,7 +27,7 @@ _FEW, _MANY = 4, 16  # clients side by side
 
 
 def measure(settings: Settings) -> Iterator[Figure]:
-    """Peaks against cohort and chunk, with and without rematerialisation, and quantized."""
+    """Yields peaks by cohort and chunk, with and without rematerialisation, and quantized."""
     shape = TINY if settings.tiny else MEDIUM
     variants = {
         "recomputing": ("none", True),
@@ -35,7 +35,7 @@ def measure(settings: Settings) -> Iterator[Figure]:
         "int8 base": ("int8", True),
         "nf4 base": ("nf4", True),
     }
-    for name, (kind, remat) in chosen(variants, settings):
+    for name, (kind, remat) in select(variants, settings):
         yield from _variant(name, shape, kind=kind, remat=remat)
 
 
@@ -68,7 +68,7 @@ def _variant(name: str, shape: dict[str, Any], *, kind: str, remat: bool) -> Ite
 
 
 def _total_bytes(algorithm, model, params, clients, cohort_size: int) -> int:
-    """Bytes of the aggregate so far, the only thing on the device that could know the cohort."""
+    """Bytes of the running aggregate, which alone on the device may depend on the cohort size."""
     programs = device(algorithm)
     state = jax.eval_shape(lambda p: engine.init(algorithm, p), params)
     replica = jax.eval_shape(programs.broadcast, state)

@@ -1,6 +1,6 @@
-"""What a model costs before its first step: loading its files, and compiling its depth.
+"""Costs of a model before its first step: loading its files, and compiling its layers.
 
-And what codes in place of its layers' weights save and change.
+Also how much memory quantized weights save, and how far they change the results.
 """
 
 import json
@@ -16,13 +16,13 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
-from fedjax_post.experiments.benchmark.lines import Aim, Figure, ratio
-from fedjax_post.experiments.benchmark.processes import ROOT
-from fedjax_post.experiments.benchmark.settings import Settings, chosen
 from safetensors.numpy import save_file
 
 from fedjax_post.adapters.lora import add_lora
 from fedjax_post.core.wire import num_bytes
+from fedjax_post.experiments.benchmark.lines import Aim, Figure, ratio
+from fedjax_post.experiments.benchmark.processes import ROOT
+from fedjax_post.experiments.benchmark.settings import Settings, select
 from fedjax_post.hub.families import FAMILIES, read_config
 from fedjax_post.hub.load import load_model
 from fedjax_post.hub.tensors import INDEX
@@ -46,7 +46,7 @@ LARGE = {
 }
 TINY = {**LARGE, "vocab_size": 64, "hidden_size": 128, "intermediate_size": 256}
 SHALLOW, DEEP = 4, 24
-# Prints seconds, and the bytes by which the process grew at most and stays grown
+# Prints seconds, the bytes by which the process grew at most, and those of the model
 _LOAD = """
 import json, resource, sys, time
 import jax
@@ -67,9 +67,9 @@ print(json.dumps({
 
 
 def measure(settings: Settings) -> Iterator[Figure]:
-    """Seconds and peak memory of loading, rounding by codes, and how compiling grows with depth."""
+    """Yields the cost of loading, the errors of quantized weights, and compile time by depth."""
     parts = {"loading": _loading, "codes": _codes, "depth": _depth}
-    for _, part in chosen(parts, settings):
+    for _, part in select(parts, settings):
         yield from part(settings)
 
 
@@ -82,7 +82,7 @@ def _loading(settings: Settings) -> Iterator[Figure]:
             name = "loading in bfloat16" if kind == "none" else f"loading as {kind}"
             details = {**found, "layer_bytes": layer}
             yield Figure(f"{name}: time", found["seconds"], "s", details=details)
-            # the stored layer is not counted where codes are made of it
+            # for quantized weights the stored layer is not counted, from which they are computed
             peak = found["peak_bytes"] - (0 if kind == "none" else layer)
             aim = None if settings.tiny else Aim(1.2, at_least=False)
             title = f"{name}: peak host memory{'' if kind == 'none' else ' but a layer'} over model"
@@ -90,7 +90,13 @@ def _loading(settings: Settings) -> Iterator[Figure]:
 
 
 def write_random(folder: Path, raw: dict[str, Any], *, seed: int = 0) -> int:
-    """Writes a model folder of random bfloat16 weights, a shard a layer; bytes of a layer."""
+    """Writes a model folder of random bfloat16 weights, a shard a layer; returns a layer's bytes.
+
+    Args:
+      folder: where it is written; it must exist.
+      raw: the content of config.json.
+      seed: of the weights.
+    """
     shapes = expected_tensors(FAMILIES[raw["model_type"]], read_config(raw))
     shards: dict[str, list[str]] = {}
     for name in shapes:
@@ -113,14 +119,14 @@ def write_random(folder: Path, raw: dict[str, Any], *, seed: int = 0) -> int:
 
 
 def load_elsewhere(folder: Path, quantize: str) -> dict[str, Any]:
-    """Loads a folder in a process of its own; returns seconds and bytes."""
+    """Loads a folder in a separate process, and returns seconds and bytes."""
     command = [sys.executable, "-c", _LOAD, str(folder), quantize]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     return json.loads(done.stdout)
 
 
 def _codes(settings: Settings) -> Iterator[Figure]:
-    """On text of the model's own, which needs no data: sampled at temperature 1."""
+    """Compares logits on text that the model itself samples at temperature 1, so without data."""
     exact = load_model(settings.model, dtype="bfloat16")
     start = jnp.full((8, 1), 1, jnp.int32)
     rule = Sampling(64, eos_id=-1, pad_id=0, temperature=1.0)
@@ -143,7 +149,7 @@ def _depth(settings: Settings) -> Iterator[Figure]:
     times: dict[int, list[float]] = {SHALLOW: [], DEEP: []}
     for turn in range(settings.warm_up + settings.turns):
         for depth in times:
-            # another length each time, because what was traced once is not traced again
+            # each turn has another length, because jax does not trace the same shapes twice
             seconds = seconds_to_compile(depth, width=width, length=64 + turn)
             times[depth] += [seconds] if turn >= settings.warm_up else []
     yield ratio(
@@ -157,7 +163,13 @@ def _depth(settings: Settings) -> Iterator[Figure]:
 
 
 def seconds_to_compile(depth: int, *, width: int, length: int) -> float:
-    """Seconds until a step under LoRA of four stacked clients is compiled, nothing cached."""
+    """Returns the seconds to compile a step of four stacked clients under LoRA, without a cache.
+
+    Args:
+      depth: number of layers.
+      width: of the residual stream.
+      length: tokens of a row.
+    """
     config = DecoderConfig(
         vocab_size=1024,
         hidden_size=width,

@@ -1,6 +1,6 @@
-"""Against what a user would pick: torch + peft, Flower's simulation, FedJAX. The loss must agree.
+"""Against alternatives: torch + peft, Flower's simulation, FedJAX. The losses must agree.
 
-Both sides of a comparison run in processes of their own and take turns, round by round.
+The two sides of a comparison run in separate processes and take turns, round by round.
 """
 
 import tempfile
@@ -17,14 +17,13 @@ from fedjax_post.experiments.benchmark.processes import (
     take_turns,
     theirs,
 )
-from fedjax_post.experiments.benchmark.settings import Settings, chosen
+from fedjax_post.experiments.benchmark.settings import Settings, select
 from fedjax_post.experiments.benchmark.shapes import MEDIUM, TINY
-
 from fedjax_post.hub.tokenizer import load_tokenizer
 
 
 def measure(settings: Settings) -> Iterator[Figure]:
-    """The figures of all peers that can be had here."""
+    """Yields the figures of all peers that can be installed here."""
     comparisons = {
         "torch + peft, built-in model": _built_in,
         "torch + peft, 15M parameters": _medium,
@@ -32,7 +31,7 @@ def measure(settings: Settings) -> Iterator[Figure]:
         "Flower, a client's overhead": _flower,
         "FedJAX, FLUTE's workload": _fed_jax,
     }
-    for name, compare in chosen(comparisons, settings):
+    for name, compare in select(comparisons, settings):
         try:
             yield compare(name, settings)
         except environments.Skipped as reason:
@@ -58,7 +57,7 @@ def _medium(name: str, settings: Settings) -> Figure:
 
 
 def _ragged(name: str, settings: Settings) -> Figure:
-    """Rows of a data set; under `--tokenizer` on random weights, for only lengths matter here."""
+    """Rows of a data set; with `--tokenizer` on random weights, as only lengths matter here."""
     if settings.dataset is None:
         raise environments.Skipped("it needs --dataset=<folder of Dolly's rows, a file a client>")
     with tempfile.TemporaryDirectory() as folder:
@@ -74,7 +73,7 @@ def _ragged(name: str, settings: Settings) -> Figure:
             length=settings.max_length,
             cohort_size=2,
             local_steps=2,
-            # as many examples a step with and without packing, roughly
+            # about as many examples in a step with packing as without
             batch_size=2 if settings.pack_length else 8,
             pack_length=settings.pack_length,
         )
@@ -82,12 +81,18 @@ def _ragged(name: str, settings: Settings) -> Figure:
 
 
 def compare_lm(name: str, job: lm_job.Job, settings: Settings, *, aim: Aim) -> Figure:
-    """Our tokens per second over those of torch + peft, padding not counted.
+    """Returns our tokens per second over those of torch + peft, padding not counted.
 
     Each side has one core and one thread, except on an accelerator.
 
+    Args:
+      name: of the figure.
+      job: what both sides do.
+      settings: of the benchmark.
+      aim: the bound that the figure should reach.
+
     Raises:
-      Skipped: if torch and peft cannot be had.
+      Skipped: if torch and peft cannot be installed.
     """
     python = environments.interpreter(environments.TORCH, settings.cache, given=settings.pythons)
     if settings.tiny:
@@ -147,21 +152,23 @@ def _compare_small(
     details = {"rounds_a_turn": rounds, "our_seconds_a_round": _middle(ours_s)}
     details |= {"their_seconds_a_round": _middle(theirs_s)}
     figure = ratio(name, theirs_s, ours_s, aim=aim, **details)
-    # FedJAX shuffles a client's examples its own way.
+    # FedJAX shuffles a client's examples in another order.
     losses = _losses(name, losses, tolerance=0.02 if workload == "flute" else 0.001)
     return figure._replace(details={**figure.details, **losses})
 
 
 def _losses(name: str, losses: list[float], *, tolerance: float) -> dict:
     agree = losses_agree(*losses, tolerance=tolerance)
-    said = "agree" if agree else "DIFFER: this figure does not count"
-    print(f"{name}: loss after the same work, ours {losses[0]:.5g}, theirs {losses[1]:.5g}; {said}")
+    verdict = "agree" if agree else "DIFFER: this figure does not count"
+    print(
+        f"{name}: loss after the same work, ours {losses[0]:.5g}, theirs {losses[1]:.5g}; {verdict}"
+    )
     return {"our_loss": losses[0], "their_loss": losses[1], "losses_agree": agree}
 
 
 def _job_details(job: lm_job.Job) -> dict:
-    kept = ("length", "cohort_size", "local_steps", "batch_size", "rank", "pack_length", "dtype")
-    return {name: getattr(job, name) for name in kept}
+    names = ("length", "cohort_size", "local_steps", "batch_size", "rank", "pack_length", "dtype")
+    return {name: getattr(job, name) for name in names}
 
 
 def _middle(values: list[float]) -> float:

@@ -1,17 +1,17 @@
-"""What a thousand times more clients cost a round of the same cohort: time, and host memory."""
+"""The cost of a thousand times more clients for a round of the same cohort: time, host memory."""
 
 from collections.abc import Iterator
 
 from fedjax_post.experiments.benchmark.lines import Aim, Figure, ratio
 from fedjax_post.experiments.benchmark.processes import ours, side, take_turns
-from fedjax_post.experiments.benchmark.settings import Settings, chosen
+from fedjax_post.experiments.benchmark.settings import Settings, select
 
-_ROUNDS = 10  # a turn: one checkpoint is among them
+_ROUNDS = 10  # in a turn, with one checkpoint
 
 
 def measure(settings: Settings) -> Iterator[Figure]:
-    """Both figures, without client states and with them."""
-    for title, algorithm in chosen({"FedAvg": "fed_avg", "SCAFFOLD": "scaffold"}, settings):
+    """Yields both figures, without and with client states."""
+    for title, algorithm in select({"FedAvg": "fed_avg", "SCAFFOLD": "scaffold"}, settings):
         yield from _compare(title, algorithm, settings)
 
 

@@ -1,4 +1,4 @@
-"""Sides in processes of their own, that take turns."""
+"""The sides of a comparison, which run in separate processes and take turns."""
 
 import json
 import os
@@ -12,12 +12,12 @@ from typing import IO, Any, NamedTuple
 
 ROOT = Path(__file__).parent.parent.parent
 SIDES = Path(__file__).parent / "sides"
-# One thread: on few cores more of them spin against each other.
+# One thread: on few cores, several threads slow each other down.
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
 
 class SideError(RuntimeError):
-    """A side ended early; the message ends with what it printed last."""
+    """A side ended early; the message ends with its last output."""
 
 
 class Side(NamedTuple):
@@ -32,12 +32,12 @@ class Side(NamedTuple):
 def side(
     name: str, command: Sequence[str], *, environ: Mapping[str, str] | None = None
 ) -> Iterator[Side]:
-    """Starts a side, waits until it is ready, and ends it on the way out.
+    """Starts a side, waits until it is ready, and ends it on exit.
 
     Args:
       name: for messages.
       command: program and arguments.
-      environ: variables that are set beside the present ones.
+      environ: environment variables to set in addition.
 
     Raises:
       SideError: if it ends before it is ready.
@@ -66,37 +66,43 @@ def side(
 
 
 def ours(module: str, *arguments: str) -> list[str]:
-    """The command of a side that is a module of this project."""
+    """Returns the command of a side that is a module of this project."""
     return [sys.executable, "-m", f"fedjax_post.experiments.benchmark.sides.{module}", *arguments]
 
 
 def theirs(python: str | Path, script: str, *arguments: str) -> list[str]:
-    """The command of a side that runs under a peer's interpreter."""
+    """Returns the command of a side that runs under a peer's interpreter."""
     return [str(python), str(SIDES / f"{script}.py"), *arguments]
 
 
 def play(side: Side, **request: Any) -> dict[str, Any]:
-    """Sends a request and waits for the answer.
+    """Sends a request, and returns the answer.
 
     Raises:
-      SideError: if the side ends instead.
+      SideError: if the side ends before it answers.
     """
     assert side.process.stdin
     try:
         side.process.stdin.write(json.dumps(request) + "\n")
         side.process.stdin.flush()
     except BrokenPipeError:
-        pass  # `_receive` says why
+        pass  # `_receive` raises the reason
     return _receive(side)
 
 
 def take_turns(
     sides: Sequence[Side], turns: int, *, warm_up: int, **request: Any
 ) -> list[list[dict[str, Any]]]:
-    """The answers of each side, turn by turn, those of the warm-up left out.
+    """Returns the answers of each side, turn by turn, those of the warm-up left out.
 
-    Which side begins changes from turn to turn, so that a machine that slows down
+    The side that begins changes from turn to turn, so that a machine that slows down
     favours neither.
+
+    Args:
+      sides: the running sides.
+      turns: counted turns of each side.
+      warm_up: turns before them, which are not counted.
+      **request: what every side is asked in each turn.
     """
     answers: list[list[dict[str, Any]]] = [[] for _ in sides]
     for turn in range(warm_up + turns):

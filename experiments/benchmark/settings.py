@@ -1,4 +1,4 @@
-"""What a person may choose about a benchmark."""
+"""Settings of a benchmark."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -7,28 +7,28 @@ from typing import NamedTuple
 
 
 class Settings(NamedTuple):
-    """The flags, read."""
+    """The settings, one for each flag."""
 
     turns: int = 11  # of each side, counted
     warm_up: int = 2  # turns of each side that are not counted
-    tiny: bool = False  # shapes that only show that it works
-    only: str = ""  # a regular expression; figures whose name it does not match are left out
+    tiny: bool = False  # tiny shapes, which only show that it works
+    only: str = ""  # a regular expression; only figures whose name it matches are measured
     model: str = "builtin"
     dataset: str | None = None
-    tokenizer: str = ""  # folder; rows of `dataset` then go to random weights of 15M and up
+    tokenizer: str = ""  # folder; `dataset` is then run on random weights, 15 million or more
     max_length: int = 256  # tokens of a row of `dataset`
     pack_length: int = 0  # tokens of a row that examples share; 0: a row each
     cache: Path = Path("~/.cache/fedjax_post/peers").expanduser()
     pythons: Mapping[str, str] = {}  # interpreters of environments that the user made
     fedjax_source: str = ""
-    cores: tuple[str, str] = ("", "")  # that each side is kept on; empty: anywhere
-    peak_flops: float = 0.0  # of the device; 0: looked up
+    cores: tuple[str, str] = ("", "")  # the core of each side; empty: any
+    peak_flops: float = 0.0  # operations per second of the device; 0: looked up
 
 
-def chosen(
+def select(
     measurements: Mapping[str, Callable], settings: Settings
 ) -> Iterator[tuple[str, Callable]]:
-    """Those whose name matches `settings.only`."""
+    """Yields the measurements whose name matches `settings.only`."""
     for name, measure in measurements.items():
         if re.search(settings.only, name):
             yield name, measure

@@ -1,4 +1,4 @@
-"""What it takes to start: the import, and the way to the first round of the default run."""
+"""The time to start: the import, and the first round of the default run."""
 
 import os
 import signal
@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+
 from fedjax_post.experiments.benchmark.lines import Aim, Figure
 from fedjax_post.experiments.benchmark.processes import ROOT
-from fedjax_post.experiments.benchmark.settings import Settings, chosen
+from fedjax_post.experiments.benchmark.settings import Settings, select
 
 _IMPORT = """
 import time, jax, optax, flax
@@ -23,9 +24,9 @@ print(time.perf_counter() - began)
 
 
 def measure(settings: Settings) -> Iterator[Figure]:
-    """Seconds that our import adds, and seconds to the first round, started twice."""
+    """Yields the seconds that the import adds, and those to the first round, for two starts."""
     parts = {"import": _imports, "default run": _starts}
-    for _, part in chosen(parts, settings):
+    for _, part in select(parts, settings):
         yield from part(settings)
 
 
@@ -44,7 +45,7 @@ def _imports(settings: Settings) -> Iterator[Figure]:
 def _starts(settings: Settings) -> Iterator[Figure]:
     more = ["--num_clients=2", "--cohort_size=1", "--eval_examples=8"] if settings.tiny else []
     with tempfile.TemporaryDirectory() as folder:
-        # What the library keeps between starts lies in the user's cache folder: here a fresh one.
+        # What the library keeps between starts is in the user's cache folder: here a new one.
         fresh = {"XDG_CACHE_HOME": f"{folder}/cache"}
         first, second = (
             seconds_to_first_round(Path(folder) / name, more, environ=fresh)
@@ -57,10 +58,15 @@ def _starts(settings: Settings) -> Iterator[Figure]:
 
 
 def seconds_to_first_round(directory: Path, more: list[str], *, environ: dict[str, str]) -> float:
-    """Starts the default run, and stops it when its first record is there.
+    """Returns the seconds until the default run writes its first record; then stops the run.
+
+    Args:
+      directory: of the run; a new folder.
+      more: further flags.
+      environ: environment variables to set in addition.
 
     Raises:
-      RuntimeError: if it ends without one.
+      RuntimeError: if the run ends without a record.
     """
     command = [
         sys.executable,
@@ -71,15 +77,15 @@ def seconds_to_first_round(directory: Path, more: list[str], *, environ: dict[st
     ]
     inherited = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
     began = time.perf_counter()
-    with tempfile.TemporaryFile("w+") as said:
+    with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(
-            command, cwd=ROOT, env={**inherited, **environ}, stdout=said, stderr=said
+            command, cwd=ROOT, env={**inherited, **environ}, stdout=output, stderr=output
         )
         records = directory / "records.jsonl"
         while not (records.exists() and records.read_bytes().endswith(b"\n")):
             if process.poll() is not None:
-                said.seek(0)
-                raise RuntimeError(f"{' '.join(command)} ended early:\n{said.read()[-2000:]}")
+                output.seek(0)
+                raise RuntimeError(f"{' '.join(command)} ended early:\n{output.read()[-2000:]}")
             time.sleep(0.02)
         seconds = time.perf_counter() - began
         process.send_signal(signal.SIGINT)

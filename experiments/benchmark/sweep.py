@@ -1,4 +1,4 @@
-"""What eight federations in one program cost, against one of them alone."""
+"""The cost of eight federations in one program, against one of them alone."""
 
 import tempfile
 import time
@@ -7,13 +7,13 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 import optax
-from fedjax_post.algorithms import fed_avg
-from fedjax_post.experiments.benchmark.lines import Aim, Figure, losses_agree, ratio
-from fedjax_post.experiments.benchmark.settings import Settings
 
 import fedjax_post
 from fedjax_post import data
 from fedjax_post.adapters.lora import add_lora
+from fedjax_post.algorithms import fed_avg
+from fedjax_post.experiments.benchmark.lines import Aim, Figure, losses_agree, ratio
+from fedjax_post.experiments.benchmark.settings import Settings
 from fedjax_post.hub.load import load_model
 from fedjax_post.hub.tokenizer import load_tokenizer
 from fedjax_post.objectives.sft import sft_loss
@@ -23,7 +23,7 @@ _RUNS = 8
 
 
 def measure(settings: Settings) -> Iterator[Figure]:
-    """Seconds of a round of eight learning rates over those of one, turn by turn."""
+    """Yields the seconds of a round of eight learning rates over those of one, turn by turn."""
     rates = np.geomspace(1e-4, 1e-2, _RUNS).tolist()
     few = data.Population(num_clients=16)
     loaded = data.load_clients(
@@ -65,7 +65,7 @@ def measure(settings: Settings) -> Iterator[Figure]:
 
 
 def _turn(rounds: Iterator) -> tuple[float, dict]:
-    """Seconds of one more round, and what it recorded."""
+    """Seconds of one more round, and its record."""
     began = time.perf_counter()
     state, recorded = next(rounds)
     jax.block_until_ready(state)

@@ -7,7 +7,7 @@ _HEAD = ("figure", "measured", "quartiles", "aim", "met")
 
 
 def latest(lines: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The last line of each figure, in the order in which figures first appear."""
+    """Returns the last line of each figure, in the order in which figures first appear."""
     found: dict[tuple, Mapping[str, Any]] = {}
     for line in lines:
         found[line["suite"], line["figure"]] = line
@@ -15,13 +15,13 @@ def latest(lines: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def figures_table(lines: Sequence[Mapping[str, Any]]) -> str:
-    """Figures as a Markdown table, one row a line."""
+    """Returns figures as a Markdown table, one row per line."""
     rows = [_HEAD, ("---",) * len(_HEAD), *(_row(line) for line in lines)]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
 def report(lines: Sequence[Mapping[str, Any]]) -> str:
-    """The latest figures, a table for each suite under the commands that measured it."""
+    """Returns the latest figures, a table for each suite after the commands that measured it."""
     suites: dict[str, list] = {}
     for line in latest(lines):
         suites.setdefault(line["suite"], []).append(line)
@@ -35,8 +35,8 @@ def _section(suite: str, lines: Sequence[Mapping[str, Any]]) -> str:
         f"jax {line['versions']['jax']}, commit {str(line['commit'])[:7]}, {line['date'][:10]}"
         for line in lines
     )
-    said = "\n".join(f"`{command}`" for command in commands)
-    return f"**{suite}** ({'; '.join(where)})\n{said}\n\n{figures_table(lines)}"
+    listed = "\n".join(f"`{command}`" for command in commands)
+    return f"**{suite}** ({'; '.join(where)})\n{listed}\n\n{figures_table(lines)}"
 
 
 def _row(line: Mapping[str, Any]) -> tuple[str, ...]:

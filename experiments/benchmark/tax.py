@@ -1,4 +1,4 @@
-"""What a federated round costs beyond central training on the same tokens.
+"""The cost of a federated round beyond central training on the same tokens.
 
 Two runs take turns in one process, round by round: a federation, and one central
 LoRA run that takes the same steps on the union of its clients' batches, with
@@ -13,15 +13,15 @@ from functools import partial
 
 import jax
 import optax
-from fedjax_post.algorithms import fed_adam, fed_avg, fed_ex_lora, scaffold
-from fedjax_post.algorithms.references import central
-from fedjax_post.experiments.benchmark.lines import Aim, Figure, ratio
-from fedjax_post.experiments.benchmark.settings import Settings, chosen
 
 import fedjax_post
 from fedjax_post import core, data
 from fedjax_post.adapters.lora import add_lora
+from fedjax_post.algorithms import fed_adam, fed_avg, fed_ex_lora, scaffold
+from fedjax_post.algorithms.references import central
 from fedjax_post.core.algorithm import Algorithm
+from fedjax_post.experiments.benchmark.lines import Aim, Figure, ratio
+from fedjax_post.experiments.benchmark.settings import Settings, select
 from fedjax_post.hub.load import load_model
 from fedjax_post.hub.tokenizer import load_tokenizer
 from fedjax_post.objectives.sft import sft_loss
@@ -36,7 +36,7 @@ def _sparse(cohort_share: float) -> Algorithm:
     return fed_avg(sft_loss, optax.adam(_RATE))._replace(uplink=link)
 
 
-# (share of the population in a cohort) -> the algorithm, and what its ratio is to reach
+# (cohort size over population) -> the algorithm; and the ratio that it should reach
 ALGORITHMS: dict[str, tuple[Callable[[float], Algorithm], float]] = {
     "FedAvg": (lambda share: fed_avg(sft_loss, optax.adam(_RATE)), 0.95),
     "SCAFFOLD": (lambda share: scaffold(sft_loss, _RATE, participation=share), 0.85),
@@ -47,7 +47,7 @@ ALGORITHMS: dict[str, tuple[Callable[[float], Algorithm], float]] = {
 
 
 def measure(settings: Settings) -> Iterator[Figure]:
-    """A ratio for each algorithm, cohort size and number of local steps."""
+    """Yields a ratio for each algorithm, cohort size and number of local steps."""
     sizes = (2,) if settings.tiny else (8, 32)
     steps = (1,) if settings.tiny else (1, 8)
     named = {
@@ -56,7 +56,7 @@ def measure(settings: Settings) -> Iterator[Figure]:
         )
         for name, size, count in itertools.product(ALGORITHMS, sizes, steps)
     }
-    for name, compare in chosen(named, settings):
+    for name, compare in select(named, settings):
         yield compare(title=name, settings=settings)
 
 
@@ -105,7 +105,7 @@ def _compare(
 
 
 def _turn(side: Iterator) -> tuple[float, float]:
-    """Tokens per second, and the loss, of one more round; its record is written within."""
+    """Tokens per second and the loss of one more round, the writing of its record included."""
     began = time.perf_counter()
     state, record = next(side)
     jax.block_until_ready(state)

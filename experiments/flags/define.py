@@ -1,4 +1,4 @@
-"""Flags made from the fields of an experiment and from the algorithms' own arguments."""
+"""Flags made from the fields of an experiment and from the arguments of the algorithms."""
 
 import inspect
 import re
@@ -12,7 +12,7 @@ from fedjax_post.study.factories import annotations, own_parameters
 from fedjax_post.study.fields import default_of, kinds_of, meaning_of
 from fedjax_post.study.spec import PATHS, SECTIONS, Spec
 
-OWN = "method.params"  # the one field that has a flag for each of its keys
+OWN = "method.params"  # the only field with a flag for each of its keys
 _DEFINERS: Mapping[type, Callable] = {
     bool: flags.DEFINE_bool,
     int: flags.DEFINE_integer,
@@ -26,7 +26,7 @@ class Flag(NamedTuple):
 
     name: str
     path: str
-    group: str  # the section, or "experiment" for what belongs to none
+    group: str  # the section, or "experiment" for a field outside sections
     kind: Any  # annotated type of the field, without None
     default: Any
     help: str
@@ -61,13 +61,13 @@ def _without_none(kind: Any) -> Any:
     return options[0] if len(options) == 1 and typing.get_origin(kind) is not tuple else kind
 
 
-# name -> flag, of all fields but the algorithms' own arguments
+# name -> flag, for all fields except the algorithms' own arguments
 FLAGS: Mapping[str, Flag] = _flags()
 GROUPS = ("experiment", *SECTIONS)
 
 
 def define_fields(values: flags.FlagValues) -> None:
-    """Defines a flag for every field; none has a value until it is given."""
+    """Defines a flag for every field; its value is None until it is given."""
     for flag in FLAGS.values():
         define = _DEFINERS.get(flag.kind, flags.DEFINE_string)
         if typing.get_origin(flag.kind) is not None:
@@ -79,19 +79,19 @@ def define_own(factories: Mapping[str, Callable], values: flags.FlagValues) -> N
     """Defines a flag for every hyper-parameter of every algorithm.
 
     Args:
-      factories: by name; `study.own_parameters` says what of their signature is a hyper-parameter.
+      factories: by name; `study.factories.own_parameters` selects their hyper-parameters.
       values: where the flags are defined.
     """
-    for name, (kind, told) in _own_of(factories).items():
-        _DEFINERS[kind](name, None, told, flag_values=values, module_name="algorithm")
+    for name, (kind, about) in _own_of(factories).items():
+        _DEFINERS[kind](name, None, about, flag_values=values, module_name="algorithm")
 
 
 def changes_of(values: flags.FlagValues, names: Iterable[str] | None = None) -> dict[str, Any]:
-    """Returns the fields that flags were given for, by path.
+    """Returns the fields for which flags were given, by path.
 
     Args:
       values: parsed flags.
-      names: the flags that count; None for all that were given.
+      names: the flags to read; None: all that were given.
 
     Raises:
       ValueError: for a list whose items are not of the field's type, naming the flag.
@@ -123,18 +123,18 @@ def _value(flag: Flag, value: Any) -> Any:
         wrong = ["".join(pair) for pair in pairs if not (pair[0] and pair[2])]
         if wrong:
             raise ValueError(
-                f"--{flag.name} has {wrong[0]!r}, which is no key=value; such as 0=sad,1=happy"
+                f"--{flag.name} has {wrong[0]!r}, which is not key=value, such as 0=sad,1=happy"
             )
         return {key: text for key, _, text in pairs}
-    if flag.choices and isinstance(value, str):  # tiers are written in capitals
+    if flag.choices and isinstance(value, str):  # tiers are in capitals, flags may be in any case
         return next((choice for choice in flag.choices if choice.lower() == value.lower()), value)
     return value
 
 
 def _own_of(factories: Mapping[str, Callable]) -> dict[str, tuple[type, str]]:
-    """The type and the help of every hyper-parameter that a flag can give."""
+    """The type and the help of every hyper-parameter that a flag can set."""
     kinds: dict[str, type] = {}
-    told: dict[str, list[str]] = {}
+    texts: dict[str, list[str]] = {}
     for algorithm, factory in factories.items():
         for name, parameter in own_parameters(factory).items():
             kind = parameter.annotation
@@ -143,21 +143,21 @@ def _own_of(factories: Mapping[str, Callable]) -> dict[str, tuple[type, str]]:
                 continue
             if name in FLAGS:
                 raise ValueError(
-                    f"method={algorithm}: its argument {name} would be the flag --{name}, which "
-                    f"the program has already; rename it, such as own_{name}, or annotate it as "
-                    f"what it is to be given: {annotations()}"
+                    f"method={algorithm}: its argument {name} would become the flag --{name}, "
+                    f"which the program has already; rename it, such as own_{name}, or annotate it "
+                    f"with what the program passes to it: {annotations()}"
                 )
             kinds[name] = kind
             doc = re.search(rf"^\s+{name}: (.*)$", inspect.getdoc(factory) or "", re.MULTILINE)
             default = "" if parameter.default is parameter.empty else f" {parameter.default}"
-            told.setdefault(name, [doc.group(1)] if doc else [""]).append(f"{algorithm}{default}")
+            texts.setdefault(name, [doc.group(1)] if doc else [""]).append(f"{algorithm}{default}")
     return {
-        name: (kinds[name], f"{doc} [{', '.join(users)}]") for name, (doc, *users) in told.items()
+        name: (kinds[name], f"{doc} [{', '.join(users)}]") for name, (doc, *users) in texts.items()
     }
 
 
 def as_flags(spec: Spec) -> list[str]:
-    """Returns the flags that say what a specification says, its defaults left out."""
+    """Returns the flags that describe a specification, defaults left out."""
     lines = []
     for flag in FLAGS.values():
         value = spec.at(flag.path)

@@ -1,24 +1,27 @@
-"""What `--help` prints: the flags that most runs use, or those of a group, or all."""
+"""The text of `--help`: the flags that most runs use, those of a group, or all."""
 
 import textwrap
 from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
-from fedjax_post.experiments.flags.define import FLAGS, GROUPS, Flag
 
+from fedjax_post.experiments.flags.define import FLAGS, GROUPS, Flag
 from fedjax_post.study.fields import unknown
 from fedjax_post.study.spec import SECTIONS
 
 _TITLES = {name: (kind.__doc__ or "").split("\n")[0] for name, kind in SECTIONS.items()}
-_MORE = {"experiment": "Of the whole experiment.", "algorithm": "Arguments of the algorithms."}
+_MORE = {
+    "experiment": "Flags of the whole experiment.",
+    "algorithm": "Arguments of the algorithms.",
+}
 ALL = "full"
 
 
-def wanted(argv: Sequence[str]) -> str | None:
-    """Returns which help a command line asks for: "" for the short one, a group's name, or all.
+def requested_group(argv: Sequence[str]) -> str | None:
+    """Returns the help that a command line asks for; None if it asks for none.
 
-    None where it asks for none.
+    "" is the short help; otherwise it is the name of a group of flags, or `ALL`.
     """
     for given in argv[1:]:
         name, _, value = given.lstrip("-").partition("=")
@@ -32,9 +35,9 @@ def text(about: str, which: str, values: flags.FlagValues, own: Sequence[str] = 
 
     Args:
       about: what the program does, and its usual commands.
-      which: as `wanted` returns it.
+      which: as `requested_group` returns it.
       values: all flags of the program.
-      own: names of the flags that only this program has, which come first.
+      own: names of the flags that only this program has; they come first.
 
     Raises:
       ValueError: for a group that does not exist.
@@ -42,9 +45,9 @@ def text(about: str, which: str, values: flags.FlagValues, own: Sequence[str] = 
     groups = [*GROUPS, "algorithm"]
     lines = [about.strip(), ""]
     if own:
-        lines += ["Of this program.", *(_absl_line(values[name]) for name in own), ""]
+        lines += ["Flags of this program.", *(_absl_line(values[name]) for name in own), ""]
     if which == "":
-        lines += ["What most runs set, with the value where none is given.", ""]
+        lines += ["Flags that most runs set, with their defaults.", ""]
         lines += [_line(flag) for flag in FLAGS.values() if flag.common]
         return "\n".join([*lines, "", f"More: --help=GROUP, of {', '.join(groups)}; --helpfull"])
     chosen = groups if which == ALL else [which]

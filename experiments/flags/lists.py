@@ -1,12 +1,12 @@
-"""Several experiments, seeds or values in one flag."""
+"""Flags that hold several experiments, seeds or values."""
 
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from absl import flags
-from fedjax_post.experiments.flags.parse import CommandLine, changes_in
 
+from fedjax_post.experiments.flags.parse import CommandLine, changes_in
 from fedjax_post.study.spec import Spec
 
 
@@ -15,11 +15,11 @@ def define_many(values: flags.FlagValues, *, usual: str, of: str) -> None:
 
     Args:
       values: where they are defined.
-      usual: seeds where none are given.
-      of: what the folder is of.
+      usual: the default seeds, with commas between.
+      of: what the folder contains, for its help.
     """
-    flags.DEFINE_list("seeds", usual.split(","), "of the runs", flag_values=values)
-    where = f"a new folder, or that of a {of} to go on with (runs/<time>-{of})"
+    flags.DEFINE_list("seeds", usual.split(","), "seeds of the runs", flag_values=values)
+    where = f"a new folder, or that of a {of} to continue (runs/<time>-{of})"
     flags.DEFINE_string("output_dir", None, where, flag_values=values)
 
 
@@ -27,7 +27,7 @@ def seeds(values: flags.FlagValues) -> list[int]:
     """Returns the seeds, as numbers.
 
     Raises:
-      ValueError: if one is no whole number.
+      ValueError: if there are none, or one is not a whole number.
     """
     given = values.seeds
     if not given or not all(seed.strip().isdecimal() for seed in given):
@@ -36,18 +36,19 @@ def seeds(values: flags.FlagValues) -> list[int]:
 
 
 def experiments(line: CommandLine, flag: str) -> dict[str, Spec]:
-    """Returns the experiments of a flag `name:flag=value:.., ..`, by their texts.
+    """Returns the experiments that a flag `name:flag=value:.., ..` describes, by their texts.
 
     Args:
-      line: what was typed; its experiment is what they have in common.
-      flag: algorithms with commas between them, each followed by flags of its own after colons.
+      line: the command line; its experiment is what they have in common.
+      flag: name of the flag: algorithms with commas between, each followed by its flags after
+        colons.
 
     Raises:
-      ValueError: if none is named or one is named twice, and for wrong flags.
+      ValueError: if there is none or one is given twice, and for wrong flags.
     """
     entries = [entry for entry in _split(line.values[flag].value, ",") if entry]
     if not entries:
-        raise ValueError(f"--{flag} names none; give some, such as fed_avg,scaffold")
+        raise ValueError(f"--{flag} is empty; give some, such as fed_avg,scaffold")
     twice = [entry for entry in entries if entries.count(entry) > 1]
     if twice:
         raise ValueError(f"--{flag} has {twice[0]} twice; give it once")
@@ -59,7 +60,7 @@ def grid(entries: Sequence[str]) -> Mapping[str, list[Any]]:
     """Returns the values of `flag=value,value` by the paths of their fields.
 
     Raises:
-      ValueError: for an entry that is no such text, and for wrong values.
+      ValueError: for an entry of another form, for wrong values, and if nothing varies.
     """
     found: dict[str, list[Any]] = {}
     for entry in entries:
@@ -70,7 +71,7 @@ def grid(entries: Sequence[str]) -> Mapping[str, list[Any]]:
             ((path, item),) = changes_in([f"--{name}={value}"]).items()
             found.setdefault(path, []).append(item)
     if not found:
-        raise ValueError("--grid names nothing that varies; such as --grid=client_lr=0.1,0.3")
+        raise ValueError("--grid is empty; give what varies, such as --grid=client_lr=0.1,0.3")
     return found
 
 
@@ -82,7 +83,7 @@ def _changes(entry: str, *, trusted: bool) -> dict[str, Any]:
 
 
 def _split(text: str, separator: str) -> list[str]:
-    """The pieces between separators that no parentheses enclose, stripped."""
+    """The pieces between separators that are outside parentheses, stripped."""
     pieces, depth = [""], 0
     for character in text:
         depth += {"(": 1, ")": -1}.get(character, 0)

@@ -1,24 +1,23 @@
-"""Messages of the library, in the words of the command line.
+"""Messages of the library, with its arguments written as flags.
 
-The library names its own arguments and fields, as `max_length=20` or in backticks. A person who
-types flags reads `--max_length=20` instead. This is the only place where one becomes the other.
+The library names its own arguments and fields, as `max_length=20` or in backticks. Users of the
+command line read `--max_length=20` instead. Only this module replaces one by the other.
 """
 
 import re
 from collections import Counter
 from collections.abc import Mapping
 
+from fedjax_post.data.columns import Columns
 from fedjax_post.experiments.flags.define import FLAGS, OWN
 
-from fedjax_post.data.columns import Columns
-
-# Arguments of functions, which some programs have flags for.
+# Arguments of functions for which some programs have flags of the same name.
 _OWN = (
     *("trust_code", "passport", "what_can_i_run", "downgrade", "seeds", "drills"),
-    *("port", "host", "log", "api_key_env"),
+    *("port", "host", "log", "api_key_env", "change_after", "then_model", "then_adapter"),
     *("at_round", "rate_limit", "refused_client", "excluded_clients"),
 )
-# Arguments of the library whose flag has another name, beside the fields of an experiment.
+# Arguments of the library whose flag has another name, in addition to fields of an experiment.
 _ARGUMENTS = {
     "path": "model",
     "directory": "output_dir",
@@ -36,7 +35,7 @@ _ARGUMENT = re.compile(
 
 
 def _flag_of() -> Mapping[str, str]:
-    """The flag of each name: of a field's path, of a section, and of a field where it is unique."""
+    """The flag of each name: a field's path, a section, and a field's name where it is unique."""
     short = Counter(flag.path.rpartition(".")[2] for flag in FLAGS.values())
     found = dict(_ARGUMENTS)
     for flag in FLAGS.values():
@@ -53,17 +52,21 @@ _FLAG_OF = _flag_of()
 
 
 def in_flags(message: str) -> str:
-    """Returns a message in which the arguments that have a flag are written as that flag.
+    """Returns a message in which arguments that have a flag are written as that flag.
 
     Args:
-      message: names arguments as `` `name` ``, `` `name=value` `` or name=value; all else, flags
-        included, stays as it is.
+      message: names arguments as `` `name` ``, `` `name=value` `` or name=value; the rest of the
+        text, flags included, does not change.
+
+    Example:
+      >>> in_flags("rank=0: it must be at least 1; see `max_length`")
+      '--lora_rank=0: it must be at least 1; see --max_length'
     """
 
-    def reworded(match: re.Match) -> str:
+    def reword(match: re.Match) -> str:
         name = match["quoted"] or match["given"]
         own = name.startswith(f"{OWN}.")
         flag = name.removeprefix(f"{OWN}.") if own else _FLAG_OF.get(name)
         return match[0] if flag is None else f"--{flag}{match['value'] or ''}"
 
-    return _ARGUMENT.sub(reworded, message)
+    return _ARGUMENT.sub(reword, message)

@@ -44,9 +44,7 @@ def adapter_of(path: Path) -> Path:
     if not (path / SPEC).exists():
         return path
     if not (path / "adapter").is_dir():
-        raise FileNotFoundError(
-            f"{path} contains no adapter; wait for the run to end, or resume it"
-        )
+        raise FileNotFoundError(f"{path} contains no adapter; let the run end, or resume it")
     return path / "adapter"
 
 

@@ -1,4 +1,4 @@
-"""One client of six against every rule on products: what a round makes of it, in float64.
+"""One malicious client of six against every rule on products: the result of a round, in float64.
 
 The oracle is numpy: products of the honest clients' factors, their norms and their distances.
 Nothing of the hostile client is trusted, least of all that its product is what its factors say.

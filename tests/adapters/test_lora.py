@@ -1,4 +1,4 @@
-"""Laws of low-rank adapters: they start as nothing, merge exactly, and mask to smaller ranks."""
+"""Laws of low-rank adapters: zero at the start, exact merging, masks for smaller ranks."""
 
 import jax
 import jax.numpy as jnp

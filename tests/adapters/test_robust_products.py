@@ -1,4 +1,4 @@
-"""Rules on products, against dense matrices: what a client does to its factors does not matter."""
+"""Rules on products, against dense matrices: only products count, not their factors."""
 
 import re
 from functools import cache

@@ -1,4 +1,4 @@
-"""Laws of proxy-tuning: its limits, and that it is scored and generated from like any model."""
+"""Laws of proxy-tuning: its limits; scoring and generation work as for any model."""
 
 import jax
 import jax.numpy as jnp

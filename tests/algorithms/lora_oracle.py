@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from fedjax_post.algorithms import ALGORITHMS
 
 import fedjax_post as fp
 from fedjax_post.adapters.lora import merge_lora
+from fedjax_post.algorithms import ALGORITHMS
 from fedjax_post.core import engine, local
 from fedjax_post.core.algorithm import no_context
 from fedjax_post.data.ranks import RankedClients

@@ -1,4 +1,4 @@
-"""What may stand around an algorithm: every wrapper over every algorithm, or a reason why not."""
+"""Composition: every wrapper works around every algorithm, or is refused with a reason."""
 
 import dataclasses
 from types import SimpleNamespace
@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from fedjax_post.algorithms import ALGORITHMS
 from test_contract import ROWS
 
 from fedjax_post import algorithms
 from fedjax_post.adapters import robust
+from fedjax_post.algorithms import ALGORITHMS
 from fedjax_post.core import (
     Around,
     cast,
@@ -134,10 +134,10 @@ def test_a_wrapper_is_made_around_an_algorithm_or_says_why_not(wrapper):
     ("name", "wrapper", "reason"),
     [
         ("agnostic_fed_avg", "private", "the clients' weights are all that it adds to FedAvg"),
-        ("agnostic_fed_avg", "krum", "those that fare worst count most"),
+        ("agnostic_fed_avg", "krum", "the clients with the largest losses"),
         ("agnostic_fed_avg", "clip", "a bound would shrink a client's loss with its change"),
         ("q_fed_avg", "private", "its server divides by a sum over clients"),
-        ("q_fed_avg", "bounded", "clients that fare worse send more"),
+        ("q_fed_avg", "bounded", "clients with a larger loss send larger values"),
         ("fed_nova", "private", "its server multiplies two means"),
         ("fed_k_seed_pro", "private", "it draws seeds by quotients of sums"),
         ("het_lora", "bounded", "clients send their factors, not a change of them"),
@@ -236,9 +236,9 @@ EF21 = algorithms.ef21(FED_AVG, sign(), population=6)
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: with_uplink(EF21, cast("bfloat16")), "EF21 has a wire of its own"),
+        (lambda: with_uplink(EF21, cast("bfloat16")), "EF21 has an uplink of its own"),
         (lambda: with_aggregate(EF21, krum(1)), "adds up the changes of every client's value"),
-        (lambda: algorithms.ef21(EF21, sign(), population=6), "EF21 has a wire of its own"),
+        (lambda: algorithms.ef21(EF21, sign(), population=6), "EF21 has an uplink of its own"),
         (
             lambda: algorithms.ef21(FED_AVG, error_feedback(sign()), population=6),
             "give it the compressor inside error_feedback",
@@ -293,5 +293,5 @@ def test_a_value_unlike_what_is_shared_must_be_declared():
         if accepted:
             run()
             continue
-        with pytest.raises(ValueError, match="declare their form in value_like"):
+        with pytest.raises(ValueError, match="declare their shape in value_like"):
             run()

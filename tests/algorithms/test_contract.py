@@ -1,4 +1,4 @@
-"""Every algorithm is a row, every promise a column."""
+"""The contract suite: every check on every algorithm."""
 
 import inspect
 import re
@@ -8,11 +8,11 @@ import jax
 import numpy as np
 import optax
 import pytest
+
+from fedjax_post import algorithms
 from fedjax_post.algorithms import ALGORITHMS
 from fedjax_post.algorithms.references import central, local_only
 from fedjax_post.algorithms.skeleton import skeleton
-
-from fedjax_post import algorithms
 from fedjax_post.core import (
     Access,
     cast,

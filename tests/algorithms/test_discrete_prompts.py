@@ -1,4 +1,4 @@
-"""Prompts learned from losses alone: against hand-written runs, and against looking at all."""
+"""Prompts learned from losses alone, against runs written out and against exhaustive search."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""SCAFFOLD's example of drift: two clients that pull apart by G, whose mean loss has no G in it.
+"""SCAFFOLD's example of drift: two clients with opposite slopes G, which cancel in the mean loss.
 
 f_1 = x^2 + G x and f_2 = -G x, the functions behind FedAvg's lower bound (arXiv:1910.06378,
 Theorem II); the mean is x^2 / 2. Their curvatures differ, so that local steps drift.

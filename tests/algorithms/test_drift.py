@@ -1,4 +1,4 @@
-"""Algorithms against drift and unequal work, held to closed forms on quadratics."""
+"""Algorithms under client drift and unequal work, against closed forms on quadratics."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""EF21: what a hard compressor hides does arrive, and the server's mean is that of the clients."""
+"""EF21: compression loses nothing in the end, and the server has the mean of the clients."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -1,14 +1,15 @@
-"""Fed-BBPT: SPSA against its definition, and a generator that is where it is said to be."""
+"""Fed-BBPT: SPSA against its definition, and the generator against its equation."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from fedjax_post.algorithms.fed_bbpt import _segmented, generators_for, prompt_of, spsa
 from quadratics import CURVATURE, JOINT, MINIMUM, quadratic, solve
 
 from fedjax_post import algorithms
+from fedjax_post.blackbox.soft_prompt import generators_for, prompt_of
+from fedjax_post.blackbox.spsa import _segmented_uniform, spsa
 
 
 @pytest.mark.heavy
@@ -22,7 +23,9 @@ def test_the_estimate_has_the_gradient_for_its_mean():
         loss = sum(jax.tree.leaves(terms))
         return loss, {"loss": loss, "queries": jnp.float32(1)}
 
-    estimate = jax.jit(jax.grad(spsa(loss_fn, 0.1, 4000), has_aux=True), static_argnums=1)
+    estimate = jax.jit(
+        jax.grad(spsa(loss_fn, 0.1, num_directions=4000), has_aux=True), static_argnums=1
+    )
     grads, metrics = estimate(params, None, None, jax.random.key(0))
     expected = jax.tree.map(jnp.multiply, curvature, params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=0.15), grads, expected)
@@ -31,7 +34,7 @@ def test_the_estimate_has_the_gradient_for_its_mean():
 
 
 def test_directions_have_sizes_from_a_half_to_one():
-    v = np.asarray(_segmented(jax.random.key(0), (5000,), jnp.float32))
+    v = np.asarray(_segmented_uniform(jax.random.key(0), (5000,), jnp.float32))
     assert np.abs(v).min() >= 0.5
     assert np.abs(v).max() <= 1
     np.testing.assert_allclose(np.abs(v).mean(), 0.75, atol=0.01)

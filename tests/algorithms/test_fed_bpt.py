@@ -1,16 +1,18 @@
-"""FedBPT: a round against pycma and against the round written out, what it masks and bills."""
+"""FedBPT: a round against pycma and against the round written out; masks and bytes."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fedjax_post.algorithms.fed_bpt import corrected_sigma, prompt_at, replace_tokens
 from quadratics import CLIENTS, DIM, MINIMUM, quadratic, quadratic_clients, solve
 
 import fedjax_post as fp
 from fedjax_post import algorithms
 from fedjax_post.adapters.prompt import add_soft_prompt
+from fedjax_post.algorithms.fed_bpt import corrected_sigma
 from fedjax_post.blackbox import cma
+from fedjax_post.blackbox.fitness import replace_tokens
+from fedjax_post.blackbox.prompt_cma import prompt_at
 from fedjax_post.core import algorithm as core
 from fedjax_post.core import engine
 from fedjax_post.objectives.choice import choice_loss
@@ -192,7 +194,7 @@ def test_tokens_of_questions_are_replaced_and_no_others():
     tokens = np.full((200, 20), 3, np.int32)
     batch = {"tokens": jnp.asarray(tokens), "loss_mask": jnp.arange(20)[None] >= 15}
     batch["loss_mask"] = jnp.broadcast_to(batch["loss_mask"], tokens.shape)
-    found = replace_tokens(batch, jax.random.key(0), 0.4, 1000)
+    found = replace_tokens(batch, jax.random.key(0), rate=0.4, vocab_size=1000)
     changed = np.asarray(found["tokens"]) != 3
     assert not changed[:, 0].any()
     assert not changed[:, 15:].any()

@@ -1,4 +1,4 @@
-"""FedDPA: what is shared is FedAvg's, what is a client's own is its loop written out densely."""
+"""FedDPA: the shared adapter equals FedAvg's, the own one a training loop written out densely."""
 
 import jax
 import jax.numpy as jnp

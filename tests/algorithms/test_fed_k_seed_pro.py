@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fedjax_post.algorithms.fed_k_seed import direction
-from fedjax_post.algorithms.fed_k_seed_pro import spread
 from quadratics import CLIENTS, CURVATURE, DIM, LR, MINIMUM, STEPS, quadratic, quadratic_clients
 
 import fedjax_post as fp
 from fedjax_post import algorithms
+from fedjax_post.blackbox.directions import pool_direction
+from fedjax_post.blackbox.seed_pool import draw_logits
 from fedjax_post.core import uniformly
 from fedjax_post.simulate.run import wire_bytes_of
 
@@ -25,10 +25,10 @@ def published_probabilities(mean_slopes):
 
 def test_probabilities_are_the_published_ones():
     slopes = np.random.default_rng(0).exponential(size=SEEDS).astype(np.float32)
-    found = jax.nn.softmax(spread(jnp.asarray(slopes)))
+    found = jax.nn.softmax(draw_logits(jnp.asarray(slopes)))
     np.testing.assert_allclose(found, published_probabilities(slopes), rtol=1e-5)
     np.testing.assert_allclose(found.max() / found.min(), np.e, rtol=1e-5)
-    np.testing.assert_allclose(jax.nn.softmax(spread(jnp.zeros(SEEDS))), 1 / SEEDS, rtol=1e-6)
+    np.testing.assert_allclose(jax.nn.softmax(draw_logits(jnp.zeros(SEEDS))), 1 / SEEDS, rtol=1e-6)
 
 
 def test_it_is_its_loop_written_out():
@@ -37,7 +37,7 @@ def test_it_is_its_loop_written_out():
     clients, rounds = quadratic_clients(STEPS), 3
     run = fp.run(algorithm, None, clients, params=jnp.zeros(DIM), rounds=rounds)
     state = list(run)[-1][0]
-    pool = np.stack([np.asarray(direction(j, jnp.zeros(DIM))) for j in range(SEEDS)])
+    pool = np.stack([np.asarray(pool_direction(j, jnp.zeros(DIM))) for j in range(SEEDS)])
     x, sizes, counts, drawn = np.zeros(DIM), np.zeros(SEEDS), np.zeros(SEEDS), []
     for round in range(rounds):
         slopes = np.where(counts > 0, sizes / np.maximum(counts, 1), 0)

@@ -1,15 +1,16 @@
-"""FwdLLM: what paces it, what it samples, and that its gradient is one."""
+"""FwdLLM: its pacing, its sampling, and that its estimate has the gradient as mean."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from fedjax_post.algorithms.fwd_llm import Answer, chosen_direction, halves, variance
 from quadratics import CLIENTS, CURVATURE, DIM, MINIMUM, quadratic, quadratic_clients
 
 import fedjax_post as fp
 from fedjax_post import algorithms
+from fedjax_post.blackbox.directions import nearest_direction
+from fedjax_post.blackbox.halves import Answer, halves, variance
 from fedjax_post.core import forward
 
 RNG = np.random.default_rng(0)
@@ -77,13 +78,13 @@ def test_the_server_waits_until_the_answers_agree():
 def test_the_direction_is_the_nearest_candidate_tensor_by_tensor():
     last = {"w": jnp.asarray(RNG.normal(size=(2, 3)), jnp.float32), "b": jnp.ones(3)}
     key, count = jax.random.key(3), 10
-    chosen = chosen_direction(key, last, count)
+    chosen = nearest_direction(key, last, num_candidates=count)
     drawn = [forward.random_direction(k, last) for k in jax.random.split(key, count)]
     for name, g in last.items():
         rows = np.stack([np.asarray(d[name], np.float64).ravel() for d in drawn])
         cosine = rows @ np.asarray(g, np.float64).ravel() / np.linalg.norm(rows, axis=1)
         np.testing.assert_allclose(np.ravel(chosen[name]), rows[cosine.argmax()], rtol=1e-6)
-    nothing = chosen_direction(key, optax.tree.zeros_like(last), count)
+    nothing = nearest_direction(key, optax.tree.zeros_like(last), num_candidates=count)
     np.testing.assert_array_equal(nothing["w"], drawn[0]["w"])
 
 
@@ -104,7 +105,7 @@ def test_sampling_brings_directions_nearer_to_the_last_gradient():
     last = jnp.asarray(RNG.normal(size=20), jnp.float32)
     keys = jax.random.split(jax.random.key(0), 50)
     cosine = lambda v: v @ last / jnp.linalg.norm(v) / jnp.linalg.norm(last)
-    mean = lambda n: np.mean([cosine(chosen_direction(k, last, n)) for k in keys])
+    mean = lambda n: np.mean([cosine(nearest_direction(k, last, num_candidates=n)) for k in keys])
     # the greatest of ten normal numbers is 1.54 deviations above their mean
     np.testing.assert_allclose(mean(10), 1.54 / np.sqrt(20), rtol=0.15)
     assert abs(mean(1)) < 0.1

@@ -1,4 +1,4 @@
-"""Gradient-free algorithms: what is rebuilt from numbers is the mean of the clients' models."""
+"""Gradient-free algorithms: the model rebuilt from numbers is the mean of the clients' models."""
 
 import jax
 import jax.numpy as jnp

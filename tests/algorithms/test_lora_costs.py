@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from fedjax_post.algorithms import ALGORITHMS
 from lora_oracle import (
     LORA,
     assert_close,
@@ -20,6 +19,7 @@ from lora_oracle import (
 
 import fedjax_post as fp
 from fedjax_post.adapters.lora import add_lora, merge_lora
+from fedjax_post.algorithms import ALGORITHMS
 from fedjax_post.core import engine, num_bytes, pack, wire
 from fedjax_post.core.algorithm import ClientData
 from fedjax_post.data.ranks import RankedClients

@@ -1,4 +1,4 @@
-"""Personal models: where they rest, what they leave alone, and what stays at home."""
+"""Personal models: their fixed points, what they do not change, and what is not sent."""
 
 import jax
 import jax.numpy as jnp

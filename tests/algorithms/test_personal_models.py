@@ -1,4 +1,4 @@
-"""A client's own model can be evaluated and exported, whatever it was trained with."""
+"""A client's own model can be evaluated and exported, for every algorithm that has one."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""What public codes gave on these arrays, and where public codes are wrong.
+"""Results of public codes on fixed arrays, and their errors.
 
 Every code was run once on a CPU (torch 2.13) on the clients below, which are sines and
 cosines, so that anybody can run it again; numbers are rounded to six digits. Models are

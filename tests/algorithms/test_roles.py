@@ -1,17 +1,17 @@
-"""Algorithms over models in roles: their limits, what clients are shown, and what is sent."""
+"""Algorithms with several models: their limits, what clients receive, and what is sent."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+
+import fedjax_post as fp
+from fedjax_post.adapters.lora import add_lora
 from fedjax_post.algorithms import fed_avg
 from fedjax_post.algorithms.fed_bi_ot import fed_bi_ot
 from fedjax_post.algorithms.fed_pt import fed_pt
 from fedjax_post.algorithms.offsite_tuning import offsite_tuning
-
-import fedjax_post as fp
-from fedjax_post.adapters.lora import add_lora
 from fedjax_post.core.access import Access, AccessError
 from fedjax_post.model.alignment import aligner, gap
 from fedjax_post.model.emulator import emulate

@@ -1,4 +1,4 @@
-"""Algorithms with gradients of gradients, written as a user would, keep the whole contract.
+"""Algorithms that use second derivatives, written as a user would, pass the whole contract.
 
 FedSAM: Qu et al., ICML 2022, arXiv:2206.02618. FedSpeed: Sun et al., ICLR 2023,
 arXiv:2302.10429, its perturbed gradient and its prox term. Per-FedAvg: Fallah et al.,
@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from fedjax_post.algorithms import fed_avg, fed_prox
 
+from fedjax_post.algorithms import fed_avg, fed_prox
 from fedjax_post.core import (
     Algorithm,
     Client,

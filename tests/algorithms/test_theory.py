@@ -1,4 +1,4 @@
-"""What theory says of the algorithms, on quadratics with known solutions."""
+"""Theorems on the algorithms, on quadratics with known solutions."""
 
 import jax
 import jax.numpy as jnp

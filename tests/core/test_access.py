@@ -1,4 +1,4 @@
-"""Access: views are cut to what is declared, and too much is refused with what to open."""
+"""Access: views are limited to the declared tier; more is refused, naming the tier to open."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""Aggregates: order, chunks and merging do not matter; what has no weight does not count."""
+"""Aggregates: order, chunks and merging do not matter; clients of weight zero do not count."""
 
 import jax
 import jax.numpy as jnp

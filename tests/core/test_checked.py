@@ -1,4 +1,4 @@
-"""An algorithm whose functions do not fit is refused by the field, before anything is computed."""
+"""Algorithms with wrong functions are refused, by the name of the field, before any computation."""
 
 import traceback
 
@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
-from fedjax_post.algorithms import fed_avg
 
 import fedjax_post as fp
+from fedjax_post.algorithms import fed_avg
 from fedjax_post.core import Access, Upload, cast
 from fedjax_post.core.algorithm import Reading, stateless, unread
 from fedjax_post.simulate.host import host

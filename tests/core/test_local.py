@@ -1,4 +1,4 @@
-"""Local steps: masks change nothing, counts are honest, extras arrive."""
+"""Local steps: masked steps change nothing, steps are counted, extra arguments are passed on."""
 
 import jax
 import jax.numpy as jnp

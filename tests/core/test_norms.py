@@ -1,4 +1,4 @@
-"""Bounds over all of float32: what is longer is shortened, what is not finite is dropped.
+"""Bounds over all of float32: longer values are shortened, values that are not finite dropped.
 
 Norms are checked against numpy's in float64, which holds the squares of every float32.
 """

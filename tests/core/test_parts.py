@@ -1,4 +1,4 @@
-"""Two parts make the whole again, and their gaps are no leaves."""
+"""Two parts join to the whole tree, and their gaps are not leaves."""
 
 import jax
 import pytest

@@ -1,4 +1,4 @@
-"""Laws of few bits: means, variances, norms and bytes, as the module's table states them."""
+"""Laws of quantization: means, variances, norms and bytes, as the module's table states them."""
 
 import math
 from functools import partial

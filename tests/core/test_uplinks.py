@@ -1,4 +1,4 @@
-"""Laws of the wire: bounds hold, feedback loses nothing, bytes are what is packed."""
+"""Laws of uplinks: bounds hold, feedback loses nothing, bytes equal those that are packed."""
 
 import math
 

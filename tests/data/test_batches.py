@@ -1,4 +1,4 @@
-"""Laws of visits: what a client sees, in what order, and what pads."""
+"""Laws of visits: which rows a client reads, in what order, and what is padding."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""Laws of rows that become chats: the dialects, what is learned, what is refused by name."""
+"""Laws of rows that become chats: formats, which tokens are learned, and refusals."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Laws of files: content tells what a file is, text stays text, and what is broken is named."""
+"""Laws of files: content decides the format, text is not converted, errors name the file."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""Packing: every example once, whole, in a row with room; nothing is preferred."""
+"""Packing: every example is in one row, once and whole; no example is preferred."""
 
 import numpy as np
 import pytest

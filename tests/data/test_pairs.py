@@ -1,4 +1,4 @@
-"""Pairs of responses, from the layouts that data sets have."""
+"""Pairs of responses, in the layouts of public data sets."""
 
 import json
 

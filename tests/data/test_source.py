@@ -1,4 +1,4 @@
-"""Laws of sources: every form of the same rows is the same rows, and bad ones are named."""
+"""Laws of sources: the same rows in any form give the same result; errors name the rows."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""Laws of splits and folders: which rows are trained on, which are held out, and who said so."""
+"""Laws of splits and folders: which rows are for training, which are held out, and why."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Laws of the built-in tasks: what a federation may be measured on."""
+"""Laws of the built-in tasks, which make them fit to measure federations."""
 
 import collections
 import json

@@ -1,4 +1,4 @@
-"""Laws of types: rows in memory, rows with types and rows of a file mean the same text."""
+"""Laws of types: rows in memory, typed rows and rows of a file give the same text."""
 
 import datetime
 import json

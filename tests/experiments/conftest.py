@@ -1,8 +1,9 @@
 """Calls of the training program on tiny files."""
 
 import pytest
-from fedjax_post.experiments import train
 from tiny_files import private_cache, tiny_flags, tiny_folder, tiny_rows
+
+from fedjax_post.experiments import train
 
 
 @pytest.fixture

@@ -49,11 +49,11 @@ def refused(call, tmp_path, capsys):
         ("--algorithm=nowhere.at:all", "--algorithm=nowhere.at:all cannot be loaded"),
         (
             "--cohort_sise=3",
-            "--cohort_sise is no flag; did you mean --cohort_size? --help lists the flags",
+            "--cohort_sise is not a flag; did you mean --cohort_size? --help lists the flags",
         ),
         ("--num_rounds=0", "--num_rounds=0 must be at least 1"),
         ("--adapter=qlora", "qlora is no choice; did you mean lora?"),
-        ("cohort_size=3", "'cohort_size=3' is no flag; write --name=value"),
+        ("cohort_size=3", "'cohort_size=3' is not a flag; write --name=value"),
         ("--mu=0.1", "--mu=0.1: --algorithm=fed_avg does not take it; it belongs to fed_prox"),
         ("--algorithm=scaffold --grad_clip=1", "--algorithm=scaffold does not take it; it belongs"),
         ("--embeddings=builtin", "--algorithm=fed_avg does not take it; it belongs to fed_dtpt"),

@@ -1,4 +1,4 @@
-"""The benchmark's arithmetic, lines, tables and refusals; what it measures is not tested."""
+"""The benchmark's arithmetic, lines, tables and refusals; its measurements are not tested."""
 
 import json
 import re
@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fedjax_post.experiments.benchmark import __main__ as benchmark
-from fedjax_post.experiments.benchmark import environments, lines, lm_job, processes, table
-from fedjax_post.experiments.benchmark.lines import Aim, Figure
-from fedjax_post.experiments.benchmark.settings import Settings, chosen
-from fedjax_post.experiments.benchmark.shapes import TINY
-from fedjax_post.experiments.benchmark.sides import logistic
 
 from fedjax_post.data.batches import TokenClients
+from fedjax_post.experiments.benchmark import __main__ as benchmark
+from fedjax_post.experiments.benchmark import environments, lines, lm_job, options, processes, table
+from fedjax_post.experiments.benchmark.lines import Aim, Figure
+from fedjax_post.experiments.benchmark.settings import Settings, select
+from fedjax_post.experiments.benchmark.shapes import TINY
+from fedjax_post.experiments.benchmark.sides import logistic
 from fedjax_post.simulate.cohort import data_rng
 
 ROOT = Path(__file__).parent.parent.parent
@@ -166,8 +166,8 @@ def test_every_flag_reaches_the_settings():
 
 def test_only_chooses_by_name():
     named = {"a b": 1, "b c": 2}
-    assert dict(chosen(named, Settings(only="^b"))) == {"b c": 2}
-    assert dict(chosen(named, Settings())) == named
+    assert dict(select(named, Settings(only="^b"))) == {"b c": 2}
+    assert dict(select(named, Settings())) == named
 
 
 @pytest.fixture(scope="module")
@@ -239,4 +239,4 @@ def test_help_names_every_suite():
     command = [sys.executable, "-m", "experiments.benchmark", "--help"]
     said = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True).stdout
     said = " ".join(said.split())
-    assert all(f"{name}: {what}" in said for name, what in benchmark.SUITES.items())
+    assert all(f"{name}: {what}" in said for name, what in options.SUITES.items())

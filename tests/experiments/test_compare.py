@@ -5,8 +5,8 @@ import shutil
 
 import numpy as np
 import pytest
-from fedjax_post.experiments import compare, sweep
 
+from fedjax_post.experiments import compare, sweep
 from fedjax_post.report.records import read_records
 from fedjax_post.study import cells
 
@@ -104,7 +104,7 @@ def test_an_interrupted_comparison_goes_on(compared, common, tmp_path, monkeypat
     ("given", "said"),
     [
         ("--algorithms=fed_avg,fed_avgg", "--algorithm=fed_avgg is no algorithm; did you mean"),
-        ("--algorithms=", "--algorithms names none; give some"),
+        ("--algorithms=", "--algorithms is empty; give some"),
         ("--algorithms=fed_avg,fed_avg", "--algorithms has fed_avg twice"),
         ("--algorithms=fed_avg:mu=1", "--mu=1.0: --algorithm=fed_avg does not take it"),
         ("--algorithms=fed_avg:aggregate=krum(1),flora:uplink=top(1)", "top is unknown; did you"),
@@ -145,4 +145,4 @@ def test_a_sweep_runs_every_combination(common, tmp_path, capsys):
         assert f"client_lr={settings['method.client_lr']}" in run.parent.parent.name
     capsys.readouterr()
     assert sweep.main(["sweep", *given]) == 2
-    assert "--grid names nothing that varies" in capsys.readouterr().err
+    assert "--grid is empty; give what varies" in capsys.readouterr().err

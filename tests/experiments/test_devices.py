@@ -3,11 +3,11 @@
 import shutil
 
 import pytest
-from fedjax_post.experiments import train
-from fedjax_post.experiments.flags import changes_in
 from jax.sharding import AbstractMesh
 
 import fedjax_post
+from fedjax_post.experiments import train
+from fedjax_post.experiments.flags import changes_in
 from fedjax_post.report.records import read_records
 from fedjax_post.study import Spec, devices
 from fedjax_post.testing.models import tiny_config

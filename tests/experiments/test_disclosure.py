@@ -1,16 +1,16 @@
-"""Runs of the flags: what their ledger says, and the refusal before anything leaves."""
+"""Runs from flags: their ledgers, and the refusal before anything is sent."""
 
 import json
 
 import jax
 import pytest
-from fedjax_post.experiments import train
-from fedjax_post.experiments.flags import changes_in
 
 from fedjax_post import study
 from fedjax_post.core.access import Access
 from fedjax_post.data.builtin.corpus import build_tokenizer
 from fedjax_post.disclosure.ledger import Form
+from fedjax_post.experiments import train
+from fedjax_post.experiments.flags import changes_in
 from fedjax_post.simulate import programs
 from fedjax_post.study import ledgers
 

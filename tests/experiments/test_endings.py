@@ -1,4 +1,4 @@
-"""How programs end early: one line for flags and files, a traceback for a person's own code."""
+"""How programs fail: one line for bad flags and files, a traceback for a user's own code."""
 
 import os
 import signal
@@ -7,9 +7,9 @@ import sys
 import traceback
 
 import pytest
-from fedjax_post.experiments import compare, endings, train
 
 import fedjax_post
+from fedjax_post.experiments import compare, endings, train
 from tests.simulate.test_full_disk import files_of_at_most
 
 TRAIN = "python -m fedjax_post.experiments.train"
@@ -168,7 +168,7 @@ def test_a_signal_in_a_comparison_says_how_it_goes_on(tiny_flags, tmp_path, monk
     assert compare.main(["compare", *given, "--algorithms=fed_avg", "--seeds=0", where]) == 143
     told = capsys.readouterr()
     assert f"0 of them finished, in {tmp_path / 'both'}" in told.out
-    assert "the same command with its --output_dir goes on" in told.err
+    assert "the same command with its --output_dir continues" in told.err
 
 
 @pytest.mark.parametrize("room", [100, 3_000, 12_000])

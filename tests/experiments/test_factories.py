@@ -1,4 +1,4 @@
-"""Arguments of a factory are given what their annotations say; all others are its own flags."""
+"""Arguments of a factory: annotated ones are supplied by the program, the others are flags."""
 
 import dataclasses
 import functools
@@ -7,12 +7,12 @@ import inspect
 import numpy as np
 import optax
 import pytest
+
 from fedjax_post.algorithms import ALGORITHMS, fed_avg
 from fedjax_post.algorithms.references import central
-from fedjax_post.experiments.flags.parse import _defined
-
 from fedjax_post.core import world
 from fedjax_post.core.algorithm import Algorithm
+from fedjax_post.experiments.flags.parse import _define
 from fedjax_post.study import Method, Spec, factories, methods
 
 
@@ -63,8 +63,8 @@ def test_an_argument_with_the_name_of_another_flag_is_refused(name):
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=int, default=7),
     ]
     own.__signature__ = inspect.Signature(parameters)
-    with pytest.raises(ValueError, match=f"its argument {name} would be the flag --{name}.*own_"):
-        _defined({**ALGORITHMS, "own": own}, ())
+    with pytest.raises(ValueError, match=f"{name} would become the flag --{name}.*own_"):
+        _define({**ALGORITHMS, "own": own}, ())
 
 
 def test_a_bare_name_is_given_nothing():

@@ -1,11 +1,11 @@
-"""The drills' program: what an open and a closed method lose, as rows and as files."""
+"""The program of drills: losses of an open and a closed method, as rows and as files."""
 
 import json
 from pathlib import Path
 
 import pytest
-from fedjax_post.experiments import drills
 
+from fedjax_post.experiments import drills
 from fedjax_post.study import faults, licence
 from fedjax_post.study.autonomy import DRILLS, EXCLUSIONS, SHUT_OUT
 
@@ -98,8 +98,8 @@ def test_every_drill_has_rows(found, command, tmp_path):
         ("--at_round=2", "--at_round=2 must be from 1 to 1"),
         ("--excluded_clients=4", "--excluded_clients=4 must be from 1 to 3"),
         ("--local_steps=2", "contains drills of another experiment"),
-        ("--methods=", "--methods names none"),
-        ("--nothing", "--nothing is no flag"),
+        ("--methods=", "--methods is empty"),
+        ("--nothing", "--nothing is not a flag"),
     ],
 )
 def test_bad_input_is_refused(found, command, given, message, capsys, tmp_path):

@@ -1,12 +1,12 @@
-"""Ladders: what a file may say, what is run for it, and what stands beside the runs."""
+"""Ladders: what a file may contain, which runs it gives, and the facts beside the runs."""
 
 import json
 
 import pytest
-from fedjax_post.experiments import openness
-from fedjax_post.experiments.ladder import FOLDER, ladder_names, read_ladder
 
 from fedjax_post.core.access import LEVELS
+from fedjax_post.experiments import openness
+from fedjax_post.experiments.ladder import FOLDER, ladder_names, read_ladder
 from fedjax_post.integrity import seal_file
 from fedjax_post.study import ladder_facts
 from fedjax_post.study.factories import declared_access
@@ -90,9 +90,9 @@ def test_all_seeds_of_all_cells_are_runs_with_their_own_flags_last(own, tmp_path
         ("[cells.a]\nalgorithm = 'fed_avg'\n", "has kind = None; give one of open, closed"),
         ("[cells]\n[extra]\n", "[extra] is unknown"),
         ("[task]\n", "[cells] is missing"),
-        ("cells = [", "is no TOML"),
+        ("cells = [", "is not TOML"),
         (SMALL.replace('"fed_avg"', '"fedavg"'), "--algorithm=fedavg is no algorithm"),
-        (SMALL + "nonsense = 1\n", "--nonsense is no flag"),
+        (SMALL + "nonsense = 1\n", "--nonsense is not a flag"),
         (SMALL.replace("cells.lora", 'cells."../../escaped"'), "cannot name a folder"),
         (SMALL.replace('"fed_avg"', '"os:getcwd"'), "names code, --algorithm=os:getcwd"),
     ],

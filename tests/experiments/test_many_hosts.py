@@ -1,4 +1,4 @@
-"""Two processes started from the command line are one run; `tests/simulate` has the engine."""
+"""Two processes started from the command line are one run; `tests/simulate` tests the engine."""
 
 import json
 import os
@@ -14,9 +14,9 @@ from fcntl import LOCK_EX, LOCK_SH
 import jax
 import numpy as np
 import pytest
-from fedjax_post.experiments import compare, distributed, train
 from safetensors.numpy import load_file
 
+from fedjax_post.experiments import compare, distributed, train
 from fedjax_post.report.records import read_records
 from fedjax_post.study import folder
 
@@ -198,11 +198,11 @@ def test_what_one_cannot_do_all_refuse(tiny_flags, tmp_path):
         (f"{BY_HAND} --process_id=-1", "--process_id=-1: -1 is not a non-negative integer"),
         (
             "--distributed --mesh=clients:2 --coordinator_address=localhost",
-            "--coordinator_address=localhost is no host:port of process 0; such as localhost:4711",
+            "--coordinator_address=localhost is not host:port of process 0; give one, such as",
         ),
         (
             "--distributed --mesh=clients:2 --coordinator_address=nowhere.invalid:1",
-            "there is no host nowhere.invalid; see how it is spelt",
+            "there is no host nowhere.invalid; check the spelling",
         ),
     ],
 )
@@ -231,7 +231,7 @@ def test_who_is_missing_is_said(call, monkeypatch, capsys, first_is_there):
         given = f"--coordinator_address=localhost:{port}", "--num_processes=2", "--process_id=1"
         assert call(*given, "--mesh=clients:2") == 2
     never.set()
-    said = "not all of them came to" if first_is_there else "nobody answered there within 0.1"
+    said = "not all of them connected to" if first_is_there else "there was no answer within 0.1"
     assert said in capsys.readouterr().err
 
 
@@ -241,14 +241,14 @@ def test_no_cluster_is_said(call, monkeypatch, capsys):
 
     monkeypatch.setattr(jax.distributed, "initialize", initialize)
     assert call("--distributed", "--mesh=clients:2") == 2
-    assert "--distributed: no cluster tells who takes part; give" in capsys.readouterr().err
+    assert "--distributed: no cluster was found that names the" in capsys.readouterr().err
 
 
 def test_a_comparison_runs_in_one_process(tiny_flags, tmp_path, capsys):
     given = [flag for flag in tiny_flags if not flag.startswith("--algorithm")]
     given += ["--algorithms=fed_avg", f"--output_dir={tmp_path / 'comparison'}", "--distributed"]
     assert compare.main(["compare", *given, "--mesh=clients:1"]) == 2
-    assert "--distributed is no flag" in capsys.readouterr().err  # of this program
+    assert "--distributed is not a flag" in capsys.readouterr().err  # of this program
 
 
 def test_a_folder_that_processes_share_is_not_free(tmp_path):

@@ -1,4 +1,4 @@
-"""The notebooks run as they stand, and are kept without outputs."""
+"""The notebooks run without changes, and are stored without outputs."""
 
 from pathlib import Path
 

@@ -1,10 +1,10 @@
-"""The openness program: passports, what can be run, what would be lost."""
+"""The openness program: passports, what can be run, and what would be lost."""
 
 import pytest
-from fedjax_post.algorithms import ALGORITHMS
-from fedjax_post.experiments import openness
 
+from fedjax_post.algorithms import ALGORITHMS
 from fedjax_post.core.access import Access
+from fedjax_post.experiments import openness
 from fedjax_post.openness.read import passport_names
 from fedjax_post.study.factories import declared_access
 
@@ -81,7 +81,7 @@ def test_help_lists_the_flags(capsys):
         (["--passport=pythia", "--downgrade=TEXT"], ["--downgrade=TEXT", "--what_can_i_run"]),
         (["--what_can_i_run=pythia", "--downgrade=MOST"], ["--downgrade", "MOST", "LOGITS"]),
         (["--pasport=pythia"], ["pasport", "--help lists the flags"]),
-        (["pythia"], ["'pythia' is no flag"]),
+        (["pythia"], ["'pythia' is not a flag"]),
         (["--passport=nowhere.toml"], ["nowhere.toml", "there are"]),
     ],
 )

@@ -4,8 +4,8 @@ import json
 import shutil
 
 import pytest
-from fedjax_post.experiments import train
 
+from fedjax_post.experiments import train
 from fedjax_post.report.records import read_records
 
 TIMES = ("seconds", "tokens_per_second")

@@ -1,4 +1,4 @@
-"""Where compiled programs are kept, and what is freed."""
+"""Where compiled programs are stored, and which memory is freed."""
 
 import platform
 import subprocess
@@ -6,6 +6,7 @@ import sys
 
 import jax
 import pytest
+
 from fedjax_post.experiments.process import keep_compiled
 
 NAMES = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")

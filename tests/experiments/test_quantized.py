@@ -1,4 +1,4 @@
-"""Laws of runs on a quantized base: they train, say so, and export."""
+"""Laws of runs on a quantized base: they train, record the quantization, and export."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The README and the pages run as they stand, and what they name exists."""
+"""The README and the pages of docs/ run without changes, and what they name exists."""
 
 import importlib
 import json
@@ -11,10 +11,10 @@ import jax
 import numpy as np
 import optax
 import pytest
-from fedjax_post.algorithms import ALGORITHMS, fed_avg
-from fedjax_post.experiments.flags.define import FLAGS
 
+from fedjax_post.algorithms import ALGORITHMS, fed_avg
 from fedjax_post.core import world
+from fedjax_post.experiments.flags.define import FLAGS
 from fedjax_post.study.factories import own_parameters
 from fedjax_post.testing import Case, toy_loss
 

@@ -1,4 +1,4 @@
-"""Laws of the program: what a run leaves behind, and that it may be cut anywhere."""
+"""Laws of the training program: the files of a run, and that it can be interrupted anywhere."""
 
 import json
 import shutil
@@ -6,12 +6,12 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from fedjax_post.algorithms import ALGORITHMS, skeleton
-from fedjax_post.experiments import train
 from safetensors.numpy import load_file
 
 import fedjax_post
 from fedjax_post import study
+from fedjax_post.algorithms import ALGORITHMS, skeleton
+from fedjax_post.experiments import train
 from fedjax_post.report.records import read_records
 from fedjax_post.study import folder
 

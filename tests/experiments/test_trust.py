@@ -1,4 +1,4 @@
-"""Folders, flag files and ladders are data: they run nothing and reach nowhere."""
+"""Folders, flag files and ladders are data: they run no code and write nowhere else."""
 
 import json
 import shutil
@@ -7,11 +7,11 @@ import sys
 
 import numpy as np
 import pytest
-from fedjax_post.experiments import compare, openness, train
-from fedjax_post.experiments.flags import define_launch, parse
 from safetensors.numpy import load_file, save_file
 
 from fedjax_post import study
+from fedjax_post.experiments import compare, openness, train
+from fedjax_post.experiments.flags import define_launch, parse
 from fedjax_post.integrity import read_file
 from fedjax_post.study import folder
 from fedjax_post.study.files import read_spec, write_spec
@@ -117,8 +117,8 @@ LADDER = '[common]\nnum_rounds = 1\n[cells.lora]\nkind = "open"\nalgorithm = "fe
     [
         (LADDER.replace('"fed_avg"', '"stranger:fed_avg"'), "names code, --algorithm=stranger"),
         (LADDER.replace("num_rounds = 1", "trust_code = true\nreward = 'stranger:reward'"),
-         "trust_code is no flag"),
-        (LADDER.replace("num_rounds = 1", "flagfile = '/etc/hostname'"), "names another file"),
+         "trust_code is not a flag"),
+        (LADDER.replace("num_rounds = 1", "flagfile = '/etc/hostname'"), "key flagfile, another"),
         (LADDER.replace("cells.lora", "cells.'../../escaped'"), "'../../escaped' cannot name"),
         (LADDER.replace("cells.lora", "cells.'/tmp/escaped'"), "'/tmp/escaped' cannot name"),
         (LADDER.replace("cells.lora", "cells.'..'"), "'..' cannot name"),
@@ -129,8 +129,8 @@ LADDER = '[common]\nnum_rounds = 1\n[cells.lora]\nkind = "open"\nalgorithm = "fe
         ("[cells]\na = 3\n", "[cells.a] has kind = 3"),
         ("cells = 3\n", "[cells] is missing"),
         ('[cells.a]\nkind = "open"\n', "[cells.a] names no algorithm"),
-        ("x = " + "[" * 5000, "is no TOML"),
-        ("\udcff", "is no TOML"),
+        ("x = " + "[" * 5000, "is not TOML"),
+        ("\udcff", "is not TOML"),
     ],
 )  # fmt: skip
 def test_a_ladder_reaches_nowhere(stranger, tmp_path, capsys, text, said):
@@ -144,7 +144,7 @@ def test_a_ladder_reaches_nowhere(stranger, tmp_path, capsys, text, said):
 
 
 @pytest.mark.parametrize(
-    ("raw", "said"), [(b"\xff\xfe", "is no text"), (None, "Unable to open flagfile")]
+    ("raw", "said"), [(b"\xff\xfe", "is not a text"), (None, "Unable to open flagfile")]
 )
 def test_a_flag_file_that_is_none_is_named(tmp_path, capsys, raw, said):
     if raw is not None:

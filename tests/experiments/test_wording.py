@@ -1,6 +1,7 @@
-"""What the library says of its arguments is said of flags on the command line."""
+"""Messages of the library name flags on the command line."""
 
 import pytest
+
 from fedjax_post.experiments.flags import in_flags
 
 

@@ -1,4 +1,4 @@
-"""Laws of the table of facts: nothing unsaid, nothing that the library contradicts."""
+"""Laws of the table of facts: it is complete, and the library agrees with it."""
 
 import datetime
 import json

@@ -1,4 +1,4 @@
-"""Laws of the built-in bases' names: each is a whole folder, and they speak one language."""
+"""Laws of the built-in bases: each is a complete folder, and all have the same tokenizer."""
 
 import tomllib
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Laws of model folders that say a thing twice: read as transformers reads them, or refused."""
+"""Laws of model folders that state a thing twice: read as transformers does, or refused."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Laws of PEFT folders: out and in changes no logit."""
+"""Laws of PEFT folders: writing and reading changes no logit."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""A prompt comes back from its folder as it was written."""
+"""A prompt read from its folder equals the one that was written."""
 
 import json
 

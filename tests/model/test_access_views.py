@@ -1,4 +1,4 @@
-"""Access to a language model is enforced, not promised."""
+"""Access to a language model is enforced."""
 
 import dataclasses
 import re
@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from fedjax_post.algorithms import fed_avg
 
 import fedjax_post as fp
 from fedjax_post import Access, AccessError
 from fedjax_post.adapters.lora import add_lora
+from fedjax_post.algorithms import fed_avg
 from fedjax_post.model.config import DecoderConfig
 from fedjax_post.model.generate import Sampling, _decode, generate, sample
 from fedjax_post.model.views import init_model

@@ -1,4 +1,4 @@
-"""Laws of attention: every kernel, under stacked clients, is the sum over what a query may see."""
+"""Laws of attention: every kernel, also with stacked clients, equals the plain masked sum."""
 
 import dataclasses
 import functools

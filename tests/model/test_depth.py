@@ -1,4 +1,4 @@
-"""Laws of adapters on a range of layers: the numbers of a whole adapter, less arithmetic."""
+"""Laws of adapters on a range of layers: the numbers of a whole adapter, with less arithmetic."""
 
 import functools
 

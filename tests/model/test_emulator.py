@@ -1,4 +1,4 @@
-"""Laws of stand-ins: what is handed out, what comes back, and what alignment may touch."""
+"""Laws of stand-ins: what is handed out, what is returned, and what alignment may change."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""The stored numbers of every case are what PyTorch and peft say today; needs [oracle]."""
+"""The stored numbers of every case equal those of PyTorch and peft now; needs [oracle]."""
 
 import importlib.util
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Laws of prompts as parameters: a prompt is what it would be, written into the row by hand."""
+"""Laws of prompts as parameters: they equal a prompt that is written into the row by hand."""
 
 import math
 from functools import partial
@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from fedjax_post.algorithms import fed_avg
 
 import fedjax_post as fp
 from fedjax_post.adapters.lora import add_lora
 from fedjax_post.adapters.prompt import add_soft_prompt, text_prompt
+from fedjax_post.algorithms import fed_avg
 from fedjax_post.model.decoder import weight_shapes
 from fedjax_post.model.generate import generate
 from fedjax_post.objectives.sft import sft_loss

@@ -1,4 +1,4 @@
-"""Laws of a quantized base: how small, how near, and that adapters and residuals work on it."""
+"""Laws of a quantized base: its size, its error, and that adapters and residuals work on it."""
 
 import json
 import tracemalloc

@@ -1,4 +1,4 @@
-"""Laws of sampling: its limits are greedy, its frequencies the model's, its rows independent."""
+"""Laws of sampling: greedy limits, the model's frequencies, and independent rows."""
 
 import jax
 import jax.numpy as jnp

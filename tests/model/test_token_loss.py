@@ -1,4 +1,4 @@
-"""Laws of the loss under the head: the dense computation's numbers, without its logits."""
+"""Laws of the loss under the head: the numbers of the dense computation, without its logits."""
 
 import dataclasses
 import operator

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from fedjax_post.algorithms.references import central
 
 import fedjax_post as fp
 from fedjax_post import algorithms
 from fedjax_post.adapters.factors import with_residual
 from fedjax_post.adapters.lora import add_lora
+from fedjax_post.algorithms.references import central
 from fedjax_post.data.batches import TokenClients, pool
 from fedjax_post.data.pairs import PairClients
 from fedjax_post.data.partition import Partition

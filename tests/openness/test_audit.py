@@ -1,4 +1,4 @@
-"""Laws of the audit: what is planted is found, what is not there is not, the closed is refused."""
+"""Laws of the audit: it finds what was planted and nothing else, and refuses closed corpora."""
 
 import functools
 import itertools

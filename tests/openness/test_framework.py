@@ -1,4 +1,4 @@
-"""The Model Openness Framework's rules, on cases whose class its own tool gives."""
+"""The rules of the Model Openness Framework, on cases that its own tool has classified."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Passports: all of ours read, say where from, and fail with a remedy."""
+"""Passports: all of the project's can be read, name their sources, and errors name a remedy."""
 
 import re
 

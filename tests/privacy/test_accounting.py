@@ -1,4 +1,4 @@
-"""The account of privacy against closed forms, and what it refuses."""
+"""The privacy accounting against closed forms, and its refusals."""
 
 import builtins
 import math

@@ -1,4 +1,4 @@
-"""Laws of noise: what it covers, how it is distributed, and where it may stand."""
+"""Laws of noise: what it covers, its distribution, and the algorithms that allow it."""
 
 import math
 

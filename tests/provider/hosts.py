@@ -1,4 +1,4 @@
-"""Hosts that answer as a test says, byte for byte, and remember what they heard."""
+"""Hosts that answer as a test specifies, byte for byte, and store the requests."""
 
 import contextlib
 import json

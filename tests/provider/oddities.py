@@ -1,4 +1,4 @@
-"""Odd variants of good JSON: a value replaced, dropped or doubled, or its bytes damaged."""
+"""Odd variants of good JSON: a value replaced, dropped or doubled, or bytes damaged."""
 
 import copy
 import json

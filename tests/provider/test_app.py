@@ -1,4 +1,4 @@
-"""One bad caller neither brings a provider down, nor keeps others waiting, nor goes unseen."""
+"""A bad caller cannot stop a provider, delay other callers, or stay out of the log."""
 
 import base64
 import contextlib

@@ -1,4 +1,4 @@
-"""Whatever a host does, text and key stay with it, and time, size and money within their limits."""
+"""Whatever a host does, text and key stay secret; time, size and money stay within limits."""
 
 import gzip
 import json

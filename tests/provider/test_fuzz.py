@@ -1,4 +1,4 @@
-"""Whatever comes over the wire, either side says what is wrong with it and goes on."""
+"""Whatever is received, both sides report what is wrong and continue."""
 
 import json
 import math

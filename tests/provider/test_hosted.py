@@ -1,4 +1,4 @@
-"""A model asked over HTTP is the local one; what is paid once is not paid again."""
+"""A model over HTTP gives the results of the local one; no call is paid for twice."""
 
 import json
 import threading

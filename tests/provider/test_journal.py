@@ -1,4 +1,4 @@
-"""A journal is data: what it says is checked, and a line that will not do is named."""
+"""A journal is data: its content is checked, and bad lines are named."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The ledger against a provider's own log: equal to the token, whichever way it is counted."""
+"""The ledger against a provider's own log: equal token by token, under either count."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""A provider speaks the OpenAI format, keeps its terms, and writes down what it saw."""
+"""A provider speaks the OpenAI format, keeps its terms, and logs every request."""
 
 import json
 import os
@@ -16,12 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 import openai
 import pytest
-from fedjax_post.experiments import serve_provider
 from hosts import seen_by
 
 from fedjax_post.adapters.prompt import text_prompt
+from fedjax_post.experiments import serve_provider
 from fedjax_post.hub.prompt import save_prompt
 from fedjax_post.model.generate import generate
+from fedjax_post.provider import offer
 from fedjax_post.provider import served as serving_of
 from fedjax_post.provider.codec import decode_after, decode_prompt, encode_after, encode_prompt
 from fedjax_post.provider.formats import read_request
@@ -358,7 +359,7 @@ def test_a_beginning_that_is_spelled_out_is_not_doubled(served):
         ("--model=builtin --log=/no/such/folder/log", "--log=/no/such/folder/log: its folder"),
         ("--model=builtin --price=3", "Unknown command line flag 'price'.*--help"),
         ("--latency=-1", "--latency=-1: .*non-negative"),
-        ("model=builtin", "'model=builtin' is no flag; write --name=value"),
+        ("model=builtin", "'model=builtin' is not a flag; write --name=value"),
         ("--model=builtin --host=1.2.3.4", "--port=0 at --host=1.2.3.4: .*--port=0"),
         ("--model=builtin --api_key=sesame", "'api_key'.*api_key_env"),
         ("--model=builtin --api_key_env=NO_SUCH", "--api_key_env=NO_SUCH: there is no key"),
@@ -366,7 +367,7 @@ def test_a_beginning_that_is_spelled_out_is_not_doubled(served):
 )
 def test_bad_flags_are_refused_in_one_line(capsys, flags, message, monkeypatch, served):
     if "--model=builtin" in flags:
-        monkeypatch.setattr(serve_provider, "load_served", lambda name, **_: served)
+        monkeypatch.setattr(offer, "load_served", lambda name, **_: served)
     assert serve_provider.main(["serve_provider", *flags.split()]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1

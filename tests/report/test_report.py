@@ -1,4 +1,4 @@
-"""Reports are made of record files alone."""
+"""Reports are made from record files alone."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""The arrays of a checkpoint: equal to the bit in any dtype, and where they were."""
+"""The arrays of a checkpoint: equal to the bit in any dtype, and in their places."""
 
 import jax
 import jax.numpy as jnp

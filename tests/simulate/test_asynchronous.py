@@ -1,4 +1,4 @@
-"""Asynchronous runs: by hand on a trace of three clients, synchronous ones where they must be."""
+"""Asynchronous runs: three clients by hand, and synchronous runs where speeds are equal."""
 
 import json
 from itertools import islice

@@ -1,4 +1,4 @@
-"""Cohorts: the right sizes, the right odds, from the seed and the round alone."""
+"""Cohorts: the right sizes and probabilities, determined by seed and round alone."""
 
 import numpy as np
 import pytest

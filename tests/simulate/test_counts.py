@@ -1,4 +1,4 @@
-"""What clients send to a model that they ask is counted: summed, the dropped included."""
+"""Counts of what clients send to a hosted model: summed, dropped clients included."""
 
 import jax.numpy as jnp
 import numpy as np

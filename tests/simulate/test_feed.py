@@ -1,4 +1,4 @@
-"""What the feed hands to the compiled unit."""
+"""What the feed passes to the compiled program."""
 
 import jax
 import numpy as np

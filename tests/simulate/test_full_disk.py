@@ -1,4 +1,4 @@
-"""A disk that fills: an error that says so, nothing lost, and the run goes on later."""
+"""A full disk: an error that names it, nothing lost, and a run that continues later."""
 
 import errno
 import resource
@@ -8,10 +8,10 @@ from contextlib import contextmanager
 import jax
 import numpy as np
 import pytest
-from fedjax_post.algorithms import scaffold
 from safetensors import SafetensorError
 
 import fedjax_post as fp
+from fedjax_post.algorithms import scaffold
 from fedjax_post.simulate.room import is_full
 from fedjax_post.testing import toy_clients, toy_loss, toy_model, toy_params
 

@@ -1,4 +1,4 @@
-"""A run whose model is at a provider: the local run's results, and nothing paid twice."""
+"""A run with a hosted model: the results of the local run, and no call is paid for twice."""
 
 import json
 from collections import Counter

@@ -1,11 +1,11 @@
-"""The memory of a chunk: the compiler's own account, and the chunk that fits in a budget."""
+"""The memory of a chunk, as the compiler reports it, and the chunk that fits a budget."""
 
 import jax
 import optax
 import pytest
-from fedjax_post.algorithms import fed_avg, scaffold
 
 import fedjax_post as fp
+from fedjax_post.algorithms import fed_avg, scaffold
 from fedjax_post.simulate.memory import largest_chunk, visit_memory
 from fedjax_post.testing import toy_clients, toy_loss, toy_model, toy_params
 

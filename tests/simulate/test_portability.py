@@ -1,4 +1,4 @@
-"""A chunk's program is one for every kind of device: it lowers for a TPU and for CUDA."""
+"""A chunk's program is the same for every kind of device: it lowers for a TPU and for CUDA."""
 
 from functools import partial
 
@@ -6,10 +6,10 @@ import jax
 import numpy as np
 import optax
 import pytest
-from fedjax_post.algorithms import fed_avg
 
 import fedjax_post as fp
 from fedjax_post.adapters.lora import add_lora
+from fedjax_post.algorithms import fed_avg
 from fedjax_post.data.batches import ArrayClients
 from fedjax_post.model.attention import Device
 from fedjax_post.objectives.sft import sft_loss

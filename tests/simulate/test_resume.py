@@ -1,4 +1,4 @@
-"""A run is resumed as the same run, from what is whole, or refused by name with nothing changed."""
+"""A run is resumed as the same run, from complete files, or refused with nothing changed."""
 
 import dataclasses
 import shutil
@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fedjax_post.algorithms import scaffold
 
 import fedjax_post as fp
+from fedjax_post.algorithms import scaffold
 from fedjax_post.data.clients import fingerprint_of
 from fedjax_post.integrity import DamagedError, seal_file, write_sums
 from fedjax_post.report.records import read_records

@@ -1,4 +1,4 @@
-"""Runs: resumable wherever they end, exact about what they did, clear about what is wrong."""
+"""Runs: resumable from any point, with exact records and clear errors."""
 
 import json
 import os
@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from fedjax_post.algorithms.references import central, local_only
 
 import fedjax_post as fp
 from fedjax_post import algorithms
+from fedjax_post.algorithms.references import central, local_only
 from fedjax_post.core.engine import init, wire_bytes
 from fedjax_post.simulate.cohort import data_rng, draw
 from fedjax_post.simulate.keeping import is_due

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: where they are raised, what they cannot tear, and what is left behind."""
+"""Ctrl-C and SIGTERM: where they are raised, what they cannot interrupt, and what remains."""
 
 import gc
 import json
@@ -13,9 +13,9 @@ import jax
 import numpy as np
 import optax
 import pytest
-from fedjax_post.algorithms import fed_avg
 
 import fedjax_post as fp
+from fedjax_post.algorithms import fed_avg
 from fedjax_post.simulate import checkpoint, stopping
 from fedjax_post.simulate.processes import PartedStore
 from fedjax_post.testing import toy_clients, toy_loss, toy_model, toy_params

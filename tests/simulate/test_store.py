@@ -1,4 +1,4 @@
-"""The store: sparse, versioned, bounded, checked, and never torn."""
+"""The store: sparse, versioned, bounded, checked, and never half written."""
 
 import jax
 import jax.numpy as jnp

@@ -1,12 +1,12 @@
-"""Sweeps: each run equals the one that `run` gives, whatever stands beside it."""
+"""Sweeps: each run equals the one that `run` gives, whatever the other runs are."""
 
 import jax
 import numpy as np
 import optax
 import pytest
-from fedjax_post.algorithms import fed_prox, scaffold
 
 import fedjax_post as fp
+from fedjax_post.algorithms import fed_prox, scaffold
 from fedjax_post.simulate.sweep import Grid, run_of, sweep
 from fedjax_post.testing import toy_clients, toy_loss, toy_model, toy_params
 

@@ -1,4 +1,4 @@
-"""Who visited when is told by one function, and the run does what it tells."""
+"""One function states who visited when, and the run agrees with it."""
 
 import optax
 import pytest

@@ -1,4 +1,4 @@
-"""Drills: what faults do to who takes part, to the model, and to what is left."""
+"""Drills: effects of faults on who takes part, on the model, and on the results."""
 
 import jax
 import numpy as np

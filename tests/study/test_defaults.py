@@ -1,9 +1,9 @@
-"""What fields that are left out stand for."""
+"""The meaning of fields that are left out."""
 
 import numpy as np
 import pytest
-from fedjax_post.algorithms.fed_dtpt import fed_dtpt
 
+from fedjax_post.algorithms.fed_dtpt import fed_dtpt
 from fedjax_post.data.builtin.corpus import build_tokenizer
 from fedjax_post.hub.load import load_model, save_model
 from fedjax_post.simulate.cohort import draw

@@ -1,4 +1,4 @@
-"""The pace of a run: fields without effect, and what cannot be."""
+"""The pace of a run: fields without effect, and impossible combinations."""
 
 import pytest
 

@@ -1,5 +1,5 @@
-"""The sides of a comparison: programs that play a round when told to, each in a process of its own.
+"""The sides of a comparison: programs that run rounds on request, each in a separate process.
 
-A peer's program runs under the interpreter of an environment of its own, by its path, and
-imports nothing of this project but `channel` beside it.
+A peer's program is started by its path under the interpreter of the peer's environment, and
+imports only modules of this folder.
 """

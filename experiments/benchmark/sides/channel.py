@@ -1,6 +1,6 @@
 """Lines of JSON between a side and the benchmark: one request in, one answer out.
 
-Standard library only: it runs inside environments that hold a peer and nothing else.
+It uses the standard library only, since it runs in environments that contain only a peer.
 """
 
 import json
@@ -10,7 +10,7 @@ import time
 
 
 def open_channel():
-    """Takes standard output for answers; everything else that is printed goes to standard error."""
+    """Returns standard output, for answers; all other output then goes to standard error."""
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     return out
@@ -23,13 +23,13 @@ def answer(out, **content):
 
 
 def ask():
-    """Waits for the next request; None when there will be none."""
+    """Returns the next request; None at the end."""
     line = sys.stdin.readline()
     return json.loads(line) if line else None
 
 
 def serve(out, play):
-    """Answers every request by `play(request) -> content`, whose time is in `seconds`."""
+    """Answers every request by `play(request) -> content`, with its time in `seconds`."""
     answer(out, ready=True)
     while (request := ask()) is not None:
         began = time.perf_counter()
@@ -38,6 +38,6 @@ def serve(out, play):
 
 
 def pin(core):
-    """Keeps this process, and the threads that it will start, on one core; None: anywhere."""
+    """Binds this process, and the threads that it will start, to one core; None: no core."""
     if core is not None and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {core})

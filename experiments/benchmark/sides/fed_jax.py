@@ -12,7 +12,7 @@ import numpy as np
 
 
 def main():
-    """Plays as many rounds as a request says."""
+    """Runs as many rounds as each request asks for."""
     out = channel.open_channel()
     arrays = logistic.flute_clients()
     population = fedjax.InMemoryFederatedData(dict(enumerate(arrays)))
@@ -44,7 +44,13 @@ def main():
 
 
 def loss_fn(params, batch, rng):
-    """Mean cross-entropy of a linear classifier."""
+    """Returns the mean cross-entropy of a linear classifier, nats.
+
+    Args:
+      params: weights `[features, classes]`.
+      batch: "x" `[B, features]` and "y" `[B]`, int32.
+      rng: not used.
+    """
     del rng
     logs = jax.nn.log_softmax(batch["x"] @ params)
     return -jnp.mean(jnp.take_along_axis(logs, batch["y"][:, None], 1))

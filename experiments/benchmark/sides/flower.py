@@ -15,13 +15,13 @@ from flwr.serverapp import ServerApp
 from flwr.serverapp.strategy import FedAvg
 from flwr.simulation import run_simulation
 
-_MANY = 1_000_000  # more rounds than anybody asks for
+_MANY = 1_000_000  # more rounds than are ever asked for
 client_app = ClientApp()
 
 
 @client_app.train()
 def train(message, context):
-    """A visit: full-batch gradient steps."""
+    """Answers a visit, after full-batch gradient steps."""
     from flwr.app import Message
 
     mine = logistic.small_clients()[int(context.node_config["partition-id"])]
@@ -34,7 +34,7 @@ def train(message, context):
 
 
 def main():
-    """Runs the simulation, which waits between rounds until the next is asked for."""
+    """Runs the simulation, which waits after each round for the next request."""
     out = channel.open_channel()
     arrays = logistic.small_clients()
     server_app = ServerApp()
@@ -51,7 +51,7 @@ def main():
         while left <= 0:
             request = channel.ask()
             if request is None:
-                os._exit(0)  # there is no other way out of a simulation before its last round
+                os._exit(0)  # a simulation cannot be ended otherwise before its last round
             if request.get("evaluate"):
                 loss = logistic.mean_loss(record.to_numpy_ndarrays()[0], arrays)
                 channel.answer(out, loss=loss, seconds=0.0)

@@ -1,4 +1,4 @@
-"""One federation of a small model on any mesh of the devices there are.
+"""One federation of a small model, on any mesh of the available devices.
 
 XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m experiments.benchmark.sides.layouts
 """
@@ -8,14 +8,14 @@ from collections import deque
 import jax
 import numpy as np
 import optax
+
+import fedjax_post
+from fedjax_post.adapters.lora import add_lora
 from fedjax_post.algorithms import fed_avg
 from fedjax_post.experiments import process
 from fedjax_post.experiments.benchmark.lm_job import Job, data_of
 from fedjax_post.experiments.benchmark.shapes import MEDIUM
 from fedjax_post.experiments.benchmark.sides import channel
-
-import fedjax_post
-from fedjax_post.adapters.lora import add_lora
 from fedjax_post.model.config import DecoderConfig
 from fedjax_post.model.views import init_model
 from fedjax_post.objectives.sft import sft_loss
@@ -25,7 +25,7 @@ _LORA = {"rank": 8, "alpha": 16}
 
 
 def main() -> None:
-    """Runs the federation anew for each request; the first is what the others are held to."""
+    """Runs the federation anew for each request, and compares the result with the first one."""
     out = channel.open_channel()
     process.prepare()
     config = DecoderConfig(**{**MEDIUM, "vocab_size": 512, "num_layers": 2})

@@ -1,4 +1,4 @@
-"""Our side of a fine-tuning job: rounds of `fedjax_post.run`, records and checkpoints on.
+"""Our side of a fine-tuning job: rounds of `fedjax_post.run`, with records and checkpoints.
 
 python -m experiments.benchmark.sides.ours <folder of the job> [core]
 """
@@ -9,17 +9,17 @@ from pathlib import Path
 
 import jax
 import optax
+
+import fedjax_post
 from fedjax_post.algorithms import fed_avg
 from fedjax_post.experiments import process
 from fedjax_post.experiments.benchmark import lm_job
 from fedjax_post.experiments.benchmark.sides import channel
-
-import fedjax_post
 from fedjax_post.objectives.sft import sft_loss
 
 
 def main(folder: str, core: str = "") -> None:
-    """Plays rounds until there are no more requests."""
+    """Runs rounds until there are no more requests."""
     channel.pin(int(core) if core else None)
     out = channel.open_channel()
     process.prepare()
@@ -48,8 +48,8 @@ def main(folder: str, core: str = "") -> None:
                 return {"loss": float(loss)}
             state, record = next(rounds)
             jax.block_until_ready(state)
-            kept = ("loss", "padding")
-            return {"tokens": record["num_read"], **{name: record.get(name) for name in kept}}
+            names = ("loss", "padding")
+            return {"tokens": record["num_read"], **{name: record.get(name) for name in names}}
 
         channel.serve(out, play)
 

@@ -1,4 +1,4 @@
-"""Our side of the comparisons of overhead: `fedjax_post.run`, records and checkpoints on.
+"""Our side of the comparisons of overhead: `fedjax_post.run`, with records and checkpoints.
 
 python -m experiments.benchmark.sides.ours_logistic flute|small
 """
@@ -10,17 +10,17 @@ from itertools import islice
 import jax
 import jax.numpy as jnp
 import optax
+
+import fedjax_post
 from fedjax_post.algorithms import fed_avg
 from fedjax_post.experiments import process
 from fedjax_post.experiments.benchmark.sides import channel, logistic
 
-import fedjax_post
-
-_MANY = 1_000_000  # more rounds than anybody asks for
+_MANY = 1_000_000  # more rounds than are ever asked for
 
 
 def main(workload: str) -> None:
-    """Plays as many rounds as a request says."""
+    """Runs as many rounds as each request asks for."""
     out = channel.open_channel()
     process.prepare()
     if workload == "flute":
@@ -54,7 +54,14 @@ def main(workload: str) -> None:
 
 
 def loss_fn(params, model, batch, key):
-    """Mean cross-entropy of a linear classifier."""
+    """Returns the mean cross-entropy of a linear classifier, nats, and its metrics.
+
+    Args:
+      params: weights `[features, classes]`.
+      model: not used.
+      batch: "x" `[B, features]` and "y" `[B]`, int32.
+      key: not used.
+    """
     del model, key
     losses = optax.softmax_cross_entropy_with_integer_labels(batch["x"] @ params, batch["y"])
     return losses.mean(), {"loss": losses.mean()}

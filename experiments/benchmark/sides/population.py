@@ -2,8 +2,8 @@
 
     python -m experiments.benchmark.sides.population <clients> <algorithm>
 
-Clients share one table of rows; each holds one row of it, so that a population costs what its
-partition costs. Work per round is the same whatever the population.
+Clients share one table of rows; each holds one row of it, so that a population costs only its
+partition. The work of a round does not depend on the population.
 """
 
 import resource
@@ -14,13 +14,13 @@ from itertools import islice
 import jax
 import numpy as np
 import optax
-from fedjax_post.algorithms import fed_avg, scaffold
-from fedjax_post.experiments.benchmark.lm_job import Job, random_table
-from fedjax_post.experiments.benchmark.sides import channel
 
 import fedjax_post
 from fedjax_post import data
 from fedjax_post.adapters.lora import add_lora
+from fedjax_post.algorithms import fed_avg, scaffold
+from fedjax_post.experiments.benchmark.lm_job import Job, random_table
+from fedjax_post.experiments.benchmark.sides import channel
 from fedjax_post.hub.load import load_model
 from fedjax_post.objectives.sft import sft_loss
 
@@ -28,9 +28,9 @@ _COHORT = 8
 
 
 def main(population: str, algorithm: str) -> None:
-    """Plays as many rounds as a request says; answers with the peak of resident memory so far."""
+    """Runs as many rounds as each request asks for; answers with the peak of resident memory."""
     out = channel.open_channel()
-    # compiling is the peak of a small run: both sides must, or neither
+    # compiling is the peak of a small run, so that either both sides compile or neither
     jax.config.update("jax_enable_compilation_cache", False)
     clients = make_clients(int(population))
     model, params = add_lora(load_model("builtin"), jax.random.key(0), rank=8, alpha=16)
@@ -53,7 +53,7 @@ def main(population: str, algorithm: str) -> None:
 
 
 def make_clients(population: int) -> data.TokenClients:
-    """So many clients, each of whom holds one of a thousand rows."""
+    """Returns so many clients; each holds one row of a table."""
     table = random_table(Job("builtin", length=32, num_clients=250), vocab_size=715)
     offsets = np.arange(population + 1, dtype=np.int64)
     rows = np.arange(population, dtype=np.int64) % len(table.length)

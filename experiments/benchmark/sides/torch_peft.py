@@ -2,8 +2,8 @@
 
     <python with torch and peft> torch_peft.py <folder of the job> [core]
 
-What it leaves out favours it: no reload, no trainer, no data loader. A client's visit is: put the
-shared adapter in place, take the steps with a fresh Adam, read the adapter back.
+It leaves out reloads, trainers and data loaders, which favours it. In a client's visit it sets the
+shared adapter, takes the steps with a fresh Adam, and reads the adapter.
 """
 
 import json
@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 
 
 def main(folder, core=""):
-    """Plays rounds until there are no more requests."""
+    """Runs rounds until there are no more requests."""
     channel.pin(int(core) if core else None)
     out = channel.open_channel()
     folder = Path(folder)
@@ -48,7 +48,7 @@ def main(folder, core=""):
 
 
 def _round(model, adapter, shared, examples, learning_rate):
-    """FedAvg by response tokens; `shared` is moved in place."""
+    """FedAvg weighted by response tokens; updates `shared` in place."""
     weights = examples["weight"]
     moved = [torch.zeros_like(p) for p in shared]
     loss_sum = torch.zeros((), device=shared[0].device)
@@ -69,7 +69,7 @@ def _round(model, adapter, shared, examples, learning_rate):
                 total += weight * (end - start)
     for start, total in zip(shared, moved, strict=True):
         start += total / weights.sum()
-    # Reading the loss waits for the device.
+    # reading the loss waits for the device
     return {"tokens": int(examples["length"].sum()), "loss": float(loss_sum) / weights.sum().item()}
 
 

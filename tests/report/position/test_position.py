@@ -1,4 +1,4 @@
-"""The report is whole and true to the files: every number from one, every gap named."""
+"""The report is complete and agrees with the files: every number has a source, gaps are named."""
 
 import base64
 import json

@@ -1,4 +1,4 @@
-"""Each claim can be supported, refuted or left undecided, by rules that do not take sides."""
+"""Each claim can be supported, refuted or left undecided, by symmetric rules."""
 
 import pytest
 from ladders import CLOSED, GATE, MANUAL, OPEN, cell, ladder
