@@ -24,5 +24,5 @@ def deploy_both(model: Any, replica: Any, own: factors.Factors, *, share: Any) -
       own: a client's own adapter.
       share: weight of `own`, in [0, 1]; that of the shared one is 1 - share.
     """
-    wide, both = factors.beside(model, factors.split(replica), own, share)
+    wide, both = factors.concatenate(model, factors.split(replica), own, share)
     return wide, factors.join(both)

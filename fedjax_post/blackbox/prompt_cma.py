@@ -110,7 +110,7 @@ def send_search(*, learn_cov: bool) -> Downlink:
             return replica._replace(search=cma.init(sent.mean, sent.sigma))
         lower = jnp.zeros((dim, dim)).at[jnp.tril_indices(dim)].set(sent.cov)
         cov = lower + jnp.tril(lower, -1).T
-        return replica._replace(search=cma.around(sent.mean, sent.sigma, cov))
+        return replica._replace(search=cma.init_from(sent.mean, sent.sigma, cov))
 
     return Downlink(init, encode, receive)
 
