@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import threading
+from typing import Any
 
 import jax
 from absl import flags
@@ -27,7 +28,7 @@ FLAGS = ("distributed", *_BY_HAND)
 
 def define(values: flags.FlagValues) -> None:
     """Defines the flags."""
-    give = {"flag_values": values}
+    give: dict[str, Any] = {"flag_values": values}
     cluster = "one run of all processes that a cluster started: SLURM, Open MPI, Kubernetes, TPU"
     flags.DEFINE_bool("distributed", False, cluster, **give)
     by_hand = "one run of processes started by hand: host:port of process 0"

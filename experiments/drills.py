@@ -29,7 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _define(values: flags.FlagValues) -> None:
-    usual, give = Settings(), {"flag_values": values}
+    usual = Settings()
+    give: dict[str, Any] = {"flag_values": values}
     flags.DEFINE_list("drills", ["all"], f"all, or of {', '.join(DRILLS)}", **give)
     flags.DEFINE_string("methods", "", "name:flag=value:.., with commas between", **give)
     lists.define_many(values, usual="0", of="drills")

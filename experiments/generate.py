@@ -9,6 +9,7 @@ a chat template sees the earlier ones.
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from absl import flags
 
@@ -24,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _define(values: flags.FlagValues) -> None:
-    give = {"flag_values": values}
+    give: dict[str, Any] = {"flag_values": values}
     flags.DEFINE_string("prompt", None, "one question; the program ends after its answer", **give)
     flags.DEFINE_integer("max_new_tokens", 256, "tokens of an answer", lower_bound=1, **give)
     about = "of sampling; 0 takes the most likely token"

@@ -16,6 +16,7 @@ Ctrl-C the same command with its --output_dir continues.
 import shlex
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from absl import flags
 
@@ -34,12 +35,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _define(values: flags.FlagValues) -> None:
-    give = {"flag_values": values}
+    give: dict[str, Any] = {"flag_values": values}
     flags.DEFINE_string("passport", None, "print a model's passport; 'all': a table of all", **give)
     about = "print which methods a model's access allows, and why not the others; 'all': a matrix"
     flags.DEFINE_string("what_can_i_run", None, about, **give)
     about = "with --what_can_i_run: print what would be lost if it were open only to this tier"
-    tiers = [level.name for level in LEVELS]
+    tiers = [str(level.name) for level in LEVELS]
     flags.DEFINE_enum("downgrade", None, tiers, about, case_sensitive=False, **give)
     task = "run a task at every level of access: a ladder's name, or the path of your own .toml"
     flags.DEFINE_string("task", None, task, **give)

@@ -8,6 +8,8 @@ examples, `--init=builtin` starts from existing weights. The same in a notebook:
 `fedjax_post.study.pretrain`.
 """
 
+from typing import Any
+
 from absl import app, flags
 
 from fedjax_post.study.pretrain import CORPORA, pretrain
@@ -50,11 +52,12 @@ def _define() -> None:
 def main(argv):
     """Trains, measures, and writes the folder."""
     del argv
-    recipe = Recipe(**{name: FLAGS[name].value for name in Recipe._fields})
+    given: dict[str, Any] = {name: FLAGS[name].value for name in Recipe._fields}
+    recipe = Recipe(**given)
     changed = [name for name in Recipe._fields if getattr(recipe, name) != getattr(_USUAL, name)]
-    given = [f"--{name}={getattr(recipe, name)}" for name in changed]
+    flagged = [f"--{name}={getattr(recipe, name)}" for name in changed]
     command = f"python -m experiments.pretrain --output_dir={FLAGS.output_dir}"
-    found = pretrain(recipe, FLAGS.output_dir, command=" ".join([command, *given]))
+    found = pretrain(recipe, FLAGS.output_dir, command=" ".join([command, *flagged]))
     for name, value in found.skills.items():
         print(f"{name:10} {100 * value:5.1f} %")
     print(f"loss {found.loss:.4f}, {found.minutes:.1f} minutes, wrote {FLAGS.output_dir}")

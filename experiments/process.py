@@ -8,6 +8,7 @@ import jax
 from fedjax_post.simulate.heap import keep_freed_memory
 
 _NAME = "jax_compilation_cache_dir"
+_ENABLED = "jax_enable_compilation_cache"
 
 
 def prepare() -> None:
@@ -25,7 +26,7 @@ def keep_compiled() -> Path | None:
     Returns:
       The folder that was set here; None if another was set before or the cache is off.
     """
-    if getattr(jax.config, _NAME) is not None or not jax.config.jax_enable_compilation_cache:
+    if getattr(jax.config, _NAME) is not None or not getattr(jax.config, _ENABLED):
         return None
     above = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     folder = Path(above) / "fedjax_post" / "jax"

@@ -101,7 +101,7 @@ def _speeds(
     )
     algorithm = fed_avg(sft_loss, optax.adam(job.learning_rate))
     count = settings.warm_up + settings.turns
-    rounds = fedjax_post.run(algorithm, model, clients, params=params, rounds=count, plan=plan)
+    rounds: Any = fedjax_post.run(algorithm, model, clients, params=params, rounds=count, plan=plan)
     speeds = []
     for _ in range(count):
         began = time.perf_counter()

@@ -71,8 +71,8 @@ def write_job(folder: Path, job: Job) -> None:
     for number in range(job.rounds):
         ids = draw(sampler_of(job), len(clients), seed=0, round=number)
         visits = [clients.visit(i, data_rng(0, number, i)) for i in ids.tolist()]
-        np.savez(folder / f"round-{number}.npz", **examples_of(visits))
-    np.savez(folder / "heldout.npz", **examples_of([heldout]))
+        _save(folder / f"round-{number}.npz", examples_of(visits))
+    _save(folder / "heldout.npz", examples_of([heldout]))
     known = {**job._asdict(), "model": str(find_folder(job.model))}
     (folder / "job.json").write_text(json.dumps(known))
 
@@ -109,9 +109,9 @@ def data_of(job: Job, *, vocab_size: int) -> tuple[data.TokenClients, ClientData
             local_steps=job.local_steps,
             text=data.Text(max_length=job.length, pack_length=job.pack_length),
         )
-        clients, table = loaded.clients, loaded.heldout
-        assert table is not None
-        return clients, _batch(table, np.arange(min(_HELDOUT, len(table.length))))
+        heldout = loaded.heldout
+        assert heldout is not None
+        return loaded.clients, _batch(heldout, np.arange(min(_HELDOUT, len(heldout.length))))
     clients = data.TokenClients(
         table, partition, batch_size=job.batch_size, local_steps=job.local_steps
     )
@@ -175,3 +175,7 @@ def random_table(job: Job, *, vocab_size: int) -> data.TokenTable:
         max_length=job.length,
         pad_id=0,
     )
+
+
+def _save(path: Path, arrays: dict[str, Any]) -> None:
+    np.savez(path, **arrays)

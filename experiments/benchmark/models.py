@@ -191,8 +191,9 @@ def seconds_to_compile(depth: int, *, width: int, length: int) -> float:
         return jax.grad(lambda p: sft_loss(p, model, batch, None)[0])(params)
 
     mapped = jax.jit(jax.vmap(step, in_axes=(0, None, 0)))
-    cached = jax.config.jax_enable_compilation_cache
-    jax.config.update("jax_enable_compilation_cache", False)
+    name = "jax_enable_compilation_cache"
+    cached = getattr(jax.config, name)
+    jax.config.update(name, False)
     try:
         began = time.perf_counter()
         mapped.lower(params, model, batch).compile()

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -26,7 +27,7 @@ def define() -> flags.FlagValues:
     """Returns the flags of the program, not parsed yet."""
     values = flags.FlagValues()
     default = Settings()
-    own = {"flag_values": values}
+    own: dict[str, Any] = {"flag_values": values}
     known = "; ".join(f"{name}: {what}" for name, what in SUITES.items())
     flags.DEFINE_bool("help", False, "print the flags", **own)
     flags.DEFINE_enum("suite", None, list(SUITES), known, **own)

@@ -153,8 +153,8 @@ def _compare_small(
     details |= {"their_seconds_a_round": _middle(theirs_s)}
     figure = ratio(name, theirs_s, ours_s, aim=aim, **details)
     # FedJAX shuffles a client's examples in another order.
-    losses = _losses(name, losses, tolerance=0.02 if workload == "flute" else 0.001)
-    return figure._replace(details={**figure.details, **losses})
+    found = _losses(name, losses, tolerance=0.02 if workload == "flute" else 0.001)
+    return figure._replace(details={**figure.details, **found})
 
 
 def _losses(name: str, losses: list[float], *, tolerance: float) -> dict:

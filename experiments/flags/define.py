@@ -41,6 +41,7 @@ def _flags() -> dict[str, Flag]:
             continue
         section, _, name = path.partition(".")
         meaning = meaning_of(field)
+        assert meaning is not None  # of a field that has a path
         kind = kinds_of(SECTIONS[section] if name else Spec)[field.name]
         flag = Flag(
             meaning.flag or field.name,

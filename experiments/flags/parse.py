@@ -32,7 +32,7 @@ class CommandLine(NamedTuple):
 
 def define_launch(values: flags.FlagValues) -> None:
     """Defines the flags of a run that are not part of the experiment."""
-    give = {"flag_values": values}
+    give: dict[str, Any] = {"flag_values": values}
     flags.DEFINE_string("output_dir", None, "a new folder (runs/<time>-<algorithm>)", **give)
     flags.DEFINE_bool("resume", False, "continue the run in --output_dir", **give)
     flags.DEFINE_string("spec", None, "start from a specification, a file spec.json", **give)
@@ -79,8 +79,8 @@ def parse(
     if group is None:
         trust = "trust_code" in hand and hand.trust_code
         typed = changes_of(hand, [name for name in FLAGS if hand[name].present])
-        source = source or "the flag file"
-        check_trusted(_put(stored, first), typed, source=source, trust_code=trust)
+        where = source or "the flag file"
+        check_trusted(_put(stored, first), typed, source=where, trust_code=trust)
     name = first.get("method.name", stored.method.name)
     if name not in known:
         known[name] = factories.find_factory(name)

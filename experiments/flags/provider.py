@@ -1,5 +1,7 @@
 """Flags of a provider: the models that it serves, its terms, and where it listens."""
 
+from typing import Any
+
 from absl import flags
 
 from fedjax_post.hub.load import DTYPES
@@ -37,7 +39,7 @@ def define() -> flags.FlagValues:
     """Returns the flags, nothing parsed yet."""
     values = flags.FlagValues()
     usual = {**Settings()._asdict(), **Offer()._asdict(), "host": "127.0.0.1"}
-    give = {"flag_values": values}
+    give: dict[str, Any] = {"flag_values": values}
     flags.DEFINE_bool("help", False, "print the flags", **give)
     for name, about in _TEXTS.items():
         flags.DEFINE_string(name, usual.get(name), about, **give)
@@ -54,7 +56,8 @@ def define() -> flags.FlagValues:
 
 def offer_of(values: flags.FlagValues) -> Offer:
     """Returns the models that parsed flags name."""
-    return Offer(**{name: values[name].value for name in Offer._fields})
+    given: dict[str, Any] = {name: values[name].value for name in Offer._fields}
+    return Offer(**given)
 
 
 def settings_of(values: flags.FlagValues) -> Settings:
@@ -65,10 +68,11 @@ def settings_of(values: flags.FlagValues) -> Settings:
     """
     rate = values.requests_per_minute
     same = (*_PRICES, "log", "change_after", "shutdown_after", "max_logprobs", "max_bytes")
+    given: dict[str, Any] = {name: values[name].value for name in same}
     return Settings(
         rate_limit=None if rate is None else (rate, 60.0),
         refused_clients=tuple(values.refuse_clients),
         refused_pattern=values.refuse_pattern,
         api_key=read_key(values.api_key_env),
-        **{name: values[name].value for name in same},
+        **given,
     )

@@ -4,6 +4,7 @@ XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m experiments.benchma
 """
 
 from collections import deque
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,7 +22,7 @@ from fedjax_post.model.views import init_model
 from fedjax_post.objectives.sft import sft_loss
 from fedjax_post.simulate.mesh import make_mesh, on_mesh
 
-_LORA = {"rank": 8, "alpha": 16}
+_LORA: dict[str, Any] = {"rank": 8, "alpha": 16}
 
 
 def main() -> None:

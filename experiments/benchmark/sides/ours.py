@@ -6,6 +6,7 @@ python -m experiments.benchmark.sides.ours <folder of the job> [core]
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import jax
 import optax
@@ -26,7 +27,7 @@ def main(folder: str, core: str = "") -> None:
     job = lm_job.read_job(Path(folder))
     model, params = lm_job.model_of(job)
     clients, heldout = lm_job.data_of(job, vocab_size=model.config.vocab_size)
-    state = None
+    state: Any = None
     with tempfile.TemporaryDirectory() as directory:
         plan = fedjax_post.Plan(
             sampler=lm_job.sampler_of(job), chunk_size=job.chunk_size, directory=directory

@@ -6,6 +6,7 @@ python -m experiments.benchmark.sides.ours_logistic flute|small
 import sys
 import tempfile
 from itertools import islice
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +40,7 @@ def main(workload: str) -> None:
         params = jnp.zeros((shape["features"], shape["classes"]))
         algorithm = fed_avg(loss_fn, optax.sgd(learning_rate))
         rounds = fedjax_post.run(algorithm, None, clients, params=params, rounds=_MANY, plan=plan)
-        state = None
+        state: Any = None
 
         def play(request):
             nonlocal state
