@@ -34,7 +34,7 @@ from fedjax_post.data.clients import Clients
 from fedjax_post.simulate.feed import chunk_data, lay_out
 from fedjax_post.simulate.programs import Chunk, all_lanes
 from fedjax_post.simulate.speeds import Speeds
-from fedjax_post.simulate.visits import Step
+from fedjax_post.simulate.step import Step
 
 
 class Buffer(NamedTuple):

@@ -14,7 +14,7 @@ from fedjax_post.data.batches import pool
 from fedjax_post.data.clients import Clients, in_lanes
 from fedjax_post.simulate.cohort import Sampler, data_rng, draw, in_chunks
 from fedjax_post.simulate.programs import Chunk, all_lanes
-from fedjax_post.simulate.visits import Step
+from fedjax_post.simulate.step import Step
 
 T = TypeVar("T")
 

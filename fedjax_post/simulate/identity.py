@@ -7,7 +7,7 @@ number of rounds.
 
 import hashlib
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,15 +15,13 @@ import numpy as np
 
 from fedjax_post.core.algorithm import PyTree
 from fedjax_post.data.clients import Clients, fingerprint_of
+from fedjax_post.simulate.plan import Plan
 from fedjax_post.simulate.visits import steps
-
-if TYPE_CHECKING:
-    from fedjax_post.simulate.run import Plan
 
 _ROUNDS = 3  # number of first rounds whose cohorts represent the sampler
 
 
-def identify(model: PyTree, clients: Clients, *, params: PyTree, plan: "Plan") -> dict[str, Any]:
+def identify(model: PyTree, clients: Clients, *, params: PyTree, plan: Plan) -> dict[str, Any]:
     """Returns the identity of a run, by name.
 
     Args:
@@ -95,7 +93,7 @@ def _bits(x: jax.Array) -> jax.Array:
     return jax.lax.bitcast_convert_type(x, form).astype(jnp.uint32)
 
 
-def _cohorts(plan: "Plan", population: int) -> str:
+def _cohorts(plan: Plan, population: int) -> str:
     """Returns a hash of the clients visited in the first rounds, by sampler or by speeds."""
     found = hashlib.sha256()
     for step in steps(plan, population, range(_ROUNDS)):

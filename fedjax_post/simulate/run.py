@@ -1,7 +1,7 @@
 """`run`: iterates over the rounds of a federation."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 
 from fedjax_post.core import access, checked, engine
-from fedjax_post.core.algorithm import Aggregate, Algorithm, PyTree, no_context
+from fedjax_post.core.algorithm import Algorithm, PyTree, no_context
 from fedjax_post.core.engine import State
 from fedjax_post.data.clients import Clients
 from fedjax_post.simulate import (
@@ -22,39 +22,15 @@ from fedjax_post.simulate import (
     stopping,
     visits,
 )
-from fedjax_post.simulate.asynchronous import Buffer
-from fedjax_post.simulate.cohort import Sampler, data_rng, draw, full, widths_of
+from fedjax_post.simulate.cohort import data_rng, draw, widths_of
 from fedjax_post.simulate.identity import identify
 from fedjax_post.simulate.keeping import Held, Keep, check_unused, keep_rounds
-from fedjax_post.simulate.programs import Chunk, Programs, Stored, device
+from fedjax_post.simulate.plan import Plan
+from fedjax_post.simulate.programs import Chunk, Programs, Stored
 from fedjax_post.simulate.record import Callback, Record
 from fedjax_post.simulate.resume import Begun
-from fedjax_post.simulate.speeds import Speeds, slowest
-from fedjax_post.simulate.visits import Step
-
-
-class Plan(NamedTuple):
-    """How a run is carried out.
-
-    Only `sampler`, `seed`, `feed` and `buffer` (with `speeds`) affect the result. The other
-    fields change it only by the order of floating-point sums.
-    """
-
-    sampler: Sampler = full()  # draws the clients of a round
-    seed: int = 0  # of cohorts, data order and every client's key
-    chunk_size: int | None = None  # clients computed together; None: the cohort, at most 32
-    executor: Callable[..., Programs] = device  # (algorithm, telemetry if any) -> programs
-    telemetry: Aggregate | None = None  # from `core.telemetry`, for the records; None: nothing
-    feed: Callable = feed.chunks
-    speeds: Speeds | None = None  # of clients, for `virtual_seconds` in the records
-    buffer: Buffer | None = None  # asynchronous: a step whenever it is full; without sampler
-    directory: str | Path | None = None  # of records and checkpoints; None saves neither
-    resume: bool = False  # whether to continue the run in `directory`
-    checkpoint_every: int | None = None  # rounds; None: at most a fiftieth of the time
-    # Texts by name that must be equal when a run is resumed, in addition to those of `identify`,
-    # such as an algorithm's hyper-parameters, which `identify` cannot see.
-    identity: Mapping[str, Any] = {}
-    may_differ: tuple[str, ...] = ()  # entries of the identity that a resumed run may change
+from fedjax_post.simulate.speeds import slowest
+from fedjax_post.simulate.step import Step
 
 
 class _Job(NamedTuple):

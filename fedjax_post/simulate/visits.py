@@ -1,24 +1,12 @@
 """The visits of clients by round: a function of the plan alone, for runs and for their ledgers."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from itertools import islice
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-import numpy as np
+from typing import NamedTuple
 
 from fedjax_post.simulate.cohort import draw
-
-if TYPE_CHECKING:
-    from fedjax_post.simulate.run import Plan
-
-
-class Step(NamedTuple):
-    """One step of the server: the clients whose updates it uses, and numbers for the record."""
-
-    round: int
-    began: tuple[tuple[int, np.ndarray], ...] = ()  # (round, ids of clients that began in it)
-    awaited: frozenset[int] = frozenset()  # rounds in which clients still at work began
-    numbers: Mapping[str, Any] = {}  # for the record
+from fedjax_post.simulate.plan import Plan
+from fedjax_post.simulate.step import Step
 
 
 class Visit(NamedTuple):
@@ -29,7 +17,7 @@ class Visit(NamedTuple):
     client_id: int
 
 
-def steps(plan: "Plan", population: int, rounds: range) -> Iterator[Step]:
+def steps(plan: Plan, population: int, rounds: range) -> Iterator[Step]:
     """Returns an iterator over the server's steps of some rounds.
 
     Args:
@@ -51,7 +39,7 @@ def steps(plan: "Plan", population: int, rounds: range) -> Iterator[Step]:
     yield from islice(every, rounds.start, rounds.stop)
 
 
-def visits(plan: "Plan", population: int, rounds: range) -> Iterator[Visit]:
+def visits(plan: Plan, population: int, rounds: range) -> Iterator[Visit]:
     """Returns an iterator over the visits whose updates the server uses in some rounds.
 
     Args:

@@ -21,7 +21,7 @@ from fedjax_post.integrity import seal_line
 from fedjax_post.provider import codec
 from fedjax_post.report.records import read_records
 from fedjax_post.simulate.cohort import data_rng
-from fedjax_post.simulate.run import Plan
+from fedjax_post.simulate.plan import Plan
 from fedjax_post.simulate.visits import visits
 from fedjax_post.study import folder, prompts
 from fedjax_post.study.spec import Spec

@@ -24,8 +24,9 @@ from fedjax_post.core.algorithm import Algorithm, PyTree, no_context
 from fedjax_post.simulate.cohort import Sampler, data_rng
 from fedjax_post.simulate.host import host
 from fedjax_post.simulate.personal import read_clients
+from fedjax_post.simulate.plan import Plan
 from fedjax_post.simulate.programs import Programs, device
-from fedjax_post.simulate.run import Plan, run
+from fedjax_post.simulate.run import run
 from fedjax_post.testing import toy
 
 

@@ -16,7 +16,7 @@ from fedjax_post.simulate import asynchronous, speeds
 from fedjax_post.simulate.asynchronous import Buffer
 from fedjax_post.simulate.feed import chunk_data
 from fedjax_post.simulate.programs import Chunk
-from fedjax_post.simulate.visits import Step
+from fedjax_post.simulate.step import Step
 from fedjax_post.testing import toy_clients, toy_loss, toy_model, toy_params
 
 HAND = speeds.from_seconds(np.array([1.0, 2.0, 5.0]))

@@ -6,7 +6,7 @@ import numpy as np
 from fedjax_post.data.batches import ArrayClients
 from fedjax_post.simulate import feed
 from fedjax_post.simulate.cohort import data_rng
-from fedjax_post.simulate.visits import Step
+from fedjax_post.simulate.step import Step
 
 
 def test_arrays_are_cut_behind_the_longest_visit_of_a_chunk():
