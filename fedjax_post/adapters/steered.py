@@ -41,7 +41,11 @@ class Steered(View):
     proxy: LanguageModel
     config: DecoderConfig = dataclasses.field(metadata={"static": True})
     alpha: float = dataclasses.field(default=1.0, metadata={"static": True})
-    access = Access.LOGITS  # and no more, whatever the two models grant; not a field
+
+    @property
+    def access(self) -> Access:
+        """The access that it grants: logits, whatever the two models grant."""
+        return Access.LOGITS
 
     def prompt_length(self, params: PyTree) -> int:
         """See `LanguageModel.prompt_length`; only the tuned proxy has a prompt."""

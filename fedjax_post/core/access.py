@@ -179,7 +179,15 @@ def _is_plain(model: Any) -> bool:
 
 
 def _restricted(model: Any, tier: Access) -> Any:
-    return model.restrict(tier) if hasattr(model, "restrict") else model
+    """Returns a view with `tier` alone; plain arrays as they are. Fails closed."""
+    if hasattr(model, "restrict"):
+        return model.restrict(tier)
+    if _is_plain(model):
+        return model
+    raise AccessError(
+        f"a model of type {type(model).__name__} declares what it grants and cannot be cut down to "
+        f"{spoken(tier)}; give it a method `restrict(access)`"
+    )
 
 
 _OPENED = {

@@ -78,20 +78,20 @@ def check_parts(algorithm: Any) -> Algorithm:
     """
     if not isinstance(algorithm, Algorithm):
         raise TypeError(
-            f"algorithm must be an Algorithm, got {_told(algorithm)}; return one from its factory"
+            f"algorithm must be an Algorithm, got {_describe(algorithm)}; return one from its "
+            "factory"
         )
     for name, kind in _PARTS.items():
         if not isinstance(getattr(algorithm, name), kind):
-            raise TypeError(
-                f"{name} must be {_article(kind.__name__)}, got {_told(getattr(algorithm, name))}"
-            )
+            given = _describe(getattr(algorithm, name))
+            raise TypeError(f"{name} must be {_article(kind.__name__)}, got {given}")
     for field, form in _FORMS.items():
         _check_callable(field, _function(algorithm, field), form)
     access = algorithm.access
     if not isinstance(access, Mapping) or not access:
         raise TypeError(
             f"access must map model roles to tiers, as in {{'target': Access.GRADIENTS}}, "
-            f"got {_told(access)}"
+            f"got {_describe(access)}"
         )
     for role, tier in access.items():
         if not isinstance(tier, Access):
@@ -142,7 +142,7 @@ def _called(algorithm: Algorithm, field: str, args: tuple, do: Callable) -> Any:
     if field == "client.update":
         _check_visit(values["Upload"], values["metrics"])
     if field == "read" and not isinstance(result, Reading):
-        raise TypeError(f"read must return a Reading, got {_told(result)}")
+        raise TypeError(f"read must return a Reading, got {_describe(result)}")
     given = dict(zip(form.takes, args, strict=True))
     for name, source in form.like.items():
         told = f"{name} laid out like the {source} that it is given"
@@ -156,7 +156,7 @@ def _values(field: str, result: Any, form: _Form) -> tuple:
         return (result,)
     wanted = f"{field} must return ({', '.join(form.gives)})"
     if not isinstance(result, tuple | list) or hasattr(result, "_fields"):
-        raise TypeError(f"{wanted}; got {_told(result)}")
+        raise TypeError(f"{wanted}; got {_describe(result)}")
     if len(result) != len(form.gives):
         raise TypeError(f"{wanted}; got {len(result)} value{'s' * (len(result) != 1)}")
     return tuple(result)
@@ -166,11 +166,11 @@ def _check_visit(upload: Any, metrics: Any) -> None:
     """Refuses what the engine and the records could not read of a client's visit."""
     field = "client.update must return (Upload, state, metrics);"
     if not isinstance(upload, Upload):
-        raise TypeError(f"{field} the first value is {_told(upload)}")
+        raise TypeError(f"{field} the first value is {_describe(upload)}")
     if not _is_number(upload.weight):
         raise ValueError(f"{field} the weight of the Upload is {_leaf(upload.weight)}, not ()")
     if not isinstance(metrics, dict):
-        raise TypeError(f"{field} metrics must be a dict of numbers, got {_told(metrics)}")
+        raise TypeError(f"{field} metrics must be a dict of numbers, got {_describe(metrics)}")
     for name, value in metrics.items():
         if not isinstance(name, str) or not _is_number(value):
             raise ValueError(f"{field} metrics[{name!r}] is {_leaf(value)}, not one number, ()")
@@ -180,7 +180,7 @@ def _check_callable(field: str, fn: Any, form: _Form) -> None:
     """Refuses what cannot be called with as many arguments as the field is given."""
     wanted = f"{field} must be a function of ({', '.join(form.takes)})"
     if not callable(fn):
-        raise TypeError(f"{wanted}, got {_told(fn)}")
+        raise TypeError(f"{wanted}, got {_describe(fn)}")
     try:
         taken = inspect.signature(fn)
     except ValueError:  # some built-in functions have no signature to look at
@@ -201,7 +201,7 @@ def _differences(given: PyTree, like: PyTree) -> Iterator[str]:
     name = lambda path: jax.tree_util.keystr(path) or "it"
     for path in wanted:
         if path not in found:
-            yield f"it has no {name(path)}" if path else f"got {_told(given)}"
+            yield f"it has no {name(path)}" if path else f"got {_describe(given)}"
     for path in found:
         if path not in wanted:
             yield f"it has {name(path)} besides" if path else f"got {_leaf(given)}"
@@ -224,20 +224,20 @@ def _leaf(leaf: Any) -> str:
     """The dtype and shape of a leaf, such as float32[3, 2]."""
     try:
         shape, dtype = _layout(leaf)
-    except TypeError:
-        return _told(leaf)
+    except (TypeError, ValueError):  # jax raises one or the other for what is no array
+        return _describe(leaf)
     return f"{dtype}{list(shape)}"
 
 
 def _is_number(leaf: Any) -> bool:
     try:
         shape, dtype = _layout(leaf)
-    except TypeError:
+    except (TypeError, ValueError):  # jax raises one or the other for what is no array
         return False
     return shape == () and (jnp.issubdtype(dtype, jnp.number) or dtype == jnp.bool)
 
 
-def _told(value: Any) -> str:
+def _describe(value: Any) -> str:
     return "None" if value is None else _article(type(value).__name__)
 
 

@@ -45,12 +45,12 @@ class View(Protocol):
     Arguments: `tokens`, `prompts`, `positions` and `segments` are int32, `[B, L]`; `loss_mask`,
     `prompt_mask` and `mask` are bool, `[B, L]`; `key` is a PRNG key for dropout, None for
     evaluation.
-
-    Attributes:
-      access: what the view grants.
     """
 
-    access: Access
+    @property
+    def access(self) -> Access:
+        """What the view grants; it cannot be assigned."""
+        _refuse(self, "access")
 
     def restrict(self, access: Access, /) -> "View":
         """Returns the same model with `access` only; AccessError if it does not grant that."""
@@ -148,7 +148,8 @@ class View(Protocol):
 
 
 def _refuse(view: View, method: str) -> NoReturn:
+    granted = "nothing" if method == "access" else spoken(view.access)
     raise AccessError(
         f"{method} needs the model itself, which a {type(view).__name__} model does not give; "
-        f"it grants {spoken(view.access)}"
+        f"it grants {granted}"
     )

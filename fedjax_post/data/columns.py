@@ -51,11 +51,21 @@ REFUSED = {
     "documents": "write them into the prompt, or into `context`",
     "functions": "name the column `tools`",
     "chat_template_kwargs": "set them in the chat template itself",
+    "tool_calls": "write the calls into a turn of a chat",
+    "reasoning": "write it into the answer's turn of a chat, as `reasoning_content`",
+    "reasoning_content": "write it into the answer's turn of a chat",
+    "weight": "keep the rows that are to be learned",
+    "train": "keep the rows that are to be learned",
     "kto_tag": "keep the rows that are to be learned, and remove the column",
 }
 
+# Cells of `REFUSED` columns with which a row means the same as without the column
+_HARMLESS = {"weight": ("1", "1.0"), "train": ("1", "true", "True")}
+
 # In these, numbers and booleans are not text, so they are kept as JSON text wherever they occur.
 STRUCTURES = ("tools", "tool_calls", "function_call")
+# Keys of a turn that say whether it is learned; of these, truth values are text too.
+SWITCHES = ("weight", "train", "training", "loss")
 
 
 def find_columns(names: Sequence[str], wanted: Columns = Columns()) -> Columns:  # noqa: B008
@@ -125,7 +135,9 @@ def refuse_unread(row: dict[str, Any], used: Iterable[str | None]) -> None:
       ValueError: with the name of the column.
     """
     for name, remedy in REFUSED.items():
-        if name in row and name not in used and not is_empty(row[name]):
+        if name not in row or name in used or is_empty(row[name]):
+            continue
+        if str(row[name]).strip() not in _HARMLESS.get(name, ()):
             raise ValueError(
                 f"column {name} changes the meaning of the row and is not read; {remedy}, or "
                 "remove the column"

@@ -193,6 +193,11 @@ def _make_chats(
 def _sign(encoding: Encoding, rendered: Rendered, end: int) -> Tokens:
     """Returns the tokens of a chat, cut after the last answer, which ends with `end`."""
     ids, offsets = encoding
+    if not ids:
+        raise ValueError(
+            "the tokenizer makes no tokens of the chat; its files are damaged, so copy those of "
+            "the model again"
+        )
     signed, places, at = np.asarray([*ids, end], np.int32), [], 0
     for first, last in rendered.spans:
         start = max(at, bisect_right(offsets, first, key=lambda pair: pair[1]))

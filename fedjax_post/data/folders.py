@@ -166,6 +166,7 @@ def _read(path: Path, files: Sequence[File], clients: bool) -> "Dataset":
             types.setdefault(name, set()).add(repr(feature))
     mixed = [name for name, found in types.items() if len(found) > 1]
     parts = [as_text(rows, [name for name in mixed if name in rows.features]) for rows in parts]
+    parts = [_with_one_text(rows, mixed) for rows in parts]
     try:
         return parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
     except ValueError as error:
@@ -173,3 +174,14 @@ def _read(path: Path, files: Sequence[File], clients: bool) -> "Dataset":
             f"dataset={path}: the columns of the files differ in type; write all files in one form "
             f"({error})"
         ) from error
+
+
+def _with_one_text(rows: "Dataset", names: Sequence[str]) -> "Dataset":
+    """Returns rows whose columns of text are of one of Arrow's two types of text."""
+    import datasets
+
+    text = datasets.Value("string")
+    for name in names:
+        if rows.features.get(name) == datasets.Value("large_string"):
+            rows = rows.cast_column(name, text)
+    return rows

@@ -16,7 +16,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from fedjax_post.data.columns import is_empty, join_names
+from fedjax_post.data.columns import SWITCHES, is_empty, join_names
 from fedjax_post.data.text import text_of
 
 ROLES = {
@@ -33,7 +33,6 @@ ROLES = {
 }
 REASONING = ("reasoning_content", "reasoning", "thinking")
 _CALLS = ("tool_calls", "function_call")
-_WEIGHTS = ("weight", "train", "training", "loss")
 _YES, _NO = ("1", "1.0", "true", "yes"), ("0", "0.0", "false", "no")
 # These keys describe where a turn comes from, not its text.
 _SPARE = (
@@ -42,7 +41,7 @@ _SPARE = (
     *("token_count", "num_tokens", "hashed_ip", "header", "toxic", "redacted"),
 )
 _KNOWN = {"role", "from", "content", "value", "name", "tool_call_id"}
-_KNOWN |= {*REASONING, *_CALLS, *_WEIGHTS, *_SPARE}
+_KNOWN |= {*REASONING, *_CALLS, *SWITCHES, *_SPARE}
 
 
 class Turn(NamedTuple):
@@ -196,7 +195,7 @@ def _drop_nulls(value: Any) -> Any:
 
 def _is_learned(held: Mapping[str, Any], column: str) -> bool:
     """Returns whether an answer is learned, according to its weight."""
-    for key in _WEIGHTS:
+    for key in SWITCHES:
         if key in held:
             weight = str(held[key]).strip().lower()
             if weight not in (*_YES, *_NO):

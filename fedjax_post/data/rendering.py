@@ -95,12 +95,20 @@ def _apply(tokenizer: Any, messages: Sequence[Message], tools: Any, **options: A
     """Returns the chat as text; an error of the template becomes one line."""
     import jinja2
 
-    raised = jinja2.TemplateError, AttributeError, IndexError, KeyError, TypeError, ValueError
+    raised = (
+        *(jinja2.TemplateError, ArithmeticError, AttributeError, LookupError),
+        *(MemoryError, RecursionError, TypeError, ValueError),
+    )
     try:
         # A batch with one chat, because only in a batch may a chat be empty.
         return tokenizer.apply_chat_template(
             [list(messages)], tools=tools, tokenize=False, **options
         )[0]
+    except jinja2.TemplateSyntaxError as error:
+        raise ValueError(
+            f"the chat template of {tokenizer.name_or_path} is damaged (line {error.lineno}: "
+            f"{error.message}); copy or download it again"
+        ) from None
     except raised as error:
         words = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(

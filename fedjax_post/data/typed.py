@@ -19,13 +19,15 @@ import numbers
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from fedjax_post.data.columns import STRUCTURES
+import numpy as np
+
+from fedjax_post.data.columns import STRUCTURES, SWITCHES
 from fedjax_post.data.stored import extend_columns, features_of, make_batch
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-_VERSION = 2  # of the format of the cache on disk; increase it when `_text` changes
+_VERSION = 3  # of the format of the cache on disk; increase it when `_text` changes
 _REMEDY = "convert it to text, since it has several spellings"
 
 
@@ -149,10 +151,18 @@ def _text(value: Any, feature: Any = None) -> Any:
         return {
             key: json.dumps(item, ensure_ascii=False)
             if key in STRUCTURES and isinstance(item, list | dict)
-            else _text(item, inner.get(key))
+            else _text(_switch(item) if key in SWITCHES else item, inner.get(key))
             for key, item in value.items()
         }
     raise TypeError(f"{str(value)[:40]!r} of type {type(value).__name__}")
+
+
+def _switch(value: Any) -> Any:
+    """Returns the text of a truth value, or of a whole number that is stored as a fraction."""
+    if isinstance(value, bool | np.bool_):
+        return str(bool(value)).lower()
+    is_whole = isinstance(value, float | np.floating) and float(value).is_integer()
+    return str(int(value)) if is_whole else value
 
 
 def _is_text(feature: Any) -> bool:

@@ -53,7 +53,12 @@ class Sealed(View):
     """
 
     def __init__(self, model: Any):
-        self._model, self.access = model, model.access
+        self._model = model
+
+    @property
+    def access(self) -> Access:
+        """The access that this view grants."""
+        return self._model.access
 
     def restrict(self, tier: Access) -> "Sealed":
         """Returns the same view with less access."""

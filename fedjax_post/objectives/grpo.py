@@ -116,6 +116,10 @@ def advantages(rewards: Float[Array, "B G"]) -> Float[Array, "B G"]:
       [[-1.0, 1.0], [0.0, 0.0]]
     """
     is_even = _is_even(rewards)[:, None]
+    # differences of the largest float32 numbers would overflow, and their reciprocals vanish;
+    # a power of two scales without rounding
+    is_large = jnp.abs(rewards).max(axis=1, keepdims=True) > 1
+    rewards = rewards * jnp.where(is_large, 2.0**-20, 1.0)
     above = rewards - rewards.min(axis=1, keepdims=True)
     above = above / jnp.where(is_even, 1.0, above.max(axis=1, keepdims=True))  # within [0, 1]
     centred = above - above.mean(axis=1, keepdims=True)

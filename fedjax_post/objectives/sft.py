@@ -44,7 +44,7 @@ def sft_loss(
     Example:
       >>> from fedjax_post.testing.models import tiny_model
       >>> tokens = jnp.array([[1, 2, 3, 4], [1, 5, 6, 7]])
-      >>> batch = {"tokens": tokens, "loss_mask": jnp.arange(4) >= jnp.array([[2], [3]])}
+      >>> batch = {"tokens": tokens, "loss_mask": jnp.arange(4)[None] >= jnp.array([[2], [3]])}
       >>> loss, metrics = sft_loss({}, tiny_model(), batch, None)
       >>> loss.shape, sorted(metrics)
       ((), ['accuracy', 'loss'])

@@ -53,9 +53,14 @@ class Hosted(View):
         place: tuple[int, int] = (OUTSIDE, OUTSIDE),
         calls: itertools.count | None = None,
     ):
-        self.access = access
+        self._access = access
         self._caller, self._tokenizer, self._place = caller, tokenizer, place
         self._calls = itertools.count() if calls is None else calls
+
+    @property
+    def access(self) -> Access:
+        """The access that this side of the API grants."""
+        return self._access
 
     def restrict(self, tier: Access) -> "Hosted":
         """Returns the same model with access limited to `tier`."""

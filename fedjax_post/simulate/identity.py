@@ -5,6 +5,7 @@ computed but not the result itself (chunk sizes, executors, devices) are left ou
 number of rounds.
 """
 
+import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -32,14 +33,14 @@ def identify(model: PyTree, clients: Clients, *, params: PyTree, plan: Plan) -> 
 
     Returns:
       A mapping with `seed`, `clients` (their number), `data` (a hash of their rows), `model` and
-      `params` (hashes of all arrays), `cohorts` (a hash of the cohorts of the first rounds),
-      `feed`, and `buffer` of an asynchronous run.
+      `params` (hashes of all arrays, and of the architectures of models), `cohorts` (a hash of the
+      cohorts of the first rounds), `feed`, and `buffer` of an asynchronous run.
     """
     parts: dict[str, Callable[[], Any]] = {
         "seed": lambda: plan.seed,
         "clients": lambda: len(clients),
         "data": lambda: fingerprint_of(clients),
-        "model": lambda: array_hash(model),
+        "model": lambda: array_hash((model, _configs(model))),
         "params": lambda: array_hash(params),
         "cohorts": lambda: _cohorts(plan, len(clients)),
         "feed": lambda: getattr(plan.feed, "__name__", "own"),
@@ -48,6 +49,17 @@ def identify(model: PyTree, clients: Clients, *, params: PyTree, plan: Plan) -> 
         parts["buffer"] = lambda: list(buffer)
     given: Mapping[str, Any] = plan.identity
     return {name: make() for name, make in parts.items() if name not in given} | dict(given)
+
+
+def _configs(model: PyTree) -> list[str]:
+    """Returns what the configs of language models say; they are static, so no leaves of a tree.
+
+    Left out are the file that they were read from, and what changes memory and time alone.
+    """
+    has_config = lambda node: dataclasses.is_dataclass(getattr(node, "config", None))
+    nodes = jax.tree.leaves(model, is_leaf=has_config)
+    found = [dataclasses.asdict(node.config) for node in nodes if has_config(node)]
+    return [repr({**config, "source": "", "remat": False}) for config in found]
 
 
 def array_hash(tree: PyTree) -> str:

@@ -25,7 +25,7 @@ _NAMES = {
     "cohorts": "who takes part in the first rounds",
     "data": "the rows that clients hold",
     "heldout": "the held-out rows",
-    "model": "the weights of the frozen model",
+    "model": "the weights or the architecture of the frozen model",
     "params": "the parameters at the start",
 }
 
@@ -140,8 +140,11 @@ def _check_same(
     names = sorted(name for name in {*was, *now} if was.get(name) != now.get(name))
     names = [name for name in names if name not in may_differ]
     if names:
-        word = lambda name: _NAMES.get(name, name if name.startswith("-") else f"`{name}`")
-        found = [f"{word(name)} ({was.get(name)} there, {now.get(name)} here)" for name in names]
+        word = lambda name: _NAMES.get(name, name if " " in name else f"`{name}`")
+        value = lambda held, name: held.get(name, "its default")  # settings are kept where set
+        found = [
+            f"{word(name)} ({value(was, name)} there, {value(now, name)} here)" for name in names
+        ]
         raise ValueError(
             f"{directory} belongs to a run that differs from this one in {', '.join(found)}; "
             "resume with the settings, data and weights of that run, or give another `directory`"

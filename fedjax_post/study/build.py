@@ -30,7 +30,7 @@ from fedjax_post.study import (
     trained,
     wires,
 )
-from fedjax_post.study.files import identity
+from fedjax_post.study.files import code_hashes, identity
 from fedjax_post.study.spec import Spec
 
 PyTree = Any
@@ -171,6 +171,7 @@ def _add_identity(spec: Spec, parts: Parts) -> Parts:
     """
     settings = {path: str(value) for path, value in identity(spec).items()}
     settings.pop("training.rounds", None)
+    settings |= {f"code of {module}": found for module, found in code_hashes(spec).items()}
     plan = parts.plan._replace(identity={"heldout": _rows_hash(parts.heldout), **settings})
     found = fedjax_post.identify(parts.model, parts.data.clients, params=parts.params, plan=plan)
     return parts._replace(plan=plan._replace(identity=found))

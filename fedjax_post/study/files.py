@@ -203,6 +203,24 @@ def identity(spec: Spec) -> dict[str, Any]:
     }
 
 
+def code_hashes(spec: Spec) -> dict[str, str]:
+    """Returns a hash of the source of each module of the user's own that an experiment names.
+
+    Args:
+      spec: the experiment; functions are named as `package.module:function`.
+    """
+    named = [name for path in CODE for name in _NAMED.findall(str(_to_plain(spec.at(path))))]
+    modules = {name.partition(":")[0] for name in named}
+    found = {}
+    for module in sorted(modules):
+        origin = getattr(importlib.util.find_spec(module), "origin", None)
+        if module.split(".")[0] in ("fedjax_post", "algorithms") or origin is None:
+            continue  # the version says which code ran
+        if Path(origin).is_file():
+            found[module] = hashlib.sha256(Path(origin).read_bytes()).hexdigest()[:16]
+    return found
+
+
 def load_code(name: str, *, field: str) -> Callable:
     """Returns the function that `package.module:function` names.
 

@@ -21,7 +21,7 @@ def projection(parts: Parts) -> str:
     start = f", from {spec.adapter.init}" if spec.adapter.init else ""
     lines = [
         f"model      {_model(parts)}; {count(parts.params):,} trained ({spec.adapter.kind}{start})",
-        f"clients    {report['clients']:,}, {spec.data.partition}, of {report['examples_min']} to "
+        f"clients    {report['clients']:,}, {report['partition']}, of {report['examples_min']} to "
         f"{report['examples_max']} examples (median {report['examples_median']:g}); "
         f"{report['examples']:,} examples, {report['tokens']:,} tokens",
         f"rows       of {report['max_length']} tokens; {report['truncated']} cut and "

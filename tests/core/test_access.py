@@ -63,3 +63,11 @@ def test_capabilities_are_a_set():
     model = toy_model().restrict(Access.TEXT | Access.SCORES)
     with pytest.raises(AccessError, match="grants LOGITS: a service that fine-tunes it would"):
         views(model, {"target": Access.TEXT | Access.FINETUNE})
+
+
+def test_a_model_that_cannot_be_cut_down_is_refused():
+    class Open:
+        access = Access.GRADIENTS
+
+    with pytest.raises(AccessError, match="Open declares .* cannot be cut down to LOGITS"):
+        views(Open(), {"target": Access.LOGITS})

@@ -13,8 +13,10 @@ from pyarrow import parquet
 
 from fedjax_post.data import Population, Splits, Text, gather, load_clients
 from fedjax_post.data.columns import Columns
+from fedjax_post.data.messages import _NO, _YES
 from fedjax_post.data.source import load_splits
 from fedjax_post.data.splits import hold_out
+from fedjax_post.data.typed import as_text
 
 ONE = Population("iid", num_clients=1, heldout_fraction=0.0)
 
@@ -190,3 +192,35 @@ def test_equal_content_is_tokenised_once(tmp_path, tokenizer, monkeypatch):
     monkeypatch.setattr("fedjax_post.data.tokenise.make_encoder", lambda *args, **options: None)
     again = load(str(tmp_path / "b.jsonl"), tokenizer)
     assert all(map(np.array_equal, first.clients.table.values, again.clients.table.values))
+
+
+@pytest.mark.parametrize("value", [False, 0, 0.0, "false", True, 1, 1.0])
+@pytest.mark.parametrize("key", ["train", "weight"])
+def test_whether_a_turn_is_learned_may_be_a_truth_value(tmp_path, key, value):
+    """In memory and in parquet as in json, where `messages` reads it as text."""
+    turn = {"role": "assistant", "content": "a", key: value}
+    rows = [{"messages": [{"role": "user", "content": "q", key: None}, turn]}]
+    parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    for source in (rows, str(tmp_path / "a.parquet")):
+        source = load_splits(source).train
+        (row,) = as_text(source, ["messages"]).to_list()
+        text = row["messages"][1][key]
+        assert text in (_YES if value in (True, 1) else _NO)
+
+
+def test_two_types_of_text_are_one(tmp_path, tokenizer):
+    """As pandas and `datasets` write them, in one folder."""
+    for name, kind in (("a", pa.large_string()), ("b", pa.string())):
+        table = pa.table({"prompt": ["q"], "response": [name]})
+        table = table.cast(pa.schema([(column, kind) for column in table.column_names]))
+        parquet.write_table(table, tmp_path / f"{name}.parquet")
+    assert sorted(learned(str(tmp_path), tokenizer)) == ["a", "b"]
+
+
+@pytest.mark.parametrize("name", ["weight", "train", "tool_calls", "reasoning"])
+def test_columns_that_change_the_meaning_of_a_row_are_refused(tokenizer, name):
+    rows = [{"prompt": "q", "response": "a", name: "0"}]
+    with pytest.raises(ValueError, match=f"column {name} changes the meaning of the row"):
+        learned(rows, tokenizer)
+    for harmless in {"weight": ("1", ""), "train": ("true",)}.get(name, ("",)):
+        assert learned([rows[0] | {name: harmless}], tokenizer) == ["a"]

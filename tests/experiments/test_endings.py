@@ -4,7 +4,9 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import traceback
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +14,7 @@ import fedjax_post
 from fedjax_post.experiments import compare, endings, train
 from tests.simulate.test_full_disk import files_of_at_most
 
+ROOT = Path(__file__).parent.parent.parent
 TRAIN = "python -m fedjax_post.experiments.train"
 
 OWN = '''
@@ -187,3 +190,26 @@ def test_a_full_disk_is_one_line(call, finished, tmp_path, capsys, room):
         return
     assert f"to continue: {TRAIN} --output_dir={tmp_path / 'run'}" in line
     assert train.main(["train", f"--output_dir={tmp_path / 'run'}", "--resume"]) == 0
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("wait", [0.15, 0.4, 0.8, 1.2])
+def test_a_signal_while_libraries_are_imported_ends_the_process(tmp_path, wait):
+    """Inside a callback of a library Python would ignore it, and the run would go on."""
+    mute = "import signal, os, sys; signal.signal(2, signal.default_int_handler); "
+    code = (
+        mute
+        + "os.execv(sys.executable, [sys.executable, '-m', 'experiments.train', *sys.argv[1:]])"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, f"--output_dir={tmp_path / 'run'}"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    time.sleep(wait)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode in (130, -signal.SIGINT), said
+    assert not (tmp_path / "run" / "records.jsonl").exists()

@@ -75,6 +75,7 @@ def test_flags_that_a_page_names_exist(page):
     own = {name for factory in ALGORITHMS.values() for name in own_parameters(factory)}
     known = {*FLAGS, *own, *_PROGRAMS}
     text = page.read_text(encoding="utf-8").replace("--quantise` is", "")
+    text = re.sub(r"pip install[^`\n]*", "", text)
     named = set(re.findall(r"(?<![\w-])--(\w+)", text))
     assert {name for name in named if name.removeprefix("no") not in known} <= known
 

@@ -194,6 +194,9 @@ def test_a_copied_file_runs_unregistered(call, tmp_path, monkeypatch, capsys):
     assert "names code, --algorithm=my_rules:skeleton" in capsys.readouterr().err
     assert train.main([*again, "--trust_code"]) == 0
     assert train.main([*again, "--algorithm=my_rules:skeleton"]) == 0
+    (tmp_path / "my_rules.py").write_text((tmp_path / "my_rules.py").read_text() + "\n")
+    assert train.main([*again, "--num_rounds=3", "--algorithm=my_rules:skeleton"]) == 2
+    assert "code of my_rules (" in capsys.readouterr().err
     assert call(*given, "--mu=1", into="other") == 2
     assert "--algorithm=my_rules:skeleton does not take it" in capsys.readouterr().err
 

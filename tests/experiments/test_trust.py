@@ -196,7 +196,12 @@ def test_other_rows_or_weights_are_refused_and_named(finished, call, tmp_path, c
     tensors[name] = tensors[name] + np.float32(1e-3)
     save_file(tensors, model / "model.safetensors")
     assert train.main(["train", "--resume", f"--output_dir={run}", "--num_rounds=3"]) == 2
-    assert "the weights of the frozen model (" in capsys.readouterr().err
+    assert "the weights or the architecture of the frozen model (" in capsys.readouterr().err
+    shutil.copy(given_of(finished)["model"] + "/model.safetensors", model)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-3}))
+    assert train.main(["train", "--resume", f"--output_dir={run}", "--num_rounds=3"]) == 2
+    assert "the weights or the architecture of the frozen model (" in capsys.readouterr().err
     assert content(run) == before
 
 

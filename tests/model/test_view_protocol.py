@@ -57,15 +57,24 @@ def hosted():
     return Hosted(None, None, access=Access.LOGITS)
 
 
-@pytest.mark.parametrize(
-    ("make", "refused"),
-    [
-        (steered, {"embed", "embed_logits"}),
-        (hosted, {"logits", "scores", "total_loss", "embed", "embed_logits", "prefill", "step"}),
-        (lambda: tiny_model().restrict(Access.TEXT), {*CALLS} - {"answer", "step"}),
-    ],
-    ids=["steered", "hosted", "text alone"],
-)
+REFUSALS = [
+    (steered, {"embed", "embed_logits"}),
+    (hosted, {"logits", "scores", "total_loss", "embed", "embed_logits", "prefill", "step"}),
+    (lambda: tiny_model().restrict(Access.TEXT), {*CALLS} - {"answer", "step"}),
+]
+MODELS = [make for make, _ in REFUSALS]
+NAMES = ["steered", "hosted", "text alone"]
+
+
+@pytest.mark.parametrize("make", MODELS, ids=NAMES)
+def test_what_a_view_grants_cannot_be_assigned(make):
+    view = make()
+    with pytest.raises(AttributeError):
+        view.access = Access.GRADIENTS
+    assert view.access != Access.GRADIENTS
+
+
+@pytest.mark.parametrize(("make", "refused"), REFUSALS, ids=NAMES)
 def test_what_a_model_does_not_give_is_refused(make, refused):
     view = make()
     for name in refused:

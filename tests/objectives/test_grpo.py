@@ -388,3 +388,8 @@ def test_handing_the_data_back_is_the_algorithm_itself():
         )
         ends.append(list(steps)[-1][0].shared)
     jax.tree.map(np.testing.assert_array_equal, *ends)
+
+
+def test_the_largest_rewards_have_advantages():
+    found = advantages(jnp.array([[3e38, -3e38, 0.0, 0.0]]))
+    np.testing.assert_allclose(found, [[2**0.5, -(2**0.5), 0.0, 0.0]], rtol=1e-6)

@@ -103,7 +103,7 @@ def moved(tree):
         ({"clients": toy_clients(local_steps=2)}, "the rows that clients hold"),
         (
             {"model": moved(toy_model())},
-            r"differs .* the weights of the frozen model \(\w",
+            r"differs .* the weights or the architecture of the frozen model \(\w",
         ),
         ({"params": moved(toy_params())}, "the parameters at the start"),
         ({"sampler": fp.uniform(2)}, "who takes part in the first rounds"),
@@ -142,7 +142,7 @@ def test_clients_without_a_fingerprint_are_told_by_their_visits():
 
 def test_what_is_to_change_may_change_and_nothing_else_may(run):
     sampler, model = fp.uniform(2), moved(toy_model())
-    with pytest.raises(ValueError, match="in the weights of the frozen model"):
+    with pytest.raises(ValueError, match="in the weights or the architecture of the frozen model"):
         resumed(run, sampler=sampler, model=model, may_differ=("cohorts",))
     assert len(resumed(run, sampler=sampler, model=model, may_differ=("cohorts", "model"))) == 2
 
@@ -296,6 +296,6 @@ def test_a_sweep_is_resumed_over_the_same_data_alone(tmp_path):
         return list(found)
 
     start(1, toy_model(), resume=False)
-    with pytest.raises(ValueError, match="the weights of the frozen model"):
+    with pytest.raises(ValueError, match="the weights or the architecture of the frozen model"):
         start(2, moved(toy_model()), resume=True)
     assert len(start(2, toy_model(), resume=True)) == 1
