@@ -109,7 +109,7 @@ def moved(tree):
         ({"sampler": fp.uniform(2)}, "who takes part in the first rounds"),
         ({"feed": fp.pooled}, r"`feed` \(chunks there, pooled here\)"),
         ({"identity": {"local_steps": "5"}}, r"`local_steps` \(3 there, 5 here\)"),
-        ({"identity": {}}, r"`local_steps` \(3 there, None here\)"),
+        ({"identity": {}}, r"`local_steps` \(3 there, its default here\)"),
     ],
 )
 def test_another_run_is_refused_by_name_and_changes_nothing(run, changes, said):
