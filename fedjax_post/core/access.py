@@ -1,4 +1,4 @@
-"""How much of a language model an algorithm may touch, and the refusal."""
+"""What an algorithm may do with a language model, and the error for anything more."""
 
 import enum
 import functools
@@ -13,7 +13,7 @@ import numpy as np
 class Access(enum.Flag):
     """What may be done with a model: a set of capabilities, combined by `|`.
 
-    The levels below name the usual sets, each with what the lower ones grant.
+    The levels below are the usual sets; each contains the ones before it.
     """
 
     TEXT = enum.auto()  # prompts in, text out
@@ -22,7 +22,7 @@ class Access(enum.Flag):
     READ = enum.auto()  # read and perturb the weights, forward passes only
     DIFFERENTIATE = enum.auto()  # back-propagate
     FINETUNE = enum.auto()  # its host trains it on rows that are sent there
-    EMULATOR = enum.auto()  # hold a stand-in of it
+    EMULATOR = enum.auto()  # hold a stand-in (emulator) of it
 
     LOGITS = TEXT | SCORES
     EMBEDDINGS = LOGITS | EMBED
@@ -34,28 +34,28 @@ LEVELS = (Access.TEXT, Access.LOGITS, Access.EMBEDDINGS, Access.WEIGHTS, Access.
 
 
 class AccessError(Exception):
-    """An algorithm asked for, or used, more of a model than it was granted."""
+    """An algorithm needs, or used, more of a model than it was granted."""
 
 
 class UnansweredError(OSError):
-    """A model behind somebody's interface did not answer.
+    """A hosted model did not answer.
 
     Attributes:
-      drop: whether the run goes on without the client that asked; else it stops, saved.
+      drop: True if the run continues without the client that asked; False if it stops, saved.
     """
 
     drop = False
 
 
 def check_access(needed: Mapping[str, Access], granted: Mapping[str, Access]) -> None:
-    """Refuses an algorithm that needs more than its models grant.
+    """Checks that models grant what an algorithm needs.
 
     Args:
       needed: what the algorithm declares for each model role.
       granted: what each model offers, by role.
 
     Raises:
-      AccessError: naming the role, both sets and what would have to be open.
+      AccessError: with the role, both sets, and what would have to be open.
     """
     for role, tier in needed.items():
         if role not in granted:
@@ -77,7 +77,7 @@ def spoken(access: Access) -> str:
 
 
 def highest(access: Access) -> Access:
-    """Returns the one capability of a set that opens most of a model."""
+    """Returns the capability of a set that opens most of a model."""
     return list(access)[-1]
 
 
@@ -87,18 +87,18 @@ def union(access: Mapping[str, Access]) -> Access:
 
 
 def check_params(params: Any, granted: Access) -> None:
-    """Refuses what a tier does not let a caller put over a model.
+    """Checks that a tier allows what a caller merges over a model.
 
-    TEXT and LOGITS take `{}` or a prompt of tokens, `{"prompt": {"tokens": ...}}`;
+    TEXT and LOGITS allow `{}` or a prompt of tokens, `{"prompt": {"tokens": ...}}`;
     EMBEDDINGS also one of embeddings, `{"prompt": {"embeddings": ...}}`; WEIGHTS and up
     anything.
 
     Args:
       params: collections of arrays by name.
-      granted: the tier of the view that is given them.
+      granted: the tier of the view.
 
     Raises:
-      AccessError: naming the tier, the collection and the remedy.
+      AccessError: with the tier, the collection and the remedy.
     """
     if Access.READ in granted or not params:
         return
@@ -118,18 +118,17 @@ def check_params(params: Any, granted: Access) -> None:
 
 
 def views(models: Any, needed: Mapping[str, Access]) -> Any:
-    """What an algorithm is handed: each model cut down to the tier declared for its role.
+    """Returns the views of models that an algorithm gets: each restricted to its role's tier.
 
     A model declares what it grants by `access`, and has `restrict(access)`. Arrays in built-in
-    containers, which whoever has them holds anyway, are open to all; any other object without a
-    declaration is refused.
+    containers are open to every algorithm. Any other object without a declaration raises an error.
 
     Args:
       models: the model, where 'target' is the only role; else a model for each role.
       needed: the tier that the algorithm declares for each role.
 
     Raises:
-      AccessError: if a model grants less than is needed, or does not say what it grants.
+      AccessError: if a model grants less than is needed, or does not declare what it grants.
     """
     single = set(needed) == {"target"}
     by_role = models if isinstance(models, Mapping) and not single else {"target": models}
@@ -140,7 +139,7 @@ def views(models: Any, needed: Mapping[str, Access]) -> Any:
 
 @jax.custom_jvp
 def opaque(x: jax.Array) -> jax.Array:
-    """The array itself, whose derivative nobody is granted: what a view below GRADIENTS returns.
+    """Returns the array; its derivative raises an error. Views below GRADIENTS return such arrays.
 
     Raises:
       AccessError: if it is differentiated.
@@ -158,7 +157,7 @@ def _refuse(primals, tangents):
 
 
 def _granted(model: Any) -> Access:
-    """What a model grants; fails closed."""
+    """Returns what a model grants; an error if it does not declare it."""
     if hasattr(model, "access"):
         return model.access
     if _is_plain(model):
@@ -170,7 +169,7 @@ def _granted(model: Any) -> Access:
 
 
 def _is_plain(model: Any) -> bool:
-    """Whether it is arrays and numbers in dicts, lists and tuples, and nothing else."""
+    """Returns whether a model consists only of arrays and numbers in dicts, lists and tuples."""
     if isinstance(model, dict):
         return all(map(_is_plain, model.values()))
     if isinstance(model, tuple | list):

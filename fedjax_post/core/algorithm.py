@@ -38,7 +38,7 @@ class Client(NamedTuple):
 
 
 def stateless(model: PyTree, replica: PyTree, key: jax.Array) -> tuple[()]:
-    """The state of a client that keeps none."""
+    """Returns the empty state of a client that keeps no state."""
     del model, replica, key
     return ()
 
@@ -49,7 +49,7 @@ def _any_bound(bound: float) -> float:
 
 
 class Uplink(NamedTuple):
-    """What happens to a value on its way to the server; see `core.uplinks`."""
+    """How a client's value becomes a message and a value again; see `core.uplinks`."""
 
     init: contracts.LinkInit  # (like) -> state
     encode: contracts.Encode  # (value, replica, state, ctx) -> (message, state), on the client
@@ -57,15 +57,15 @@ class Uplink(NamedTuple):
     # (norm bound of what comes in) -> bound of what decodes; inf if none holds
     bound: contracts.NormBound = _any_bound
     first: bool = False  # acts on values, so no link may come before it in a chain
-    remembers: bool = False  # makes up in one round for what an earlier one lost
-    # (like) -> like of the message; None: worked out from `encode`, with no replica
+    remembers: bool = False  # its state carries losses of earlier rounds to later ones
+    # (like) -> like of the message; None: inferred by tracing `encode` without a replica
     shape: contracts.MessageLike | None = None
     # the sum of messages decodes to the sum of their values, so a server may see the sum alone
     linear: bool = False
 
 
 class Downlink(NamedTuple):
-    """What crosses to the clients, and what they make of it."""
+    """How the shared variables become a message to all clients, and the message a replica."""
 
     init: contracts.ReplicaInit  # (shared) -> replica
     encode: contracts.Broadcast  # (shared) -> message
@@ -73,29 +73,29 @@ class Downlink(NamedTuple):
 
 
 class Aggregate(NamedTuple):
-    """How the values of a cohort become one; see `core.aggregates`."""
+    """How the values of a cohort are combined into one; see `core.aggregates`."""
 
     init: contracts.AggregateInit  # (like, cohort_size) -> total
     add: contracts.Add  # (total, values[clients, ...], weights[clients]) -> total
     merge: contracts.Merge  # (total, total) -> total
     finish: contracts.Finish  # (total) -> value
-    fixed: bool = False  # the denominator is fixed, so that an empty round counts too
-    scales: bool = False  # makes values smaller than their mean would, to a bound
-    sums: bool = False  # needs no more than the weighted sum of the values, never a single one
-    # "value": finishes as one tree like a client's value; "products": what comes of it
-    # depends on the values, `Factors`, by their products A B alone; "": anything else
+    fixed: bool = False  # the denominator is fixed, so an empty round also changes the server
+    scales: bool = False  # reduces values, for example to a bound on their norm
+    sums: bool = False  # needs only the weighted sum of the values, never a single one
+    # "value": finishes as one tree like a client's value; "products": values are `Factors`, and
+    # the result depends only on their products A B; "": anything else
     kind: str = ""
 
 
 class Server(NamedTuple):
-    """How the aggregated value moves what is shared; see `core.servers`."""
+    """How the aggregated value changes the shared variables; see `core.servers`."""
 
     init: contracts.ServerInit  # (shared) -> state
     update: contracts.ServerUpdate  # (value, state, shared) -> (shared, state)
 
 
 def plain() -> Uplink:
-    """An uplink that sends the value as it is."""
+    """Returns an uplink that sends the value unchanged."""
     return Uplink(
         init=lambda like: (),
         encode=lambda value, replica, state, ctx: (value, state),
@@ -106,7 +106,7 @@ def plain() -> Uplink:
 
 
 def whole() -> Downlink:
-    """A downlink that sends the shared variables as they are."""
+    """Returns a downlink that sends the shared variables unchanged."""
     return Downlink(
         init=lambda shared: shared,
         encode=lambda shared: shared,
@@ -115,51 +115,57 @@ def whole() -> Downlink:
 
 
 def nothing() -> Downlink:
-    """A downlink that sends nothing: clients keep what they were given at the start."""
+    """Returns a downlink that sends nothing: clients keep the initial shared variables."""
     return Downlink(lambda shared: shared, lambda shared: (), lambda message, replica: replica)
 
 
 def idle() -> Server:
-    """A server that leaves the shared variables as they are."""
+    """Returns a server that never changes the shared variables."""
     return Server(lambda shared: (), lambda value, state, shared: (shared, state))
 
 
 def as_is(model: PyTree, replica: PyTree, state: PyTree = None) -> tuple[PyTree, PyTree]:
-    """Deploys the replica itself, over the model itself."""
+    """Returns the model and the replica: what most algorithms deploy.
+
+    Args:
+      model: the frozen model.
+      replica: what every client holds.
+      state: of one client; it is not used.
+    """
     del state
     return model, replica
 
 
 def unread(value: PyTree, replica: PyTree) -> Reading:
-    """Tells nothing of a value."""
+    """Returns an empty reading, for values that show nothing to telemetry."""
     del value, replica
     return Reading()
 
 
 def as_change(value: PyTree, replica: PyTree) -> Reading:
-    """Reads a value that is what was added to the replica."""
+    """Returns the reading of a value that is the client's change of the replica."""
     return Reading(value, jax.tree.map(jnp.add, replica, value))
 
 
 def as_given(params: PyTree) -> PyTree:
-    """Shares the parameters themselves."""
+    """Returns the parameters unchanged, as what is shared."""
     return params
 
 
 class Around(enum.Enum):
-    """What may be put around an algorithm, or refused by it; see `core.compose`."""
+    """Additions to an algorithm, which it can refuse; see `core.compose`."""
 
     LINK = "another link to the server"
-    MEMORY = "a link that makes up for what it lost in earlier rounds"
-    SCALE = "a bound or a fixed denominator, which makes values smaller: their place must be 0"
-    RULE = "another aggregate in the place of its mean"
-    EQUAL = "a mean that counts clients alike, whatever their weights"
+    MEMORY = "a link that sends in later rounds what it lost in earlier ones"
+    SCALE = "a bound or a fixed denominator, which scales values down: 0 must mean no change"
+    RULE = "another aggregate instead of its mean"
+    EQUAL = "a mean with equal weights of all clients"
     NOISE = "noise on the mean; see `privacy.noise`"
-    STALE = "values of clients that began in earlier rounds; see `simulate.asynchronous`"
+    STALE = "values of clients that started in earlier rounds; see `simulate.asynchronous`"
 
 
 class Algorithm(NamedTuple):
-    """A federated algorithm as data; see the module's head for the parts."""
+    """A federated algorithm as data; the head of the module describes its parts."""
 
     client: Client
     server: Server
@@ -173,9 +179,9 @@ class Algorithm(NamedTuple):
     access: Mapping[str, Access] = {"target": Access.GRADIENTS}
     # (shared) -> a tree like the value that a client uploads
     value_like: contracts.ValueLike = as_given
-    # what may not be put around it, as it would no longer compute what it says, and why
+    # additions with which it would no longer compute what it states -> the reason
     refuses: Mapping[Around, str] = {}
-    # (value, replica) -> Reading: for the simulator's telemetry, and for nothing else
+    # (value, replica) -> Reading: only for the simulator's telemetry
     read: contracts.Read = unread
-    # heeds the rank of each client, `data.rank`, so that ranks may differ
+    # uses the rank of each client, `data.rank`, so that ranks may differ
     ranked: bool = False

@@ -1,9 +1,9 @@
-"""What the functions of an algorithm take and return, checked by the field of the tuple.
+"""Checks what the functions of an algorithm take and return, and names the field in errors.
 
-`call` and `shapes` stand where the engine calls an algorithm's functions. They look at Python
-values and shapes alone, while a program is traced or, on the host, between computations, so
-that compiled programs contain nothing of them. An error that a function raises itself keeps
-its type and its traceback, and is given the name of the function as a note.
+The engine calls an algorithm's functions by `call` and `shapes`. These look only at Python values
+and shapes, while a program is traced or, on the host, between computations. Compiled programs
+contain nothing of them. An error that a function itself raises keeps its type and traceback; the
+name of the function is added as a note.
 """
 
 import inspect
@@ -40,8 +40,8 @@ class _Form(NamedTuple):
     """How a field is called, and what it returns."""
 
     takes: tuple[str, ...]
-    gives: tuple[str, ...]  # one name: that value itself; else a tuple of so many
-    like: Mapping[str, str] = {}  # what is returned -> the argument that it must be laid out like
+    gives: tuple[str, ...]  # one name: the value itself; several: a tuple of these
+    like: Mapping[str, str] = {}  # returned value -> argument with the same structure and shapes
 
 
 def _form(takes: str, gives: str, **like: str) -> _Form:
@@ -71,10 +71,10 @@ _FORMS = {
 
 
 def check_parts(algorithm: Any) -> Algorithm:
-    """Returns the algorithm, if it is one: a tuple of the right parts, each of functions.
+    """Returns the algorithm after a check of the types of its parts and their functions.
 
     Raises:
-      TypeError: naming the part or the function, what was expected and what is there.
+      TypeError: with the part or function, what was expected and what was found.
     """
     if not isinstance(algorithm, Algorithm):
         raise TypeError(
@@ -100,37 +100,43 @@ def check_parts(algorithm: Any) -> Algorithm:
 
 
 def call(algorithm: Algorithm, field: str, *args: Any) -> Any:
-    """Returns what a function of the algorithm returns, if that is what its field stands for.
+    """Returns the result of a function of the algorithm, after a check of its form.
 
     Args:
-      algorithm: whose function is called.
-      field: where it stands, such as "client.update".
-      *args: its arguments.
+      algorithm: the algorithm.
+      field: the field of the function, such as "client.update".
+      *args: the arguments.
 
     Raises:
       TypeError: if it takes other arguments, or returns another number or kind of values.
-      ValueError: if a tree that it returns is laid out unlike the one that it continues.
+      ValueError: if a returned tree has another structure, shape or dtype than it must have.
     """
-    return _called(algorithm, field, args, lambda fn: fn(*args))
+    return _call(algorithm, field, args, lambda fn: fn(*args))
 
 
 def shapes(algorithm: Algorithm, field: str, *args: Any) -> Any:
-    """As `call`, but for shapes and dtypes alone: nothing is computed."""
-    return _called(algorithm, field, args, lambda fn: jax.eval_shape(fn, *args))
+    """Returns the shapes and dtypes of the result of `call`; nothing is computed."""
+    return _call(algorithm, field, args, lambda fn: jax.eval_shape(fn, *args))
 
 
 def check_like(field: str, name: str, given: PyTree, like: PyTree) -> None:
-    """Refuses a tree whose structure, shapes or dtypes are not those of another.
+    """Checks that a tree has the structure, shapes and dtypes of another.
+
+    Args:
+      field: the field of the function that returned it, for the message.
+      name: what it should be, for the message.
+      given: the tree.
+      like: the tree that it is compared with.
 
     Raises:
-      ValueError: naming the field, what it returned, and the first leaf that differs.
+      ValueError: with the field, what it returned, and the first leaf that differs.
     """
     difference = next(_differences(given, like), None)
     if difference is not None:
         raise ValueError(f"{field} must return {name}; {difference}")
 
 
-def _called(algorithm: Algorithm, field: str, args: tuple, do: Callable) -> Any:
+def _call(algorithm: Algorithm, field: str, args: tuple, do: Callable) -> Any:
     fn, form = _function(algorithm, field), _FORMS[field]
     _check_callable(field, fn, form)
     try:
@@ -145,13 +151,13 @@ def _called(algorithm: Algorithm, field: str, args: tuple, do: Callable) -> Any:
         raise TypeError(f"read must return a Reading, got {_describe(result)}")
     given = dict(zip(form.takes, args, strict=True))
     for name, source in form.like.items():
-        told = f"{name} laid out like the {source} that it is given"
-        check_like(field, told, values[name], given[source])
+        what = f"{name} laid out like the {source} that it is given"
+        check_like(field, what, values[name], given[source])
     return result
 
 
 def _values(field: str, result: Any, form: _Form) -> tuple:
-    """What was returned, one by one."""
+    """Returns the returned values as a tuple."""
     if len(form.gives) == 1:
         return (result,)
     wanted = f"{field} must return ({', '.join(form.gives)})"
@@ -163,7 +169,7 @@ def _values(field: str, result: Any, form: _Form) -> tuple:
 
 
 def _check_visit(upload: Any, metrics: Any) -> None:
-    """Refuses what the engine and the records could not read of a client's visit."""
+    """Checks that the engine and the records can read the results of a client's visit."""
     field = "client.update must return (Upload, state, metrics);"
     if not isinstance(upload, Upload):
         raise TypeError(f"{field} the first value is {_describe(upload)}")
@@ -177,7 +183,7 @@ def _check_visit(upload: Any, metrics: Any) -> None:
 
 
 def _check_callable(field: str, fn: Any, form: _Form) -> None:
-    """Refuses what cannot be called with as many arguments as the field is given."""
+    """Checks that a function can be called with the arguments of its field."""
     wanted = f"{field} must be a function of ({', '.join(form.takes)})"
     if not callable(fn):
         raise TypeError(f"{wanted}, got {_describe(fn)}")
@@ -196,7 +202,7 @@ def _function(algorithm: Algorithm, field: str) -> Any:
 
 
 def _differences(given: PyTree, like: PyTree) -> Iterator[str]:
-    """In words, how a tree differs from another."""
+    """Yields descriptions of the differences between two trees."""
     found, wanted = (dict(jax.tree_util.tree_flatten_with_path(tree)[0]) for tree in (given, like))
     name = lambda path: jax.tree_util.keystr(path) or "it"
     for path in wanted:
@@ -221,7 +227,7 @@ def _layout(leaf: Any) -> tuple:
 
 
 def _leaf(leaf: Any) -> str:
-    """The dtype and shape of a leaf, such as float32[3, 2]."""
+    """Returns the dtype and shape of a leaf, such as float32[3, 2]."""
     try:
         shape, dtype = _layout(leaf)
     except (TypeError, ValueError):  # jax raises one or the other for what is no array

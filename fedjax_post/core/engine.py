@@ -1,7 +1,7 @@
-"""The engine's pure functions for one client and for the server.
+"""The engine: pure functions for one client and for the server.
 
-A round is `broadcast`, one `visit` per chunk of clients, `finish`, `serve`. All
-but `visit` are here; `simulate.visit` maps `visit_client` over a chunk.
+A round consists of `broadcast`, one `visit` for each chunk of clients, `finish` and `serve`. All
+but `visit` are in this module; `simulate.visit` maps `visit_client` over a chunk.
 """
 
 from functools import partial
@@ -31,54 +31,54 @@ NO_TELEMETRY = none()
 
 
 class State(NamedTuple):
-    """What the federation holds between rounds."""
+    """The state of a federation between rounds."""
 
     shared: PyTree
-    replica: PyTree  # what every client held after the last broadcast
+    replica: PyTree  # what every client holds after the last broadcast
     server: PyTree
 
 
 class ClientState(NamedTuple):
-    """What one client holds between its visits."""
+    """The state of one client between its visits."""
 
     local: PyTree
     uplink: PyTree
 
 
 class Total(NamedTuple):
-    """The aggregate so far, and the weight in it."""
+    """The aggregate of the clients so far, and their weight."""
 
     value: PyTree
     weight: jax.Array  # (), float32
-    telemetry: PyTree = ()  # of `core.telemetry`, beside the aggregate
+    telemetry: PyTree = ()  # of `core.telemetry`
 
 
 class Report(NamedTuple):
-    """The simulator's view of one visit; it never enters client or server code."""
+    """What the simulator sees of one visit; it never enters client or server code."""
 
     weight: jax.Array  # (), float32: 0 for padding and for a dropped client
-    kept: jax.Array  # (), bool: a real client whose update was finite
+    kept: jax.Array  # (), bool: a real client with a finite update
     num_steps: jax.Array  # (), float32
     metrics: Metrics
     bill: Bill | tuple[()] = ()
 
 
 class WireBytes(NamedTuple):
-    """Exact bytes of one client in one round."""
+    """The exact bytes of one client in one round."""
 
     down: int
     up: int
 
 
 def init(algorithm: Algorithm, params: PyTree) -> State:
-    """The state of a federation that starts from `params`."""
+    """Returns the state of a federation that starts from `params`."""
     shared = call(algorithm, "init", params)
     replica = call(algorithm, "downlink.init", shared)
     return State(shared, replica, call(algorithm, "server.init", shared))
 
 
 def broadcast(algorithm: Algorithm, state: State) -> PyTree:
-    """The replica that every client of this round holds."""
+    """Returns the replica that every client of this round holds."""
     message = call(algorithm, "downlink.encode", state.shared)
     return call(algorithm, "downlink.receive", message, state.replica)
 
@@ -86,17 +86,31 @@ def broadcast(algorithm: Algorithm, state: State) -> PyTree:
 def init_client(
     algorithm: Algorithm, model: PyTree, replica: PyTree, data: ClientData, ctx: Context
 ) -> ClientState:
-    """The state of a client before its first visit."""
+    """Returns the state of a client before its first visit.
+
+    Args:
+      algorithm: the algorithm.
+      model: the frozen model, as the algorithm's access allows.
+      replica: what the client holds of the shared variables.
+      data: the data of its first visit, for shapes.
+      ctx: its key, round and id.
+    """
     local = call(algorithm, "client.init", model, replica, ctx.key)
     like = value_like(algorithm, model, replica, data)
     return ClientState(local, call(algorithm, "uplink.init", like))
 
 
 def value_like(algorithm: Algorithm, model: PyTree, replica: PyTree, data: ClientData) -> PyTree:
-    """Shapes and dtypes of the value that a client uploads; nothing is computed.
+    """Returns the shapes and dtypes of the value that a client uploads; nothing is computed.
 
-    It asks for shapes of the algorithm's own functions, so that jax, which remembers them
-    by function, traces a client's update once for all who ask.
+    The algorithm's own functions are traced. jax caches traces by function, so a client's update
+    is traced only once, however often this is called.
+
+    Args:
+      algorithm: the algorithm.
+      model: the frozen model, or its shapes.
+      replica: what a client holds, or its shapes.
+      data: one client's data, or its shapes.
     """
     ctx = no_context()
     local = checked.shapes(algorithm, "client.init", model, replica, ctx.key)
@@ -111,10 +125,18 @@ def visit_client(
     data: ClientData,
     ctx: Context,
 ) -> tuple[PyTree, ClientState, Report]:
-    """One client's round: its message, its next state and a report.
+    """Returns one client's message, its next state and a report.
 
-    A padding lane (client id -1) and a client whose value, message or decoded message is
-    not finite get weight 0 and keep the state that they came with.
+    A padding lane (client id -1) and a client whose value, message or decoded message is not
+    finite get weight 0 and keep their previous state.
+
+    Args:
+      algorithm: the algorithm.
+      model: the frozen model, as the algorithm's access allows.
+      replica: what the client holds of the shared variables.
+      state: the client's state before the visit.
+      data: what it trains on.
+      ctx: its key, round and id; the key is split for the update and the link.
     """
     update_key, link_key = jax.random.split(ctx.key)
     ctx_of = lambda key: ctx._replace(key=key)
@@ -134,7 +156,7 @@ def visit_client(
 
 
 def _bill(upload: Upload, message: PyTree) -> Bill | tuple[()]:
-    """The client's bill, if it made one; a message laid out unlike the value is billed whole."""
+    """Returns the client's bill; a message with another layout than the value is billed whole."""
     layout = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
     if not upload.bill or layout(upload.value) == layout(message):
         return upload.bill
@@ -143,7 +165,13 @@ def _bill(upload: Upload, message: PyTree) -> Bill | tuple[()]:
 
 
 def init_total(algorithm: Algorithm, like: PyTree, num_lanes: int) -> Total:
-    """An empty aggregate of values like `like`, for up to `num_lanes` clients."""
+    """Returns an empty total of values.
+
+    Args:
+      algorithm: the algorithm.
+      like: a tree like one decoded value.
+      num_lanes: the largest number of clients.
+    """
     return Total(call(algorithm, "aggregate.init", like, num_lanes), jnp.zeros(()))
 
 
@@ -156,7 +184,16 @@ def add(
     replica: PyTree,
     telemetry: Aggregate = NO_TELEMETRY,
 ) -> Total:
-    """The total with the decoded values `[clients, ...]` of clients that held `replica`."""
+    """Returns the total with the values of further clients.
+
+    Args:
+      algorithm: the algorithm.
+      total: of the clients before.
+      values: decoded values, leaves [clients, ...].
+      weights: [clients], float32; 0 for padding and dropped clients.
+      replica: what these clients held.
+      telemetry: what is measured beside the aggregate, see `core.telemetry`.
+    """
     read = jax.vmap(partial(call, algorithm, "read"), (0, None), axis_size=len(weights))
     return Total(
         call(algorithm, "aggregate.add", total.value, values, weights),
@@ -168,7 +205,14 @@ def add(
 def merge(
     algorithm: Algorithm, one: Total, other: Total, *, telemetry: Aggregate = NO_TELEMETRY
 ) -> Total:
-    """One total of the clients of two, those of `one` first."""
+    """Returns the total of the clients of two totals, those of `one` first.
+
+    Args:
+      algorithm: the algorithm.
+      one: a total.
+      other: a total of other clients.
+      telemetry: as for `add`.
+    """
     return Total(
         call(algorithm, "aggregate.merge", one.value, other.value),
         one.weight + other.weight,
@@ -177,12 +221,18 @@ def merge(
 
 
 def finish(algorithm: Algorithm, total: Total) -> Total:
-    """The aggregated value, beside the weight that stands behind it."""
+    """Returns the aggregated value, with the weight of its clients."""
     return total._replace(value=call(algorithm, "aggregate.finish", total.value))
 
 
 def serve(algorithm: Algorithm, outcome: Total, state: State) -> State:
-    """The next state; the same one if nobody took part, unless the denominator is fixed."""
+    """Returns the next state; without clients it is unchanged, unless the denominator is fixed.
+
+    Args:
+      algorithm: the algorithm.
+      outcome: of `finish`.
+      state: before the round.
+    """
     shared, server = call(algorithm, "server.update", outcome.value, state.server, state.shared)
     moved = (outcome.weight > 0) | algorithm.aggregate.fixed
     keep = lambda new, old: jnp.where(moved, new, old)
@@ -193,7 +243,14 @@ def serve(algorithm: Algorithm, outcome: Total, state: State) -> State:
 def deployed(
     algorithm: Algorithm, model: PyTree, state: State, client: ClientState | None = None
 ) -> tuple[PyTree, PyTree]:
-    """`(model, params)` that a client would serve now; with its state, its personal ones."""
+    """Returns `(model, params)` that are evaluated and exported.
+
+    Args:
+      algorithm: the algorithm.
+      model: the frozen model, or a model for each role.
+      state: of the federation.
+      client: state of one client, for its personal model; None for the common model.
+    """
     local = None if client is None else client.local
     return call(algorithm, "deploy", model, broadcast(algorithm, state), local)
 
@@ -201,17 +258,17 @@ def deployed(
 def check(
     algorithm: Algorithm, model: PyTree, params: PyTree, data: ClientData, *, num_lanes: int
 ) -> None:
-    """Refuses an algorithm whose functions do not fit together, from the shapes of one round.
+    """Checks that the functions of an algorithm fit together, from the shapes of one round.
 
     Args:
-      algorithm: what is checked.
+      algorithm: the algorithm.
       model: the frozen model, or a model for each role.
       params: where training starts, or its shapes.
       data: one client's data, or its shapes.
-      num_lanes: room for clients in the round's aggregate, at least 1.
+      num_lanes: the largest number of clients of the aggregate, at least 1.
 
     Raises:
-      TypeError, ValueError: naming the field of the algorithm, such as "server.update", what
+      TypeError, ValueError: with the field of the algorithm, such as "server.update", what
         it must take or return, and what it does.
       AccessError: if it needs more of a model than that grants.
     """
@@ -247,13 +304,14 @@ def check(
 
 
 def wire_bytes(algorithm: Algorithm, model: PyTree, state: State, data: ClientData) -> WireBytes:
-    """Exact bytes of one client's messages in one round, from shapes; nothing is computed.
+    """Returns the exact bytes of one client's messages in one round; nothing is computed.
 
-    Where clients make a `Bill`, records go by that: less than this for a part of a message
-    (ranks below R, stacks of a few components), more for several rounds' (`de_com_fl`).
+    If clients make a `Bill`, the records use that instead. It is less for a part of a message
+    (ranks below R, stacks of a few components), and more for the messages of several rounds
+    (`de_com_fl`).
 
     Args:
-      algorithm: whose messages are counted, the upload's weight included.
+      algorithm: the algorithm; the upload's weight is counted too.
       model: the frozen model, or its shapes.
       state: the federation's state, or its shapes.
       data: one client's data, or its shapes.
@@ -271,7 +329,14 @@ def wire_bytes(algorithm: Algorithm, model: PyTree, state: State, data: ClientDa
 def message_of(
     algorithm: Algorithm, model: PyTree, replica: PyTree, data: ClientData
 ) -> tuple[Any, jax.Array]:
-    """What crosses the wire from a client on its first visit: its message and its weight."""
+    """Returns the message and the weight that a client sends on its first visit.
+
+    Args:
+      algorithm: the algorithm.
+      model: the frozen model, as the algorithm's access allows.
+      replica: what the client holds of the shared variables.
+      data: what it trains on.
+    """
     ctx = no_context()
     state = init_client(algorithm, model, replica, data, ctx)
     message, _, report = visit_client(algorithm, model, replica, state, data, ctx)

@@ -24,7 +24,7 @@ PyTree = Any
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Cache:
-    """What a decoder remembers of `S` slots; `slots` of them are filled."""
+    """Keys and values of `S` slots for tokens, of which `slots` are filled."""
 
     layers: KeyValues  # each [num_layers, B, S, K, H]
     positions: Int[Array, "B S"]  # of the token in each slot
@@ -35,14 +35,14 @@ class Cache:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LanguageModel(View):
-    """A frozen model; `params` of every method is merged over its collections.
+    """A frozen model. `params` of every method is merged over its collections.
 
     `params` is `{}` for the base model, `{"lora": tree}` for an adapter,
     `{"params": tree}` for full fine-tuning, where the tree may be part of the
     weights, and `{"prompt": tree}` for a prompt that is read with every row, see
-    `model/prompted.py`. Only `params` is ever mapped over clients or differentiated.
+    `model/prompted.py`. Only `params` is mapped over clients or differentiated.
 
-    What a view may be given is part of its tier:
+    The tier of a view determines the `params` that it accepts:
 
     | tier | `params` |
     | --- | --- |
@@ -54,12 +54,12 @@ class LanguageModel(View):
     variables: dict[str, PyTree]  # flax collections; leaves [num_layers, ...] below "layers"
     config: DecoderConfig = dataclasses.field(metadata={"static": True})
     lora_dropout: float = dataclasses.field(default=0.0, metadata={"static": True})
-    # First layer that an adapter sits on, and the one after the last; None is all layers
+    # first layer with an adapter, and the one after the last; None for all layers
     lora_layers: tuple[int, int] | None = dataclasses.field(default=None, metadata={"static": True})
     access: Access = dataclasses.field(default=Access.GRADIENTS, metadata={"static": True})
 
     def restrict(self, tier: Access) -> "LanguageModel | Sealed":
-        """Returns the same model open to `tier` only; below WEIGHTS a tree without leaves."""
+        """Returns the model with access to `tier` only; below WEIGHTS a tree without leaves."""
         if tier & ~self.access:
             raise AccessError(
                 f"{spoken(tier)} was asked of a model that grants {spoken(self.access)}"
@@ -78,20 +78,20 @@ class LanguageModel(View):
     ) -> Float[Array, "B L V"]:
         """Returns the logits of the next token after each token, float32.
 
-        A prompt of P tokens stands between bos, or the row's front, and what
-        follows; logits are those of the row's own L tokens.
+        A prompt of P tokens is inserted after bos, or at the start of a row without bos. The
+        logits are those of the row's own L tokens.
 
         Args:
-          params: what is merged over the frozen variables.
+          params: merged over the frozen variables.
           tokens: int32; padding on the right needs no mask, since attention is causal.
           positions: int32; by default 0, 1, ... from the start of the sequence or segment.
           segments: int32; a token sees only its own segment. Several sequences in one
             row are numbered 1, 2, ...; padding on the left is a segment of its own.
-          key: for dropout; None is evaluation.
+          key: for dropout; None for evaluation.
 
         Raises:
-          AccessError: if the view grants less than LOGITS, `params` hold what its tier does
-            not grant, or it is differentiated below GRADIENTS.
+          AccessError: if the view grants less than LOGITS, its tier does not allow `params`, or
+            it is differentiated below GRADIENTS.
         """
         self._need(Access.LOGITS, "logits", params)
         logits = self._apply(
@@ -108,7 +108,7 @@ class LanguageModel(View):
         segments: Int[Array, "B L"] | None = None,
         key: Array | None = None,
     ) -> Scores:
-        """Returns how likely tokens 1 .. L - 1 are, without holding all logits; see `logits`."""
+        """Returns the log-probabilities of tokens 1 .. L - 1 in little memory; see `logits`."""
         self._need(Access.LOGITS, "scores", params)
         scores = self._apply(
             params, tokens, method=Decoder.scores, key=key, positions=positions, segments=segments
@@ -127,10 +127,18 @@ class LanguageModel(View):
         segments: Int[Array, "B L"] | None = None,
         key: Array | None = None,
     ) -> TotalLoss:
-        """Returns the summed loss of the tokens that `loss_mask` marks, token 0 left out.
+        """Returns the summed loss of the tokens that `loss_mask` marks, without token 0.
 
-        The head is computed before these tokens only, forward and backward; see
-        `model/token_loss.py`, and `logits` for the arguments.
+        The head is computed only where it predicts these tokens, forward and backward; see
+        `model/token_loss.py`.
+
+        Args:
+          params: merged over the frozen variables.
+          tokens: int32.
+          loss_mask: True for the tokens whose loss is summed.
+          positions: as for `logits`.
+          segments: as for `logits`.
+          key: for dropout; None for evaluation.
         """
         self._need(Access.LOGITS, "total_loss", params)
         method = Decoder.total_loss
@@ -141,7 +149,7 @@ class LanguageModel(View):
         return loss._replace(nats=opaque(loss.nats))
 
     def embed(self, params: PyTree, tokens: Int[Array, "B L"]) -> Float[Array, "B L D"]:
-        """Returns the tokens' input embeddings, in the compute dtype; a prompt plays no part."""
+        """Returns the tokens' input embeddings, in the compute dtype, without a prompt."""
         self._need(Access.EMBEDDINGS, "embed", params)
         embedded = self._apply(params, tokens, method=Decoder.embed)
         return embedded if Access.DIFFERENTIATE in self.access else opaque(embedded)
@@ -155,9 +163,16 @@ class LanguageModel(View):
         segments: Int[Array, "B L"] | None = None,
         key: Array | None = None,
     ) -> Float[Array, "B L V"]:
-        """Returns the logits after embeddings (of tokens, soft prompts or both); see `logits`.
+        """Returns the logits after embeddings of tokens, soft prompts or both.
 
-        The prompt of `params` plays no part: it would be among the embeddings.
+        A prompt in `params` is not used; it would be among the embeddings.
+
+        Args:
+          params: merged over the frozen variables.
+          embeddings: any float dtype; converted to the compute dtype.
+          positions: as for `logits`.
+          segments: as for `logits`.
+          key: for dropout; None for evaluation.
         """
         self._need(Access.EMBEDDINGS, "embed_logits", params)
         logits = self._apply(
@@ -179,8 +194,8 @@ class LanguageModel(View):
           params: what is merged over the frozen variables.
           tokens: int32, padded on the left.
           mask: bool `[B, L]`, False for padding.
-          num_slots: length of the cache, at least L plus the tokens to come; what the prompt
-            of `params` takes is added to it.
+          num_slots: length of the cache, at least L plus the tokens to come; the length of the
+            prompt in `params` is added to it.
         """
         self._need(Access.LOGITS, "generation", params)
         batch, length = tokens.shape
@@ -213,9 +228,9 @@ class LanguageModel(View):
         Args:
           params: what is merged over the frozen variables.
           tokens: int32, L is 1 while decoding.
-          positions: int32, of the new tokens; the prompt of `params` is not counted.
+          positions: int32, of the new tokens, without the prompt in `params`.
           mask: bool `[B, L]`, False for padding.
-          cache: with at least L free slots.
+          cache: has at least L free slots.
         """
         self._need(Access.LOGITS, "generation", params)
         positions = positions + self.prompt_length(params)
@@ -231,9 +246,15 @@ class LanguageModel(View):
         eos_id: int | tuple[int, ...],
         pad_id: int,
     ) -> Int[Array, "B T"]:
-        """Returns the greedy continuations of left-padded prompts, and nothing else of the model.
+        """Returns the greedy continuations of left-padded prompts; all that TEXT grants.
 
-        All that TEXT grants; see `model/generate.py`.
+        Args:
+          params: merged over the frozen variables.
+          prompts: int32, padded on the left.
+          prompt_mask: False for padding.
+          max_new_tokens: T, the longest continuation.
+          eos_id: the tokens that end a continuation.
+          pad_id: fills the rest of a row.
         """
         self._need(Access.TEXT, "answer", params)
         decoding = dataclasses.replace(self, access=self.access | Access.SCORES)
@@ -260,19 +281,18 @@ class LanguageModel(View):
           params: what is merged over the frozen variables.
           prompts: int32, padded on the left.
           prompt_mask: False for padding.
-          candidates: int32, the tokens that are asked for. The probabilities are those among
-            the whole vocabulary.
+          candidates: int32. Their probabilities are those in the whole vocabulary.
         """
         self._need(Access.LOGITS, "next_scores", params)
         logits, _ = self.prefill(params, prompts, mask=prompt_mask, num_slots=prompts.shape[1])
         return jnp.take(jax.nn.log_softmax(logits, axis=-1), candidates, axis=1)
 
     def prompt_length(self, params: PyTree) -> int:
-        """Returns P, the places of the context that the prompt of `params` takes."""
+        """Returns P, the number of places in the context that the prompt of `params` takes."""
         return prompt_length({**self.variables, **params})
 
     def _remember(self, params, tokens, *, positions, mask, cache: Cache, at=None):
-        """The logits after new tokens and the cache with them; a prompt goes before place `at`."""
+        """Returns the logits after new tokens and the new cache; a prompt is put at place `at`."""
         length, slots = mask.shape[1], cache.positions.shape[1]
         here = (0, cache.slots)
         is_real = jax.lax.dynamic_update_slice(cache.is_real, mask.astype(bool), here)
@@ -339,7 +359,7 @@ def _init(decoder, key, *, dtype):
 
 @functools.partial(jax.jit, static_argnames=("decoder", "method"))
 def _run(decoder, variables, key, *args, method, **kwargs):
-    """One program per method, so that a call outside of any jit is not run op by op."""
+    """Runs a method in one program, so that a call outside of jit is not run op by op."""
     rngs = {"dropout": key} if key is not None and decoder.dropout > 0 else None
     return decoder.apply(variables, *args, rngs=rngs, method=method, **kwargs)
 

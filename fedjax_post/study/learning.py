@@ -131,23 +131,26 @@ class Data:
 
 @dataclasses.dataclass(frozen=True)
 class Adapter:
-    """What is trained and sent."""
+    """The parameters that are trained and sent."""
 
     kind: str = setting(
         "lora",
-        "what is trained and sent",
+        "parameters that are trained and sent",
         choices=("lora", "full", "soft_prompt", "text_prompt"),
         flag="adapter",
         common=True,
     )
     init: str = setting(
         "",
-        "the folder of a PEFT adapter or of a run whose adapter training starts from (a new one)",
+        "folder of a PEFT adapter, or of a run, from which training starts (a new adapter)",
         flag="init_adapter",
     )
-    rank: int = setting(8, "components of a LoRA adapter", low=1, flag="lora_rank", common=True)
+    rank: int = setting(8, "rank of a LoRA adapter", low=1, flag="lora_rank", common=True)
     alpha: float = setting(
-        16.0, "a LoRA adapter's factor is alpha over rank", low=0, flag="lora_alpha"
+        16.0,
+        "alpha of a LoRA adapter, which is scaled by alpha / rank",
+        low=0,
+        flag="lora_alpha",
     )
     targets: tuple[str, ...] = setting(
         ("all-linear",), "names or patterns of the linear layers with LoRA", flag="lora_targets"
@@ -156,17 +159,17 @@ class Adapter:
         ":", "layers with LoRA, first:end from 0, such as 4: or 2:6", flag="lora_layers"
     )
     dropout: float = setting(
-        0.0, "share of a LoRA adapter's inputs left out in training", low=0, flag="lora_dropout"
+        0.0, "dropout of a LoRA adapter's inputs in training", low=0, flag="lora_dropout"
     )
     client_ranks: tuple[int, ...] = setting(
         (), "LoRA ranks of the clients in turn, such as 2,4,8 (all of rank)", low=1
     )
     prompt_length: int = setting(10, "tokens of a soft prompt", low=1)
     prompt_text: str = setting(
-        "", "text before every row; what is trained where a text prompt is the adapter"
+        "", "text before every row; with adapter text_prompt, the initial prompt"
     )
     candidates: tuple[str, ...] = setting(
-        (), "words that a search may put into a prompt (every word of the vocabulary)"
+        (), "words that a search may put into a prompt (all words of the vocabulary)"
     )
 
     replace = replaced

@@ -1,4 +1,4 @@
-"""The models of an algorithm's roles, and what is trained of them."""
+"""The models of an algorithm's roles, and the parameters that are trained."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,10 +14,11 @@ _EMULATOR = ("emulator_first", "emulator_last", "emulator_keep_every")
 
 
 def check(spec: Spec, algorithm: Algorithm) -> None:
-    """Refuses models of roles that the algorithm has not, and a proxy that is missing or unlike.
+    """Checks that the models of a specification are those of the algorithm's roles.
 
     Raises:
-      ValueError: naming the field and the remedy.
+      ValueError: for a model of another role, or a proxy that is missing or has another
+        vocabulary; with the field and the remedy.
     """
     for name, role in (("proxy", "proxy"), *((name, "emulator") for name in _EMULATOR)):
         value = getattr(spec.model, name)
@@ -36,30 +37,30 @@ def check(spec: Spec, algorithm: Algorithm) -> None:
 
 
 def check_vocabulary(spec: Spec, field: str) -> None:
-    """Refuses a second model whose tokens are not the target's.
+    """Checks that a second model has as many tokens as the target.
 
     Raises:
-      ValueError: naming the field and both sizes.
+      ValueError: with the field and both sizes.
     """
     name = getattr(spec.model, field)
     other, size = load_config(name).vocab_size, load_config(spec.model.name).vocab_size
     if other != size:
         raise ValueError(
             f"model.{field}={name} has {other} tokens and model={spec.model.name} {size}; "
-            "what they say is put together token by token, so use two models of one tokenizer"
+            "their logits are combined token by token, so use two models of one tokenizer"
         )
 
 
 def assemble(
     spec: Spec, algorithm: Algorithm, model: LanguageModel, train: Callable
 ) -> tuple[Any, PyTree]:
-    """Returns the model, or a model for each role, and the parameters at their start.
+    """Returns the model, or a model for each role, and the initial parameters.
 
     Args:
       spec: the experiment.
-      algorithm: what declares the roles.
+      algorithm: declares the roles.
       model: the target.
-      train: model -> (model, params): what is trained of whichever role is trained.
+      train: model -> (model, params), for the model of the role that is trained.
     """
     if "proxy" in algorithm.access:
         proxy, params = train(load_model(spec.model.proxy or "", dtype=spec.model.dtype))

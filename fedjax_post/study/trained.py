@@ -1,4 +1,4 @@
-"""The model of an experiment, its tokenizer, and what of it is trained."""
+"""The model of an experiment, its tokenizer, and its trained parameters."""
 
 import dataclasses
 from typing import Any
@@ -16,10 +16,10 @@ PyTree = Any
 
 
 def find_tokenizer(spec: Spec) -> Any:
-    """Returns the target's tokenizer, which ends a response as the experiment says.
+    """Returns the target's tokenizer, with the end token of the specification.
 
     Raises:
-      ValueError: for an end that is no token.
+      ValueError: if the end token is not a token.
     """
     tokenizer = load_tokenizer(spec.model.name)
     if spec.model.end_token is not None:
@@ -33,7 +33,13 @@ def find_tokenizer(spec: Spec) -> Any:
 
 
 def load_target(spec: Spec, tokenizer: Any, mesh: Any) -> Any:
-    """Returns the model that is adapted: its weights, or where to ask it."""
+    """Returns the model that is adapted: its weights, or a hosted model.
+
+    Args:
+      spec: the experiment.
+      tokenizer: of the model.
+      mesh: devices that share the weights; None for one device.
+    """
     if hosting.is_hosted(spec):
         return hosting.model_of(spec, tokenizer, directory=None)
     where = devices.loading(mesh)
@@ -50,7 +56,13 @@ def load_target(spec: Spec, tokenizer: Any, mesh: Any) -> Any:
 def make_trainable(
     spec: Spec, model: LanguageModel, tokenizer: Any
 ) -> tuple[LanguageModel, PyTree]:
-    """Returns the frozen model and the parameters that the federation trains, at their start."""
+    """Returns the frozen model and the initial parameters that the federation trains.
+
+    Args:
+      spec: the experiment.
+      model: the base.
+      tokenizer: of the model, for prompts of text.
+    """
     model, params = _make_fresh(spec, model, tokenizer)
     return model, initial.load(spec, model, params) if spec.adapter.init else params
 
@@ -75,10 +87,10 @@ def _make_fresh(spec: Spec, model: LanguageModel, tokenizer: Any) -> tuple[Langu
 
 
 def layer_range(text: str, num_layers: int) -> tuple[int, int]:
-    """Returns the first layer of `first:end`, and the one after its last; either may be left out.
+    """Returns the first layer of `first:end`, and the one after the last; both are optional.
 
     Raises:
-      ValueError: if the text is no range; whether the model has these layers is not checked.
+      ValueError: if the text is not a range. The model's layers are not checked.
     """
     try:
         first, end = (int(part) if part.strip() else None for part in text.split(":"))
