@@ -54,6 +54,15 @@ def read_ladder(name: str, typed: Mapping[str, Any], *, trust_code: bool = False
     """
     path = Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml"
     content = _content(path, name)
+    try:
+        return _read(path, content, typed, trust_code)
+    except ValueError as error:
+        if str(path) in str(error):
+            raise
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _read(path: Path, content, typed: Mapping[str, Any], trust_code: bool) -> Ladder:
     common = _changes(content.get("common", {}), trust_code)
     rungs = {
         cell: _rung(path, cell, table, common, typed, trust_code)

@@ -13,6 +13,7 @@ import numpy as np
 from fedjax_post.data.columns import Columns
 from fedjax_post.data.encoder import make_encoder
 from fedjax_post.data.template import is_chat_template
+from fedjax_post.data.used import names_in
 from fedjax_post.hub import artefact
 from fedjax_post.hub.adapter_config import read_adapter_config
 from fedjax_post.hub.load import load_model
@@ -88,12 +89,25 @@ def prompt_ids(served: Served, turns: Sequence[Mapping[str, str]]) -> list[int]:
                 f"template={template} does not support {len(turns)} turns; use a model with a "
                 "chat template, or ask one question"
             )
-        columns, row = pair, {"prompt": turns[0]["content"], "response": "."}
+        field = _field_of(template)
+        columns = Columns(prompt=field, response="response")
+        row = {field: turns[0]["content"], "response": "."}
     made = make_encoder(served.tokenizer, columns, template=template)(
         {name: [value] for name, value in row.items()}, [0]
     )
     ids = np.asarray(made["tokens"][0])[: made["prompt_length"][0]]
     return np.where(ids < 0, ~ids, ids).tolist()
+
+
+def _field_of(template: str) -> str:
+    """Returns the field that a question fills: the only one of a format string."""
+    fields = list(dict.fromkeys(names_in(template))) if "{" in template else ["prompt"]
+    if len(fields) != 1:
+        raise ValueError(
+            f"template={template!r} has the fields {', '.join(fields)}, and a question fills one; "
+            "give a `template` with one field"
+        )
+    return fields[0]
 
 
 def stream(
