@@ -58,9 +58,29 @@ def save_adapter(
       >>> all(jax.tree.leaves(jax.tree.map(np.array_equal, loaded, params)))
       True
     """
+    tensors, ranks, alphas = adapter_tensors(model, params)
+    config = _write_config(model, ranks, alphas=alphas, base_name=base_name)
+    folder = Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / CONFIG, config)
+    write_file(folder / WEIGHTS, tensors, run=run)
+
+
+def adapter_tensors(
+    model: LanguageModel, params: PyTree
+) -> tuple[dict[str, np.ndarray], dict[str, int], dict[str, float]]:
+    """Returns an adapter's matrices as `peft` names them, and each module's rank and alpha.
+
+    Args:
+      model: the adapted model; its `lora_scale` gives the alphas.
+      params: `{"lora": tree}`.
+
+    Raises:
+      ValueError: as `save_adapter`.
+    """
     if set(params) != {"lora"}:
         raise ValueError(
-            f"a PEFT folder holds an adapter, got the collections {sorted(params)}; "
+            f"a file of an adapter holds an adapter, got the collections {sorted(params)}; "
             "write a merged model with save_model instead"
         )
     tensors: dict[str, np.ndarray] = {}
@@ -84,11 +104,7 @@ def save_adapter(
             alphas[module] = float(scale[live[0]]) * live.size
     if not tensors:
         raise ValueError("the adapter is empty: no layer has factors and a scale that is not 0")
-    config = _write_config(model, ranks, alphas=alphas, base_name=base_name)
-    folder = Path(directory)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / CONFIG, config)
-    write_file(folder / WEIGHTS, tensors, run=run)
+    return tensors, ranks, alphas
 
 
 def load_adapter(directory: str | Path, model: LanguageModel) -> tuple[LanguageModel, PyTree]:

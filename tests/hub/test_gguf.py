@@ -14,8 +14,10 @@ from safetensors.numpy import save_file
 gguf = pytest.importorskip("gguf")
 from gguf_files import write_model  # noqa: E402
 
+from fedjax_post.adapters.lora import add_lora, merge_lora  # noqa: E402
 from fedjax_post.hub.families import FAMILIES, read_config  # noqa: E402
 from fedjax_post.hub.gguf.container import read_gguf  # noqa: E402
+from fedjax_post.hub.gguf.write import save_gguf_adapter, save_gguf_model  # noqa: E402
 from fedjax_post.hub.load import load_config, load_model  # noqa: E402
 from fedjax_post.hub.tokenizer import load_tokenizer  # noqa: E402
 from fedjax_post.hub.weights import expected_tensors  # noqa: E402
@@ -291,3 +293,53 @@ def test_pieces_are_merged_by_their_scores(test_data, tmp_path):
         ids = wanted(text)["input_ids"]
         assert found(text)["input_ids"] == ids
         assert found.decode(ids) == wanted.decode(ids)
+
+
+@pytest.mark.parametrize("name", ["llama_tied", "qwen3_tied", "gemma2_default", "phi3_plain"])
+def test_a_merged_model_is_read_back_as_it_was_written(name, tmp_path):
+    raw, tensors = case_of(name)
+    write_model(tmp_path / "base.gguf", raw, tensors, more=MORE)
+    model, params = adapted(load_model(tmp_path / "base.gguf"))
+    save_gguf_model(tmp_path / "out.gguf", tmp_path / "base.gguf", model, params, kind="F32")
+    wanted, found = merge_lora(model, params), load_model(tmp_path / "out.gguf")
+    close = lambda a, b: np.testing.assert_allclose(a, b, atol=3e-7)
+    jax.tree.map(close, found.variables["params"], wanted.variables["params"])
+    before, after = (read_gguf(tmp_path / f"{file}.gguf").fields for file in ("base", "out"))
+    assert after == before
+    if name == "llama_tied":
+        with pytest.raises(ValueError, match="kind=Q4_K must be one of F32"):
+            save_gguf_model(tmp_path / "x", tmp_path / "base.gguf", model, kind="Q4_K")
+
+
+@pytest.mark.parametrize("name", ["llama_tied", "qwen2_tied", "phi3_plain"])
+def test_an_adapter_is_written_as_llama_cpp_converts_one(name, tmp_path):
+    """B's rows in the order of the base's, A as it is; one alpha, which scales the product."""
+    raw, tensors = case_of(name)
+    write_model(tmp_path / "base.gguf", raw, tensors)
+    model, params = adapted(load_model(tmp_path / "base.gguf"))
+    save_gguf_adapter(tmp_path / "adapter.gguf", model, params)
+    reader = gguf.GGUFReader(tmp_path / "adapter.gguf")
+    fields = {key: field.contents() for key, field in reader.fields.items()}
+    assert fields["general.type"] == "adapter"
+    assert fields["adapter.type"] == "lora"
+    assert fields["adapter.lora.alpha"] == 4.0
+    found = {tensor.name: np.array(tensor.data) for tensor in reader.tensors}
+    reader = gguf.GGUFReader(tmp_path / "base.gguf")
+    base = {tensor.name: np.array(tensor.data) for tensor in reader.tensors}
+    save_gguf_model(tmp_path / "out.gguf", tmp_path / "base.gguf", model, params, kind="F32")
+    changed = 0
+    for tensor in gguf.GGUFReader(tmp_path / "out.gguf").tensors:
+        if f"{tensor.name}.lora_a" in found:  # what llama.cpp computes with
+            a, b = found.pop(f"{tensor.name}.lora_a"), found.pop(f"{tensor.name}.lora_b")
+            expected = base[tensor.name] + 4.0 / len(a) * b @ a
+            np.testing.assert_allclose(tensor.data, expected, atol=1e-5)
+            changed += 1
+        else:
+            np.testing.assert_array_equal(tensor.data, base[tensor.name])
+    assert changed >= 4
+    assert found == {}
+
+
+def adapted(model):
+    model, params = add_lora(model, jax.random.key(0), rank=2, alpha=4)
+    return model, jax.tree.map(lambda leaf: leaf + 0.1, params)

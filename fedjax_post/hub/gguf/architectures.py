@@ -17,7 +17,7 @@ from fedjax_post.hub.tensors import Entry, shorten
 
 Json = dict[str, Any]
 
-_ENDS = {"token_embd": "model.embed_tokens", "output": "lm_head", "output_norm": "model.norm"}
+ENDS = {"token_embd": "model.embed_tokens", "output": "lm_head", "output_norm": "model.norm"}
 _LINEARS = {
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
@@ -142,7 +142,7 @@ def family_entries(file: Gguf) -> dict[str, Entry]:
         if name == _FREQUENCIES:  # `config_json` has read it
             continue
         part, layer, suffix = _split(name)
-        known = architecture.names if layer else _ENDS
+        known = architecture.names if layer else ENDS
         if part not in known or suffix not in ("weight", "bias") or len(stored.shape) > 2:
             raise ValueError(
                 f"{file.path}: {name} has no place in a {architecture.model_type}; use the "
@@ -150,7 +150,7 @@ def family_entries(file: Gguf) -> dict[str, Entry]:
             )
         order = None
         if architecture.permuted and part in heads:
-            order = _row_order(stored.shape[0], heads[part])
+            order = row_order(stored.shape[0], heads[part])
         added = 1.0 if architecture.norm_plus_one and part.endswith("norm") else 0.0
         theirs = f"model.layers.{layer}.{known[part]}" if layer else known[part]
         found[f"{theirs}.{suffix}"] = _entry(file, name, stored, order=order, added=added)
@@ -175,8 +175,8 @@ def _split(name: str) -> tuple[str, str, str]:
     return name, "", suffix
 
 
-def _row_order(num_rows: int, num_heads: int) -> np.ndarray:
-    """Where the rows of Hugging Face's order lie: halves of a head, stored as pairs."""
+def row_order(num_rows: int, num_heads: int) -> np.ndarray:
+    """Returns where the rows of Hugging Face's order lie: halves of a head, stored as pairs."""
     if num_rows % (2 * num_heads):
         raise ValueError(f"{num_rows} rows are no pairs of {num_heads} heads")
     rows = np.arange(num_rows).reshape(num_heads, num_rows // num_heads // 2, 2)
