@@ -88,7 +88,7 @@ def slopes_of_gradients(loss_fn, params, model, batch, direction):
         ends = [gradient(loss_fn, end, model, batch) for end in ends]
         return optax.tree.scale(0.5 / step, optax.tree.sub(*ends))
 
-    near, far = slope(0.01), slope(0.02)
+    near, far = slope(0.0025), slope(0.005)
     return jax.tree.map(lambda a, b: (4 * a - b) / 3, near, far)
 
 
