@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from fedjax_post.algorithms.fed_avg import fed_avg
 from fedjax_post.core import algorithm, local, parts, world
+from fedjax_post.core.patterns import check_bounded
 
 
 class Parts(NamedTuple):
@@ -111,6 +112,7 @@ def fed_rep(
     Returns:
       As `local_part`.
     """
+    check_bounded("local_pattern", local_pattern)
     make_fn = lambda loss: fed_avg(loss, client_tx, server_tx=server_tx, weigh_fn=weigh_fn)
     is_local = lambda path: re.search(local_pattern, path) is not None
     return local_part(make_fn, loss_fn, client_tx=client_tx, is_local=is_local)

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from fedjax_post.core.patterns import check_bounded
 from fedjax_post.model.quantize import dequantize_model
 from fedjax_post.model.views import LanguageModel, merge_collections
 
@@ -257,10 +258,8 @@ def merge_lora(model: LanguageModel, params: PyTree) -> LanguageModel:
 
 
 def _matches(pattern: str, name: str) -> bool:
-    try:
-        return re.fullmatch(pattern, name) is not None
-    except re.error as error:
-        raise ValueError(f"`targets`: {pattern!r} is not a regular expression: {error}") from None
+    check_bounded("targets", pattern)
+    return re.fullmatch(pattern, name) is not None
 
 
 def _leaves(tree: PyTree, name: str, path: tuple[str, ...] = ()):

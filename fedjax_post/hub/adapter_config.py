@@ -10,14 +10,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from fedjax_post.core.patterns import is_bounded
 from fedjax_post.hub.documents import read_json
 
 Json = Mapping[str, Any]
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 BIN = "adapter_model.bin"
-MOST = 500  # characters of a pattern
-MOST_REPEATS = 3  # in one pattern, in addition to the one that peft adds in front
 
 # Initialisations that leave the base weights unchanged; the others change them
 _INITS = (True, False, None, "gaussian", "orthogonal", "eva", "mica")
@@ -28,9 +27,6 @@ _HARMLESS = {
     *("peft_version", "qalora_group_size", "revision", "runtime_config", "target_modules"),
     *("target_parameters", "task_type", "exclude_modules"),
 }
-_PARTS = re.compile(
-    r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|(?P<group>\))?(?P<repeat>[*+?]|\{\d+(?:,\d*)?\})[?+]?|.", re.S
-)
 _REMEDY = (
     "only plain LoRA is; if peft can merge it into its base (merge_and_unload), do so and load "
     "the result as a model"
@@ -89,25 +85,6 @@ def match_pattern(patterns: Json | None, module: str, default: Any) -> Any:
         if re.match(rf"(.*\.)?({key})$", module):
             return value
     return default
-
-
-def is_bounded(pattern: str) -> bool:
-    """Returns whether a regular expression can be matched quickly with any name.
-
-    This is the case with few repeats, and none of a group: n repeats, tried at every place of a
-    name of N characters, cost at most N^n steps. A repeated group may cost 2^N.
-    """
-    if len(pattern) > MOST or "(?" in pattern.replace("(?:", ""):
-        return False
-    parts = list(_PARTS.finditer(pattern.replace("(?:", "(")))
-    repeats = [part for part in parts if part["repeat"]]
-    if len(repeats) > MOST_REPEATS or any(part["group"] for part in repeats):
-        return False
-    try:
-        re.compile(pattern)
-    except (re.error, RecursionError, OverflowError):
-        return False
-    return True
 
 
 def _patterns(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:

@@ -105,6 +105,7 @@ def test_layers_outside_of_the_range_have_no_factors():
         ({"targets": ["query"]}, "'query' matches no linear layer; the layers are"),
         ({"targets": "("}, "not a regular expression"),
         ({"targets": []}, "`targets` is empty"),
+        ({"targets": "(([a-z_.]+)+)+!"}, "may take forever to match; use at most 3"),
         ({"layers": (1, 3)}, "layers=1:3 is not a part of the model's 2 layers"),
         ({"layers": (1, 1)}, "layers=1:1 is not a part"),
         ({"layers": range(0, 2, 2)}, "one range without gaps"),

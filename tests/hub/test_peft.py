@@ -9,7 +9,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from fedjax_post.adapters.lora import add_lora, with_rank
-from fedjax_post.hub.adapter_config import is_bounded, match_pattern
+from fedjax_post.core.patterns import is_bounded
+from fedjax_post.hub.adapter_config import match_pattern
 from fedjax_post.hub.load import save_model
 from fedjax_post.hub.peft import load_adapter, save_adapter
 from fedjax_post.testing.models import tiny_model
