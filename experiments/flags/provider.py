@@ -5,7 +5,7 @@ from typing import Any
 from absl import flags
 
 from fedjax_post.hub.load import DTYPES
-from fedjax_post.provider.offer import Offer, read_key
+from fedjax_post.provider.offer import Offer, read_served_key
 from fedjax_post.provider.service import Settings
 
 _TEXTS = {
@@ -73,6 +73,6 @@ def settings_of(values: flags.FlagValues) -> Settings:
         rate_limit=None if rate is None else (rate, 60.0),
         refused_clients=tuple(values.refuse_clients),
         refused_pattern=values.refuse_pattern,
-        api_key=read_key(values.api_key_env),
+        api_key=read_served_key(values.api_key_env),
         **given,
     )

@@ -156,7 +156,8 @@ def match_layers(model: LanguageModel, targets: str | Sequence[str]) -> list[str
         raise ValueError(f"`targets` is empty; the linear layers are {names}")
     chosen = set()
     for pattern in patterns:
-        found = [n for n in names if n.split(".")[-1] == pattern or _matches(pattern, n)]
+        check_bounded("targets", pattern)
+        found = [n for n in names if n.split(".")[-1] == pattern or re.fullmatch(pattern, n)]
         if not found:
             raise ValueError(
                 f"`targets`: {pattern!r} matches no linear layer; the layers are {names}; "
@@ -255,11 +256,6 @@ def merge_lora(model: LanguageModel, params: PyTree) -> LanguageModel:
             weights = merge_collections(weights, _nest(path, {"kernel": total.astype(base.dtype)}))
     merged = {"params": weights, **{k: variables[k] for k in ("prompt",) if k in variables}}
     return dataclasses.replace(model, variables=merged, lora_dropout=0.0, lora_layers=None)
-
-
-def _matches(pattern: str, name: str) -> bool:
-    check_bounded("targets", pattern)
-    return re.fullmatch(pattern, name) is not None
 
 
 def _leaves(tree: PyTree, name: str, path: tuple[str, ...] = ()):

@@ -86,6 +86,36 @@ def union(access: Mapping[str, Access]) -> Access:
     return functools.reduce(operator.or_, access.values())
 
 
+def check_call(what: str, needed: Access, granted: Access, params: Any) -> None:
+    """Checks that a view may be called as it is.
+
+    Args:
+      what: the method, for the message.
+      needed: what the method needs.
+      granted: the tier of the view.
+      params: what the caller merges over the model, see `check_params`.
+
+    Raises:
+      AccessError: if the view grants less, or does not allow `params`.
+    """
+    if needed & ~granted:
+        raise AccessError(
+            f"{what} needs {spoken(needed)} of the model, which grants {spoken(granted)}; "
+            "declare it in the algorithm's access"
+        )
+    check_params(params, granted)
+
+
+def check_restriction(wanted: Access, granted: Access) -> None:
+    """Checks that a view can be restricted to `wanted`.
+
+    Raises:
+      AccessError: if it does not grant all of that.
+    """
+    if wanted & ~granted:
+        raise AccessError(f"{spoken(wanted)} was asked of a model that grants {spoken(granted)}")
+
+
 def check_params(params: Any, granted: Access) -> None:
     """Checks that a tier allows what a caller merges over a model.
 

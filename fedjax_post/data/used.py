@@ -33,7 +33,7 @@ def read_used(
     used = {*others, *(name for name in columns if name is not None)}
     if "{" in template:
         try:
-            used |= {name.split(".")[0].split("[")[0] for name in names_in(template)}
+            used |= {name.split(".")[0].split("[")[0] for name in _names_in(template)}
         except ValueError as error:
             raise ValueError(f"template={template!r} is not a format string: {error}") from None
     needed = {*others, *(getattr(columns, role) for role in _NEEDED)}
@@ -51,8 +51,7 @@ def read_used(
     )
 
 
-def names_in(template: str) -> list[str]:
-    """Returns the columns that a format string names, in order."""
+def _names_in(template: str) -> list[str]:
     return [name for _, name, _, _ in string.Formatter().parse(template) if name]
 
 

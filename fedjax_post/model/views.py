@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from fedjax_post.core.access import Access, AccessError, check_params, opaque, spoken
+from fedjax_post.core.access import Access, check_call, check_restriction, opaque
 from fedjax_post.core.view import Scores, TotalLoss, View
 from fedjax_post.model.config import DecoderConfig
 from fedjax_post.model.decoder import Decoder
@@ -60,10 +60,7 @@ class LanguageModel(View):
 
     def restrict(self, tier: Access) -> "LanguageModel | Sealed":
         """Returns the model with access to `tier` only; below WEIGHTS a tree without leaves."""
-        if tier & ~self.access:
-            raise AccessError(
-                f"{spoken(tier)} was asked of a model that grants {spoken(self.access)}"
-            )
+        check_restriction(tier, self.access)
         view = dataclasses.replace(self, access=tier)
         return view if Access.READ in tier else Sealed(view)
 
@@ -93,7 +90,7 @@ class LanguageModel(View):
           AccessError: if the view grants less than LOGITS, its tier does not allow `params`, or
             it is differentiated below GRADIENTS.
         """
-        self._need(Access.LOGITS, "logits", params)
+        check_call("logits", Access.LOGITS, self.access, params)
         logits = self._apply(
             params, tokens, method=None, key=key, positions=positions, segments=segments
         )
@@ -109,7 +106,7 @@ class LanguageModel(View):
         key: Array | None = None,
     ) -> Scores:
         """Returns the log-probabilities of tokens 1 .. L - 1 in little memory; see `logits`."""
-        self._need(Access.LOGITS, "scores", params)
+        check_call("scores", Access.LOGITS, self.access, params)
         scores = self._apply(
             params, tokens, method=Decoder.scores, key=key, positions=positions, segments=segments
         )
@@ -140,7 +137,7 @@ class LanguageModel(View):
           segments: as for `logits`.
           key: for dropout; None for evaluation.
         """
-        self._need(Access.LOGITS, "total_loss", params)
+        check_call("total_loss", Access.LOGITS, self.access, params)
         method = Decoder.total_loss
         where = {"positions": positions, "segments": segments}
         loss = self._apply(params, tokens, loss_mask, method=method, key=key, **where)
@@ -150,7 +147,7 @@ class LanguageModel(View):
 
     def embed(self, params: PyTree, tokens: Int[Array, "B L"]) -> Float[Array, "B L D"]:
         """Returns the tokens' input embeddings, in the compute dtype, without a prompt."""
-        self._need(Access.EMBEDDINGS, "embed", params)
+        check_call("embed", Access.EMBEDDINGS, self.access, params)
         embedded = self._apply(params, tokens, method=Decoder.embed)
         return embedded if Access.DIFFERENTIATE in self.access else opaque(embedded)
 
@@ -174,7 +171,7 @@ class LanguageModel(View):
           segments: as for `logits`.
           key: for dropout; None for evaluation.
         """
-        self._need(Access.EMBEDDINGS, "embed_logits", params)
+        check_call("embed_logits", Access.EMBEDDINGS, self.access, params)
         logits = self._apply(
             params,
             embeddings.astype(self.config.dtype),
@@ -197,7 +194,7 @@ class LanguageModel(View):
           num_slots: length of the cache, at least L plus the tokens to come; the length of the
             prompt in `params` is added to it.
         """
-        self._need(Access.LOGITS, "generation", params)
+        check_call("generation", Access.LOGITS, self.access, params)
         batch, length = tokens.shape
         config = self.config
         if num_slots < length:
@@ -232,7 +229,7 @@ class LanguageModel(View):
           mask: bool `[B, L]`, False for padding.
           cache: has at least L free slots.
         """
-        self._need(Access.LOGITS, "generation", params)
+        check_call("generation", Access.LOGITS, self.access, params)
         positions = positions + self.prompt_length(params)
         return self._remember(params, tokens, positions=positions, mask=mask, cache=cache)
 
@@ -256,7 +253,7 @@ class LanguageModel(View):
           eos_id: the tokens that end a continuation.
           pad_id: fills the rest of a row.
         """
-        self._need(Access.TEXT, "answer", params)
+        check_call("answer", Access.TEXT, self.access, params)
         decoding = dataclasses.replace(self, access=self.access | Access.SCORES)
         return generate(
             decoding,
@@ -283,7 +280,7 @@ class LanguageModel(View):
           prompt_mask: False for padding.
           candidates: int32. Their probabilities are those in the whole vocabulary.
         """
-        self._need(Access.LOGITS, "next_scores", params)
+        check_call("next_scores", Access.LOGITS, self.access, params)
         logits, _ = self.prefill(params, prompts, mask=prompt_mask, num_slots=prompts.shape[1])
         return jnp.take(jax.nn.log_softmax(logits, axis=-1), candidates, axis=1)
 
@@ -326,14 +323,6 @@ class LanguageModel(View):
         variables = merge_collections(self.variables, params)
         decoder = Decoder(self.config, self.lora_dropout, self.lora_layers)
         return _run(decoder, variables, key, *args, method=method, **kwargs)
-
-    def _need(self, tier: Access, what: str, params: PyTree):
-        if tier & ~self.access:
-            raise AccessError(
-                f"{what} needs {spoken(tier)} of the model, which grants {spoken(self.access)}; "
-                "declare it in the algorithm's access"
-            )
-        check_params(params, self.access)
 
 
 def init_model(config: DecoderConfig, key: Array, *, dtype: Any = jnp.float32) -> LanguageModel:

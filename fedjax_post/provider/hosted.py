@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 from tqdm import tqdm
 
-from fedjax_post.core.access import Access, AccessError, check_params, spoken
+from fedjax_post.core.access import Access, AccessError, check_call, check_restriction
 from fedjax_post.core.view import View
 from fedjax_post.provider import codec
 from fedjax_post.provider.address import check_url, read_key
@@ -64,10 +64,7 @@ class Hosted(View):
 
     def restrict(self, tier: Access) -> "Hosted":
         """Returns the same model with access limited to `tier`."""
-        if tier & ~self.access:
-            raise AccessError(
-                f"{spoken(tier)} was asked of a model that grants {spoken(self.access)}"
-            )
+        check_restriction(tier, self.access)
         return Hosted(
             self._caller, self._tokenizer, access=tier, place=self._place, calls=self._calls
         )
@@ -113,7 +110,7 @@ class Hosted(View):
         Raises:
           AccessError: if the model does not grant TEXT.
         """
-        self._check_access(Access.TEXT, "answer", params)
+        check_call("answer", Access.TEXT, self.access, params)
         if _is_traced(params, prompts, prompt_mask):
             return jnp.zeros((prompts.shape[0], max_new_tokens), jnp.int32)
         ends = (eos_id,) if isinstance(eos_id, int) else tuple(eos_id)
@@ -147,7 +144,7 @@ class Hosted(View):
         Raises:
           AccessError: if the model does not grant LOGITS.
         """
-        self._check_access(Access.LOGITS, "next_scores", params)
+        check_call("next_scores", Access.LOGITS, self.access, params)
         if _is_traced(params, prompts, prompt_mask, candidates):
             return jnp.zeros((prompts.shape[0], candidates.shape[0]), jnp.float32)
         names = [codec.token_text(self._tokenizer, i) for i in np.asarray(candidates).tolist()]
@@ -180,14 +177,6 @@ class Hosted(View):
         if self._caller.terms.style == "chat":  # a separate message
             return self._tokenizer(text, add_special_tokens=False)["input_ids"]
         return codec.encode_after(self._tokenizer, text)
-
-    def _check_access(self, tier: Access, what: str, params: PyTree) -> None:
-        if tier & ~self.access:
-            raise AccessError(
-                f"{what} needs {spoken(tier)} of the model, which grants {spoken(self.access)}; "
-                "declare it in the algorithm's access"
-            )
-        check_params(params, self.access)
 
 
 def connect(

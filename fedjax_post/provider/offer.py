@@ -48,7 +48,7 @@ def make_provider(offer: Offer, settings: Settings) -> Provider:
     return Provider(served, settings, successor=successor)
 
 
-def read_key(api_key_env: str | None) -> str | None:
+def read_served_key(api_key_env: str | None) -> str | None:
     """Returns the key in an environment variable; everybody can read a command line.
 
     Args:

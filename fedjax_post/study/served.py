@@ -12,10 +12,9 @@ import numpy as np
 
 from fedjax_post.data.columns import Columns
 from fedjax_post.data.encoder import make_encoder
-from fedjax_post.data.template import is_chat_template
-from fedjax_post.data.used import names_in
+from fedjax_post.data.template import is_chat_template, read_form
 from fedjax_post.hub import artefact
-from fedjax_post.hub.adapter_config import read_adapter_config
+from fedjax_post.hub.adapter_config import CONFIG, read_adapter_config
 from fedjax_post.hub.load import load_model
 from fedjax_post.study import folder, prompts, trained
 from fedjax_post.study.files import read_unsupplied
@@ -24,7 +23,6 @@ from fedjax_post.study.spec import Spec
 
 PyTree = Any
 _NONE: Mapping[str, Any] = MappingProxyType({})
-_ADAPTER = "adapter_config.json"
 
 
 class Served(NamedTuple):
@@ -55,7 +53,7 @@ def serve(what: str | Path, changes: Mapping[str, Any] = _NONE) -> Served:
     if (path / folder.SPEC).exists():
         spec = read_unsupplied(path / folder.SPEC).put(changes)
         path = folder.adapter_of(path)
-    elif (path / _ADAPTER).exists():
+    elif (path / CONFIG).exists():
         base = read_adapter_config(path)["base_model_name_or_path"]
         spec = Spec(model=Model(base)).put(changes)
     else:
@@ -101,7 +99,8 @@ def prompt_ids(served: Served, turns: Sequence[Mapping[str, str]]) -> list[int]:
 
 def _field_of(template: str) -> str:
     """Returns the field that a question fills: the only one of a format string."""
-    fields = list(dict.fromkeys(names_in(template))) if "{" in template else ["prompt"]
+    form = read_form(template)
+    fields = ["prompt"] if form is None else list(dict.fromkeys(form.names))
     if len(fields) != 1:
         raise ValueError(
             f"template={template!r} has the fields {', '.join(fields)}, and a question fills one; "

@@ -38,7 +38,7 @@ _SANDWICH = {
     "post_ffw_norm": "post_feedforward_layernorm",
 }
 _FUSED = {**_PRE, "attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"}
-_FREQUENCIES = "rope_freqs.weight"
+FREQUENCIES = "rope_freqs.weight"  # of a model's config, not of its weights
 _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original": 8192}
 
 
@@ -139,7 +139,7 @@ def family_entries(file: Gguf) -> dict[str, Entry]:
     heads["attn_k"] = fields.get("attention.head_count_kv", heads["attn_q"])
     found: dict[str, Entry] = {}
     for name, stored in file.tensors.items():
-        if name == _FREQUENCIES:  # `config_json` has read it
+        if name == FREQUENCIES:  # `config_json` has read it
             continue
         part, layer, suffix = _split(name)
         known = architecture.names if layer else ENDS
@@ -242,7 +242,7 @@ def _rope_scaling(fields: Fields, head_dim: int) -> Json:
     """Linear stretches, and those of Llama 3, whose factors are a tensor of the file."""
     kind, factor = fields.get("rope.scaling.type", "none"), fields.get("rope.scaling.factor", 1.0)
     fields.get("rope.scaling.original_context_length")
-    if _FREQUENCIES in fields.file.tensors:
+    if FREQUENCIES in fields.file.tensors:
         return {"rope_scaling": _llama3_scaling(fields, head_dim)}
     if kind == "linear" and factor != 1:
         return {"rope_scaling": {"rope_type": "linear", "factor": factor}}
@@ -256,7 +256,7 @@ def _rope_scaling(fields: Fields, head_dim: int) -> Json:
 
 def _llama3_scaling(fields: Fields, head_dim: int) -> Json:
     """The scaling whose factors are those of the file; none other is understood."""
-    stored = fields.file.tensors[_FREQUENCIES]
+    stored = fields.file.tensors[FREQUENCIES]
     given = _read_rows(fields.file.path, 0, stored.shape[0], stored=stored, order=None, added=0.0)
     theta, factor = fields.get("rope.freq_base", 10000.0), float(given.max())
     low, high, original = _LLAMA3.values()
@@ -267,7 +267,7 @@ def _llama3_scaling(fields: Fields, head_dim: int) -> Json:
     expected = np.where(lengths > original / low, factor, expected)
     if given.shape != expected.shape or not np.allclose(given, expected, rtol=1e-4):
         raise ValueError(
-            f"{fields.file.path}: {_FREQUENCIES} stretches positions in a way that is not "
+            f"{fields.file.path}: {FREQUENCIES} stretches positions in a way that is not "
             "understood; use the safetensors files of this model"
         )
     return {

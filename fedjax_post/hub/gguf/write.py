@@ -13,7 +13,13 @@ import numpy as np
 
 from fedjax_post.adapters.lora import merge_lora
 from fedjax_post.hub.families import find_family
-from fedjax_post.hub.gguf.architectures import ARCHITECTURES, ENDS, Architecture, row_order
+from fedjax_post.hub.gguf.architectures import (
+    ARCHITECTURES,
+    ENDS,
+    FREQUENCIES,
+    Architecture,
+    row_order,
+)
 from fedjax_post.hub.gguf.container import import_gguf, read_gguf
 from fedjax_post.hub.peft import PREFIX, adapter_tensors
 from fedjax_post.hub.weights import stored_tensors
@@ -21,7 +27,6 @@ from fedjax_post.model.views import LanguageModel
 
 PyTree = Any
 KINDS = ("F32", "F16", "BF16", "Q8_0")
-_COMPUTED = "rope_freqs.weight"  # of a model's config, not of its weights
 
 
 def save_gguf_adapter(path: str | Path, model: LanguageModel, params: PyTree) -> None:
@@ -92,7 +97,7 @@ def save_gguf_model(
             writer.add_key_value(field.name, *_value(field))
     block = gguf.GGMLQuantizationType[kind]
     for tensor in reader.tensors:
-        if tensor.name == _COMPUTED:
+        if tensor.name == FREQUENCIES:
             writer.add_tensor(tensor.name, np.array(tensor.data))
     for stored, array in _stored_model(model, params, architecture):
         if array.ndim == 1 or array.shape[-1] % gguf.GGML_QUANT_SIZES[block][0]:
