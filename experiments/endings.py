@@ -12,12 +12,15 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax
+
 from fedjax_post.core.access import AccessError
 from fedjax_post.disclosure.ledger import DisclosureError
 from fedjax_post.experiments.flags.wording import in_flags
 
 # What bad flags, files and fields raise.
 REFUSED = (ValueError, OSError, ImportError, AccessError, DisclosureError)
+FULL = "the device's memory does not hold a chunk of clients; give --remat or a lower --chunk_size"
 _ROOT = Path(__file__).parent.parent
 _OURS = tuple(str(_ROOT / name) for name in ("fedjax_post", "algorithms", "experiments"))
 
@@ -45,6 +48,11 @@ def passed_own_code(error: BaseException) -> bool:
 def interrupted_code(error: KeyboardInterrupt) -> int:
     """Returns the exit code after Ctrl-C, 130, or after SIGTERM, 143, as shells do."""
     return 128 + getattr(error, "signum", signal.SIGINT)
+
+
+def is_full(error: BaseException) -> bool:
+    """Returns whether a device had no memory left."""
+    return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
 
 
 def _files_of(error: BaseException | None) -> Iterator[str]:

@@ -24,7 +24,7 @@ from fedjax_post import study
 from fedjax_post.core.access import LEVELS
 from fedjax_post.experiments import program
 from fedjax_post.experiments.flags import lists, parse
-from fedjax_post.experiments.ladder import read_ladder
+from fedjax_post.experiments.flags.ladder import read_ladder
 from fedjax_post.study.catalogue import answer
 
 

@@ -1,23 +1,15 @@
 """What every program does around its work: how it stops, what it refuses, how it continues."""
 
-import os
 import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-
-# transformers would announce that it found no PyTorch, which nothing here needs.
-os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-
-import jax
 
 from fedjax_post.experiments import endings, process
 from fedjax_post.experiments.flags import in_flags
 from fedjax_post.simulate import stopping
 from fedjax_post.study import Job, peers
 from fedjax_post.study.folder import SPEC
-
-_FULL = "the device's memory does not hold a chunk of clients; give --remat or a lower --chunk_size"
 
 
 def run(work: Callable[[], int]) -> int:
@@ -60,7 +52,7 @@ def run_job(job: Job, work: Callable[[], int], *, again: Sequence[str]) -> int:
 def _stopped(error: BaseException, job: Job, again: Sequence[str]) -> int:
     if not (job.directory / SPEC).exists():  # there is nothing to continue
         raise error
-    lost, full = peers.lost_peer(error), _is_full(error)
+    lost, full = peers.lost_peer(error), endings.is_full(error)
     is_known = isinstance(error, OSError | peers.PeerError) and not endings.passed_own_code(error)
     if not (isinstance(error, KeyboardInterrupt) or lost or full or is_known):
         if not peers.are_several():
@@ -70,15 +62,10 @@ def _stopped(error: BaseException, job: Job, again: Sequence[str]) -> int:
     if isinstance(error, KeyboardInterrupt):
         code, why = endings.interrupted_code(error), "interrupted"
     why = f"error: another process has ended ({lost})" if lost else why
-    why = f"error: {_FULL} ({str(error).splitlines()[0]})" if full else why
+    why = f"error: {endings.FULL} ({str(error).splitlines()[0]})" if full else why
     given = " ".join(["--resume", *map(shlex.quote, again)])
     command = (
         f"python -m {__package__}.train --output_dir={shlex.quote(str(job.directory))} {given}"
     )
     print(f"\n{why}; to continue: {command}", file=sys.stderr)
     return code if peers.is_shared_error(error) else peers.leave(code)
-
-
-def _is_full(error: BaseException) -> bool:
-    """Returns whether a device had no memory left."""
-    return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)

@@ -10,12 +10,8 @@ greedy. Ctrl-C stops the server. In a notebook: `fedjax_post.provider.offer.make
 """
 
 import contextlib
-import os
 import sys
 from collections.abc import Sequence
-
-# transformers would announce that it found no PyTorch, which nothing here needs.
-os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 from absl import flags
 

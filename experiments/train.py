@@ -12,8 +12,8 @@ import sys
 from collections.abc import Sequence
 
 from fedjax_post import study
-from fedjax_post.experiments import distributed, program
-from fedjax_post.experiments.flags import define_launch, parse
+from fedjax_post.experiments import program
+from fedjax_post.experiments.flags import define_launch, distributed, parse
 from fedjax_post.report.table import summary_table
 from fedjax_post.study import peers
 

@@ -13,9 +13,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-# transformers would announce that it found no PyTorch, which our side does not need.
-os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-
 from absl import flags
 
 from fedjax_post.experiments import process
@@ -51,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _measure(suite: str, settings: Settings, *, output: Path, argv: Sequence[str]) -> None:
     process.prepare()
-    module = importlib.import_module(f"experiments.benchmark.{suite}")
+    module = importlib.import_module(f"fedjax_post.experiments.benchmark.{suite}")
     found = []
     for figure in module.measure(settings):
         found.append(lines.as_line(figure, suite=suite, argv=argv))

@@ -7,7 +7,7 @@ import pytest
 from fedjax_post import study
 from fedjax_post.experiments import compare, drills, openness, train
 from fedjax_post.experiments.flags import define_launch, parse
-from fedjax_post.experiments.ladder import read_ladder
+from fedjax_post.experiments.flags.ladder import read_ladder
 from fedjax_post.study.files import write_spec
 
 URL = "http://127.0.0.1:8080/v1"

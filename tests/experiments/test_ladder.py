@@ -6,7 +6,7 @@ import pytest
 
 from fedjax_post.core.access import LEVELS
 from fedjax_post.experiments import openness
-from fedjax_post.experiments.ladder import FOLDER, ladder_names, read_ladder
+from fedjax_post.experiments.flags.ladder import FOLDER, ladder_names, read_ladder
 from fedjax_post.integrity import seal_file
 from fedjax_post.study import ladder_facts
 from fedjax_post.study.factories import declared_access

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from fedjax_post.experiments import compare, distributed, train
+from fedjax_post.experiments import compare, train
+from fedjax_post.experiments.flags import distributed
 from fedjax_post.report.records import read_records
 from fedjax_post.study import folder
 

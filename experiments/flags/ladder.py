@@ -15,13 +15,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fedjax_post.experiments.flags import changes_in
+from fedjax_post.experiments.flags.parse import changes_in
 from fedjax_post.study import Faults, Rung, Spec
 from fedjax_post.study.faults import Settings
 from fedjax_post.study.files import check_trusted
 from fedjax_post.study.ladder import KINDS, Task
 
-FOLDER = Path(__file__).parent / "ladders"
+FOLDER = Path(__file__).parent.parent / "ladders"
 _NOT_FLAGS = ("title", "kind")
 _TABLES = ("task", "common", "cells", "bases", "drills")
 
