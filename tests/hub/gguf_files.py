@@ -66,6 +66,10 @@ def write_model(path, raw, tensors, *, kind="F32", tokenizer=None, more=None):
             writer.add_tensor(found, blocks, raw_dtype=gguf.GGMLQuantizationType[kind])
         else:
             writer.add_tensor(found, np.ascontiguousarray(array))
+    finish(writer)
+
+
+def finish(writer):
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 
 gguf = pytest.importorskip("gguf")
-from gguf_files import write_model  # noqa: E402
+from gguf_files import finish, write_model  # noqa: E402
 
 from fedjax_post.adapters.lora import add_lora, merge_lora  # noqa: E402
 from fedjax_post.hub.families import FAMILIES, read_config  # noqa: E402
@@ -147,10 +147,7 @@ def test_blocks_of_256_are_decoded_as_the_library_decodes_them(kind, tmp_path):
     writer.add_tensor("token_embd.weight", blocks, raw_dtype=known)
     for name in ("head_count", "embedding_length"):
         getattr(writer, f"add_{name}")(2)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     from fedjax_post.hub.gguf import family_entries
 
     entry = family_entries(read_gguf(tmp_path / "one.gguf"))["model.embed_tokens.weight"]
@@ -179,10 +176,7 @@ def test_what_is_not_understood_is_refused(change, message, tmp_path):
 def test_other_architectures_are_refused(tmp_path):
     writer = gguf.GGUFWriter(tmp_path / "model.gguf", "mamba")
     writer.add_tensor("token_embd.weight", np.ones((4, 4), np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     with pytest.raises(
         ValueError, match=r"general\.architecture=mamba is not supported; supported"
     ):
