@@ -10,6 +10,7 @@ greedy. Ctrl-C stops the server. In a notebook: `fedjax_post.provider.offer.make
 """
 
 import contextlib
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -43,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     body = f'{{"model": "{name}", "prompt": "sort: pear fig\\n", "max_tokens": 8}}'
     print(f"{name} is served at --provider_url={url} --provider_model={name}", flush=True)
     print(f"try: curl {url}/completions -d '{body}'", "Ctrl-C stops it", sep="\n", flush=True)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # as before this program's imports
     with contextlib.suppress(KeyboardInterrupt):
         server.run(sockets=[listener])
     log = f"; the log: {values.log}" if values.log else ""

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,10 @@ import jax
 import pytest
 
 ROOT = Path(__file__).parent.parent
+
+# A shell's background job ignores Ctrl-C, and so would every program that a test starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 jax.config.update(
     "jax_compilation_cache_dir",
