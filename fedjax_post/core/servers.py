@@ -47,12 +47,12 @@ def keep_latest() -> Server:
 
 
 def literal_adam(
-    learning_rate: float, *, b1: float = 0.9, b2: float = 0.99, tau: float = 1e-3
+    learning_rate: float | Callable, *, b1: float = 0.9, b2: float = 0.99, tau: float = 1e-3
 ) -> optax.GradientTransformation:
     """Returns FedAdam's server optimizer: v <- b2 v + (1 - b2) m^2.
 
     Args:
-      learning_rate: the server's step size (eta).
+      learning_rate: the server's step size (eta), or a function of the number of steps taken.
       b1: decay of the momentum m, in [0, 1).
       b2: decay of the second moment v, in [0, 1).
       tau: added to the root of v in the denominator; v starts at tau^2. Positive.
@@ -61,12 +61,12 @@ def literal_adam(
 
 
 def literal_yogi(
-    learning_rate: float, *, b1: float = 0.9, b2: float = 0.99, tau: float = 1e-3
+    learning_rate: float | Callable, *, b1: float = 0.9, b2: float = 0.99, tau: float = 1e-3
 ) -> optax.GradientTransformation:
     """Returns FedYogi's server optimizer: v <- v - (1 - b2) m^2 sign(v - m^2).
 
     Args:
-      learning_rate: the server's step size (eta).
+      learning_rate: as in `literal_adam`.
       b1: decay of the momentum m, in [0, 1).
       b2: as in `literal_adam`.
       tau: as in `literal_adam`.
@@ -75,12 +75,12 @@ def literal_yogi(
 
 
 def literal_adagrad(
-    learning_rate: float, *, b1: float = 0.0, tau: float = 1e-3
+    learning_rate: float | Callable, *, b1: float = 0.0, tau: float = 1e-3
 ) -> optax.GradientTransformation:
     """Returns FedAdagrad's server optimizer: v <- v + m^2.
 
     Args:
-      learning_rate: the server's step size (eta).
+      learning_rate: as in `literal_adam`.
       b1: decay of the momentum m, in [0, 1).
       tau: as in `literal_adam`.
     """
@@ -88,7 +88,7 @@ def literal_adagrad(
 
 
 def _adaptive(
-    learning_rate: float, b1: float, tau: float, second_moment: Callable
+    learning_rate: float | Callable, b1: float, tau: float, second_moment: Callable
 ) -> optax.GradientTransformation:
     def init(shared: PyTree):
         return optax.tree.zeros_like(shared), optax.tree.full_like(shared, tau**2)
@@ -98,7 +98,7 @@ def _adaptive(
         m, v = state
         m = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, m, grads)
         v = jax.tree.map(second_moment, v, m)
-        step = lambda m, v: -learning_rate * m / (jnp.sqrt(v) + tau)
-        return jax.tree.map(step, m, v), (m, v)
+        return jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + tau), m, v), (m, v)
 
-    return optax.GradientTransformation(init, update)
+    direction = optax.GradientTransformation(init, update)
+    return optax.chain(direction, optax.scale_by_learning_rate(learning_rate))

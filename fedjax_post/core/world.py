@@ -39,7 +39,10 @@ LearningRate = Annotated[
 ServerTx = Annotated[
     optax.GradientTransformation, Given("ServerTx", "the server's optimizer, its step size in it")
 ]
-ServerLr = Annotated[float, Given("ServerLr", "the server's step size")]
+ServerLr = Annotated[
+    float | Callable,
+    Given("ServerLr", "the server's step size, or a function from the count of its steps to it"),
+]
 WeighFn = Annotated[
     Callable[[ClientData], jax.Array],
     Given("WeighFn", "`(ClientData) -> ()`, how much a client counts"),

@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from fedjax_post.objectives.tokens import masked_mean, masked_sum, reference_of
 
@@ -57,7 +57,7 @@ def dpo_loss(*, beta: float = 0.1) -> Callable:
         pairs = batch["tokens"].shape
         tokens = batch["tokens"].reshape(-1, pairs[-1])
         mask = batch["loss_mask"].astype(bool).reshape(tokens.shape)
-        is_pair = mask.any(axis=1).reshape(pairs[:2]).all(axis=1)
+        is_pair = _is_pair(batch)
         policy = response_log_probs(model, params, tokens, mask, key=key)
         reference = response_log_probs(reference_of(model), {}, tokens, mask)
         rewards = beta * (policy - jax.lax.stop_gradient(reference)).reshape(pairs[:2])
@@ -86,3 +86,12 @@ def response_log_probs(
     """
     log_probs = model.scores(params, tokens, key=key).log_probs
     return masked_sum(log_probs, loss_mask[:, 1:])
+
+
+def num_pairs(batch: dict[str, Array]) -> Float[Array, ""]:
+    """Returns the number of pairs over which `dpo_loss` is the mean."""
+    return _is_pair(batch).sum(dtype=jnp.float32)
+
+
+def _is_pair(batch: dict[str, Array]) -> Bool[Array, " B"]:
+    return batch["loss_mask"].astype(bool).any(axis=2).all(axis=1)

@@ -148,7 +148,8 @@ def grpo_loss(*, clip: float = 0.2, beta: float = 0.0) -> Callable:
 
     Returns:
       `(params, model, batch, key) -> (loss, metrics)` over batches of `rollouts`. Metrics:
-      "loss"; "clipped", the share of tokens whose ratio is clipped; if beta is not 0, "kl".
+      "loss"; "clipped", the share of an answer's tokens whose ratio is clipped; if beta is not 0,
+      "kl". All are means over answers.
 
     Raises:
       ValueError: for a `clip` or `beta` out of range.
@@ -167,7 +168,8 @@ def grpo_loss(*, clip: float = 0.2, beta: float = 0.0) -> Callable:
         gain = batch["advantages"][:, None]
         clipped = jnp.clip(ratio, 1 - clip, 1 + clip) * gain
         losses = by_answer(-jnp.minimum(ratio * gain, clipped))
-        metrics = {"clipped": masked_mean((clipped < ratio * gain).astype(jnp.float32), mask)}
+        is_clipped = by_answer((clipped < ratio * gain).astype(jnp.float32))
+        metrics = {"clipped": masked_mean(is_clipped, is_answer)}
         if beta:
             base = reference_of(model).scores({}, batch["tokens"]).log_probs
             base = jax.lax.stop_gradient(base)
@@ -178,6 +180,11 @@ def grpo_loss(*, clip: float = 0.2, beta: float = 0.0) -> Callable:
         return loss, {"loss": loss, **metrics}
 
     return loss_fn
+
+
+def num_answers(batch: dict[str, Array]) -> Float[Array, ""]:
+    """Returns the number of answers over which `grpo_loss` is the mean."""
+    return batch["loss_mask"].astype(bool)[:, 1:].any(axis=1).sum(dtype=jnp.float32)
 
 
 def _join_rows(prompts, prompt_mask, answers, ended, *, pad_id: int) -> dict[str, Array]:

@@ -16,7 +16,7 @@ padding, whatever the mask says. Packed sequences do not see each other.
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from fedjax_post.model.views import LanguageModel
 
@@ -49,12 +49,21 @@ def sft_loss(
       >>> loss.shape, sorted(metrics)
       ((), ['accuracy', 'loss'])
     """
-    mask, segments = batch["loss_mask"].astype(bool), batch.get("segments")
-    if segments is not None:
-        is_next = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
-        mask = mask & jnp.pad(is_next, ((0, 0), (1, 0)))
-    where = {"positions": batch.get("positions"), "segments": segments}
-    total = model.total_loss(params, batch["tokens"], mask, key=key, **where)
+    where = {"positions": batch.get("positions"), "segments": batch.get("segments")}
+    total = model.total_loss(params, batch["tokens"], _loss_mask(batch), key=key, **where)
     count = jnp.maximum(total.num_tokens, 1)
     loss = total.nats / count
     return loss, {"loss": loss, "accuracy": total.num_correct / count}
+
+
+def num_tokens(batch: dict[str, Array]) -> Float[Array, ""]:
+    """Returns the number of response tokens over which `sft_loss` is the mean."""
+    return _loss_mask(batch)[:, 1:].sum(dtype=jnp.float32)
+
+
+def _loss_mask(batch: dict[str, Array]) -> Bool[Array, "B L"]:
+    mask, segments = batch["loss_mask"].astype(bool), batch.get("segments")
+    if segments is None:
+        return mask
+    is_next = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
+    return mask & jnp.pad(is_next, ((0, 0), (1, 0)))

@@ -1,5 +1,6 @@
 """Builds everything that a run needs from its specification, and checks it before compilation."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import fedjax_post
@@ -112,13 +113,17 @@ def _make_algorithm(
 ) -> tuple[Algorithm, private.Guarantee | None]:
     """Returns the algorithm with its uplink, aggregation and noise, and its privacy guarantee."""
     population = len(data.clients)
+
+    def loss_of(made: Algorithm) -> Callable:
+        whole = objectives.loss_of(spec, made) or prompts.loss_of(
+            spec, made, tokenizer, longest=longest
+        )
+        return objectives.accumulated(spec, made, whole)
+
     algorithm = methods.make_algorithm(
         spec,
         participation=_participation(spec, population),
-        loss_of=lambda made: (
-            objectives.loss_of(spec, made)
-            or prompts.loss_of(spec, made, tokenizer, longest=longest)
-        ),
+        loss_of=loss_of,
         given=prompts.token_arguments(spec, factories.find_factory(spec.method.name), tokenizer),
     )
     # Places left after the longest row, whose last token is never an input

@@ -26,10 +26,13 @@ FEEDS = {
     "client_optimizer": ("ClientTx",),
     "client_lr": ("ClientTx", "LearningRate"),
     "client_schedule": ("ClientTx", "LearningRate"),
+    "client_lr_floor": ("ClientTx", "LearningRate"),
     "weight_decay": ("ClientTx",),
     "grad_clip": ("ClientTx",),
     "server_optimizer": ("ServerTx",),
     "server_lr": ("ServerTx", "ServerLr"),
+    "server_schedule": ("ServerTx", "ServerLr"),
+    "server_warmup": ("ServerTx", "ServerLr"),
     "client_weight": ("WeighFn",),
     "embeddings": ("Embeddings",),
 }

@@ -205,8 +205,9 @@ def rounds_of(parts: Parts, callbacks: Sequence[Callback]) -> Iterator[tuple[Sta
 
 def _by_rounds(spec: Spec) -> str:
     """Returns which setting depends on the number of rounds, as the end of a sentence, or ""."""
-    if spec.method.client_schedule not in (None, "constant"):
-        return " and `client_schedule` depends on it"
+    for name in ("client_schedule", "server_schedule"):
+        if getattr(spec.method, name) not in (None, "constant"):
+            return f" and `{name}` depends on it"
     return " and `privacy.epsilon` depends on it" if spec.privacy.epsilon is not None else ""
 
 

@@ -14,6 +14,7 @@ from fedjax_post.data.source import BUILTIN as TASKS
 from fedjax_post.hub.files import BUILTIN as MODELS
 from fedjax_post.model.codes import KINDS
 from fedjax_post.study.fields import check, replaced, setting
+from fedjax_post.study.optimizers import SCHEDULES
 
 _USUAL = Population()
 
@@ -240,7 +241,13 @@ class Method:
     client_schedule: str | None = setting(
         None,
         "schedule of the local step size over rounds (constant)",
-        choices=("constant", "cosine", "linear"),
+        choices=SCHEDULES,
+    )
+    client_lr_floor: float | None = setting(
+        None,
+        "last local step size of a cosine or linear schedule, as a share of client_lr (0)",
+        low=0,
+        high=1,
     )
     weight_decay: float | None = setting(None, "weight decay of the local optimizer (0)", low=0)
     grad_clip: float | None = setting(
@@ -253,6 +260,12 @@ class Method:
     )
     server_lr: float | None = setting(
         None, "server step size (depends on the optimizer or algorithm)", low=0, common=True
+    )
+    server_schedule: str | None = setting(
+        None, "schedule of the server step size over its steps (constant)", choices=SCHEDULES
+    )
+    server_warmup: int | None = setting(
+        None, "server steps over which its step size first grows from 0 (0)", low=0
     )
     client_weight: str | None = setting(
         None,

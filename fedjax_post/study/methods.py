@@ -13,9 +13,9 @@ from fedjax_post.study import factories, objectives, private
 from fedjax_post.study.learning import Method
 from fedjax_post.study.optimizers import (
     CLIENT_OPTIMIZERS,
-    SCHEDULES,
     SERVER_OPTIMIZERS,
     client_optimizer,
+    schedule,
 )
 from fedjax_post.study.spec import Spec
 
@@ -30,6 +30,8 @@ _USUAL = {
     "weight_decay": 0.0,
     "grad_clip": 1.0,
     "server_optimizer": "sgd",
+    "server_schedule": "constant",
+    "server_warmup": 0,
     "client_weight": "tokens",
 }
 _REFERENCES = {"central": references.central, "local": references.local_only}
@@ -71,9 +73,31 @@ def fill_defaults(spec: Spec) -> Spec:
         values["server_lr"] = SERVER_OPTIMIZERS[server].learning_rate
     given = {name: value for name, value in vars(method).items() if value is not None}
     method = method.replace(**(values | given | {"params": values["params"]}))
+    method = _fill_schedules(method, training.rounds)
     if training.local_epochs is None and training.local_steps is None:
         training = training.replace(local_steps=5)
     return spec.replace(method=method, training=training)
+
+
+def _fill_schedules(method: Method, num_rounds: int) -> Method:
+    """Returns the method with the end of its local schedule filled in.
+
+    Raises:
+      ValueError: for a floor without a schedule, or a warm-up that takes all rounds.
+    """
+    if (method.server_warmup or 0) >= num_rounds:
+        raise ValueError(
+            f"server_warmup={method.server_warmup} takes all rounds={num_rounds}; give fewer "
+            "rounds of warm-up, or more rounds"
+        )
+    if method.client_schedule not in (None, "constant"):
+        return method.replace(client_lr_floor=method.client_lr_floor or 0.0)
+    if method.client_lr_floor is not None:
+        raise ValueError(
+            f"client_lr_floor={method.client_lr_floor:g} is the end of a schedule; give "
+            "client_schedule=cosine or linear too"
+        )
+    return method
 
 
 def make_algorithm(
@@ -95,34 +119,37 @@ def make_algorithm(
       ValueError: for a hyper-parameter that the factory refuses; if clients' ranks differ and
         the algorithm does not support it.
     """
-    schedule = None
-    if spec.method.client_schedule not in (None, "constant"):
-        schedule = SCHEDULES[spec.method.client_schedule](spec.training.rounds)
-    client_tx = client_optimizer(
-        spec.method.client_optimizer or "sgd",
-        spec.method.client_lr or 0.0,
-        weight_decay=spec.method.weight_decay or 0.0,
-        grad_clip=spec.method.grad_clip or 0.0,
-        schedule=schedule,
+    method, rounds = spec.method, spec.training.rounds
+    by_round = schedule(
+        method.client_schedule or "constant", rounds, floor=method.client_lr_floor or 0.0
     )
+    client_tx = client_optimizer(
+        method.client_optimizer or "sgd",
+        method.client_lr or 0.0,
+        weight_decay=method.weight_decay or 0.0,
+        grad_clip=method.grad_clip or 0.0,
+        schedule=by_round,
+    )
+    by_step = schedule(
+        method.server_schedule or "constant", rounds, warmup=method.server_warmup or 0
+    )
+    server_lr = _scheduled(method.server_lr, by_step)
     offered: dict[str, Any] = {
         "ClientTx": client_tx,
-        "LearningRate": _by_round(spec.method.client_lr or 0.0, schedule),
+        "LearningRate": _scheduled(method.client_lr or 0.0, by_round),
         "Participation": participation,
-        "ServerLr": spec.method.server_lr,
+        "ServerLr": server_lr,
         **given,
     }
-    if spec.method.server_optimizer is not None:
-        offered["ServerTx"] = SERVER_OPTIMIZERS[spec.method.server_optimizer].make(
-            spec.method.server_lr
-        )
-    if spec.method.client_weight is not None:
-        offered["WeighFn"] = _WEIGHTS[spec.method.client_weight]
+    if method.server_optimizer is not None:
+        offered["ServerTx"] = SERVER_OPTIMIZERS[method.server_optimizer].make(server_lr)
+    if method.client_weight is not None:
+        offered["WeighFn"] = _WEIGHTS[method.client_weight]
     # The loss depends on the access that the algorithm declares, which is known once it is built.
     # It is called only later.
     offered["LossFn"] = lambda *given: loss_fn(*given)
-    factory = _REFERENCES.get(spec.method.baseline) or factories.find_factory(spec.method.name)
-    algorithm = factories.build(factory, spec.method, offered)
+    factory = _REFERENCES.get(method.baseline) or factories.find_factory(method.name)
+    algorithm = factories.build(factory, method, offered)
     _check_ranked(spec, algorithm)
     loss_fn: Callable = loss_of(algorithm)
     return algorithm
@@ -188,10 +215,18 @@ def describe(spec: Spec) -> str:
     factory = factories.find_factory(spec.method.name)
     if spec.method.baseline != "none" or factories.takes(factory, "client_lr"):
         parts[0] += f" by {spec.method.client_optimizer or 'sgd'} {spec.method.client_lr:g}"
+        if spec.method.client_schedule not in (None, "constant"):
+            last = (spec.method.client_lr or 0) * (spec.method.client_lr_floor or 0)
+            parts[0] += f" ({spec.method.client_schedule} to {last:g})"
     parts += objectives.describe(spec)
     if spec.method.baseline == "none":
         if spec.method.server_optimizer is not None:
             parts.append(f"server {spec.method.server_optimizer} {spec.method.server_lr:g}")
+        if spec.method.server_schedule not in (None, "constant") or spec.method.server_warmup:
+            warmup = f" after {spec.method.server_warmup} of warm-up" * bool(
+                spec.method.server_warmup
+            )
+            parts.append(f"server schedule {spec.method.server_schedule}{warmup}")
         if spec.method.client_weight is not None:
             parts.append(f"weights by {spec.method.client_weight}")
         parts += [f"{name} {value}" for name, value in spec.method.params.items()]
@@ -202,7 +237,8 @@ def describe(spec: Spec) -> str:
     return ", ".join(parts)
 
 
-def _by_round(learning_rate: float, schedule: Callable | None) -> float | Callable:
-    if schedule is None:
+def _scheduled(learning_rate: Any, factor: Callable | None) -> Any:
+    """Returns a step size, or the function of the count of steps that it is under a schedule."""
+    if learning_rate is None or factor is None:
         return learning_rate
-    return lambda round: learning_rate * schedule(round)
+    return lambda count: learning_rate * factor(count)

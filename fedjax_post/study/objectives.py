@@ -7,9 +7,11 @@ from fedjax_post.algorithms import on_policy
 from fedjax_post.core.access import Access, union
 from fedjax_post.core.algorithm import Algorithm
 from fedjax_post.hub.tokenizer import pad_id_of
-from fedjax_post.objectives.dpo import dpo_loss
-from fedjax_post.objectives.grpo import grpo_loss, rollouts
+from fedjax_post.objectives.dpo import dpo_loss, num_pairs
+from fedjax_post.objectives.grpo import grpo_loss, num_answers, rollouts
+from fedjax_post.objectives.microbatch import in_parts
 from fedjax_post.objectives.rewards import REWARDS
+from fedjax_post.objectives.sft import num_tokens
 from fedjax_post.study import factories
 from fedjax_post.study.files import load_code
 from fedjax_post.study.spec import Spec
@@ -26,6 +28,8 @@ _OWN: dict[str, dict[str, Any]] = {
         "objective.grpo_beta": 0.0,
     },
 }
+# objective -> the number of items of a batch over which its loss is the mean
+_COUNTS: dict[str, Callable] = {"sft": num_tokens, "dpo": num_pairs, "grpo": num_answers}
 
 
 def fill_defaults(spec: Spec) -> Spec:
@@ -50,6 +54,7 @@ def check(spec: Spec) -> None:
       ValueError: naming the field and the remedy.
     """
     chosen = spec.objective.name
+    _check_microbatch(spec)
     if chosen == "sft":
         return
     if spec.data.pack_length:
@@ -120,6 +125,36 @@ def loss_of(spec: Spec, algorithm: Algorithm) -> Callable | None:
             "use one that trains the target, such as fed_avg"
         )
     return _make_loss(spec)
+
+
+def _check_microbatch(spec: Spec) -> None:
+    rows, size = spec.training.microbatch, spec.training.batch_size
+    if rows is not None and size % rows:
+        fits = ", ".join(str(number) for number in range(1, size + 1) if size % number == 0)
+        raise ValueError(f"microbatch={rows} does not divide batch_size={size}; give one of {fits}")
+
+
+def accumulated(spec: Spec, algorithm: Algorithm, loss_fn: Callable) -> Callable:
+    """Returns a loss that computes `training.microbatch` rows at a time, if that is given.
+
+    Args:
+      spec: the experiment.
+      algorithm: declares its access.
+      loss_fn: the loss of whole batches.
+
+    Raises:
+      ValueError: if the algorithm trains no weights, whose losses are not means of this kind.
+    """
+    rows = spec.training.microbatch
+    if rows is None:
+        return loss_fn
+    if Access.READ not in union(algorithm.access):
+        raise ValueError(
+            f"microbatch={rows}: method={spec.method.name} does not read the model's weights, and "
+            "asks about whole batches; leave it out, or give a lower `batch_size`"
+        )
+    num_parts = spec.training.batch_size // rows
+    return in_parts(loss_fn, _COUNTS[spec.objective.name], num_parts=num_parts)
 
 
 def _make_loss(spec: Spec) -> Callable:

@@ -30,12 +30,31 @@ SERVER_OPTIMIZERS = {
     "nesterov": Choice(lambda lr: optax.sgd(lr, 0.9, nesterov=True), 0.7),
     "adam": Choice(lambda lr: optax.adam(lr, 0.9, 0.99, 1e-3), 1e-2),
 }
-# (number of rounds) -> (round -> factor on the step size)
-SCHEDULES = {
-    "constant": lambda num_rounds: None,
-    "cosine": lambda num_rounds: optax.cosine_decay_schedule(1.0, num_rounds),
-    "linear": lambda num_rounds: optax.linear_schedule(1.0, 0.0, num_rounds),
-}
+SCHEDULES = ("constant", "cosine", "linear")
+
+
+def schedule(name: str, num_rounds: int, *, floor: float = 0.0, warmup: int = 0) -> Callable | None:
+    """Returns the factor on a step size, a function of the round; None if it always is 1.
+
+    With `warmup`, it is `optax.warmup_cosine_decay_schedule(0, 1, warmup, num_rounds, floor)` for
+    cosine: the first round has step size 0.
+
+    Args:
+      name: one of `SCHEDULES`.
+      num_rounds: the round, counted from 0, at which the factor would be `floor`.
+      floor: the last factor, in [0, 1].
+      warmup: rounds over which the factor first grows from 0 to 1, below `num_rounds`.
+    """
+    if name == "constant" and not warmup:
+        return None
+    after = {
+        "constant": optax.constant_schedule(1.0),
+        "cosine": optax.cosine_decay_schedule(1.0, num_rounds - warmup, floor),
+        "linear": optax.linear_schedule(1.0, floor, num_rounds - warmup),
+    }[name]
+    if not warmup:
+        return after
+    return optax.join_schedules([optax.linear_schedule(0.0, 1.0, warmup), after], [warmup])
 
 
 def client_optimizer(

@@ -31,6 +31,11 @@ class Training:
         None, "local epochs of a client in a round, in place of local_steps", low=1, common=True
     )
     batch_size: int = setting(8, "rows in a client's batch", low=1, common=True)
+    microbatch: int | None = setting(
+        None,
+        "rows of a batch computed at once, for less memory; divides batch_size (all)",
+        low=1,
+    )
     buffer_size: int | None = setting(
         None, "asynchronous: number of updates in a server step", low=1
     )
