@@ -23,6 +23,7 @@ class Origin(NamedTuple):
     split: str = "train"  # name of the split
     files: tuple[File, ...] = ()  # files with the rows, in this order; empty for other sources
     numbers: np.ndarray | None = None  # [num_rows], numbers of the rows in the source; None: 0, 1..
+    held_out: bool = False  # no client trains on them, so that no client needs a row of its own
 
     def row(self, index: int) -> "Row":
         """Returns the name of a row of the data set, for messages."""

@@ -5,7 +5,8 @@ import time
 import numpy as np
 import pytest
 
-from fedjax_post.data.partition import dirichlet, iid, natural
+from fedjax_post.data.label_skew import dirichlet
+from fedjax_post.data.partition import iid, natural
 
 LABELS = np.repeat(["a", "b", "c", "d"], [40, 30, 20, 10])
 
@@ -102,7 +103,7 @@ def test_more_clients_than_rows_are_refused(num_clients):
 
 @pytest.mark.parametrize("alpha", [0.0, -1.0, float("inf"), float("nan")])
 def test_alpha_must_be_positive_and_finite(alpha):
-    with pytest.raises(ValueError, match="`partition_alpha` must be positive and finite, got"):
+    with pytest.raises(ValueError, match="`alpha` must be positive and finite, got"):
         dirichlet(LABELS, 4, alpha=alpha)
 
 
