@@ -12,7 +12,7 @@ from fedjax_post.data.partition import Partition, describe
 from fedjax_post.data.population import Population, settle
 from fedjax_post.data.shares import Shares, share_out
 from fedjax_post.data.source import load_splits
-from fedjax_post.data.splits import Origin, Splits, hold_out
+from fedjax_post.data.splits import Origin, Splits, hold_out, limit
 from fedjax_post.data.table import TokenTable, make_pair_tables, make_table
 from fedjax_post.data.typed import as_text
 from fedjax_post.data.used import read_used
@@ -130,6 +130,8 @@ def assemble(
     others = () if rejected is None else (rejected,)
     splits = read_used(splits, columns, template=text.template, others=others)
     splits = hold_out(splits, population.heldout_fraction, seed=population.seed)
+    available = len(splits.train)
+    splits = limit(splits, population.max_examples, seed=population.seed)
     population = settle(population, columns, num_rows=len(splits.train))
     assert population.rule is not None
     options: dict[str, Any] = {
@@ -165,6 +167,7 @@ def assemble(
     report = describe(shares.partition, table) | {
         "partition": population.rule.text,
         "splits": sizes,
+        "not_chosen": available - len(splits.train),
         "template": text.template,
         "columns": {role: name for role, name in columns._asdict().items() if name},
         **table.notes._asdict(),

@@ -21,7 +21,8 @@ class Population(NamedTuple):
     # None: all natural clients; if rows name no clients, at most 16 of at least 8 rows each
     num_clients: int | None = None  # of natural clients the first ones are taken
     heldout_fraction: float = 0.05  # used where the source has no held-out rows
-    seed: int = 0  # for the partition, the held-out rows and the built-in tasks
+    max_examples: int = 0  # rows to train on, chosen at random; 0: all that are not held out
+    seed: int = 0  # for the partition, the chosen and held-out rows, and the built-in tasks
 
     @property
     def rule(self) -> Rule | None:

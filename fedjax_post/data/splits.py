@@ -129,6 +129,30 @@ def hold_out(splits: Splits, fraction: float, *, seed: int = 0) -> Splits:
     )
 
 
+def limit(splits: Splits, max_examples: int, *, seed: int = 0) -> Splits:
+    """Returns splits with at most `max_examples` rows to train on: random ones, in their order.
+
+    Args:
+      splits: as `hold_out` returns them, so that the held-out rows do not depend on the limit.
+      max_examples: 0 for all rows.
+      seed: equal seeds choose the same rows.
+
+    Raises:
+      ValueError: if `max_examples` is negative.
+    """
+    if max_examples < 0:
+        raise ValueError(f"max_examples must be at least 1, or 0 for all rows, got {max_examples}")
+    num_rows = len(splits.train)
+    if not 0 < max_examples < num_rows:
+        return splits
+    chosen = np.random.default_rng((seed, 4)).choice(num_rows, max_examples, replace=False)
+    chosen.sort()
+    numbers = chosen if splits.origin.numbers is None else splits.origin.numbers[chosen]
+    return splits._replace(
+        train=splits.train.select(chosen), origin=splits.origin._replace(numbers=numbers)
+    )
+
+
 def is_held_out(name: str) -> bool:
     """Returns whether a file or split is for evaluation by its name, such as `global_test`."""
     return any(word in HELD_OUT for word in _words(name))

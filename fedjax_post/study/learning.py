@@ -92,6 +92,9 @@ class Data:
         low=1,
         common=True,
     )
+    max_examples: int = setting(
+        _USUAL.max_examples, "maximum rows to train on, chosen at random; 0: all rows", low=0
+    )
     heldout_fraction: float = setting(
         _USUAL.heldout_fraction, "share of rows held out, if the data have no held-out split", low=0
     )

@@ -70,6 +70,7 @@ def population_of(spec: Spec) -> Population:
         partition=rule_of(spec),
         num_clients=spec.data.num_clients,
         heldout_fraction=spec.data.heldout_fraction,
+        max_examples=spec.data.max_examples,
         seed=spec.seed,
     )
 
