@@ -54,7 +54,7 @@ def cluster(
     if (different := len(np.unique(found))) < num_clusters:
         count = different or len(features)
         raise ValueError(
-            f"clusters({num_clusters}): there are {count} different rows; give at most as many "
+            f"clusters({num_clusters}): it finds {count} different rows; give at most as many "
             "clusters, or use another `partition`"
         )
     return found, nearest
@@ -65,9 +65,10 @@ def tfidf(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns features of texts: TF-IDF of their words, projected and scaled to length 1.
 
-    Words are counted as 1 + log(count), weighted by their inverse document frequency in `texts`,
-    and projected on the 100 largest singular components (latent semantic analysis; Deerwester et
-    al., "Indexing by Latent Semantic Analysis", 1990) if there are more words.
+    Words that are not in every text count as 1 + log(count), weighted by their inverse document
+    frequency in `texts`. If there are more than 100, they are projected on the 100 largest singular
+    components (latent semantic analysis; Deerwester et al., "Indexing by Latent Semantic Analysis",
+    1990).
 
     Args:
       texts: of the rows that determine words, frequencies and components.
@@ -79,7 +80,7 @@ def tfidf(
 
     Raises:
       ImportError: without the extra `clusters`.
-      ValueError: if no text has a word.
+      ValueError: if no text has a word that is not in all of them.
     """
     check_installed()
     from sklearn.decomposition import TruncatedSVD
@@ -87,19 +88,22 @@ def tfidf(
     from sklearn.preprocessing import normalize
     from threadpoolctl import threadpool_limits
 
-    if not any(character.isalnum() for text in texts for character in text):
+    # Words of every row, such as those of a template, tell no row from another.
+    counts = TfidfVectorizer(sublinear_tf=True, token_pattern=r"\w+", max_df=max(1, len(texts) - 1))
+    try:
+        own = counts.fit_transform(texts)
+    except ValueError:
         raise ValueError(
-            f"clusters: none of the {len(texts)} rows has a word of text to compare; use another "
-            "`partition`"
-        )
-    counts = TfidfVectorizer(sublinear_tf=True, token_pattern=r"\w+")
-    both = counts.fit_transform(texts), counts.transform(others)
+            f"clusters: none of the {len(texts)} rows has a word of text that is not in all of "
+            "them; use another `partition`"
+        ) from None
+    further = counts.transform(others) if len(others) else own[:0]
     if len(counts.vocabulary_) <= _WIDTH:
-        return both[0].toarray(), both[1].toarray()
+        return own.toarray(), further.toarray()
     project = TruncatedSVD(min(_WIDTH, len(texts)), random_state=seed)
     with threadpool_limits(1):
-        found = project.fit_transform(both[0])
-        return normalize(found), normalize(project.transform(both[1])) if len(others) else found[:0]
+        found = normalize(project.fit_transform(own))
+        return found, normalize(project.transform(further)) if len(others) else found[:0]
 
 
 def texts_of(table: TokenTable, tokenizer) -> list[str]:

@@ -8,7 +8,6 @@ import numpy as np
 from fedjax_post.data.partition import (
     Partition,
     Rows,
-    apportion,
     check_num_clients,
     equal_sizes,
     group_by_owner,
@@ -109,8 +108,9 @@ def shards(labels: Rows, num_clients: int, *, per_client: int, seed: int = 0) ->
 def single_label(labels: Rows, num_clients: int | None = None, *, seed: int = 0) -> Partition:
     """Returns a partition in which each client holds rows of one label, such as one language.
 
-    Each label has one client, and further clients in proportion to its further rows, rounded by
-    largest remainders. Its rows are divided among them at random, equally to within one row.
+    Each label has one client. Further clients are added one by one to the label that then has the
+    most rows for each of its clients (D'Hondt's rule), so that the smallest client is as large as
+    possible. Rows of a label are divided among its clients at random, equally to within one row.
     Clients are numbered label by label, in the order of the labels.
 
     Args:
@@ -136,7 +136,9 @@ def single_label(labels: Rows, num_clients: int | None = None, *, seed: int = 0)
             f"each client holds rows of one; give at least {len(sizes)}"
         )
     rng = np.random.default_rng(seed)
-    clients = 1 + apportion(num_clients - len(sizes), sizes - 1)
+    clients = np.ones(len(sizes), np.int64)
+    for _ in range(num_clients - len(sizes)):
+        clients[np.argmax(sizes / (clients + 1))] += 1
     first = np.cumsum(clients) - clients
     owner = np.empty(len(labels), np.int64)
     for label, size in enumerate(sizes):

@@ -8,14 +8,12 @@ from fedjax_post.data.columns import Columns
 from fedjax_post.data.load import Loaded, Text, load_clients
 from fedjax_post.data.pairs import load_pairs
 from fedjax_post.data.population import Population, count_clients
-from fedjax_post.data.rules import RULES, Rule
 from fedjax_post.data.source import check_source
 from fedjax_post.data.table import TokenTable
 from fedjax_post.evaluate.generation import longest_response
 from fedjax_post.evaluate.scores import HeldOut, choose_rows
 from fedjax_post.simulate.cohort import Sampler, draw
-from fedjax_post.study import hosting, prompts
-from fedjax_post.study.calls import parse
+from fedjax_post.study import hosting, partitions, prompts
 from fedjax_post.study.spec import Spec
 
 _SHORT = 32  # tokens; answers up to this length are generated and compared by default
@@ -67,37 +65,12 @@ def population_of(spec: Spec) -> Population:
       ValueError: for a partition that is no rule, naming the field.
     """
     return Population(
-        partition=rule_of(spec),
+        partition=partitions.rule_of(spec),
         num_clients=spec.data.num_clients,
         heldout_fraction=spec.data.heldout_fraction,
         max_examples=spec.data.max_examples,
         seed=spec.seed,
     )
-
-
-def rule_of(spec: Spec) -> Rule | None:
-    """Returns the rule that an experiment divides its rows by; None if the columns decide.
-
-    Raises:
-      ValueError: for a text that is no rule, and for a setting of another rule.
-    """
-    text, alpha = spec.data.partition, spec.data.partition_alpha
-    if alpha is not None:
-        if text != "dirichlet":
-            raise ValueError(
-                f"partition_alpha={alpha:g} is for partition=dirichlet; leave it out, or write the "
-                "settings into `partition`, as in clusters(10, 0.3)"
-            )
-        text = f"dirichlet({alpha!r})"
-    if text is None:
-        return None
-    try:
-        rules = parse(text, RULES)
-    except ValueError as error:
-        raise ValueError(f"partition={text}: {error}") from error
-    if len(rules) > 1:
-        raise ValueError(f"partition={text} has {len(rules)} rules; give one")
-    return rules[0]
 
 
 def check(spec: Spec) -> None:
@@ -106,6 +79,7 @@ def check(spec: Spec) -> None:
     Raises:
       ValueError, OSError: naming the field and the remedy.
     """
+    partitions.check(spec)
     check_source(spec.data.source)
     population = count_clients(spec.data.source, population_of(spec))
     if population is not None:
