@@ -59,11 +59,11 @@ def imports(path: Path) -> set[str]:
 with open(ROOT / "pyproject.toml", "rb") as _file:
     _PROJECT = tomllib.load(_file)["project"]
 _name = lambda requirement: re.split(r"[^\w-]", requirement)[0].lower().replace("_", "-")
-PROVIDERS = packages_distributions()
+PROVIDERS = {"sklearn": ["scikit-learn"], **packages_distributions()}
 DECLARED = {
     **{
         _name(r): True
-        for e in ("gguf", "hosted", "privacy")
+        for e in ("clusters", "gguf", "hosted", "privacy")
         for r in _PROJECT["optional-dependencies"][e]
     },
     **{_name(r): False for r in _PROJECT["dependencies"]},

@@ -19,11 +19,12 @@ class Columns(NamedTuple):
     response: str | None = None  # the text or the turns that the model learns
     context: str | None = None  # further input to the instruction; may be empty in a row
     messages: str | None = None  # a whole chat, instead of prompt and response
-    label: str | None = None  # the label that `dirichlet` skews
+    label: str | None = None  # the label that `dirichlet` and `shards` skew
     client: str | None = None  # the client that holds the row
     system: str | None = None  # the system turn; may be empty in a row
     history: str | None = None  # turns before the prompt, as [question, answer]; may be empty
     tools: str | None = None  # functions that the model may call; may be empty in a row
+    language: str | None = None  # the language that the rule `language` groups by
 
 
 # Specific names first: `input` is the context if there is an `instruction`, else the prompt.
@@ -37,8 +38,19 @@ USUAL_NAMES = {
     "system": ("system", "system_prompt"),
     "history": ("history",),
     "tools": ("tools",),
+    "language": ("language", "language_code", "lang"),
 }
-_ORDER = ("client", "label", "system", "history", "tools", "messages", "prompt", "context")
+_ORDER = (
+    "client",
+    "label",
+    "language",
+    "system",
+    "history",
+    "tools",
+    "messages",
+    "prompt",
+    "context",
+)
 
 # Other programs read these columns, and they change the text or whether it is learned.
 REFUSED = {

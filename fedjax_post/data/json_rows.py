@@ -6,10 +6,17 @@
 | an array of objects | each object |
 | one object that is a row: a chat, or a prompt with its response | this object |
 | another object with exactly one value that is a list or dict of objects | these objects |
+| an object with several such values | these objects; the key is the client |
+
+The last form is that of FedLLM-Bench (Ye et al., 2024, arXiv:2406.04845), whose code reads its
+files as `{client: [row, ...]}`. Rows of Fed-Aya, Fed-ChatbotIT and the single-turn Fed-WildChat
+have `instruction` and `response`, those of the multi-turn Fed-WildChat `conversations` of turns
+`{"from": "human" or "gpt", "value"}`, and those of Fed-ChatbotPA have the columns of TRL's
+`DPOTrainer`: `prompt`, `chosen` and `rejected`.
 
 Numbers, `true` and `false` become their source text; `null` and Python's `NaN` become None.
-Functions and calls (`STRUCTURES`) stay JSON text. Only a text of the last kind is held in memory as
-a whole.
+Functions and calls (`STRUCTURES`) stay JSON text. Only a text of the last two kinds is held in
+memory as a whole.
 """
 
 import itertools
@@ -23,6 +30,7 @@ from fedjax_post.data.columns import STRUCTURES, find_columns
 Numbered = tuple[int, dict[str, Any]]  # the line on which a row begins, counted from 1, and the row
 
 LONGEST = 1 << 28  # characters of one value
+_SPLITS = ("train", "test", "validation", "valid", "val", "dev", "eval")  # keys that are no clients
 _DEEPEST = 64  # levels of nested lists and objects
 _PIECE = 1 << 16  # characters of the first read
 _SPACE: Any = re.compile(r"[ \t\r\n]*")
@@ -218,11 +226,32 @@ def _unwrap(value: dict) -> list:
     tables = {key: inner for key, inner in held.items() if _is_table(inner)}
     if not tables:
         return [value]
-    if len(tables) > 1:
+    if len(tables) == 1:
+        return next(iter(tables.values()))
+    if any(key in _SPLITS for key in tables):
         raise ValueError(
             f"it is one object with rows under {', '.join(tables)}; put each into a separate file"
         )
-    return next(iter(tables.values()))
+    return [
+        row | {"client": client}
+        for client, rows in value.items()
+        for row in _rows_of(client, held.get(client, rows))
+    ]
+
+
+def _rows_of(client: str, rows: Any) -> list[dict[str, Any]]:
+    """Returns the rows of one of several clients; raises for anything else."""
+    where = f"it has rows by client, and client {client!r}"
+    if not isinstance(rows, list):
+        raise ValueError(f"{where} holds {str(rows)[:40]!r}, but must hold a list of rows")
+    if not rows:
+        raise ValueError(f"{where} has no rows; remove it")
+    for number, row in enumerate(rows):
+        if not _is_table([row]):
+            raise ValueError(f"{where} holds {str(row)[:40]!r} as row {number}, which is no row")
+        if row.get("client", client) != client:
+            raise ValueError(f"{where} has a column client in row {number}; rename that column")
+    return rows
 
 
 def _is_table(rows: list) -> bool:

@@ -8,10 +8,11 @@ import numpy as np
 
 from fedjax_post.data.batches import TokenClients
 from fedjax_post.data.columns import USUAL_NAMES, Columns, find_columns, match_columns
-from fedjax_post.data.partition import describe
-from fedjax_post.data.population import PARTITIONS, Population, settle, share_out
+from fedjax_post.data.partition import Partition, describe
+from fedjax_post.data.population import Population, settle
+from fedjax_post.data.shares import Shares, share_out
 from fedjax_post.data.source import load_splits
-from fedjax_post.data.splits import Origin, Splits, hold_out
+from fedjax_post.data.splits import Origin, Splits, hold_out, limit
 from fedjax_post.data.table import TokenTable, make_pair_tables, make_table
 from fedjax_post.data.typed import as_text
 from fedjax_post.data.used import read_used
@@ -41,6 +42,8 @@ class Loaded(NamedTuple):
     names: tuple[str, ...]  # names of natural clients; empty where clients are only numbered
     report: dict[str, Any]  # for the record: `describe`, `heldout_*` and the choices made
     rejected: TokenTable | None = None  # of preference pairs: held-out rows with rejected responses
+    # of the held-out rows, among the same clients; None where they cannot be divided, see `shares`
+    heldout_partition: Partition | None = None
 
 
 def load_clients(
@@ -84,10 +87,6 @@ def load_clients(
       >>> visit.batches["tokens"].shape  # steps, rows of a batch, tokens of a row
       (3, 2, 16)
     """
-    if population.partition not in (None, *PARTITIONS):
-        raise ValueError(
-            f"partition={population.partition} is unknown; use one of {', '.join(PARTITIONS)}"
-        )
     splits = as_splits(dataset, population, split=split)
     if text.response_words:
         splits, text = _add_response_words(splits, text, text.response_words)
@@ -131,7 +130,10 @@ def assemble(
     others = () if rejected is None else (rejected,)
     splits = read_used(splits, columns, template=text.template, others=others)
     splits = hold_out(splits, population.heldout_fraction, seed=population.seed)
+    available = len(splits.train)
+    splits = limit(splits, population.max_examples, seed=population.seed)
     population = settle(population, columns, num_rows=len(splits.train))
+    assert population.rule is not None
     options: dict[str, Any] = {
         "template": text.template,
         "max_length": text.max_length,
@@ -147,30 +149,50 @@ def assemble(
         return make_pair_tables(rows, tokenizer, rejected=rejected, **given)
 
     table, other = make_tables(splits.train, columns, splits.origin)
-    partition, names = share_out(table, population)
-    clients = TokenClients(table, partition, pack_length=text.pack_length or None, **schedule)
     sizes = {splits.origin.split: len(splits.train)}
-    report = describe(partition, table) | {
-        "partition": population.partition,
+    heldout, heldout_other = None, None
+    if splits.heldout is not None:
+        # A held-out row needs neither a client nor a label.
+        names = splits.heldout.column_names
+        absent = [role for role in ("client", "label") if getattr(columns, role) not in names]
+        own = columns._replace(**dict.fromkeys(absent))
+        match_columns(names, own)  # raises if another column is missing
+        origin = splits.heldout_origin._replace(held_out=True)
+        heldout, heldout_other = make_tables(splits.heldout, own, origin)
+        sizes[splits.heldout_origin.split] = len(splits.heldout)
+    shares = share_out(table, heldout, population, tokenizer)
+    clients = TokenClients(
+        table, shares.partition, pack_length=text.pack_length or None, **schedule
+    )
+    report = describe(shares.partition, table) | {
+        "partition": population.rule.text,
         "splits": sizes,
+        "not_chosen": available - len(splits.train),
         "template": text.template,
         "columns": {role: name for role, name in columns._asdict().items() if name},
         **table.notes._asdict(),
+        **describe_heldout(heldout, shares),
     }
-    if splits.heldout is None:
-        return Loaded(clients, None, names, report | {"heldout_examples": 0}), other
-    # A held-out row belongs to no client, so no client must keep one; it needs no label either.
-    has_label = columns.label in splits.heldout.column_names
-    own = columns._replace(client=None, label=columns.label if has_label else None)
-    match_columns(splits.heldout.column_names, own)  # raises if another column is missing
-    heldout, heldout_other = make_tables(splits.heldout, own, splits.heldout_origin)
-    sizes[splits.heldout_origin.split] = len(splits.heldout)
-    report |= {
+    loaded = Loaded(clients, heldout, shares.names, report, heldout_other, shares.heldout)
+    return loaded, other
+
+
+def describe_heldout(heldout: TokenTable | None, shares: Shares) -> dict[str, Any]:
+    """Returns the entries of the report on held-out rows.
+
+    `heldout_by` is what decides the client of a held-out row, see `share_out`; None: no held-out
+    row belongs to a client. `heldout_clients` counts the clients that have held-out rows.
+    """
+    if heldout is None:
+        return {"heldout_examples": 0}
+    offsets = [0] if shares.heldout is None else shares.heldout.offsets
+    return {
         "heldout_examples": len(heldout.length),
         "heldout_truncated": heldout.fit.num_truncated,
         "heldout_dropped": heldout.fit.num_dropped,
+        "heldout_by": shares.heldout_by,
+        "heldout_clients": int(np.count_nonzero(np.diff(offsets))),
     }
-    return Loaded(clients, heldout, names, report, heldout_other), other
 
 
 def as_splits(dataset: Any, population: Population, *, split: str | None = None) -> Splits:
@@ -184,7 +206,8 @@ def as_splits(dataset: Any, population: Population, *, split: str | None = None)
     Raises:
       ValueError: as `load_splits`.
     """
-    wanted = population.num_clients if population.partition in (None, "natural") else None
+    own = population.rule is None or population.rule.by == "client"
+    wanted = population.num_clients if own else None
     return load_splits(dataset, split=split, num_clients=wanted, seed=population.seed)
 
 
@@ -231,13 +254,22 @@ def columns_for_partition(columns: Columns, splits: Splits, population: Populati
       splits: gives the names of all columns, for the message.
       population: gives the partition. Unless it is natural, the column of clients is dropped.
 
+    Returns:
+      Columns without a language: by the rule `language`, languages are the labels.
+
     Raises:
       ValueError: if the partition needs a column and there is none.
     """
-    needed = {"natural": "client", "dirichlet": "label"}.get(population.partition or "")
-    if needed and getattr(columns, needed) is None:
+    rule = population.rule
+    if rule is None:
+        return columns._replace(language=None)
+    if rule.by in ("client", "label", "language") and getattr(columns, rule.by) is None:
         raise ValueError(
-            f"partition={population.partition} needs a column, and none was found; choose one "
-            f"by `{needed}_column` ({', '.join(splits.train.column_names)}), or use partition=iid"
+            f"partition={rule.name} needs a column, and none was found; choose one "
+            f"by `{rule.by}_column` ({', '.join(splits.train.column_names)}), or use partition=iid"
         )
-    return columns if population.partition in (None, "natural") else columns._replace(client=None)
+    if rule.by == "language":
+        columns = columns._replace(label=columns.language)
+    if rule.by != "client":
+        columns = columns._replace(client=None)
+    return columns._replace(language=None)

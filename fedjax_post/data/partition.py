@@ -1,10 +1,6 @@
 """Partitions: which rows of a table each client holds, as two arrays.
 
-| | sizes | use |
-| --- | --- | --- |
-| `iid` | equal to within one row | the reference without heterogeneity |
-| `dirichlet` | equal to within one row | label skew of a chosen strength |
-| `natural` | as in the data | the clients of the data set |
+`iid` and `natural` are here; see `rules` for all rules and how an experiment names them.
 """
 
 import re
@@ -45,56 +41,9 @@ def iid(num_rows: int, num_clients: int, *, seed: int = 0) -> Partition:
       >>> partition.offsets.tolist(), sorted(partition.indices.tolist())
       ([0, 3, 5, 7], [0, 1, 2, 3, 4, 5, 6])
     """
-    _check_num_clients(num_clients, num_rows)
+    check_num_clients(num_clients, num_rows)
     owner = np.random.default_rng(seed).permutation(num_rows) % num_clients
-    return _group_by_owner(owner, num_clients)
-
-
-def dirichlet(labels: Rows, num_clients: int, *, alpha: float, seed: int = 0) -> Partition:
-    """Returns a partition with label skew, in which each client has its own mixture of labels.
-
-    Hsu, Qi, Brown, "Measuring the Effects of Non-Identical Data Distribution for Federated
-    Visual Classification", 2019, arXiv:1909.06335, section 3: client k draws q_k from
-    Dir(alpha * p), where p holds the labels' shares in the whole data set, and then draws its
-    rows without replacement according to q_k, renormalised over the labels that still have rows.
-    All clients are of equal size to within one row, so none is empty. In the limit of alpha to 0
-    each client has one label; in the limit of alpha to infinity this is `iid`.
-
-    Args:
-      labels: `[num_rows]`, one label for each row, of any sortable type.
-      num_clients: N, at most `num_rows`.
-      alpha: concentration, above 0.
-      seed: equal seeds give equal partitions.
-
-    Raises:
-      ValueError: if `alpha` is not positive and finite, and as `iid`.
-
-    Example:
-      >>> labels = ["a", "b"] * 10
-      >>> partition = dirichlet(labels, 4, alpha=0.1)
-      >>> np.diff(partition.offsets).tolist()  # rows of each client
-      [5, 5, 5, 5]
-    """
-    if not 0 < alpha < np.inf:
-        raise ValueError(
-            f"`partition_alpha` must be positive and finite, got {alpha}; "
-            "use partition=iid for no skew"
-        )
-    _check_num_clients(num_clients, len(labels))
-    rng = np.random.default_rng(seed)
-    label_of_row = np.unique(np.asarray(labels), return_inverse=True)[1]
-    left = np.bincount(label_of_row)
-    prior = left / left.sum()
-    sizes = np.diff(np.arange(num_clients + 1) * len(labels) // num_clients)
-    counts = np.empty((num_clients, len(left)), np.int64)
-    for k, size in enumerate(sizes):
-        counts[k] = _draw(rng.dirichlet(alpha * prior), left, size, rng)
-        left -= counts[k]
-    owner = np.empty(len(labels), np.int64)
-    for label in range(len(left)):
-        rows = rng.permutation(np.flatnonzero(label_of_row == label))
-        owner[rows] = np.repeat(np.arange(num_clients), counts[:, label])
-    return _group_by_owner(owner, num_clients)
+    return group_by_owner(owner, num_clients)
 
 
 def natural(values: Rows) -> tuple[Partition, tuple[str, ...]]:
@@ -114,7 +63,7 @@ def natural(values: Rows) -> tuple[Partition, tuple[str, ...]]:
       >>> names, partition.offsets.tolist(), partition.indices.tolist()
       (('ann', 'bob'), [0, 2, 3], [0, 2, 1])
     """
-    _check_num_clients(1, len(values))
+    check_num_clients(1, len(values))
     found, owner = np.unique(np.asarray(values), return_inverse=True)
     names = tuple(map(str, found))
     if found.dtype.kind not in "iu":  # integers are in order already
@@ -122,7 +71,7 @@ def natural(values: Rows) -> tuple[Partition, tuple[str, ...]]:
         rank = np.empty(len(names), np.int64)
         rank[order] = np.arange(len(names))
         names, owner = tuple(names[i] for i in order), rank[owner]
-    return _group_by_owner(owner, len(names)), names
+    return group_by_owner(owner, len(names)), names
 
 
 def describe(partition: Partition, table: TokenTable) -> dict[str, int | float]:
@@ -152,23 +101,46 @@ def natural_key(name: str) -> list[tuple[bool, int, str]]:
     return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts]
 
 
-def _draw(mixture: np.ndarray, left: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Returns how many of the remaining rows of each label a client of this size takes."""
-    taken = np.zeros_like(left)
-    while (missing := size - taken.sum()) > 0:
-        # The floor matters only once all labels in the client's mixture are used up.
-        share = np.where(left > taken, np.maximum(mixture, 1e-300), 0.0)
-        taken += np.minimum(rng.multinomial(missing, share / share.sum()), left - taken)
-    return taken
-
-
-def _group_by_owner(owner: np.ndarray, num_clients: int) -> Partition:
+def group_by_owner(owner: np.ndarray, num_clients: int) -> Partition:
+    """Returns the partition with the given owner of each row; rows of owner -1 are left out."""
+    held = np.flatnonzero(owner >= 0)
     offsets = np.zeros(num_clients + 1, np.int64)
-    np.cumsum(np.bincount(owner, minlength=num_clients), out=offsets[1:])
-    return Partition(offsets, np.argsort(owner, kind="stable"))
+    np.cumsum(np.bincount(owner[held], minlength=num_clients), out=offsets[1:])
+    return Partition(offsets, held[np.argsort(owner[held], kind="stable")])
 
 
-def _check_num_clients(num_clients: int, num_rows: int) -> None:
+def owners(partition: Partition, num_rows: int) -> np.ndarray:
+    """Returns the client that holds each row, `[num_rows]` int64; -1 for rows of no client."""
+    owner = np.full(num_rows, -1, np.int64)
+    sizes = np.diff(partition.offsets)
+    owner[partition.indices] = np.repeat(np.arange(len(sizes)), sizes)
+    return owner
+
+
+def equal_sizes(num_rows: int, num_clients: int) -> np.ndarray:
+    """Returns how many rows each client gets, `[N]`, equal to within one row."""
+    return np.diff(np.arange(num_clients + 1) * num_rows // num_clients)
+
+
+def apportion(total: int, weights: np.ndarray) -> np.ndarray:
+    """Returns whole numbers in proportion to `weights` with sum `total`, by largest remainders.
+
+    Args:
+      total: what is divided.
+      weights: `[n]`, not negative; their sum may be 0 only if `total` is.
+
+    >>> apportion(5, np.array([1.0, 1.0, 2.0])).tolist()
+    [1, 1, 3]
+    """
+    shares = total * np.asarray(weights, np.float64) / max(np.sum(weights), 1e-300)
+    counts = np.floor(shares).astype(np.int64)
+    order = np.argsort(counts - shares, kind="stable")
+    counts[order[: total - counts.sum()]] += 1
+    return counts
+
+
+def check_num_clients(num_clients: int, num_rows: int) -> None:
+    """Raises if there are no clients, or more clients than rows."""
     if not 1 <= num_clients <= num_rows:
         raise ValueError(
             f"`num_clients` must be in [1, number of rows = {num_rows}], got {num_clients}; "

@@ -23,6 +23,7 @@ class Origin(NamedTuple):
     split: str = "train"  # name of the split
     files: tuple[File, ...] = ()  # files with the rows, in this order; empty for other sources
     numbers: np.ndarray | None = None  # [num_rows], numbers of the rows in the source; None: 0, 1..
+    held_out: bool = False  # no client trains on them, so that no client needs a row of its own
 
     def row(self, index: int) -> "Row":
         """Returns the name of a row of the data set, for messages."""
@@ -125,6 +126,30 @@ def hold_out(splits: Splits, fraction: float, *, seed: int = 0) -> Splits:
     )
     return Splits(
         parts["train"], parts["test"], train, test._replace(split=f"{train.split}, set aside")
+    )
+
+
+def limit(splits: Splits, max_examples: int, *, seed: int = 0) -> Splits:
+    """Returns splits with at most `max_examples` rows to train on: random ones, in their order.
+
+    Args:
+      splits: as `hold_out` returns them, so that the held-out rows do not depend on the limit.
+      max_examples: 0 for all rows.
+      seed: equal seeds choose the same rows.
+
+    Raises:
+      ValueError: if `max_examples` is negative.
+    """
+    if max_examples < 0:
+        raise ValueError(f"max_examples must be at least 1, or 0 for all rows, got {max_examples}")
+    num_rows = len(splits.train)
+    if not 0 < max_examples < num_rows:
+        return splits
+    chosen = np.random.default_rng((seed, 4)).choice(num_rows, max_examples, replace=False)
+    chosen.sort()
+    numbers = chosen if splits.origin.numbers is None else splits.origin.numbers[chosen]
+    return splits._replace(
+        train=splits.train.select(chosen), origin=splits.origin._replace(numbers=numbers)
     )
 
 

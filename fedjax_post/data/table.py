@@ -77,7 +77,7 @@ def make_table(
       rows: a `datasets.Dataset`.
       tokenizer: a Hugging Face tokenizer.
       columns: as `find_columns` returns them. Where `client` is set, each client must
-        keep at least one row.
+        keep at least one row, unless the rows are held out.
       template: see `is_chat_template`.
       max_length: L, in tokens; None or 0 for the longest row, rounded up to a multiple
         of 8 and at most `context_length`.
@@ -89,9 +89,8 @@ def make_table(
         or exceeds `context_length`.
     """
     tokenised = tokenise(rows, tokenizer, columns=columns, template=template, origin=origin)
-    return _fit_rows([tokenised], tokenizer, max_length=max_length, context_length=context_length)[
-        0
-    ]
+    limits = {"max_length": max_length, "context_length": context_length}
+    return _fit_rows([tokenised], tokenizer, every_client=not origin.held_out, **limits)[0]
 
 
 def make_pair_tables(
@@ -133,9 +132,8 @@ def make_pair_tables(
         )
         for response, against in sides
     ]
-    one, other = _fit_rows(
-        tokenised, tokenizer, max_length=max_length, context_length=context_length
-    )
+    limits = {"max_length": max_length, "context_length": context_length}
+    one, other = _fit_rows(tokenised, tokenizer, every_client=not origin.held_out, **limits)
     return one, other
 
 
@@ -186,12 +184,13 @@ def _fit_rows(
     *,
     max_length: int | None,
     context_length: int | None,
+    every_client: bool,
 ) -> list[TokenTable]:
     """Returns tables of one length and with the same rows: those with a response in each table."""
     longest = max(int(side.length.max()) for side in sides)
     limit = _choose_length(max_length, longest, context_length)
     first = np.max([side.first for side in sides], axis=0)
-    kept = _find_fitting(first, sides[0].client, limit)
+    kept = _find_fitting(first, sides[0].client if every_client else None, limit)
     tables = [
         TokenTable(
             values=side.values,

@@ -68,7 +68,7 @@ def tokenise(
 
     Raises:
       ValueError: as `make_encoder`; for a data set without rows; and for a row without a client
-        where there is a column of clients.
+        where there is a column of clients, unless the rows are held out.
     """
     if not len(rows):
         raise ValueError("`dataset` has no rows; choose another one, or another split of it")
@@ -76,7 +76,8 @@ def tokenise(
     chunks = made.data.column("tokens").chunks
     offsets = [chunk.offsets.to_numpy() for chunk in chunks]
     row = _numbers(made, "row")
-    names = made.data.column(columns.client).to_pylist() if columns.client else ()
+    named = columns.client is not None and not origin.held_out
+    names = made.data.column(columns.client).to_pylist() if named else ()
     for index, name in enumerate(names):
         if name is None or not str(name).strip():
             raise ValueError(
@@ -101,7 +102,7 @@ def tokenise(
         first=np.maximum(_numbers(made, "first_response"), 1),  # position 0 is not predicted
         row=row if origin.numbers is None else origin.numbers[row],
         label=_values(made, columns.label),
-        client=_values(made, columns.client),
+        client=_values(made, columns.client, missing=""),
         notes=notes,
     )
 
@@ -181,10 +182,14 @@ def _numbers(made: "Dataset", column: str) -> np.ndarray:
     return made.data.column(column).to_numpy()
 
 
-def _values(made: "Dataset", column: str | None) -> np.ndarray | None:
+def _values(
+    made: "Dataset", column: str | None, *, missing: str | None = None
+) -> np.ndarray | None:
     """Returns a column for grouping: integers unchanged, everything else as text."""
     if column is None:
         return None
     values = made.data.column(column)
+    if values.null_count and missing is not None:
+        values = values.cast("string").fill_null(missing)
     array = values.to_numpy()
     return array if array.dtype.kind in "iu" else array.astype(str)

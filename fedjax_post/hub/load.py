@@ -7,14 +7,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fedjax_post.adapters.lora import merge_lora
 from fedjax_post.hub import gguf
 from fedjax_post.hub.documents import read_json, write_json
-from fedjax_post.hub.families import find_family, read_config, write_config
+from fedjax_post.hub.families import Family, find_family, read_config, write_config
 from fedjax_post.hub.files import find_folder
 from fedjax_post.hub.resolve import rename_by_family, settle_head
-from fedjax_post.hub.tensors import SINGLE, read_folder, remove_shards, write_file
+from fedjax_post.hub.tensors import SINGLE, Entry, read_folder, remove_shards, write_file
 from fedjax_post.hub.weights import ShardingFn, check_tensors, load_weights, stored_tensors
 from fedjax_post.model.config import DecoderConfig
 from fedjax_post.model.quantize import check_quantization, dequantize_model
@@ -104,16 +105,39 @@ def load_model(
         check_quantization(quantize)
     config = dataclasses.replace(load_config(folder), dtype=dtype.name, remat=coded)
     family = find_family({"model_type": config.model_type})
-    if gguf.is_gguf(folder):
-        entries = gguf.family_entries(gguf.read_gguf(folder))
-    else:
-        entries = rename_by_family(read_folder(folder), family)
+    entries = _entries(folder, family)
     config, entries = settle_head(config, entries, family, dtype=dtype)
     check_tensors(entries, family, where=str(folder), config=config)
     variables = load_weights(
         entries, family, config=config, dtype=dtype, sharding_fn=sharding_fn, quantize=quantize
     )
     return LanguageModel(variables, config)
+
+
+def load_embedding(name_or_path: str | Path) -> np.ndarray:
+    """Returns the input embeddings of a published model, `[V, D]` float32, and reads only them.
+
+    Args:
+      name_or_path: as for `load_model`.
+
+    Raises:
+      FileNotFoundError, ValueError: as `load_model`.
+    """
+    folder = find_folder(name_or_path)
+    family = find_family({"model_type": load_config(folder).model_type})
+    entries = _entries(folder, family)
+    names = [family.tensors[role].name for role in ("embedding", "head") if role in family.tensors]
+    found = [entries[name] for name in names if name in entries]  # a tied head may stand for both
+    if not found:
+        raise ValueError(f"{folder}: no tensor {names[0]}; does config.json belong to the weights?")
+    return found[0].read(np.float32)
+
+
+def _entries(folder: Path, family: Family) -> dict[str, Entry]:
+    """Returns the tensors of a folder or GGUF file by the family's names, not read yet."""
+    if gguf.is_gguf(folder):
+        return gguf.family_entries(gguf.read_gguf(folder))
+    return rename_by_family(read_folder(folder), family)
 
 
 def save_model(

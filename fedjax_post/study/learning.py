@@ -9,7 +9,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from fedjax_post.data.population import PARTITIONS, Population
+from fedjax_post.data.population import Population
+from fedjax_post.data.rules import RULES
 from fedjax_post.data.source import BUILTIN as TASKS
 from fedjax_post.hub.files import BUILTIN as MODELS
 from fedjax_post.model.codes import KINDS
@@ -77,19 +78,23 @@ class Data:
     )
     split: str | None = setting(None, "split to train on, where the data have several (train)")
     partition: str | None = setting(
-        _USUAL.partition,
-        "how rows are divided among clients (natural with a client column, else iid)",
-        choices=PARTITIONS,
+        None,
+        f"how rows are divided among clients: {', '.join(RULES)}; with settings as in shards(2) "
+        "(natural with a client column, else iid)",
         common=True,
     )
-    partition_alpha: float = setting(
-        _USUAL.alpha, "concentration of partition dirichlet; lower is more skewed", above=0
+    partition_alpha: float | None = setting(
+        None, "concentration of partition dirichlet; lower is more skewed (0.3)", above=0
     )
     num_clients: int | None = setting(
         None,
-        "number of clients for iid, dirichlet and the built-in tasks (128)",
+        "number of clients; natural clients and languages have one of their own "
+        "(128 for the built-in tasks)",
         low=1,
         common=True,
+    )
+    max_examples: int = setting(
+        _USUAL.max_examples, "maximum rows to train on, chosen at random; 0: all rows", low=0
     )
     heldout_fraction: float = setting(
         _USUAL.heldout_fraction, "share of rows held out, if the data have no held-out split", low=0
@@ -105,6 +110,9 @@ class Data:
     )
     history_column: str | None = setting(None, "column of earlier turns (found by common names)")
     tools_column: str | None = setting(None, "column of tools (found by common names)")
+    language_column: str | None = setting(
+        None, "column of the language, for partition language (found by common names)"
+    )
     rejected_column: str | None = setting(
         None, "column of the response that is not preferred, for objective dpo (rejected)"
     )

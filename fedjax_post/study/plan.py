@@ -1,5 +1,7 @@
 """A short description of a run before it starts: its size, its method and its costs."""
 
+from typing import Any
+
 import jax
 import numpy as np
 
@@ -26,7 +28,8 @@ def projection(parts: Parts) -> str:
         f"{report['examples']:,} examples, {report['tokens']:,} tokens",
         f"rows       of {report['max_length']} tokens; {report['truncated']} cut and "
         f"{report['dropped']} left out ("
-        f"{' and '.join(f'{name}: {size:,}' for name, size in report['splits'].items())})",
+        f"{' and '.join(f'{name}: {size:,}' for name, size in report['splits'].items())})"
+        f"{_unchosen(report)}",
         f"scored     {_scoring(parts)}",
     ]
     lines.append(f"method     {methods.describe(spec)}; {spec.training.rounds} rounds")
@@ -46,11 +49,24 @@ def projection(parts: Parts) -> str:
     return "\n".join(lines)
 
 
+def _unchosen(report: dict[str, Any]) -> str:
+    """Returns how many rows `max_examples` leaves out, as the end of a sentence."""
+    number = report["not_chosen"]
+    return f"; {number:,} more are not used, by max_examples" if number else ""
+
+
+def _whose(report: dict[str, Any]) -> str:
+    """Returns which clients have held-out rows."""
+    if report["heldout_by"] is None:
+        return "of no client, since they name none and have no label"
+    return f"of {report['heldout_clients']:,} clients, by {report['heldout_by']}"
+
+
 def _scoring(parts: Parts) -> str:
     """Returns what is scored at the end, and why answers are not compared where they are not."""
     spec = parts.spec
     table, rows = parts.heldout.table, len(parts.heldout.rows)
-    size = f"{rows:,} held-out rows"
+    size = f"{rows:,} held-out rows {_whose(parts.data.report)}"
     if table.fit.num_dropped:
         size += f" ({table.fit.num_dropped:,} more have no response within the length)"
     if parts.heldout.exact_match:

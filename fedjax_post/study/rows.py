@@ -13,7 +13,7 @@ from fedjax_post.data.table import TokenTable
 from fedjax_post.evaluate.generation import longest_response
 from fedjax_post.evaluate.scores import HeldOut, choose_rows
 from fedjax_post.simulate.cohort import Sampler, draw
-from fedjax_post.study import hosting, prompts
+from fedjax_post.study import hosting, partitions, prompts
 from fedjax_post.study.spec import Spec
 
 _SHORT = 32  # tokens; answers up to this length are generated and compared by default
@@ -59,12 +59,16 @@ def load_data(spec: Spec, tokenizer: Any, *, context_length: int) -> Loaded:
 
 
 def population_of(spec: Spec) -> Population:
-    """Returns how the rows of an experiment are divided among clients."""
+    """Returns how the rows of an experiment are divided among clients.
+
+    Raises:
+      ValueError: for a partition that is no rule, naming the field.
+    """
     return Population(
-        partition=spec.data.partition,
+        partition=partitions.rule_of(spec),
         num_clients=spec.data.num_clients,
-        alpha=spec.data.partition_alpha,
         heldout_fraction=spec.data.heldout_fraction,
+        max_examples=spec.data.max_examples,
         seed=spec.seed,
     )
 
@@ -75,6 +79,7 @@ def check(spec: Spec) -> None:
     Raises:
       ValueError, OSError: naming the field and the remedy.
     """
+    partitions.check(spec)
     check_source(spec.data.source)
     population = count_clients(spec.data.source, population_of(spec))
     if population is not None:

@@ -9,7 +9,7 @@ import datasets
 import numpy as np
 import pytest
 
-from fedjax_post.data import Population, Text, gather, load_clients
+from fedjax_post.data import Population, Text, gather, load_clients, rules
 from fedjax_post.data.columns import Columns
 from fedjax_post.data.source import load_splits
 from fedjax_post.data.splits import Splits, hold_out, is_held_out
@@ -280,7 +280,7 @@ def load_worded(path, tokenizer, words, **columns):
         batch_size=1,
         local_steps=1,
         text=Text(Columns(**columns), template="{text}\n", response_words=words),
-        population=Population("dirichlet", num_clients=1, alpha=100.0),
+        population=Population(rules.dirichlet(100.0), num_clients=1),
     )
 
 
