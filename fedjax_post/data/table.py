@@ -57,6 +57,7 @@ class TokenTable(NamedTuple):
     pad_id: int  # the token that fills rows on the right
     label: np.ndarray | None = None  # [num_rows], the label column, if there is one
     client: np.ndarray | None = None  # [num_rows], the client column, if there is one
+    is_cut: np.ndarray | None = None  # [num_rows], bool: the response goes on; None: no row is cut
     fit: Fit = Fit()
     notes: Notes = Notes()
 
@@ -168,6 +169,24 @@ def gather(
     return tokens, loss_mask
 
 
+def response_tokens(table: TokenTable, rows: np.ndarray, *, width: int) -> np.ndarray:
+    """Returns the first tokens of rows' last responses, `[n, width]` int32, -1 after their end.
+
+    Args:
+      table: the tokenised rows.
+      rows: `[n]` int, row numbers, in any order.
+      width: tokens of each response.
+    """
+    found = np.full((len(rows), width), -1, np.int32)
+    chunk, begin = table.chunk[rows], table.start[rows] + table.prompt_length[rows]
+    place = begin[:, None] + np.arange(width)
+    is_inside = place < (table.start[rows] + table.length[rows])[:, None]
+    for number in np.unique(chunk):
+        here = is_inside & (chunk == number)[:, None]
+        found[here] = ~table.values[number][place[here]]
+    return found
+
+
 def fit_message(table: TokenTable) -> str:
     """Returns one sentence on the rows that `max_length` has cut or left out."""
     fit = table.fit
@@ -202,6 +221,7 @@ def _fit_rows(
             pad_id=pad_id_of(tokenizer),
             label=_select(side.label, kept),
             client=_select(side.client, kept),
+            is_cut=(side.length > limit)[kept],
             fit=_count_fit(side, kept, limit),
             notes=side.notes,
         )

@@ -1,16 +1,16 @@
 """Generated answers: greedy continuations of held-out prompts, as text."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from fedjax_post.data.table import TokenTable, gather
+from fedjax_post.evaluate.choices import DecodeFn
 
 PyTree = Any
-DecodeFn = Callable[[list[int]], str]
 
 
 def greedy_answers(
@@ -21,13 +21,12 @@ def greedy_answers(
     rows: np.ndarray,
     decode_fn: DecodeFn,
     eos_id: int,
+    longest: int | None = None,
     batch_size: int = 32,
 ) -> list[str]:
     """Returns the model's answer to each row's prompt, by greedy decoding.
 
-    An answer may be as long as the table's longest response, if the model's context has
-    room for it after the longest prompt. One shape is compiled for each table,
-    whatever the number of rows: the last batch is padded.
+    One shape is compiled for each table, whatever the number of rows: the last batch is padded.
 
     Args:
       model: the frozen model, or another object with the method `answer`.
@@ -36,13 +35,17 @@ def greedy_answers(
       rows: `[n]` int, row numbers.
       decode_fn: token ids without the end token -> text.
       eos_id: the token that ends an answer.
+      longest: tokens of an answer, for rows whose prompts leave room for it in the model's context;
+        None for the table's longest response, or what the longest prompt leaves room for.
       batch_size: prompts decoded side by side.
     """
     width = int(table.prompt_length.max())
-    longest = longest_response(table)
-    num_new = longest
+    num_new = longest or longest_response(table)
     if hasattr(model, "config"):  # a hosted model raises an error itself if this is too long
-        num_new = min(longest, model.config.max_positions - width - model.prompt_length(params))
+        room = model.config.max_positions - model.prompt_length(params)
+        if longest is None:
+            num_new = min(num_new, room - width)
+        width = min(width, room - num_new)
     answers = []
     for start in range(0, len(rows), batch_size):
         part = rows[start : start + batch_size]

@@ -1,48 +1,18 @@
-"""Scores: loss and exact match over a held-out set, in total and for each task."""
+"""Scores: loss, exact match and ranks over a held-out set, in total and for each task."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from fedjax_post.data.table import TokenTable
-from fedjax_post.evaluate.generation import DecodeFn, greedy_answers, matches, reference_answers
+from fedjax_post.evaluate.generation import greedy_answers, matches, reference_answers
+from fedjax_post.evaluate.heldout import HeldOut, answer_length, is_compared, is_ranked
 from fedjax_post.evaluate.loss import RowLosses, mean_loss, row_losses
 from fedjax_post.evaluate.preferences import reward_margins
+from fedjax_post.evaluate.ranking import rank, right_labels
 from fedjax_post.model.views import LanguageModel
 
 PyTree = Any
 Scores = dict[str, Any]
-
-
-class HeldOut(NamedTuple):
-    """The held-out rows and settings with which every model is scored."""
-
-    table: TokenTable
-    rows: np.ndarray  # [n], int64, row numbers
-    decode_fn: DecodeFn  # token ids without the end token -> text
-    eos_id: int  # the token that ends an answer
-    exact_match: bool  # whether answers are generated and compared
-    batch_size: int = 32  # rows in one compiled call
-    loss: bool = True  # whether the model gives the likelihood of a response
-    labels: tuple[str, ...] = ()  # the possible answers; empty for any text
-    rejected: TokenTable | None = None  # for preference pairs: the rows with rejected responses
-
-
-def choose_rows(num_rows: int, limit: int = 0, *, seed: int = 0) -> np.ndarray:
-    """Returns up to `limit` row numbers, chosen at random, in ascending order.
-
-    Args:
-      num_rows: number of rows to choose from.
-      limit: largest number of rows to choose; 0 for all.
-      seed: equal seeds choose equal rows.
-
-    Example:
-      >>> choose_rows(4).tolist(), len(choose_rows(1000, 10))
-      ([0, 1, 2, 3], 10)
-    """
-    if not 0 < limit < num_rows:
-        return np.arange(num_rows)
-    return np.sort(np.random.default_rng((seed, 2)).permutation(num_rows)[:limit])
 
 
 def score(model: LanguageModel, params: PyTree, heldout: HeldOut) -> Scores:
@@ -56,12 +26,15 @@ def score(model: LanguageModel, params: PyTree, heldout: HeldOut) -> Scores:
     Returns:
       "loss", nats per response token, if `heldout.loss`. "exact_match", if
       `heldout.exact_match`: the share in [0, 1] of rows whose answer equals the response, or is
-      the right one of `heldout.labels`. "preference", if `heldout.rejected`: the share of pairs
-      whose margin in favour of the preferred response is larger than with the model as it was
-      loaded, a tie counting one half. "per_task", if the table has labels: the same scores for
-      each label.
+      the right one of `heldout.labels`. "accuracy", "accuracy_per_token" and "accuracy_pmi", if
+      `is_ranked(heldout)`: the share of rows whose label is ranked first, see `ranking`.
+      "preference", if `heldout.rejected`: the share of pairs whose margin in favour of the
+      preferred response is larger than with the model as it was loaded, a tie counting one half.
+      "per_task", if the table has labels: the same scores for each label. Rows that `left_out`
+      counts are left out of a share; a share of no row is left out of the result.
 
     Example:
+      >>> from fedjax_post.data.table import TokenTable
       >>> from fedjax_post.testing.models import tiny_model
       >>> tokens = np.array([3, 4, ~5, ~1, 3, ~6, ~1], np.int32)  # two rows, responses as ~token
       >>> ints = lambda *numbers: np.array(numbers, np.int32)
@@ -69,7 +42,7 @@ def score(model: LanguageModel, params: PyTree, heldout: HeldOut) -> Scores:
       >>> table = TokenTable(
       ...     (tokens,), **places, prompt_length=ints(2, 1), max_length=4, pad_id=0
       ... )
-      >>> heldout = HeldOut(table, choose_rows(2), str, eos_id=1, exact_match=False)
+      >>> heldout = HeldOut(table, np.arange(2), str, eos_id=1, exact_match=False)
       >>> list(score(tiny_model(), {}, heldout))
       ['loss']
     """
@@ -79,6 +52,8 @@ def score(model: LanguageModel, params: PyTree, heldout: HeldOut) -> Scores:
         losses = row_losses(model, params, table, rows=rows, batch_size=heldout.batch_size)
     if heldout.exact_match:
         shares["exact_match"] = _is_answered(model, params, heldout)
+    if is_ranked(heldout):
+        shares |= rank(model, params, heldout)
     if heldout.rejected is not None:
         margins = reward_margins(
             model,
@@ -98,20 +73,39 @@ def score(model: LanguageModel, params: PyTree, heldout: HeldOut) -> Scores:
     return scores
 
 
+def left_out(heldout: HeldOut) -> dict[str, int]:
+    """Returns how many held-out rows a score leaves out, for scores that leave out any.
+
+    The rows are those that cannot be compared or ranked; see `is_compared` and `right_labels`.
+    """
+    counts = {}
+    if heldout.exact_match:
+        counts["exact_match"] = int((~is_compared(heldout)).sum())
+    if is_ranked(heldout):
+        counts["accuracy"] = int((right_labels(heldout) < 0).sum())
+    return {name: count for name, count in counts.items() if count}
+
+
 def mean_scores(all_scores: list[Scores]) -> Scores:
-    """Returns the mean of several models' scores, for each task too."""
-    first = all_scores[0]
+    """Returns the mean of several models' scores, for each task too.
+
+    A score is averaged over the models that have it.
+    """
+    values: dict[str, list] = {}
+    for scores in all_scores:
+        for name, value in scores.items():
+            values.setdefault(name, []).append(value)
     return {
-        name: mean_scores([scores[name] for scores in all_scores])
-        if isinstance(value, dict)
-        else float(np.mean([scores[name] for scores in all_scores]))
-        for name, value in first.items()
+        name: mean_scores(found) if isinstance(found[0], dict) else float(np.mean(found))
+        for name, found in values.items()
     }
 
 
 def _is_answered(model: LanguageModel, params: PyTree, heldout: HeldOut) -> np.ndarray:
-    """Returns whether each row is answered exactly, bool `[n]`."""
-    table, rows, decode_fn, eos_id, _, batch_size, *_ = heldout
+    """Returns whether each row is answered exactly, float64 `[n]`; NaN if it is not compared."""
+    table, decode_fn, eos_id = heldout.table, heldout.decode_fn, heldout.eos_id
+    compared = is_compared(heldout)
+    found, rows = np.full(len(compared), np.nan), heldout.rows[compared]
     answers = greedy_answers(
         model,
         params,
@@ -119,14 +113,18 @@ def _is_answered(model: LanguageModel, params: PyTree, heldout: HeldOut) -> np.n
         rows=rows,
         decode_fn=decode_fn,
         eos_id=eos_id,
-        batch_size=batch_size,
+        longest=answer_length(heldout),
+        batch_size=heldout.batch_size,
     )
     references = reference_answers(table, rows=rows, decode_fn=decode_fn, eos_id=eos_id)
-    return matches(answers, references, labels=heldout.labels)
+    found[compared] = matches(answers, references, labels=heldout.labels)
+    return found
 
 
 def _summary(losses: RowLosses | None, shares: dict[str, np.ndarray], chosen: np.ndarray) -> Scores:
-    scores = {name: float(flags[chosen].mean()) for name, flags in shares.items()}
+    """Returns the scores of the chosen rows; a share is over those of them that are not NaN."""
+    counted = {name: flags[chosen & ~np.isnan(flags)] for name, flags in shares.items()}
+    scores = {name: float(flags.mean()) for name, flags in counted.items() if len(flags)}
     if losses is None:
         return scores
     chosen_losses = RowLosses(losses.nats[chosen], losses.num_tokens[chosen])

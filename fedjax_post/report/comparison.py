@@ -17,9 +17,9 @@ import numpy as np
 from fedjax_post.integrity import DamagedError, seal_file
 from fedjax_post.report.records import read_records, read_summary
 from fedjax_post.report.scatter import draw_comparison
-from fedjax_post.report.table import format_bytes
+from fedjax_post.report.table import SCORES, format_bytes
 
-_SCORES = ("loss", "exact_match")
+_SCORES = tuple(name for name in SCORES if name != "preference")
 
 
 class RunScores(NamedTuple):
@@ -73,9 +73,10 @@ def read_run(directory: Path) -> RunScores:
 
 def describe(run: RunScores) -> str:
     """Returns a run's results as one line of text."""
-    exact = f", exact match {run.scores['exact_match']:.1%}" if "exact_match" in run.scores else ""
+    shares = [name for name in ("exact_match", "accuracy") if name in run.scores]
+    told = "".join(f", {SCORES[name]} {run.scores[name]:.1%}" for name in shares)
     sent = f"{format_bytes(run.bytes_up)} up and {format_bytes(run.bytes_down)} down"
-    return f"{run.scores['loss']:.3f} nats per token{exact}; {sent}; {run.seconds:.0f} s of rounds"
+    return f"{run.scores['loss']:.3f} nats per token{told}; {sent}; {run.seconds:.0f} s of rounds"
 
 
 def interval(values: Sequence[float]) -> Interval:
@@ -158,10 +159,9 @@ def write(directory: Path, labels: Sequence[str], *, command: str) -> str:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Returns the rows as a Markdown table, sorted by exact match, then by loss, best first."""
+    """Returns the rows as a Markdown table, best first: see `_order`."""
     names = [name for name in _SCORES if all(name in row.scores for row in rows)]
-    titles = {"loss": "nats per token", "exact_match": "exact match"}
-    header = ["algorithm", *(titles[name] for name in names), f"nats less {rows[0].label}'s"]
+    header = ["algorithm", *(SCORES[name] for name in names), f"nats less {rows[0].label}'s"]
     lines = [[*header, "up", "down", "seeds"]]
     for row in sorted(rows, key=lambda row: _order(row, names)):
         scores = [_score(name, row.scores[name]) for name in names]
@@ -187,13 +187,14 @@ def _finished_runs(directory: Path) -> dict[int, RunScores]:
     return {seed: read_run(directory / f"seed-{seed}") for seed in sorted(found)}
 
 
-def _order(row: Row, names: Sequence[str]) -> tuple[float, float]:
-    return -row.scores["exact_match"].mean if "exact_match" in names else 0, row.scores["loss"].mean
+def _order(row: Row, names: Sequence[str]) -> tuple[float, ...]:
+    """Returns a key to sort by: accuracy where rows have labels, then exact match, then loss."""
+    shares = [-row.scores[name].mean for name in ("accuracy", "exact_match") if name in names]
+    return *shares, row.scores["loss"].mean
 
 
 def _score(name: str, value: Interval, *, sign: str = "") -> str:
-    factor, form = (100, f"{sign}.1f") if name == "exact_match" else (1, f"{sign}.3f")
-    unit = " %" if name == "exact_match" else ""
+    factor, form, unit = (1, f"{sign}.3f", "") if name == "loss" else (100, f"{sign}.1f", " %")
     half = "" if math.isnan(value.half) else f" ± {format(factor * value.half, form.strip('+'))}"
     return f"{format(factor * value.mean, form)}{half}{unit}"
 

@@ -34,6 +34,7 @@ def panels_of(records: list[Record]) -> list[Panel]:
     panels += [
         Panel("pairs preferred, %", "accuracy", "eval_preference", percent=True),
         Panel("exact match, %", None, "eval_exact_match", percent=True),
+        Panel("labels ranked first, %", None, "eval_accuracy", percent=True),
     ]
     return [panel for panel in panels if {panel.training, panel.heldout} & has]
 

@@ -30,19 +30,19 @@ def draw_comparison(rows: Sequence[Any], path: Path) -> Path:
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator
 
-    names = [name for name in ("exact_match", "loss") if all(name in r.scores for r in rows)]
+    titles = {"exact_match": "exact match, %", "accuracy": "accuracy, %", "loss": "nats per token"}
+    names = [name for name in titles if all(name in row.scores for row in rows)]
     figure = Figure(figsize=(4.2 * len(names) + 2.4, _height(len(rows))), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-        factor = 100 if name == "exact_match" else 1
+        factor = 1 if name == "loss" else 100
         for number, row in enumerate(rows):
             score, sent = row.scores[name], (row.bytes_up.mean + row.bytes_down.mean) / 1e6
             half = 0 if math.isnan(score.half) else factor * score.half
             label = _readable(row.label) if name == names[0] else None
             style = {"color": colour(number, len(rows)), "fmt": _MARKERS[number % len(_MARKERS)]}
             axes.errorbar(sent, factor * score.mean, half, capsize=3, label=label, **style)
-        title = "exact match, %" if name == "exact_match" else "nats per token"
-        axes.set(xscale="log", xlabel="sent, up and down, MB", ylabel=f"held out: {title}")
+        axes.set(xscale="log", xlabel="sent, up and down, MB", ylabel=f"held out: {titles[name]}")
         axes.set_ylim(bottom=max(0.0, axes.get_ylim()[0]))
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter("{x:g}")

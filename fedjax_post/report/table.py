@@ -5,23 +5,29 @@ from typing import Any
 
 Summary = dict[str, Any]
 
+# The scores of a model, with their titles in tables; all but the loss are shares in [0, 1]
+SCORES = {
+    "loss": "nats/token",
+    "exact_match": "exact match",
+    "accuracy": "accuracy",
+    "accuracy_per_token": "acc. per token",
+    "accuracy_pmi": "acc. pmi",
+    "preference": "pairs preferred",
+}
+
 
 def summary_table(summary: Summary, directory: str | Path) -> str:
     """Returns a table of the base's and the run's scores, also by task, and the run's costs."""
     base, final = summary["base"], summary["final"]
-    names = [name for name in ("loss", "exact_match", "preference") if name in base]
-    titles = {
-        "loss": "nats/token",
-        "exact_match": "exact match",
-        "preference": "pairs preferred",
-    }
+    names = [name for name in SCORES if name in base]
     header = ["held out"]
     for name in names:
-        header += [f"{titles[name]}: base", "this run"]
+        header += [f"{SCORES[name]}: base", "this run"]
     rows = [_score_row("all", base, final, names)]
     for task, scores in base.get("per_task", {}).items():
         rows.append(_score_row(task, scores, final["per_task"][task], names))
-    lines = [columns([header, *rows]), "", *_costs(summary), f"results    {directory}"]
+    lines = [columns([header, *rows]), "", *_left_out(summary), *_costs(summary)]
+    lines.append(f"results    {directory}")
     return "\n".join(lines)
 
 
@@ -36,6 +42,13 @@ def format_bytes(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
         count /= 1000
     raise AssertionError
+
+
+def _left_out(summary: Summary) -> list[str]:
+    """Returns a line on the rows that some scores leave out."""
+    counts = summary.get("left_out") or {}
+    told = [f"{count:,} rows from {SCORES[name]}" for name, count in counts.items()]
+    return [f"left out   {' and '.join(told)}; cut, too long or without a label"] if told else []
 
 
 def _costs(summary: Summary) -> list[str]:
@@ -71,14 +84,16 @@ def _costs(summary: Summary) -> list[str]:
 
 
 def score_cells(scores: Summary, names: list[str]) -> list[str]:
-    """Returns scores as texts: losses in nats per token, shares in percent.
+    """Returns scores as texts: losses in nats per token, shares in percent, "-" without a value.
 
     Args:
       scores: by name.
       names: of the scores to return.
     """
     forms = {"loss": "{:.3f}"}
-    return [forms.get(name, "{:.1%}").format(scores[name]) for name in names]
+    return [
+        forms.get(name, "{:.1%}").format(scores[name]) if name in scores else "-" for name in names
+    ]
 
 
 def _score_row(task: str, base: Summary, final: Summary, names: list[str]) -> list[str]:

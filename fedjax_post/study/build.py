@@ -11,7 +11,7 @@ from fedjax_post.data.load import Loaded
 from fedjax_post.data.ranks import RankedClients
 from fedjax_post.disclosure.ledger import Form
 from fedjax_post.evaluate.generation import longest_response
-from fedjax_post.evaluate.scores import HeldOut
+from fedjax_post.evaluate.heldout import HeldOut
 from fedjax_post.hub.load import load_config
 from fedjax_post.hub.tokenizer import check_tokenizer
 from fedjax_post.model.views import LanguageModel
@@ -91,7 +91,7 @@ def build(spec: Spec) -> Parts:
     target = trained.load_target(spec, tokenizer, mesh)
     train = lambda model: trained.make_trainable(spec, model, tokenizer)
     model, params = devices.place(roles.assemble(spec, algorithm, target, train), mesh)
-    heldout = rows.make_heldout(spec, data, tokenizer)
+    heldout = rows.make_heldout(spec, data, tokenizer, room=room)
     start = devices.place(init(algorithm, params), mesh)
     plan = fedjax_post.Plan(
         sampler=sampler,

@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjax_post.evaluate.scores import Scores, choose_rows, score
-from fedjax_post.report.table import columns, score_cells
+from fedjax_post.evaluate.heldout import choose_rows
+from fedjax_post.evaluate.scores import Scores, score
+from fedjax_post.report.table import SCORES, columns, score_cells
 from fedjax_post.study import rows
 from fedjax_post.study.served import serve
 
 _NONE: Mapping[str, Any] = MappingProxyType({})
-_NAMES = ("loss", "exact_match", "preference")
 
 
 class Evaluation(NamedTuple):
@@ -24,16 +24,16 @@ class Evaluation(NamedTuple):
 
     def table(self) -> str:
         """Returns the scores as a text table, with the clients' mean and deviation."""
-        names = [name for name in _NAMES if name in self.scores]
+        names = [name for name in SCORES if name in self.scores]
         lines = [["", *names], ["held out", *score_cells(self.scores, names)]]
         for task, scores in self.scores.get("per_task", {}).items():
             lines.append([f"  {task}", *score_cells(scores, names)])
         for client, scores in self.clients.items():
             lines.append([f"client {client}", *score_cells(scores, names)])
         if len(self.clients) > 1:
-            values = {name: [s[name] for s in self.clients.values()] for name in names}
+            values = {name: [s[name] for s in self.clients.values() if name in s] for name in names}
             for what, fn in (("mean", np.mean), ("deviation", np.std)):
-                spread = {name: float(fn(found)) for name, found in values.items()}
+                spread = {name: float(fn(found)) for name, found in values.items() if found}
                 lines.append([f"clients, {what}", *score_cells(spread, names)])
         return columns(lines)
 
@@ -58,7 +58,7 @@ def evaluate(what: str | Path, changes: Mapping[str, Any] = _NONE) -> Evaluation
         spec = spec.put({"training.local_steps": 1})  # loading needs a value; nothing is trained
     room = model.config.max_positions - model.prompt_length(params)
     data = rows.load_data(spec, tokenizer, context_length=room)
-    heldout = rows.make_heldout(spec, data, tokenizer)
+    heldout = rows.make_heldout(spec, data, tokenizer, room=room)
     held = getattr(data.clients, "preferred", data.clients)
     offsets, indices = held.partition
     scored = {}

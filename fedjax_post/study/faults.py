@@ -15,7 +15,8 @@ import numpy as np
 
 import fedjax_post
 from fedjax_post.core.engine import State
-from fedjax_post.evaluate.scores import choose_rows, score
+from fedjax_post.evaluate.heldout import choose_rows
+from fedjax_post.evaluate.scores import score
 from fedjax_post.hub import artefact
 from fedjax_post.study import autonomy, folder, licence
 from fedjax_post.study.autonomy import Row

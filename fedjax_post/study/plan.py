@@ -7,12 +7,16 @@ import numpy as np
 
 from fedjax_post.core.algorithm import PyTree
 from fedjax_post.core.wire import num_bytes
+from fedjax_post.evaluate.heldout import is_ranked
+from fedjax_post.evaluate.scores import left_out
 from fedjax_post.model.quantize import dequantize_model
 from fedjax_post.report.table import format_bytes
 from fedjax_post.simulate import client_state_like, wire_bytes_of
 from fedjax_post.study import hosting, methods, private
 from fedjax_post.study.build import Parts
 from fedjax_post.study.rows import why_no_match
+
+_SHOWN = 6  # labels that are listed
 
 
 def projection(parts: Parts) -> str:
@@ -63,16 +67,32 @@ def _whose(report: dict[str, Any]) -> str:
 
 
 def _scoring(parts: Parts) -> str:
-    """Returns what is scored at the end, and why answers are not compared where they are not."""
+    """Returns what is scored at the end, what is left out, and why answers are not compared."""
     spec = parts.spec
     table, rows = parts.heldout.table, len(parts.heldout.rows)
     size = f"{rows:,} held-out rows {_whose(parts.data.report)}"
     if table.fit.num_dropped:
         size += f" ({table.fit.num_dropped:,} more have no response within the length)"
+    told = [size, _ranked(parts)]
     if parts.heldout.exact_match:
-        return f"{size}, answers compared"
-    reason = "as requested" if spec.scoring.exact_match == "off" else why_no_match(table)
-    return f"{size}; answers are not compared: {reason}; exact_match=on compares them"
+        told.append("answers compared")
+    else:
+        reason = "as requested" if spec.scoring.exact_match == "off" else why_no_match(table)
+        told.append(f"answers are not compared: {reason}; exact_match=on compares them")
+    for name, count in left_out(parts.heldout).items():
+        told.append(f"{count:,} rows left out of {name}: cut, too long or without a label")
+    return "; ".join(filter(None, told))
+
+
+def _ranked(parts: Parts) -> str:
+    """Returns how many labels are ranked, or why they are not; "" for rows without labels."""
+    if parts.heldout.choices is None:
+        return ""
+    texts = parts.heldout.choices.texts
+    shown = ", ".join(texts[:_SHOWN]) + (", ..." if len(texts) > _SHOWN else "")
+    if is_ranked(parts.heldout):
+        return f"{len(texts)} labels ranked ({shown})"
+    return f"{len(texts)} labels ({shown}), not ranked: a hosted model does not score whole answers"
 
 
 def _model(parts: Parts) -> str:

@@ -10,13 +10,14 @@ from fedjax_post.data.pairs import load_pairs
 from fedjax_post.data.population import Population, count_clients
 from fedjax_post.data.source import check_source
 from fedjax_post.data.table import TokenTable
-from fedjax_post.evaluate.generation import longest_response
-from fedjax_post.evaluate.scores import HeldOut, choose_rows
+from fedjax_post.evaluate.choices import Choices, find_choices
+from fedjax_post.evaluate.heldout import HeldOut, choose_rows
 from fedjax_post.simulate.cohort import Sampler, draw
 from fedjax_post.study import hosting, partitions, prompts
 from fedjax_post.study.spec import Spec
 
 _SHORT = 32  # tokens; answers up to this length are generated and compared by default
+_MOSTLY = 0.9  # the share of held-out responses that are this short, if any are compared
 
 
 def load_data(spec: Spec, tokenizer: Any, *, context_length: int) -> Loaded:
@@ -100,13 +101,14 @@ def make_sampler(spec: Spec, population: int) -> Sampler:
     return sampler
 
 
-def make_heldout(spec: Spec, data: Loaded, tokenizer: Any) -> HeldOut:
+def make_heldout(spec: Spec, data: Loaded, tokenizer: Any, *, room: int) -> HeldOut:
     """Returns the held-out rows that a model is scored on, and how.
 
     Args:
       spec: the experiment.
       data: as returned by `load_data`.
       tokenizer: of the target.
+      room: tokens that a row may take in the model's context.
     """
     table = data.heldout
     assert table is not None  # guaranteed by `load_data`
@@ -121,17 +123,36 @@ def make_heldout(spec: Spec, data: Loaded, tokenizer: Any) -> HeldOut:
         labels=tuple(spec.data.labels),
         rejected=data.rejected,
         batch_size=spec.scoring.batch_size,
+        choices=_choices(spec, data, tokenizer),
+        longest=_SHORT if spec.scoring.exact_match == "auto" else None,
+        room=room,
     )
 
 
 def why_no_match(table: TokenTable) -> str:
     """Returns why answers to held-out rows are not compared by default; "" if they are."""
-    longest = longest_response(table)
-    if longest > _SHORT:
-        return f"held-out responses have up to {longest} tokens, more than {_SHORT}"
-    if table.fit.num_truncated:
-        return f"{table.fit.num_truncated} held-out responses are cut by max_length"
-    return ""
+    is_short = table.length - table.prompt_length <= _SHORT
+    if table.is_cut is not None:
+        is_short &= ~table.is_cut
+    if is_short.mean() >= _MOSTLY:
+        return ""
+    return (
+        f"only {is_short.sum():,} of {len(is_short):,} held-out responses are whole and have at "
+        f"most {_SHORT} tokens"
+    )
+
+
+def _choices(spec: Spec, data: Loaded, tokenizer: Any) -> Choices | None:
+    """Returns the labels of the rows, held-out rows and clients' rows taken together, or None."""
+    clients: Any = getattr(data.clients, "clients", data.clients)
+    assert data.heldout is not None  # guaranteed by `load_data`
+    return find_choices(
+        (data.heldout, clients.table),
+        eos_id=tokenizer.eos_token_id,
+        decode_fn=lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
+        encode_fn=lambda text: tokenizer.encode(text, add_special_tokens=False),
+        labels=spec.data.labels,
+    )
 
 
 def cohort_size(spec: Spec, population: int) -> int:

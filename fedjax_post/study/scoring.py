@@ -7,7 +7,8 @@ import jax
 
 import fedjax_post
 from fedjax_post.core.engine import State
-from fedjax_post.evaluate.scores import HeldOut, Scores, choose_rows, mean_scores, score
+from fedjax_post.evaluate.heldout import HeldOut, choose_rows
+from fedjax_post.evaluate.scores import Scores, mean_scores, score
 from fedjax_post.provider.hosted import Hosted
 from fedjax_post.simulate import stopping
 from fedjax_post.simulate.personal import read_clients

@@ -10,7 +10,7 @@ import jax
 
 from fedjax_post.core.algorithm import SUMMED
 from fedjax_post.disclosure.ledger import Entry
-from fedjax_post.evaluate.scores import Scores
+from fedjax_post.evaluate.scores import Scores, left_out
 from fedjax_post.model.emulator import emulator_bytes
 from fedjax_post.report.records import read_records
 from fedjax_post.study import factories, hosting, ledgers, private
@@ -83,6 +83,8 @@ def summarize(
         "seconds": seconds,
         "trained_parameters": count(parts.params),
         "heldout_examples": len(parts.heldout.rows),
+        "labels": None if parts.heldout.choices is None else list(parts.heldout.choices.texts),
+        "left_out": left_out(parts.heldout),
         "population": parts.data.report,
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "versions": versions_of(_PACKAGES),

@@ -9,7 +9,8 @@ from fedjax_post.adapters.lora import add_lora
 from fedjax_post.adapters.steered import steer
 from fedjax_post.core.access import Access
 from fedjax_post.data.table import TokenTable
-from fedjax_post.evaluate.scores import HeldOut, score
+from fedjax_post.evaluate.heldout import HeldOut
+from fedjax_post.evaluate.scores import score
 from fedjax_post.model.generate import _decode, generate
 from fedjax_post.testing.models import tiny_model
 

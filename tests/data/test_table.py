@@ -50,6 +50,7 @@ def test_length_is_the_longest_row_rounded_up_to_eight(tokenizer):
 def test_long_responses_are_cut_and_lose_their_end(tokenizer):
     table = table_of(tokenizer, ROWS[:3], max_length=6)
     assert texts(tokenizer, table)[2] == ("<s>ppprr", "rr")
+    assert table.is_cut.tolist() == [False, False, True]
     assert table.fit._asdict() == {
         "num_rows": 3,
         "num_truncated": 1,

@@ -8,8 +8,11 @@ from fedjax_post.data.table import TokenTable
 PAD, EOS = 0, 1
 
 
-def make_table(rows, *, labels=None):
-    """A table of (prompt tokens, response tokens) pairs; the end token is put behind each."""
+def make_table(rows, *, labels=None, cut=()):
+    """A table of (prompt tokens, response tokens) pairs; the end token is put behind each.
+
+    Rows whose numbers are in `cut` count as cut.
+    """
     parts = [np.array([*prompt, *(~np.array([*answer, EOS]))], np.int32) for prompt, answer in rows]
     length = np.array([len(part) for part in parts], np.int32)
     return TokenTable(
@@ -21,6 +24,7 @@ def make_table(rows, *, labels=None):
         max_length=12,
         pad_id=PAD,
         label=None if labels is None else np.array(labels),
+        is_cut=np.isin(np.arange(len(rows)), cut),
     )
 
 

@@ -6,8 +6,9 @@ import pytest
 
 from fedjax_post.data.table import gather
 from fedjax_post.evaluate.generation import greedy_answers, matches, reference_answers
+from fedjax_post.evaluate.heldout import HeldOut, choose_rows
 from fedjax_post.evaluate.loss import mean_loss, row_losses
-from fedjax_post.evaluate.scores import HeldOut, choose_rows, mean_scores, score
+from fedjax_post.evaluate.scores import mean_scores, score
 from fedjax_post.testing.models import tiny_model
 
 EOS = 1

@@ -116,6 +116,11 @@ def accuracy(cell: Cell) -> Interval | None:
     return over_seeds(cell, lambda run: run.exact_match)
 
 
+def ranked(cell: Cell) -> Interval | None:
+    """Returns the share of held-out rows whose label is ranked first, in [0, 1], over the seeds."""
+    return over_seeds(cell, lambda run: (run.summary.get(cell.score) or {}).get("accuracy"))
+
+
 def disclosed(run: Run) -> float | None:
     """Returns the number of private tokens that left the federation in this run."""
     return run.disclosure.get("private_tokens")

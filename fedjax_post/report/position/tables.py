@@ -11,6 +11,7 @@ from fedjax_post.report.position.ladder import (
     accuracy,
     counts_templates,
     over_seeds,
+    ranked,
     shown,
 )
 from fedjax_post.report.position.rules import count, gate, percent, unreadable
@@ -21,27 +22,31 @@ def reached(ladder: Ladder) -> list[Block]:
     """Returns the ladder's table, with one row for each method, and a legend of its columns."""
     if not ladder.cells:
         return [Prose("Missing: the ladder's cells.")]
-    head = ("method", "tier", "kind", "exact match", "up", "down", "queries", "private tokens left",
-            "if hosted", "unique", "labels", "cost", "use discloses", "seeds")  # fmt: skip
+    has_labels = any(ranked(cell) for cell in ladder.cells)
+    head = ("method", "tier", "kind", "exact match", *(["accuracy"] if has_labels else []), "up",
+            "down", "queries", "private tokens left", "if hosted", "unique", "labels", "cost",
+            "use discloses", "seeds")  # fmt: skip
+    rows = [_row(ladder, cell, has_labels) for cell in ladder.cells if cell.runs]
     absent = [cell.label for cell in ladder.cells if not cell.runs]
-    found: list[Block] = [Table(head, [_row(ladder, cell) for cell in ladder.cells if cell.runs])]
+    found: list[Block] = [Table(head, rows)]
     if absent:
         found.append(Prose(f"Missing, no finished run: {', '.join(absent)}."))
     chance = ladder.facts.get("chance")
     found.append(
         Prose(
-            f"Chance, the share of the commonest label: {percent(chance)}. Means over the seeds "
-            "with 95 % intervals (Student's t), sums over all clients and rounds. 'private tokens "
-            "left' is what reached a party outside the federation as the cell was run, 'unique' "
-            "and 'cost' as well; 'if hosted' is what a provider of the target would have seen of "
-            "the same run. 'use discloses': whether questions go to a provider when what was "
-            f"made is used, which is not counted.{_templates(ladder)}"
+            f"Chance, the share of the commonest label: {percent(chance)}. {_labels(has_labels)}"
+            "Means over the seeds with 95 % intervals (Student's t), sums over all clients and "
+            "rounds. 'private tokens left' is what reached a party outside the federation as the "
+            "cell was run, 'unique' and 'cost' as well; 'if hosted' is what a provider of the "
+            "target would have seen of the same run. 'use discloses': whether questions go to a "
+            "provider when what was made is used, which is not counted."
+            f"{_templates(ladder)}"
         )
     )
     return found
 
 
-def _row(ladder: Ladder, cell: Cell) -> tuple[str, ...]:
+def _row(ladder: Ladder, cell: Cell, has_labels: bool) -> tuple[str, ...]:
     ledger = lambda name: over_seeds(cell, lambda run: run.disclosure.get(name))
     sent = lambda name: _bytes(over_seeds(cell, lambda run: getattr(run, name)))
     score = percent(accuracy(cell))
@@ -52,6 +57,7 @@ def _row(ladder: Ladder, cell: Cell) -> tuple[str, ...]:
         cell.tier,
         cell.kind,
         f"{why} (scored {score})" if why else score,
+        *([percent(ranked(cell))] if has_labels else []),
         sent("bytes_up"),
         sent("bytes_down"),
         count(over_seeds(cell, lambda run: run.spent["queries"])),
@@ -121,6 +127,11 @@ def distinct(values: Iterable[Any]) -> str:
     """Returns the distinct values, in order of occurrence, as text."""
     known = dict.fromkeys(str(value) for value in values if value is not None)
     return ", ".join(known) or "missing"
+
+
+def _labels(has_labels: bool) -> str:
+    told = "'accuracy' is the share of rows whose label is the most likely of all labels. "
+    return told if has_labels else ""
 
 
 def _templates(ladder: Ladder) -> str:

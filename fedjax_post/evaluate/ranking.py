@@ -1,0 +1,148 @@
+"""Ranks the possible answers of labelled rows by their log-probabilities; generates nothing.
+
+| score | what must be largest for the right label | also known as |
+| --- | --- | --- |
+| accuracy | log p(label given the prompt), the sum over its tokens | lm-eval's `acc` |
+| accuracy_per_token | the same divided by the number of its tokens | length normalisation |
+| accuracy_pmi | log p(label given the prompt) - log p(label given the null prompt) | PMI_DC |
+
+lm-eval's `acc_norm` divides by bytes in place of tokens, and its `acc_mutual_info` has an empty
+null prompt. The third score is that of Holtzman et al., "Surface Form Competition", EMNLP 2021,
+arXiv:2104.08315. Its null prompt is `Choices.null_prompt`: the template without the row, that is,
+the tokens with which the prompts of all rows begin, followed by those with which they end.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_post.data.table import gather
+from fedjax_post.evaluate.choices import Choices, right_choices
+from fedjax_post.evaluate.heldout import HeldOut
+
+PyTree = Any
+_STEP = 32  # widths of batches are multiples of it, so that few shapes are compiled
+
+
+def right_labels(heldout: HeldOut) -> np.ndarray:
+    """Returns the number of the label of each held-out row, int64 `[n]`; -1 if it is not ranked.
+
+    A row is left out if it is cut or has no prompt, if its response is not among the labels, or if
+    its prompt and the longest label have no room in the model's context.
+    """
+    table, rows, choices = heldout.table, heldout.rows, heldout.choices
+    assert choices is not None  # guaranteed by the caller
+    right = right_choices(choices, table, rows, eos_id=heldout.eos_id, decode_fn=heldout.decode_fn)
+    sizes = table.prompt_length[rows]
+    fits = sizes > 0
+    if heldout.room is not None:
+        fits &= sizes + choices.tokens.shape[1] <= heldout.room
+    return np.where(fits, right, -1)
+
+
+def rank(model: Any, params: PyTree, heldout: HeldOut) -> dict[str, np.ndarray]:
+    """Returns by score whether each row's label is ranked first, float64 `[n]`; NaN if left out.
+
+    Args:
+      model: the frozen model, with access to LOGITS.
+      params: merged over the model.
+      heldout: the rows, and their possible answers.
+    """
+    right, choices = right_labels(heldout), heldout.choices
+    assert choices is not None
+    ranked = np.flatnonzero(right >= 0)
+    rows = heldout.rows[ranked]
+    sizes = heldout.table.prompt_length[rows].tolist()
+    tokens = gather(heldout.table, rows)[0]
+    prompts = [ids[:size] for ids, size in zip(tokens, sizes, strict=True)]
+    given = choice_log_probs(
+        model, params, [*prompts, choices.null_prompt], choices, batch_size=heldout.batch_size
+    )
+    given, prior = given[:-1], given[-1]
+    readings = {
+        "accuracy": given,
+        "accuracy_per_token": given / choices.length,
+        "accuracy_pmi": given - prior,
+    }
+    found = {name: np.full(len(right), np.nan) for name in readings}
+    for name, values in readings.items():
+        found[name][ranked] = values.argmax(axis=1) == right[ranked]
+    return found
+
+
+def choice_log_probs(
+    model: Any,
+    params: PyTree,
+    prompts: Sequence[np.ndarray],
+    choices: Choices,
+    *,
+    batch_size: int = 32,
+) -> np.ndarray:
+    """Returns the log-probability of each label after each prompt, nats, float64 `[n, A]`.
+
+    A prompt is read once for all labels. Prompts of similar lengths are read together.
+
+    Args:
+      model: the frozen model, with access to LOGITS.
+      params: merged over the model.
+      prompts: token ids of each prompt, at least one.
+      choices: the possible answers.
+      batch_size: prompts in one compiled call.
+    """
+    sizes = np.array([len(prompt) for prompt in prompts])
+    order = np.argsort(sizes, kind="stable")
+    pairs = zip(choices.tokens.tolist(), choices.length.tolist(), strict=True)
+    labels = tuple(tuple(ids[:length]) for ids, length in pairs)
+    found = np.zeros((len(prompts), len(labels)))
+    for start in range(0, len(order), batch_size):
+        part = order[start : start + batch_size]
+        width = -(-int(sizes[part].max()) // _STEP) * _STEP
+        tokens, mask = np.zeros((2, batch_size, width), np.int32)
+        for row, i in enumerate(part.tolist()):
+            tokens[row, width - sizes[i] :], mask[row, width - sizes[i] :] = prompts[i], 1
+        log_probs = _batch_log_probs(model, params, tokens, mask, labels=labels)
+        found[part] = np.asarray(log_probs)[: len(part)]
+    return found
+
+
+@functools.partial(jax.jit, static_argnames="labels")
+def _batch_log_probs(model, params, prompts, mask, *, labels):
+    """Returns the log-probability of each label after each prompt, `[B, A]`.
+
+    Args:
+      model: the frozen model.
+      params: merged over the model.
+      prompts: int32 `[B, W]`, padded on the left.
+      mask: int32 `[B, W]`, 0 for padding.
+      labels: the tokens of A labels.
+    """
+    (batch, width), longest = prompts.shape, max(map(len, labels))
+    num_slots = width + longest - 1
+    logits, cache = model.prefill(params, prompts, mask=mask.astype(bool), num_slots=num_slots)
+    first = np.array([ids[0] for ids in labels])
+    found = jax.nn.log_softmax(logits)[:, first]
+    longer = [number for number, ids in enumerate(labels) if len(ids) > 1]
+    if not longer:
+        return found
+    num_prompt, here = mask.sum(axis=1), jnp.ones((batch, 1), bool)
+
+    def read(ids, length):
+        def step(cache, at):
+            token = jnp.broadcast_to(ids[at - 1], (batch, 1))
+            positions = (num_prompt + at - 1)[:, None]
+            logits, cache = model.step(params, token, positions=positions, mask=here, cache=cache)
+            log_probs = jax.nn.log_softmax(logits)[:, ids[at]]
+            return cache, jnp.where(at < length, log_probs, 0)
+
+        return jax.lax.scan(step, cache, jnp.arange(1, longest, dtype=jnp.int32))[1].sum(axis=0)
+
+    ids = np.zeros((len(longer), longest), np.int32)
+    for row, number in zip(ids, longer, strict=True):
+        row[: len(labels[number])] = labels[number]
+    lengths = np.array([len(labels[number]) for number in longer], np.int32)
+    rest = jax.lax.map(lambda label: read(*label), (jnp.asarray(ids), jnp.asarray(lengths)))
+    return found.at[:, np.array(longer)].add(rest.T)

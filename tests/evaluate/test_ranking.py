@@ -1,0 +1,131 @@
+"""Ranks of labels against their definitions: one sequence at a time, and torch's log-softmax."""
+
+import jax
+import numpy as np
+import pytest
+
+from fedjax_post.adapters.lora import add_lora
+from fedjax_post.adapters.prompt import text_prompt
+from fedjax_post.adapters.steered import steer
+from fedjax_post.core.access import Access
+from fedjax_post.evaluate.choices import find_choices
+from fedjax_post.evaluate.heldout import HeldOut
+from fedjax_post.evaluate.ranking import choice_log_probs, rank
+from fedjax_post.evaluate.scores import left_out, score
+from fedjax_post.testing.models import tiny_model
+
+EOS = 1
+LABELS = [[10], [11, 12], [11, 14, 15]]
+PROMPTS = [[2, 3, 20, 4], [2, 21, 22, 23, 24, 4], [2, 4], [2, 3, 25, 26, 4], [2, 5, 4], [2, 27, 4]]
+BASE = tiny_model(bos_id=2, sliding_window=3, sliding_layers=(1,))
+_LOGITS = jax.jit(lambda model, params, tokens: model.logits(params, tokens))
+
+
+def decode(ids):
+    return " ".join(map(str, ids))
+
+
+def heldout_of(make, **settings):
+    """Six rows of three labels, each of which occurs twice; the labels are given."""
+    table = make(list(zip(PROMPTS, [*LABELS, *LABELS], strict=True)), **settings)
+    texts = tuple(map(decode, LABELS))
+    choices = find_choices(
+        (table,), eos_id=EOS, decode_fn=decode, encode_fn=lambda text: [], labels=texts
+    )
+    return HeldOut(table, np.arange(6), decode, EOS, exact_match=False, choices=choices)
+
+
+def direct(model, params, prompt, label):
+    """The log-probability of a label, from the logits of one row without cache or padding."""
+    padded = np.zeros((1, 16), np.int32)
+    padded[0, : len(prompt) + len(label)] = [*prompt, *label]
+    log_probs = jax.nn.log_softmax(_LOGITS(model, params, padded)[0])
+    return sum(float(log_probs[len(prompt) + i - 1, token]) for i, token in enumerate(label))
+
+
+def table_of_log_probs(model, params, prompts):
+    return np.array([[direct(model, params, p, label) for label in LABELS] for p in prompts])
+
+
+def models():
+    adapted, lora = add_lora(BASE, jax.random.key(0), rank=2, alpha=4.0)
+    lora = jax.tree.map(lambda x: x + 0.1, lora)
+    yield "base", BASE, {}
+    yield "lora", adapted, lora
+    yield "prompt", BASE, text_prompt([7, 8, 9])
+    yield "steered", steer(BASE, tiny_model(3, num_layers=1)), {}
+    yield "scores only", BASE.restrict(Access.LOGITS), {}
+
+
+@pytest.mark.parametrize(("model", "params"), [pytest.param(m, p, id=n) for n, m, p in models()])
+def test_log_probs_are_those_of_single_rows(make, model, params):
+    choices = heldout_of(make).choices
+    prompts = list(map(np.array, PROMPTS))
+    expected = table_of_log_probs(model, params, PROMPTS)
+    found = choice_log_probs(model, params, prompts, choices, batch_size=4)
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+def test_scores_are_their_definitions(make):
+    model, heldout = BASE, heldout_of(make)
+    given = table_of_log_probs(model, {}, PROMPTS)
+    prior = table_of_log_probs(model, {}, [[2, 4]])
+    right = np.array([0, 1, 2, 0, 1, 2])
+    share = lambda values: float((values.argmax(1) == right).mean())
+    scores = score(model, {}, heldout)
+    assert heldout.choices.null_prompt.tolist() == [2, 4]
+    assert scores["accuracy"] == pytest.approx(share(given))
+    assert scores["accuracy_per_token"] == pytest.approx(share(given / [1, 2, 3]))
+    assert scores["accuracy_pmi"] == pytest.approx(share(given - prior))
+
+
+def test_rows_without_a_label_are_left_out_and_counted(make):
+    whole, cut = heldout_of(make), heldout_of(make, cut=[0, 5])
+    found, left = rank(BASE, {}, whole), rank(BASE, {}, cut)
+    for name, flags in left.items():
+        assert np.isnan(flags).tolist() == [True, False, False, False, False, True]
+        np.testing.assert_array_equal(flags[1:5], found[name][1:5])
+    assert (left_out(whole), left_out(cut)) == ({}, {"accuracy": 2})
+    scores = score(BASE, {}, cut)
+    assert scores["accuracy"] == pytest.approx(np.nanmean(left["accuracy"]))
+
+
+def test_rows_that_leave_no_room_for_a_label_are_left_out(make):
+    heldout = heldout_of(make)._replace(room=8)  # 6 + 3 tokens do not fit
+    assert np.isnan(rank(BASE, {}, heldout)["accuracy"]).tolist() == [
+        False, True, False, False, False, False,
+    ]  # fmt: skip
+
+
+def test_a_model_without_scores_is_not_ranked(make):
+    heldout = heldout_of(make)._replace(loss=False)
+    assert score(None, {}, heldout) == {}
+
+
+def test_shares_of_a_task_without_counted_rows_are_left_out(make):
+    tasks = ["a", "b", "a", "b", "a", "b"]
+    heldout = heldout_of(make, labels=tasks, cut=[0, 2, 4])
+    found = score(BASE, {}, heldout)["per_task"]
+    assert list(found["a"]) == ["loss"]
+    assert "accuracy" in found["b"]
+
+
+@pytest.mark.oracle
+def test_log_probs_are_those_of_transformers(make, tmp_path):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from fedjax_post.hub.load import save_model
+
+    model = tiny_model()
+    save_model(model, tmp_path)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    expected = np.zeros((len(PROMPTS), len(LABELS)))
+    for i, prompt in enumerate(PROMPTS):
+        for j, label in enumerate(LABELS):
+            with torch.no_grad():
+                logits = theirs(torch.tensor([[*prompt, *label]])).logits[0]
+            log_probs = logits.log_softmax(-1)[len(prompt) - 1 : -1]
+            expected[i, j] = log_probs[torch.arange(len(label)), torch.tensor(label)].sum()
+    found = choice_log_probs(model, {}, list(map(np.array, PROMPTS)), heldout_of(make).choices)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
