@@ -9,6 +9,7 @@ from fedjax_post.data.batches import ArrayClients, TokenClients, pool
 from fedjax_post.data.clients import Clients
 from fedjax_post.data.clusters import cluster, tfidf
 from fedjax_post.data.columns import Columns, find_columns
+from fedjax_post.data.holdings import Holdings, holdings
 from fedjax_post.data.label_skew import dirichlet, shards, single_label
 from fedjax_post.data.lengths import by_length
 from fedjax_post.data.load import Loaded, Text, load_clients
@@ -25,6 +26,7 @@ __all__ = [
     "ArrayClients",
     "Clients",
     "Columns",
+    "Holdings",
     "Loaded",
     "PairClients",
     "Partition",
@@ -42,6 +44,7 @@ __all__ = [
     "find_columns",
     "gather",
     "hold_out",
+    "holdings",
     "iid",
     "load_clients",
     "load_pairs",

@@ -151,14 +151,14 @@ def check_alpha(alpha: float) -> None:
     """Raises for a concentration that is not positive and finite."""
     if not 0 < alpha < np.inf:
         raise ValueError(
-            f"`alpha` must be positive and finite, got {alpha}; use partition=iid for no skew"
+            f"alpha must be positive and finite, got {alpha}; use partition=iid for no skew"
         )
 
 
 def check_per_client(per_client: int) -> None:
     """Raises if a client would hold no shard, or a part of one."""
     if not isinstance(per_client, int) or per_client < 1:
-        raise ValueError(f"`per_client` must be a whole number of at least 1, got {per_client}")
+        raise ValueError(f"per_client must be a whole number of at least 1, got {per_client}")
 
 
 def _draw(mixture: np.ndarray, left: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:

@@ -52,4 +52,4 @@ def by_length(
 def check_skew(skew: float) -> None:
     """Raises for a skew outside [0, 1]."""
     if not 0 <= skew <= 1:
-        raise ValueError(f"`skew` of lengths must be in [0, 1], got {skew}")
+        raise ValueError(f"skew of lengths must be in [0, 1], got {skew}")

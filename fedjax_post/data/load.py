@@ -44,6 +44,7 @@ class Loaded(NamedTuple):
     rejected: TokenTable | None = None  # of preference pairs: held-out rows with rejected responses
     # of the held-out rows, among the same clients; None where they cannot be divided, see `shares`
     heldout_partition: Partition | None = None
+    clusters: np.ndarray | None = None  # [num_rows], of the clients' table; None without clusters
 
 
 def load_clients(
@@ -173,8 +174,8 @@ def assemble(
         **table.notes._asdict(),
         **describe_heldout(heldout, shares),
     }
-    loaded = Loaded(clients, heldout, shares.names, report, heldout_other, shares.heldout)
-    return loaded, other
+    loaded = Loaded(clients, heldout, shares.names, report, heldout_other)
+    return loaded._replace(heldout_partition=shares.heldout, clusters=shares.clusters), other
 
 
 def describe_heldout(heldout: TokenTable | None, shares: Shares) -> dict[str, Any]:

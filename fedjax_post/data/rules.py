@@ -66,7 +66,7 @@ def quantity(law: str = "lognormal", skew: float | None = None) -> Rule:
       ValueError: for an unknown law, a negative skew, or a skew of `poisson`, which has none.
     """
     if law == "poisson" and skew is not None:
-        raise ValueError(f"`skew` is {skew}, but poisson has none; leave it out")
+        raise ValueError(f"skew is {skew}, but poisson has none; leave it out")
     skew = 1.0 if skew is None else skew
     sizes.check_law(law, skew)
     divide: Divide = lambda groups, num_clients, seed: sizes.quantity(
@@ -141,7 +141,7 @@ def clusters(
       ValueError: for arguments out of range.
     """
     if not isinstance(num_clusters, int) or num_clusters < 2:
-        raise ValueError(f"`num_clusters` must be a whole number of at least 2, got {num_clusters}")
+        raise ValueError(f"num_clusters must be a whole number of at least 2, got {num_clusters}")
     return Rule(
         "clusters",
         f"clusters({num_clusters}, {alpha:g})",

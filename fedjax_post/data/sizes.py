@@ -70,6 +70,6 @@ def quantity(
 def check_law(law: str, skew: float) -> None:
     """Raises for an unknown law, and for a skew that is negative or not finite."""
     if law not in LAWS:
-        raise ValueError(f"`law` must be one of {', '.join(LAWS)}, got {law}")
+        raise ValueError(f"law must be one of {', '.join(LAWS)}, got {law}")
     if not 0 <= skew < np.inf:
-        raise ValueError(f"`skew` must be finite and at least 0, got {skew}")
+        raise ValueError(f"skew must be finite and at least 0, got {skew}")

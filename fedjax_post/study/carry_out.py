@@ -7,6 +7,8 @@ from typing import Any
 
 import fedjax_post
 from fedjax_post.core.engine import State, init
+from fedjax_post.data.holdings import holdings
+from fedjax_post.report import holdings as report
 from fedjax_post.report.curve import draw_curve
 from fedjax_post.simulate.record import Callback
 from fedjax_post.simulate.room import room_in
@@ -20,8 +22,8 @@ def carry_out(
 ) -> dict[str, Any]:
     """Runs a job to its end, from its last checkpoint if it is resumed, and returns its summary.
 
-    Scores the base, trains, scores the result, and writes the adapter, the disclosure ledger, the
-    summary and the learning curve into the folder of the run.
+    Scores the base, trains, scores the result, and writes into the folder of the run: first who
+    holds what, at the end the adapter, the disclosure ledger, the summary and the learning curve.
 
     Args:
       job: as returned by `prepare`.
@@ -34,6 +36,9 @@ def carry_out(
     """
     began = time.perf_counter()
     with room_in(job.directory), job.opened() as parts:
+        with peers.together():
+            if peers.is_first():
+                _write_holdings(job.directory, parts)
         start = init(parts.algorithm, parts.params)
         scores = {"base": scoring.score_state(parts, start, parts.heldout, rounds=0)}
         state = _train(job, parts, callbacks)
@@ -70,3 +75,9 @@ def _write(directory: Path, content: dict[str, Any], entries: Sequence[Any]) -> 
     ledgers.write(directory, entries)
     folder.write_json(directory / "summary.json", content)
     draw_curve(directory)
+
+
+def _write_holdings(directory: Path, parts: Parts) -> None:
+    content = holdings(parts.data).content(seed=parts.spec.seed)
+    folder.write_json(directory / report.NAME, content)
+    report.draw_holdings(content, directory / "partition.png")

@@ -15,6 +15,7 @@ from fedjax_post.integrity import seal_file
 SPEC = "spec.json"
 _OURS = (
     SPEC,
+    "holdings.json",
     "records.jsonl",
     "journal.jsonl",
     "summary.json",

@@ -66,8 +66,10 @@ def _clusters(
 ) -> Rule:
     if features not in _FEATURES:
         raise ValueError(f"features must be one of {', '.join(_FEATURES)}, got {features}")
-    own = mean_embeddings(spec.model.name) if features == "embeddings" else None
-    return clusters_rule(num_clusters, alpha, own)
+    if features == "tfidf":
+        return clusters_rule(num_clusters, alpha)
+    rule = clusters_rule(num_clusters, alpha, mean_embeddings(spec.model.name))
+    return rule._replace(text=f"clusters({num_clusters}, {alpha:g}, {features})")
 
 
 def mean_embeddings(model: str) -> Callable[[TokenTable], np.ndarray]:

@@ -230,14 +230,14 @@ def test_more_clients_than_rows_are_refused(num_clients):
             "120 shards.*there are 100 rows; give fewer",
         ),
         (lambda: shards(LABELS, 3, per_client=1), "3 shards.*fewer than the 4 labels.*give more"),
-        (lambda: shards(LABELS, 3, per_client=0), "`per_client` must be .* at least 1, got 0"),
-        (lambda: shards(LABELS, 3, per_client=1.5), "`per_client` must be a whole number"),
+        (lambda: shards(LABELS, 3, per_client=0), "per_client must be .* at least 1, got 0"),
+        (lambda: shards(LABELS, 3, per_client=1.5), "per_client must be a whole number"),
         (lambda: single_label(LABELS, 3), "less than the 4 labels or languages.*at least 4"),
-        (lambda: quantity(100, 3, law="normal"), "`law` must be one of lognormal, power_law, poi"),
-        (lambda: quantity(100, 3, skew=-1), "`skew` must be finite and at least 0, got -1"),
+        (lambda: quantity(100, 3, law="normal"), "law must be one of lognormal, power_law, poi"),
+        (lambda: quantity(100, 3, skew=-1), "skew must be finite and at least 0, got -1"),
         (
             lambda: by_length(LENGTHS, 3, skew=1.1),
-            r"`skew` of lengths must be in \[0, 1\]",
+            r"skew of lengths must be in \[0, 1\]",
         ),
     ],
 )
@@ -248,7 +248,7 @@ def test_settings_out_of_range_are_refused(make, said):
 
 @pytest.mark.parametrize("alpha", [0.0, -1.0, float("inf"), float("nan")])
 def test_alpha_must_be_positive_and_finite(alpha):
-    with pytest.raises(ValueError, match="`alpha` must be positive and finite, got"):
+    with pytest.raises(ValueError, match="alpha must be positive and finite, got"):
         dirichlet(LABELS, 4, alpha=alpha)
 
 
