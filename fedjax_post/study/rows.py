@@ -1,6 +1,7 @@
 """The data of an experiment: its clients, the sampler of cohorts, and the held-out rows."""
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import fedjax_post
@@ -81,7 +82,8 @@ def check(spec: Spec) -> None:
       ValueError, OSError: naming the field and the remedy.
     """
     partitions.check(spec)
-    check_source(spec.data.source)
+    if isinstance(spec.data.source, str | Path):
+        check_source(spec.data.source)
     population = count_clients(spec.data.source, population_of(spec))
     if population is not None:
         make_sampler(spec, population)

@@ -7,7 +7,7 @@ import pytest
 
 from fedjax_post.data import Population, load_clients, load_pairs
 from fedjax_post.data.source import load_splits
-from fedjax_post.data.splits import choose
+from fedjax_post.data.splits import Splits, choose, hold_out, limit
 
 NAMES = ["train_sft", "test_sft", "train_prefs", "test_prefs"]
 ROWS = [{"prompt": f"p{i}", "response": f"r{i}"} for i in range(6)]
@@ -169,3 +169,36 @@ def test_a_file_that_names_clients_in_some_rows_is_refused(tmp_path):
         ValueError, match=r"a\.jsonl has a client in some rows, but on line 2 it has none"
     ):
         load_splits(str(tmp_path))
+
+
+MANY = [{"prompt": f"p{i}", "response": f"r{i}"} for i in range(100)]
+
+
+def numbers_of(splits):
+    """Numbers of the rows to train on: by the rows' text, and by their origin."""
+    named = [int(prompt[1:]) for prompt in splits.train["prompt"]]
+    assert named == [splits.origin.row(i).number for i in range(len(named))]
+    return named
+
+
+def test_a_limit_takes_random_rows_in_their_order():
+    splits = Splits(datasets.Dataset.from_list(MANY), None)
+    found = numbers_of(limit(splits, 10, seed=1))
+    assert len(found) == 10
+    assert found == sorted(found) != list(range(10))
+    assert numbers_of(limit(splits, 10, seed=1)) == found != numbers_of(limit(splits, 10, seed=2))
+    assert limit(splits, 0) is limit(splits, 100) is splits
+
+
+def test_the_held_out_rows_do_not_depend_on_the_limit():
+    splits = hold_out(Splits(datasets.Dataset.from_list(MANY), None), 0.2)
+    few = limit(splits, 10)
+    assert few.heldout is splits.heldout
+    assert set(numbers_of(few)) <= set(numbers_of(splits))
+    assert not set(few.train["prompt"]) & set(few.heldout["prompt"])
+
+
+def test_a_limited_population_is_divided_and_reported(tokenizer):
+    given = {"batch_size": 1, "local_steps": 1, "population": Population("iid", 3, max_examples=12)}
+    report = load_clients(MANY, tokenizer, **given).report
+    assert (report["examples"], report["not_chosen"], report["splits"]["train"]) == (12, 83, 12)

@@ -36,6 +36,7 @@ def assert_same_run(one, other):
 def test_a_run_leaves_what_the_readme_promises(finished):
     left = {path.name for path in finished.iterdir()}
     assert {"records.jsonl", "spec.json", "summary.json", "learning_curve.png"} <= left
+    assert {"holdings.json", "partition.png"} <= left
     assert {"checkpoints", "adapter"} <= left
     assert not [name for name in left if "unfinished" in name]
     summary = json.loads((finished / "summary.json").read_text())
