@@ -83,7 +83,7 @@ def check(spec: Spec) -> None:
     """
     partitions.check(spec)
     if isinstance(spec.data.source, str | Path):
-        check_source(spec.data.source)
+        check_source(str(spec.data.source))
     population = count_clients(spec.data.source, population_of(spec))
     if population is not None:
         make_sampler(spec, population)
