@@ -12,6 +12,7 @@ from fedjax_post.evaluate.choices import find_choices
 from fedjax_post.evaluate.heldout import HeldOut
 from fedjax_post.evaluate.ranking import choice_log_probs, rank
 from fedjax_post.evaluate.scores import left_out, score
+from fedjax_post.hub.load import load_model
 from fedjax_post.testing.models import tiny_model
 
 EOS = 1
@@ -113,13 +114,14 @@ def test_shares_of_a_task_without_counted_rows_are_left_out(make):
 @pytest.mark.oracle
 def test_log_probs_are_those_of_transformers(make, tmp_path):
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import LlamaConfig, LlamaForCausalLM
 
-    from fedjax_post.hub.load import save_model
-
-    model = tiny_model()
-    save_model(model, tmp_path)
-    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    shape = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+    torch.manual_seed(0)
+    theirs = LlamaForCausalLM(
+        LlamaConfig(**shape, num_attention_heads=4, num_key_value_heads=2, initializer_range=0.5)
+    )
+    theirs.save_pretrained(tmp_path)
     expected = np.zeros((len(PROMPTS), len(LABELS)))
     for i, prompt in enumerate(PROMPTS):
         for j, label in enumerate(LABELS):
@@ -127,5 +129,6 @@ def test_log_probs_are_those_of_transformers(make, tmp_path):
                 logits = theirs(torch.tensor([[*prompt, *label]])).logits[0]
             log_probs = logits.log_softmax(-1)[len(prompt) - 1 : -1]
             expected[i, j] = log_probs[torch.arange(len(label)), torch.tensor(label)].sum()
-    found = choice_log_probs(model, {}, list(map(np.array, PROMPTS)), heldout_of(make).choices)
+    prompts, choices = list(map(np.array, PROMPTS)), heldout_of(make).choices
+    found = choice_log_probs(load_model(tmp_path), {}, prompts, choices)
     np.testing.assert_allclose(found, expected, atol=1e-4)
