@@ -17,7 +17,7 @@ from fedjax_post.hub.files import find_folder
 from fedjax_post.hub.resolve import rename_by_family, settle_head
 from fedjax_post.hub.tensors import SINGLE, Entry, read_folder, remove_shards, write_file
 from fedjax_post.hub.weights import ShardingFn, check_tensors, load_weights, stored_tensors
-from fedjax_post.model.config import DecoderConfig
+from fedjax_post.model.config import MIXED, DecoderConfig, dtype_name
 from fedjax_post.model.quantize import check_quantization, dequantize_model
 from fedjax_post.model.views import LanguageModel
 
@@ -80,7 +80,8 @@ def load_model(
     Args:
       name_or_path: "builtin", "smollm2", a folder with config.json and safetensors, a GGUF file,
         or a hub name.
-      dtype: float32, bfloat16 or float16, for weights and matrix products.
+      dtype: float32, bfloat16 or float16, for weights and matrix products; or "mixed", for
+        bfloat16 matrices, with all else and all sums in float32.
       revision: branch, tag or commit, for a hub name.
       sharding_fn: `(dotted path, shape) -> jax.sharding.Sharding` of each weight, for
         example ("layers.mlp.up_proj.kernel", (num_layers, in, out)); None for one device.
@@ -98,18 +99,18 @@ def load_model(
       >>> model.config.vocab_size, num_parameters(model)
       (715, 119808)
     """
-    dtype = _check_dtype(dtype)
+    dtype = _check_dtype(dtype, (*DTYPES, MIXED))
     folder = find_folder(name_or_path, revision=revision)
     coded = quantize != "none"
     if coded:
         check_quantization(quantize)
-    config = dataclasses.replace(load_config(folder), dtype=dtype.name, remat=coded)
+    config = dataclasses.replace(load_config(folder), dtype=dtype, remat=coded)
     family = find_family({"model_type": config.model_type})
     entries = _entries(folder, family)
-    config, entries = settle_head(config, entries, family, dtype=dtype)
+    config, entries = settle_head(config, entries, family, dtype=config.matrix_dtype)
     check_tensors(entries, family, where=str(folder), config=config)
     variables = load_weights(
-        entries, family, config=config, dtype=dtype, sharding_fn=sharding_fn, quantize=quantize
+        entries, family, config=config, sharding_fn=sharding_fn, quantize=quantize
     )
     return LanguageModel(variables, config)
 
@@ -157,7 +158,7 @@ def save_model(
       directory: created if it does not exist; an index and its shards are removed.
       model: the model to write; a residual is added to the weights.
       params: adapter or trained weights to merge into the model first.
-      dtype: float32, bfloat16 or float16; None for the dtype of the model.
+      dtype: float32, bfloat16 or float16; None for that of the model's matrices.
       run: description of the run that made the model, kept in the file's metadata.
 
     Raises:
@@ -170,10 +171,10 @@ def save_model(
             "a model folder has no place for a prompt; write it with save_prompt beside the base"
         )
     config = merged.config
-    dtype = _check_dtype(config.dtype if dtype is None else dtype)
+    dtype = _check_dtype(config.matrix_dtype if dtype is None else dtype, DTYPES)
     raw = write_config(config)
     raw.pop("torch_dtype", None)
-    raw["dtype"] = dtype.name
+    raw["dtype"] = dtype
     family = find_family(raw)
     weights = merged.variables["params"]
     tensors = stored_tensors(weights, family, config=config, dtype=dtype)
@@ -190,11 +191,12 @@ def num_parameters(model: LanguageModel) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(weights))
 
 
-def _check_dtype(dtype: Any) -> Any:
+def _check_dtype(dtype: Any, known: tuple[str, ...]) -> str:
+    """Returns the name of a known dtype."""
     try:
-        dtype = jnp.dtype(dtype)
+        name = dtype_name(dtype)
     except TypeError:
-        raise ValueError(f"dtype={dtype} is not supported; use one of {DTYPES}") from None
-    if dtype.name not in DTYPES:
-        raise ValueError(f"dtype={dtype.name} is not supported; use one of {DTYPES}")
-    return dtype
+        name = str(dtype)
+    if name not in known:
+        raise ValueError(f"dtype={name} is not supported; use one of {known}")
+    return name

@@ -26,20 +26,18 @@ def load_weights(
     family: Family,
     *,
     config: DecoderConfig,
-    dtype: Any,
     sharding_fn: ShardingFn | None = None,
     quantize: str = "none",
 ) -> dict[str, PyTree]:
     """Returns the flax collections of a model: "params", and "quantized" if requested.
 
-    Tensors are read in strips into stacked arrays of the target dtype, or of codes,
+    Tensors are read in strips into stacked arrays of the config's dtypes, or of codes,
     so that the peak of host memory is the resulting model and a few strips.
 
     Args:
       entries: by the family's names, as checked by `check_tensors`.
       family: the row for the model's `model_type`.
       config: the architecture.
-      dtype: dtype of the weights.
       sharding_fn: the sharding of each leaf; None for one device.
       quantize: "none", "int8" or "nf4".
 
@@ -52,6 +50,7 @@ def load_weights(
         count = shape[0] if "{i}" in stored.name else 1
         tensors = [entries[stored.name.format(i=i)] for i in range(count)]
         at = tuple(path.split("."))
+        dtype = jnp.dtype(config.stored_dtype(at[-1]))
         if quantize != "none" and is_coded(at):
             codes, scales = _quantize(tensors, shape, stored.transposed, dtype=dtype, kind=quantize)
             leaves = {
@@ -59,7 +58,7 @@ def load_weights(
                 ("quantized", *at[:-1], "scales"): scales,
             }
         else:
-            array = _make_aligned(shape, np.dtype(dtype))
+            array = _make_aligned(shape, dtype)
             rows = array if "{i}" in stored.name else array[None]
             for row, tensor in zip(rows, tensors, strict=True):
                 for start, strip in tensor.strips(dtype):

@@ -7,11 +7,17 @@ determines the compiled program.
 
 import dataclasses
 import math
+from typing import Any
+
+import jax.numpy as jnp
 
 NORMS = ("rms", "rms_plus_one", "layer", "layer_no_bias", "layer_plain")
 NORM_PLACES = ("pre", "post", "sandwich")
 QK_NORMS = ("none", "head", "flat")
 FUSED_QKV = ("none", "blocks", "heads")
+# Matrices in bfloat16; the residual stream, all sums and all else in float32
+MIXED = "mixed"
+MATRICES = ("kernel", "embedding", "positions", "head")
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
 
 
@@ -62,7 +68,8 @@ class DecoderConfig:
     max_positions: int  # context length, tokens
     bos_id: int | None = None  # a prompt is inserted after this token; None: before the row
     model_type: str = "llama"  # row of the family table
-    dtype: str = "float32"  # of the matrix products; norms, softmax and logits are float32
+    # Of weights and of the operands of products, or MIXED; norms, softmax and logits are float32
+    dtype: str = "float32"
     activation: str = "silu"
     norm: str = "rms"
     norm_eps: float = 1e-5
@@ -115,6 +122,20 @@ class DecoderConfig:
             raise ValueError("sliding_layers need a sliding_window; set its length in tokens")
 
     @property
+    def matrix_dtype(self) -> str:
+        """The dtype of matrices, and of the operands of their products."""
+        return "bfloat16" if self.dtype == MIXED else self.dtype
+
+    @property
+    def activation_dtype(self) -> str:
+        """The dtype of the residual stream, and of all weights that are not matrices."""
+        return "float32" if self.dtype == MIXED else self.dtype
+
+    def stored_dtype(self, name: str) -> str:
+        """Returns the dtype in which the weight of this name is held, such as "kernel"."""
+        return self.matrix_dtype if name in MATRICES else self.activation_dtype
+
+    @property
     def softmax_scale(self) -> float:
         """The factor on q k', by default 1 / sqrt(head_dim)."""
         return 1 / math.sqrt(self.head_dim) if self.query_scale is None else self.query_scale
@@ -128,3 +149,8 @@ class DecoderConfig:
     def kv_size(self) -> int:
         """Width of all key heads (or all value heads) together."""
         return self.num_kv_heads * self.head_dim
+
+
+def dtype_name(dtype: Any) -> str:
+    """Returns the name of a dtype, or "mixed"."""
+    return MIXED if isinstance(dtype, str) and dtype == MIXED else jnp.dtype(dtype).name

@@ -11,9 +11,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from fedjax_post.core.view import Scores, TotalLoss
 from fedjax_post.model.attention import find_device, fuses
-from fedjax_post.model.config import DecoderConfig
+from fedjax_post.model.config import MIXED, DecoderConfig
 from fedjax_post.model.depth import run_in_parts
 from fedjax_post.model.layers import Attention, KeyValues, LayerKind, Mlp, Norm, Where
+from fedjax_post.model.product import bits
 from fedjax_post.model.prompted import (
     insert,
     insert_positions,
@@ -103,13 +104,22 @@ class Decoder(nn.Module):
         few = config.num_layers <= UNROLLED
         return few and not config.remat and find_device().platform == "cpu"
 
+    def for_loop(self, frozen: dict[str, Any]) -> dict[str, Any]:
+        """Returns frozen variables in the form in which the loop over layers reads them."""
+        layers = frozen.get("params", {}).get("layers")
+        if layers is None or self.config.dtype != MIXED or find_device().platform != "cpu":
+            return frozen
+        narrow = lambda leaf: bits(leaf) if leaf.dtype == jnp.bfloat16 else leaf
+        layers = jax.tree.map(narrow, layers)
+        return {**frozen, "params": {**frozen["params"], "layers": layers}}
+
     def __call__(self, tokens, *, positions=None, segments=None):
         """Returns logits `[B, L, V]` of whole sequences; see `LanguageModel.logits`."""
         return self._logits(self._read(tokens, positions, segments))
 
     def embed(self, tokens: Int[Array, "B L"]) -> Float[Array, "B L D"]:
         """Returns the tokens' embeddings, in the compute dtype, without positions."""
-        embedded = jnp.take(self.embedding, tokens, axis=0).astype(self.config.dtype)
+        embedded = jnp.take(self.embedding, tokens, axis=0).astype(self.config.activation_dtype)
         if self.config.embedding_scale is not None:
             # Gemma rounds the factor to the compute dtype
             embedded = embedded * jnp.asarray(self.config.embedding_scale, embedded.dtype)
@@ -215,7 +225,7 @@ class Decoder(nn.Module):
                 f"the prompt's embeddings have {prompt.shape[1]} numbers and this model's "
                 f"{self.config.hidden_size}; make them with add_soft_prompt of this model"
             )
-        return prompt.astype(self.config.dtype)
+        return prompt.astype(self.config.activation_dtype)
 
     def _hidden(self, embedded, positions, segments):
         """Returns the normalised residual stream `[B, L, D]`, which is the head's input."""
@@ -300,11 +310,12 @@ class Decoder(nn.Module):
         return head_logits(x, *self._head())
 
     def _head(self):
-        """Returns the head's weights in the compute dtype, and its form."""
+        """Returns the head's weights in the dtype of the products, and its form."""
         config = self.config
         kernel = self.embedding if config.tied_head else self.head
         bias = self.head_bias if config.head_bias else None
-        return Head(kernel.astype(config.dtype), bias), Form(config.tied_head, config.logit_softcap)
+        form = Form(config.tied_head, config.logit_softcap, config.dtype == MIXED)
+        return Head(kernel if form.mixed else kernel.astype(config.dtype), bias), form
 
 
 def layer_kinds(config: DecoderConfig) -> LayerKind:

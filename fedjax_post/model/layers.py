@@ -9,7 +9,8 @@ from jaxtyping import Array, Bool, Float
 
 from fedjax_post.model.attention import attend, attend_causal
 from fedjax_post.model.codes import decode
-from fedjax_post.model.config import DecoderConfig
+from fedjax_post.model.config import MIXED, DecoderConfig
+from fedjax_post.model.product import product
 from fedjax_post.model.rope import rotate
 
 ACTIVATIONS = {
@@ -70,7 +71,7 @@ class Linear(nn.Module):
         y = self._dense(x)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
-            y = y + bias.astype(self.dtype)[None, None]
+            y = y + bias.astype(y.dtype)[None, None]
         if self.has_variable("lora", "a"):
             y = y + self._low_rank(x)
         return y
@@ -79,17 +80,23 @@ class Linear(nn.Module):
         """Returns `x W + x residual`, in one product if W is float32, where the sum is precise."""
         kernel = self._kernel(x.shape[-1])
         if not self.has_variable("residual", "kernel"):
-            return x @ kernel
-        residual: Any = self.get_variable("residual", "kernel").astype(self.dtype)
-        if kernel.dtype == jnp.float32:
+            return self._times(x, kernel)
+        residual: Any = self.get_variable("residual", "kernel")
+        if self.dtype == "float32":
             return x @ (kernel + residual)
-        return x @ kernel + x @ residual
+        return self._times(x, kernel) + self._times(x, residual)
+
+    def _times(self, x, kernel):
+        """Returns x times a matrix, in the dtype of x."""
+        if self.dtype == MIXED:
+            return product(x, kernel)
+        return x @ kernel.astype(self.dtype)
 
     def _kernel(self, size_in):
-        """Returns the base weights `[in, features]` in the compute dtype, decoded if needed."""
+        """Returns the base weights `[in, features]`, decoded if needed."""
         if not self.has_variable("quantized", "codes"):
             init = nn.initializers.variance_scaling(self.init_scale, "fan_in", "normal")
-            return self.param("kernel", init, (size_in, self.features)).astype(self.dtype)
+            return self.param("kernel", init, (size_in, self.features))
         if self.has_variable("params", "kernel"):
             raise ValueError(
                 f"params train the weights of {self.name}, which are quantized; "
@@ -97,10 +104,10 @@ class Linear(nn.Module):
             )
         codes: Any = self.get_variable("quantized", "codes")
         scales: Any = self.get_variable("quantized", "scales")
-        return decode(codes, scales, self.dtype)
+        return decode(codes, scales, "bfloat16" if self.dtype == MIXED else self.dtype)
 
     def _low_rank(self, x):
-        """Returns the adapter's product; float32 factors are cast to the compute dtype here."""
+        """Returns the adapter's product; float32 factors are cast to the dtype of `x` here."""
         if not self.has_variable("lora_scale", "scale"):
             raise ValueError(
                 f"params adapt {self.name}, but the model has no lora_scale for it; "
@@ -109,9 +116,9 @@ class Linear(nn.Module):
         if self.dropout > 0 and self.has_rng("dropout"):
             keep = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.dropout, x.shape)
             x = jnp.where(keep, x / (1 - self.dropout), 0).astype(x.dtype)
-        a: Any = self.get_variable("lora", "a").astype(self.dtype)
-        b: Any = self.get_variable("lora", "b").astype(self.dtype)
-        scale: Any = self.get_variable("lora_scale", "scale").astype(self.dtype)
+        a: Any = self.get_variable("lora", "a").astype(x.dtype)
+        b: Any = self.get_variable("lora", "b").astype(x.dtype)
+        scale: Any = self.get_variable("lora_scale", "scale").astype(x.dtype)
         # One axis of tokens, and A transposed: for the gradients of both factors XLA then need not
         # transpose a wide operand
         flat, a_t = x.reshape(-1, x.shape[-1]), jax.lax.optimization_barrier(a.T)

@@ -75,6 +75,6 @@ def dequantize_model(model: LanguageModel) -> LanguageModel:
     for path, codes in stored.items():
         if path[-1] == "codes":
             scales = stored[(*path[:-1], "scales")]
-            weights[(*path[:-1], "kernel")] = decode(codes, scales, model.config.dtype)
+            weights[(*path[:-1], "kernel")] = decode(codes, scales, model.config.matrix_dtype)
     variables["params"] = unflatten_dict(weights)
     return dataclasses.replace(model, variables=variables)

@@ -29,6 +29,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from fedjax_post.core.view import TotalLoss
+from fedjax_post.model.product import product
 
 # Logits of all stacked clients in memory at once: 16 MiB of float32, on an accelerator 256 MiB
 STRIP = 2**22
@@ -39,7 +40,11 @@ NUM_STRIPS = 8
 
 
 class Head(NamedTuple):
-    """The weights of the head, in the compute dtype, with or without an axis G of groups."""
+    """The weights of the head, with or without an axis G of groups.
+
+    They have the dtype of the residual stream, except in a `mixed` form: there the kernel is
+    bfloat16, or float32 where it is trained.
+    """
 
     kernel: Array  # [D, V], or [V, D] if it is the embedding
     bias: Array | None = None  # [V]
@@ -50,6 +55,7 @@ class Form(NamedTuple):
 
     tied: bool  # the kernel is [V, D]
     softcap: float | None  # logits are cap tanh(logits / cap)
+    mixed: bool = False  # float32 logits of operands rounded to bfloat16
 
 
 class _Sums(NamedTuple):
@@ -69,8 +75,11 @@ def head_logits(x: Float[Array, "G N D"], head: Head, form: Form) -> Float[Array
       head: the weights, shared by all groups or with an axis G.
       form: the static properties of the head.
     """
-    axes = "g" * (head.kernel.ndim - 2) + ("vd" if form.tied else "dv")
-    logits = jnp.einsum(f"gnd,{axes}->gnv", x, head.kernel, preferred_element_type=jnp.float32)
+    if form.mixed:
+        logits = product(x, head.kernel, tied=form.tied)
+    else:
+        axes = "g" * (head.kernel.ndim - 2) + ("vd" if form.tied else "dv")
+        logits = jnp.einsum(f"gnd,{axes}->gnv", x, head.kernel, preferred_element_type=jnp.float32)
     if head.bias is not None:
         bias = head.bias.astype(jnp.float32)
         logits = logits + (bias[None, None] if bias.ndim == 1 else bias[:, None])
@@ -275,16 +284,17 @@ def _zeros(x, order, head: Head, want_x: bool, want_head: bool) -> _Sums:
 
 def _add_gradients(sums: _Sums, error, part, head: Head, *, form: Form, at) -> _Sums:
     """Returns the sums with the gradients of a strip added; `error` is softmax minus one-hot."""
-    narrow = error.astype(part.dtype)  # products in the compute dtype, summed in float32
+    dtype = jnp.bfloat16 if form.mixed else part.dtype  # of products, which are summed in float32
+    narrow = error.astype(dtype)
     dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
     letters = "vd" if form.tied else "dv"
     if sums.grad_x is not None:
         axes = "g" * (head.kernel.ndim - 2) + letters
-        grad = dot(f"gnv,{axes}->gnd", narrow, head.kernel).astype(part.dtype)
+        grad = dot(f"gnv,{axes}->gnd", narrow, head.kernel.astype(dtype)).astype(part.dtype)
         grad_x = jax.lax.dynamic_update_slice_in_dim(sums.grad_x, grad, at, axis=1)
         sums = sums._replace(grad_x=grad_x)
     if sums.grad_head is not None:
-        kernel = sums.grad_head.kernel + dot(f"gnv,gnd->g{letters}", narrow, part)
+        kernel = sums.grad_head.kernel + dot(f"gnv,gnd->g{letters}", narrow, part.astype(dtype))
         bias = sums.grad_head.bias
         bias = None if bias is None else bias + error.sum(1)
         sums = sums._replace(grad_head=Head(kernel, bias))

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from fedjax_post.core.access import Access, check_call, check_restriction, opaque
 from fedjax_post.core.view import Scores, TotalLoss, View
-from fedjax_post.model.config import DecoderConfig
+from fedjax_post.model.config import DecoderConfig, dtype_name
 from fedjax_post.model.decoder import Decoder
 from fedjax_post.model.decoder import score_tokens as score_tokens
 from fedjax_post.model.generate import generate
@@ -174,7 +174,7 @@ class LanguageModel(View):
         check_call("embed_logits", Access.EMBEDDINGS, self.access, params)
         logits = self._apply(
             params,
-            embeddings.astype(self.config.dtype),
+            embeddings.astype(self.config.activation_dtype),
             method=Decoder.embed_logits,
             key=key,
             positions=positions,
@@ -205,7 +205,7 @@ class LanguageModel(View):
             mask = insert(mask, jnp.ones(num_prompt, bool), at)
             num_slots += num_prompt
         shape = (config.num_layers, batch, num_slots, config.num_kv_heads, config.head_dim)
-        empty = jnp.zeros(shape, config.dtype)
+        empty = jnp.zeros(shape, config.activation_dtype)
         blank = jnp.zeros((batch, num_slots), jnp.int32)
         cache = Cache(KeyValues(empty, empty), blank, blank > 0, jnp.int32(0))
         positions = jnp.maximum(jnp.cumsum(mask.astype(jnp.int32), axis=1) - 1, 0)
@@ -320,9 +320,8 @@ class LanguageModel(View):
         return logits, Cache(layers, key_positions, is_real, cache.slots + length)
 
     def _apply(self, params, *args, method, key=None, **kwargs):
-        variables = merge_collections(self.variables, params)
         decoder = Decoder(self.config, self.lora_dropout, self.lora_layers)
-        return _run(decoder, variables, key, *args, method=method, **kwargs)
+        return _run(decoder, self.variables, params, key, *args, method=method, **kwargs)
 
 
 def init_model(config: DecoderConfig, key: Array, *, dtype: Any = jnp.float32) -> LanguageModel:
@@ -334,21 +333,23 @@ def init_model(config: DecoderConfig, key: Array, *, dtype: Any = jnp.float32) -
     Args:
       config: the architecture; its dtype is replaced.
       key: a PRNG key.
-      dtype: of weights and matrix products.
+      dtype: of weights and matrix products, or "mixed".
     """
-    config = dataclasses.replace(config, dtype=jnp.dtype(dtype).name)
-    return LanguageModel(_init(Decoder(config), key, dtype=jnp.dtype(dtype)), config)
+    config = dataclasses.replace(config, dtype=dtype_name(dtype))
+    return LanguageModel(_init(Decoder(config), key), config)
 
 
-@functools.partial(jax.jit, static_argnames=("decoder", "dtype"))
-def _init(decoder, key, *, dtype):
+@functools.partial(jax.jit, static_argnames="decoder")
+def _init(decoder, key):
     variables = decoder.init(key, jnp.zeros((1, 1), jnp.int32))
-    return jax.tree.map(lambda leaf: leaf.astype(dtype), dict(variables))
+    stored = lambda path, leaf: leaf.astype(decoder.config.stored_dtype(path[-1].key))
+    return jax.tree_util.tree_map_with_path(stored, dict(variables))
 
 
 @functools.partial(jax.jit, static_argnames=("decoder", "method"))
-def _run(decoder, variables, key, *args, method, **kwargs):
+def _run(decoder, frozen, params, key, *args, method, **kwargs):
     """Runs a method in one program, so that a call outside of jit is not run op by op."""
+    variables = merge_collections(decoder.for_loop(frozen), params)
     rngs = {"dropout": key} if key is not None and decoder.dropout > 0 else None
     return decoder.apply(variables, *args, rngs=rngs, method=method, **kwargs)
 

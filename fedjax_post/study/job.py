@@ -141,7 +141,10 @@ def prepare(
     (8, 0)
     """
     where = None if directory is None else Path(directory)
+    if resume:
+        spec = _keep_dtype(spec, folder.spec_file(where))
     resolved = resolve(spec)
+    spec = spec.put({"model.dtype": resolved.model.dtype})
     if resume:
         check_same(spec, folder.spec_file(where))
     elif where is not None:
@@ -165,6 +168,7 @@ def check_same(now: Spec, stored: Path, *, as_long: bool = False) -> None:
       ValueError: naming the first field that differs, and both values.
     """
     before = read_unsupplied(stored)
+    now = _keep_dtype(now, stored)
     written, given = (
         plain_fields(resolve(_without_missing(before, now))),
         plain_fields(resolve(now)),
@@ -180,6 +184,12 @@ def check_same(now: Spec, stored: Path, *, as_long: bool = False) -> None:
             f"{path}={given[path]} differs from the run in {stored.parent}, which has "
             f"{written[path]}{why}; leave it out to resume, or give another `directory`"
         )
+
+
+def _keep_dtype(spec: Spec, stored: Path) -> Spec:
+    """Returns the experiment with the stored run's dtype, which its machine chose, or its own."""
+    chosen = read_unsupplied(stored).model.dtype
+    return spec if spec.model.dtype is not None else spec.put({"model.dtype": chosen})
 
 
 def _without_missing(before: Spec, now: Spec) -> Spec:

@@ -30,8 +30,12 @@ class Model:
         flag="model",
         common=True,
     )
-    dtype: str = setting(
-        "float32", "dtype of base weights and matrix products", choices=("float32", "bfloat16")
+    dtype: str | None = setting(
+        None,
+        "dtype of base weights and of products: float32, bfloat16, or mixed, which is bfloat16 "
+        "matrices with activations and sums in float32 (mixed for a file of at most 16 bits a "
+        "weight, on a processor that multiplies bfloat16; else float32)",
+        choices=("float32", "bfloat16", "mixed"),
     )
     quantize: str = setting(
         "none", "quantization of the frozen layers, as in QLoRA", choices=("none", *KINDS)

@@ -1,14 +1,24 @@
 """Fills in every default of a specification, and checks its fields against each other."""
 
-from fedjax_post.study import build, hosting, methods, objectives, pace, private, prompts, wires
+from fedjax_post.study import (
+    build,
+    hosting,
+    methods,
+    objectives,
+    pace,
+    precision,
+    private,
+    prompts,
+    wires,
+)
 from fedjax_post.study.spec import Spec
 
 
 def resolve(spec: Spec) -> Spec:
     """Returns the experiment with defaults that depend on other fields filled in.
 
-    Reads no data and loads no model, so mistakes are found at once. Checks that need the data or
-    the model are left to `study.prepare`. Resolving twice changes nothing.
+    Reads no data, and of the model at most the headers of its files, so mistakes are found at
+    once. Checks that need the data or the model are left to `study.prepare`. Resolving twice changes nothing.
 
     Raises:
       ValueError: for fields that do not go together, naming them and the remedy.
@@ -30,4 +40,4 @@ def resolve(spec: Spec) -> Spec:
     for fill in (objectives.fill_defaults, hosting.fill_defaults, methods.fill_defaults):
         spec = fill(spec)
     objectives.check(spec)
-    return spec
+    return precision.fill_default(spec)

@@ -16,7 +16,7 @@ from fedjax_post.data.template import is_chat_template, read_form
 from fedjax_post.hub import artefact
 from fedjax_post.hub.adapter_config import CONFIG, read_adapter_config
 from fedjax_post.hub.load import load_model
-from fedjax_post.study import folder, prompts, trained
+from fedjax_post.study import folder, precision, prompts, trained
 from fedjax_post.study.files import read_unsupplied
 from fedjax_post.study.learning import Model
 from fedjax_post.study.spec import Spec
@@ -55,9 +55,9 @@ def serve(what: str | Path, changes: Mapping[str, Any] = _NONE) -> Served:
         path = folder.adapter_of(path)
     elif (path / CONFIG).exists():
         base = read_adapter_config(path)["base_model_name_or_path"]
-        spec = Spec(model=Model(base)).put(changes)
+        spec = precision.fill_default(Spec(model=Model(base)).put(changes))
     else:
-        spec = Spec(model=Model(str(what))).put(changes)
+        spec = precision.fill_default(Spec(model=Model(str(what))).put(changes))
         model = load_model(spec.model.name, dtype=spec.model.dtype)
         return Served(model, {}, trained.find_tokenizer(spec), spec)
     base = spec.model.proxy or spec.model.name
