@@ -96,7 +96,7 @@ def changes_base(model: LanguageModel, params: PyTree) -> bool:
     return "residual" in model.variables or not set(params) <= {"prompt", "lora"}
 
 
-def read(directory: Path, *, base: str, dtype: str = "float32") -> tuple[LanguageModel, PyTree]:
+def read(directory: Path, *, base: str, dtype: Any = "float32") -> tuple[LanguageModel, PyTree]:
     """Returns the model and parameters that `write` wrote.
 
     Args:

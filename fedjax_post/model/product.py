@@ -74,7 +74,7 @@ def _dot(x, y, *, axes):
     """
     x, y = _narrow(x), _narrow(y)
     groups = tuple(range(x.ndim - 2))
-    sums = tuple((len(groups) + axis,) for axis in axes)
+    sums = (len(groups) + axes[0],), (len(groups) + axes[1],)
     return jax.lax.dot_general(x, y, (sums, (groups, groups)), preferred_element_type=jnp.float32)
 
 

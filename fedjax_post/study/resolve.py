@@ -18,7 +18,8 @@ def resolve(spec: Spec) -> Spec:
     """Returns the experiment with defaults that depend on other fields filled in.
 
     Reads no data, and of the model at most the headers of its files, so mistakes are found at
-    once. Checks that need the data or the model are left to `study.prepare`. Resolving twice changes nothing.
+    once. Checks that need the data or the model are left to `study.prepare`. Resolving twice
+    changes nothing.
 
     Raises:
       ValueError: for fields that do not go together, naming them and the remedy.
