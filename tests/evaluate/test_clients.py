@@ -7,6 +7,7 @@ import pytest
 
 from fedjax_post.adapters.lora import add_lora
 from fedjax_post.data.table import gather
+from fedjax_post.evaluate.choices import find_choices
 from fedjax_post.evaluate.clients import ClientTable, Line, measure_each, num_lanes
 from fedjax_post.evaluate.heldout import HeldOut
 from fedjax_post.evaluate.scores import Outcomes, measure, summarize
@@ -37,11 +38,16 @@ def total_nats(model, params, tokens, mask):
     return model.total_loss(params, tokens, mask).nats[None]
 
 
-def test_side_by_side_equals_one_after_the_other(lora, table, make):
+def test_side_by_side_equals_one_after_the_other(lora, make):
+    """Every kind of score, of labelled rows that are also preference pairs; one row is cut."""
     model, states = lora
-    swapped = make([([5, 6], [7]), ([3], [9]), ([8], [4, 4]), ([2, 2], [6]), ([3, 9], [5])])
+    prompts, labels = [[5, 6], [3], [8, 2, 4], [2, 2], [3, 9]], [[7], [9, 4]]
+    sides = [[(prompt, labels[(i + k) % 2]) for i, prompt in enumerate(prompts)] for k in (0, 1)]
+    table, rejected = (make(side, cut=[2]) for side in sides)
+    texts = tuple(map(decode, labels))
+    choices = find_choices((table,), eos_id=1, decode_fn=decode, encode_fn=list, labels=texts)
     heldout = HeldOut(table, np.arange(5), decode, eos_id=1, exact_match=True, batch_size=6)
-    heldout = heldout._replace(rejected=swapped)
+    heldout = heldout._replace(rejected=rejected, choices=choices)
     together = measure_each(Stacked(deploy, model, states), heldout, ROWS)
     assert not len(together[1].losses.nats)
     for client in (0, 2):
@@ -50,9 +56,9 @@ def test_side_by_side_equals_one_after_the_other(lora, table, make):
         found = together[client]
         np.testing.assert_allclose(found.losses.nats, alone.losses.nats, rtol=1e-5)
         assert found.losses.num_tokens.tolist() == alone.losses.num_tokens.tolist()
-        assert {k: v.tolist() for k, v in found.shares.items()} == {
-            k: v.tolist() for k, v in alone.shares.items()
-        }
+        assert set(found.shares) == set(alone.shares) >= {"exact_match", "accuracy", "preference"}
+        for name, share in alone.shares.items():
+            np.testing.assert_array_equal(found.shares[name], share)
 
 
 def test_the_base_is_not_mapped(lora, table):
@@ -82,7 +88,7 @@ def test_every_row_is_in_one_batch_in_its_clients_part(owner):
 
 
 def test_clients_without_rows_are_not_computed(lora, table):
-    heldout = HeldOut(table, np.arange(5), decode, eos_id=1, exact_match=True)
+    heldout = HeldOut(table, np.arange(5), decode, eos_id=1, exact_match=False)
     none = [np.array([], int)] * 3
     found = measure_each(Stacked(None, *lora), heldout, none)  # nothing is deployed
     assert [len(outcomes.losses.nats) for outcomes in found] == [0, 0, 0]
