@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from fedjax_post import study
 from fedjax_post.experiments import program
 from fedjax_post.experiments.flags import define_launch, distributed, parse
-from fedjax_post.report.table import summary_table
+from fedjax_post.report.clients import spread_table
+from fedjax_post.report.table import SCORES, summary_table
 from fedjax_post.study import peers
 
 
@@ -58,6 +59,8 @@ def _carry_out(job: study.Job, argv: Sequence[str]) -> int:
     if not peers.is_first():
         return 0
     print(summary_table(summary, job.directory))
+    if by_client := spread_table(summary["clients"], SCORES):
+        print(f"\n{by_client}")
     for warning in summary["warnings"]:
         print(f"\nerror: {warning}", file=sys.stderr)
     return 1 if summary["warnings"] else 0

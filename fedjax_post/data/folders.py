@@ -6,6 +6,7 @@
 | files such as `train-00000-of-00002.parquet`, there or in `data/` | splits, joined from parts |
 | one file that is not for evaluation | rows to train on, without clients |
 | several such files | one client for each file; its stem is in the column `client` |
+| `ann.json` and `ann_test.json` | rows of the client `ann` to train on, and held-out rows of it |
 
 Files for evaluation are recognised by their names, see `is_held_out`. Hidden files, files of other
 kinds and the metadata files of `datasets` are ignored.
@@ -21,7 +22,7 @@ import numpy as np
 from fedjax_post.data.cached import read_parquet, read_text
 from fedjax_post.data.files import KINDS, File, ending_of, find_file
 from fedjax_post.data.partition import natural_key
-from fedjax_post.data.splits import Origin, Splits, choose, is_held_out
+from fedjax_post.data.splits import Origin, Splits, choose, is_held_out, kind_of
 from fedjax_post.data.typed import as_text
 
 if TYPE_CHECKING:
@@ -147,7 +148,22 @@ def _join(
         sides.append(_read(path, ordered, clients) if files else None)
         origins.append(Origin(name, tuple(ordered)))
     assert sides[0] is not None
+    if clients and sides[1] is not None:
+        sides[1] = _with_owners(sides[1], train, heldout)
     return Splits(sides[0], sides[1], *origins)
+
+
+def _with_owners(rows: "Dataset", train: Sequence[File], heldout: Sequence[File]) -> "Dataset":
+    """Returns held-out rows as rows of the client whose file has the same name but for `test`."""
+    stems: dict[tuple[str, ...], list[str]] = {}
+    for file in train:
+        stems.setdefault(tuple(kind_of(file.stem)), []).append(file.stem)
+    found = {file.stem: stems.get(tuple(kind_of(file.stem)), []) for file in heldout}
+    owner = {stem: like[0] for stem, like in found.items() if kind_of(stem) and len(like) == 1}
+    if not owner:
+        return rows
+    names = [owner.get(name, name) for name in rows["client"]]
+    return rows.remove_columns("client").add_column("client", np.asarray(names))
 
 
 def _read(path: Path, files: Sequence[File], clients: bool) -> "Dataset":

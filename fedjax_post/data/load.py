@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from fedjax_post.data.apart import Apart, Parted, set_apart
 from fedjax_post.data.batches import TokenClients
 from fedjax_post.data.columns import USUAL_NAMES, Columns, find_columns, match_columns
 from fedjax_post.data.partition import Partition, describe
 from fedjax_post.data.population import Population, settle
-from fedjax_post.data.shares import Shares, share_out
+from fedjax_post.data.shares import share_out
 from fedjax_post.data.source import load_splits
 from fedjax_post.data.splits import Origin, Splits, hold_out, limit
-from fedjax_post.data.table import TokenTable, make_pair_tables, make_table
+from fedjax_post.data.table import TokenTable, make_pair_tables, make_table, take_rows
 from fedjax_post.data.typed import as_text
 from fedjax_post.data.used import read_used
 
@@ -45,6 +46,7 @@ class Loaded(NamedTuple):
     # of the held-out rows, among the same clients; None where they cannot be divided, see `shares`
     heldout_partition: Partition | None = None
     clusters: np.ndarray | None = None  # [num_rows], of the clients' table; None without clusters
+    apart: Apart | None = None  # clients that never train; None if all do
 
 
 def load_clients(
@@ -162,37 +164,52 @@ def assemble(
         heldout, heldout_other = make_tables(splits.heldout, own, origin)
         sizes[splits.heldout_origin.split] = len(splits.heldout)
     shares = share_out(table, heldout, population, tokenizer)
-    clients = TokenClients(
-        table, shares.partition, pack_length=text.pack_length or None, **schedule
+    is_theirs = population.rule.by != "client" or shares.heldout_by == "client"
+    parted = set_apart(
+        shares.partition,
+        shares.heldout,
+        names=shares.names,
+        num_heldout=len(heldout.length) if heldout is not None and is_theirs else None,
+        share=population.heldout_clients,
+        seed=population.seed,
     )
-    report = describe(shares.partition, table) | {
+    if parted.kept is not None:
+        heldout, heldout_other = (
+            None if rows is None else take_rows(rows, parted.kept)
+            for rows in (heldout, heldout_other)
+        )
+    partition = parted.partition
+    clients = TokenClients(table, partition, pack_length=text.pack_length or None, **schedule)
+    report = describe(partition, table) | {
         "partition": population.rule.text,
         "splits": sizes,
         "not_chosen": available - len(splits.train),
         "template": text.template,
         "columns": {role: name for role, name in columns._asdict().items() if name},
         **table.notes._asdict(),
-        **describe_heldout(heldout, shares),
+        **_describe_heldout(heldout, parted, shares.heldout_by),
     }
-    loaded = Loaded(clients, heldout, shares.names, report, heldout_other)
-    return loaded._replace(heldout_partition=shares.heldout, clusters=shares.clusters), other
+    loaded = Loaded(clients, heldout, parted.names, report, heldout_other, parted.heldout)
+    return loaded._replace(clusters=shares.clusters, apart=parted.apart), other
 
 
-def describe_heldout(heldout: TokenTable | None, shares: Shares) -> dict[str, Any]:
-    """Returns the entries of the report on held-out rows.
+def _describe_heldout(heldout: TokenTable | None, parted: Parted, by: str | None) -> dict[str, Any]:
+    """Returns the entries of the report on held-out clients and rows.
 
     `heldout_by` is what decides the client of a held-out row, see `share_out`; None: no held-out
-    row belongs to a client. `heldout_clients` counts the clients that have held-out rows.
+    row belongs to a client. `clients_with_heldout` counts the clients that have held-out rows.
     """
+    apart = [0] if parted.apart is None else parted.apart.partition.offsets
+    clients = {"heldout_clients": len(apart) - 1, "heldout_clients_examples": int(apart[-1])}
     if heldout is None:
-        return {"heldout_examples": 0}
-    offsets = [0] if shares.heldout is None else shares.heldout.offsets
-    return {
+        return clients | {"heldout_examples": 0}
+    offsets = [0] if parted.heldout is None else parted.heldout.offsets
+    return clients | {
         "heldout_examples": len(heldout.length),
         "heldout_truncated": heldout.fit.num_truncated,
         "heldout_dropped": heldout.fit.num_dropped,
-        "heldout_by": shares.heldout_by,
-        "heldout_clients": int(np.count_nonzero(np.diff(offsets))),
+        "heldout_by": by,
+        "clients_with_heldout": int(np.count_nonzero(np.diff(offsets))),
     }
 
 

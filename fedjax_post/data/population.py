@@ -3,6 +3,7 @@
 import logging
 from typing import NamedTuple
 
+from fedjax_post.data.apart import num_apart
 from fedjax_post.data.builtin.tasks import NUM_CLIENTS
 from fedjax_post.data.columns import Columns
 from fedjax_post.data.rules import RULES, Rule
@@ -21,6 +22,7 @@ class Population(NamedTuple):
     # None: all natural clients; if rows name no clients, at most 16 of at least 8 rows each
     num_clients: int | None = None  # of natural clients the first ones are taken
     heldout_fraction: float = 0.05  # used where the source has no held-out rows
+    heldout_clients: float = 0.0  # share of the clients that never train, see `apart`
     max_examples: int = 0  # rows to train on, chosen at random; 0: all that are not held out
     seed: int = 0  # for the partition, the chosen and held-out rows, and the built-in tasks
 
@@ -41,10 +43,13 @@ class Population(NamedTuple):
 
 
 def count_clients(dataset: object, population: Population) -> int | None:
-    """Returns the number of clients if it is known before any row is read, otherwise None."""
+    """Returns the number of clients that train, if it is known before any row is read, or None."""
+    found = None
     if population.rule is not None and population.rule.needs_number:
-        return population.num_clients
-    return (population.num_clients or NUM_CLIENTS) if dataset in BUILTIN else None
+        found = population.num_clients
+    elif dataset in BUILTIN:
+        found = population.num_clients or NUM_CLIENTS
+    return None if found is None else found - num_apart(found, population.heldout_clients)
 
 
 def settle(population: Population, columns: Columns, *, num_rows: int) -> Population:

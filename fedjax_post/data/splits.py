@@ -73,14 +73,14 @@ def choose(names: Iterable[str], dataset: object, *, split: str | None) -> tuple
         which = "none of which is for training" if not usual else "several of which are possible"
         raise ValueError(f"{listing}, {which}; choose one by `split`, such as split={names[0]}")
     train = usual[0] if split is None else split
-    kind = _kind(train)
+    kind = kind_of(train)
     heldout = next(
         (
             name
             for wanted in (kind, [])
             for word in HELD_OUT
             for name in names
-            if name != train and word in _words(name) and _kind(name) == wanted
+            if name != train and word in _words(name) and kind_of(name) == wanted
         ),
         None,
     )
@@ -158,10 +158,14 @@ def is_held_out(name: str) -> bool:
     return any(word in HELD_OUT for word in _words(name))
 
 
+def kind_of(name: str) -> list[str]:
+    """Returns the words in the name of a file or split that do not give its purpose.
+
+    >>> kind_of("local_training_3") == kind_of("local_test_3") == ["local", "3"]
+    True
+    """
+    return [word for word in _words(name) if word not in ("train", "training", *HELD_OUT)]
+
+
 def _words(name: str) -> list[str]:
     return re.findall(r"[a-z]+|[0-9]+", name.lower().replace("held_out", "heldout"))
-
-
-def _kind(name: str) -> list[str]:
-    """Returns the words of a split's name that do not give its purpose."""
-    return [word for word in _words(name) if word != "train" and word not in HELD_OUT]

@@ -145,7 +145,7 @@ def gather(
 
     Args:
       table: the tokenised rows.
-      rows: `[n]` int, row numbers, in any order, repeats allowed.
+      rows: `[n]` int, row numbers, in any order, repeats allowed; -1 for a row of padding.
       num_rows: height of the result, at least n; n if None. Further rows are padding.
 
     Returns:
@@ -157,7 +157,7 @@ def gather(
     places = zip(
         table.chunk[rows].tolist(),
         table.start[rows].tolist(),
-        table.length[rows].tolist(),
+        np.where(rows < 0, 0, table.length[rows]).tolist(),
         strict=True,
     )
     # Copying slice by slice is several times faster than one fancy gather of all tokens.
@@ -185,6 +185,12 @@ def response_tokens(table: TokenTable, rows: np.ndarray, *, width: int) -> np.nd
         here = is_inside & (chunk == number)[:, None]
         found[here] = ~table.values[number][place[here]]
     return found
+
+
+def take_rows(table: TokenTable, rows: np.ndarray) -> TokenTable:
+    """Returns a table of some rows, `[n]` int, in any order, repeats allowed; nothing is copied."""
+    own = {name: x for name, x in table._asdict().items() if isinstance(x, np.ndarray)}
+    return table._replace(**{name: x[rows] for name, x in own.items()})
 
 
 def fit_message(table: TokenTable) -> str:

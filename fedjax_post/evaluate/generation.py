@@ -9,6 +9,7 @@ import numpy as np
 
 from fedjax_post.data.table import TokenTable, gather
 from fedjax_post.evaluate.choices import DecodeFn
+from fedjax_post.evaluate.stacked import apply, in_batches, owner_of, rows_at, shapes_of
 
 PyTree = Any
 
@@ -29,7 +30,7 @@ def greedy_answers(
     One shape is compiled for each table, whatever the number of rows: the last batch is padded.
 
     Args:
-      model: the frozen model, or another object with the method `answer`.
+      model: the frozen model, another object with the method `answer`, or stacked models.
       params: merged over the model.
       table: tokenised rows; in a chat, the prompt is everything before the last response.
       rows: `[n]` int, row numbers.
@@ -41,25 +42,20 @@ def greedy_answers(
     """
     width = int(table.prompt_length.max())
     num_new = longest or longest_response(table)
-    if hasattr(model, "config"):  # a hosted model raises an error itself if this is too long
-        room = model.config.max_positions - model.prompt_length(params)
+    like, given = shapes_of(model, params)
+    if hasattr(like, "config"):  # a hosted model raises an error itself if this is too long
+        room = like.config.max_positions - like.prompt_length(given)
         if longest is None:
             num_new = min(num_new, room - width)
         width = min(width, room - num_new)
-    answers = []
-    for start in range(0, len(rows), batch_size):
-        part = rows[start : start + batch_size]
-        prompts, mask = _pad_left(table, part, width=width, num_rows=batch_size)
-        tokens = model.answer(
-            params,
-            jnp.asarray(prompts),
-            jnp.asarray(mask),
-            max_new_tokens=num_new,
-            eos_id=eos_id,
-            pad_id=table.pad_id,
-        )
-        for row in np.asarray(tokens)[: len(part)].tolist():
-            answers.append(decode_fn(row[: row.index(eos_id)] if eos_id in row else row))
+    form = {"max_new_tokens": num_new, "eos_id": eos_id, "pad_id": table.pad_id}
+    answers = [""] * len(rows)
+    for places in in_batches(model, owner_of(model, rows), batch_size):
+        prompts, mask = map(jnp.asarray, _pad_left(table, rows_at(rows, places), width=width))
+        tokens = np.asarray(apply(_answer, model, params, prompts, mask, **form))
+        for place, row in zip(places.tolist(), tokens.tolist(), strict=True):
+            if place >= 0:
+                answers[place] = decode_fn(row[: row.index(eos_id)] if eos_id in row else row)
     return answers
 
 
@@ -111,19 +107,22 @@ def _label_of(answer: str, labels: Sequence[str]) -> str | None:
     return max(fits, key=len, default=None)
 
 
+def _answer(model, params, prompts, prompt_mask, **form):
+    return model.answer(params, prompts, prompt_mask, **form)
+
+
 def longest_response(table: TokenTable) -> int:
     """Returns the number of tokens of the longest last response, including its end."""
     return int((table.length - table.prompt_length).max())
 
 
-def _pad_left(
-    table: TokenTable, rows: np.ndarray, *, width: int, num_rows: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns prompts `[num_rows, width]` that end at the right edge, and the mask of tokens."""
+def _pad_left(table: TokenTable, rows: np.ndarray, *, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns prompts `[n, width]` that end at the right edge, and the mask of tokens."""
     tokens, _ = gather(table, rows)
-    prompts = np.full((num_rows, width), table.pad_id, np.int32)
-    mask = np.zeros((num_rows, width), bool)
+    prompts = np.full((len(rows), width), table.pad_id, np.int32)
+    mask = np.zeros((len(rows), width), bool)
     for i, length in enumerate(table.prompt_length[rows].tolist()):
-        prompts[i, width - length :] = tokens[i, :length]
-        mask[i, width - length :] = True
+        if rows[i] >= 0:
+            prompts[i, width - length :] = tokens[i, :length]
+            mask[i, width - length :] = True
     return prompts, mask

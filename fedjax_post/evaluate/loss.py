@@ -6,7 +6,9 @@ import jax
 import numpy as np
 
 from fedjax_post.data.table import TokenTable, gather
+from fedjax_post.evaluate.stacked import apply, in_batches, owner_of, rows_at
 from fedjax_post.model.views import LanguageModel
+from fedjax_post.objectives.tokens import reference_of
 
 PyTree = Any
 
@@ -25,26 +27,30 @@ def row_losses(
     *,
     rows: np.ndarray,
     batch_size: int = 32,
+    as_loaded: bool = False,
 ) -> RowLosses:
     """Returns the summed negative log-likelihood of each row's response.
 
     One shape is compiled, whatever the number of rows: the last batch is padded.
 
     Args:
-      model: the frozen model.
+      model: the frozen model, or stacked models.
       params: merged over the model.
       table: tokenised rows.
       rows: `[n]` int, row numbers.
       batch_size: rows in one compiled call. Logits are computed only where a response is, for
         a part of the tokens at a time.
+      as_loaded: whether the model is taken without `params` and without what a federation added
+        to its weights.
     """
-    sums, counts = [], []
-    for start in range(0, len(rows), batch_size):
-        part = rows[start : start + batch_size]
-        tokens, mask = gather(table, part, num_rows=batch_size)
-        sums.append(np.asarray(_batch_nats(model, params, tokens, mask))[: len(part)])
-        counts.append(mask.sum(axis=1)[: len(part)])
-    return RowLosses(np.concatenate(sums).astype(np.float64), np.concatenate(counts))
+    nats_fn = _loaded_nats if as_loaded else _batch_nats
+    nats, num_tokens = np.zeros(len(rows)), np.zeros(len(rows), np.int64)
+    for places in in_batches(model, owner_of(model, rows), batch_size):
+        tokens, mask = gather(table, rows_at(rows, places))
+        found = np.asarray(apply(nats_fn, model, params, tokens, mask))
+        real = places >= 0
+        nats[places[real]], num_tokens[places[real]] = found[real], mask.sum(axis=1)[real]
+    return RowLosses(nats, num_tokens)
 
 
 def mean_loss(losses: RowLosses) -> float:
@@ -55,3 +61,8 @@ def mean_loss(losses: RowLosses) -> float:
 @jax.jit
 def _batch_nats(model, params, tokens, mask):
     return jax.vmap(lambda t, m: model.total_loss(params, t[None], m[None]).nats)(tokens, mask)
+
+
+def _loaded_nats(model, params, tokens, mask):
+    del params
+    return _batch_nats(reference_of(model), {}, tokens, mask)

@@ -6,7 +6,6 @@ import numpy as np
 
 from fedjax_post.data.table import TokenTable
 from fedjax_post.evaluate.loss import row_losses
-from fedjax_post.objectives.tokens import reference_of
 
 PyTree = Any
 
@@ -28,7 +27,7 @@ def reward_margins(
     preferred response.
 
     Args:
-      model: the frozen model.
+      model: the frozen model, or stacked models.
       params: merged over the model.
       tables: the rows with preferred responses, and with rejected responses.
       rows: `[n]` int, row numbers.
@@ -36,12 +35,13 @@ def reward_margins(
       batch_size: rows in one compiled call.
     """
 
-    def nats(model, params, table):
-        return row_losses(model, params, table, rows=rows, batch_size=batch_size).nats
+    given: dict[str, Any] = {"rows": rows, "batch_size": batch_size}
+
+    def nats(table, *, as_loaded=False):
+        return row_losses(model, params, table, **given, as_loaded=as_loaded).nats
 
     one, other = tables
-    base = reference_of(model)
     if preferred is None:
-        preferred = nats(model, params, one)
-    margin = nats(model, params, other) - preferred
-    return margin - (nats(base, {}, other) - nats(base, {}, one))
+        preferred = nats(one)
+    margin = nats(other) - preferred
+    return margin - (nats(other, as_loaded=True) - nats(one, as_loaded=True))

@@ -23,6 +23,7 @@ import numpy as np
 from fedjax_post.data.table import gather
 from fedjax_post.evaluate.choices import Choices, right_choices
 from fedjax_post.evaluate.heldout import HeldOut
+from fedjax_post.evaluate.stacked import apply, in_batches, num_models, owner_of
 
 PyTree = Any
 _STEP = 32  # widths of batches are multiples of it, so that few shapes are compiled
@@ -48,7 +49,7 @@ def rank(model: Any, params: PyTree, heldout: HeldOut) -> dict[str, np.ndarray]:
     """Returns by score whether each row's label is ranked first, float64 `[n]`; NaN if left out.
 
     Args:
-      model: the frozen model, with access to LOGITS.
+      model: the frozen model, with access to LOGITS, or stacked models.
       params: merged over the model.
       heldout: the rows, and their possible answers.
     """
@@ -59,10 +60,16 @@ def rank(model: Any, params: PyTree, heldout: HeldOut) -> dict[str, np.ndarray]:
     sizes = heldout.table.prompt_length[rows].tolist()
     tokens = gather(heldout.table, rows)[0]
     prompts = [ids[:size] for ids, size in zip(tokens, sizes, strict=True)]
-    given = choice_log_probs(
-        model, params, [*prompts, choices.null_prompt], choices, batch_size=heldout.batch_size
+    owner, models = owner_of(model, rows), np.arange(num_models(model))
+    found_at = choice_log_probs(
+        model,
+        params,
+        [*prompts, *[choices.null_prompt] * len(models)],  # one for each model
+        choices,
+        owner=np.concatenate([owner, models]),
+        batch_size=heldout.batch_size,
     )
-    given, prior = given[:-1], given[-1]
+    given, prior = found_at[: len(rows)], found_at[len(rows) :][owner]
     readings = {
         "accuracy": given,
         "accuracy_per_token": given / choices.length,
@@ -80,6 +87,7 @@ def choice_log_probs(
     prompts: Sequence[np.ndarray],
     choices: Choices,
     *,
+    owner: np.ndarray | None = None,
     batch_size: int = 32,
 ) -> np.ndarray:
     """Returns the log-probability of each label after each prompt, nats, float64 `[n, A]`.
@@ -87,10 +95,11 @@ def choice_log_probs(
     A prompt is read once for all labels. Prompts of similar lengths are read together.
 
     Args:
-      model: the frozen model, with access to LOGITS.
+      model: the frozen model, with access to LOGITS, or stacked models.
       params: merged over the model.
       prompts: token ids of each prompt, at least one.
       choices: the possible answers.
+      owner: `[n]` int, the client of each prompt; None with one model.
       batch_size: prompts in one compiled call.
     """
     sizes = np.array([len(prompt) for prompt in prompts])
@@ -98,14 +107,16 @@ def choice_log_probs(
     pairs = zip(choices.tokens.tolist(), choices.length.tolist(), strict=True)
     labels = tuple(tuple(ids[:length]) for ids, length in pairs)
     found = np.zeros((len(prompts), len(labels)))
-    for start in range(0, len(order), batch_size):
-        part = order[start : start + batch_size]
+    owner = np.zeros(len(prompts), np.int64) if owner is None else owner
+    for places in in_batches(model, owner[order], batch_size):
+        real = np.flatnonzero(places >= 0)
+        part = order[places[real]]
         width = -(-int(sizes[part].max()) // _STEP) * _STEP
-        tokens, mask = np.zeros((2, batch_size, width), np.int32)
-        for row, i in enumerate(part.tolist()):
+        tokens, mask = np.zeros((2, len(places), width), np.int32)
+        for row, i in zip(real.tolist(), part.tolist(), strict=True):
             tokens[row, width - sizes[i] :], mask[row, width - sizes[i] :] = prompts[i], 1
-        log_probs = _batch_log_probs(model, params, tokens, mask, labels=labels)
-        found[part] = np.asarray(log_probs)[: len(part)]
+        log_probs = apply(_batch_log_probs, model, params, tokens, mask, labels=labels)
+        found[part] = np.asarray(log_probs)[real]
     return found
 
 

@@ -1,6 +1,6 @@
 """Scores: loss, exact match and ranks over a held-out set, in total and for each task."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,6 +13,13 @@ from fedjax_post.model.views import LanguageModel
 
 PyTree = Any
 Scores = dict[str, Any]
+
+
+class Outcomes(NamedTuple):
+    """What a model made of each row, from which scores of any of the rows can be computed."""
+
+    losses: RowLosses | None
+    shares: dict[str, np.ndarray]  # name of a score -> [n], in [0, 1]; NaN if it leaves a row out
 
 
 def score(model: LanguageModel, params: PyTree, heldout: HeldOut) -> Scores:
@@ -46,6 +53,29 @@ def score(model: LanguageModel, params: PyTree, heldout: HeldOut) -> Scores:
       >>> list(score(tiny_model(), {}, heldout))
       ['loss']
     """
+    return scores_of(measure(model, params, heldout), heldout)
+
+
+def scores_of(outcomes: Outcomes, heldout: HeldOut) -> Scores:
+    """Returns the scores of a model from the outcomes of all held-out rows; see `score`."""
+    scores = summarize(outcomes, np.arange(len(heldout.rows)))
+    if heldout.table.label is not None:
+        labels = heldout.table.label[heldout.rows]
+        scores["per_task"] = {
+            str(label): summarize(outcomes, np.flatnonzero(labels == label))
+            for label in np.unique(labels)
+        }
+    return scores
+
+
+def measure(model: Any, params: PyTree, heldout: HeldOut) -> Outcomes:
+    """Returns the outcome of each held-out row; see `score` for the scores.
+
+    Args:
+      model: the frozen model, or stacked models.
+      params: merged over the model.
+      heldout: the rows and settings.
+    """
     table, rows = heldout.table, heldout.rows
     losses, shares = None, {}
     if heldout.loss:
@@ -64,13 +94,30 @@ def score(model: LanguageModel, params: PyTree, heldout: HeldOut) -> Scores:
             batch_size=heldout.batch_size,
         )
         shares["preference"] = np.where(margins == 0, 0.5, margins > 0)
-    scores = _summary(losses, shares, np.ones(len(rows), bool))
-    if table.label is not None:
-        labels = table.label[rows]
-        scores["per_task"] = {
-            str(label): _summary(losses, shares, labels == label) for label in np.unique(labels)
-        }
-    return scores
+    return Outcomes(losses, shares)
+
+
+def summarize(outcomes: Outcomes, places: np.ndarray) -> Scores:
+    """Returns the scores of some of the rows; a score that leaves all of them out is left out.
+
+    Args:
+      outcomes: of `measure`.
+      places: `[m]` int, of rows in the outcomes.
+    """
+    if not len(places):
+        return {}
+    losses, shares = select(outcomes, places)
+    counted = {name: flags[~np.isnan(flags)] for name, flags in shares.items()}
+    scores = {name: float(flags.mean()) for name, flags in counted.items() if len(flags)}
+    return scores if losses is None else {"loss": mean_loss(losses), **scores}
+
+
+def select(outcomes: Outcomes, places: np.ndarray) -> Outcomes:
+    """Returns the outcomes of some of the rows; see `summarize`."""
+    losses, shares = outcomes
+    if losses is not None:
+        losses = RowLosses(losses.nats[places], losses.num_tokens[places])
+    return Outcomes(losses, {name: flags[places] for name, flags in shares.items()})
 
 
 def left_out(heldout: HeldOut) -> dict[str, int]:
@@ -119,13 +166,3 @@ def _is_answered(model: LanguageModel, params: PyTree, heldout: HeldOut) -> np.n
     references = reference_answers(table, rows=rows, decode_fn=decode_fn, eos_id=eos_id)
     found[compared] = matches(answers, references, labels=heldout.labels)
     return found
-
-
-def _summary(losses: RowLosses | None, shares: dict[str, np.ndarray], chosen: np.ndarray) -> Scores:
-    """Returns the scores of the chosen rows; a share is over those of them that are not NaN."""
-    counted = {name: flags[chosen & ~np.isnan(flags)] for name, flags in shares.items()}
-    scores = {name: float(flags.mean()) for name, flags in counted.items() if len(flags)}
-    if losses is None:
-        return scores
-    chosen_losses = RowLosses(losses.nats[chosen], losses.num_tokens[chosen])
-    return {"loss": mean_loss(chosen_losses), **scores}

@@ -41,7 +41,8 @@ def generate(
 ) -> Int[Array, "B T"]:
     """Returns the greedy continuations of left-padded prompts.
 
-    A row is padded after its end token; the loop stops when all rows have ended. To use a
+    A row is padded after its end token; the loop stops when all rows have ended. A row of padding
+    alone has no continuation. To use a
     different adapter for each row, apply `jax.vmap` over `params` and batches of one prompt: the
     base weights remain shared.
 
@@ -174,7 +175,7 @@ def _decode(model, params, prompts, prompt_mask, key, *, rule: Sampling):
     here = jnp.ones((batch, 1), bool)
 
     def more(carry):
-        return (carry.at < rule.max_new_tokens) & ~carry.done.all()
+        return (carry.at < rule.max_new_tokens) & ~_all_ended(carry.done)
 
     def body(carry):
         chosen = _draw(carry.logits, keys, carry.at, rule=rule)
@@ -190,8 +191,24 @@ def _decode(model, params, prompts, prompt_mask, key, *, rule: Sampling):
         )
         return _Carry(carry.at + 1, logits, cache, tokens, done)
 
-    start = _Carry(jnp.int32(0), logits, cache, blank, jnp.zeros(batch, bool))
+    start = _Carry(jnp.int32(0), logits, cache, blank, num_prompt == 0)
     return jax.lax.while_loop(more, body, start).tokens
+
+
+@jax.custom_batching.custom_vmap
+def _all_ended(done: Array) -> Array:
+    """Returns whether all rows have ended, under `jax.vmap` those of all mapped calls.
+
+    One condition for all of them keeps the loop's counter single. Otherwise every step would
+    scatter into the cache, and select between the old and the new one.
+    """
+    return done.all()
+
+
+@_all_ended.def_vmap
+def _all_ended_mapped(axis_size, in_batched, done):
+    del axis_size, in_batched
+    return _all_ended(done), False
 
 
 def _draw(logits, keys, count, *, rule: Sampling):

@@ -24,6 +24,8 @@ def summary_table(summary: Summary, directory: str | Path) -> str:
     for name in names:
         header += [f"{SCORES[name]}: base", "this run"]
     rows = [_score_row("all", base, final, names)]
+    if (apart := summary.get("heldout_clients")) is not None:
+        rows.append(_score_row("held-out clients", apart["base"], apart["final"], names))
     for task, scores in base.get("per_task", {}).items():
         rows.append(_score_row(task, scores, final["per_task"][task], names))
     lines = [columns([header, *rows]), "", *_left_out(summary), *_costs(summary)]

@@ -1,5 +1,7 @@
 """Reads the clients' own states after a run from its store."""
 
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,16 +21,23 @@ class Personal(NamedTuple):
     states: ClientState  # leaves [n, ...], numpy
 
 
-def read_clients(
+class Opened(NamedTuple):
+    """Clients that have taken part, and a function that reads the states of some of them."""
+
+    client_ids: np.ndarray  # [n], int64, ascending
+    read: Callable[[np.ndarray], ClientState]  # (ids [m]) -> leaves [m, ...], numpy
+
+
+@contextlib.contextmanager
+def open_clients(
     directory: str | Path,
     algorithm: Algorithm,
     model: PyTree,
     clients: Clients,
     *,
     params: PyTree,
-    limit: int | None = None,
-) -> Personal:
-    """Returns the states of clients that took part in a run, for `deployed`.
+) -> Iterator[Opened]:
+    """Returns a context in which the states of clients that took part in a run can be read.
 
     Args:
       directory: the run's `plan.directory`; the run must not be in progress.
@@ -36,7 +45,6 @@ def read_clients(
       model: as given to `run`.
       clients: as given to `run`.
       params: as given to `run`; only shapes matter.
-      limit: maximum number of clients, spread evenly over those seen; None: all.
 
     Raises:
       FileNotFoundError: if the directory contains no checkpoint.
@@ -49,9 +57,40 @@ def read_clients(
         Path(directory) / "clients", like, len(clients), snapshot.version, kept=None
     )
     try:
-        seen = store.seen()
-        if limit is not None and limit < len(seen):
-            seen = seen[np.linspace(0, len(seen) - 1, limit).round().astype(int)]
-        return Personal(seen, store.read(seen)[0])
+        yield Opened(store.seen(), lambda client_ids: store.read(client_ids)[0])
     finally:
         store.close()
+
+
+def read_clients(
+    directory: str | Path,
+    algorithm: Algorithm,
+    model: PyTree,
+    clients: Clients,
+    *,
+    params: PyTree,
+    limit: int | None = None,
+) -> Personal:
+    """Returns the states of clients that took part in a run, for `deployed`.
+
+    Args:
+      directory: as for `open_clients`.
+      algorithm: as given to `run`.
+      model: as given to `run`.
+      clients: as given to `run`.
+      params: as given to `run`; only shapes matter.
+      limit: maximum number of clients, spread evenly over those seen; None: all.
+
+    Raises:
+      FileNotFoundError: as `open_clients`.
+    """
+    with open_clients(directory, algorithm, model, clients, params=params) as opened:
+        chosen = evenly(opened.client_ids, limit)
+        return Personal(chosen, opened.read(chosen))
+
+
+def evenly(client_ids: np.ndarray, limit: int | None) -> np.ndarray:
+    """Returns at most `limit` of some ids, spread evenly over them; None: all."""
+    if limit is None or limit >= len(client_ids):
+        return client_ids
+    return client_ids[np.linspace(0, len(client_ids) - 1, limit).round().astype(int)]

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
+
 import fedjax_post
 from fedjax_post.core.algorithm import Algorithm
 from fedjax_post.core.engine import State, init
@@ -15,6 +17,7 @@ from fedjax_post.evaluate.heldout import HeldOut
 from fedjax_post.hub.load import load_config
 from fedjax_post.hub.tokenizer import check_tokenizer
 from fedjax_post.model.views import LanguageModel
+from fedjax_post.simulate import client_state_like
 from fedjax_post.simulate.memory import largest_chunk
 from fedjax_post.study import (
     devices,
@@ -91,6 +94,7 @@ def build(spec: Spec) -> Parts:
     target = trained.load_target(spec, tokenizer, mesh)
     train = lambda model: trained.make_trainable(spec, model, tokenizer)
     model, params = devices.place(roles.assemble(spec, algorithm, target, train), mesh)
+    _check_personal(spec, algorithm, model, params, data)
     heldout = rows.make_heldout(spec, data, tokenizer, room=room)
     start = devices.place(init(algorithm, params), mesh)
     plan = fedjax_post.Plan(
@@ -145,6 +149,19 @@ def _check_trainable(spec: Spec) -> None:
         raise ValueError(
             f"quantize={spec.model.quantize} decodes its layers' weights again in the backward "
             "pass, and `remat=False` would store them; leave one of them out"
+        )
+
+
+def _check_personal(spec: Spec, algorithm, model, params, data: Loaded) -> None:
+    """Raises ValueError for scores of personal models where clients keep nothing of their own."""
+    if not spec.scoring.personal or spec.method.baseline != "none":
+        return
+    kept = client_state_like(algorithm, model, data.clients, params)
+    if not jax.tree.leaves(kept.local):
+        raise ValueError(
+            f"scoring.personal=True: method={factories.display_name(spec.method.name)} keeps "
+            "nothing at its clients, so they have no models of their own; leave it out, or use "
+            "one that does, such as ditto(fed_avg)"
         )
 
 

@@ -39,10 +39,10 @@ def carry_out(
         with peers.together():
             if peers.is_first():
                 _write_holdings(job.directory, parts)
-        start = init(parts.algorithm, parts.params)
-        scores = {"base": scoring.score_state(parts, start, parts.heldout, rounds=0)}
+        base = scoring.before(parts, init(parts.algorithm, parts.params))
         state = _train(job, parts, callbacks)
-        scores |= scoring.final(parts, state)
+        final = scoring.final(parts, state)
+        scores = base.scores | final.scores
         if parts.spec.method.baseline != "local":
             export.write(parts, state, job.directory / "adapter", scores=scores)
         entries = ledgers.entries_of(
@@ -50,11 +50,14 @@ def carry_out(
         )
         seconds = time.perf_counter() - began
         content = summary.summarize(
-            parts, scores=scores, entries=entries, command=command, seconds=seconds
+            parts, base, final, entries=entries, command=command, seconds=seconds
         )
         with peers.together():
             if peers.is_first():
-                _write(job.directory, content, entries)
+                ledgers.write(job.directory, entries)
+                folder.write_lines(job.directory / folder.CLIENTS, scoring.records_of(final))
+                folder.write_json(job.directory / "summary.json", content)
+                draw_curve(job.directory)
     return content
 
 
@@ -69,12 +72,6 @@ def _train(job: Job, parts: Parts, callbacks: Sequence[Callback]) -> State:
         if peers.should_stop(record["round"]) and record["round"] + 1 < rounds:
             raise peers.Stopped
     return latest
-
-
-def _write(directory: Path, content: dict[str, Any], entries: Sequence[Any]) -> None:
-    ledgers.write(directory, entries)
-    folder.write_json(directory / "summary.json", content)
-    draw_curve(directory)
 
 
 def _write_holdings(directory: Path, parts: Parts) -> None:

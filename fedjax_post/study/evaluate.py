@@ -5,36 +5,39 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from fedjax_post.evaluate.heldout import choose_rows
-from fedjax_post.evaluate.scores import Scores, score
+from fedjax_post.evaluate.clients import ClientTable
+from fedjax_post.evaluate.scores import Scores, measure, scores_of
+from fedjax_post.report.clients import heading, spread_rows
 from fedjax_post.report.table import SCORES, columns, score_cells
-from fedjax_post.study import rows
+from fedjax_post.study import client_rows, client_tables, rows
 from fedjax_post.study.served import serve
 
 _NONE: Mapping[str, Any] = MappingProxyType({})
+_USUAL = 8  # clients whose training rows are scored by default
 
 
 class Evaluation(NamedTuple):
     """Scores of a model."""
 
     scores: Scores  # on held-out rows; "per_task" holds those of each label
-    clients: dict[str, Scores]  # on the rows of each client, by the client's name
+    clients: dict[str, ClientTable]  # "shared", of clients that train, and "heldout"
+    heldout_clients: Scores | None  # on rows of held-out clients; None if there are none
 
     def table(self) -> str:
-        """Returns the scores as a text table, with the clients' mean and deviation."""
+        """Returns the scores as a text table, with a line for each client and their spread."""
         names = [name for name in SCORES if name in self.scores]
         lines = [["", *names], ["held out", *score_cells(self.scores, names)]]
         for task, scores in self.scores.get("per_task", {}).items():
             lines.append([f"  {task}", *score_cells(scores, names)])
-        for client, scores in self.clients.items():
-            lines.append([f"client {client}", *score_cells(scores, names)])
-        if len(self.clients) > 1:
-            values = {name: [s[name] for s in self.clients.values() if name in s] for name in names}
-            for what, fn in (("mean", np.mean), ("deviation", np.std)):
-                spread = {name: float(fn(found)) for name, found in values.items() if found}
-                lines.append([f"clients, {what}", *score_cells(spread, names)])
+        if self.heldout_clients is not None:
+            lines.append(["held-out clients", *score_cells(self.heldout_clients, names)])
+        for name, table in self.clients.items():
+            found = table.summary()
+            lines.append([heading(name, found), *[""] * len(names)])
+            for line in table.lines:
+                cells = score_cells(line.scores, names)
+                lines.append([f"  {line.client} ({line.examples} rows)", *cells])
+            lines += spread_rows(found, names)
         return columns(lines)
 
 
@@ -43,8 +46,9 @@ def evaluate(what: str | Path, changes: Mapping[str, Any] = _NONE) -> Evaluation
 
     The rows are those of the run, unless `changes` name others, as in
     `{"data.source": "rows.jsonl"}`. They are held out as in a run with this specification.
-    At most `scoring.examples` of the held-out rows are scored, and at most as many rows of each
-    of `scoring.clients` clients; 0 examples stands for all.
+    At most `scoring.examples` of the held-out rows are scored, and the clients' rows are among
+    them, see `client_rows`. Where nothing says whose they are, at most as many rows of each of
+    `scoring.clients` clients (8) are scored that it trains on; 0 examples stands for all.
 
     Args:
       what: as for `serve`.
@@ -59,13 +63,9 @@ def evaluate(what: str | Path, changes: Mapping[str, Any] = _NONE) -> Evaluation
     room = model.config.max_positions - model.prompt_length(params)
     data = rows.load_data(spec, tokenizer, context_length=room)
     heldout = rows.make_heldout(spec, data, tokenizer, room=room)
-    held = getattr(data.clients, "preferred", data.clients)
-    offsets, indices = held.partition
-    scored = {}
-    for number in choose_rows(len(data.clients), spec.scoring.clients, seed=spec.seed).tolist():
-        own = indices[offsets[number] : offsets[number + 1]]
-        chosen = own[choose_rows(len(own), spec.scoring.examples, seed=spec.seed)]
-        name = data.names[number] if data.names else str(number)
-        theirs = heldout._replace(table=held.table, rows=chosen, rejected=None)
-        scored[str(name)] = score(model, params, theirs)
-    return Evaluation(score(model, params, heldout), scored)
+    if client_rows.kind_of(data) == "training" and spec.scoring.clients is None:
+        spec = spec.put({"scoring.clients": _USUAL})
+    measure_fn = lambda heldout: measure(model, params, heldout)
+    outcomes = measure_fn(heldout)
+    by_client = client_tables.tables_of(data, heldout, outcomes, measure_fn=measure_fn, spec=spec)
+    return Evaluation(scores_of(outcomes, heldout), *by_client)

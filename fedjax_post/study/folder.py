@@ -6,19 +6,21 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from fedjax_post.integrity import seal_file
+from fedjax_post.integrity import seal_file, seal_line
 
 SPEC = "spec.json"
+CLIENTS = "clients.jsonl"
 _OURS = (
     SPEC,
     "holdings.json",
     "records.jsonl",
     "journal.jsonl",
     "summary.json",
+    CLIENTS,
     "checkpoints",
     "clients",
     "adapter",
@@ -151,6 +153,11 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 def write_text(path: Path, text: str) -> None:
     """Writes a text file, completely or not at all."""
     write_whole(path, lambda aside: aside.write_text(text, encoding="utf-8"))
+
+
+def write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
+    """Writes objects as lines of JSON, each with its checksum."""
+    write_text(path, "".join(map(seal_line, lines)))
 
 
 def _remove(path: Path) -> None:

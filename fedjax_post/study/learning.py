@@ -103,6 +103,12 @@ class Data:
     heldout_fraction: float = setting(
         _USUAL.heldout_fraction, "share of rows held out, if the data have no held-out split", low=0
     )
+    heldout_clients: float = setting(
+        _USUAL.heldout_clients,
+        "share of clients that never train and are scored apart",
+        low=0,
+        below=1,
+    )
     prompt_column: str | None = setting(None, "column of the prompt (found by common names)")
     response_column: str | None = setting(None, "column of the response (found by common names)")
     context_column: str | None = setting(None, "column of further input (found by common names)")

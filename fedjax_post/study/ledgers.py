@@ -17,7 +17,6 @@ from fedjax_post.data.template import make_prompt
 from fedjax_post.disclosure import ledger
 from fedjax_post.disclosure.arrivals import offsets_of
 from fedjax_post.disclosure.ledger import Entry, Form, Hosting, Price
-from fedjax_post.integrity import seal_line
 from fedjax_post.provider import codec
 from fedjax_post.report.records import read_records
 from fedjax_post.simulate.cohort import data_rng
@@ -161,8 +160,8 @@ def place_of(spec: Spec, access: Mapping[str, Access]) -> str | None:
 
 def write(directory: Path, entries: Sequence[Entry]) -> None:
     """Writes `disclosure.jsonl`, one line for each round and party."""
-    lines = [seal_line(entry._asdict()) for entry in entries]
-    folder.write_text(directory / "disclosure.jsonl", "".join(lines))
+    lines = (entry._asdict() for entry in entries)
+    folder.write_lines(directory / "disclosure.jsonl", lines)
 
 
 def _visits(data: Loaded, plan: Plan, rounds: int) -> Iterator[tuple[int, Any, Any]]:

@@ -36,6 +36,11 @@ def projection(parts: Parts) -> str:
         f"{_unchosen(report)}",
         f"scored     {_scoring(parts)}",
     ]
+    if report["heldout_clients"]:
+        lines.append(
+            f"held out   {report['heldout_clients']:,} more clients, which never train, of "
+            f"{report['heldout_clients_examples']:,} examples; {_apart(parts)}"
+        )
     lines.append(f"method     {methods.describe(spec)}; {spec.training.rounds} rounds")
     wire = wire_bytes_of(*given)
     if spec.method.baseline == "none":
@@ -53,6 +58,14 @@ def projection(parts: Parts) -> str:
     return "\n".join(lines)
 
 
+def _apart(parts: Parts) -> str:
+    """Returns what is scored of held-out clients."""
+    if parts.spec.method.baseline == "local":
+        return "not scored, since there is no model that they could use"
+    rows = min(len(parts.heldout.rows), parts.data.report["heldout_clients_examples"])
+    return f"{rows:,} of these are scored with the shared model"
+
+
 def _unchosen(report: dict[str, Any]) -> str:
     """Returns how many rows `max_examples` leaves out, as the end of a sentence."""
     number = report["not_chosen"]
@@ -63,7 +76,7 @@ def _whose(report: dict[str, Any]) -> str:
     """Returns which clients have held-out rows."""
     if report["heldout_by"] is None:
         return "of no client, since they name none and have no label"
-    return f"of {report['heldout_clients']:,} clients, by {report['heldout_by']}"
+    return f"of {report['clients_with_heldout']:,} clients, by {report['heldout_by']}"
 
 
 def _scoring(parts: Parts) -> str:

@@ -70,6 +70,7 @@ def population_of(spec: Spec) -> Population:
         partition=partitions.rule_of(spec),
         num_clients=spec.data.num_clients,
         heldout_fraction=spec.data.heldout_fraction,
+        heldout_clients=spec.data.heldout_clients,
         max_examples=spec.data.max_examples,
         seed=spec.seed,
     )

@@ -175,16 +175,16 @@ class Scoring:
         flag="eval_examples",
         free=True,
     )
-    clients: int = setting(
-        8,
-        "number of clients whose personal models are scored",
-        low=1,
+    clients: int | None = setting(
+        None,
+        "clients in the tables of scores; 0: all (all that have held-out rows, 8 personal models)",
+        low=0,
         flag="eval_clients",
         free=True,
     )
     personal: bool = setting(
         False,
-        "also score personal models, each on the tasks of its client",
+        "also score personal models, each on the held-out rows of its client",
         flag="score_personal",
         free=True,
     )

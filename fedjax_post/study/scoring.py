@@ -1,20 +1,28 @@
 """Scores of a run: before, during and after training."""
 
-from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
-import jax
+import numpy as np
 
 import fedjax_post
 from fedjax_post.core.engine import State
+from fedjax_post.evaluate.clients import ClientTable
 from fedjax_post.evaluate.heldout import HeldOut, choose_rows
-from fedjax_post.evaluate.scores import Scores, mean_scores, score
+from fedjax_post.evaluate.scores import Outcomes, Scores, mean_scores, measure, scores_of
 from fedjax_post.provider.hosted import Hosted
 from fedjax_post.simulate import stopping
-from fedjax_post.simulate.personal import read_clients
 from fedjax_post.simulate.record import Callback, Record
-from fedjax_post.study import private
+from fedjax_post.study import client_rows, client_tables, private
 from fedjax_post.study.build import Parts
+from fedjax_post.study.personal_scores import Personal, measure_personal
+
+
+class Result(NamedTuple):
+    """Scores before or after training."""
+
+    scores: dict[str, Scores]  # by name, such as "final"
+    tables: dict[str, ClientTable]  # by client: "shared", "personal" and "heldout"
+    apart: Scores | None  # of held-out clients; None without them, or without a shared model
 
 
 def score_state(parts: Parts, state: State, heldout: HeldOut, *, rounds: int) -> Scores:
@@ -26,24 +34,46 @@ def score_state(parts: Parts, state: State, heldout: HeldOut, *, rounds: int) ->
       heldout: rows to score on.
       rounds: number of rounds done, under which a hosted model's calls are journalled.
     """
-    model: Any
-    model, params = fedjax_post.deployed(parts.algorithm, parts.model, state)
-    if not isinstance(model, Hosted):
-        return score(model, params, heldout)
-    asked: Any = model.at(rounds, -1)
-    with stopping.defer_signals():  # an interrupted call may have been paid for
-        return score(asked, params, heldout)
+    return scores_of(_measure_state(parts, state, heldout, rounds=rounds), heldout)
 
 
-def final(parts: Parts, state: State) -> dict[str, Scores]:
-    """Returns the scores after the last round: "final", and "personal" if requested."""
+def before(parts: Parts, start: State) -> Result:
+    """Returns the scores before the first round: "base"."""
+    base = score_state(parts, start, parts.heldout, rounds=0)
+    apart = client_rows.rows_apart(parts.data, parts.heldout, seed=parts.spec.seed)
+    if apart is None or parts.spec.method.baseline == "local":
+        return Result({"base": base}, {}, None)
+    return Result({"base": base}, {}, score_state(parts, start, apart[0], rounds=0))
+
+
+def final(parts: Parts, state: State) -> Result:
+    """Returns the scores after the last round: "final", and "personal" if requested.
+
+    Without a shared model (baseline local), "final" is the mean over personal models, each on all
+    held-out rows.
+    """
     if parts.spec.method.baseline == "local":
-        return {"final": score_personal(parts, state)}
+        found = measure_personal(parts, state, everywhere=True)
+        means = mean_scores([scores_of(one, parts.heldout) for one in found.outcomes])
+        return Result({"final": means}, {"personal": _table(parts, found, found.own)}, None)
     rounds = parts.spec.training.rounds
-    scores = {"final": score_state(parts, state, parts.heldout, rounds=rounds)}
+    measure_fn = lambda heldout: _measure_state(parts, state, heldout, rounds=rounds)
+    outcomes = measure_fn(parts.heldout)
+    tables, apart = client_tables.tables_of(
+        parts.data, parts.heldout, outcomes, measure_fn=measure_fn, spec=parts.spec
+    )
+    scores = {"final": scores_of(outcomes, parts.heldout)}
     if parts.spec.scoring.personal:
-        scores["personal"] = score_own_tasks(parts, state)
-    return scores
+        found = measure_personal(parts, state, everywhere=False)
+        tables["personal"] = _table(parts, found, [np.arange(len(own)) for own in found.own])
+        spread = tables["personal"].summary()["scores"]
+        scores["personal"] = {name: one["mean_by_clients"] for name, one in spread.items()}
+    return Result(scores, tables, apart)
+
+
+def records_of(result: Result) -> list[dict[str, Any]]:
+    """Returns the lines of all tables, as they are written to `clients.jsonl`."""
+    return [line for name, table in result.tables.items() for line in table.records(name)]
 
 
 def callbacks(parts: Parts) -> list[Callback]:
@@ -56,48 +86,25 @@ def callbacks(parts: Parts) -> list[Callback]:
     return found
 
 
-def score_personal(parts: Parts, state: State) -> Scores:
-    """Returns the mean scores of personal models, each on all held-out rows."""
-    return mean_scores([scores for _, scores in _each_client(parts, state)])
+def _measure_state(parts: Parts, state: State, heldout: HeldOut, *, rounds: int) -> Outcomes:
+    model: Any
+    model, params = fedjax_post.deployed(parts.algorithm, parts.model, state)
+    if not isinstance(model, Hosted):
+        return measure(model, params, heldout)
+    asked: Any = model.at(rounds, -1)
+    with stopping.defer_signals():  # an interrupted call may have been paid for
+        return measure(asked, params, heldout)
 
 
-def score_own_tasks(parts: Parts, state: State) -> Scores:
-    """Returns the mean scores of personal models, each on the tasks of its client.
-
-    If rows have no label, every client's task is all held-out rows.
-    """
-    found = []
-    for client_id, scores in _each_client(parts, state):
-        tasks = scores.pop("per_task", {})
-        own = [tasks[name] for name in _labels_of(parts, client_id) if name in tasks]
-        found.append(mean_scores(own) if own else scores)
-    return mean_scores(found)
-
-
-def _labels_of(parts: Parts, client_id: int) -> list[str]:
-    """Returns the sorted labels of a client's rows."""
-    clients = getattr(parts.data.clients, "clients", parts.data.clients)
-    label = clients.table.label
-    if label is None:
-        return []
-    offsets, indices = clients.partition
-    return sorted({str(label[i]) for i in indices[offsets[client_id] : offsets[client_id + 1]]})
-
-
-def _each_client(parts: Parts, state: State) -> Iterator[tuple[int, Scores]]:
-    """Returns an iterator over some clients' ids and the scores of their personal models."""
-    personal = read_clients(
-        parts.plan.directory or "",
-        parts.algorithm,
-        parts.model,
-        parts.data.clients,
-        params=parts.params,
-        limit=parts.spec.scoring.clients,
+def _table(parts: Parts, found: Personal, places: list[np.ndarray]) -> ClientTable:
+    """Returns the table of personal models; `places` are of the clients' rows in the outcomes."""
+    each = zip(found.outcomes, places, found.client_ids, strict=True)
+    return client_tables.join(
+        [
+            client_tables.table_of(found.kind, outcomes, [own], parts.data, np.array([client_id]))
+            for outcomes, own, client_id in each
+        ]
     )
-    for i, client_id in enumerate(personal.client_ids.tolist()):
-        client = jax.tree.map(lambda leaf, i=i: leaf[i], personal.states)
-        deployed = fedjax_post.deployed(parts.algorithm, parts.model, state, client)
-        yield client_id, score(*deployed, parts.heldout)
 
 
 def curve(parts: Parts) -> Callback:

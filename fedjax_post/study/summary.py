@@ -17,6 +17,7 @@ from fedjax_post.study import factories, hosting, ledgers, private
 from fedjax_post.study.build import Parts
 from fedjax_post.study.files import identity
 from fedjax_post.study.plan import count
+from fedjax_post.study.scoring import Result
 from fedjax_post.study.versions import commit, versions_of
 
 _TELEMETRY = (
@@ -28,8 +29,9 @@ _PACKAGES = ("fedjax_post", "jax", "jaxlib", "flax", "optax", "safetensors", "nu
 
 def summarize(
     parts: Parts,
+    base: Result,
+    final: Result,
     *,
-    scores: dict[str, Scores],
     entries: list[Entry],
     command: Sequence[str],
     seconds: float,
@@ -38,7 +40,8 @@ def summarize(
 
     Args:
       parts: of the run.
-      scores: by name, such as "base" and "final".
+      base: scores before training.
+      final: scores after training.
       entries: the disclosure ledger.
       command: the command line that started the run.
       seconds: wall time of the run.
@@ -60,7 +63,10 @@ def summarize(
         "seed": parts.spec.seed,
         "rounds": len(records),
         "settings": identity(parts.spec),
-        **scores,
+        **base.scores,
+        **final.scores,
+        "heldout_clients": _apart(base, final),
+        "clients": {name: table.summary() for name, table in final.tables.items()},
         "bytes_up": int(total["bytes_up"]) if federated else None,
         "bytes_down": int(total["bytes_down"]) if federated else None,
         "bytes_up_per_client": each("bytes_up"),
@@ -92,6 +98,13 @@ def summarize(
         "command": shlex.join(command),
         "warnings": _warnings(records),
     }
+
+
+def _apart(base: Result, final: Result) -> dict[str, Scores] | None:
+    """Returns the scores of held-out clients before and after training; None without any."""
+    if base.apart is None or final.apart is None:
+        return None
+    return {"base": base.apart, "final": final.apart}
 
 
 def _emulator_bytes(parts: Parts) -> int | None:

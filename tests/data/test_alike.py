@@ -95,7 +95,7 @@ def test_natural_clients_hold_the_rows_that_name_them(tokenizer):
     assert found.report["heldout_by"] == "client"
     own, held = groups_of(found, "client")
     assert own == held == [{f"c{i}"} for i in range(4)]
-    assert found.report["heldout_clients"] == 4
+    assert found.report["clients_with_heldout"] == 4
 
 
 def test_natural_clients_have_rows_of_their_labels_where_none_names_them(tokenizer):
@@ -142,7 +142,7 @@ def test_every_rule_divides_the_held_out_rows_too(tokenizer, rule, by):
     made = rows_of(240, label=lambda i: i % 4, language=lambda i: ["en", "te"][i % 2])
     found = loaded(made, tokenizer, rule, num_clients=6)
     assert found.report["heldout_by"] == by
-    assert found.report["heldout_clients"] == 6
+    assert found.report["clients_with_heldout"] == 6
     assert len(found.heldout_partition.indices) == 60
     if by == "label":
         own, held = groups_of(found, "label")

@@ -121,6 +121,19 @@ def test_only_files_of_rows_are_clients(tmp_path):
     assert load_splits(str(tmp_path)).train["client"] == ["a"] * 2 + ["b"] * 4
 
 
+def test_a_clients_own_test_file_holds_its_held_out_rows(tmp_path):
+    for stem in ("local_training_0", "local_training_1", "local_test_1", "global_test", "test"):
+        row = {"prompt": stem, "response": "r"}
+        (tmp_path / f"{stem}.jsonl").write_text(json.dumps(row) + "\n")
+    splits = load_splits(str(tmp_path))
+    found = dict(zip(splits.heldout["prompt"], splits.heldout["client"], strict=True))
+    assert found == {
+        "local_test_1": "local_training_1",
+        "global_test": "global_test",
+        "test": "test",
+    }
+
+
 def test_a_folder_with_one_file_names_no_client(tmp_path):
     lines(tmp_path / "train.jsonl", ROWS[:4])
     lines(tmp_path / "test.jsonl", ROWS[4:])

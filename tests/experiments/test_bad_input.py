@@ -20,7 +20,7 @@ def _nothing_runs(monkeypatch):
         raise AssertionError("the run began")
 
     monkeypatch.setattr(fedjax_post, "run", reached)
-    monkeypatch.setattr(scoring, "score", reached)
+    monkeypatch.setattr(scoring, "measure", reached)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
 

@@ -84,6 +84,44 @@ def test_each_row_may_have_its_own_adapter():
         np.testing.assert_array_equal(together[i], greedy(model, row, prompts[i]))
 
 
+def test_a_row_of_padding_has_no_continuation():
+    mask = jnp.array([[True] * 5, [False] * 5])
+    both = np.asarray(greedy(tiny_model(), {}, jnp.concatenate([PROMPT, PROMPT]), mask))
+    np.testing.assert_array_equal(both[:1], greedy(tiny_model(), {}, PROMPT))
+    assert (both[1] == 0).all()
+
+
+def test_mapped_calls_share_the_condition_of_their_loop():
+    """Otherwise each step would write every cache twice; rows that end early stay as they are."""
+    model, params = add_lora(tiny_model(), jax.random.key(0), rank=2, alpha=4)
+    stacked = jax.tree.map(lambda x: jnp.stack([x, x + 0.2]), params)
+    one = greedy(model, params, PROMPT)
+    end = int(one[0, 1])
+    mapped = jax.vmap(lambda p: greedy(model, p, PROMPT, eos=end))
+    loops = [
+        e for e in equations(jax.make_jaxpr(mapped)(stacked).jaxpr) if e.primitive.name == "while"
+    ]
+    assert loops
+    for loop in loops:
+        assert [x.aval.shape for x in loop.params["cond_jaxpr"].jaxpr.outvars] == [()]
+    for row, i in zip(mapped(stacked), range(2), strict=True):
+        own = jax.tree.map(lambda x, i=i: x[i], stacked)
+        np.testing.assert_array_equal(row, greedy(model, own, PROMPT, eos=end))
+
+
+def equations(jaxpr):
+    """All equations of a program, those of its parts included."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for part in jax.tree.leaves(list(equation.params.values()), is_leaf=is_program):
+            if is_program(part):
+                yield from equations(getattr(part, "jaxpr", part))
+
+
+def is_program(value):
+    return hasattr(value, "eqns") or hasattr(value, "jaxpr")
+
+
 @pytest.mark.parametrize(("num", "words"), [(0, "at least 1, got 0"), (60, "context of 64")])
 def test_lengths_are_checked(num, words):
     with pytest.raises(ValueError, match=words):

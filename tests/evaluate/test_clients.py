@@ -1,0 +1,114 @@
+"""Models of several clients scored side by side: the same as one after the other."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fedjax_post.adapters.lora import add_lora
+from fedjax_post.data.table import gather
+from fedjax_post.evaluate.choices import find_choices
+from fedjax_post.evaluate.clients import ClientTable, Line, measure_each, num_lanes
+from fedjax_post.evaluate.heldout import HeldOut
+from fedjax_post.evaluate.scores import Outcomes, measure, summarize
+from fedjax_post.evaluate.stacked import Stacked, apply, in_batches
+from fedjax_post.testing.models import tiny_model
+
+ROWS = [np.array([4, 0, 2]), np.array([], int), np.array([1])]
+
+
+def decode(ids):
+    return " ".join(str(i) for i in ids)
+
+
+@pytest.fixture(scope="module")
+def lora():
+    """A model, and the adapters of three clients."""
+    model, params = add_lora(tiny_model(), jax.random.key(0), rank=2, alpha=4.0)
+    key = jax.random.key(1)
+    draw = lambda x: 0.3 * jax.random.normal(jax.random.fold_in(key, x.size), (3, *x.shape))
+    return model, jax.tree.map(draw, params)
+
+
+def deploy(model, params):
+    return model, params
+
+
+def total_nats(model, params, tokens, mask):
+    return model.total_loss(params, tokens, mask).nats[None]
+
+
+def test_side_by_side_equals_one_after_the_other(lora, make):
+    """Every kind of score, of labelled rows that are also preference pairs; one row is cut."""
+    model, states = lora
+    prompts, labels = [[5, 6], [3], [8, 2, 4], [2, 2], [3, 9]], [[7], [9, 4]]
+    sides = [[(prompt, labels[(i + k) % 2]) for i, prompt in enumerate(prompts)] for k in (0, 1)]
+    table, rejected = (make(side, cut=[2]) for side in sides)
+    texts = tuple(map(decode, labels))
+    choices = find_choices((table,), eos_id=1, decode_fn=decode, encode_fn=list, labels=texts)
+    heldout = HeldOut(table, np.arange(5), decode, eos_id=1, exact_match=True, batch_size=6)
+    heldout = heldout._replace(rejected=rejected, choices=choices)
+    together = measure_each(Stacked(deploy, model, states), heldout, ROWS)
+    assert not len(together[1].losses.nats)
+    for client in (0, 2):
+        own = jax.tree.map(lambda x, c=client: x[c], states)
+        alone = measure(model, own, heldout._replace(rows=ROWS[client]))
+        found = together[client]
+        np.testing.assert_allclose(found.losses.nats, alone.losses.nats, rtol=1e-5)
+        assert found.losses.num_tokens.tolist() == alone.losses.num_tokens.tolist()
+        assert set(found.shares) == set(alone.shares) >= {"exact_match", "accuracy", "preference"}
+        for name, share in alone.shares.items():
+            np.testing.assert_array_equal(found.shares[name], share)
+
+
+def test_the_base_is_not_mapped(lora, table):
+    """No value of the compiled program has the shape of the clients' copies of a weight."""
+    model, states = lora
+    arrays = (jnp.asarray(x) for x in gather(table, np.arange(3)))
+    side_by_side = lambda model, states, *arrays: apply(
+        total_nats, Stacked(deploy, model, states), {}, *arrays
+    )
+    program = str(jax.make_jaxpr(side_by_side)(model, states, *arrays))
+    matrices = [x for x in jax.tree.leaves(model.variables) if x.ndim == 3]  # one for each layer
+    shapes = [x.shape[1:] for x in jax.tree.leaves(states)]
+    shown = lambda shape: f"f32[{','.join(map(str, (3, *shape)))}]" in program
+    assert all(map(shown, shapes))
+    assert not any(shown(x.shape) for x in matrices)
+
+
+@pytest.mark.parametrize("owner", [[0, 2, 0, 0, 2], [1, 1, 1, 1], [2], []])
+def test_every_row_is_in_one_batch_in_its_clients_part(owner):
+    owner = np.array(owner, int)
+    models = Stacked(deploy, None, np.zeros((3, 1)))
+    batches = list(in_batches(models, owner, batch_size=6))
+    assert len(batches) == -(-np.bincount(owner, minlength=1).max() // 2)
+    seen = [[place for batch in batches for place in batch[2 * c : 2 * c + 2] if place >= 0]
+            for c in range(3)]  # fmt: skip
+    assert seen == [np.flatnonzero(owner == c).tolist() for c in range(3)]
+
+
+def test_clients_without_rows_are_not_computed(lora, table):
+    heldout = HeldOut(table, np.arange(5), decode, eos_id=1, exact_match=False)
+    none = [np.array([], int)] * 3
+    found = measure_each(Stacked(None, *lora), heldout, none)  # nothing is deployed
+    assert [len(outcomes.losses.nats) for outcomes in found] == [0, 0, 0]
+
+
+def test_the_mean_by_examples_is_the_share_over_all_rows():
+    """If every row belongs to one client; the mean by clients is not."""
+    right = np.array([1, 1, 0, 1, 0, 1, 1], float)
+    places = [np.array([2, 4]), np.array([0, 1, 3, 5, 6]), np.array([], int)]
+    lines = [
+        Line(str(k), k, len(own), summarize(Outcomes(None, {"exact_match": right}), own))
+        for k, own in enumerate(places)
+        if len(own)
+    ]
+    spread = ClientTable("own", 3, tuple(lines)).summary()["scores"]["exact_match"]
+    assert (spread["clients"], spread["unscored"]) == (2, 1)
+    assert spread["mean_by_examples"] == pytest.approx(right.mean())
+    assert spread["mean_by_clients"] == 0.5
+
+
+@pytest.mark.parametrize(("num", "most", "lanes"), [(1, 8, 1), (8, 8, 8), (9, 8, 5), (33, 32, 17)])
+def test_clients_are_scored_in_equal_parts(num, most, lanes):
+    assert num_lanes(num, at_most=most) == lanes
