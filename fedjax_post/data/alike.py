@@ -44,17 +44,17 @@ def divide_alike(partition: Partition, groups: Rows, others: Rows, *, seed: int 
     first = np.searchsorted(pairs, np.arange(len(names) + 1) * num_clients)
     shuffled = rng.permutation(len(others))
     by_group = shuffled[np.argsort(theirs[shuffled], kind="stable")]
-    sizes = np.bincount(theirs, minlength=len(names))
+    sizes, holders = np.bincount(theirs, minlength=len(names)), np.diff(first)
+    alone = np.full(len(names), -1)
+    alone[holders == 1] = pairs[first[:-1][holders == 1]] % num_clients
+    result = alone[theirs]  # -1 where no client, or more than one, has rows of the group
     due = rng.uniform(0, 1e-6, num_clients)  # clients with equal remainders are in random order
-    result = np.full(len(others), -1, np.int64)
-    start = 0
-    for group in np.flatnonzero(sizes):
-        rows = by_group[start : start + sizes[group]]
-        start += sizes[group]
+    ends = sizes.cumsum()
+    for group in np.flatnonzero((sizes > 0) & (holders > 1)):
+        rows = by_group[ends[group] - sizes[group] : ends[group]]
         here = slice(first[group], first[group + 1])
-        if pairs[here].size:
-            clients = pairs[here] % num_clients
-            result[rows] = np.repeat(clients, _share(len(rows), counts[here], due, clients))
+        clients = pairs[here] % num_clients
+        result[rows] = np.repeat(clients, _share(len(rows), counts[here], due, clients))
     return group_by_owner(result, num_clients)
 
 

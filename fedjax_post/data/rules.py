@@ -128,8 +128,8 @@ def clusters(
     """Returns the rule of mixtures of clusters of similar texts, which needs no labels.
 
     Lin et al., "FedNLP: Benchmarking Federated Learning Methods for Natural Language Processing
-    Tasks", NAACL 2022, arXiv:2104.08815: k-means over features of the texts, then `dirichlet` with
-    the clusters as labels.
+    Tasks", Findings of NAACL 2022, arXiv:2104.08815: k-means over features of the texts (there,
+    embeddings of sentences), then `dirichlet` with the clusters as labels.
 
     Args:
       num_clusters: at least 2.

@@ -27,15 +27,16 @@ def quantity(
 
     | law | rows of client k beyond the first | source |
     | --- | --- | --- |
-    | `lognormal` | M w_k / sum w, with log w_k ~ N(0, skew^2) | the generator of [1], skew 2 |
-    | `power_law` | M r_k^-skew / sum r^-skew, r_k the client's rank from 1 | [1], [2] |
-    | `poisson` | Poisson(M / N), given that their sum is M | [3], with the mean 16 for Alpaca |
+    | `lognormal` | M w_k / sum w, with log w_k ~ N(0, skew^2) | [1], synthetic data: skew 2 |
+    | `power_law` | M r_k^-skew / sum r^-skew, r_k the client's rank from 1 | [1], MNIST |
+    | `poisson` | Poisson(M / N), given that their sum is M | [2], with the mean 16 for Alpaca |
 
     The ranks are a random order of the clients. With skew 0, the first two laws give equal sizes.
 
     [1] Li et al., "Federated Optimization in Heterogeneous Networks", MLSys 2020,
-    arXiv:1812.06127. [2] Caldas et al., "LEAF", 2018, arXiv:1812.01097. [3] Granqvist et al.,
-    "pfl-research", 2024, arXiv:2404.06430, which draws again where a client would have no row.
+    arXiv:1812.06127, section 5.1 and its published generator. [2] Granqvist et al., "pfl-research:
+    Simulation Framework for Accelerating Research in Private Federated Learning", 2024,
+    arXiv:2404.06430, whose code draws again where a client would have no row.
 
     Args:
       num_rows: number of rows to divide.
