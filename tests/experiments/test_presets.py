@@ -84,9 +84,9 @@ def both(name):
 def deep_folder(tmp_path_factory):
     """A Llama with as many layers as the recipes name, and room for their prompts."""
     folder, tokenizer = tmp_path_factory.mktemp("models") / "deep", build_tokenizer()
-    shape = {"hidden_size": 8, "intermediate_size": 8, "num_heads": 2, "num_kv_heads": 1}
+    shape = {"hidden_size": 32, "intermediate_size": 32, "num_heads": 1, "num_kv_heads": 1}
     config = DecoderConfig(
-        vocab_size=len(tokenizer), num_layers=22, head_dim=4, max_positions=512, **shape
+        vocab_size=len(tokenizer), num_layers=22, head_dim=32, max_positions=512, **shape
     )
     save_model(folder, init_model(config, jax.random.key(0)))
     tokenizer.save_pretrained(folder)
