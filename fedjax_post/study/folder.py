@@ -12,9 +12,10 @@ from typing import IO, Any
 
 from fedjax_post.integrity import seal_file
 
-SPEC = "spec.json"
+SPEC, HARNESS = "spec.json", "harness.jsonl"
 _OURS = (
     SPEC,
+    HARNESS,
     "records.jsonl",
     "journal.jsonl",
     "summary.json",
