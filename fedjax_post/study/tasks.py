@@ -80,9 +80,7 @@ def evaluate_tasks(
     served = serve(what, changes)
     chat = served.spec.data.template == "chat"
     harness = Harness(served.model, served.params, served.tokenizer)
-    found = run_tasks(
-        harness, loaded, num_fewshot=num_fewshot, limit=limit, chat=chat, seed=seed
-    )
+    found = run_tasks(harness, loaded, num_fewshot=num_fewshot, limit=limit, chat=chat, seed=seed)
     record = {
         "model": served.spec.model.name,
         "what": str(what),
