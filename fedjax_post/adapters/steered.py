@@ -67,6 +67,8 @@ class Steered(View):
         params: PyTree,
         tokens: Int[Array, "B L"],
         loss_mask: Bool[Array, "B L"],
+        *,
+        targets: Int[Array, "B L"] | None = None,
         **where: Any,
     ) -> TotalLoss:
         """Returns the summed loss of the tokens that `loss_mask` marks, token 0 left out.
@@ -75,10 +77,14 @@ class Steered(View):
           params: the parameters of the tuned proxy.
           tokens: int32.
           loss_mask: True where a token counts.
+          targets: as in `LanguageModel.total_loss`.
           **where: positions, segments and key, as in `LanguageModel.total_loss`.
         """
-        scores, is_counted = self.scores(params, tokens, **where), loss_mask[:, 1:]
-        total = lambda x: jnp.sum(jnp.where(is_counted, x, 0), dtype=jnp.float32)
+        logits = self.logits(params, tokens, **where)
+        if targets is None:
+            logits, targets, loss_mask = logits[:, :-1], tokens[:, 1:], loss_mask[:, 1:]
+        scores = score_tokens(logits, targets)
+        total = lambda x: jnp.sum(jnp.where(loss_mask, x, 0), dtype=jnp.float32)
         return TotalLoss(total(-scores.log_probs), total(scores.is_most_likely), total(1))
 
     def prefill(

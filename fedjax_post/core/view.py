@@ -105,11 +105,15 @@ class View(Protocol):
         tokens: jax.Array,
         loss_mask: jax.Array,
         *,
+        targets: jax.Array | None = None,
         positions: jax.Array | None = None,
         segments: jax.Array | None = None,
         key: jax.Array | None = None,
     ) -> TotalLoss:
-        """Returns the summed loss of the tokens that `loss_mask` marks, token 0 left out."""
+        """Returns the summed loss of the tokens that `loss_mask` marks, token 0 left out.
+
+        With `targets`, int32 `[B, L]`, these are the tokens that follow each token, and are marked.
+        """
         _refuse(self, "total_loss")
 
     def embed(self, params: PyTree, tokens: jax.Array) -> jax.Array:

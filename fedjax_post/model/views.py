@@ -120,6 +120,7 @@ class LanguageModel(View):
         tokens: Int[Array, "B L"],
         loss_mask: Bool[Array, "B L"],
         *,
+        targets: Int[Array, "B L"] | None = None,
         positions: Int[Array, "B L"] | None = None,
         segments: Int[Array, "B L"] | None = None,
         key: Array | None = None,
@@ -133,13 +134,15 @@ class LanguageModel(View):
           params: merged over the frozen variables.
           tokens: int32.
           loss_mask: True for the tokens whose loss is summed.
+          targets: int32, what follows each token; `loss_mask` then marks these, token 0 included.
+            By default the next token of the row, so that its last token only costs time.
           positions: as for `logits`.
           segments: as for `logits`.
           key: for dropout; None for evaluation.
         """
         check_call("total_loss", Access.LOGITS, self.access, params)
         method = Decoder.total_loss
-        where = {"positions": positions, "segments": segments}
+        where = {"targets": targets, "positions": positions, "segments": segments}
         loss = self._apply(params, tokens, loss_mask, method=method, key=key, **where)
         if Access.DIFFERENTIATE in self.access:
             return loss

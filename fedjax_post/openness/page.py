@@ -28,6 +28,7 @@ def passport_page(passport: Passport) -> str:
         "",
         "Access",
         *_statements({"tier": passport.tier, "inference may run at": passport.inference}, sources),
+        *_conversion(passport, sources),
         "",
         *_redistribution(passport, sources),
         "",
@@ -131,6 +132,13 @@ def _index(passport: Passport, sources: list) -> list[str]:
         return ["European Open Source AI Index: no entry found"]
     lines = [f"European Open Source AI Index: {points:g} points on {known} of 12 dimensions"]
     return [*lines, *_statements(passport.eu_index, sources)]
+
+
+def _conversion(passport: Passport, sources: list) -> list[str]:
+    if not passport.conversion:
+        return []
+    words = {name.replace("_", " "): value for name, value in passport.conversion.items()}
+    return ["", "The weights that are loaded were converted", *_statements(words, sources)]
 
 
 def _redistribution(passport: Passport, sources: list) -> list[str]:

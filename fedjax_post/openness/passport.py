@@ -8,6 +8,7 @@ from fedjax_post.openness.framework import UNKNOWN, Evaluation, evaluate
 from fedjax_post.openness.licences import is_open
 
 PARTS = ("data_information", "code", "parameters")  # of the Open Source AI Definition
+CONVERSION = ("original", "made_by", "form", "licence")
 DIMENSIONS = (  # of the European Open Source AI Index, in its order
     *("datasources_basemodel", "datasources_endmodel", "weights_basemodel", "weights_endmodel"),
     *("trainingcode", "code", "hardware_architecture", "preprint", "paper", "modelcard"),
@@ -48,6 +49,7 @@ class Passport(NamedTuple):
     tier: Statement  # name of an `Access`
     inference: Statement  # the `PLACES` where it may run
     terms: Statement  # licence that applies to derived models
+    conversion: Mapping[str, Statement]  # by `CONVERSION`, if the file is another's; else empty
 
 
 def classify(passport: Passport, *, hopeful: bool = False) -> Evaluation:

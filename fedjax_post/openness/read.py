@@ -12,6 +12,7 @@ A passport is one file in `passports/`:
     [index]                           the European Open Source AI Index: 12 dimensions
     [access]                          tier that the model grants, and where inference may run
     [terms]                           the licence that applies to derived models
+    [conversion]                      optional: whose file it is, if somebody converted the weights
 
 Every statement is { value, source }, with the value "unknown" if no source was found. The source
 "hub" refers to `hub/facts.py`: the licence and its source are taken from there. If a record does
@@ -28,6 +29,7 @@ from fedjax_post.core.access import LEVELS
 from fedjax_post.hub.facts import CHECKPOINTS, Checkpoint
 from fedjax_post.openness.framework import COMPONENTS, UNKNOWN
 from fedjax_post.openness.passport import (
+    CONVERSION,
     DIMENSIONS,
     PARTS,
     PLACES,
@@ -43,7 +45,7 @@ _OPENNESS = ("open", "partial", "closed", UNKNOWN)
 _TIERS = (*(str(level.name) for level in LEVELS), UNKNOWN)
 _FIELDS = (
     *("title", "producer", "model_type", "checkpoint", "sources", "project"),
-    *("components", "definition", "index", "access", "terms"),
+    *("components", "definition", "index", "access", "terms", "conversion"),
 )
 _PROJECT = ("code", "data", "document", "distribution")
 
@@ -194,6 +196,7 @@ def _read(reader: _Reader, name: str) -> Passport:
         tier=reader.statement("access.tier", access["tier"], _TIERS),
         inference=reader.statement("access.inference", access["inference"], (*PLACES, UNKNOWN)),
         terms=reader.statement("terms.licence", terms["licence"], None),
+        conversion=statements("conversion", CONVERSION, None, all_of="conversion" in reader.raw),
     )
 
 

@@ -21,3 +21,4 @@ from fedjax_post.study.running import Execution, Hosting, Privacy, Scoring, Trai
 from fedjax_post.study.runs import Run, read
 from fedjax_post.study.served import Served, serve, stream
 from fedjax_post.study.spec import Spec
+from fedjax_post.study.tasks import TaskScores, evaluate_tasks

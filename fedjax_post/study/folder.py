@@ -12,10 +12,10 @@ from typing import IO, Any
 
 from fedjax_post.integrity import seal_file, seal_line
 
-SPEC = "spec.json"
-CLIENTS = "clients.jsonl"
+SPEC, CLIENTS, HARNESS = "spec.json", "clients.jsonl", "harness.jsonl"
 _OURS = (
     SPEC,
+    HARNESS,
     "holdings.json",
     "records.jsonl",
     "journal.jsonl",

@@ -15,7 +15,8 @@ from fedjax_post.data.encoder import make_encoder
 from fedjax_post.data.template import is_chat_template, read_form
 from fedjax_post.hub import artefact
 from fedjax_post.hub.adapter_config import CONFIG, read_adapter_config
-from fedjax_post.hub.load import load_model
+from fedjax_post.hub.load import load_config, load_model
+from fedjax_post.hub.tokenizer import check_tokenizer
 from fedjax_post.study import folder, precision, prompts, trained
 from fedjax_post.study.files import read_unsupplied
 from fedjax_post.study.learning import Model
@@ -58,11 +59,19 @@ def serve(what: str | Path, changes: Mapping[str, Any] = _NONE) -> Served:
         spec = precision.fill_default(Spec(model=Model(base)).put(changes))
     else:
         spec = precision.fill_default(Spec(model=Model(str(what))).put(changes))
+        tokenizer = _find_tokenizer(spec, spec.model.name)
         model = load_model(spec.model.name, dtype=spec.model.dtype)
-        return Served(model, {}, trained.find_tokenizer(spec), spec)
+        return Served(model, {}, tokenizer, spec)
     base = spec.model.proxy or spec.model.name
+    tokenizer = _find_tokenizer(spec, base)
     model, params = artefact.read(path, base=base, dtype=spec.model.dtype)
-    return Served(model, params, trained.find_tokenizer(spec), spec)
+    return Served(model, params, tokenizer, spec)
+
+
+def _find_tokenizer(spec: Spec, base: str) -> Any:
+    tokenizer = trained.find_tokenizer(spec)
+    check_tokenizer(tokenizer, load_config(base))
+    return tokenizer
 
 
 def prompt_ids(served: Served, turns: Sequence[Mapping[str, str]]) -> list[int]:

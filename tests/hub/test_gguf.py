@@ -14,13 +14,16 @@ from safetensors.numpy import save_file
 gguf = pytest.importorskip("gguf")
 from gguf_files import finish, write_model  # noqa: E402
 
+from fedjax_post import study  # noqa: E402
 from fedjax_post.adapters.lora import add_lora, merge_lora  # noqa: E402
+from fedjax_post.hub import load  # noqa: E402
 from fedjax_post.hub.families import FAMILIES, read_config  # noqa: E402
 from fedjax_post.hub.gguf.container import read_gguf  # noqa: E402
 from fedjax_post.hub.gguf.write import save_gguf_adapter, save_gguf_model  # noqa: E402
 from fedjax_post.hub.load import load_config, load_model  # noqa: E402
 from fedjax_post.hub.tokenizer import load_tokenizer  # noqa: E402
 from fedjax_post.hub.weights import expected_tensors  # noqa: E402
+from fedjax_post.study import Model, Spec  # noqa: E402
 from fedjax_post.testing.models import seeded_tensors  # noqa: E402
 
 GOLDEN = Path(__file__).parent.parent / "model" / "golden"
@@ -247,7 +250,7 @@ def tokenizer_fields(tokenizer, pre):
 @pytest.mark.parametrize(("name", "pre"), [("gpt2", "gpt-2"), ("qwen2", "qwen2")])
 def test_token_ids_are_those_of_the_converted_tokenizer(name, pre, test_data, tmp_path):
     wanted = load_tokenizer(test_data / "tokenizers" / name)
-    raw, tensors = case_of("llama_tied")
+    raw, tensors = case_of("llama_tied", vocab_size=len(wanted))
     write_model(tmp_path / "m.gguf", raw, tensors, tokenizer=tokenizer_fields(wanted, pre))
     found = load_tokenizer(tmp_path / "m.gguf")
     specials = " ".join(wanted.all_special_tokens)
@@ -279,7 +282,7 @@ def test_pieces_are_merged_by_their_scores(test_data, tmp_path):
         ("add_unk_token_id", 0),
         ("add_add_bos_token", wanted("a")["input_ids"][0] == wanted.bos_token_id),
     ]
-    raw, tensors = case_of("llama_tied")
+    raw, tensors = case_of("llama_tied", vocab_size=len(wanted))
     raw["bos_token_id"] = wanted.bos_token_id
     write_model(tmp_path / "m.gguf", raw, tensors, tokenizer=fields)
     found = load_tokenizer(tmp_path / "m.gguf")
@@ -287,6 +290,50 @@ def test_pieces_are_merged_by_their_scores(test_data, tmp_path):
         ids = wanted(text)["input_ids"]
         assert found(text)["input_ids"] == ids
         assert found.decode(ids) == wanted.decode(ids)
+
+
+WORDS = [
+    ("add_tokenizer_model", "gpt2"),
+    ("add_tokenizer_pre", "gpt-2"),
+    ("add_token_list", ["a", "b", "ab", *(f"word{i}" for i in range(57))]),
+    ("add_token_merges", ["a b"]),
+    ("add_eos_token_id", 0),
+]
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def of_mamba(path):
+    path.write_bytes(path.read_bytes().replace(b"llama", b"mamba"))
+
+
+def of_many_words(path):
+    raw, tensors = case_of("llama_tied", vocab_size=40)
+    write_model(path, raw, tensors, tokenizer=WORDS)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (cut, "is truncated or damaged: .*; download it again"),
+        (of_mamba, "general.architecture=mamba is not supported; .*; use the safetensors files"),
+        (of_many_words, "has 60 tokens and embeddings of 40: .*; download it again, or convert"),
+    ],
+)
+@pytest.mark.parametrize("use", [lambda name: study.prepare(Spec(model=Model(name))), study.serve])
+def test_a_file_that_cannot_be_used_is_refused_before_its_weights_are_read(
+    damage, message, use, tmp_path, monkeypatch
+):
+    raw, tensors = case_of("llama_tied", vocab_size=60)
+    path = tmp_path / "model.gguf"
+    write_model(path, raw, tensors, tokenizer=WORDS)
+    assert study.serve(str(path)).tokenizer.vocab_size == 60
+    damage(path)
+    monkeypatch.setattr(load, "load_weights", None)
+    with pytest.raises(ValueError, match=f"{path}.*{message}"):
+        use(str(path))
 
 
 @pytest.mark.parametrize("name", ["llama_tied", "qwen3_tied", "gemma2_default", "phi3_plain"])

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 
 from fedjax_post.hub import files
+from fedjax_post.hub.card import make_card
+from fedjax_post.hub.gguf import header_facts, read_gguf
 from fedjax_post.hub.load import load_config, load_model
 from fedjax_post.hub.tokenizer import check_tokenizer, load_tokenizer
+from fedjax_post.openness.read import load_passport
 
 pytestmark = [pytest.mark.heavy, pytest.mark.smollm2]
 INSTALL = files.PACKAGED["smollm2"].install
@@ -46,6 +49,20 @@ def test_it_knows_the_capital_of_france(path):
 def test_text_is_cut_as_its_tokenizer_cuts_it(path, text, pieces):
     tokenizer = load_tokenizer(path)
     assert tokenizer.convert_ids_to_tokens(tokenizer(text)["input_ids"]) == pieces
+
+
+def test_what_the_passport_says_of_the_file_is_in_its_header(path):
+    said = load_passport("smollm2").conversion
+    facts = dict(header_facts(read_gguf(path)))
+    assert "HuggingFaceTB, apache-2.0" in facts["its header"]
+    assert facts["its blocks"].removeprefix("mostly ") in said["form"].value
+    assert facts["quantised by"] == "the header names nobody"
+    assert said["original"].value == files.PACKAGED["smollm2"].hub
+    card = make_card(
+        {"adapter_model.safetensors", "adapter_config.json"}, base="smollm2", weights=""
+    )
+    assert f"base_model: {said['original'].value}\n" in card
+    assert f"gguf_file={path.name!r})" in card
 
 
 @pytest.mark.parametrize(("dtype", "quantize"), [("float32", "none"), ("bfloat16", "nf4")])

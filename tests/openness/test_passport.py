@@ -73,6 +73,14 @@ def test_index_scores_are_the_sums_of_its_entries(name, score):
     assert passports.index_score(read.load_passport(name)) == (score, 12)
 
 
+def test_a_converted_file_is_said_to_be_one():
+    """Whose it is, and what the header says; a passport without one needs no such table."""
+    page_of = lambda name: page.passport_page(read.load_passport(name))
+    assert "made by" in page_of("smollm2")
+    assert "QuantFactory" in page_of("smollm2")
+    assert "converted" not in page_of("smollm3")
+
+
 def test_the_definition_needs_all_three_parts():
     base = read.load_passport("pythia")
     part = base.definition["code"]

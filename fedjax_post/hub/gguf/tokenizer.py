@@ -31,6 +31,12 @@ def make_tokenizer(file: Gguf) -> Any:
     tokens = get("tokens")
     if not isinstance(tokens, list) or not tokens or not all(isinstance(t, str) for t in tokens):
         raise ValueError(f"{file.path} has no tokenizer; use the model's Hugging Face files")
+    embedding = file.tensors.get("token_embd.weight")
+    if embedding is not None and len(tokens) > embedding.shape[0]:
+        raise ValueError(
+            f"{file.path} has {len(tokens)} tokens and embeddings of {embedding.shape[0]}: its "
+            "tokenizer is that of another model; download it again, or convert the model again"
+        )
     kinds = get("token_type", [_NORMAL] * len(tokens))
     if len(kinds) != len(tokens):
         raise ValueError(f"{file.path} has {len(tokens)} tokens and the kinds of {len(kinds)}")
