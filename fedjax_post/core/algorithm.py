@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from fedjax_post.core import contracts
 from fedjax_post.core.access import Access
 from fedjax_post.core.values import SUMMED as SUMMED
+from fedjax_post.core.values import Added as Added
 from fedjax_post.core.values import Bill as Bill
 from fedjax_post.core.values import ClientData as ClientData
 from fedjax_post.core.values import Context as Context
