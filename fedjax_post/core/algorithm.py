@@ -162,6 +162,7 @@ class Around(enum.Enum):
     RULE = "another aggregate instead of its mean"
     EQUAL = "a mean with equal weights of all clients"
     NOISE = "noise on the mean; see `privacy.noise`"
+    MASKS = "masks under which only a sum can be read; see `privacy.secure`"
     STALE = "values of clients that started in earlier rounds; see `simulate.asynchronous`"
 
 

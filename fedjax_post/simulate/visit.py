@@ -71,7 +71,7 @@ def contexts_of(
     client_ids: jax.Array,
     *,
     first: Any = 0,
-    cohort: Any = 1,
+    cohort: Any = None,
 ) -> Context:
     """Returns contexts `[clients]`, with each key folded from (run key, round, client id).
 
@@ -80,13 +80,14 @@ def contexts_of(
       round: (), int32.
       client_ids: `[clients]` int32.
       first: (), int32: place of the first of them in the round.
-      cohort: (), int32: number of clients of the round.
+      cohort: (), int32: number of clients of the round; None: these are all.
     """
     round = jnp.asarray(round, jnp.int32)
     fold = lambda i: jax.random.fold_in(jax.random.fold_in(run_key, round), i)
     fill = lambda x: jnp.full(client_ids.shape, jnp.asarray(x, jnp.int32))
     places = fill(first) + jnp.arange(len(client_ids), dtype=jnp.int32)
-    return Context(jax.vmap(fold)(client_ids), fill(round), client_ids, places, fill(cohort))
+    cohorts = fill(len(client_ids) if cohort is None else cohort)
+    return Context(jax.vmap(fold)(client_ids), fill(round), client_ids, places, cohorts)
 
 
 def fresh_states(

@@ -146,6 +146,7 @@ def secure_sum(
             Around.EQUAL: reason,
             Around.SCALE: reason,
             Around.NOISE: reason,
+            Around.MASKS: reason,
             Around.STALE: "its masks are those of the clients of one round",
         },
     )
@@ -162,7 +163,7 @@ def _check(base: Algorithm, threshold: int, max_clients: int, noise_multiplier: 
         raise ValueError(
             f"noise_multiplier must be finite and not negative, got {noise_multiplier}"
         )
-    check_may(base, Around.LINK, "a secure sum")
+    check_may(base, Around.MASKS, "a secure sum")
     if not base.aggregate.sums:
         raise ValueError(
             "a secure sum cannot be used with this algorithm: its server needs single uploads, "
