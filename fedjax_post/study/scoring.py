@@ -13,7 +13,7 @@ from fedjax_post.provider.hosted import Hosted
 from fedjax_post.simulate import stopping
 from fedjax_post.simulate.personal import read_clients
 from fedjax_post.simulate.record import Callback, Record
-from fedjax_post.study import private
+from fedjax_post.study import private, secure
 from fedjax_post.study.build import Parts
 
 
@@ -47,10 +47,12 @@ def final(parts: Parts, state: State) -> dict[str, Scores]:
 
 
 def callbacks(parts: Parts) -> list[Callback]:
-    """Returns the callbacks that add the spent epsilon and the learning curve to the records."""
+    """Returns the callbacks that add privacy, sums and the learning curve to the records."""
     spec, found = parts.spec, []
     if parts.promised is not None:
         found.append(private.curve(parts.promised, spec))
+    if parts.agreed is not None:
+        found.append(secure.watch(parts.agreed))
     if spec.scoring.every and spec.method.baseline != "local":
         found.append(curve(parts))
     return found
