@@ -5,9 +5,9 @@ every client independently with probability cohort size over population (Poisson
 releases a sum with Gaussian noise. Google's `dp_accounting` composes the privacy loss
 distributions of the rounds; its numbers are upper bounds. It comes with the extra `[privacy]`.
 
-Noise that clients add in shares (`secure.secure_sum`) is accounted in `epsilon_of_shares`, for other
-neighbours: the server sees who takes part, so two populations differ in whether one client sends
-its values or zeros.
+Noise that clients add in shares (`secure.secure_sum`) is accounted in `epsilon_of_shares`, for
+other neighbours: the server sees who takes part, so two populations differ in whether one client
+sends its values or zeros.
 """
 
 import functools

@@ -87,9 +87,7 @@ def visit_chunk(
     ids = chunk.client_ids
     fresh = fresh_states(algorithm, model, replica, chunk.data, run_key, ids)
     states = jax.tree.map(partial(_choose, stored.found), stored.states, fresh)
-    contexts = contexts_of(
-        run_key, chunk.round, ids, first=chunk.first, cohort=chunk.cohort
-    )
+    contexts = contexts_of(run_key, chunk.round, ids, first=chunk.first, cohort=chunk.cohort)
     algorithm = discount_weights(algorithm, chunk.discount)
     return visit(algorithm, model, replica, total, states, chunk.data, contexts, telemetry)
 

@@ -154,12 +154,11 @@ def secure_summary(agreed: Agreed | None, records: list[Record]) -> dict[str, An
 
 
 def warnings_of(agreed: Agreed | None, records: list[Record]) -> list[str]:
-    """Returns a warning about rounds whose sum could not be opened."""
-    closed = [record for record in records if not record.get("sum_opened", True)]
-    if agreed is None or not closed:
+    """Returns a warning about a run in which no sum could be opened."""
+    if agreed is None or any(record["sum_opened"] for record in records):
         return []
     return [
-        f"the sum of {len(closed)} of {len(records)} rounds could not be opened, and they changed "
-        f"nothing: fewer than {agreed.threshold} or more than {agreed.max_clients} clients stayed; "
-        "lower secure_threshold, or choose larger cohorts"
+        f"no round's sum could be opened, and nothing was learned: fewer than {agreed.threshold} "
+        f"or more than {agreed.max_clients} clients stayed; lower `secure_threshold`, or choose "
+        "larger cohorts"
     ]

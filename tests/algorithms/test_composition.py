@@ -54,7 +54,10 @@ WRAPPERS = {
     ),
     "secure": lambda case: secure_sum(
         with_uplink(case.algorithm, clip(1.0)),
-        threshold=2, max_clients=LANES, max_weight=64.0, seed=0,
+        threshold=2,
+        max_clients=LANES,
+        max_weight=64.0,
+        seed=0,
     ),
     "products, krum": lambda case: robust.on_products(case.algorithm, robust.krum(1)),
     "products, median": lambda case: robust.on_products(case.algorithm, robust.coordinate_median()),

@@ -18,7 +18,6 @@ from fedjax_post.core import engine
 from fedjax_post.privacy.secure import secure_sum
 from fedjax_post.simulate import asynchronous
 from fedjax_post.simulate.host import host
-from fedjax_post.simulate.mesh import make_mesh, on_mesh
 from fedjax_post.simulate.sweep import Grid, run_of, sweep
 from fedjax_post.simulate.visit import contexts_of
 from fedjax_post.testing import toy_clients, toy_loss, toy_model, toy_params
@@ -127,7 +126,8 @@ def test_the_host_executor_computes_the_same():
 @pytest.mark.heavy
 def test_devices_change_no_bit():
     code = (
-        "import numpy as np; from tests.privacy.secure.test_sums import *;"
+        "from tests.privacy.secure.test_sums import *;"
+        "from fedjax_post.simulate.mesh import make_mesh, on_mesh;"
         "two = play(secured(), executor=on_mesh(make_mesh('clients:2')))[0].shared;"
         "np.testing.assert_array_equal(two, play(secured())[0].shared)"
     )
@@ -210,9 +210,7 @@ def test_with_equal_weights_under_privacy_it_is_the_fixed_mean(weigh_fn):
     private = privacy.private(
         walking(core.plain(), weigh_fn), clip_norm=0.2, noise_multiplier=0.0, cohort_size=5, seed=0
     )
-    np.testing.assert_allclose(
-        play(secured(private))[0].shared, play(private)[0].shared, atol=1e-6
-    )
+    np.testing.assert_allclose(play(secured(private))[0].shared, play(private)[0].shared, atol=1e-6)
 
 
 def test_noise_of_clients_has_the_deviation_that_is_accounted():
