@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from fedjax_post.core import contracts
 from fedjax_post.core.access import Access
 from fedjax_post.core.values import SUMMED as SUMMED
+from fedjax_post.core.values import Added as Added
 from fedjax_post.core.values import Bill as Bill
 from fedjax_post.core.values import ClientData as ClientData
 from fedjax_post.core.values import Context as Context
@@ -161,6 +162,7 @@ class Around(enum.Enum):
     RULE = "another aggregate instead of its mean"
     EQUAL = "a mean with equal weights of all clients"
     NOISE = "noise on the mean; see `privacy.noise`"
+    MASKS = "masks under which only a sum can be read; see `privacy.secure`"
     STALE = "values of clients that started in earlier rounds; see `simulate.asynchronous`"
 
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from fedjax_post.core import access, checked, wire
 from fedjax_post.core.algorithm import (
+    Added,
     Aggregate,
     Algorithm,
     Bill,
@@ -60,7 +61,7 @@ class Report(NamedTuple):
     kept: jax.Array  # (), bool: a real client with a finite update
     num_steps: jax.Array  # (), float32
     metrics: Metrics
-    bill: Bill | tuple[()] = ()
+    bill: Bill | Added | tuple[()] = ()
 
 
 class WireBytes(NamedTuple):
@@ -155,10 +156,10 @@ def visit_client(
     return message, state, Report(weight, kept, num_steps, metrics, _bill(upload, message))
 
 
-def _bill(upload: Upload, message: PyTree) -> Bill | tuple[()]:
+def _bill(upload: Upload, message: PyTree) -> Bill | Added | tuple[()]:
     """Returns the client's bill; a message with another layout than the value is billed whole."""
     layout = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
-    if not upload.bill or layout(upload.value) == layout(message):
+    if not isinstance(upload.bill, Bill) or layout(upload.value) == layout(message):
         return upload.bill
     whole = wire.num_bytes(message) + 4  # and the weight
     return Bill(upload.bill[0], wire.pieces((whole, jnp.int32(1))))

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 PyTree = Any
 Metrics = dict[str, jax.Array]
@@ -29,6 +30,8 @@ class Context(NamedTuple):
     key: jax.Array  # folded from (run seed, round, client id)
     round: jax.Array  # (), int32, from 0
     client_id: jax.Array  # (), int32; -1 marks a padding lane
+    place: Any = np.int32(0)  # (), int32: which client of the round it is, from 0
+    cohort: Any = np.int32(1)  # (), int32: number of clients of the round
 
 
 def no_context() -> Context:
@@ -67,13 +70,20 @@ class Bill(NamedTuple):
     up: Pieces  # replaced by the message's own size under a link that changes its layout
 
 
+class Added(NamedTuple):
+    """What one visit costs on the wire beside its messages, which are billed by shape."""
+
+    down: Pieces
+    up: Pieces
+
+
 class Upload(NamedTuple):
     """What one client contributes to the aggregate, and its weight in it."""
 
     value: PyTree
     weight: jax.Array  # (), float32
     # for the simulator's account; () where the shapes of the messages are the cost
-    bill: Bill | tuple[()] = ()
+    bill: Bill | Added | tuple[()] = ()
 
 
 class Reading(NamedTuple):

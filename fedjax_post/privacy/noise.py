@@ -87,9 +87,9 @@ def private(
         raise ValueError(
             f"noise_multiplier must be finite and not negative, got {noise_multiplier}"
         )
-    check_one_value(base, "noise")
     for what in (Around.LINK, Around.EQUAL, Around.SCALE, Around.NOISE):
         check_may(base, what, "noise")
+    check_one_value(base, "noise")
     if base.uplink.first:
         raise ValueError("private adds a clip of its own; leave clip out of the links")
     uplink = _floats_only(chain(clip(clip_norm), base.uplink))

@@ -75,6 +75,12 @@ def _costs(summary: Summary) -> list[str]:
             f"privacy    ({private['epsilon']:.3g}, {private['delta']:.2g}) of each client; the "
             "numbers in this table are not covered"
         )
+    if (secure := summary.get("secure_sum")) is not None:
+        lines.append(
+            f"secure     sums of {secure['threshold']} clients or more; "
+            f"{len(secure['rounds_not_opened'])} of {summary['rounds']} rounds were not opened and "
+            "changed nothing"
+        )
     if summary["dropped_visits"]:
         lines.append(f"dropped    {summary['dropped_visits']} of {summary['visits']} visits")
     return [

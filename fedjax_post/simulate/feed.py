@@ -42,10 +42,13 @@ def chunks(
         ((round, cohort),) = step.began
         rows = lay_out(clients, cohort, widths)
         num_lanes = -(-sum(len(ids) for ids, _ in rows) // max(widths)) * max(widths)
+        first = 0
         for ids, longest in rows:
             mine = ids[local(len(ids))]
             data = chunk_data(clients, mine, seed, round, longest=longest)
-            yield step, num_lanes, Chunk(np.int32(round), ids, data)
+            seats = {"first": np.int32(first), "cohort": np.int32(len(cohort))}
+            yield step, num_lanes, Chunk(np.int32(round), ids, data, **seats)
+            first += int((ids >= 0).sum())
 
 
 def pooled(
@@ -93,20 +96,27 @@ def chunks_by_seed(
       seeds: of cohorts and of the order of clients' data.
     """
     for round in rounds:
-        rows = []
+        rows, sizes = [], []
         for seed in seeds:
             cohort = draw(sampler, len(clients), seed=seed, round=round)
             rows.append(in_chunks(cohort, np.zeros(len(cohort), np.int64), (width,)))
+            sizes.append(np.int32(len(cohort)))
         padding = np.full(width, -1, np.int32)
         yield [
             jax.tree.map(
                 lambda *x: np.stack(x),
                 *(
-                    Chunk(np.int32(round), ids, chunk_data(clients, ids, seed, round))
-                    for seed, ids in zip(seeds, together, strict=True)
+                    Chunk(
+                        np.int32(round),
+                        ids,
+                        chunk_data(clients, ids, seed, round),
+                        first=np.int32(i * width),
+                        cohort=size,
+                    )
+                    for seed, ids, size in zip(seeds, together, sizes, strict=True)
                 ),
             )
-            for together in zip_longest(*rows, fillvalue=padding)
+            for i, together in enumerate(zip_longest(*rows, fillvalue=padding))
         ]
 
 

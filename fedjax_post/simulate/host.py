@@ -41,7 +41,8 @@ def host(algorithm: Algorithm, telemetry: Aggregate = engine.NO_TELEMETRY) -> pr
             stopping.check()
             one = jax.tree.map(lambda x, lane=lane: x[lane], (stored, chunk.data))
             client_id = chunk.client_ids[lane]
-            contexts = [_context(run_key, round, client_id) for round in (-1, chunk.round)]
+            seat = chunk.first + lane, chunk.cohort
+            contexts = [_context(run_key, r, client_id, *seat) for r in (-1, chunk.round)]
             bound = access.views(_bound(model, chunk.round, client_id), algorithm.access)
             try:
                 message, *rest = _visit(counted, bound, replica, one, contexts, like)
@@ -109,8 +110,9 @@ def _bound(models: Any, round: int, client_id: int) -> Any:
     return bind(int(round), int(client_id)) if callable(bind) else models
 
 
-def _context(run_key, round, client_id):
-    contexts = contexts_of(run_key, jnp.int32(round), jnp.asarray([client_id], jnp.int32))
+def _context(run_key, round, client_id, place, cohort):
+    ids = jnp.asarray([client_id], jnp.int32)
+    contexts = contexts_of(run_key, jnp.int32(round), ids, first=place, cohort=cohort)
     return jax.tree.map(lambda x: x[0], contexts)
 
 

@@ -21,6 +21,8 @@ class Chunk(NamedTuple):
     client_ids: Any  # [lanes], int32; -1 for padding
     data: ClientData  # leaves [lanes, ...]
     discount: Any = np.float32(1)  # (): factor on their weights
+    first: Any = np.int32(0)  # (), int32: number of the round's clients in chunks before this one
+    cohort: Any = np.int32(1)  # (), int32: number of the round's clients
 
 
 class Stored(NamedTuple):
@@ -85,7 +87,7 @@ def visit_chunk(
     ids = chunk.client_ids
     fresh = fresh_states(algorithm, model, replica, chunk.data, run_key, ids)
     states = jax.tree.map(partial(_choose, stored.found), stored.states, fresh)
-    contexts = contexts_of(run_key, chunk.round, ids)
+    contexts = contexts_of(run_key, chunk.round, ids, first=chunk.first, cohort=chunk.cohort)
     algorithm = discount_weights(algorithm, chunk.discount)
     return visit(algorithm, model, replica, total, states, chunk.data, contexts, telemetry)
 

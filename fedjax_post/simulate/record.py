@@ -10,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from fedjax_post import integrity
-from fedjax_post.core.algorithm import SUMMED
+from fedjax_post.core.algorithm import SUMMED, Bill
 from fedjax_post.core.engine import Report, State, WireBytes
 from fedjax_post.core.wire import total_bytes
 from fedjax_post.integrity import DamagedError
@@ -32,7 +32,7 @@ def summarize(
     Args:
       chunks: the round's chunks, of numpy arrays.
       reports: one for each chunk, leaves `[lanes]`.
-      wire: bytes of one client, used if the algorithm does not bill them itself.
+      wire: bytes of one client by shape, used unless the algorithm bills its messages itself.
       seconds: wall time of the round.
     """
     ids = np.concatenate([chunk.client_ids for chunk in chunks])
@@ -79,11 +79,15 @@ def _padding(chunks: Sequence[Chunk]) -> Record:
 
 def _bytes(ids: np.ndarray, report: Report, *, wire: WireBytes) -> Record:
     """Returns the bytes of all real clients: as billed by the algorithm, else by shape."""
+    count = int((ids >= 0).sum())
+    by_shape = {"bytes_down": count * wire.down, "bytes_up": count * wire.up}
     if not report.bill:
-        count = int((ids >= 0).sum())
-        return {"bytes_down": count * wire.down, "bytes_up": count * wire.up}
+        return by_shape
     bill = jax.tree.map(lambda x: x[ids >= 0], report.bill)
-    return {"bytes_down": total_bytes(bill.down), "bytes_up": total_bytes(bill.up)}
+    billed = {"bytes_down": total_bytes(bill.down), "bytes_up": total_bytes(bill.up)}
+    if isinstance(bill, Bill):
+        return billed
+    return {name: by_shape[name] + added for name, added in billed.items()}
 
 
 def _sent(ids: np.ndarray, report: Report) -> Record:

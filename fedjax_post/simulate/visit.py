@@ -1,5 +1,7 @@
 """`visit`: one chunk of clients under `jax.vmap`, the compiled unit of a simulation."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -63,18 +65,29 @@ def discount_weights(algorithm: Algorithm, factor: jax.Array) -> Algorithm:
     return algorithm._replace(client=algorithm.client._replace(update=update))
 
 
-def contexts_of(run_key: jax.Array, round: jax.Array, client_ids: jax.Array) -> Context:
+def contexts_of(
+    run_key: jax.Array,
+    round: jax.Array,
+    client_ids: jax.Array,
+    *,
+    first: Any = 0,
+    cohort: Any = None,
+) -> Context:
     """Returns contexts `[clients]`, with each key folded from (run key, round, client id).
 
     Args:
       run_key: key of the run.
       round: (), int32.
       client_ids: `[clients]` int32.
+      first: (), int32: place of the first of them in the round.
+      cohort: (), int32: number of clients of the round; None: these are all.
     """
     round = jnp.asarray(round, jnp.int32)
     fold = lambda i: jax.random.fold_in(jax.random.fold_in(run_key, round), i)
-    rounds = jnp.full(client_ids.shape, round)
-    return Context(jax.vmap(fold)(client_ids), rounds, client_ids)
+    fill = lambda x: jnp.full(client_ids.shape, jnp.asarray(x, jnp.int32))
+    places = fill(first) + jnp.arange(len(client_ids), dtype=jnp.int32)
+    cohorts = fill(len(client_ids) if cohort is None else cohort)
+    return Context(jax.vmap(fold)(client_ids), fill(round), client_ids, places, cohorts)
 
 
 def fresh_states(

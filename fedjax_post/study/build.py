@@ -31,6 +31,7 @@ from fedjax_post.study import (
     prompts,
     roles,
     rows,
+    secure,
     trained,
     wires,
 )
@@ -54,6 +55,7 @@ class Parts(NamedTuple):
     form: Form  # of a query to the target, in tokens
     tokenizer: Any  # of the target
     promised: private.Guarantee | None  # None without differential privacy
+    agreed: secure.Agreed | None = None  # None without secure sums
 
     @property
     def target(self) -> LanguageModel:
@@ -85,7 +87,7 @@ def build(spec: Spec) -> Parts:
     sampler = rows.make_sampler(spec, len(data.clients))
     assert data.heldout is not None  # guaranteed by `load_data`
     longest = longest_response(data.heldout)
-    algorithm, promised = _make_algorithm(spec, data, tokenizer, room=room, longest=longest)
+    algorithm, *terms = _make_algorithm(spec, data, tokenizer, room=room, longest=longest)
     roles.check(spec, algorithm)
     form = ledgers.form_of(
         spec, tokenizer, access=algorithm.access, table=data.heldout, longest=longest
@@ -107,15 +109,15 @@ def build(spec: Spec) -> Parts:
         **paced,
     )
     parts = Parts(
-        spec, algorithm, model, params, data, heldout, plan, start, form, tokenizer, promised
+        spec, algorithm, model, params, data, heldout, plan, start, form, tokenizer, *terms
     )
     return _add_identity(spec, parts)
 
 
 def _make_algorithm(
     spec: Spec, data: Loaded, tokenizer: Any, *, room: int, longest: int
-) -> tuple[Algorithm, private.Guarantee | None]:
-    """Returns the algorithm with its uplink, aggregation and noise, and its privacy guarantee."""
+) -> tuple[Algorithm, private.Guarantee | None, secure.Agreed | None]:
+    """Returns the algorithm with all that goes around it, its privacy, and its secure sums."""
     population = len(data.clients)
 
     def loss_of(made: Algorithm) -> Callable:
@@ -135,7 +137,13 @@ def _make_algorithm(
     algorithm = objectives.around(spec, algorithm, tokenizer, room=left, longest=longest)
     algorithm = wires.around(algorithm, spec, population=population)
     cohort_size = rows.cohort_size(spec, population)
-    return private.around(algorithm, spec, population=population, cohort_size=cohort_size)
+    algorithm, promised = private.around(
+        algorithm, spec, population=population, cohort_size=cohort_size
+    )
+    algorithm, agreed = secure.around(
+        algorithm, spec, promised, population=population, report=data.report
+    )
+    return algorithm, promised, agreed
 
 
 def _check_trainable(spec: Spec) -> None:

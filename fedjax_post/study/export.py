@@ -14,7 +14,7 @@ from fedjax_post.data.template import PLAIN
 from fedjax_post.evaluate.scores import Scores
 from fedjax_post.hub import artefact
 from fedjax_post.simulate import processes
-from fedjax_post.study import factories, folder, methods, peers, private
+from fedjax_post.study import factories, folder, methods, peers, private, secure
 from fedjax_post.study.build import Parts
 from fedjax_post.study.plan import count
 
@@ -67,6 +67,8 @@ def _about(parts: Parts, scores: Mapping[str, Scores]) -> artefact.About:
     ]
     if parts.promised is not None:
         facts.append(("privacy", private.describe(parts.promised, spec.training.rounds)))
+    if parts.agreed is not None:
+        facts.append(("secure sums", secure.describe(parts.agreed)))
     for when, found in scores.items():
         numbers = [(k, v) for k, v in found.items() if isinstance(v, float)]
         text = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in numbers)

@@ -8,6 +8,7 @@ from fedjax_post.simulate.speeds import Speeds, lognormal, read_speeds
 from fedjax_post.study.spec import Spec
 
 _USUAL_EXPONENT = 0.5
+_USUAL_TELEMETRY = 16
 
 
 def check(spec: Spec) -> None:
@@ -41,10 +42,13 @@ def plan_of(spec: Spec, population: int) -> dict[str, Any]:
     Raises:
       ValueError, OSError: for speeds that cannot be read, or a buffer larger than the population.
     """
-    watch = spec.scoring.telemetry_clients and spec.method.baseline == "none"
+    watched = spec.scoring.telemetry_clients
+    if watched is None:
+        watched = 0 if spec.privacy.secure else _USUAL_TELEMETRY
+    watch = watched and spec.method.baseline == "none"
     fields: dict[str, Any] = {
         "speeds": _speeds(spec, population),
-        "telemetry": adapter_telemetry(spec.scoring.telemetry_clients) if watch else None,
+        "telemetry": adapter_telemetry(watched) if watch else None,
     }
     if spec.training.buffer_size is not None:
         exponent = spec.training.staleness_exponent

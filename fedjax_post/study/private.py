@@ -12,10 +12,14 @@ from fedjax_post.study.spec import Spec
 from fedjax_post.study.versions import versions_of
 
 _UNIT = "client, with all its rows: add or remove one"
-_NOT_COVERED = (
-    "losses, scores and all else in records and summaries, and personal models; "
-    "the server is trusted to add the noise"
+_UNIT_OF_SHARES = "client, with all its rows: its values or zeros; the server sees who takes part"
+_NOT_COVERED = "losses, scores and all else in records and summaries, and personal models; "
+_TRUSTED = "the server is trusted to add the noise"
+_TRUSTED_OF_SHARES = (
+    "the clients are trusted to add the noise, and a client that works with the server takes its "
+    "share of the noise away"
 )
+_SECURE = ("secure", "secure_threshold")
 
 
 class Guarantee(NamedTuple):
@@ -27,6 +31,7 @@ class Guarantee(NamedTuple):
     delta: float
     cohort_size: float  # expected number of clients in a round
     population: int
+    by_clients: bool = False  # whether clients add the noise, in shares, and not the server
 
 
 def is_on(spec: Spec) -> bool:
@@ -41,7 +46,7 @@ def check(spec: Spec) -> None:
       ValueError: naming the field and the remedy.
     """
     own = dataclasses.asdict(spec.privacy)
-    given = {name: value for name, value in own.items() if value is not None}
+    given = {name: x for name, x in own.items() if x is not None and name not in _SECURE}
     if not given:
         return
     name, value = next(iter(given.items()))
@@ -71,7 +76,7 @@ def check(spec: Spec) -> None:
             f"{field}: all clients must have weight 1, and "
             f"client_weight={spec.method.client_weight} gives others; leave it out"
         )
-    if spec.training.sampling == "uniform":
+    if spec.training.sampling == "uniform" and not spec.privacy.secure:
         raise ValueError(
             f"{field}: privacy accounting needs clients drawn independently, or all of them; give "
             "sampling=poisson or full"
@@ -99,27 +104,43 @@ def around(
     delta = privacy.usual_delta(population) if spec.privacy.delta is None else spec.privacy.delta
     privacy.check_delta(delta, population)
     drawn: dict[str, Any] = {"delta": delta, "cohort_size": cohort_size, "population": population}
-    noise, epsilon, clip = spec.privacy.noise_multiplier, spec.privacy.epsilon, spec.privacy.clip
+    noise, clip, by_clients = _noise(spec, drawn), spec.privacy.clip, spec.privacy.secure
     assert clip is not None  # guaranteed by `check`
-    if noise is None:
-        assert epsilon is not None
-        noise = privacy.noise_for(epsilon, rounds=spec.training.rounds, **drawn)
     try:
         algorithm = privacy.private(
             algorithm,
             clip_norm=clip,
-            noise_multiplier=noise,
+            noise_multiplier=0.0 if by_clients else noise,
             cohort_size=cohort_size,
             seed=spec.seed,
         )
     except ValueError as error:
         raise ValueError(f"privacy.clip={clip:g}: {error}") from error
     bound = algorithm.uplink.bound(math.inf)
-    return algorithm, Guarantee(noise, clip, bound, **drawn)
+    return algorithm, Guarantee(noise, clip, bound, **drawn, by_clients=by_clients)
+
+
+def _noise(spec: Spec, drawn: dict[str, Any]) -> float:
+    """Returns the noise multiplier that is given, or that costs the epsilon that is given."""
+    noise, epsilon, rounds = (
+        spec.privacy.noise_multiplier,
+        spec.privacy.epsilon,
+        spec.training.rounds,
+    )
+    if noise is not None:
+        return noise
+    assert epsilon is not None  # guaranteed by `is_on`
+    if spec.privacy.secure:
+        return privacy.noise_for_shares(epsilon, delta=drawn["delta"], rounds=rounds)
+    return privacy.noise_for(epsilon, rounds=rounds, **drawn)
 
 
 def epsilon_after(promised: Guarantee, rounds: int) -> float:
     """Returns the epsilon spent after a number of rounds."""
+    if promised.by_clients:
+        return privacy.epsilon_of_shares(
+            promised.noise_multiplier, delta=promised.delta, rounds=rounds
+        )
     return privacy.epsilon_of(
         promised.noise_multiplier,
         delta=promised.delta,
@@ -150,8 +171,8 @@ def describe(promised: Guarantee, rounds: int) -> str:
     return (
         f"({epsilon_after(promised, rounds):.3g}, {promised.delta:.2g}) of a client after "
         f"{rounds} rounds: clip {promised.clip:g}, noise multiplier "
-        f"{promised.noise_multiplier:.3g}, deviation {deviation:.2g} on each coordinate of a mean "
-        f"over {promised.cohort_size:g}"
+        f"{promised.noise_multiplier:.3g}, deviation {'at least ' * promised.by_clients}"
+        f"{deviation:.2g} on each coordinate of a mean over {promised.cohort_size:g}"
     )
 
 
@@ -171,8 +192,9 @@ def privacy_summary(
     return {
         "epsilon": last["epsilon"],
         **promised._asdict(),
-        "unit": _UNIT,
-        "sampling": sampling,
-        "accountant": f"dp_accounting {version}, privacy loss distributions",
-        "not_covered": _NOT_COVERED,
+        "unit": _UNIT_OF_SHARES if promised.by_clients else _UNIT,
+        "sampling": f"{sampling}, not counted" if promised.by_clients else sampling,
+        "accountant": f"dp_accounting {version}, "
+        f"{'Renyi divergences' if promised.by_clients else 'privacy loss distributions'}",
+        "not_covered": _NOT_COVERED + (_TRUSTED_OF_SHARES if promised.by_clients else _TRUSTED),
     }

@@ -9,6 +9,7 @@ from fedjax_post.study import (
     precision,
     private,
     prompts,
+    secure,
     wires,
 )
 from fedjax_post.study.spec import Spec
@@ -35,6 +36,7 @@ def resolve(spec: Spec) -> Spec:
         wires.check,
         prompts.check,
         private.check,
+        secure.check,
         hosting.check,
     ):
         check(spec)

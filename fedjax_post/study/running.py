@@ -57,7 +57,7 @@ class Training:
 
 @dataclasses.dataclass(frozen=True)
 class Privacy:
-    """Differential privacy of whole clients; off without an epsilon or a noise multiplier."""
+    """Differential privacy of whole clients, off without a noise, and secure sums of uploads."""
 
     epsilon: float | None = setting(
         None,
@@ -79,6 +79,18 @@ class Privacy:
         "delta: probability with which epsilon may not hold (number of clients ^ -1.1)",
         above=0,
         flag="dp_delta",
+    )
+    secure: bool = setting(
+        False,
+        "clients mask their uploads, so that the server can read only their sum; under privacy "
+        "they add the noise as well",
+        flag="secure_sum",
+    )
+    secure_threshold: float | None = setting(
+        None,
+        "least share of a cohort that must stay for a secure sum to be opened (2/3)",
+        above=0,
+        high=1,
     )
 
     replace = replaced
@@ -197,8 +209,11 @@ class Scoring:
         choices=("auto", "on", "off"),
         free=True,
     )
-    telemetry_clients: int = setting(
-        16, "clients used to compute aggregation_error; 0: no telemetry", low=0, free=True
+    telemetry_clients: int | None = setting(
+        None,
+        "clients used to compute aggregation_error; 0: no telemetry (16, or 0 with secure_sum)",
+        low=0,
+        free=True,
     )
 
     replace = replaced

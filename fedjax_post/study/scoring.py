@@ -12,7 +12,7 @@ from fedjax_post.evaluate.scores import Outcomes, Scores, mean_scores, measure, 
 from fedjax_post.provider.hosted import Hosted
 from fedjax_post.simulate import stopping
 from fedjax_post.simulate.record import Callback, Record
-from fedjax_post.study import client_rows, client_tables, private
+from fedjax_post.study import client_rows, client_tables, private, secure
 from fedjax_post.study.build import Parts
 from fedjax_post.study.personal_scores import Personal, measure_personal
 
@@ -77,10 +77,12 @@ def records_of(result: Result) -> list[dict[str, Any]]:
 
 
 def callbacks(parts: Parts) -> list[Callback]:
-    """Returns the callbacks that add the spent epsilon and the learning curve to the records."""
+    """Returns the callbacks that add privacy, sums and the learning curve to the records."""
     spec, found = parts.spec, []
     if parts.promised is not None:
         found.append(private.curve(parts.promised, spec))
+    if parts.agreed is not None:
+        found.append(secure.watch(parts.agreed))
     if spec.scoring.every and spec.method.baseline != "local":
         found.append(curve(parts))
     return found

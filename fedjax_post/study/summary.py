@@ -13,7 +13,7 @@ from fedjax_post.disclosure.ledger import Entry
 from fedjax_post.evaluate.scores import Scores, left_out
 from fedjax_post.model.emulator import emulator_bytes
 from fedjax_post.report.records import read_records
-from fedjax_post.study import factories, hosting, ledgers, private
+from fedjax_post.study import factories, hosting, ledgers, private, secure
 from fedjax_post.study.build import Parts
 from fedjax_post.study.files import identity
 from fedjax_post.study.plan import count
@@ -77,6 +77,7 @@ def summarize(
         **{name: None if value is None else int(value) for name, value in counted.items()},
         "disclosure": ledgers.disclosure_summary(parts.spec, entries, parts.algorithm.access),
         "privacy": private.privacy_summary(parts.promised, last, parts.spec.training.sampling),
+        "secure_sum": secure.secure_summary(parts.agreed, records),
         "provider": hosting.provider_summary(Path(parts.plan.directory or "")),
         "tokens": int(total["num_read"]),
         # The median leaves out rounds that compile, which are slow but few
@@ -96,7 +97,7 @@ def summarize(
         "versions": versions_of(_PACKAGES),
         "commit": commit(),
         "command": shlex.join(command),
-        "warnings": _warnings(records),
+        "warnings": _warnings(records) + secure.warnings_of(parts.agreed, records),
     }
 
 

@@ -31,7 +31,7 @@ from fedjax_post.core import (
     with_aggregate,
     with_uplink,
 )
-from fedjax_post.privacy import private
+from fedjax_post.privacy import private, secure_sum
 from fedjax_post.simulate.cohort import data_rng
 from fedjax_post.simulate.visit import contexts_of, fresh_states, visit
 from fedjax_post.testing import toy, toy_lora, toy_loss
@@ -51,6 +51,13 @@ WRAPPERS = {
     "trimmed": lambda case: with_aggregate(case.algorithm, trimmed_mean(0.25)),
     "private": lambda case: private(
         case.algorithm, clip_norm=1.0, noise_multiplier=0.1, cohort_size=LANES, seed=0
+    ),
+    "secure": lambda case: secure_sum(
+        with_uplink(case.algorithm, clip(1.0)),
+        threshold=2,
+        max_clients=LANES,
+        max_weight=64.0,
+        seed=0,
     ),
     "products, krum": lambda case: robust.on_products(case.algorithm, robust.krum(1)),
     "products, median": lambda case: robust.on_products(case.algorithm, robust.coordinate_median()),
@@ -77,6 +84,7 @@ REFUSED = {
     "cast": NO_LINK,
     "quantize": NO_LINK,
     "krum": NO_RULE,
+    "secure": NO_BOUND | NO_MEAN,
     "private": NO_MEAN | NO_LINK | {"het_lora", "fed_avg_bbt", "fed_nova", "fed_k_seed_pro"} | FAIR,
     "clip": NO_BOUND,
     "bounded": NO_RULE | NO_BOUND,
@@ -166,7 +174,7 @@ def tower(name):
     rules = [w for w in ("krum", "products, median") if w in taken]
     linked = dataclasses.replace(case, algorithm=linked)
     yield WRAPPERS[rules[0]](linked) if rules else linked.algorithm
-    for last in {"ef21", "private"} & set(taken):
+    for last in {"ef21", "private", "secure"} & set(taken):
         yield WRAPPERS[last](ditto)
 
 

@@ -100,3 +100,36 @@ def test_a_missing_extra_is_named(monkeypatch):
 def test_the_usual_delta_is_less_than_one_over_the_clients():
     for population in (2, 128, 10**6):
         privacy.check_delta(privacy.usual_delta(population), population)
+
+
+@pytest.mark.parametrize(("noise", "rounds"), [(0.7, 1), (4.0, 30)])
+def test_noise_of_clients_costs_what_proposition_14_says(noise, rounds):
+    """arXiv:2102.06387, with all its terms, for the coarsest noise that is allowed."""
+    import dp_accounting
+    from dp_accounting import rdp
+
+    sigma, clients, entries = 4.0, 10**4, 10**9  # the sum's deviation is their root
+    k = np.arange(1, clients)
+    tau = 10 * np.exp(-2 * (np.pi * sigma) ** 2 * k / (k + 1)).sum()
+    # sensitivity over the deviation of the sum
+    concentrated = 1 / noise + tau * math.sqrt(entries)
+    account = rdp.RdpAccountant()
+    event = dp_accounting.ZCDpEvent(rho=concentrated**2 / 2)
+    account.compose(dp_accounting.SelfComposedDpEvent(event, rounds))
+    told = privacy.epsilon_of_shares(noise, delta=1e-5, rounds=rounds)
+    assert told == pytest.approx(account.get_epsilon(1e-5), rel=1e-9)
+    # the same as of one Gaussian of the server, by the same accountant, without sampling
+    central = rdp.RdpAccountant().compose(
+        dp_accounting.SelfComposedDpEvent(dp_accounting.GaussianDpEvent(noise), rounds)
+    )
+    assert told == pytest.approx(central.get_epsilon(1e-5), rel=1e-9)
+    # and never below the exact account of it
+    assert delta_of(told, noise / math.sqrt(rounds)) <= 1e-5
+
+
+def test_calibrated_noise_of_clients_costs_what_was_asked_for():
+    noise = privacy.noise_for_shares(2.0, delta=1e-4, rounds=20)
+    spent = privacy.epsilon_of_shares(noise, delta=1e-4, rounds=20)
+    assert 0.99 * 2 < spent <= 2
+    assert privacy.epsilon_of_shares(1.0, delta=1e-4, rounds=0) == 0
+    assert privacy.epsilon_of_shares(0.0, delta=1e-4, rounds=1) == math.inf
