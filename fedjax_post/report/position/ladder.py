@@ -18,7 +18,7 @@ is 0.
   (exact match, a number or a list with one for each seed), `can_train`, `can_serve`, `note` and
   `by_definition` (whether the loss follows from what a method declares, so that it is none
   measured);
-- `bases`: name -> `shares_data`, whether it and the model have read the same data;
+- `other_bases`: name -> `shares_data`, whether it and the model have read the same data;
 - `audit`: `contamination`, with `rows`, the share of evaluation rows whose question and answer
   are in the corpus, `num_rows` and further results; `sampled`, whether a part of the corpus was
   searched; or `refused`, the reason;

@@ -116,7 +116,7 @@ def licence_barrier(ladder: Ladder) -> Evidence:
 def data_openness(ladder: Ladder) -> Evidence:
     """Returns the evidence on H6: tuned methods on two bases that share no training data."""
     cells = {cell.method: cell for cell in ladder.cells if cell.kind in ("open", "closed")}
-    facts = ladder.facts.get("bases") or {}
+    facts = ladder.facts.get("other_bases") or {}
     contrasts, told = [], []
     for base, others in ladder.bases.items():
         shared = (facts.get(base) or {}).get("shares_data")

@@ -133,7 +133,7 @@ def _facts(draw: Callable[..., list[float]]) -> dict[str, Any]:
 
     return {
         "gate": {"manual_prompt": 0.45, "chance": 0.2, "soft_prompt_share": 0.9, "gain": 0.4},
-        "bases": {"second": {"shares_data": False}},
+        "other_bases": {"second": {"shares_data": False}},
         "audit": {"contamination": {"rows": 0.0, "num_rows": 480}, "sampled": False},
         "matrix": {"methods": 50, "EMBEDDINGS": 9, "GRADIENTS": 50},
         "passports": {"x": {"tier": "GRADIENTS", "rules": {"use_policy": "some"}}},

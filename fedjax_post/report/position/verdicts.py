@@ -3,8 +3,9 @@
 | verdict | when |
 | --- | --- |
 | by definition | nothing of the hypothesis is measured |
-| undecided, with the reason | a cell or control is missing, scores cannot be read, both sides are at |
-| | the ceiling, the power is below one half, or no p passes |
+| undecided: control missing | the ladder lacks a cell that the contrast needs; it is named |
+| undecided: too few seeds | the power for a difference of five points is below one half |
+| undecided | scores cannot be read, both sides reach the ceiling, or no p passes |
 | supported, not supported | its p passes at the level of Holm's correction |
 """
 
