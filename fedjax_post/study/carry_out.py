@@ -21,7 +21,8 @@ def carry_out(
     """Runs a job to its end, from its last checkpoint if it is resumed, and returns its summary.
 
     Scores the base, trains, scores the result, and writes the adapter, the disclosure ledger, the
-    summary and the learning curve into the folder of the run.
+    summary and the learning curve into the folder of the run. Personal models and a stand-in are
+    scored alone.
 
     Args:
       job: as returned by `prepare`.
@@ -38,7 +39,7 @@ def carry_out(
         scores = {"base": scoring.score_state(parts, start, parts.heldout, rounds=0)}
         state = _train(job, parts, callbacks)
         scores |= scoring.final(parts, state)
-        if parts.spec.method.baseline != "local":
+        if parts.spec.method.baseline != "local" and not export.serves_stand_in(parts, state):
             export.write(parts, state, job.directory / "adapter", scores=scores)
         entries = ledgers.entries_of(
             parts.spec, parts.algorithm, parts.data, parts.plan, parts.form

@@ -157,12 +157,16 @@ def _facts(draw: Callable[..., list[float]]) -> dict[str, Any]:
 
 def _cell(name: str, scores: list[float], kind: str, tier: str, control: str) -> Cell:
     asked = 0.0 if name in ("fed_pt", "offsite_tuning") else 700.0
-    disclosure = {"private_tokens": 0.0 if kind == "open" else asked}
-    runs = {
-        seed: Run(
-            *(score, 0.4, 1000.0, 1000.0, {"queries": asked, "tokens_sent": asked}),
-            *("provider", disclosure, [], {"heldout_examples": 240}),
-        )
-        for seed, score in enumerate(scores)
-    }
+    one = Run(
+        exact_match=None,
+        base=0.4,
+        bytes_up=1000.0,
+        bytes_down=1000.0,
+        spent={"queries": asked, "tokens_sent": asked},
+        inference="provider",
+        disclosure={"private_tokens": 0.0 if kind == "open" else asked},
+        curve=[],
+        summary={"heldout_examples": 240},
+    )
+    runs = {seed: one._replace(exact_match=score) for seed, score in enumerate(scores)}
     return Cell(name, name, tier, kind, "final", runs, control)

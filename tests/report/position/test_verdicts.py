@@ -21,6 +21,7 @@ from fedjax_post.report.position.verdicts import (
 
 FAILED = {"gate": GATE | {"manual_prompt": 0.25}}
 ALONE = control("one_client", 0.5, 0.5, 0.5)
+FULL = cell("lora", "open", (1.0, 0.99, 1.0))
 SILENT = cell("fed_pt", "closed", (0.7, 0.71, 0.72), asked=0.0)
 
 
@@ -178,10 +179,10 @@ def test_a_drill_that_cannot_hurt_an_open_method_decides_nothing(key):
          "undecided: control missing: one client alone, without a federation"),
         ([OPEN, CLOSED, control("one_client", 0.8, 0.82, 0.81), MANUAL, *PROMPTS],
          "undecided: no open method was shown to gain over one client alone"),
-        ([cell("lora", "open", (1.0, 0.99, 1.0)), cell("x", "closed", (0.98, 0.98, 0.98), asked=7.0),
-          ALONE, MANUAL, *PROMPTS], "undecided: both sides reach 98 %"),
-        ([cell("lora", "open", (1.0, 0.99, 1.0)), cell("x", "closed", (0.96, 0.95, 0.96), asked=7.0),
-          ALONE, MANUAL, *PROMPTS], SUPPORTED),
+        ([FULL, cell("x", "closed", (0.98, 0.98, 0.98), asked=7.0), ALONE, MANUAL, *PROMPTS],
+         "undecided: both sides reach 98 %"),
+        ([FULL, cell("x", "closed", (0.96, 0.95, 0.96), asked=7.0), ALONE, MANUAL, *PROMPTS],
+         SUPPORTED),
         ([OPEN, ALONE], "undecided: no scored cell of one side"),
     ],
 )  # fmt: skip
