@@ -56,7 +56,7 @@ def privacy(ladder: Ladder) -> Evidence:
     """Returns the evidence on H1: what methods that ask nothing in training gain by the target."""
     silent = [cell for cell in of_kind(ladder, "closed") if is_silent(cell)]
     contrasts, missing = _over_controls(ladder, silent)
-    lacking = unreadable(gate(ladder)) or _missing(missing)
+    lacking = _unreadable(ladder) or _missing(missing)
     if not silent:
         lacking = "no closed-side method that asks nothing in training"
     return _judged(contrasts, any_ahead, lacking=lacking)
@@ -76,7 +76,7 @@ def utility(ladder: Ladder) -> Evidence:
     others = [c for c in of_kind(ladder, "baseline") if c not in manual]
     best = best_of("the best open method", counted[0])
     rival = best_of("the best rival", [*asking, *counted[1], *others, *manual])
-    lacking = unreadable(gate(ladder)) or _missing(dict.fromkeys(missing))
+    lacking = _unreadable(ladder) or _missing(dict.fromkeys(missing))
     if not open_cells or not closed:
         lacking = "no scored cell of one side"
     elif not lacking and not best.scores:
@@ -191,7 +191,7 @@ def _losses(ladder: Ladder, chosen: Callable[[Mapping[str, Any]], bool], unhurt:
         )
         for kind in ("closed", "open")
     }
-    lacking = unreadable(gate(ladder))
+    lacking = _unreadable(ladder)
     if not sides["open"]:
         lacking = unhurt
     if not sides["closed"]:
@@ -203,6 +203,16 @@ def _losses(ladder: Ladder, chosen: Callable[[Mapping[str, Any]], bool], unhurt:
     name = "loss of closed-side methods less that of open methods"
     contrasts = [Contrast(name, gap, _row(ladder))] if gap else []
     return _judged(contrasts, any_ahead, lacking=lacking, told=told)
+
+
+def _unreadable(ladder: Ladder) -> str:
+    """Returns why scores cannot be compared; "" if they can."""
+    found: dict[int, set[str]] = {}
+    for cell in ladder.cells:
+        for seed, run in cell.runs.items():
+            found.setdefault(seed, set()).add(run.summary.get("heldout_digest", ""))
+    differ = any(len(digests - {""}) > 1 for digests in found.values())
+    return "cells of a seed were scored on different rows" if differ else unreadable(gate(ladder))
 
 
 def _contaminated(ladder: Ladder) -> tuple[str, list[str]]:

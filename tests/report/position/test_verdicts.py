@@ -190,6 +190,21 @@ def test_utility_is_judged_both_ways(cells, expected):
     assert judge("H3", ladder(cells)).told == expected
 
 
+def test_cells_are_compared_on_the_same_rows_alone():
+    """So that items are paired within a seed; records without a digest are taken at their word."""
+    marked = lambda one, digest: one._replace(
+        runs={
+            seed: run._replace(summary=run.summary | {"heldout_digest": digest})
+            for seed, run in one.runs.items()
+        }
+    )
+    cells = [CLOSED, SILENT, control("proxy", 0.5, 0.51, 0.52)]
+    same = ladder([marked(OPEN, "a"), *(marked(one, "a") for one in cells)])
+    assert judge("H1", same).verdict == NOT_SUPPORTED
+    other = ladder([marked(OPEN, "b"), *(marked(one, "a") for one in cells)])
+    assert judge("H1", other).why == "cells of a seed were scored on different rows"
+
+
 def test_a_closed_method_that_its_proxy_does_alone_is_no_rival():
     silent = cell("fed_pt", "closed", (0.9, 0.91, 0.92), asked=0.0)
     cells = [OPEN, CLOSED, silent, ALONE, MANUAL, *PROMPTS]
