@@ -1,6 +1,6 @@
 """A model's passport: statements on how open it is, with their sources, and what follows."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from fedjax_post.core.access import Access
@@ -13,6 +13,7 @@ DIMENSIONS = (  # of the European Open Source AI Index, in its order
     *("trainingcode", "code", "hardware_architecture", "preprint", "paper", "modelcard"),
     *("datasheet", "licenses"),
 )
+RETIREMENT = ("announced", "shut_down", "fine_tunes", "notice")
 PLACES = ("client", "federation server", "third party")
 
 
@@ -22,6 +23,7 @@ class Statement(NamedTuple):
     value: Any
     source: str
     date: str
+    of: str = ""  # the model that the source speaks of, if it is another size or version
 
 
 class Release(NamedTuple):
@@ -31,6 +33,7 @@ class Release(NamedTuple):
     licence: str | None  # its own; None if the project's applies, "unknown" without a statement
     source: str
     date: str
+    of: str = ""  # as in `Statement`
 
 
 class Passport(NamedTuple):
@@ -48,6 +51,8 @@ class Passport(NamedTuple):
     tier: Statement  # name of an `Access`
     inference: Statement  # the `PLACES` where it may run
     terms: Statement  # licence that applies to derived models
+    scores: Statement | None  # what the API tells of probabilities, where it is less than LOGITS
+    retirement: Mapping[str, Statement]  # by the keys of `RETIREMENT`; empty if none is known
 
 
 def classify(passport: Passport, *, hopeful: bool = False) -> Evaluation:
@@ -89,6 +94,11 @@ def index_score(passport: Passport) -> tuple[float, int]:
     values = [statement.value for statement in passport.eu_index.values()]
     known = [value for value in values if value in points]
     return sum(points[value] for value in known), len(known)
+
+
+def transferred(statements: Iterable[Statement | Release]) -> list[str]:
+    """Returns the other models that statements speak of, without repetition."""
+    return list(dict.fromkeys(one.of for one in statements if one.of))
 
 
 def granted_access(passport: Passport) -> Access:

@@ -93,7 +93,7 @@ def matrix_entry() -> dict[str, int]:
 
 
 def passport_entries() -> dict[str, dict[str, Any]]:
-    """Returns class, licence and its rules, tier, and whether it is ours, of every passport."""
+    """Returns class, licence and rules, tier, retirement, and whether it is ours, by passport."""
     return {name: _passport(load_passport(name)) for name in passport_names()}
 
 
@@ -123,6 +123,7 @@ def _passport(passport: read.Passport) -> dict[str, Any]:
         "tier": passport.tier.value,
         "own": passport.producer == _US,
         "rules": dict(terms_of(licence).rules),
+        "retirement": {name: one.value for name, one in passport.retirement.items()},
     }
 
 

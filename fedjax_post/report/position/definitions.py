@@ -35,13 +35,14 @@ def tokens(ladder: Ladder) -> list[str]:
 
 
 def drills(ladder: Ladder) -> list[str]:
-    """Returns the drills whose outcome follows from what a method declares."""
+    """Returns drills whose outcome follows from what a method declares, and real retirements."""
     kinds = {name: cell.kind for cell in ladder.cells for name in (cell.method, cell.label)}
-    return [
+    told = [
         drill_told(row)
         for row in ladder.facts.get("drills") or []
         if not is_measured(row, kinds.get(str(row.get("method")), ""))
     ]
+    return told + _retired_told(ladder)
 
 
 def methods_open(ladder: Ladder) -> list[str]:
@@ -117,6 +118,16 @@ def _tokens_told(cell: Cell) -> str:
         return f"{told}; held by the clients, the target would have shown nobody the same queries"
     seen = count(over_seeds(cell, if_hosted))
     return f"{told}; had a provider hosted the target, the same run would have shown it {seen}"
+
+
+def _retired_told(ladder: Ladder) -> list[str]:
+    """Returns the dates at which hosted models of the passports end."""
+    passports = ladder.facts.get("passports") or {}
+    dates = {name: p["retirement"] for name, p in passports.items() if p.get("retirement")}
+    return [
+        f"{name}: " + ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in found.items())
+        for name, found in dates.items()
+    ]
 
 
 def _artefacts_told(ladder: Ladder) -> list[str]:
