@@ -44,15 +44,9 @@ def _index(licence: str, entry: str, date: str, *, of: str = "") -> Fact:
 
 _SMOLLM2 = _index("Apache-2.0", "463ba04 smollm.yaml", "2025-06-09", of="SmolLM2-1.7B")
 _SMOLLM3 = _index("Apache-2.0", "5a388e8 smollm.yaml (SmolLM3-3B)", "2026-06-12")
-_QWEN3 = _index(
-    "Apache-2.0", "ff85b6f Qwen.yaml (Qwen3-235B-A22B)", "2026-03-13", "Qwen3-235B-A22B"
-)
-_GEMMA3 = _index(
-    "Gemma Terms of Use", "5a388e8 Gemma.yaml (Gemma-3-27B)", "2026-06-12", "Gemma-3-27B"
-)
-_OLMO2 = _index(
-    "Apache-2.0", "dc10641 OLMo.yaml (OLMo-2-0325-32B)", "2025-06-17", "OLMo-2-0325-32B"
-)
+_QWEN3 = _index("Apache-2.0", "ff85b6f Qwen.yaml", "2026-03-13", of="Qwen3-235B-A22B")
+_GEMMA3 = _index("Gemma Terms of Use", "5a388e8 Gemma.yaml", "2026-06-12", of="Gemma-3-27B")
+_OLMO2 = _index("Apache-2.0", "dc10641 OLMo.yaml", "2025-06-17", of="OLMo-2-0325-32B")
 _QWEN25 = Fact("Apache-2.0", "its makers, hub discussion 18 of Qwen2.5-72B-Instruct", "2026-11-22")
 _QWEN25_3B = Fact(
     "Qwen Research License Agreement",
