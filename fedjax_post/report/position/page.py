@@ -130,7 +130,7 @@ def _matrix(squares: Sequence[Square]) -> list[Block]:
         (
             f"{square.aspect}, {square.property}",
             square.claim,
-            "; ".join([*square.finding.numbers, *square.finding.defined]),
+            "; ".join([*square.finding.numbers, *square.finding.by_definition]),
             square.finding.told,
         )
         for square in squares
@@ -159,8 +159,8 @@ def _hypothesis(verdict: Verdict) -> list[Block]:
         found.append(Bullets(finding.numbers))
     if claim.defined:
         found.append(Prose(f"By definition, no evidence: {claim.defined}"))
-    if finding.defined:
-        found.append(Bullets(finding.defined))
+    if finding.by_definition:
+        found.append(Bullets(finding.by_definition))
     return [*found, Prose(f"Not shown: {claim.limits}")]
 
 

@@ -32,7 +32,7 @@ class Finding(NamedTuple):
     verdict: str
     why: str  # of an undecided one
     numbers: list[str]  # measured
-    defined: list[str]  # by definition; decides nothing
+    by_definition: list[str]  # what is so; decides nothing
     p: float | None = None  # of the verdict that it is nearest to, before correction
     level: float | None = None  # at which Holm's correction judges p
     power: float | None = None  # for a true difference of `GAIN` at that level
@@ -59,7 +59,7 @@ def verdicts(ladder: Ladder) -> list[Verdict]:
         Verdict(
             one,
             found.get(one.key, Finding(BY_DEFINITION, "", [], []))._replace(
-                defined=DEFINED[one.key](ladder) if one.key in DEFINED else []
+                by_definition=DEFINED[one.key](ladder) if one.key in DEFINED else []
             ),
         )
         for one in HYPOTHESES

@@ -83,16 +83,18 @@ def test_what_is_so_by_definition_is_shown_and_never_supported(key):
     assert finding.verdict == BY_DEFINITION
     assert finding.numbers == []
     told = {"H4": "of 50 methods", "H5": "the terms of 1 of 1 models with open weights"}
-    assert finding.defined[0].startswith(told[key].replace("methods", "registered methods run"))
+    assert finding.by_definition[0].startswith(
+        told[key].replace("methods", "registered methods run")
+    )
 
 
 def test_tokens_decide_nothing():
     """That a hosted target sees what it is asked follows from the access that is declared."""
     finding = judge("H1", ladder([OPEN, CLOSED]))
     assert finding.told == "undecided: no closed-side method that asks nothing in training"
-    assert "the same run would have shown it 700" in finding.defined[0]
+    assert "the same run would have shown it 700" in finding.by_definition[0]
     hosted = cell("fed_bpt", "closed", [0.5], asked=900.0, sent=700.0, inference="provider")
-    told = "\n".join(judge("H1", ladder([OPEN, hosted])).defined)
+    told = "\n".join(judge("H1", ladder([OPEN, hosted])).by_definition)
     assert "inference at provider: 700 private tokens left the federation" in told
     assert "Lora (GRADIENTS), which asks no host: 0 private tokens left the federation" in told
 
@@ -278,7 +280,7 @@ def attack(recovered, guess=0.1):
 def test_updates_are_judged_by_attacks_alone(attacks, expected):
     finding = judge("H7", ladder([OPEN], attacks=attacks))
     assert finding.told == expected
-    assert "Lora: 1,000 bytes of updates left the clients" in finding.defined
+    assert "Lora: 1,000 bytes of updates left the clients" in finding.by_definition
 
 
 def test_the_power_is_printed_and_decides_whether_there_is_a_verdict():
@@ -305,7 +307,7 @@ def test_the_matrix_has_every_cell_with_a_verdict_and_its_basis():
     ]
     read = [s.finding.verdict for s in squares]
     assert [read.count(v) for v in (UNDECIDED, BY_DEFINITION, "not measured")] == [4, 6, 2]
-    assert all(s.claim and (s.finding.told or s.finding.defined) for s in squares)
+    assert all(s.claim and (s.finding.told or s.finding.by_definition) for s in squares)
 
 
 def test_a_licence_of_open_weights_is_judged_by_its_own_drill():
