@@ -8,7 +8,8 @@ averaged as in FederatedScope-LLM (Kuang et al., KDD 2024, arXiv:2309.00363).
     owner:        the target with x in place of its own first and last layers
 
 Only the owner runs the target, and no row leaves a client. The federation obtains the ends x:
-without the owner, it can use them only in the stand-in.
+without the owner, it can use them only in the stand-in. The paper's control, the tuned emulator
+alone, is `plug_in=False`.
 
 Deviations: clients train factors of the ends, or their weights, as `params` decide; the paper
 trains weights, adapters or factors. Weights cost a client a copy of the stand-in's stacks.
@@ -23,6 +24,7 @@ def offsite_tuning(
     loss_fn: world.LossFn,
     client_tx: world.ClientTx,
     *,
+    plug_in: bool = True,
     server_tx: world.ServerTx | None = None,
     weigh_fn: world.WeighFn = local.by_tokens,
 ) -> algorithm.Algorithm:
@@ -35,6 +37,8 @@ def offsite_tuning(
     Args:
       loss_fn: `(params, model, batch, key) -> (loss, metrics)`; its model is the stand-in's.
       client_tx: the local optimizer of the ends, fresh at every visit.
+      plug_in: whether the ends are served in the target; otherwise in the stand-in, which has no
+        files of its own, so that it is scored and not exported.
       server_tx: optimizer that receives the negated mean update; None adds the mean update.
       weigh_fn: `(ClientData) -> ()`, the weight of a client.
 
@@ -49,7 +53,10 @@ def offsite_tuning(
 
     def deploy(models, replica, state=None):
         del state
-        return models["target"], models["emulator"].plug(models["target"], replica)
+        target, emulator = models["target"], models["emulator"]
+        if not plug_in:
+            return emulator.model, emulator.spread(replica)
+        return target, emulator.plug(target, replica)
 
     base = fed_avg(loss, client_tx, server_tx=server_tx, weigh_fn=weigh_fn)
     return base._replace(deploy=deploy, access={"emulator": Access.GRADIENTS})

@@ -8,9 +8,10 @@ Your own passport is given by its path, ending in .toml.
 
     python -m experiments.openness --task=kinds --seeds=0,1,2
 
-runs one task at every level of access, with the same clients, seeds and budget, and writes a
-position report. All other flags are those of experiments.train and apply to every run. After
-Ctrl-C the same command with its --output_dir continues.
+runs one task at every level of access, with the same clients and seeds, and writes a position
+report; --dry_run checks every run and prints the list. All other flags are those of
+experiments.train and apply to every run. After Ctrl-C the same command with its --output_dir
+continues.
 """
 
 import shlex
@@ -26,6 +27,7 @@ from fedjax_post.experiments import program
 from fedjax_post.experiments.flags import lists, parse
 from fedjax_post.experiments.flags.ladder import read_ladder
 from fedjax_post.study.catalogue import answer
+from fedjax_post.study.ladder import plan
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,6 +46,8 @@ def _define(values: flags.FlagValues) -> None:
     flags.DEFINE_enum("downgrade", None, tiers, about, case_sensitive=False, **give)
     task = "run a task at every level of access: a ladder's name, or the path of your own .toml"
     flags.DEFINE_string("task", None, task, **give)
+    about = "with --task: check every run, print the list, and exit"
+    flags.DEFINE_bool("dry_run", False, about, **give)
     flags.DEFINE_bool("trust_code", False, "import functions that the ladder's file names", **give)
     lists.define_many(values, usual="0", of="ladder")
 
@@ -66,6 +70,9 @@ def _climb(line, argv: Sequence[str]) -> None:
         if values[name].value is not None:
             raise ValueError(f"--{name}={values[name].value} and --task exclude each other")
     task = read_ladder(values.task, line.typed, trust_code=values.trust_code)
+    if values.dry_run:
+        print(plan(task.rungs, seeds=lists.seeds(values), bases=task.bases))
+        return
     found = study.ladder(
         **task._asdict(),
         seeds=lists.seeds(values),

@@ -5,7 +5,8 @@ A task is a file in `experiments/ladders`, or your own file, named by a path tha
     [task]              title; gate = { manual, soft, full }: the cells that show whether the base
                         can be prompted (manual_prompt, soft_prompt and lora)
     [common]            flags of experiments.train for every run
-    [cells.NAME]        title, kind = "open", "closed" or "baseline"; other keys are its own flags
+    [cells.NAME]        title, kind = "open", "closed", "baseline" or "control"; of a control also
+                        which one, as control = "proxy"; other keys are its own flags
     [bases]             other bases for H6: names, and the cells that run on them
     [drills]            cells and drills; flags for their runs; other keys as in experiments.drills
 """
@@ -19,10 +20,10 @@ from fedjax_post.experiments.flags.parse import changes_in
 from fedjax_post.study import Faults, Rung, Spec
 from fedjax_post.study.faults import Settings
 from fedjax_post.study.files import check_trusted
-from fedjax_post.study.ladder import KINDS, Task
+from fedjax_post.study.ladder import KINDS, Task, check
 
 FOLDER = Path(__file__).parent.parent / "ladders"
-_NOT_FLAGS = ("title", "kind")
+_NOT_FLAGS = ("title", "kind", "control")
 _TABLES = ("task", "common", "cells", "bases", "drills")
 
 
@@ -70,6 +71,7 @@ def _read(path: Path, content, typed: Mapping[str, Any], trust_code: bool) -> La
     }
     for rung in rungs.values():
         check_trusted(rung.spec, typed, source=path, trust_code=trust_code)
+    check(rungs)
     task, bases = Task(**content.get("task", {})), content.get("bases", {})
     faults = _faults(content.get("drills", {}), trust_code)
     for cell in (*task.gate.values(), *bases.get("cells", ()), *faults.cells):
@@ -118,8 +120,11 @@ def _rung(path, name: str, table: Any, common, typed, trust_code: bool) -> Rung:
     own = _changes(
         {key: value for key, value in table.items() if key not in _NOT_FLAGS}, trust_code
     )
+    control = str(table.get("control", ""))
+    if control and "model.name" in own:  # another model is what makes it a control
+        typed = {path: value for path, value in typed.items() if path != "model.name"}
     spec = Spec().put(dict(common) | own | dict(typed))
-    return Rung(spec, table["kind"], str(table.get("title", name)))
+    return Rung(spec, table["kind"], str(table.get("title", name)), control)
 
 
 def _faults(table: Mapping[str, Any], trust_code: bool) -> Faults:

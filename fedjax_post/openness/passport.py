@@ -1,6 +1,6 @@
 """A model's passport: statements on how open it is, with their sources, and what follows."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from fedjax_post.core.access import Access
@@ -14,6 +14,7 @@ DIMENSIONS = (  # of the European Open Source AI Index, in its order
     *("trainingcode", "code", "hardware_architecture", "preprint", "paper", "modelcard"),
     *("datasheet", "licenses"),
 )
+RETIREMENT = ("announced", "shut_down", "fine_tunes", "notice")
 PLACES = ("client", "federation server", "third party")
 
 
@@ -23,6 +24,7 @@ class Statement(NamedTuple):
     value: Any
     source: str
     date: str
+    of: str = ""  # the model that the source speaks of, if it is another size or version
 
 
 class Release(NamedTuple):
@@ -32,6 +34,7 @@ class Release(NamedTuple):
     licence: str | None  # its own; None if the project's applies, "unknown" without a statement
     source: str
     date: str
+    of: str = ""  # as in `Statement`
 
 
 class Passport(NamedTuple):
@@ -50,6 +53,8 @@ class Passport(NamedTuple):
     inference: Statement  # the `PLACES` where it may run
     terms: Statement  # licence that applies to derived models
     conversion: Mapping[str, Statement]  # by `CONVERSION`, if the file is another's; else empty
+    scores: Statement | None  # what the API tells of probabilities, where it is less than LOGITS
+    retirement: Mapping[str, Statement]  # by the keys of `RETIREMENT`; empty if none is known
 
 
 def classify(passport: Passport, *, hopeful: bool = False) -> Evaluation:
@@ -91,6 +96,11 @@ def index_score(passport: Passport) -> tuple[float, int]:
     values = [statement.value for statement in passport.eu_index.values()]
     known = [value for value in values if value in points]
     return sum(points[value] for value in known), len(known)
+
+
+def transferred(statements: Iterable[Statement | Release]) -> list[str]:
+    """Returns the other models that statements speak of, without repetition."""
+    return list(dict.fromkeys(one.of for one in statements if one.of))
 
 
 def granted_access(passport: Passport) -> Access:

@@ -5,12 +5,15 @@ A passport is one file in `passports/`:
     title, producer                   shown to people
     model_type                        of its config.json, "unknown" if it has no weights
     checkpoint                        a name in `hub/facts.py`, "" if it is not there
-    [sources]                         key = { what = author and place, date = YYYY-MM-DD }
+    [sources]                         key = { what = author and place, date = YYYY-MM-DD, of = the
+                                      model that it speaks of, if it is another size or version }
     [project]                         the project's licences by code, data, document, distribution
     [components]                      the framework's 17: { released, licence, source }
     [definition]                      the Open Source AI Definition: 3 parts, and OSI's verdict
     [index]                           the European Open Source AI Index: 12 dimensions
-    [access]                          tier that the model grants, and where inference may run
+    [access]                          tier that the model grants, and where inference may run; with
+                                      `scores`, what an API tells of probabilities
+    [retirement]                      of a hosted model: announced, shut_down, fine_tunes, notice
     [terms]                           the licence that applies to derived models
     [conversion]                      optional: whose file it is, if somebody converted the weights
 
@@ -33,6 +36,7 @@ from fedjax_post.openness.passport import (
     DIMENSIONS,
     PARTS,
     PLACES,
+    RETIREMENT,
     Passport,
     Release,
     Statement,
@@ -45,7 +49,7 @@ _OPENNESS = ("open", "partial", "closed", UNKNOWN)
 _TIERS = (*(str(level.name) for level in LEVELS), UNKNOWN)
 _FIELDS = (
     *("title", "producer", "model_type", "checkpoint", "sources", "project"),
-    *("components", "definition", "index", "access", "terms", "conversion"),
+    *("components", "definition", "index", "access", "terms", "conversion", "retirement"),
 )
 _PROJECT = ("code", "data", "document", "distribution")
 
@@ -113,42 +117,44 @@ class _Reader(NamedTuple):
             raise self.refuse(name, value, "give a text")
         return value
 
-    def source(self, field: str, entry: Any) -> tuple[str, str]:
-        """Returns the source of a statement and its date."""
+    def source(self, field: str, entry: Any) -> tuple[str, str, str]:
+        """Returns the source of a statement, its date, and the other model that it speaks of."""
         if not isinstance(entry, Mapping) or "source" not in entry:
             raise self.refuse(field, entry, "write { value = ..., source = ... }")
         key, known = entry["source"], self.table("sources", (), closed=False)
         if key == UNKNOWN and entry.get("value", entry.get("released")) == UNKNOWN:
-            return UNKNOWN, UNKNOWN
+            return UNKNOWN, UNKNOWN, ""
         if key == "hub":
-            return self.checkpoint(field).licence.source, self.checkpoint(field).licence.date
+            return self.checkpoint(field).licence[1:]
         if not isinstance(key, str) or key not in known:
             raise self.refuse(f"{field}.source", key, f"[sources] has {', '.join(known)}")
         return self.dated(f"sources.{key}", known[key])
 
-    def dated(self, field: str, entry: Any) -> tuple[str, str]:
-        """Returns the author and date of an entry of [sources]."""
+    def dated(self, field: str, entry: Any) -> tuple[str, str, str]:
+        """Returns the author and date of an entry of [sources], and the model that it is of."""
         table = entry if isinstance(entry, Mapping) else {}
-        what, date = table.get("what"), table.get("date", "")
+        what, date, of = table.get("what"), table.get("date", ""), table.get("of", "")
         if not (isinstance(what, str) and what):
             raise self.refuse(f"{field}.what", entry, "name the author and the place")
+        if not isinstance(of, str):
+            raise self.refuse(f"{field}.of", of, "name the model that the source speaks of")
         try:
             datetime.date.fromisoformat(date)
         except (TypeError, ValueError):
             raise self.refuse(f"{field}.date", date, "write it as YYYY-MM-DD") from None
-        return what, date
+        return what, date, of
 
     def statement(self, field: str, entry: Any, allowed: tuple[str, ...] | None) -> Statement:
         """Returns a statement; its value must be one of `allowed`, or any text for None."""
-        what, date = self.source(field, entry)
+        what, date, of = self.source(field, entry)
         if entry["source"] == "hub":
-            return Statement(self.checkpoint(field).licence.value, what, date)
+            return Statement(self.checkpoint(field).licence.value, what, date, of)
         value = entry.get("value")
         for one in value if isinstance(value, list) and value else [value]:
             if not isinstance(one, str) or (allowed and one not in allowed):
                 choices = f"one of {', '.join(allowed)}" if allowed else "a text"
                 raise self.refuse(f"{field}.value", value, f"give {choices}")
-        return Statement(value, what, date)
+        return Statement(value, what, date, of)
 
     def checkpoint(self, field: str) -> Checkpoint:
         """Returns the entry of `hub/facts.py` that this passport names."""
@@ -179,7 +185,10 @@ def _read(reader: _Reader, name: str) -> Passport:
         )
         for key in (*PARTS, "verdict")
     }
-    access = reader.table("access", ("tier", "inference"))
+    access = reader.table("access", ("tier", "inference", "scores"), all_of=False)
+    for key in ("tier", "inference"):
+        if key not in access:
+            raise reader.refuse(f"access.{key}", None, 'state it, as "unknown" if it is')
     terms = reader.table("terms", ("licence",))
     if reader.raw.get("checkpoint"):
         reader.checkpoint("a checkpoint")
@@ -197,6 +206,10 @@ def _read(reader: _Reader, name: str) -> Passport:
         inference=reader.statement("access.inference", access["inference"], (*PLACES, UNKNOWN)),
         terms=reader.statement("terms.licence", terms["licence"], None),
         conversion=statements("conversion", CONVERSION, None, all_of="conversion" in reader.raw),
+        scores=reader.statement("access.scores", access["scores"], None)
+        if "scores" in access
+        else None,
+        retirement=statements("retirement", RETIREMENT, None, all_of=False),
     )
 
 
@@ -204,7 +217,7 @@ def _components(reader: _Reader) -> dict[str, Release]:
     components = {}
     for key, entry in reader.table("components", tuple(COMPONENTS)).items():
         field = f"components.{key}"
-        what, date = reader.source(field, entry)
+        what, date, of = reader.source(field, entry)
         state = entry.get("released")
         if state not in _YES:
             raise reader.refuse(f"{field}.released", state, f"give one of {', '.join(_YES)}")
@@ -213,5 +226,5 @@ def _components(reader: _Reader) -> dict[str, Release]:
             licence = str(reader.checkpoint(field).licence.value)
         if not (licence is None or isinstance(licence, str)):
             raise reader.refuse(f"{field}.licence", licence, "give a text, or leave it out")
-        components[key] = Release(state, licence, what, date)
+        components[key] = Release(state, licence, what, date, of)
     return components

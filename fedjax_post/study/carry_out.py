@@ -24,6 +24,7 @@ def carry_out(
 
     Scores the base, trains, scores the result, and writes into the folder of the run: first who
     holds what, at the end the adapter, the disclosure ledger, the summary and the learning curve.
+    Personal models and a stand-in are scored alone.
 
     Args:
       job: as returned by `prepare`.
@@ -43,7 +44,7 @@ def carry_out(
         state = _train(job, parts, callbacks)
         final = scoring.final(parts, state)
         scores = base.scores | final.scores
-        if parts.spec.method.baseline != "local":
+        if parts.spec.method.baseline != "local" and not export.serves_stand_in(parts, state):
             export.write(parts, state, job.directory / "adapter", scores=scores)
         entries = ledgers.entries_of(
             parts.spec, parts.algorithm, parts.data, parts.plan, parts.form

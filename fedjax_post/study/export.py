@@ -31,8 +31,16 @@ def write(parts: Parts, state: State, path: Path, *, scores: Mapping[str, Scores
       state: after the round.
       path: of the folder; an existing one is replaced.
       scores: by name, such as "base" and "final"; shown on the model card.
+
+    Raises:
+      ValueError: if a stand-in is served, which has no files that the result could refer to.
     """
     model, params = fedjax_post.deployed(parts.algorithm, parts.model, state)
+    if serves_stand_in(parts, state):
+        raise ValueError(
+            "a stand-in has no files of its own, so that what was trained on it cannot be "
+            "exported; with plug_in=true it is exported for the target"
+        )
     name = parts.spec.model.name
     if "proxy" in parts.algorithm.access:  # what was trained adapts the proxy
         model, name = parts.model["proxy"], parts.spec.model.proxy
@@ -44,6 +52,14 @@ def write(parts: Parts, state: State, path: Path, *, scores: Mapping[str, Scores
             about = _about(parts, scores)
             make = lambda aside: artefact.write(aside, model, params, base=name, about=about)
             folder.write_whole(path, make)
+
+
+def serves_stand_in(parts: Parts, state: State) -> bool:
+    """Returns whether a run deploys the stand-in of its target, as a control."""
+    if "emulator" not in parts.algorithm.access:
+        return False
+    model, _ = fedjax_post.deployed(parts.algorithm, parts.model, state)
+    return model is parts.model["emulator"].model
 
 
 def _about(parts: Parts, scores: Mapping[str, Scores]) -> artefact.About:

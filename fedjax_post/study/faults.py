@@ -161,6 +161,9 @@ def _leave_out(
     who = f"{len(clients)} of {len(stage.parts.data.clients)} clients"
     if _trains_alone(stage):
         own = _unchanged_row(stage, theirs)._replace(before=before, after=before)
+        if not autonomy.serves_alone(stage.parts.algorithm.access):  # the owner serves nobody else
+            note = "they train on the stand-in, for a model that does not serve them"
+            own = own._replace(after=0.0, can_serve=False, note=note)
         return [_unchanged_row(stage, name), own]
     sampler = autonomy.without(stage.parts.plan.sampler, clients.tolist())
     without = _play(stage, name, after=after, sampler=sampler)
@@ -189,7 +192,8 @@ def _drill_artefact(stage: _Stage, name: str, state: State) -> list[Row]:
         return [_row(stage, name, 0.0, note, can=(_trains_alone(stage), False), **extra)]
     model, params = artefact.read(path, base=stage.spec.model.name, dtype=stage.spec.model.dtype)
     after = score(model, params, stage.parts.heldout)["exact_match"]
-    return [_row(stage, name, after, "read back from files, without a provider", **extra)]
+    note = "read back from files, without a provider"
+    return [_row(stage, name, after, note, by_definition=True, **extra)]
 
 
 _DRILLS = {
@@ -277,13 +281,15 @@ def _table_and_partition(parts: Parts):
 
 
 def _row(stage: _Stage, name: str, after: float, note: str, *, can=(True, True), **extra) -> Row:
+    """Returns a row; a loss that follows from what cannot be done is so by definition."""
+    extra = {"by_definition": False in can} | extra
     return Row(name, stage.method, stage.base, after, can[0], can[1], note, extra)
 
 
 def _unchanged_row(stage: _Stage, name: str) -> Row:
     """Returns the row of a method whose run is the same with and without a fault."""
     note = "it queries no host: the run is the same with and without the fault"
-    return _row(stage, name, stage.base, note)
+    return _row(stage, name, stage.base, note, by_definition=True)
 
 
 def _trains_alone(stage: _Stage) -> bool:

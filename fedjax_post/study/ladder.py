@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from fedjax_post.integrity import read_file
 from fedjax_post.report import position
+from fedjax_post.report.position.controls import CONTROLS
 from fedjax_post.study import audits, cells, folder, ladder_facts
 from fedjax_post.study.autonomy import DRILLS
 from fedjax_post.study.build import build
@@ -19,7 +20,7 @@ from fedjax_post.study.faults import Settings
 from fedjax_post.study.ladder_facts import Rung
 from fedjax_post.study.resolve import resolve
 
-KINDS = ("open", "closed", "baseline")
+KINDS = ("open", "closed", "baseline", "control")
 _GATE = {"manual": "manual_prompt", "soft": "soft_prompt", "full": "lora"}
 
 
@@ -82,7 +83,7 @@ def ladder(
       ValueError, OSError, AccessError: for invalid input, before any run starts.
     """
     directory = Path(directory or folder.fresh("ladder"))
-    _check(rungs)
+    check(rungs)
     cells.check_seeds(seeds)
     planned = plan_cells(rungs, seeds, bases or {}, directory)
     cells.check(planned)
@@ -100,12 +101,34 @@ def ladder(
         "gate": ladder_facts.gate_of(directory, chance, **(_GATE | dict(task.gate))),
         "matrix": ladder_facts.matrix_entry(),
         "passports": ladder_facts.passport_entries(),
+        "other_bases": ladder_facts.base_entries(parts.spec.model.name, bases or {}),
         "audit": _read_or_make(directory / "audit.json", lambda: audits.audit_of(parts)),
         "drills": _drill(rungs, seeds, faults, directory, show=show),
         "commands": _commands(directory, command),
     }
     folder.write_json(directory / "ladder.json", content)
     return Position(directory, position.write(directory))
+
+
+def plan(
+    rungs: Mapping[str, Rung], *, seeds: Sequence[int], bases: Mapping[str, Sequence[str]]
+) -> str:
+    """Returns the runs of a ladder as text, after each has been checked; nothing is run.
+
+    Args:
+      rungs: the methods by name.
+      seeds: of the runs.
+      bases: other base models, each with the names of the rungs that run on it too.
+
+    Raises:
+      ValueError, OSError, AccessError: as `ladder` does before any run starts.
+    """
+    check(rungs)
+    cells.check_seeds(seeds)
+    planned = plan_cells(rungs, seeds, bases, Path(folder.fresh("ladder")))
+    cells.check(planned)
+    lines = [f"{name}: {rung.kind} {rung.control}".rstrip() for name, rung in rungs.items()]
+    return "\n".join([*lines, f"{len(planned)} runs, without drills; all can start"])
 
 
 def plan_cells(
@@ -141,13 +164,23 @@ def plan_cells(
     ]
 
 
-def _check(rungs: Mapping[str, Rung]) -> None:
+def check(rungs: Mapping[str, Rung]) -> None:
+    """Checks names, kinds and controls of a ladder's methods.
+
+    Raises:
+      ValueError: with the name and the remedy.
+    """
     if not rungs:
         raise ValueError("rungs are empty; give at least one method")
     for name, rung in rungs.items():
         folder.plain(name)
         if rung.kind not in KINDS:
             raise ValueError(f"{name} has kind={rung.kind!r}; give one of {', '.join(KINDS)}")
+        if (rung.control in CONTROLS) != (rung.kind == "control"):
+            raise ValueError(
+                f"{name} has kind={rung.kind!r} and control={rung.control!r}; a control, and "
+                f"nothing else, names one of {', '.join(CONTROLS)}"
+            )
 
 
 def _drill(

@@ -4,13 +4,14 @@ Every part is read from finished runs or passports, or measured on the base mode
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedjax_post.core.access import LEVELS, spoken
 from fedjax_post.evaluate.generation import reference_answers
 from fedjax_post.openness import passport as read
+from fedjax_post.openness.artefact import passport_of
 from fedjax_post.openness.framework import CLASSES
 from fedjax_post.openness.licences import terms_of
 from fedjax_post.openness.read import load_passport, passport_names
@@ -21,19 +22,23 @@ from fedjax_post.study.build import Parts
 from fedjax_post.study.factories import access_of, declared_access
 from fedjax_post.study.spec import Spec
 
+_US = "fedjax_post"  # the producer of the bases that this project trained
+
 
 class Rung(NamedTuple):
     """One method of a ladder.
 
     Attributes:
       spec: its experiment.
-      kind: "open", "closed" or "baseline".
+      kind: "open", "closed", "baseline" or "control".
       title: name in the report; "" for its name among the rungs.
+      control: of a control, which one: a key of `report.position.controls.CONTROLS`.
     """
 
     spec: Spec
     kind: str
     title: str = ""
+    control: str = ""
 
 
 def cell_entries(rungs: Mapping[str, Rung]) -> list[dict[str, Any]]:
@@ -44,6 +49,7 @@ def cell_entries(rungs: Mapping[str, Rung]) -> list[dict[str, Any]]:
             "label": rung.title or name,
             "tier": ledgers.tier_of(access_of(rung.spec.method.name)),
             "kind": rung.kind,
+            "control": rung.control,
             "score": "personal" if rung.spec.scoring.personal else "final",
         }
         for name, rung in rungs.items()
@@ -87,8 +93,26 @@ def matrix_entry() -> dict[str, int]:
 
 
 def passport_entries() -> dict[str, dict[str, Any]]:
-    """Returns the class, licence, tier and rules of the licence of every passport."""
+    """Returns class, licence and rules, tier, retirement, and whether it is ours, by passport."""
     return {name: _passport(load_passport(name)) for name in passport_names()}
+
+
+def base_entries(model: str, bases: Iterable[str]) -> dict[str, dict[str, bool | None]]:
+    """Returns for each other base whether it shares training data with a model.
+
+    Bases of one producer count as sharing some; None if one of the two has no passport.
+    """
+    own = _producer(model)
+    return {base: {"shares_data": _shared(own, _producer(base))} for base in bases}
+
+
+def _shared(first: str | None, second: str | None) -> bool | None:
+    return None if first is None or second is None else first == second
+
+
+def _producer(model: str) -> str | None:
+    name = passport_of(model)
+    return load_passport(name).producer if name else None
 
 
 def _passport(passport: read.Passport) -> dict[str, Any]:
@@ -97,7 +121,9 @@ def _passport(passport: read.Passport) -> dict[str, Any]:
         "class": CLASSES[read.classify(passport).rank],
         "licence": licence,
         "tier": passport.tier.value,
+        "own": passport.producer == _US,
         "rules": dict(terms_of(licence).rules),
+        "retirement": {name: one.value for name, one in passport.retirement.items()},
     }
 
 

@@ -1,5 +1,6 @@
 """The content of `summary.json`, written at the end of a run."""
 
+import hashlib
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,9 +8,11 @@ from statistics import median_high
 from typing import Any
 
 import jax
+import numpy as np
 
 from fedjax_post.core.algorithm import SUMMED
 from fedjax_post.disclosure.ledger import Entry
+from fedjax_post.evaluate.heldout import HeldOut, is_compared
 from fedjax_post.evaluate.scores import Scores, left_out
 from fedjax_post.model.emulator import emulator_bytes
 from fedjax_post.report.records import read_records
@@ -90,6 +93,7 @@ def summarize(
         "seconds": seconds,
         "trained_parameters": count(parts.params),
         "heldout_examples": len(parts.heldout.rows),
+        "heldout_digest": _digest(parts.heldout),
         "labels": None if parts.heldout.choices is None else list(parts.heldout.choices.texts),
         "left_out": left_out(parts.heldout),
         "population": parts.data.report,
@@ -106,6 +110,14 @@ def _apart(base: Result, final: Result) -> dict[str, Scores] | None:
     if base.apart is None or final.apart is None:
         return None
     return {"base": base.apart, "final": final.apart}
+
+
+def _digest(heldout: HeldOut) -> str:
+    """Returns a digest of the held-out rows, equal for runs that are scored on the same rows."""
+    table, rows = heldout.table, heldout.rows
+    responses = table.length[rows] - table.prompt_length[rows]
+    content = np.stack([rows, responses, is_compared(heldout)]).astype("<i8").tobytes()
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def _emulator_bytes(parts: Parts) -> int | None:

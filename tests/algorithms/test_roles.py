@@ -57,6 +57,19 @@ def test_with_nothing_dropped_it_is_fed_avg_of_the_ends():
 
 
 @pytest.mark.heavy
+def test_the_control_serves_what_clients_trained_on():
+    models, params = whole(1, 1)
+    ends = models["emulator"].ends(params)
+    plugged, _ = rounds(offsite_tuning(toy_loss, SGD), models, ends, num=1)
+    control = offsite_tuning(toy_loss, SGD, plug_in=False)
+    alone, _ = rounds(control, models, ends, num=1)
+    assert_close(alone.shared, plugged.shared)  # it is trained alike
+    served, found = fp.deployed(control, models, alone)
+    assert served is models["emulator"].model
+    assert_close(found, models["emulator"].spread(alone.shared))
+
+
+@pytest.mark.heavy
 @pytest.mark.parametrize("algorithm", [offsite_tuning, fed_bi_ot])
 def test_last_layers_alone_are_fed_avg_of_a_range(algorithm):
     """The decoder has a way of its own to adapt the layers from some number on."""

@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 
-from fedjax_post.adapters.prompt import add_soft_prompt
 from fedjax_post.evaluate.harness import Harness
 from fedjax_post.evaluate.tasks import load_tasks, run_tasks
 from fedjax_post.hub.files import find_folder
@@ -15,7 +14,26 @@ from fedjax_post.hub.tokenizer import load_tokenizer
 pytest.importorskip("lm_eval")
 pytestmark = [pytest.mark.heavy, pytest.mark.oracle]
 
-WORDS = "one day a little girl named lily found a needle in her room and said to her mom".split()
+WORDS = [
+    "one",
+    "day",
+    "a",
+    "little",
+    "girl",
+    "named",
+    "lily",
+    "found",
+    "a",
+    "needle",
+    "in",
+    "her",
+    "room",
+    "and",
+    "said",
+    "to",
+    "her",
+    "mom",
+]
 ROWS = [
     {
         "question": " ".join(WORDS[i : i + 5]),

@@ -45,6 +45,7 @@ def test_a_method_that_holds_its_weights_loses_nothing(found):
             assert row["lost"] == [0.0], drill
             assert row["can_train"]
             assert row["can_serve"]
+            assert row["by_definition"] == [True], drill
 
 
 def test_a_closed_method_ends_with_its_provider(found):
@@ -52,6 +53,8 @@ def test_a_closed_method_ends_with_its_provider(found):
     assert not row["can_train"]
     assert not row["can_serve"]
     assert row["after"] == [0.0]
+    assert row["by_definition"] == [True]
+    assert found["changed", CLOSED]["by_definition"] == [False]
     assert len(row["at_fault"]) == 1
     assert not found["artefact", CLOSED]["can_serve"]
     for name in ("refused", "excluded_price"):

@@ -67,7 +67,25 @@ def test_a_ladder_names_methods_that_there_are(name):
     rows = ladder_facts.cell_entries(ladder.rungs)
     tiers = {row["tier"] for row in rows}
     assert {"TEXT", "LOGITS", "EMBEDDINGS", "EMULATOR", "WEIGHTS", "GRADIENTS"} == tiers
-    assert {row["kind"] for row in rows} == {"open", "closed", "baseline"}
+    assert {row["kind"] for row in rows} == {"open", "closed", "baseline", "control"}
+
+
+@pytest.mark.parametrize("name", ladder_names())
+def test_a_ladder_has_the_controls_of_its_methods(name):
+    rungs = read_ladder(name, {}).rungs
+    keys = [rung.control for rung in rungs.values()]
+    assert keys.count("manual") == 9  # and the baseline, which makes ten
+    proxies = {rung.spec.model.proxy for rung in rungs.values()} - {None}
+    own = {rung.spec.model.name for rung in rungs.values() if rung.control == "proxy"}
+    assert own == proxies
+    for key in ("stand_in", "stand_in_untuned", "one_client", "central"):
+        assert keys.count(key) == 1
+
+
+def test_a_typed_model_does_not_replace_that_of_a_control():
+    rungs = read_ladder("kinds", {"model.name": "builtin"}).rungs
+    assert rungs["proxy_alone"].spec.model.name == "builtin-small"
+    assert rungs["one_client"].spec.model.name == rungs["lora"].spec.model.name == "builtin"
 
 
 def test_all_seeds_of_all_cells_are_runs_with_their_own_flags_last(own, tmp_path):
@@ -92,6 +110,11 @@ def test_all_seeds_of_all_cells_are_runs_with_their_own_flags_last(own, tmp_path
         ("[task]\n", "[cells] is missing"),
         ("cells = [", "is not TOML"),
         (SMALL.replace('"fed_avg"', '"fedavg"'), "--algorithm=fedavg is no algorithm"),
+        (
+            SMALL.replace('"baseline"', '"control"'),
+            "a control, and nothing else, names one of proxy",
+        ),
+        (SMALL + "control = 'proxy'\n", "manual_prompt has kind='baseline' and control='proxy'"),
         (SMALL + "nonsense = 1\n", "--nonsense is not a flag"),
         (SMALL.replace("cells.lora", 'cells."../../escaped"'), "cannot name a folder"),
         (SMALL.replace('"fed_avg"', '"os:getcwd"'), "names code, --algorithm=os:getcwd"),
@@ -101,6 +124,22 @@ def test_bad_files_are_refused_before_anything_runs(own, text, said, capsys, tmp
     out = tmp_path / "out"
     assert said in refused(capsys, f"--task={own(text)}", f"--output_dir={out}")
     assert not out.exists()
+
+
+@pytest.mark.heavy
+def test_a_dry_run_checks_every_run_and_starts_none(own, tmp_path, capsys):
+    given = [f"--task={own(SMALL)}", "--seeds=0,1", f"--output_dir={tmp_path / 'out'}"]
+    assert openness.main(["openness", *given, "--dry_run"]) == 0
+    assert "4 runs, without drills; all can start" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+    bad = own(SMALL.replace("lora_rank = 2", "lora_rank = 2\nproxy_model = 'builtin-small'"))
+    assert "has no proxy; leave it out" in refused(capsys, f"--task={bad}", "--dry_run")
+
+
+def test_bases_of_one_producer_share_data():
+    found = ladder_facts.base_entries("builtin-instruct", ["builtin", "Qwen/Qwen3-0.6B", "mine"])
+    shared = {base: entry["shares_data"] for base, entry in found.items()}
+    assert shared == {"builtin": True, "Qwen/Qwen3-0.6B": False, "mine": None}
 
 
 def test_bad_flags_are_refused(capsys):

@@ -73,10 +73,10 @@ def test_help_lists_the_flags(capsys):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ([], ["give one of them", "there are builtin"]),
+        ([], ["give one of them", "there are apertus"]),
         (["--passport=pythia", "--what_can_i_run=pythia"], ["give one of them"]),
-        (["--passport=gpt-9"], ["--passport=gpt-9", "there are builtin"]),
-        (["--what_can_i_run=gpt-9"], ["--what_can_i_run=gpt-9", "there are builtin"]),
+        (["--passport=gpt-9"], ["--passport=gpt-9", "there are apertus"]),
+        (["--what_can_i_run=gpt-9"], ["--what_can_i_run=gpt-9", "there are apertus"]),
         (["--what_can_i_run=all", "--downgrade=TEXT"], ["--what_can_i_run=all", "there are"]),
         (["--passport=pythia", "--downgrade=TEXT"], ["--downgrade=TEXT", "--what_can_i_run"]),
         (["--what_can_i_run=pythia", "--downgrade=MOST"], ["--downgrade", "MOST", "LOGITS"]),

@@ -25,7 +25,8 @@ def statements(passport):
 def test_the_models_that_are_asked_for_have_one():
     wanted = {"pythia", "olmo-1", "olmo-2", "smollm2", "smollm3", "qwen2.5", "qwen3", "llama-3.1",
               "llama-3.2", "gemma-3", "mistral-7b", "phi-4", "gpt-oss", "builtin",
-              "hosted-api"}  # fmt: skip
+              "hosted-api", "deepseek-v3", "deepseek-r1", "llama-4", "gemma-4", "apertus", "olmo-3",
+              "mistral-3", "hosted-claude", "hosted-gemini"}  # fmt: skip
     assert wanted <= set(read.passport_names())
 
 
@@ -43,6 +44,45 @@ def test_what_the_hub_knows_is_said_once(passport):
         assert passport.terms == fact.licence
         assert passport.components["parameters_final"].licence == fact.licence.value
         assert passport.model_type == fact.model_type
+
+
+@EVERY
+def test_what_was_read_of_another_size_is_marked(passport):
+    """An index entry is of the size in the passport's title, or its source says of which model."""
+    text = page.passport_page(passport)
+    for name in passports.transferred(passport.eu_index.values()):
+        assert f"(of {name})" in text
+        assert f"{passport.name} " in page.passport_table([passport])
+        assert "*" in page.passport_table([passport]).splitlines()[1]
+    kept = read.FOLDER / f"{passport.name}.toml"
+    entries = re.findall(r"\.yaml \(([^)]+)\)\"", kept.read_text())
+    sizes = lambda text: set(re.findall(r"[\d.]+[BM]\b", text.upper()))
+    for entry in entries:
+        own = sizes(passport.title)
+        assert not sizes(entry) or sizes(entry) <= own or "of = " in kept.read_text()
+
+
+def test_sizes_that_were_moved_are_marked():
+    moved = {"gemma-3": "Gemma-3-27B-PT", "gpt-oss": "gpt-oss-120b", "olmo-2": "OLMo-2-0325-32B",
+             "smollm2": "SmolLM2-1.7B", "qwen2.5": "Qwen2.5-32B", "llama-3.1": "Llama-3.1-405B",
+             "qwen3": "Qwen3-235B-A22B"}  # fmt: skip
+    for name, of in moved.items():
+        index = read.load_passport(name).eu_index
+        assert all(one.of == of for one in index.values() if "osai-index" in one.source)
+
+
+def test_a_base_that_was_published_is_not_read_in_its_siblings_entry():
+    assert read.load_passport("qwen3").eu_index["weights_basemodel"].value == "open"
+
+
+def test_the_end_of_a_hosted_model_is_a_fact_with_a_source():
+    found = read.load_passport("hosted-api").retirement
+    assert (found["announced"].value, found["shut_down"].value) == ("2026-10-14", "2027-01-14")
+    assert "fine-tuning" in found["fine_tunes"].value
+    text = page.passport_page(read.load_passport("hosted-api"))
+    assert re.search(r"shut down +2027-01-14 +\[\d+\]", text)
+    assert "Retirement" not in page.passport_page(read.load_passport("pythia"))
+    assert read.load_passport("pythia").retirement == {}
 
 
 @EVERY
@@ -128,7 +168,7 @@ def test_a_passport_of_ones_own_reads_like_ours(tmp_path):
 
 
 def test_unknown_models_list_those_that_there_are():
-    with pytest.raises(ValueError, match="no passport 'gpt-9'; there are builtin"):
+    with pytest.raises(ValueError, match="no passport 'gpt-9'; there are apertus"):
         read.load_passport("gpt-9")
 
 

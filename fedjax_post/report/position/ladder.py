@@ -8,16 +8,22 @@ is 0.
 
 `ladder.json` contains the following; each may be missing:
 
-- `task`, `model`, `labels`, `commands`, and `chance` in [0, 1];
+- `task`, `model`, `labels`, `commands`, and `chance`, the share of the commonest answer;
 - `cells`: a list of `method` (its folder), `label` (for people), `tier` (of the target), `kind`
-  (open, closed or baseline) and `score` (which of a summary's scores: final, personal or base);
+  (open, closed, baseline or control), `control` (which one, see `position.controls`) and `score`
+  (which of a summary's scores: final, personal or base);
 - `gate`: `manual_prompt`, `chance`, `soft_prompt_share` and `gain` (that of LoRA), in [0, 1];
   `passed`;
 - `drills` and `excluded`: lists of `drill`, `method` (or its label), `before`, `after`, `lost`
-  (exact match, a number or a list with one for each seed), `can_train`, `can_serve` and `note`;
+  (exact match, a number or a list with one for each seed), `can_train`, `can_serve`, `note` and
+  `by_definition` (whether the loss follows from what a method declares, so that it is none
+  measured);
+- `other_bases`: name -> `shares_data`, whether it and the model have read the same data;
 - `audit`: `contamination`, with `rows`, the share of evaluation rows whose question and answer
-  are in the corpus, and further results; or `refused`, the reason;
-- `passports`: name -> `class`, `licence`, `tier` and the licence's `rules`;
+  are in the corpus, `num_rows` and further results; `sampled`, whether a part of the corpus was
+  searched; or `refused`, the reason;
+- `passports`: name -> `class`, `licence`, `tier`, `own` (whether this project trained it) and the
+  licence's `rules`;
 - `matrix`: `methods`, the number of registered methods, and for each tier how many of them run;
 - `attacks`: a list of `attack`, `method`, `recovered` and `guess`, shares of private text, a
   number or a list with one for each seed.
@@ -63,9 +69,10 @@ class Cell(NamedTuple):
     method: str
     label: str  # for people
     tier: str  # of the target model
-    kind: str  # open, closed or baseline
+    kind: str  # open, closed, baseline or control
     score: str  # which of a summary's scores is used
     runs: dict[int, Run]
+    control: str = ""  # a key of `controls.CONTROLS`, if it is one
 
 
 class Ladder(NamedTuple):
@@ -100,7 +107,7 @@ def read_ladder(directory: Path) -> Ladder:
 
 
 def of_kind(ladder: Ladder, kind: str) -> list[Cell]:
-    """Returns the finished cells of a kind: open, closed or baseline."""
+    """Returns the finished cells of a kind: open, closed, baseline or control."""
     return [cell for cell in ladder.cells if cell.kind == kind and cell.runs]
 
 
@@ -162,7 +169,8 @@ def _cell(directory: Path, row: Mapping[str, Any]) -> Cell:
     folders = (directory / folder_of(method)).glob("seed-*/summary.json")
     found = sorted((int(path.parent.name.split("-")[-1]), path.parent) for path in folders)
     runs = {seed: _run(folder, score) for seed, folder in found}
-    return Cell(method, row.get("label", method), row["tier"], row["kind"], score, runs)
+    label, control = row.get("label", method), row.get("control", "")
+    return Cell(method, label, row["tier"], row["kind"], score, runs, control)
 
 
 def _run(folder: Path, score: str) -> Run:

@@ -1,22 +1,30 @@
 """The sections of a position report, from a ladder and its verdicts."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from fedjax_post.report.markup import Block, Bullets, Heading, Picture, Prose, Table
 from fedjax_post.report.position.aspects import ASPECTS, PROPERTIES, Square
-from fedjax_post.report.position.claims import SPREAD
+from fedjax_post.report.position.drills import is_measured, losses
+from fedjax_post.report.position.hypotheses import METHOD
 from fedjax_post.report.position.ladder import Ladder
-from fedjax_post.report.position.rules import (
+from fedjax_post.report.position.rules import gate, points
+from fedjax_post.report.position.tables import (
+    budget,
+    controlled,
+    distinct,
+    provenance,
+    reached,
+    thresholds,
+)
+from fedjax_post.report.position.verdicts import (
+    BY_DEFINITION,
     NOT_SUPPORTED,
     SUPPORTED,
     UNDECIDED,
-    gate,
-    losses,
-    points,
+    Verdict,
 )
-from fedjax_post.report.position.tables import budget, distinct, provenance, reached
-from fedjax_post.report.position.verdicts import Verdict
 
 CAPTIONS = {
     "position_tiers.png": "Exact match by tier of access, most closed first: the mean over the "
@@ -53,9 +61,13 @@ def blocks(
         Heading(2, "What it costs"),
         *_pictures(costs, pictures),
         *budget(ladder),
+        Heading(2, "Controls"),
+        *controlled(ladder),
         Heading(2, "Hypotheses"),
-        Prose(SPREAD),
+        Prose(METHOD),
         *(block for verdict in judged for block in _hypothesis(verdict)),
+        Heading(2, "Thresholds"),
+        *thresholds(),
         Heading(2, "Drills"),
         *_drills(ladder),
         Heading(2, "What was run"),
@@ -78,21 +90,34 @@ def _pictures(names: Sequence[str], drawn: Sequence[str]) -> list[Block]:
 
 def _summary(ladder: Ladder, judged: Sequence[Verdict]) -> list[Block]:
     counted = Counter(verdict.finding.verdict for verdict in judged)
-    told = ", ".join(f"{counted[v]} {v}" for v in (SUPPORTED, NOT_SUPPORTED, UNDECIDED))
+    order = (SUPPORTED, NOT_SUPPORTED, UNDECIDED, BY_DEFINITION)
+    told = ", ".join(f"{counted[v]} {v}" for v in order)
     return [
         Prose(
             "Agrawal, Mayer and Mertel (arXiv:2505.23593) argue that black-box models contradict "
             "the principles of federated learning. Their argument has no experiments; here it is "
             "held against one task, run with the same clients at every tier of access. Of eight "
             f"hypotheses: {told}. Every number is read from the files of the runs; what is not "
-            "there is said to be missing."
+            "there is said to be missing. What is so by definition is no evidence."
         ),
         Prose(f"Whether this base can be prompted: {gate(ladder).told}."),
         Table(
-            ("hypothesis", "claim", "verdict"),
-            [(v.claim.key, v.claim.claim, v.finding.verdict) for v in judged],
+            ("hypothesis", "claim", "seeds", "p", "level", "power", "verdict"),
+            [_line(verdict) for verdict in judged],
+        ),
+        Prose(
+            "p is that of the verdict which the contrast is nearest to, and level what Holm's "
+            "correction asks of it; power is for a true difference of five points."
         ),
     ]
+
+
+def _line(verdict: Verdict) -> tuple[str, ...]:
+    claim, found = verdict
+    shown = lambda value: "" if value is None else f"{value:.2g}"
+    seeds = str(found.num_seeds) if found.num_seeds else ""
+    numbers = (shown(found.p), shown(found.level), shown(found.power))
+    return (claim.key, claim.claim, seeds, *numbers, found.told)
 
 
 def _matrix(squares: Sequence[Square]) -> list[Block]:
@@ -105,33 +130,38 @@ def _matrix(squares: Sequence[Square]) -> list[Block]:
         (
             f"{square.aspect}, {square.property}",
             square.claim,
-            "; ".join(square.finding.numbers),
-            square.finding.verdict,
+            "; ".join([*square.finding.numbers, *square.finding.by_definition]),
+            square.finding.told,
         )
         for square in squares
     ]
     return [
         Prose(
             "Four aspects of openness against three properties; whether what the paper claims of "
-            "a cell is borne out. 'Supported' where it claims no or little effect means that "
-            "little was found."
+            "a cell is borne out. A cell that reads 'by definition' or 'not measured' reads so "
+            "whatever the data are."
         ),
         Table(("aspect", *PROPERTIES), short),
-        Table(("cell", "the paper", "measured here", "verdict"), told),
+        Table(("cell", "the paper", "measured here, or by definition", "verdict"), told),
     ]
 
 
 def _hypothesis(verdict: Verdict) -> list[Block]:
     claim, finding = verdict
     found: list[Block] = [
-        Heading(3, f"{claim.key}. {claim.claim.rstrip('.')}: {finding.verdict}"),
-        Bullets(finding.numbers),
-        Prose(f"Rule: {claim.rule}"),
-        Prose(f"Not shown: {claim.limits}"),
+        Heading(3, f"{claim.key}. {claim.claim.rstrip('.')}: {finding.told}"),
+        Prose(f"The paper: {claim.paper}"),
+        Prose(f"Supported: {claim.supported}"),
+        Prose(f"Not supported: {claim.refuted}"),
+        Prose(f"Measured: {claim.measured or 'nothing.'}"),
     ]
-    if finding.verdict == UNDECIDED:
-        found.append(Prose(f"What would decide it: {claim.needed}."))
-    return found
+    if finding.numbers:
+        found.append(Bullets(finding.numbers))
+    if claim.defined:
+        found.append(Prose(f"By definition, no evidence: {claim.defined}"))
+    if finding.by_definition:
+        found.append(Bullets(finding.by_definition))
+    return [*found, Prose(f"Not shown: {claim.limits}")]
 
 
 def _drills(ladder: Ladder) -> list[Block]:
@@ -140,7 +170,8 @@ def _drills(ladder: Ladder) -> list[Block]:
         return [_missing("drills")]
     able = {True: "yes", False: "no", None: "missing"}
     lost = lambda row: points(losses(row)) if losses(row) else "missing"
-    head = ("drill", "method", "loss of exact match", "can train", "can serve", "note")
+    kinds = {name: cell.kind for cell in ladder.cells for name in (cell.method, cell.label)}
+    head = ("drill", "method", "loss of exact match", "counts", "can train", "can serve", "note")
     return [
         Table(
             head,
@@ -149,6 +180,7 @@ def _drills(ladder: Ladder) -> list[Block]:
                     str(row.get("drill")),
                     str(row.get("method")),
                     lost(row),
+                    _counts(row, kinds.get(str(row.get("method")), "")),
                     able.get(row.get("can_train"), "missing"),
                     able.get(row.get("can_serve"), "missing"),
                     str(row.get("note") or ""),
@@ -157,6 +189,10 @@ def _drills(ladder: Ladder) -> list[Block]:
             ],
         )
     ]
+
+
+def _counts(row: Mapping[str, Any], kind: str) -> str:
+    return "measured" if is_measured(row, kind) else "by definition"
 
 
 def _limits(ladder: Ladder) -> list[str]:
@@ -175,8 +211,7 @@ def _limits(ladder: Ladder) -> list[str]:
         "that rests on a score.",
         "Scores are the simulator's view: greedy answers on held-out rows, made on a model held "
         "here, for all tiers alike. Scoring is not counted as queries.",
-        "Intervals are over seeds alone: the split, the cohorts, the batches and the start. With "
-        "few seeds they are wide, and many comparisons on one ladder make an accident likelier.",
+        "Intervals are over seeds alone: the split, the cohorts, the batches and the start.",
         "The matrix is Table 1 of the paper, condensed; the hypotheses are our reading of it.",
     ]
 

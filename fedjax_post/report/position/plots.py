@@ -13,7 +13,8 @@ from fedjax_post.report.comparison import Interval
 from fedjax_post.report.position.ladder import TIERS, Cell, Ladder, Run, accuracy, over_seeds, shown
 from fedjax_post.report.position.rules import best, gate, unreadable
 
-_KINDS = {"open": ("#0072B2", "o"), "closed": ("#D55E00", "s"), "baseline": ("#555555", "D")}
+_KINDS = {"open": ("#0072B2", "o"), "closed": ("#D55E00", "s"), "baseline": ("#555555", "D"),
+          "control": ("#999999", "^")}  # fmt: skip
 _COLOURS = ("#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#0072B2")
 _MARKERS = "os^Dv<>pPX*hH8d"
 

@@ -14,12 +14,25 @@ from fedjax_post.report import markup
 from fedjax_post.report.comparison import write_text
 from fedjax_post.report.position import page, plots
 from fedjax_post.report.position.aspects import Square, matrix
-from fedjax_post.report.position.claims import SPREAD
+from fedjax_post.report.position.hypotheses import METHOD
 from fedjax_post.report.position.ladder import Ladder, accuracy, read_ladder
-from fedjax_post.report.position.rules import NOT_SUPPORTED, SUPPORTED, UNDECIDED, gate, percent
-from fedjax_post.report.position.verdicts import Verdict, verdicts
+from fedjax_post.report.position.rules import gate, percent
+from fedjax_post.report.position.thresholds import THRESHOLDS
+from fedjax_post.report.position.verdicts import (
+    BY_DEFINITION,
+    NOT_SUPPORTED,
+    SUPPORTED,
+    UNDECIDED,
+    Verdict,
+    verdicts,
+)
 
-_COLOURS = {NOT_SUPPORTED: "#D55E00", SUPPORTED: "#0072B2", UNDECIDED: "#888888"}
+_COLOURS = {
+    NOT_SUPPORTED: "#D55E00",
+    SUPPORTED: "#0072B2",
+    UNDECIDED: "#888888",
+    BY_DEFINITION: "#888888",
+}
 _DRAWN = {
     "position_tiers.png": plots.draw_tiers,
     "position_queries.png": plots.draw_queries,
@@ -58,14 +71,18 @@ def _told(ladder: Ladder, judged: Sequence[Verdict], directory: Path) -> str:
         for cell in ladder.cells
     ]
     lines += ["", f"gate  {gate(ladder).told}", ""]
-    lines += [f"{v.claim.key}  {v.finding.verdict:14}  {v.claim.claim}" for v in judged]
+    lines += [f"{v.claim.key}  {v.finding.told}: {v.claim.claim}" for v in judged]
     return "\n".join([*lines, "", f"report     {directory / 'position.html'}"])
 
 
 def _as_dict(ladder: Ladder, judged: Sequence[Verdict], squares: Sequence[Square]) -> dict:
     return {
         "gate": gate(ladder)._asdict(),
-        "intervals": SPREAD,
+        "method": METHOD,
+        "thresholds": [
+            {"name": one.name, "value": one.value, "history": [c._asdict() for c in one.history]}
+            for one in THRESHOLDS
+        ],
         "hypotheses": [verdict.claim._asdict() | verdict.finding._asdict() for verdict in judged],
         "matrix": [
             {"aspect": s.aspect, "property": s.property, "claim": s.claim, **s.finding._asdict()}

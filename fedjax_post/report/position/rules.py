@@ -1,31 +1,14 @@
-"""The rules that turn evidence into verdicts; they are the same for every claim and verdict.
-
-A number that varies with the seed is judged by the 95 % interval of its mean (Student's t), so a
-single seed decides nothing. A fact that does not vary with the seed, such as that no token left
-the federation, decides by itself.
-"""
+"""Whether a base can be prompted at all, and how numbers are written."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from fedjax_post.report.comparison import Interval, interval
-from fedjax_post.report.position.claims import MARGIN
 from fedjax_post.report.position.ladder import Cell, Ladder, accuracy
+from fedjax_post.report.position.thresholds import LEAST_GAIN, PROMPTED, RECOVERED
 
-SUPPORTED, NOT_SUPPORTED, UNDECIDED = "supported", "not supported", "undecided here"
-UNPROMPTED = "undecided: this base cannot be prompted"
-# What a base must reach before closed methods are judged on it: exact match of the manual prompt
-# above chance, and the soft prompt's share of LoRA's gain
-_PROMPTED, _RECOVERED = 0.15, 0.5
-_GAIN = 0.05  # least gain of LoRA for which a share of it is meaningful
-
-
-class Finding(NamedTuple):
-    """A verdict, and the numbers that support it."""
-
-    verdict: str
-    numbers: list[str]
+UNPROMPTED = "this base cannot be prompted"
 
 
 class Gate(NamedTuple):
@@ -51,11 +34,11 @@ def gate(ladder: Ladder) -> Gate:
         parts = {"manual_prompt": manual, "chance": chance, "soft_prompt_share": share}
         lacking = [name for name, value in parts.items() if value is None]
         return Gate(None, f"not measured: the gate lacks {', '.join(lacking)}")
-    if found.get("gain") is not None and found["gain"] < _GAIN:
+    if found.get("gain") is not None and found["gain"] < LEAST_GAIN.value:
         told = f"LoRA gains {100 * found['gain']:+.1f} points, too little to hold anything against"
         return Gate(None, f"not measured: {told}")
-    high = round(manual - chance, 9) >= _PROMPTED
-    follows = round(share, 9) >= _RECOVERED
+    high = round(manual - chance, 9) >= PROMPTED.value
+    follows = round(share, 9) >= RECOVERED.value
     passed = high and follows and bool(found.get("passed", True))
     return Gate(
         passed,
@@ -70,61 +53,8 @@ def unreadable(found: Gate) -> str:
     """Returns why scores of closed methods cannot be interpreted; "" if they can."""
     if found.passed:
         return ""
-    unmeasured = "undecided: whether this base can be prompted was not measured"
+    unmeasured = "whether this base can be prompted was not measured"
     return unmeasured if found.passed is None else UNPROMPTED
-
-
-def decide(advantages: Sequence[float], *, margin: float = MARGIN) -> str:
-    """Returns the verdict on 'there is an advantage', from one number for each seed.
-
-    | the 95 % interval of the mean | verdict |
-    | --- | --- |
-    | is above 0 | supported |
-    | reaches 0 or below, and ends below the margin | not supported |
-    | is wider, or there is only one seed | undecided here |
-    """
-    if len(advantages) < 2:
-        return UNDECIDED
-    mean, half = interval(advantages)
-    if mean - half > 0:
-        return SUPPORTED
-    return NOT_SUPPORTED if mean + half < margin else UNDECIDED
-
-
-def all_of(parts: Iterable[str]) -> str:
-    """Returns the verdict on a claim that holds only if all its parts do."""
-    parts = list(parts)
-    if NOT_SUPPORTED in parts:
-        return NOT_SUPPORTED
-    return SUPPORTED if parts and set(parts) == {SUPPORTED} else UNDECIDED
-
-
-def hit(row: Mapping[str, Any], *, readable: bool, by_score: bool = False) -> bool | None:
-    """Returns whether a drill cost a method something; None if undecided.
-
-    A method that can no longer train or serve has lost something, unless only scores count. A
-    loss of exactly 0 for all seeds is none. Any other loss is judged by its interval, if scores
-    can be interpreted.
-
-    Args:
-      row: of the drill, see `position.ladder`.
-      readable: whether scores can be interpreted.
-      by_score: whether only a loss of score counts.
-    """
-    if not by_score and False in (row.get("can_train"), row.get("can_serve")):
-        return True
-    lost = losses(row)
-    if lost and not any(lost):
-        return False
-    return {SUPPORTED: True, NOT_SUPPORTED: False}.get(decide(lost)) if readable else None
-
-
-def losses(row: Mapping[str, Any]) -> list[float]:
-    """Returns a drill's loss of exact match for each seed: `lost`, or before - after."""
-    if row.get("lost") is not None:
-        return numbers(row["lost"])
-    before, after = numbers(row.get("before")), numbers(row.get("after"))
-    return [b - a for b, a in zip(before, after, strict=False)]
 
 
 def numbers(value: Any) -> list[float]:
@@ -138,19 +68,6 @@ def best(cells: Iterable[Cell]) -> Cell | None:
     """Returns the scored cell with the highest mean exact match, or None."""
     scored = [(found.mean, cell) for cell in cells if (found := accuracy(cell))]
     return max(scored, key=lambda pair: pair[0])[1] if scored else None
-
-
-def ahead(first: Cell, second: Cell) -> list[float]:
-    """Returns the first cell's exact match minus the second's, for the seeds that both have."""
-    both = [(first.runs[s].exact_match, second.runs[s].exact_match)
-            for s in first.runs if s in second.runs]  # fmt: skip
-    return [a - b for a, b in both if a is not None and b is not None]
-
-
-def gained(cell: Cell) -> list[float]:
-    """Returns the gain in exact match of a cell's runs over the base model, for each seed."""
-    pairs = [(run.exact_match, run.base) for run in cell.runs.values()]
-    return [a - b for a, b in pairs if a is not None and b is not None]
 
 
 def points(values: Sequence[float]) -> str:

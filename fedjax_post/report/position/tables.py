@@ -3,18 +3,28 @@
 from collections.abc import Iterable
 from typing import Any
 
-from fedjax_post.report.comparison import Interval
+from fedjax_post.report.comparison import Interval, interval
 from fedjax_post.report.markup import Block, Bullets, Code, Prose, Table
+from fedjax_post.report.position.controls import (
+    CONTROLS,
+    best_of,
+    control_of,
+    controls,
+    manual_prompts,
+    scores_of,
+)
 from fedjax_post.report.position.ladder import (
     Cell,
     Ladder,
     accuracy,
     counts_templates,
+    of_kind,
     over_seeds,
     ranked,
     shown,
 )
-from fedjax_post.report.position.rules import count, gate, percent, unreadable
+from fedjax_post.report.position.rules import count, gate, percent, points, unreadable
+from fedjax_post.report.position.thresholds import THRESHOLDS
 from fedjax_post.report.table import format_bytes
 
 
@@ -34,7 +44,8 @@ def reached(ladder: Ladder) -> list[Block]:
     chance = ladder.facts.get("chance")
     found.append(
         Prose(
-            f"Chance, the share of the commonest label: {percent(chance)}. {_labels(has_labels)}"
+            f"Majority, the share of the commonest label: {percent(chance)}; chance, one of the "
+            f"labels at random: {_uniform(ladder)}. {_labels(has_labels)}"
             "Means over the seeds with 95 % intervals (Student's t), sums over all clients and "
             "rounds. 'private tokens left' is what reached a party outside the federation as the "
             "cell was run, 'unique' and 'cost' as well; 'if hosted' is what a provider of the "
@@ -56,7 +67,7 @@ def _row(ladder: Ladder, cell: Cell, has_labels: bool) -> tuple[str, ...]:
         cell.label,
         cell.tier,
         cell.kind,
-        f"{why} (scored {score})" if why else score,
+        f"undecided: {why} (scored {score})" if why else score,
         *([percent(ranked(cell))] if has_labels else []),
         sent("bytes_up"),
         sent("bytes_down"),
@@ -69,6 +80,67 @@ def _row(ladder: Ladder, cell: Cell, has_labels: bool) -> tuple[str, ...]:
         "missing" if use is None else "yes" if use.mean else "no",
         ", ".join(map(str, cell.runs)),
     )
+
+
+def controlled(ladder: Ladder) -> list[Block]:
+    """Returns a table of what each method gains over its control, and which are missing."""
+    rows = []
+    for cell in [*of_kind(ladder, "closed"), *of_kind(ladder, "open")]:
+        others, missing = control_of(ladder, cell)
+        if not others and not missing:
+            continue
+        control = best_of("control", others)
+        own = scores_of(cell)
+        gains = [own[seed] - score for seed, score in control.scores.items() if seed in own]
+        rows.append(
+            (
+                cell.label,
+                ", ".join(control.chosen) or "missing",
+                percent(interval(list(control.scores.values())) if control.scores else None),
+                points(gains),
+                "; ".join(missing),
+            )
+        )
+    manual, _ = manual_prompts(ladder)
+    absent = [title for key, title in CONTROLS.items() if not controls(ladder, key)]
+    found: list[Block] = [
+        Prose(
+            "A closed method that asks nothing in training counts as using the target, and an "
+            "open method as using the federation, only by what it gains over its control. The "
+            f"ladder has {len(manual)} manual prompts."
+        )
+    ]
+    if rows:
+        head = ("method", "control", "control's exact match", "gain over it", "missing")
+        found.append(Table(head, rows))
+    if absent:
+        found.append(Prose(f"Missing controls: {'; '.join(absent)}."))
+    return found
+
+
+def thresholds() -> list[Block]:
+    """Returns a table of all thresholds, with the history of each."""
+    rows = [
+        (
+            one.name,
+            f"{change.value:g}",
+            one.unit,
+            one.meaning,
+            change.date,
+            "yes" if change.set_blind else "no",
+            change.reason,
+        )
+        for one in THRESHOLDS
+        for change in one.history
+    ]
+    head = ("threshold", "value", "unit", "meaning", "since", "before any ladder", "reason")
+    return [
+        Prose(
+            "A threshold that was not set before any ladder was set by people who knew the first "
+            "ladders' outcomes."
+        ),
+        Table(head, rows),
+    ]
 
 
 def budget(ladder: Ladder) -> list[Block]:
@@ -132,6 +204,11 @@ def distinct(values: Iterable[Any]) -> str:
 def _labels(has_labels: bool) -> str:
     told = "'accuracy' is the share of rows whose label is the most likely of all labels. "
     return told if has_labels else ""
+
+
+def _uniform(ladder: Ladder) -> str:
+    labels = ladder.facts.get("labels")
+    return percent(1 / len(labels)) if labels else "missing"
 
 
 def _templates(ladder: Ladder) -> str:

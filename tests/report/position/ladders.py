@@ -14,11 +14,16 @@ def run(exact_match, *, base=0.4, sent=0.0, asked=None, inference="client", quer
     return Run(exact_match, base, 1000, 2000, spent, inference, disclosure, [], summary)
 
 
-def cell(method, kind, scores, *, tier=None, **told):
+def cell(method, kind, scores, *, tier=None, control="", **told):
     """A cell with a run for each score."""
-    tier = tier or {"open": "GRADIENTS", "closed": "LOGITS", "baseline": "TEXT"}[kind]
+    tier = tier or {"closed": "LOGITS", "baseline": "TEXT"}.get(kind, "GRADIENTS")
     runs = {seed: run(score, **told) for seed, score in enumerate(scores)}
-    return Cell(method, method.title(), tier, kind, "final", runs)
+    return Cell(method, method.title(), tier, kind, "final", runs, control)
+
+
+def control(key, *scores, name=None):
+    """A control cell, by a key of `CONTROLS`."""
+    return cell(name or key, "control", scores, control=key)
 
 
 def ladder(cells, *, bases=None, **facts):
@@ -29,13 +34,14 @@ def ladder(cells, *, bases=None, **facts):
 OPEN = cell("lora", "open", (0.80, 0.82, 0.81))
 CLOSED = cell("fed_bpt", "closed", (0.50, 0.52, 0.51), asked=700.0, queries=10.0)
 MANUAL = cell("manual_prompt", "baseline", (0.4, 0.4, 0.4))
+PROMPTS = [control("manual", 0.4, 0.4, 0.4, name=f"manual_{n}") for n in range(2, 11)]
 
 
 def write_ladder(directory, cells, **facts):
     """Writes cells as run folders and ladder.json, as the programs do."""
     rows = []
     for one in cells:
-        keys = ("method", "label", "tier", "kind", "score")
+        keys = ("method", "label", "tier", "kind", "score", "control")
         rows.append({key: getattr(one, key) for key in keys})
         for seed, found in one.runs.items():
             write_run(directory / one.method / f"seed-{seed}", one, found)

@@ -74,7 +74,16 @@ def test_the_report_names_every_hypothesis_and_what_is_missing(report):
     assert "Missing, no finished run: Bdpl." in text
     assert "| Lora | GRADIENTS | open | 81.0 ± 2.5 % | 1 kB | 2 kB |" in text
     assert "python -m experiments.openness --task=kinds" in text
-    assert "What would decide it" in text
+    for words in ("Supported: ", "Not supported: ", "By definition, no evidence: "):
+        assert f"\n{words}" in text
+
+
+def test_missing_controls_and_the_history_of_thresholds_are_shown(report):
+    text = (report[0] / "position.md").read_text()
+    assert "| Lora | missing | missing | missing | one client alone, without a federation |" in text
+    assert "Missing controls: the proxy alone" in text
+    row = r"\| ceiling \| 0.98 \| exact match \| [^|]* \| 2026-11-22 \| no \|"
+    assert re.search(row, text)
 
 
 def test_what_is_printed_fits_a_screen(report):
@@ -101,7 +110,8 @@ def test_nothing_half_written_is_left(report):
 def test_verdicts_are_there_for_programs(report):
     found = json.loads((report[0] / "position.json").read_text())
     assert [entry["key"] for entry in found["hypotheses"]] == [f"H{n}" for n in range(1, 9)]
-    assert found["hypotheses"][1]["verdict"] == "supported"
+    assert found["hypotheses"][3]["verdict"] == "by definition"
+    assert {one["name"]: one["value"] for one in found["thresholds"]}["margin"] == 0.02
     assert len(found["matrix"]) == 12
     assert found["gate"]["passed"] is True
 
@@ -110,7 +120,7 @@ def test_closed_cells_are_not_read_on_a_base_that_cannot_be_prompted(tmp_path):
     write_ladder(tmp_path, [OPEN, CLOSED], gate=GATE | {"soft_prompt_share": 0.1})
     position.write(tmp_path)
     text = (tmp_path / "position.md").read_text()
-    assert f"| Fed_Bpt | LOGITS | closed | {UNPROMPTED} (scored 51.0 ± 2.5 %) |" in text
+    assert f"| Fed_Bpt | LOGITS | closed | undecided: {UNPROMPTED} (scored 51.0 ± 2.5 %) |" in text
     assert "| Lora | GRADIENTS | open | 81.0 ± 2.5 % |" in text
 
 
@@ -118,7 +128,7 @@ def test_a_ladder_with_one_seed_and_nothing_else_is_reported(tmp_path):
     write_ladder(tmp_path, [cell("lora", "open", [0.8])], gate=None, chance=None)
     assert "80.0 %" in position.write(tmp_path)
     text = (tmp_path / "position.md").read_text()
-    assert "Chance, the share of the commonest label: missing." in text
+    assert "Majority, the share of the commonest label: missing; chance, one of" in text
     assert not (tmp_path / "position_queries.png").exists()
 
 

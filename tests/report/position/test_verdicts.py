@@ -1,59 +1,33 @@
-"""Each claim can be supported, refuted or left undecided, by symmetric rules."""
+"""Each measured hypothesis can be supported, refuted or left undecided, with the reason."""
 
 import pytest
-from ladders import CLOSED, GATE, MANUAL, OPEN, cell, ladder
+from ladders import CLOSED, GATE, MANUAL, OPEN, PROMPTS, cell, control, ladder
 
 from fedjax_post.report.comparison import interval
 from fedjax_post.report.position.aspects import ASPECTS, PROPERTIES, matrix
-from fedjax_post.report.position.claims import MARGIN
-from fedjax_post.report.position.rules import (
+from fedjax_post.report.position.controls import best_of
+from fedjax_post.report.position.hypotheses import HYPOTHESES
+from fedjax_post.report.position.measured import MEASURES
+from fedjax_post.report.position.rules import UNPROMPTED, gate, percent
+from fedjax_post.report.position.thresholds import THRESHOLDS
+from fedjax_post.report.position.verdicts import (
+    BY_DEFINITION,
     NOT_SUPPORTED,
     SUPPORTED,
+    TOO_FEW,
     UNDECIDED,
-    UNPROMPTED,
-    all_of,
-    decide,
-    gate,
-    percent,
+    verdicts,
 )
-from fedjax_post.report.position.verdicts import verdicts
 
 FAILED = {"gate": GATE | {"manual_prompt": 0.25}}
+ALONE = control("one_client", 0.5, 0.5, 0.5)
+FULL = cell("lora", "open", (1.0, 0.99, 1.0))
+SILENT = cell("fed_pt", "closed", (0.7, 0.71, 0.72), asked=0.0)
 
 
 def judge(key, found):
     """What H1 to H8 come to, one of them."""
     return next(v.finding for v in verdicts(found) if v.claim.key == key)
-
-
-@pytest.mark.parametrize(
-    ("advantages", "expected"),
-    [
-        ([0.2, 0.21, 0.22], SUPPORTED),
-        ([-0.2, -0.21, -0.22], NOT_SUPPORTED),
-        ([0.0, 0.001, -0.001], NOT_SUPPORTED),
-        ([0.0, 0.0], NOT_SUPPORTED),
-        ([0.3, -0.3, 0.1], UNDECIDED),
-        ([0.9], UNDECIDED),
-        ([], UNDECIDED),
-    ],
-)
-def test_an_advantage_is_decided_by_its_interval(advantages, expected):
-    assert decide(advantages) == expected
-
-
-def test_the_rule_of_intervals_is_the_one_written_out():
-    mean, half = interval([0.01, 0.03])
-    assert mean - half < 0 < MARGIN < mean + half
-    assert decide([0.01, 0.03]) == UNDECIDED
-    assert decide([0.0199, 0.0201]) == SUPPORTED
-
-
-def test_a_claim_of_several_parts_needs_them_all():
-    assert all_of([SUPPORTED, SUPPORTED]) == SUPPORTED
-    assert all_of([SUPPORTED, UNDECIDED]) == UNDECIDED
-    assert all_of([UNDECIDED, NOT_SUPPORTED]) == NOT_SUPPORTED
-    assert all_of([]) == UNDECIDED
 
 
 @pytest.mark.parametrize(
@@ -74,260 +48,279 @@ def test_the_gate_asks_for_its_two_numbers(given, passed):
     assert gate(ladder([], gate=given)).passed is passed
 
 
-@pytest.mark.parametrize("key", [f"H{n}" for n in range(1, 9)])
-def test_an_empty_ladder_decides_nothing_and_says_what_is_missing(key):
+def test_every_hypothesis_says_beforehand_what_would_decide_it():
+    for one in HYPOTHESES:
+        assert one.paper
+        assert one.supported
+        assert one.refuted
+        assert bool(one.measured) == (one.key in MEASURES)
+        assert one.measured or one.defined
+
+
+def test_every_threshold_has_a_dated_history():
+    for one in THRESHOLDS:
+        dates = [change.date for change in one.history]
+        assert dates == sorted(dates)
+        assert all(change.reason for change in one.history)
+        assert one.value == one.history[-1].value
+
+
+@pytest.mark.parametrize("key", [one.key for one in HYPOTHESES])
+def test_an_empty_ladder_decides_nothing_and_says_why(key):
     finding = judge(key, ladder([], gate=None))
-    assert finding.verdict == UNDECIDED
-    assert finding.numbers
+    assert finding.verdict == (UNDECIDED if key in MEASURES else BY_DEFINITION)
+    assert finding.why or key not in MEASURES
 
 
-def test_tokens_shown_or_not_is_structural_so_that_one_seed_is_enough():
-    seed = [cell("lora", "open", [0.8]), cell("fed_bpt", "closed", [0.5], asked=700.0)]
-    finding = judge("H1", ladder(seed))
-    assert finding.verdict == SUPPORTED
-    assert "1 of 1 closed-side methods show private tokens" in finding.numbers[0]
+@pytest.mark.parametrize("key", ["H4", "H5"])
+def test_what_is_so_by_definition_is_shown_and_never_supported(key):
+    passports = {
+        "x": {"tier": "GRADIENTS", "rules": {"use_policy": "a policy"}},
+        "builtin": {"tier": "GRADIENTS", "rules": {}},  # a base of ours is not counted
+    }
+    counts = {"methods": 50, "EMBEDDINGS": 9, "GRADIENTS": 50}
+    finding = judge(key, ladder([], passports=passports, matrix=counts))
+    assert finding.verdict == BY_DEFINITION
+    assert finding.numbers == []
+    told = {"H4": "of 50 methods", "H5": "the terms of 1 of 1 models with open weights"}
+    assert finding.by_definition[0].startswith(
+        told[key].replace("methods", "registered methods run")
+    )
 
 
-def test_the_report_says_that_where_inference_runs_decides():
-    told = "\n".join(judge("H1", ladder([OPEN, CLOSED])).numbers)
-    assert "(LOGITS), inference at client: 0 private tokens left the federation" in told
-    assert "had a provider hosted the target, the same run would have shown it 700" in told
+def test_tokens_decide_nothing():
+    """That a hosted target sees what it is asked follows from the access that is declared."""
+    finding = judge("H1", ladder([OPEN, CLOSED]))
+    assert finding.told == "undecided: no closed-side method that asks nothing in training"
+    assert "the same run would have shown it 700" in finding.by_definition[0]
     hosted = cell("fed_bpt", "closed", [0.5], asked=900.0, sent=700.0, inference="provider")
-    told = "\n".join(judge("H1", ladder([OPEN, hosted])).numbers)
+    told = "\n".join(judge("H1", ladder([OPEN, hosted])).by_definition)
     assert "inference at provider: 700 private tokens left the federation" in told
-    assert "held by the clients, the target would have shown nobody the same queries" in told
     assert "Lora (GRADIENTS), which asks no host: 0 private tokens left the federation" in told
 
 
 @pytest.mark.parametrize(
-    ("cells", "facts", "expected"),
+    ("proxy", "facts", "expected"),
     [
-        # a closed-side method that asks nothing and gains is a way out
-        ([OPEN, CLOSED, cell("fed_pt", "closed", (0.7, 0.71, 0.72), asked=0.0)], {}, NOT_SUPPORTED),
-        # ... one that gains nothing is none
-        ([OPEN, CLOSED, cell("fed_pt", "closed", (0.4, 0.4, 0.4), asked=0.0)], {}, SUPPORTED),
-        # ... with one seed nobody knows, nor on a base that cannot be prompted
-        ([OPEN, CLOSED, cell("fed_pt", "closed", [0.7], asked=0.0)], {}, UNDECIDED),
-        ([OPEN, CLOSED, cell("fed_pt", "closed", (0.7, 0.71, 0.72), asked=0.0)], FAILED, UNDECIDED),
-        ([OPEN, cell("fed_pt", "closed", (0.4, 0.4, 0.4), asked=0.0)], {}, NOT_SUPPORTED),
-        # an open method that shows private text
-        ([cell("lora", "open", (0.8, 0.8), sent=5.0), CLOSED], {}, NOT_SUPPORTED),
-        # a count that is not there
-        ([OPEN, CLOSED, cell("fed_bbpt", "closed", (0.7, 0.7))], {}, UNDECIDED),
-        ([OPEN], {}, UNDECIDED),
+        ((0.5, 0.51, 0.52), {}, NOT_SUPPORTED),  # the target is used, and sees nothing
+        ((0.7, 0.71, 0.72), {}, SUPPORTED),  # the proxy does it alone
+        ((0.72, 0.73, 0.74), {}, SUPPORTED),
+        ((0.6, 0.8, 0.7), {}, f"undecided: {TOO_FEW}"),
+        ((0.5, 0.51, 0.52), FAILED, f"undecided: {UNPROMPTED}"),
+        ((), {}, "undecided: control missing: the proxy alone, tuned, without the target"),
     ],
 )
-def test_privacy_is_judged_both_ways(cells, facts, expected):
-    assert judge("H1", ladder(cells, **facts)).verdict == expected
+def test_privacy_is_judged_by_the_gain_over_the_control(proxy, facts, expected):
+    cells = [OPEN, CLOSED, SILENT, *([control("proxy", *proxy)] if proxy else [])]
+    assert judge("H1", ladder(cells, **facts)).told == expected
 
 
-def drill(method, **told):
-    return {"drill": "shutdown", "method": method, "can_train": True, "can_serve": True, **told}
+def test_the_better_stand_in_is_the_control_of_an_emulator():
+    own = cell("offsite_tuning", "closed", (0.9, 0.91, 0.92), tier="EMULATOR", asked=0.0)
+    weak, strong = (control(k, 0.5, 0.5, 0.5) for k in ("stand_in", "stand_in_untuned"))
+    assert judge("H1", ladder([own, weak, strong])).verdict == NOT_SUPPORTED
+    strong = control("stand_in_untuned", 0.9, 0.91, 0.92)
+    assert judge("H1", ladder([own, weak, strong])).verdict == SUPPORTED
+    assert "stand-in alone, untuned" in judge("H1", ladder([own, weak])).told
 
 
-SAFE = drill("lora", lost=0.0)
+def test_a_ceiling_counts_for_its_contrast_alone():
+    full = cell("fed_pt", "closed", (1.0, 1.0, 1.0), asked=0.0)
+    cells = [full, control("proxy", 0.99, 1.0, 1.0)]
+    assert judge("H1", ladder(cells)).told == "undecided: both sides reach 98 %"
+    own = cell("offsite_tuning", "closed", (0.9, 0.91, 0.92), tier="EMULATOR", asked=0.0)
+    others = [control(k, 0.5, 0.5, 0.5) for k in ("stand_in", "stand_in_untuned")]
+    assert judge("H1", ladder([*cells, own, *others])).verdict == NOT_SUPPORTED
 
 
 @pytest.mark.parametrize(
-    ("rows", "facts", "expected"),
+    ("closed", "free", "facts", "expected"),
     [
-        ([drill("fed_bpt", can_train=False), SAFE], {}, SUPPORTED),
-        ([drill("fed_bpt", can_serve=False), SAFE], FAILED, SUPPORTED),
-        ([drill("fed_bpt", lost=[0.1, 0.11, 0.12]), SAFE], {}, SUPPORTED),
-        ([drill("fed_bpt", lost=[0.1, 0.11, 0.12]), SAFE], FAILED, UNDECIDED),
-        ([drill("fed_bpt", lost=0.1), SAFE], {}, UNDECIDED),
-        ([drill("Fed_Bpt", can_train=False), drill("Lora", lost=0.0)], {}, SUPPORTED),
-        ([drill("fed_bpt", lost=0.0), SAFE], {}, NOT_SUPPORTED),
-        ([drill("fed_bpt", before=[0.5, 0.5], after=[0.4, 0.39]), SAFE], {}, SUPPORTED),
-        ([drill("fed_bpt", can_train=False), drill("lora", can_train=False)], {}, NOT_SUPPORTED),
-        ([drill("fed_bpt", can_train=False), drill("lora", lost=0.1)], {}, UNDECIDED),
-        ([drill("fed_bpt", can_train=False)], {}, UNDECIDED),
-        # the gate is about closed-side scores alone
-        (
-            [drill("fed_bpt", can_train=False), drill("lora", lost=[0.1, 0.11])],
-            FAILED,
-            NOT_SUPPORTED,
-        ),
-        ([], {}, UNDECIDED),
+        ([0.2, 0.21, 0.22], [0.0, 0.01, 0.01], {}, SUPPORTED),
+        ([0.0, 0.01, 0.01], [0.1, 0.11, 0.12], {}, NOT_SUPPORTED),
+        ([0.0, 0.4, 0.2], [0.1, 0.1, 0.1], {}, f"undecided: {TOO_FEW}"),
+        ([0.2, 0.21, 0.22], [0.0, 0.01, 0.01], FAILED, f"undecided: {UNPROMPTED}"),
+        ([0.2], [0.0], {}, f"undecided: {TOO_FEW}"),
     ],
 )
-def test_autonomy_is_judged_both_ways(rows, facts, expected):
-    assert judge("H2", ladder([OPEN, CLOSED], drills=rows, **facts)).verdict == expected
+@pytest.mark.parametrize("key", ["H2", "H8"])
+def test_drills_are_judged_by_what_they_cost_either_side(key, closed, free, facts, expected):
+    names = {"H2": ("changed", "base_update"), "H8": ("excluded_price", "excluded_memory")}[key]
+    rows = [
+        {"drill": name, "method": method, "lost": lost, "by_definition": False}
+        for name, method, lost in zip(names, ("fed_bpt", "lora"), (closed, free), strict=True)
+    ]
+    assert judge(key, ladder([OPEN, CLOSED], drills=rows, **facts)).told == expected
 
 
-def test_every_drill_of_a_method_counts():
-    rows = [drill("fed_bpt", lost=0.0), drill("fed_bpt", can_serve=False), SAFE]
-    assert judge("H2", ladder([OPEN, CLOSED], drills=rows)).verdict == SUPPORTED
+@pytest.mark.parametrize("key", ["H2", "H8"])
+def test_a_drill_that_cannot_hurt_an_open_method_decides_nothing(key):
+    name = {"H2": "changed", "H8": "excluded_price"}[key]
+    rows = [
+        {"drill": "shutdown", "method": "fed_bpt", "can_serve": False, "lost": [0.9, 0.9, 0.9]},
+        {"drill": name, "method": "fed_bpt", "lost": [0.2, 0.21, 0.22]},
+        {"drill": f"{name}, those shut out", "method": "fed_bpt", "lost": [0.9, 0.9, 0.9]},
+        {"drill": name, "method": "lora", "lost": [0.0, 0.0, 0.0]},  # it ran undisturbed
+    ]
+    finding = judge(key, ladder([OPEN, CLOSED], drills=rows))
+    assert finding.verdict == UNDECIDED
+    assert "an open m" in finding.why
 
 
 @pytest.mark.parametrize(
     ("cells", "expected"),
     [
-        ([OPEN, CLOSED], SUPPORTED),
-        ([cell("lora", "open", (0.5, 0.5, 0.5)), CLOSED], NOT_SUPPORTED),
-        ([cell("lora", "open", (0.4, 0.41, 0.42)), CLOSED], NOT_SUPPORTED),
-        ([cell("lora", "open", (0.4, 0.8, 0.6)), CLOSED], UNDECIDED),
-        ([cell("lora", "open", [0.9]), CLOSED], UNDECIDED),
-        # a task that both sides solve shows no lead of either
-        ([cell("lora", "open", (1.0, 1.0)), cell("x", "closed", (0.98, 0.98))], UNDECIDED),
-        ([cell("lora", "open", (1.0, 1.0)), cell("x", "closed", (0.97, 0.97))], SUPPORTED),
-        ([OPEN], UNDECIDED),
+        ([OPEN, CLOSED, ALONE, MANUAL, *PROMPTS], SUPPORTED),
+        ([OPEN, cell("x", "closed", (0.9, 0.92, 0.91), asked=7.0), ALONE, MANUAL, *PROMPTS],
+         NOT_SUPPORTED),
+        ([OPEN, CLOSED, cell("y", "baseline", (0.9, 0.92, 0.91)), ALONE, MANUAL, *PROMPTS],
+         NOT_SUPPORTED),
+        ([OPEN, CLOSED, ALONE, MANUAL],
+         "undecided: control missing: the best of ten manual prompts (there are 1)"),
+        ([OPEN, CLOSED, MANUAL, *PROMPTS],
+         "undecided: control missing: one client alone, without a federation"),
+        ([OPEN, CLOSED, control("one_client", 0.8, 0.82, 0.81), MANUAL, *PROMPTS],
+         "undecided: no open method was shown to gain over one client alone"),
+        ([FULL, cell("x", "closed", (0.98, 0.98, 0.98), asked=7.0), ALONE, MANUAL, *PROMPTS],
+         "undecided: both sides reach 98 %"),
+        ([FULL, cell("x", "closed", (0.96, 0.95, 0.96), asked=7.0), ALONE, MANUAL, *PROMPTS],
+         SUPPORTED),
+        ([OPEN, ALONE], "undecided: no scored cell of one side"),
     ],
-)
+)  # fmt: skip
 def test_utility_is_judged_both_ways(cells, expected):
-    assert judge("H3", ladder(cells)).verdict == expected
+    assert judge("H3", ladder(cells)).told == expected
 
 
-def test_baselines_stand_on_the_closed_side():
-    strong = cell("in_context", "baseline", (0.9, 0.91, 0.92))
-    finding = judge("H3", ladder([OPEN, CLOSED, strong]))
-    assert finding.verdict == NOT_SUPPORTED
-    assert "Lora less In_Context" in finding.numbers[0]
+def test_cells_are_compared_on_the_same_rows_alone():
+    """So that items are paired within a seed; records without a digest are taken at their word."""
+    marked = lambda one, digest: one._replace(
+        runs={
+            seed: run._replace(summary=run.summary | {"heldout_digest": digest})
+            for seed, run in one.runs.items()
+        }
+    )
+    cells = [CLOSED, SILENT, control("proxy", 0.5, 0.51, 0.52)]
+    same = ladder([marked(OPEN, "a"), *(marked(one, "a") for one in cells)])
+    assert judge("H1", same).verdict == NOT_SUPPORTED
+    other = ladder([marked(OPEN, "b"), *(marked(one, "a") for one in cells)])
+    assert judge("H1", other).why == "cells of a seed were scored on different rows"
 
 
-def test_utility_is_undecided_on_a_base_that_cannot_be_prompted():
-    finding = judge("H3", ladder([OPEN, CLOSED], **FAILED))
-    assert finding.verdict == UNDECIDED
-    assert finding.numbers[0] == UNPROMPTED
-    assert judge("H3", ladder([OPEN, CLOSED], gate=None)).verdict == UNDECIDED
+def test_a_closed_method_that_its_proxy_does_alone_is_no_rival():
+    silent = cell("fed_pt", "closed", (0.9, 0.91, 0.92), asked=0.0)
+    cells = [OPEN, CLOSED, silent, ALONE, MANUAL, *PROMPTS]
+    with_proxy = lambda *scores: ladder([*cells, control("proxy", *scores)])
+    finding = judge("H3", with_proxy(0.9, 0.91, 0.92))
+    assert finding.verdict == SUPPORTED
+    assert "not counted as using the target: Fed_Pt" in finding.numbers
+    assert judge("H3", with_proxy(0.5, 0.51, 0.52)).verdict == NOT_SUPPORTED
+    assert "the proxy alone" in judge("H3", ladder(cells)).why
 
 
-@pytest.mark.parametrize(
-    ("tiers", "expected"),
-    [
-        ({"EMBEDDINGS": 9, "GRADIENTS": 50}, SUPPORTED),
-        ({"EMBEDDINGS": 9, "GRADIENTS": 9}, NOT_SUPPORTED),
-        ({"GRADIENTS": 9}, UNDECIDED),
-    ],
-)
-def test_methods_are_counted(tiers, expected):
-    assert judge("H4", ladder([], matrix={"methods": 50, **tiers})).verdict == expected
+def test_the_best_cell_is_chosen_on_other_seeds():
+    first = cell("a", "open", (0.9, 0.1, 0.1))
+    second = cell("b", "open", (0.2, 0.8, 0.8))
+    found = best_of("best", [first, second])
+    assert found.scores == {0: 0.2, 1: 0.1, 2: 0.1}  # each time the winner of the other two seeds
+    assert best_of("best", [first]).scores == {0: 0.9, 1: 0.1, 2: 0.1}
+    assert best_of("best", [cell("c", "open", [0.5]), cell("d", "open", [0.6])]).scores == {}
 
 
-FREE = {"share_derived": "yes", "same_terms": "no", "use_policy": "none", "user_limit": "none"}
-
-
-@pytest.mark.parametrize(
-    ("rules", "tier", "expected"),
-    [
-        (FREE, "GRADIENTS", NOT_SUPPORTED),
-        (FREE | {"use_policy": "a policy"}, "GRADIENTS", SUPPORTED),
-        (FREE | {"same_terms": "yes: a copy goes with them"}, "WEIGHTS", SUPPORTED),
-        (FREE | {"share_derived": "no"}, "TEXT", UNDECIDED),
-        (FREE | {"user_limit": "unknown"}, "GRADIENTS", UNDECIDED),
-        ({}, "GRADIENTS", UNDECIDED),
-    ],
-)
-def test_licences_are_judged_by_their_rules(rules, tier, expected):
-    passports = {"x": {"class": "III", "licence": "L", "tier": tier, "rules": rules}}
-    assert judge("H5", ladder([], passports=passports)).verdict == expected
-
-
-def test_what_follows_for_artefacts_is_told_once_for_methods_alike():
-    terms = [[{"about": "licence of the base", "says": "MIT (open)"}]] * 2
-    rows = [drill(method, drill="artefact", terms=terms) for method in ("lora", "flora")]
-    numbers = judge("H5", ladder([], drills=rows)).numbers
-    assert numbers == ["what lora, flora made: licence of the base: MIT (open)"]
+OTHER = {"other_bases": {"second": {"shares_data": False}}}
+CLEAN = {"contamination": {"rows": 0.0, "num_rows": 480}}
 
 
 @pytest.mark.parametrize(
-    ("other", "audit", "expected"),
+    ("other", "facts", "expected"),
     [
-        ((0.80, 0.82, 0.81), {"contamination": {"rows": 0.0}}, SUPPORTED),
-        ((0.50, 0.52, 0.51), {"contamination": {"rows": 0.0}}, NOT_SUPPORTED),
-        ((0.95, 0.97, 0.96), {"contamination": {"rows": 0.0}}, NOT_SUPPORTED),
-        ((0.80, 0.82, 0.81), {"contamination": {"rows": 0.2}}, NOT_SUPPORTED),
-        ((0.80, 0.82, 0.81), {}, UNDECIDED),
-        ((0.60, 0.95, 0.81), {"contamination": {"rows": 0.0}}, UNDECIDED),
-        ([0.80], {"contamination": {"rows": 0.0}}, UNDECIDED),
-        (None, {"contamination": {"rows": 0.0}}, UNDECIDED),
-        ((0.80, 0.82, 0.81), {"refused": "its corpus is closed"}, UNDECIDED),
+        ((0.80, 0.82, 0.81), OTHER, SUPPORTED),
+        ((0.50, 0.52, 0.51), OTHER, NOT_SUPPORTED),
+        ((0.95, 0.97, 0.96), OTHER, NOT_SUPPORTED),
+        ((0.60, 0.95, 0.81), OTHER, f"undecided: {TOO_FEW}"),
+        ([0.80], OTHER, f"undecided: {TOO_FEW}"),
+        (None, OTHER, "undecided: no second base of other data"),
+        ((0.80, 0.82, 0.81), {}, "undecided: no second base of other data"),
+        ((0.80, 0.82, 0.81), {"other_bases": {"second": {"shares_data": True}}},
+         "undecided: no second base of other data"),
+        ((0.80, 0.82, 0.81), OTHER | {"audit": {"contamination": {"rows": 0.1, "num_rows": 480}}},
+         "undecided: the corpus contains rows of the evaluation"),
+        # 7 of 480: the interval reaches from 0.7 to 3.0 %, and decides nothing
+        ((0.80, 0.82, 0.81),
+         OTHER | {"audit": {"contamination": {"rows": 7 / 480, "num_rows": 480}}}, SUPPORTED),
     ],
-)
-def test_data_openness_needs_both_bases_and_the_audit(other, audit, expected):
+)  # fmt: skip
+def test_data_openness_needs_a_base_of_other_data(other, facts, expected):
     bases = {"second": [cell("lora", "open", other)]} if other else {}
-    assert judge("H6", ladder([OPEN], bases=bases, audit=audit)).verdict == expected
+    found = ladder([OPEN], bases=bases, **({"audit": CLEAN} | facts))
+    assert judge("H6", found).told == expected
 
 
 def test_a_baseline_on_another_base_says_nothing_of_tuning():
     bases = {"second": [cell("manual_prompt", "baseline", (0.1, 0.1, 0.1)), OPEN]}
-    found = ladder([OPEN, MANUAL], bases=bases, audit={"contamination": {"rows": 0.0}})
+    found = ladder([OPEN, MANUAL], bases=bases, audit=CLEAN, **OTHER)
     assert judge("H6", found).verdict == SUPPORTED
-    told = judge("H6", found).numbers
-    assert told[0] == "0.0 % of the evaluation rows stand in the corpus, question and answer"
-    assert told[1].startswith("Manual_Prompt, this base less second: +30.0 ± 0.0 points")
+
+
+def attack(recovered, guess=0.1):
+    guesses = [guess] * len(recovered)
+    return {"attack": "inversion", "method": "lora", "recovered": recovered, "guess": guesses}
 
 
 @pytest.mark.parametrize(
-    ("recovered", "expected"),
-    [([0.9, 0.95], SUPPORTED), ([0.1, 0.1], NOT_SUPPORTED), ([0.9], UNDECIDED), (None, UNDECIDED)],
-)
-def test_updates_are_judged_by_attacks_alone(recovered, expected):
-    guess = [0.1] * len(recovered or [])
-    attack = {"attack": "inversion", "method": "lora", "recovered": recovered, "guess": guess}
-    finding = judge("H7", ladder([OPEN], attacks=[attack] if recovered else None))
-    assert finding.verdict == expected
-    assert "Lora: 1,000 bytes of updates left the clients" in finding.numbers
-
-
-@pytest.mark.parametrize(
-    ("rows", "expected"),
+    ("attacks", "expected"),
     [
-        ([drill("fed_bpt", lost=[0.1, 0.11]), SAFE], SUPPORTED),
-        ([drill("fed_bpt", lost=[0.0, 0.0]), SAFE], NOT_SUPPORTED),
-        ([drill("fed_bpt", lost=[0.1, 0.11]), drill("lora", lost=[0.1, 0.11])], NOT_SUPPORTED),
-        ([drill("fed_bpt", lost=0.1), SAFE], UNDECIDED),
-        ([drill("fed_bpt", lost=[0.1, 0.11])], UNDECIDED),
-        # that those shut out cannot train is so by definition
-        ([drill("fed_bpt", can_train=False, can_serve=False, lost=0.1), SAFE], UNDECIDED),
-        ([drill("fed_bpt", can_serve=False, lost=[0.0, 0.0]), SAFE], NOT_SUPPORTED),
+        ([attack([0.9, 0.91, 0.92])], SUPPORTED),
+        ([attack([0.1, 0.1, 0.1])], NOT_SUPPORTED),
+        ([attack([0.1, 0.1, 0.1]), attack([0.9, 0.91, 0.92])], SUPPORTED),
+        ([attack([0.9])], f"undecided: {TOO_FEW}"),
+        ([], "undecided: no attack was run"),
     ],
 )
-def test_exclusion_is_judged_both_ways(rows, expected):
-    assert judge("H8", ladder([OPEN, CLOSED], excluded=rows)).verdict == expected
+def test_updates_are_judged_by_attacks_alone(attacks, expected):
+    finding = judge("H7", ladder([OPEN], attacks=attacks))
+    assert finding.told == expected
+    assert "Lora: 1,000 bytes of updates left the clients" in finding.by_definition
 
 
-def test_exclusions_are_found_among_the_drills():
-    rows = [drill("fed_bpt", lost=[0.1, 0.11], drill="excluded_price, those shut out")]
-    rows += [SAFE, SAFE | {"drill": "excluded_price"}]
-    found = ladder([OPEN, CLOSED], drills=rows)
-    assert judge("H8", found).verdict == SUPPORTED
-    assert judge("H2", found).verdict == UNDECIDED
-    assert "1 of 1 closed-side methods lost something" in judge("H8", found).numbers[0]
+def test_the_power_is_printed_and_decides_whether_there_is_a_verdict():
+    finding = judge("H7", ladder([OPEN], attacks=[attack([0.5, 0.6, 0.7])]))
+    assert finding.p < 0.05 == finding.level  # its interval lies above 0
+    assert finding.power < 0.5
+    assert finding.told == f"undecided: {TOO_FEW}"
+    assert "power for 5 points: 0." in finding.numbers[0]
 
 
-def square(aspect, property, found):
-    squares = matrix(found, verdicts(found))
-    return next(s.finding for s in squares if (s.aspect, s.property) == (aspect, property))
+def test_several_hypotheses_are_corrected_together():
+    rows = [{"drill": "changed", "method": "fed_bpt", "lost": [0.2, 0.2, 0.2]},
+            {"drill": "update", "method": "lora", "lost": [0.1, 0.1, 0.1],
+             "by_definition": False}]  # fmt: skip
+    found = ladder([OPEN, CLOSED], attacks=[attack([0.9, 0.91, 0.92])], drills=rows)
+    levels = sorted(judge(key, found).level for key in ("H2", "H7"))
+    assert levels == [0.025, 0.05]
 
 
-def test_the_matrix_has_every_cell_with_a_verdict_and_its_evidence():
+def test_the_matrix_has_every_cell_with_a_verdict_and_its_basis():
     squares = matrix(ladder([]), verdicts(ladder([])))
     assert [(s.aspect, s.property) for s in squares] == [
         (a, p) for a in ASPECTS for p in PROPERTIES
     ]
-    assert {s.finding.verdict for s in squares} == {UNDECIDED}
-    assert all(s.claim and s.finding.numbers for s in squares)
+    read = [s.finding.verdict for s in squares]
+    assert [read.count(v) for v in (UNDECIDED, BY_DEFINITION, "not measured")] == [4, 6, 2]
+    assert all(s.claim and (s.finding.told or s.finding.by_definition) for s in squares)
 
 
-def test_the_matrix_follows_the_hypotheses():
-    found = ladder([OPEN, CLOSED], matrix={"methods": 50, "EMBEDDINGS": 9, "GRADIENTS": 9})
-    assert square("weights", "privacy", found).verdict == SUPPORTED
-    assert square("architecture and code", "privacy", found).verdict == NOT_SUPPORTED
-    assert square("weights", "autonomy", found).verdict == UNDECIDED
+def test_a_licence_of_open_weights_is_judged_by_its_own_drill():
+    def square(*rows):
+        found = ladder([OPEN, CLOSED], drills=rows)
+        squares = matrix(found, verdicts(found))
+        return next(s.finding for s in squares if (s.aspect, s.property) == cell_of)
 
-
-def test_the_cells_of_licence_and_data_read_their_own_evidence():
-    rows = [drill("fed_bpt", drill="excluded_licence", lost=[0.1, 0.11])]
-    second = {"second": [OPEN]}
-    found = ladder([OPEN, CLOSED], bases=second, audit={"refused": "closed"}, excluded=rows)
-    assert square("licence", "heterogeneity", found).verdict == SUPPORTED
-    assert square("pre-training data", "privacy", found).verdict == SUPPORTED
-    assert square("pre-training data", "autonomy", found).verdict == NOT_SUPPORTED
-    leaks = cell("lora", "open", (0.8, 0.8, 0.8), sent=9.0)
-    found = ladder([OPEN], bases={"second": [leaks]}, audit={"contamination": {"rows": 0.0}})
-    assert square("pre-training data", "privacy", found).verdict == NOT_SUPPORTED
-    assert square("pre-training data", "autonomy", found).verdict == SUPPORTED
+    cell_of = ("licence", "heterogeneity")
+    row = {"drill": "excluded_licence", "lost": [0.1, 0.11, 0.12], "by_definition": False}
+    assert square(row | {"method": "fed_bpt"}).verdict == UNDECIDED  # that of a closed model
+    assert square(row | {"method": "lora"}).verdict == SUPPORTED
+    assert square(row | {"method": "lora", "lost": [0.0, 0.0, 0.0]}).verdict == NOT_SUPPORTED
 
 
 def test_numbers_are_told_with_their_intervals():

@@ -1,0 +1,151 @@
+"""The hypotheses H1 to H8, as data: what each claims, what is measured, and what would decide it.
+
+Agrawal, Mayer and Mertel, "Federated foundation language model post-training should focus on
+open-source models", 2025, arXiv:2505.23593, argue from openness to privacy, autonomy and
+heterogeneity, without experiments. Places are those of version 3: its abstract, its introduction
+(section 1) and its Table 1, the latter as public summaries condense it, since the rest of the text
+was not at hand. H3, and the part of H7 on updates, go beyond the paper.
+
+Verdicts use the measured part alone. What is so by definition is shown beside it, and is no
+evidence. These rules were written on 2026-11-29, after the ladders of docs/results.md had been run
+and read; those ladders are judged by them again.
+"""
+
+from typing import NamedTuple
+
+
+class Hypothesis(NamedTuple):
+    """A hypothesis in words."""
+
+    key: str
+    claim: str
+    paper: str  # where the paper claims it
+    supported: str  # what would support it
+    refuted: str  # what would refute it
+    defined: str  # the part that is so by definition; "" if there is none
+    measured: str  # the contrast: which cells, in which unit; "" if nothing is measured
+    limits: str  # what the evidence does not show
+
+
+METHOD = (
+    "The unit is a seed, which sets the split, the clients, the cohorts and the start. Two cells "
+    "are compared on the same held-out rows of a seed, so that items are paired within it; their "
+    "difference has a mean, a 95 % interval and a p by Student's t over the seeds. A contrast "
+    "shows an advantage if its mean lies above 0, and none if it lies below the margin, each at "
+    "the level that Holm's correction over the hypotheses measured here leaves. The best of "
+    "several cells is chosen, for each seed, by the other seeds. Power is the chance of finding a "
+    "true difference of five points at that level, given the spread that was observed; with less "
+    "than one half, the verdict is undecided whatever the interval. The spread is taken to be at "
+    "least one held-out row. A contrast of which both sides reach the ceiling shows nothing."
+)
+
+HYPOTHESES = (
+    Hypothesis(
+        "H1",
+        "Black-box use breaks privacy.",
+        "Abstract; Table 1, weights and privacy: without weights, clients must use a provider "
+        "that they may not trust.",
+        "Every closed-side method that shows the host nothing in training gains nothing over its "
+        "control, which does without the target: privacy costs what the target is worth.",
+        "A closed-side method that shows the host nothing in training gains over its control.",
+        "A method that asks a hosted target shows it every question, in training and in use; one "
+        "that holds the weights asks nobody. This follows from the access that a method declares, "
+        "and the counts say only how much.",
+        "Exact match of each closed-side method that asks nothing in training, less that of its "
+        "control: the proxy alone, or the better stand-in alone.",
+        "Tokens are counted while methods learn. In use, every question goes to whoever hosts the "
+        "model, with any method. Where inference runs decides what is shown: a target that the "
+        "clients hold discloses nothing. What updates reveal is H7. A provider's promise not to "
+        "look or keep is not measured.",
+    ),
+    Hypothesis(
+        "H2",
+        "Black-box use breaks autonomy.",
+        "Abstract; Table 1, weights and autonomy: without weights, clients control less.",
+        "Drills that can hurt either side cost closed-side methods more exact match than open "
+        "methods.",
+        "They cost closed-side methods no more than open methods.",
+        "A shutdown ends training and use with a hosted target, and what was learned is useless "
+        "without it. A method that asks nobody runs the same with and without a host's fault, so "
+        "that its loss is 0.",
+        "Mean loss of exact match over closed-side drills that leave a score, less that over "
+        "drills that can hurt an open method (a memory below the need, a checkpoint withdrawn, an "
+        "update of the base).",
+        "How often providers stop, change or refuse is not measured, nor what contracts promise.",
+    ),
+    Hypothesis(
+        "H3",
+        "Open weights give better utility at equal budget.",
+        "Not in the paper: it claims no utility.",
+        "The best open method that gains over one client alone leads the best rival that uses the "
+        "target without its weights.",
+        "It does not lead.",
+        "",
+        "Exact match of the best open method that gains over one client alone, less that of the "
+        "best rival: closed-side methods that ask the target, those that gain over their control, "
+        "in-context examples, and the best of ten manual prompts.",
+        "Budgets of the cells differ, see the table. Other tasks, larger models, and hosted "
+        "models that are better than any open one: both sides have the same base here.",
+    ),
+    Hypothesis(
+        "H4",
+        "Access to architecture and code widens the set of methods.",
+        "Table 1, architecture and code: without them, fewer ways of use.",
+        "Nothing measured could: it is so by definition.",
+        "Nothing measured could: it is so by definition.",
+        "Each tier of access contains the lower ones, so that more access never allows fewer "
+        "methods. The counts depend on which methods this library has.",
+        "",
+        "More methods need not be better ones. Weights and architecture come together in these "
+        "tiers: neither was opened alone.",
+    ),
+    Hypothesis(
+        "H5",
+        "The licence limits autonomy, not privacy.",
+        "Table 1, licence: no effect on privacy; limits use and redistribution of the tuned model.",
+        "Nothing measured could: it is read in the terms.",
+        "Nothing measured could: it is read in the terms.",
+        "Terms limit what they say that they limit, and which models have a passport here is this "
+        "library's choice. No licence enters the ledger of what is disclosed.",
+        "",
+        "Terms were read, not tested in court. A licence that keeps a client from the weights may "
+        "drive it to a provider, and then privacy is touched after all.",
+    ),
+    Hypothesis(
+        "H6",
+        "Whether pre-training data are open hardly matters.",
+        "Table 1, pre-training data: minimal effect, since clients tune on their own data.",
+        "Each tuned method's exact match on a base of other data lies within five points.",
+        "That of one tuned method lies further away.",
+        "Only an open corpus can be searched for the evaluation's rows. What the search finds is "
+        "a condition for reading the scores, and no evidence.",
+        "Exact match of each tuned method on this base, less that on a base of another producer, "
+        "which shares no training data.",
+        "Other data are not hidden data: if both corpora are open, the contrast shows only that "
+        "other data do not matter.",
+    ),
+    Hypothesis(
+        "H7",
+        "Openness does not by itself secure the updates.",
+        "Version 3, keywords and its analysis of security; that updates leak goes beyond it.",
+        "An attack on an open method's updates recovers more private text than guessing.",
+        "None of the attacks that were tried does.",
+        "Updates of open methods travel to the federation's server.",
+        "Share of private text that each attack recovers, less that of guessing.",
+        "Attacks that were not tried may succeed.",
+    ),
+    Hypothesis(
+        "H8",
+        "Closed models add to the harm of heterogeneity.",
+        "Table 1, weights and heterogeneity: limited and indirect, some clients are shut out.",
+        "Shutting clients out costs the federation more exact match with closed-side methods than "
+        "what shuts clients out of open ones.",
+        "It costs no more.",
+        "Who is shut out can neither train nor be served. An open method shuts nobody out by "
+        "region, price or terms of use, so that its loss in those drills is 0.",
+        "Mean loss of exact match on all held-out rows over the drills that shut clients out of a "
+        "closed model, less that over those that shut clients out of an open one (memory, licence "
+        "of the weights).",
+        "How many clients a provider's price, region or terms would shut out in practice.",
+    ),
+)
