@@ -11,7 +11,7 @@ from fedjax_post.data.batches import TokenClients
 from fedjax_post.data.columns import USUAL_NAMES, Columns, find_columns, match_columns
 from fedjax_post.data.partition import Partition, describe
 from fedjax_post.data.population import Population, settle
-from fedjax_post.data.shares import share_out
+from fedjax_post.data.shares import Shares, share_out
 from fedjax_post.data.source import load_splits
 from fedjax_post.data.splits import Origin, Splits, hold_out, limit
 from fedjax_post.data.table import TokenTable, make_pair_tables, make_table, take_rows
@@ -164,15 +164,7 @@ def assemble(
         heldout, heldout_other = make_tables(splits.heldout, own, origin)
         sizes[splits.heldout_origin.split] = len(splits.heldout)
     shares = share_out(table, heldout, population, tokenizer)
-    is_theirs = population.rule.by != "client" or shares.heldout_by == "client"
-    parted = set_apart(
-        shares.partition,
-        shares.heldout,
-        names=shares.names,
-        num_heldout=len(heldout.length) if heldout is not None and is_theirs else None,
-        share=population.heldout_clients,
-        seed=population.seed,
-    )
+    parted = _part(shares, heldout, population)
     if parted.kept is not None:
         heldout, heldout_other = (
             None if rows is None else take_rows(rows, parted.kept)
@@ -191,6 +183,20 @@ def assemble(
     }
     loaded = Loaded(clients, heldout, parted.names, report, heldout_other, parted.heldout)
     return loaded._replace(clusters=shares.clusters, apart=parted.apart), other
+
+
+def _part(shares: Shares, heldout: TokenTable | None, population: Population) -> Parted:
+    """Returns the clients that train, and those that are set apart."""
+    assert population.rule is not None
+    is_theirs = population.rule.by != "client" or shares.heldout_by == "client"
+    return set_apart(
+        shares.partition,
+        shares.heldout,
+        names=shares.names,
+        num_heldout=len(heldout.length) if heldout is not None and is_theirs else None,
+        share=population.heldout_clients,
+        seed=population.seed,
+    )
 
 
 def _describe_heldout(heldout: TokenTable | None, parted: Parted, by: str | None) -> dict[str, Any]:

@@ -66,10 +66,7 @@ def summarize(
         "seed": parts.spec.seed,
         "rounds": len(records),
         "settings": identity(parts.spec),
-        **base.scores,
-        **final.scores,
-        "heldout_clients": _apart(base, final),
-        "clients": {name: table.summary() for name, table in final.tables.items()},
+        **_scored(parts, base, final),
         "bytes_up": int(total["bytes_up"]) if federated else None,
         "bytes_down": int(total["bytes_down"]) if federated else None,
         "bytes_up_per_client": each("bytes_up"),
@@ -92,16 +89,27 @@ def summarize(
         "telemetry": {name: last[name] for name in _TELEMETRY if name in last},
         "seconds": seconds,
         "trained_parameters": count(parts.params),
-        "heldout_examples": len(parts.heldout.rows),
-        "heldout_digest": _digest(parts.heldout),
-        "labels": None if parts.heldout.choices is None else list(parts.heldout.choices.texts),
-        "left_out": left_out(parts.heldout),
         "population": parts.data.report,
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "versions": versions_of(_PACKAGES),
         "commit": commit(),
         "command": shlex.join(command),
         "warnings": _warnings(records) + secure.warnings_of(parts.agreed, records),
+    }
+
+
+def _scored(parts: Parts, base: Result, final: Result) -> dict[str, Any]:
+    """Returns the scores before and after training, and the rows that they are of."""
+    heldout = parts.heldout
+    return {
+        **base.scores,
+        **final.scores,
+        "heldout_clients": _apart(base, final),
+        "clients": {name: table.summary() for name, table in final.tables.items()},
+        "heldout_examples": len(heldout.rows),
+        "heldout_digest": _digest(heldout),
+        "labels": None if heldout.choices is None else list(heldout.choices.texts),
+        "left_out": left_out(heldout),
     }
 
 
