@@ -155,12 +155,8 @@ def assemble(
     sizes = {splits.origin.split: len(splits.train)}
     heldout, heldout_other = None, None
     if splits.heldout is not None:
-        # A held-out row needs neither a client nor a label.
-        names = splits.heldout.column_names
-        absent = [role for role in ("client", "label") if getattr(columns, role) not in names]
-        own = columns._replace(**dict.fromkeys(absent))
-        match_columns(names, own)  # raises if another column is missing
         origin = splits.heldout_origin._replace(held_out=True)
+        own = _heldout_columns(splits.heldout.column_names, columns)
         heldout, heldout_other = make_tables(splits.heldout, own, origin)
         sizes[splits.heldout_origin.split] = len(splits.heldout)
     shares = share_out(table, heldout, population, tokenizer)
@@ -183,6 +179,18 @@ def assemble(
     }
     loaded = Loaded(clients, heldout, parted.names, report, heldout_other, parted.heldout)
     return loaded._replace(clusters=shares.clusters, apart=parted.apart), other
+
+
+def _heldout_columns(names: Sequence[str], columns: Columns) -> Columns:
+    """Returns the columns of held-out rows, which need neither a client nor a label.
+
+    Raises:
+      ValueError: if another column is missing.
+    """
+    absent = [role for role in ("client", "label") if getattr(columns, role) not in names]
+    own = columns._replace(**dict.fromkeys(absent))
+    match_columns(names, own)
+    return own
 
 
 def _part(shares: Shares, heldout: TokenTable | None, population: Population) -> Parted:
