@@ -1,7 +1,8 @@
 """The paper's matrix: four aspects of openness against three properties of federated learning.
 
 The claims are those of Table 1 of arXiv:2505.23593, condensed. A cell is measured, or it is so by
-definition, or no run bears on it; which of the three does not depend on the data.
+definition, or no run bears on it; which of the three does not depend on the data. Licence and
+heterogeneity, which no hypothesis covers, is judged apart, at alpha without correction.
 """
 
 from collections.abc import Sequence
