@@ -13,7 +13,15 @@ from fedjax_post.core.view import Scores, TotalLoss
 from fedjax_post.model.attention import find_device, fuses
 from fedjax_post.model.config import MIXED, DecoderConfig
 from fedjax_post.model.depth import run_in_parts
-from fedjax_post.model.layers import Attention, KeyValues, LayerKind, Mlp, Norm, Where
+from fedjax_post.model.layers import (
+    Attention,
+    KeyValues,
+    LayerKind,
+    Mlp,
+    Norm,
+    Where,
+    keep_products,
+)
 from fedjax_post.model.product import bits
 from fedjax_post.model.prompted import (
     insert,
@@ -74,7 +82,11 @@ class Decoder(nn.Module):
     def setup(self):
         """Defines the submodules; the layers are one block scanned over stacked variables."""
         config = self.config
-        block = nn.remat(Block, prevent_cse=False) if config.remat else Block
+        block: Any = Block
+        if config.remat:
+            block = nn.remat(Block, prevent_cse=False)
+        elif find_device().platform == "cpu" and not self._unrolls():
+            block = nn.remat(Block, prevent_cse=False, policy=keep_products())
         scanned = nn.scan(
             block,
             variable_axes=dict.fromkeys(COLLECTIONS, 0),

@@ -18,8 +18,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from fedjax_post.model.attention import find_device
 from fedjax_post.model.config import DecoderConfig
-from fedjax_post.model.layers import KeyValues, LayerKind, Where
+from fedjax_post.model.layers import KeyValues, LayerKind, Where, keep_products
 
 PyTree = Any
 # Collections with one entry per layer of the range; the others have one per layer of the model
@@ -79,7 +80,7 @@ def run_in_parts(
         (adapted, (jnp.arange(first, last), variables.get("lora", {}), keys)),
         (plain, (jnp.arange(last, config.num_layers),)),
     )
-    policy = None if config.remat else _all_but_weights
+    policy = None if config.remat else _policy()
     news = []
     for layer, own in parts:
         if len(own[0]):
@@ -88,6 +89,10 @@ def run_in_parts(
             x, new = jax.lax.scan(layer, x, own, unroll=unroll)
             news.append(new)
     return x, jax.tree.map(lambda *parts: jnp.concatenate(parts), *news)
+
+
+def _policy() -> Any:
+    return keep_products() if find_device().platform == "cpu" else _all_but_weights
 
 
 def _all_but_weights(primitive, *_, **__) -> bool:
