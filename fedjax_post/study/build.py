@@ -87,7 +87,7 @@ def build(spec: Spec) -> Parts:
     sampler = rows.make_sampler(spec, len(data.clients))
     assert data.heldout is not None  # guaranteed by `load_data`
     longest = longest_response(data.heldout)
-    algorithm, *terms = _make_algorithm(spec, data, tokenizer, room=room, longest=longest)
+    algorithm, promised, agreed = _make_algorithm(spec, data, tokenizer, room=room, longest=longest)
     roles.check(spec, algorithm)
     form = ledgers.form_of(
         spec, tokenizer, access=algorithm.access, table=data.heldout, longest=longest
@@ -109,7 +109,9 @@ def build(spec: Spec) -> Parts:
         **paced,
     )
     parts = Parts(
-        spec, algorithm, model, params, data, heldout, plan, start, form, tokenizer, *terms
+        *(spec, algorithm, model, params, data, heldout, plan, start, form, tokenizer),
+        promised=promised,
+        agreed=agreed,
     )
     return _add_identity(spec, parts)
 

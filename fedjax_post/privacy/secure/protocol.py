@@ -240,7 +240,7 @@ def open_sum(
     secret_of = lambda owner: shamir.join(
         {_point(by): shares[owner] for by, shares in revealed.items()}, session.threshold
     )
-    total = np.sum(list(uploads.values()), axis=0, dtype=np.uint32)
+    total = np.stack(list(uploads.values())).sum(axis=0, dtype=np.uint32)
     for owner in uploads:
         total -= keys.stream(secret_of(owner), total.size)
     for absent in set(partners) - set(uploads):

@@ -204,7 +204,8 @@ def _masking(base: Algorithm, codes: FixedPoint, root: Any, noise_share: float) 
         if noise_share:
             flat = flat.at[:-1].add(_noise(codes, noise_share, flat.size - 1, own.key))
         seat = Seat(*(jnp.asarray(x, jnp.int32) for x in (ctx.round, ctx.place, ctx.cohort)))
-        masked = Masked(*restore(flat + mask_of(root(), seat, flat.size)), seat)
+        hidden, hidden_weight = restore(flat + mask_of(root(), seat, flat.size))
+        masked = Masked(hidden, hidden_weight, seat)
         # Weights are in the sum. NaN makes the engine drop the client.
         upload = Upload(masked, jnp.where(fits, 1.0, jnp.nan), _bill(upload, masked))
         return upload, state, metrics
@@ -230,7 +231,8 @@ def _summing(rule: Aggregate, codes: FixedPoint, root: Any, counts: tuple[int, i
 
     def init(like, cohort_size):
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
-        return Sum(*zeros, jnp.zeros(cohort_size, jnp.int32))
+        present = jnp.zeros(cohort_size, jnp.int32)
+        return Sum(zeros.codes, zeros.weight, zeros.seat, present)
 
     def add(total, values, weights):
         here = weights > 0
@@ -276,11 +278,11 @@ def _opening(server: Server) -> Server:
 
 
 def _masked_like(like: PyTree) -> Masked:
-    shape = lambda x: jax.ShapeDtypeStruct(x.shape, jnp.uint32)
-    number = jax.ShapeDtypeStruct((), jnp.int32)
-    return Masked(
-        jax.tree.map(shape, like), jax.ShapeDtypeStruct((), jnp.uint32), Seat(*[number] * 3)
-    )
+    def made() -> Masked:
+        codes = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.uint32), like)
+        return Masked(codes, jnp.uint32(0), Seat(*[jnp.int32(0)] * 3))
+
+    return jax.eval_shape(made)
 
 
 def _check_floats(value: PyTree) -> None:
