@@ -4,8 +4,8 @@
     python -m experiments.evaluate runs/<a run> --dataset=rows.jsonl --eval_clients=4
     python -m experiments.evaluate builtin --dataset=builtin-kinds
 
-Scores are over the held-out rows, all of them and each kind of task, and over the rows of some
-clients. All flags are those of experiments.train; those not given are as in the run.
+Scores are over the held-out rows, all of them, each kind of task and each client's, and over the
+rows of held-out clients. All flags are those of experiments.train; those not given are as in the run.
 
     python -m experiments.evaluate runs/<a run> --tasks=hellaswag,<a task's file>.yaml
 

@@ -83,15 +83,20 @@ def measure_each(models: Stacked, heldout: HeldOut, rows: Sequence[np.ndarray]) 
     return [select(found, own) for own in places]
 
 
-def num_lanes(num_clients: int, *, at_most: int) -> int:
-    """Returns the number of clients that are scored together: parts of equal size.
+def num_lanes(sizes: Sequence[int], *, batch_size: int, at_most: int) -> int:
+    """Returns the number of clients that are scored together: as many as fill a batch.
+
+    More would only divide the same rows among smaller products with the clients' adapters.
 
     Args:
-      num_clients: all clients, at least 1.
-      at_most: largest number in a part, at least 1.
+      sizes: number of rows of each client, at least one client.
+      batch_size: rows in a batch.
+      at_most: largest number, at least 1.
 
     Example:
-      >>> num_lanes(33, at_most=32)
-      17
+      >>> num_lanes([4] * 12, batch_size=32, at_most=32)  # two parts of equal size
+      6
     """
-    return -(-num_clients // -(-num_clients // at_most))
+    each = max(1, -(-sum(sizes) // len(sizes)))
+    most = max(1, min(at_most, batch_size // each))
+    return -(-len(sizes) // -(-len(sizes) // most))

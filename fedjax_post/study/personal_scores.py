@@ -76,11 +76,12 @@ def _is_hosted(parts: Parts, state: State, opened: Opened) -> bool:
 
 
 def _side_by_side(parts: Parts, state: State, opened: Opened, client_ids, rows) -> list[Outcomes]:
-    """Returns the outcomes of each client's model, computed for a chunk of clients at a time."""
+    """Returns the outcomes of each client's model, computed for several clients at a time."""
     heldout, num_clients = parts.heldout, len(parts.data.clients)
     chunk = chunk_size_of(parts.plan, num_clients, parts.spec.training.rounds)
-    lanes = num_lanes(len(rows), at_most=min(chunk, heldout.batch_size))
-    order = np.argsort([len(own) for own in rows], kind="stable")  # chunks of similar clients
+    sizes = [len(own) for own in rows]
+    lanes = num_lanes(sizes, batch_size=heldout.batch_size, at_most=chunk)
+    order = np.argsort(sizes, kind="stable")  # parts of similar clients
     models = Stacked(_deploy(parts), (parts.model, state), None)
     found: list[Any] = [None] * len(rows)
     for start in range(0, len(order), lanes):

@@ -109,6 +109,10 @@ def test_the_mean_by_examples_is_the_share_over_all_rows():
     assert spread["mean_by_clients"] == 0.5
 
 
-@pytest.mark.parametrize(("num", "most", "lanes"), [(1, 8, 1), (8, 8, 8), (9, 8, 5), (33, 32, 17)])
-def test_clients_are_scored_in_equal_parts(num, most, lanes):
-    assert num_lanes(num, at_most=most) == lanes
+@pytest.mark.parametrize(
+    ("sizes", "most", "lanes"),
+    [([4], 8, 1), ([4] * 8, 8, 8), ([4] * 9, 8, 5), ([1] * 33, 64, 17), ([50, 20], 8, 1),
+     ([15] * 6, 8, 2), ([0, 0], 8, 2)],
+)  # fmt: skip
+def test_clients_are_scored_in_equal_parts_that_fill_a_batch(sizes, most, lanes):
+    assert num_lanes(sizes, batch_size=32, at_most=most) == lanes
