@@ -63,7 +63,7 @@ PROVIDERS = packages_distributions()
 DECLARED = {
     **{
         _name(r): True
-        for e in ("gguf", "hosted", "privacy")
+        for e in ("eval", "gguf", "hosted", "privacy")
         for r in _PROJECT["optional-dependencies"][e]
     },
     **{_name(r): False for r in _PROJECT["dependencies"]},

@@ -176,4 +176,4 @@ def _width(length: int) -> int:
     [16, 16, 24, 32, 48, 64, 128]
     """
     power = max(NARROWEST, 1 << (length - 1).bit_length())
-    return power * 3 // 4 if NARROWEST < power and length <= power * 3 // 4 else power
+    return power * 3 // 4 if power > NARROWEST and length <= power * 3 // 4 else power
