@@ -5,10 +5,11 @@ What a text becomes, and what is cut, is what the harness's own Hugging Face bac
 
 | request | tokens |
 | --- | --- |
-| a continuation | spaces at the end of its context are moved to it; both are tokenised as one text, and cut where the context's own tokens end |
-| of an empty context | the continuation after bos, or after the end token without a bos |
-| a whole text | after the same token, in windows as wide as the context, each token predicted once |
-| too long | tokens on the left are left out |
+| a continuation | of both as one text, cut where those of the context alone end |
+| spaces at the end of a context | belong to the continuation |
+| an empty context | is bos, or the end token without a bos |
+| a whole text | follows the same token, in windows of the model's context |
+| what is too long | loses tokens on the left |
 
 A prompt in `params` takes its places away from the context.
 """

@@ -100,6 +100,7 @@ def run_tasks(
     Raises:
       ValueError: for rows that cannot be scored, or a chat without a template.
     """
+    from jinja2 import TemplateError
     from lm_eval.api.model import LM
     from lm_eval.evaluator import simple_evaluate
     from lm_eval.tasks import TaskManager
@@ -110,20 +111,21 @@ def run_tasks(
         )
     LM.register(Harness)
     with _sandbox(tasks.trust_code), _one_process(), contextlib.redirect_stdout(sys.stderr):
-        found = simple_evaluate(
-            harness,
-            tasks=list(tasks.items),
-            task_manager=TaskManager(include_defaults=False),
-            num_fewshot=num_fewshot,
-            limit=limit,
-            apply_chat_template=chat,
-            fewshot_random_seed=seed,
-            log_samples=False,
-            bootstrap_iters=_BOOTSTRAPS,
-            confirm_run_unsafe_code=tasks.trust_code,
-        )
-    assert found is not None
-    return found
+        try:
+            return simple_evaluate(
+                harness,
+                tasks=list(tasks.items),
+                task_manager=TaskManager(include_defaults=False),
+                num_fewshot=num_fewshot,
+                limit=limit,
+                apply_chat_template=chat,
+                fewshot_random_seed=seed,
+                log_samples=False,
+                bootstrap_iters=_BOOTSTRAPS,
+                confirm_run_unsafe_code=tasks.trust_code,
+            )
+        except (ValueError, TypeError, LookupError, TemplateError) as error:
+            raise ValueError(f"the tasks cannot be carried out: {_told(error)}") from error
 
 
 def _import_lm_eval() -> None:

@@ -14,26 +14,8 @@ from fedjax_post.hub.tokenizer import load_tokenizer
 pytest.importorskip("lm_eval")
 pytestmark = [pytest.mark.heavy, pytest.mark.oracle]
 
-WORDS = [
-    "one",
-    "day",
-    "a",
-    "little",
-    "girl",
-    "named",
-    "lily",
-    "found",
-    "a",
-    "needle",
-    "in",
-    "her",
-    "room",
-    "and",
-    "said",
-    "to",
-    "her",
-    "mom",
-]
+STORY = "one day a little girl named lily found a needle in her room and said to her mom"
+WORDS = STORY.split()
 ROWS = [
     {
         "question": " ".join(WORDS[i : i + 5]),
@@ -100,6 +82,12 @@ ASKED = [  # contexts and continuations
     ("<s>say it", " after bos"),
 ]
 
+MODELS = [
+    "builtin-instruct",  # neither bos nor a space before a text
+    "stories260K",
+    pytest.param("smollm2", marks=pytest.mark.smollm2),
+]
+
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
@@ -110,7 +98,7 @@ def files(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module", params=["builtin-instruct", "stories260K", "smollm2"])
+@pytest.fixture(scope="module", params=MODELS)
 def pair(request):
     """Our model and theirs, of one set of files."""
     import torch

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from fedjax_post.hub import files
+from fedjax_post.hub.adapter_config import CONFIG, WEIGHTS
 from fedjax_post.hub.card import make_card
 from fedjax_post.hub.gguf import header_facts, read_gguf
 from fedjax_post.hub.load import load_config, load_model
@@ -58,9 +59,7 @@ def test_what_the_passport_says_of_the_file_is_in_its_header(path):
     assert facts["its blocks"].removeprefix("mostly ") in said["form"].value
     assert facts["quantised by"] == "the header names nobody"
     assert said["original"].value == files.PACKAGED["smollm2"].hub
-    card = make_card(
-        {"adapter_model.safetensors", "adapter_config.json"}, base="smollm2", weights=""
-    )
+    card = make_card({WEIGHTS, CONFIG}, base="smollm2", weights="")
     assert f"base_model: {said['original'].value}\n" in card
     assert f"gguf_file={path.name!r})" in card
 
