@@ -5,7 +5,8 @@
     python -m experiments.evaluate builtin --dataset=builtin-kinds
 
 Scores are over the held-out rows, all of them, each kind of task and each client's, and over the
-rows of held-out clients. All flags are those of experiments.train; those not given are as in the run.
+rows of held-out clients. All flags are those of experiments.train; those not given are as in the
+run.
 
     python -m experiments.evaluate runs/<a run> --tasks=hellaswag,<a task's file>.yaml
 

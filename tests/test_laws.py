@@ -30,7 +30,7 @@ ARROWS = {
     "objectives": {"core", "model.views", "model.generate"},
     "data": {"core", "hub"},
     "simulate": {"core", "model.views", "data.batches", "data.clients", "integrity"},
-    "evaluate": {"core", "model", "data", "objectives"},
+    "evaluate": {"core", "model", "data", "objectives", "hub.tokenizer"},
     "openness": {"core.access", "model", "hub"},
     "disclosure": {"core.access"},
     "provider": {"core", "model", "hub", "adapters", "objectives", "data.template"},

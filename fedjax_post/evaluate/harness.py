@@ -91,7 +91,7 @@ class Harness:
           requests: with `args`: context and continuation.
         """
         pairs = [self._encode_pair(*request.args) for request in requests]
-        return [tuple(scored) for scored in self._score(pairs)]
+        return [(log_prob, is_greedy) for log_prob, is_greedy in self._score(pairs)]
 
     def loglikelihood_rolling(self, requests: Sequence[Any]) -> list[float]:
         """Returns each text's log-probability, nats.
