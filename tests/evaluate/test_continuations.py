@@ -28,7 +28,7 @@ def plain():
 
 
 def adapted():
-    model, params = add_lora(tiny_model(), jax.random.key(1), rank=2)
+    model, params = add_lora(tiny_model(), jax.random.key(1), rank=2, alpha=4.0)
     return model, jax.tree.map(lambda leaf: leaf + 0.1, params)
 
 
