@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from fedjax_post.experiments.benchmark import environments, lm_job
+from fedjax_post.experiments.benchmark import environments, lm_job, real_model
 from fedjax_post.experiments.benchmark.lines import Aim, Figure, losses_agree, ratio
 from fedjax_post.experiments.benchmark.processes import (
     ONE_THREAD,
@@ -36,6 +36,11 @@ def measure(settings: Settings) -> Iterator[Figure]:
             yield compare(name, settings)
         except environments.Skipped as reason:
             print(f"{name}: skipped, {reason}", flush=True)
+    for _, compare in select({"SmolLM2": real_model.measure}, settings):
+        try:
+            yield from compare(settings)
+        except environments.Skipped as reason:
+            print(f"SmolLM2: skipped, {reason}", flush=True)
 
 
 def _built_in(name: str, settings: Settings) -> Figure:

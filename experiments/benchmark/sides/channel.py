@@ -29,15 +29,25 @@ def ask():
 
 
 def serve(out, play):
-    """Answers every request by `play(request) -> content`, with its time in `seconds`."""
+    """Answers every request by `play(request) -> content`, with the seconds that it took."""
     answer(out, ready=True)
     while (request := ask()) is not None:
-        began = time.perf_counter()
+        began, used = time.perf_counter(), time.process_time()
         content = play(request)
-        answer(out, **{"seconds": time.perf_counter() - began, **content})
+        took = {
+            "seconds": time.perf_counter() - began,
+            "cpu_seconds": time.process_time() - used,
+        }
+        answer(out, **{**took, **content})
 
 
-def pin(core):
-    """Binds this process, and the threads that it will start, to one core; None: no core."""
-    if core is not None and hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {core})
+def pin(cores):
+    """Binds this process, and the threads that it will start, to cores such as "0,1"; "": to none.
+
+    Returns:
+      The number of cores, at least 1.
+    """
+    chosen = {int(core) for core in cores.split(",") if core}
+    if chosen and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, chosen)
+    return max(1, len(chosen))

@@ -1,6 +1,8 @@
 """Our side of a fine-tuning job: rounds of `fedjax_post.run`, with records and checkpoints.
 
-python -m experiments.benchmark.sides.ours <folder of the job> [core]
+python -m experiments.benchmark.sides.ours <folder of the job> [cores] [heap]
+
+With the heap "plain" the C library returns freed memory to the system, as in a notebook.
 """
 
 import sys
@@ -19,11 +21,11 @@ from fedjax_post.experiments.benchmark.sides import channel
 from fedjax_post.objectives.sft import sft_loss
 
 
-def main(folder: str, core: str = "") -> None:
+def main(folder: str, cores: str = "", heap: str = "kept") -> None:
     """Runs rounds until there are no more requests."""
-    channel.pin(int(core) if core else None)
+    channel.pin(cores)
     out = channel.open_channel()
-    process.prepare()
+    process.keep_compiled() if heap == "plain" else process.prepare()
     job = lm_job.read_job(Path(folder))
     model, params = lm_job.model_of(job)
     clients, heldout = lm_job.data_of(job, vocab_size=model.config.vocab_size)

@@ -1,6 +1,8 @@
 """The side of PyTorch and peft: clients of a job one after another, one model for all of them.
 
-    <python with torch and peft> torch_peft.py <folder of the job> [core]
+    <python with torch and peft> torch_peft.py <folder of the job> [cores] [dtype]
+
+The dtype is that of the job by default; "autocast" is float32 weights, and bfloat16 products.
 
 It leaves out reloads, trainers and data loaders, which favours it. In a client's visit it sets the
 shared adapter, takes the steps with a fresh Adam, and reads the adapter.
@@ -17,21 +19,24 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 
-def main(folder, core=""):
+def main(folder, cores="", dtype=""):
     """Runs rounds until there are no more requests."""
-    channel.pin(int(core) if core else None)
+    num_cores = channel.pin(cores)
     out = channel.open_channel()
     folder = Path(folder)
     job = json.loads((folder / "job.json").read_text())
     if job["device"] == "cpu":
-        torch.set_num_threads(1)
-    base = AutoModelForCausalLM.from_pretrained(job["model"], dtype=getattr(torch, job["dtype"]))
+        torch.set_num_threads(num_cores)
+    casts = dtype == "autocast"
+    stored = getattr(torch, "float32" if casts else dtype or job["dtype"])
+    base = AutoModelForCausalLM.from_pretrained(job["model"], dtype=stored)
     model = PeftModel.from_pretrained(base, folder / "adapter", is_trainable=True)
     model = model.to(job["device"]).train()
     adapter = [p for p in model.parameters() if p.requires_grad]
     shared = [p.detach().clone() for p in adapter]
     number = 0
 
+    @torch.autocast(job["device"], torch.bfloat16, enabled=casts)
     def play(request):
         nonlocal number
         if request.get("evaluate"):
