@@ -17,6 +17,7 @@ SUITES = {
     "population": "a million clients against a thousand",
     "startup": "imports, and the time to the first round",
     "models": "loading a checkpoint, plain and quantized, and compiling its depth",
+    "prefix": "rows that begin with the same tokens, which are read once or in every row",
     "sweep": "eight settings in one program against one run",
     "devices": "eight simulated devices against one",
     "gpu": "tokens per second, utilisation and memory on an accelerator",

@@ -124,7 +124,7 @@ class Steered(View):
           params: the parameters of the tuned proxy.
           prompts: int32, padded on the left.
           prompt_mask: False for padding.
-          **how: max_new_tokens, eos_id and pad_id, as in `LanguageModel.answer`.
+          **how: max_new_tokens, eos_id, pad_id and prefix, as in `LanguageModel.answer`.
         """
         model: Any = self  # it has every method that generation uses
         return generate(model, params, prompts, prompt_mask, **how)
@@ -135,6 +135,8 @@ class Steered(View):
         prompts: Int[Array, "B L"],
         prompt_mask: Bool[Array, "B L"],
         candidates: Int[Array, " A"],
+        *,
+        prefix: Int[Array, " F"] | None = None,
     ) -> Float[Array, "B A"]:
         """Returns the log-probability of each candidate as the next token, nats, float32.
 
@@ -143,8 +145,10 @@ class Steered(View):
           prompts: int32, padded on the left.
           prompt_mask: False for padding.
           candidates: int32, the tokens to score.
+          prefix: as in `LanguageModel.next_scores`.
         """
-        logits, _ = self.prefill(params, prompts, mask=prompt_mask, num_slots=prompts.shape[1])
+        where = {"mask": prompt_mask, "num_slots": prompts.shape[1], "prefix": prefix}
+        logits, _ = self.prefill(params, prompts, **where)
         return jax.nn.log_softmax(logits)[:, candidates]
 
     def _models(self, params):

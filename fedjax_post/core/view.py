@@ -44,7 +44,8 @@ class View(Protocol):
 
     Arguments: `tokens`, `prompts`, `positions` and `segments` are int32, `[B, L]`; `loss_mask`,
     `prompt_mask` and `mask` are bool, `[B, L]`; `key` is a PRNG key for dropout, None for
-    evaluation.
+    evaluation. `prefix`, int32 `[F]`, are tokens that precede every prompt, which a model reads
+    once for all rows; None for none.
     """
 
     @property
@@ -65,12 +66,19 @@ class View(Protocol):
         max_new_tokens: int,
         eos_id: int | tuple[int, ...],
         pad_id: int,
+        prefix: jax.Array | None = None,
     ) -> jax.Array:
         """Returns greedy continuations of left-padded prompts, `[B, max_new_tokens]` int32."""
         _refuse(self, "answer")
 
     def next_scores(
-        self, params: PyTree, prompts: jax.Array, prompt_mask: jax.Array, candidates: jax.Array
+        self,
+        params: PyTree,
+        prompts: jax.Array,
+        prompt_mask: jax.Array,
+        candidates: jax.Array,
+        *,
+        prefix: jax.Array | None = None,
     ) -> jax.Array:
         """Returns log-probabilities of candidate next tokens, `[B, len(candidates)]`, nats."""
         _refuse(self, "next_scores")
@@ -133,7 +141,13 @@ class View(Protocol):
         _refuse(self, "embed_logits")
 
     def prefill(
-        self, params: PyTree, tokens: jax.Array, *, mask: jax.Array, num_slots: int
+        self,
+        params: PyTree,
+        tokens: jax.Array,
+        *,
+        mask: jax.Array,
+        num_slots: int,
+        prefix: jax.Array | None = None,
     ) -> tuple[jax.Array, PyTree]:
         """Returns logits `[B, V]` after left-padded prompts, and a cache to hand to `step`."""
         _refuse(self, "prefill")

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 _LOG = logging.getLogger(__name__)
+_BLOCK = 2**14  # rows that are compared at once
 
 
 class Fit(NamedTuple):
@@ -177,13 +178,37 @@ def response_tokens(table: TokenTable, rows: np.ndarray, *, width: int) -> np.nd
       rows: `[n]` int, row numbers, in any order.
       width: tokens of each response.
     """
-    found = np.full((len(rows), width), -1, np.int32)
-    chunk, begin = table.chunk[rows], table.start[rows] + table.prompt_length[rows]
-    place = begin[:, None] + np.arange(width)
+    return ~_signed(table, rows, first=table.prompt_length[rows], width=width, fill=0)
+
+
+def common_start(tables: Sequence[TokenTable]) -> np.ndarray:
+    """Returns the tokens with which the prompts of all rows begin, `[F]` int32.
+
+    A prompt is what precedes the first response. In every prompt at least one more token follows.
+    """
+    row = np.array([0])
+    start = _signed(tables[0], row, first=np.array([0]), width=tables[0].max_length, fill=-1)[0]
+    start = start[: int(np.argmax(np.append(start, -1) < 0))]
+    for table in tables:
+        for block in range(0, len(table.length), _BLOCK):
+            rows = np.arange(len(table.length))[block : block + _BLOCK]
+            first = np.zeros(len(rows), np.int64)
+            found = _signed(table, rows, first=first, width=len(start) + 1, fill=-1)
+            equal = np.cumprod(found[:, :-1] == start[None], axis=1).sum(axis=1)
+            is_all = found[np.arange(len(rows)), equal] < 0  # no token of the prompt follows
+            start = start[: max(0, int((equal - is_all).min()))]
+    return start
+
+
+def _signed(table: TokenTable, rows: np.ndarray, *, first, width: int, fill: int) -> np.ndarray:
+    """Returns rows from the place `first` `[n]` on, response tokens as `~t`, `[n, width]` int32."""
+    found = np.full((len(rows), width), fill, np.int32)
+    chunk = table.chunk[rows]
+    place = (table.start[rows] + first)[:, None] + np.arange(width)
     is_inside = place < (table.start[rows] + table.length[rows])[:, None]
     for number in np.unique(chunk):
         here = is_inside & (chunk == number)[:, None]
-        found[here] = ~table.values[number][place[here]]
+        found[here] = table.values[number][place[here]]
     return found
 
 

@@ -8,73 +8,52 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_post.data.table import TokenTable, gather
-from fedjax_post.evaluate.choices import DecodeFn
+from fedjax_post.evaluate.heldout import HeldOut, answer_length, is_compared
 from fedjax_post.evaluate.stacked import apply, in_batches, owner_of, rows_at, shapes_of
 
 PyTree = Any
 
 
-def greedy_answers(
-    model: Any,
-    params: PyTree,
-    table: TokenTable,
-    *,
-    rows: np.ndarray,
-    decode_fn: DecodeFn,
-    eos_id: int,
-    longest: int | None = None,
-    batch_size: int = 32,
-) -> list[str]:
-    """Returns the model's answer to each row's prompt, by greedy decoding.
+def greedy_answers(model: Any, params: PyTree, heldout: HeldOut) -> list[str]:
+    """Returns the model's answer to each held-out row's prompt, by greedy decoding.
 
-    One shape is compiled for each table, whatever the number of rows: the last batch is padded.
+    An answer may be as long as the longest response that is compared, if the model's context has
+    room for it after the longest prompt. One shape is compiled for each table, whatever the number
+    of rows: the last batch is padded. What all prompts begin with is read once for a batch.
 
     Args:
       model: the frozen model, another object with the method `answer`, or stacked models.
       params: merged over the model.
-      table: tokenised rows; in a chat, the prompt is everything before the last response.
-      rows: `[n]` int, row numbers.
-      decode_fn: token ids without the end token -> text.
-      eos_id: the token that ends an answer.
-      longest: tokens of an answer, for rows whose prompts leave room for it in the model's context;
-        None for the table's longest response, or what the longest prompt leaves room for.
-      batch_size: prompts decoded side by side.
+      heldout: the rows; in a chat, the prompt is everything before the last response.
     """
-    width = int(table.prompt_length.max())
-    num_new = longest or longest_response(table)
+    table, rows, eos_id = heldout.table, heldout.rows, heldout.eos_id
+    asked = is_compared(heldout)
+    asked[rows] = True
+    width, num_new = int(table.prompt_length[asked].max()), answer_length(heldout)
     like, given = shapes_of(model, params)
     if hasattr(like, "config"):  # a hosted model raises an error itself if this is too long
-        room = like.config.max_positions - like.prompt_length(given)
-        if longest is None:
-            num_new = min(num_new, room - width)
-        width = min(width, room - num_new)
-    form = {"max_new_tokens": num_new, "eos_id": eos_id, "pad_id": table.pad_id}
+        num_new = min(num_new, like.config.max_positions - like.prompt_length(given) - width)
+    form: dict[str, Any] = {"max_new_tokens": num_new, "eos_id": eos_id, "pad_id": table.pad_id}
+    form["prefix"] = heldout.prefix
     answers = [""] * len(rows)
-    for places in in_batches(model, owner_of(model, rows), batch_size):
-        prompts, mask = map(jnp.asarray, _pad_left(table, rows_at(rows, places), width=width))
-        tokens = np.asarray(apply(_answer, model, params, prompts, mask, **form))
-        for place, row in zip(places.tolist(), tokens.tolist(), strict=True):
+    for places in in_batches(model, owner_of(model, rows), heldout.batch_size):
+        part = rows_at(rows, places)
+        prompts, mask = _pad_left(table, part, width=width, first=len(heldout.prefix))
+        tokens = apply(_answer, model, params, jnp.asarray(prompts), jnp.asarray(mask), **form)
+        for place, row in zip(places.tolist(), np.asarray(tokens).tolist(), strict=True):
             if place >= 0:
-                answers[place] = decode_fn(row[: row.index(eos_id)] if eos_id in row else row)
+                ids = row[: row.index(eos_id)] if eos_id in row else row
+                answers[place] = heldout.decode_fn(ids)
     return answers
 
 
-def reference_answers(
-    table: TokenTable, *, rows: np.ndarray, decode_fn: DecodeFn, eos_id: int
-) -> list[str]:
-    """Returns the text of each row's last response, decoded like an answer.
-
-    Args:
-      table: tokenised rows.
-      rows: `[n]` int, row numbers.
-      decode_fn: token ids without the end token -> text.
-      eos_id: the token that ends a response.
-    """
-    answers = []
-    for row in rows.tolist():
+def reference_answers(heldout: HeldOut) -> list[str]:
+    """Returns the text of each held-out row's last response, decoded like an answer."""
+    table, answers = heldout.table, []
+    for row in heldout.rows.tolist():
         start, length = int(table.prompt_length[row]), int(table.length[row])
         tokens = gather(table, np.array([row]))[0][0, start:length].tolist()
-        answers.append(decode_fn([token for token in tokens if token != eos_id]))
+        answers.append(heldout.decode_fn([token for token in tokens if token != heldout.eos_id]))
     return answers
 
 
@@ -107,8 +86,9 @@ def _label_of(answer: str, labels: Sequence[str]) -> str | None:
     return max(fits, key=len, default=None)
 
 
-def _answer(model, params, prompts, prompt_mask, **form):
-    return model.answer(params, prompts, prompt_mask, **form)
+def _answer(model, params, prompts, prompt_mask, *, prefix, **form):
+    shared = {"prefix": jnp.asarray(prefix)} if prefix else {}
+    return model.answer(params, prompts, prompt_mask, **form, **shared)
 
 
 def longest_response(table: TokenTable) -> int:
@@ -116,13 +96,25 @@ def longest_response(table: TokenTable) -> int:
     return int((table.length - table.prompt_length).max())
 
 
-def _pad_left(table: TokenTable, rows: np.ndarray, *, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns prompts `[n, width]` that end at the right edge, and the mask of tokens."""
+def _pad_left(
+    table: TokenTable, rows: np.ndarray, *, width: int, first: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns prompts from the place `first` on, padded on the left, and the mask of tokens.
+
+    Args:
+      table: tokenised rows.
+      rows: row numbers, -1 for padding.
+      width: tokens of the longest prompt.
+      first: F, tokens that are left out at the start of every prompt.
+
+    Returns:
+      `[n, width - F]` int32 and bool.
+    """
     tokens, _ = gather(table, rows)
     prompts = np.full((len(rows), width), table.pad_id, np.int32)
     mask = np.zeros((len(rows), width), bool)
     for i, length in enumerate(table.prompt_length[rows].tolist()):
         if rows[i] >= 0:
-            prompts[i, width - length :] = tokens[i, :length]
-            mask[i, width - length :] = True
-    return prompts, mask
+            place = width - (length - first)
+            prompts[i, place:], mask[i, place:] = tokens[i, first:length], True
+    return prompts[:, first:], mask[:, first:]

@@ -23,6 +23,7 @@ class HeldOut(NamedTuple):
     choices: Choices | None = None  # the possible answers, which are ranked; None: any text
     longest: int | None = None  # tokens; rows with longer responses are not compared; None: any
     room: int | None = None  # tokens that a prompt and its answer may take; None: any number
+    prefix: tuple[int, ...] = ()  # tokens with which all prompts begin, read once for a batch
 
 
 def choose_rows(num_rows: int, limit: int = 0, *, seed: int = 0) -> np.ndarray:
@@ -53,7 +54,7 @@ def answer_length(heldout: HeldOut) -> int:
 
 
 def is_compared(heldout: HeldOut) -> np.ndarray:
-    """Returns which held-out rows can be compared with generated answers, bool `[n]`.
+    """Returns which rows of the table can be compared with generated answers, bool `[num_rows]`.
 
     A row cannot be compared if it is cut, if its response is longer than `heldout.longest`, or if
     its prompt and the longest response that is compared have no room in the model's context.
@@ -61,7 +62,7 @@ def is_compared(heldout: HeldOut) -> np.ndarray:
     fits = _response_lengths(heldout) > 0
     if heldout.room is not None:
         fits &= heldout.table.prompt_length + answer_length(heldout) <= heldout.room
-    return fits[heldout.rows]
+    return fits
 
 
 def _response_lengths(heldout: HeldOut) -> np.ndarray:

@@ -61,13 +61,16 @@ def rank(model: Any, params: PyTree, heldout: HeldOut) -> dict[str, np.ndarray]:
     tokens = gather(heldout.table, rows)[0]
     prompts = [ids[:size] for ids, size in zip(tokens, sizes, strict=True)]
     owner, models = owner_of(model, rows), np.arange(num_models(model))
+    prefix = heldout.prefix[: len(choices.null_prompt) - 1]
+    whole = [*prompts, *[choices.null_prompt] * len(models)]  # one for each model
     found_at = choice_log_probs(
         model,
         params,
-        [*prompts, *[choices.null_prompt] * len(models)],  # one for each model
+        [ids[len(prefix) :] for ids in whole],
         choices,
         owner=np.concatenate([owner, models]),
         batch_size=heldout.batch_size,
+        prefix=prefix,
     )
     given, prior = found_at[: len(rows)], found_at[len(rows) :][owner]
     readings = {
@@ -89,10 +92,12 @@ def choice_log_probs(
     *,
     owner: np.ndarray | None = None,
     batch_size: int = 32,
+    prefix: tuple[int, ...] = (),
 ) -> np.ndarray:
     """Returns the log-probability of each label after each prompt, nats, float64 `[n, A]`.
 
-    A prompt is read once for all labels. Prompts of similar lengths are read together.
+    A prompt is read once for all labels, and the prefix once for a batch. Prompts of similar
+    lengths are read together.
 
     Args:
       model: the frozen model, with access to LOGITS, or stacked models.
@@ -101,6 +106,7 @@ def choice_log_probs(
       choices: the possible answers.
       owner: `[n]` int, the client of each prompt; None with one model.
       batch_size: prompts in one compiled call.
+      prefix: tokens that precede every prompt.
     """
     sizes = np.array([len(prompt) for prompt in prompts])
     order = np.argsort(sizes, kind="stable")
@@ -115,13 +121,14 @@ def choice_log_probs(
         tokens, mask = np.zeros((2, len(places), width), np.int32)
         for row, i in zip(real.tolist(), part.tolist(), strict=True):
             tokens[row, width - sizes[i] :], mask[row, width - sizes[i] :] = prompts[i], 1
-        log_probs = apply(_batch_log_probs, model, params, tokens, mask, labels=labels)
+        given = {"labels": labels, "prefix": prefix}
+        log_probs = apply(_batch_log_probs, model, params, tokens, mask, **given)
         found[part] = np.asarray(log_probs)[real]
     return found
 
 
-@functools.partial(jax.jit, static_argnames="labels")
-def _batch_log_probs(model, params, prompts, mask, *, labels):
+@functools.partial(jax.jit, static_argnames=("labels", "prefix"))
+def _batch_log_probs(model, params, prompts, mask, *, labels, prefix):
     """Returns the log-probability of each label after each prompt, `[B, A]`.
 
     Args:
@@ -130,10 +137,12 @@ def _batch_log_probs(model, params, prompts, mask, *, labels):
       prompts: int32 `[B, W]`, padded on the left.
       mask: int32 `[B, W]`, 0 for padding.
       labels: the tokens of A labels.
+      prefix: tokens before every prompt.
     """
     (batch, width), longest = prompts.shape, max(map(len, labels))
-    num_slots = width + longest - 1
-    logits, cache = model.prefill(params, prompts, mask=mask.astype(bool), num_slots=num_slots)
+    where = {"mask": mask.astype(bool), "num_slots": width + longest - 1}
+    front = jnp.asarray(prefix, jnp.int32)
+    logits, cache = model.prefill(params, prompts, prefix=front, **where)
     first = np.array([ids[0] for ids in labels])
     found = jax.nn.log_softmax(logits)[:, first]
     longer = [number for number, ids in enumerate(labels) if len(ids) > 1]

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedjax_post.evaluate.generation import greedy_answers, matches, reference_answers
-from fedjax_post.evaluate.heldout import HeldOut, answer_length, is_compared, is_ranked
+from fedjax_post.evaluate.heldout import HeldOut, is_compared, is_ranked
 from fedjax_post.evaluate.loss import RowLosses, mean_loss, row_losses
 from fedjax_post.evaluate.preferences import reward_margins
 from fedjax_post.evaluate.ranking import rank, right_labels
@@ -127,7 +127,7 @@ def left_out(heldout: HeldOut) -> dict[str, int]:
     """
     counts = {}
     if heldout.exact_match:
-        counts["exact_match"] = int((~is_compared(heldout)).sum())
+        counts["exact_match"] = int((~is_compared(heldout)[heldout.rows]).sum())
     if is_ranked(heldout):
         counts["accuracy"] = int((right_labels(heldout) < 0).sum())
     return {name: count for name, count in counts.items() if count}
@@ -150,19 +150,9 @@ def mean_scores(all_scores: list[Scores]) -> Scores:
 
 def _is_answered(model: LanguageModel, params: PyTree, heldout: HeldOut) -> np.ndarray:
     """Returns whether each row is answered exactly, float64 `[n]`; NaN if it is not compared."""
-    table, decode_fn, eos_id = heldout.table, heldout.decode_fn, heldout.eos_id
-    compared = is_compared(heldout)
-    found, rows = np.full(len(compared), np.nan), heldout.rows[compared]
-    answers = greedy_answers(
-        model,
-        params,
-        table,
-        rows=rows,
-        decode_fn=decode_fn,
-        eos_id=eos_id,
-        longest=answer_length(heldout),
-        batch_size=heldout.batch_size,
-    )
-    references = reference_answers(table, rows=rows, decode_fn=decode_fn, eos_id=eos_id)
-    found[compared] = matches(answers, references, labels=heldout.labels)
+    compared = is_compared(heldout)[heldout.rows]
+    asked = heldout._replace(rows=heldout.rows[compared])
+    answers = greedy_answers(model, params, asked)
+    found = np.full(len(compared), np.nan)
+    found[compared] = matches(answers, reference_answers(asked), labels=heldout.labels)
     return found

@@ -154,28 +154,37 @@ def attend(q, k, v, *, mask, scale: float, cap: float | None):
     return attend_grouped(q, k, v, mask=mask, scale=scale, cap=cap)
 
 
-def attend_grouped(q, k, v, *, mask, scale: float, cap: float | None):
+def attend_grouped(q, k, v, *, mask, scale: float, cap: float | None, shared=None):
     """Returns what `attend` returns, with the query heads of a group in one matrix product.
 
     Args:
       q: queries, `[B, L, N, H]`.
       k: keys, `[B, S, K, H]`.
       v: values, `[B, S, K, H]`.
-      mask: as in `attend`.
+      mask: as in `attend`; `[B, 1, L, F + S]` with `shared`.
       scale: as in `attend`.
       cap: as in `attend`.
+      shared: keys and values `[1, F, K, H]` before those of every row, which are not copied; None
+        for none.
     """
     batch, length, heads, width = q.shape
-    slots, groups = k.shape[1:3]
+    parts, groups = ((k, v),) if shared is None else (shared, (k, v)), k.shape[2]
     q = q.reshape(batch, length, groups, heads // groups, width).transpose(0, 2, 3, 1, 4)
     q = q.reshape(batch, groups, -1, width)
-    logits = jnp.matmul(q, k.transpose(0, 2, 3, 1), preferred_element_type=jnp.float32) * scale
+    products = [
+        jnp.matmul(q, keys.transpose(0, 2, 3, 1), preferred_element_type=jnp.float32)
+        for keys, _ in parts
+    ]
+    logits = (products[0] if shared is None else jnp.concatenate(products, axis=-1)) * scale
+    slots = logits.shape[-1]
     logits = logits.reshape(batch, groups, -1, length, slots)
     if cap is not None:
         logits = cap * jnp.tanh(logits / cap)
     logits = jnp.where(mask[:, :, None], logits, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-    mixed = weights.reshape(batch, groups, -1, slots) @ v.transpose(0, 2, 1, 3)
+    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype).reshape(batch, groups, -1, slots)
+    mixed = weights[..., slots - k.shape[1] :] @ v.transpose(0, 2, 1, 3)
+    if shared is not None:
+        mixed = mixed + weights[..., : slots - k.shape[1]] @ shared[1].transpose(0, 2, 1, 3)
     mixed = mixed.reshape(batch, groups, heads // groups, length, width)
     return mixed.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, width)
 

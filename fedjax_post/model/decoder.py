@@ -15,8 +15,8 @@ from fedjax_post.model.config import MIXED, DecoderConfig
 from fedjax_post.model.depth import run_in_parts
 from fedjax_post.model.layers import (
     Attention,
-    KeyValues,
     LayerKind,
+    Memory,
     Mlp,
     Norm,
     Where,
@@ -52,7 +52,7 @@ class Block(nn.Module):
     dropout: float = 0.0
 
     @nn.compact
-    def __call__(self, x, cache: KeyValues | None, kind: LayerKind, where: Where):
+    def __call__(self, x, memory: Memory | None, kind: LayerKind, where: Where):
         """Returns the residual stream `[B, L, D]` and the layer's new keys and values."""
         config = self.config
 
@@ -63,7 +63,7 @@ class Block(nn.Module):
         after = config.norm_place in ("post", "sandwich")
         attention = Attention(config, self.dropout, name="attention")
         mlp = Mlp(config, self.dropout, name="mlp")
-        mixed, new = attention(norm("input_norm", x, before), cache, where, kind)
+        mixed, new = attention(norm("input_norm", x, before), memory, where, kind)
         mixed = norm("attention_norm", mixed, after)
         if config.parallel_residual:
             return x + mixed + mlp(norm("mlp_norm", x, before)), new
@@ -272,16 +272,17 @@ class Decoder(nn.Module):
         return self._run(embedded, None, where, positions)[0]
 
     def cached_logits(
-        self, tokens, cache: KeyValues, *, positions, mask, key_positions, slot, at=None
+        self, tokens, memory: Memory, *, positions, mask, key_positions, slot, at=None
     ):
         """Returns logits of the last token `[B, V]` and the new keys and values of all layers.
 
         Args:
           tokens: int32 `[B, L]`, written to the cache slots from `slot` on.
-          cache: keys and values, `[num_layers, B, S, K, H]`; the slots before `slot` are filled.
+          memory: of all layers; of the `S` slots of its own part, those before `slot` are filled.
           positions: int32 `[B, L]`, positions of the new tokens.
-          mask: bool `[B, L, S]`, True where a new token may attend to a slot.
-          key_positions: int32 `[B, S]`, positions of the slots, including the new ones.
+          mask: bool `[B, L, F + S]`, True where a new token may attend to the F places of the
+            shared part and to the slots.
+          key_positions: int32 `[B, F + S]`, positions of both, including the new ones.
           slot: int32 scalar, the first free slot.
           at: int32 `[B]`, the place before which the prompt is inserted. Its P places are then
             included in the L of `positions` and `mask`. None inserts no prompt.
@@ -290,18 +291,18 @@ class Decoder(nn.Module):
         if at is not None and prompt is not None:
             embedded = insert(embedded, prompt, at)
         where = self._where(mask, positions, key_positions)._replace(slot=slot)
-        x, new = self._run(embedded, cache, where, positions)
+        x, new = self._run(embedded, memory, where, positions)
         return self._logits(x[:, -1:])[:, 0], new
 
-    def _run(self, embedded, cache, where: Where, positions):
+    def _run(self, embedded, memory: Memory | None, where: Where, positions):
         """Runs the layers; returns the normalised residual stream and the new keys and values."""
         if self.config.learned_positions:
             embedded = embedded + jnp.take(self.positions, positions, axis=0).astype(embedded.dtype)
         layers = self.layers if self.lora_layers is None else self._run_in_parts
-        x, new = layers(embedded, cache, layer_kinds(self.config), where)
+        x, new = layers(embedded, memory, layer_kinds(self.config), where)
         return (self.norm(x) if self.config.final_norm else x), new
 
-    def _run_in_parts(self, x, cache, kinds: LayerKind, where: Where):
+    def _run_in_parts(self, x, memory, kinds: LayerKind, where: Where):
         """Runs the layers of a model with an adapter on a range of layers only."""
         assert self.lora_layers is not None
         stacked = {k: tree["layers"] for k, tree in self.variables.items() if "layers" in tree}
@@ -309,7 +310,7 @@ class Decoder(nn.Module):
         key = self.make_rng("dropout") if drops else None
         block = Block(self.config, self.dropout, parent=None)
         layers = functools.partial(run_in_parts, block, lora_layers=self.lora_layers, key=key)
-        return layers(stacked, x, (cache, kinds), where, unroll=self._unrolls())
+        return layers(stacked, x, (memory, kinds), where, unroll=self._unrolls())
 
     def _where(self, mask: Bool[Array, "B L S"] | None, positions, key_positions) -> Where:
         config = self.config

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from fedjax_post.model.attention import find_device
 from fedjax_post.model.config import DecoderConfig
-from fedjax_post.model.layers import KeyValues, LayerKind, Where, keep_products
+from fedjax_post.model.layers import LayerKind, Memory, Where, keep_products
 
 PyTree = Any
 # Collections with one entry per layer of the range; the others have one per layer of the model
@@ -31,7 +31,7 @@ def run_in_parts(
     block: Any,
     variables: dict[str, PyTree],
     x: jax.Array,
-    each: tuple[KeyValues | None, LayerKind],
+    each: tuple[Memory | None, LayerKind],
     where: Where,
     *,
     lora_layers: tuple[int, int],

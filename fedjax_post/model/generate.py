@@ -38,6 +38,7 @@ def generate(
     max_new_tokens: int,
     eos_id: int | tuple[int, ...],
     pad_id: int,
+    prefix: Int[Array, " F"] | None = None,
 ) -> Int[Array, "B T"]:
     """Returns the greedy continuations of left-padded prompts.
 
@@ -61,12 +62,13 @@ def generate(
       max_new_tokens: T, at least 1.
       eos_id: the end token or tokens; the result includes the end token.
       pad_id: the token that fills a row after its end.
+      prefix: int32, tokens that precede every prompt and are read once for all; None for none.
 
     Raises:
       ValueError: if T < 1, or the prompt and T together exceed the model's context.
     """
     rule = Sampling(max_new_tokens, eos_id, pad_id, temperature=0.0)
-    return sample(model, params, prompts, prompt_mask, rule=rule)
+    return sample(model, params, prompts, prompt_mask, rule=rule, prefix=prefix)
 
 
 def sample(
@@ -77,6 +79,7 @@ def sample(
     *,
     rule: Sampling,
     key: Array | None = None,
+    prefix: Int[Array, " F"] | None = None,
 ) -> Int[Array, "B T"]:
     """Returns continuations of left-padded prompts, drawn by `rule`.
 
@@ -89,20 +92,22 @@ def sample(
       prompt_mask: False for padding.
       rule: how to draw and when to end.
       key: PRNG key; may be None at temperature 0.
+      prefix: as for `generate`.
 
     Raises:
       ValueError: if a field of `rule` is out of range, the prompt and T together exceed the
         model's context, or a key is needed and missing.
     """
     opened: Any = reach_model(model)
-    check_sampling(rule, opened, length=prompts.shape[1] + opened.prompt_length(params))
+    length = prompts.shape[1] + opened.prompt_length(params)
+    check_sampling(rule, opened, length=length + (0 if prefix is None else len(prefix)))
     if key is None and rule.temperature > 0:
         raise ValueError(f"temperature={rule.temperature} draws at random; pass a key")
     if not isinstance(rule.eos_id, int):
         rule = rule._replace(eos_id=tuple(rule.eos_id))
     rule = rule._replace(stop=tuple(tuple(sequence) for sequence in rule.stop))
     key = jax.random.key(0) if key is None else key
-    return _decode(opened, params, prompts, prompt_mask, key, rule=rule)
+    return _decode(opened, params, prompts, prompt_mask, key, prefix, rule=rule)
 
 
 def check_sampling(rule: Sampling, model: Any, *, length: int) -> None:
@@ -162,15 +167,14 @@ class _Carry(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames=("rule",))
-def _decode(model, params, prompts, prompt_mask, key, *, rule: Sampling):
+def _decode(model, params, prompts, prompt_mask, key, prefix, *, rule: Sampling):
     """Runs the compiled part of `sample`."""
     batch, length = prompts.shape
     prompt_mask = prompt_mask.astype(bool)
     num_prompt = prompt_mask.sum(axis=1).astype(jnp.int32)
     keys = jax.random.split(key, batch)
-    logits, cache = model.prefill(
-        params, prompts, mask=prompt_mask, num_slots=length + rule.max_new_tokens
-    )
+    where = {"num_slots": length + rule.max_new_tokens, "prefix": prefix}
+    logits, cache = model.prefill(params, prompts, mask=prompt_mask, **where)
     blank = jnp.full((batch, rule.max_new_tokens), rule.pad_id, jnp.int32)
     here = jnp.ones((batch, 1), bool)
 

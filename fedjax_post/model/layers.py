@@ -8,7 +8,7 @@ from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
-from fedjax_post.model.attention import attend, attend_causal
+from fedjax_post.model.attention import attend, attend_causal, attend_grouped
 from fedjax_post.model.codes import decode
 from fedjax_post.model.config import MIXED, DecoderConfig
 from fedjax_post.model.product import product
@@ -41,12 +41,19 @@ class KeyValues(NamedTuple):
     values: jax.Array
 
 
+class Memory(NamedTuple):
+    """What new tokens attend to besides themselves, in one layer or, with a first axis, in all."""
+
+    own: KeyValues  # of each row, `[B, S, K, H]`; the slots of the new tokens are among these
+    shared: KeyValues | None  # of a prefix that precedes all rows, `[1, F, K, H]`
+
+
 class Where(NamedTuple):
     """Masks and positions for attention; the same for all layers.
 
-    A mask is True where a query `[L]` may attend to a key `[S]`; None is a causal mask by place,
-    which the fused kernel applies. `sliding` and `sliding_rope` are None unless some layers
-    differ from the others.
+    A mask is True where a query `[L]` may attend to a key `[S]`, a shared prefix before the others;
+    None is a causal mask by place, which the fused kernel applies. `sliding` and `sliding_rope` are
+    None unless some layers differ from the others.
     """
 
     mask: Bool[Array, "B 1 L S"] | None
@@ -167,24 +174,25 @@ class Norm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Grouped-query self-attention with rotary positions, masks and a cache."""
+    """Grouped-query self-attention with rotary positions, masks, a cache and a shared prefix."""
 
     config: DecoderConfig
     dropout: float = 0.0
 
     @nn.compact
-    def __call__(self, x, cache: KeyValues | None, where: Where, kind: LayerKind):
+    def __call__(self, x, memory: Memory | None, where: Where, kind: LayerKind):
         """Returns the output `[B, L, D]`, and the new keys and values, None without a cache."""
         config = self.config
         q, k, v = self._project(x)
         q, k = _rotate_both(q, k, where, kind)
-        new = None
-        if cache is not None:
-            new = KeyValues(k.astype(cache.keys.dtype), v.astype(cache.values.dtype))
+        new = shared = None
+        if memory is not None:
+            (keys, values), shared = memory
+            new = KeyValues(k.astype(keys.dtype), v.astype(values.dtype))
             at = (0, where.slot, 0, 0)
-            k = jax.lax.dynamic_update_slice(cache.keys, new.keys, at)
-            v = jax.lax.dynamic_update_slice(cache.values, new.values, at)
-        mixed = self._mix(q, k, v, where, kind)
+            k = jax.lax.dynamic_update_slice(keys, new.keys, at)
+            v = jax.lax.dynamic_update_slice(values, new.values, at)
+        mixed = self._mix(q, KeyValues(k, v), shared, where, kind)
         out = Linear(
             config.hidden_size,
             config.dtype,
@@ -195,15 +203,21 @@ class Attention(nn.Module):
         )
         return out(mixed.reshape(*x.shape[:2], config.query_size)), new
 
-    def _mix(self, q, k, v, where: Where, kind: LayerKind):
+    def _mix(self, q, own: KeyValues, shared: KeyValues | None, where: Where, kind: LayerKind):
         """Returns the attention output `[B, L, N, H]`, from the kernel that the mask allows."""
         config, mask = self.config, where.mask
         if mask is None:
-            return attend_causal(q, k, v, config=config, is_sliding=kind.is_sliding)
+            return attend_causal(q, *own, config=config, is_sliding=kind.is_sliding)
         if kind.is_sliding is not None and where.sliding is not None:
             mask = jnp.where(kind.is_sliding, where.sliding, mask)
-        cap = config.attention_softcap
-        return attend(q, k, v, mask=mask, scale=config.softmax_scale, cap=cap)
+        how: dict[str, Any] = {
+            "mask": mask,
+            "scale": config.softmax_scale,
+            "cap": config.attention_softcap,
+        }
+        if shared is not None:
+            return attend_grouped(q, *own, shared=shared, **how)
+        return attend(q, *own, **how)
 
     def _project(self, x):
         """Returns queries `[B, L, N, H]`, keys and values `[B, L, K, H]`, after any qk-norm."""

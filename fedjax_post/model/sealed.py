@@ -77,7 +77,7 @@ class Sealed(View):
           params: `{}` or a prompt of tokens.
           prompts: int32, padded on the left.
           prompt_mask: False for padding.
-          **kwargs: max_new_tokens, eos_id and pad_id, as in `LanguageModel.answer`.
+          **kwargs: max_new_tokens, eos_id, pad_id and prefix, as in `LanguageModel.answer`.
         """
         return self._model.answer(params, prompts, prompt_mask, **kwargs)
 
@@ -87,6 +87,7 @@ class Sealed(View):
         prompts: Int[Array, "B L"],
         prompt_mask: Bool[Array, "B L"],
         candidates: Int[Array, " A"],
+        **kwargs: Any,
     ) -> Float[Array, "B A"]:
         """Returns the log-probability of each candidate as the next token; needs LOGITS.
 
@@ -95,8 +96,9 @@ class Sealed(View):
           prompts: int32, padded on the left.
           prompt_mask: False for padding.
           candidates: int32, the tokens to score.
+          **kwargs: prefix, as in `LanguageModel.next_scores`.
         """
-        return self._model.next_scores(params, prompts, prompt_mask, candidates)
+        return self._model.next_scores(params, prompts, prompt_mask, candidates, **kwargs)
 
     def logits(
         self, params: PyTree, tokens: Int[Array, "B L"], **kwargs: Any

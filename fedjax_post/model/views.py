@@ -14,7 +14,7 @@ from fedjax_post.model.config import DecoderConfig, dtype_name
 from fedjax_post.model.decoder import Decoder
 from fedjax_post.model.decoder import score_tokens as score_tokens
 from fedjax_post.model.generate import generate
-from fedjax_post.model.layers import KeyValues
+from fedjax_post.model.layers import KeyValues, Memory
 from fedjax_post.model.prompted import insert, place_of_prompt, prompt_length
 from fedjax_post.model.sealed import Sealed
 
@@ -26,7 +26,7 @@ PyTree = Any
 class Cache:
     """Keys and values of `S` slots for tokens, of which `slots` are filled."""
 
-    layers: KeyValues  # each [num_layers, B, S, K, H]
+    layers: Memory  # of all layers
     positions: Int[Array, "B S"]  # of the token in each slot
     is_real: Array  # bool [B, S]; False for padding and empty slots
     slots: Array  # (), int32
@@ -186,7 +186,13 @@ class LanguageModel(View):
         return logits if Access.DIFFERENTIATE in self.access else opaque(logits)
 
     def prefill(
-        self, params: PyTree, tokens: Int[Array, "B L"], *, mask: Array, num_slots: int
+        self,
+        params: PyTree,
+        tokens: Int[Array, "B L"],
+        *,
+        mask: Array,
+        num_slots: int,
+        prefix: Int[Array, " F"] | None = None,
     ) -> tuple[Float[Array, "B V"], Cache]:
         """Returns the logits after left-padded prompts, and the cache that holds them.
 
@@ -196,6 +202,8 @@ class LanguageModel(View):
           mask: bool `[B, L]`, False for padding.
           num_slots: length of the cache, at least L plus the tokens to come; the length of the
             prompt in `params` is added to it.
+          prefix: int32, tokens that precede every prompt and are read once for all, together with
+            the prompt in `params`; None, or no tokens, for none.
         """
         check_call("generation", Access.LOGITS, self.access, params)
         batch, length = tokens.shape
@@ -203,15 +211,21 @@ class LanguageModel(View):
         if num_slots < length:
             raise ValueError(f"num_slots={num_slots} must hold the prompt of {length} tokens")
         mask, at, num_prompt = mask.astype(bool), None, self.prompt_length(params)
-        if num_prompt:
+        shared, num_shared = None, 0
+        if prefix is not None and len(prefix):
+            every, slots = jnp.ones((1, len(prefix)), bool), len(prefix)
+            shared = self.prefill(params, prefix[None], mask=every, num_slots=slots)[1].layers.own
+            num_shared = shared.keys.shape[2]
+        elif num_prompt:
             at = place_of_prompt(tokens, config.bos_id, is_real=mask)
             mask = insert(mask, jnp.ones(num_prompt, bool), at)
             num_slots += num_prompt
         shape = (config.num_layers, batch, num_slots, config.num_kv_heads, config.head_dim)
         empty = jnp.zeros(shape, config.activation_dtype)
         blank = jnp.zeros((batch, num_slots), jnp.int32)
-        cache = Cache(KeyValues(empty, empty), blank, blank > 0, jnp.int32(0))
-        positions = jnp.maximum(jnp.cumsum(mask.astype(jnp.int32), axis=1) - 1, 0)
+        memory = Memory(KeyValues(empty, empty), shared)
+        cache = Cache(memory, blank, blank > 0, jnp.int32(0))
+        positions = num_shared + jnp.maximum(jnp.cumsum(mask.astype(jnp.int32), axis=1) - 1, 0)
         return self._remember(params, tokens, positions=positions, mask=mask, cache=cache, at=at)
 
     def step(
@@ -228,12 +242,14 @@ class LanguageModel(View):
         Args:
           params: what is merged over the frozen variables.
           tokens: int32, L is 1 while decoding.
-          positions: int32, of the new tokens, without the prompt in `params`.
+          positions: int32, of the new tokens, without the prefix and the prompt in `params`.
           mask: bool `[B, L]`, False for padding.
           cache: has at least L free slots.
         """
         check_call("generation", Access.LOGITS, self.access, params)
-        positions = positions + self.prompt_length(params)
+        shared = cache.layers.shared
+        before = self.prompt_length(params) if shared is None else shared.keys.shape[2]
+        positions = positions + before
         return self._remember(params, tokens, positions=positions, mask=mask, cache=cache)
 
     def answer(
@@ -245,6 +261,7 @@ class LanguageModel(View):
         max_new_tokens: int,
         eos_id: int | tuple[int, ...],
         pad_id: int,
+        prefix: Int[Array, " F"] | None = None,
     ) -> Int[Array, "B T"]:
         """Returns the greedy continuations of left-padded prompts; all that TEXT grants.
 
@@ -255,6 +272,7 @@ class LanguageModel(View):
           max_new_tokens: T, the longest continuation.
           eos_id: the tokens that end a continuation.
           pad_id: fills the rest of a row.
+          prefix: as for `prefill`.
         """
         check_call("answer", Access.TEXT, self.access, params)
         decoding = dataclasses.replace(self, access=self.access | Access.SCORES)
@@ -266,6 +284,7 @@ class LanguageModel(View):
             max_new_tokens=max_new_tokens,
             eos_id=eos_id,
             pad_id=pad_id,
+            prefix=prefix,
         )
 
     def next_scores(
@@ -274,6 +293,8 @@ class LanguageModel(View):
         prompts: Int[Array, "B L"],
         prompt_mask: Bool[Array, "B L"],
         candidates: Int[Array, " A"],
+        *,
+        prefix: Int[Array, " F"] | None = None,
     ) -> Float[Array, "B A"]:
         """Returns the log-probability of each candidate as the next token, nats, float32.
 
@@ -282,9 +303,11 @@ class LanguageModel(View):
           prompts: int32, padded on the left.
           prompt_mask: False for padding.
           candidates: int32. Their probabilities are those in the whole vocabulary.
+          prefix: as for `prefill`.
         """
         check_call("next_scores", Access.LOGITS, self.access, params)
-        logits, _ = self.prefill(params, prompts, mask=prompt_mask, num_slots=prompts.shape[1])
+        slots = prompts.shape[1]
+        logits, _ = self.prefill(params, prompts, mask=prompt_mask, num_slots=slots, prefix=prefix)
         return jnp.take(jax.nn.log_softmax(logits, axis=-1), candidates, axis=1)
 
     def prompt_length(self, params: PyTree) -> int:
@@ -308,16 +331,16 @@ class LanguageModel(View):
             cache.layers,
             method=Decoder.cached_logits,
             positions=positions,
-            mask=causal[None] & visible,
-            key_positions=key_positions,
+            **_after(cache.layers.shared, causal[None] & visible, key_positions),
             slot=cache.slots,
             at=at,
         )
-        layers = jax.tree.map(
+        own = jax.tree.map(
             lambda old, fresh: jax.lax.dynamic_update_slice(old, fresh, (0, 0, cache.slots, 0, 0)),
-            cache.layers,
+            cache.layers.own,
             new,
         )
+        layers = cache.layers._replace(own=own)
         if Access.DIFFERENTIATE not in self.access:
             logits, layers = opaque(logits), jax.tree.map(opaque, layers)
         return logits, Cache(layers, key_positions, is_real, cache.slots + length)
@@ -325,6 +348,18 @@ class LanguageModel(View):
     def _apply(self, params, *args, method, key=None, **kwargs):
         decoder = Decoder(self.config, self.lora_dropout, self.lora_layers)
         return _run(decoder, self.variables, params, key, *args, method=method, **kwargs)
+
+
+def _after(shared: KeyValues | None, mask, positions) -> dict[str, Array]:
+    """Returns the mask and the positions of keys, with those of a shared prefix in front."""
+    if shared is None:
+        return {"mask": mask, "key_positions": positions}
+    num, batch = shared.keys.shape[2], len(positions)
+    front = jnp.broadcast_to(jnp.arange(num, dtype=jnp.int32)[None], (batch, num))
+    return {
+        "mask": jnp.pad(mask, ((0, 0), (0, 0), (num, 0)), constant_values=True),
+        "key_positions": jnp.concatenate([front, positions], axis=1),
+    }
 
 
 def init_model(config: DecoderConfig, key: Array, *, dtype: Any = jnp.float32) -> LanguageModel:

@@ -35,7 +35,10 @@ class Questions(NamedTuple):
 
 
 def choice_loss(
-    candidates: Int[Array, " A"] | Sequence[int], *, among_all: bool = False
+    candidates: Int[Array, " A"] | Sequence[int],
+    *,
+    among_all: bool = False,
+    prefix: Sequence[int] = (),
 ) -> Callable:
     """Returns the loss of choosing the first response token among candidates; needs LOGITS.
 
@@ -48,6 +51,8 @@ def choice_loss(
     Args:
       candidates: int32, A distinct tokens, at least 2: the first token of every label.
       among_all: whether the loss is the negative log-probability of the right token itself.
+      prefix: tokens with which every question begins and after which it goes on; the model reads
+        them once for a batch, and they stay as they are where tokens of the batch are replaced.
 
     Returns:
       `(params, model, batch, key) -> (loss, metrics)`.
@@ -66,17 +71,23 @@ def choice_loss(
 
     def loss_fn(params, model, batch, key):
         del key
-        asked = questions(batch)
-        scores = model.next_scores(params, *asked, candidates)
+        asked = questions(batch, num_shared=len(prefix))
+        scores = model.next_scores(params, *asked, candidates, **shared(prefix))
         right = responses(batch)[:, :1] == candidates[None]
         best = jnp.where(right, scores, -jnp.inf).max(axis=1)
         losses = (0.0 if among_all else jax.nn.logsumexp(scores, axis=1)) - best
-        return _account(asked, losses, best >= scores.max(axis=1))
+        return _account(asked, losses, best >= scores.max(axis=1), num_shared=len(prefix))
 
     return loss_fn
 
 
-def answer_loss(*, eos_id: int | tuple[int, ...], pad_id: int, max_new_tokens: int) -> Callable:
+def answer_loss(
+    *,
+    eos_id: int | tuple[int, ...],
+    pad_id: int,
+    max_new_tokens: int,
+    prefix: Sequence[int] = (),
+) -> Callable:
     """Returns the share of questions that the model answers wrongly, as a loss; needs TEXT.
 
     An answer is right if its tokens up to the first end token are those of the response. This
@@ -86,6 +97,7 @@ def answer_loss(*, eos_id: int | tuple[int, ...], pad_id: int, max_new_tokens: i
       eos_id: end token or tokens.
       pad_id: the token that fills an answer after its end.
       max_new_tokens: longest answer, including its end, at least 1.
+      prefix: as for `choice_loss`.
 
     Returns:
       `(params, model, batch, key) -> (loss, metrics)`.
@@ -94,31 +106,36 @@ def answer_loss(*, eos_id: int | tuple[int, ...], pad_id: int, max_new_tokens: i
 
     def loss_fn(params, model, batch, key):
         del key
-        asked = questions(batch)
-        answers = cut_at_end(model.answer(params, *asked, **limits), eos_id)
+        asked = questions(batch, num_shared=len(prefix))
+        answers = model.answer(params, *asked, **limits, **shared(prefix))
+        answers = cut_at_end(answers, eos_id)
         wanted = cut_at_end(responses(batch), eos_id)
         width = max(answers.shape[1], wanted.shape[1])
         widen = lambda rows: jnp.pad(
             rows, ((0, 0), (0, width - rows.shape[1])), constant_values=NOTHING
         )
         right = (widen(answers) == widen(wanted)).all(axis=1)
-        return _account(asked, 1.0 - right, right)
+        return _account(asked, 1.0 - right, right, num_shared=len(prefix))
 
     return loss_fn
 
 
-def questions(batch: dict[str, Array]) -> Questions:
+def questions(batch: dict[str, Array], *, num_shared: int = 0) -> Questions:
     """Returns everything before the first response token of each row, padded on the left.
 
     A response at the very start of a row answers no question; such a row counts as padding.
+
+    Args:
+      batch: "tokens" and "loss_mask", `[B, L]`.
+      num_shared: tokens at the start of each row that are left out, fewer than a question has.
 
     Raises:
       ValueError: if the batch holds packed rows.
     """
     tokens, start = batch["tokens"], _starts(batch)
-    width = tokens.shape[1] - 1
+    width = tokens.shape[1] - 1 - num_shared
     place = jnp.arange(width, dtype=jnp.int32)[None] - (width - start[:, None])
-    mask = place >= 0
+    mask = place >= num_shared
     shifted = jnp.take_along_axis(tokens, jnp.maximum(place, 0), axis=1)
     return Questions(jnp.where(mask, shifted, 0), mask)
 
@@ -151,7 +168,14 @@ def cut_at_end(rows: Int[Array, "B T"], eos_id: int | tuple[int, ...]) -> Int[Ar
     return jnp.where(jnp.cumsum(ended, axis=1) > 0, NOTHING, rows)
 
 
-def _account(asked: Questions, losses: Array, is_right: Array) -> tuple[Array, dict[str, Array]]:
+def shared(prefix: Sequence[int]) -> dict[str, Array]:
+    """Returns the argument with which a model reads what all questions begin with only once."""
+    return {"prefix": jnp.asarray(prefix, jnp.int32)} if len(prefix) else {}
+
+
+def _account(
+    asked: Questions, losses: Array, is_right: Array, *, num_shared: int
+) -> tuple[Array, dict[str, Array]]:
     """Returns the mean loss, and the metrics listed at the beginning of this module."""
     is_asked = asked.prompt_mask.any(axis=1)
     loss = masked_mean(jnp.where(is_asked, losses, 0), is_asked)
@@ -159,5 +183,5 @@ def _account(asked: Questions, losses: Array, is_right: Array) -> tuple[Array, d
         "loss": loss,
         "accuracy": masked_mean(is_right.astype(jnp.float32), is_asked),
         "queries": is_asked.sum().astype(jnp.float32),
-        "tokens_sent": asked.prompt_mask.sum().astype(jnp.float32),
+        "tokens_sent": (asked.prompt_mask.sum() + num_shared * is_asked.sum()).astype(jnp.float32),
     }

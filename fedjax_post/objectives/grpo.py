@@ -24,7 +24,7 @@ advantages. Rewards that differ only by rounding count as equal, with advantages
 reference is the model as it was loaded, without a second copy.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -33,7 +33,7 @@ from jaxtyping import Array, Float
 
 from fedjax_post.core.algorithm import ClientData
 from fedjax_post.model.generate import Sampling, sample
-from fedjax_post.objectives.choice import cut_at_end, questions, responses
+from fedjax_post.objectives.choice import cut_at_end, questions, responses, shared
 from fedjax_post.objectives.tokens import masked_mean, reference_of
 
 PyTree = Any
@@ -49,6 +49,7 @@ def rollouts(
     max_new_tokens: int,
     eos_id: int | tuple[int, ...],
     pad_id: int,
+    prefix: Sequence[int] = (),
 ) -> Callable:
     """Returns `(model, params, data, key) -> (data, metrics)`, which replaces rows by answers.
 
@@ -61,6 +62,7 @@ def rollouts(
       max_new_tokens: T, the longest answer, including its end.
       eos_id: end token or tokens.
       pad_id: the token that fills a row after its answer.
+      prefix: as for `choice_loss`: the tokens with which every question begins.
 
     Returns:
       A function from a visit's data to data with the batches above. `num_tokens` is then the
@@ -82,7 +84,8 @@ def rollouts(
         asked = questions(batch)
         repeat = lambda x: jnp.repeat(x, group_size, axis=0)
         prompts, mask = repeat(asked.prompts), repeat(asked.prompt_mask)
-        answers = sample(model, params, prompts, mask, rule=rule, key=key)
+        rest = map(repeat, questions(batch, num_shared=len(prefix)))
+        answers = sample(model, params, *rest, rule=rule, key=key, **shared(prefix))
         ended = cut_at_end(answers, eos_id)
         rewards = jax.vmap(reward_fn)(ended, repeat(cut_at_end(responses(batch), eos_id)))
         rewards = rewards.reshape(-1, group_size).astype(jnp.float32)

@@ -91,6 +91,7 @@ class Hosted(View):
         max_new_tokens: int,
         eos_id: int | tuple[int, ...],
         pad_id: int,
+        prefix: Int[Array, " F"] | None = None,
     ) -> Int[Array, "B T"]:
         """Returns answers as `LanguageModel.answer` does; rows of padding alone are not sent.
 
@@ -103,6 +104,7 @@ class Hosted(View):
           max_new_tokens: maximum number of tokens of an answer.
           eos_id: tokens that end an answer.
           pad_id: fills rows after their answers.
+          prefix: tokens that precede every prompt.
 
         Returns:
           `[B, T]` token ids, T equal to `max_new_tokens`.
@@ -111,13 +113,14 @@ class Hosted(View):
           AccessError: if the model does not grant TEXT.
         """
         check_call("answer", Access.TEXT, self.access, params)
-        if _is_traced(params, prompts, prompt_mask):
+        if _is_traced(params, prompts, prompt_mask, prefix):
             return jnp.zeros((prompts.shape[0], max_new_tokens), jnp.int32)
         ends = (eos_id,) if isinstance(eos_id, int) else tuple(eos_id)
         own = self._tokenizer.eos_token_id
         stop = tuple(codec.token_text(self._tokenizer, end) for end in ends if end != own)
         rows = np.full((len(prompts), max_new_tokens), pad_id, np.int32)
-        for i, reply in self._ask(params, prompts, prompt_mask, (max_new_tokens, stop, None)):
+        asked = (max_new_tokens, stop, None)
+        for i, reply in self._ask(params, prompts, prompt_mask, prefix, asked):
             ids = self._encode(reply.text)
             ids = [*ids, own if own in ends else ends[0]] if reply.ended else ids
             rows[i, : len(ids)] = ids[:max_new_tokens]
@@ -129,6 +132,8 @@ class Hosted(View):
         prompts: Int[Array, "B L"],
         prompt_mask: Bool[Array, "B L"],
         candidates: Int[Array, " A"],
+        *,
+        prefix: Int[Array, " F"] | None = None,
     ) -> Float[Array, "B A"]:
         """Returns scores as `LanguageModel.next_scores`; rows of padding alone are not sent.
 
@@ -137,6 +142,7 @@ class Hosted(View):
           prompts: `[B, L]` token ids.
           prompt_mask: `[B, L]`, True for real tokens.
           candidates: `[A]` token ids.
+          prefix: tokens that precede every prompt.
 
         Returns:
           `[B, A]` log-probabilities of the candidates as next tokens.
@@ -145,23 +151,23 @@ class Hosted(View):
           AccessError: if the model does not grant LOGITS.
         """
         check_call("next_scores", Access.LOGITS, self.access, params)
-        if _is_traced(params, prompts, prompt_mask, candidates):
+        if _is_traced(params, prompts, prompt_mask, candidates, prefix):
             return jnp.zeros((prompts.shape[0], candidates.shape[0]), jnp.float32)
         names = [codec.token_text(self._tokenizer, i) for i in np.asarray(candidates).tolist()]
         is_chat = self._caller.terms.style == "chat"
         scores = np.zeros((len(prompts), len(names)), np.float32)
         asked = (1, (), self._caller.terms.top_logprobs)
-        for i, reply in self._ask(params, prompts, prompt_mask, asked):
+        for i, reply in self._ask(params, prompts, prompt_mask, prefix, asked):
             assert reply.top is not None  # guaranteed by `read_answer`
             scores[i] = [score_of(name, reply.top, is_start=is_chat) for name in names]
         return jnp.asarray(scores)
 
-    def _ask(self, params, prompts, prompt_mask, asked) -> list[tuple[int, Reply]]:
+    def _ask(self, params, prompts, prompt_mask, prefix, asked) -> list[tuple[int, Reply]]:
         """Returns pairs of a row's number and the reply to it."""
         mask = np.asarray(prompt_mask, bool)
         rows = [i for i in range(len(mask)) if mask[i].any()]
-        tokens = np.asarray(prompts)
-        texts = [self._text(params, tokens[i][mask[i]].tolist()) for i in rows]
+        tokens, front = np.asarray(prompts), [] if prefix is None else np.asarray(prefix).tolist()
+        texts = [self._text(params, front + tokens[i][mask[i]].tolist()) for i in rows]
         replies: list[Reply] = []
         for part in rows_per_call(self._caller.terms, texts):
             query = Query(part, *asked)

@@ -120,11 +120,11 @@ def _make_algorithm(
     spec: Spec, data: Loaded, tokenizer: Any, *, room: int, longest: int
 ) -> tuple[Algorithm, private.Guarantee | None, secure.Agreed | None]:
     """Returns the algorithm with all that goes around it, its privacy, and its secure sums."""
-    population = len(data.clients)
+    population, prefix = len(data.clients), rows.shared_tokens(data)
 
     def loss_of(made: Algorithm) -> Callable:
         whole = objectives.loss_of(spec, made) or prompts.loss_of(
-            spec, made, tokenizer, longest=longest
+            spec, made, tokenizer, longest=longest, prefix=prefix
         )
         return objectives.accumulated(spec, made, whole)
 
@@ -136,7 +136,9 @@ def _make_algorithm(
     )
     # Places left after the longest row, whose last token is never an input
     left = room - data.report["max_length"] + 1
-    algorithm = objectives.around(spec, algorithm, tokenizer, room=left, longest=longest)
+    algorithm = objectives.around(
+        spec, algorithm, tokenizer, room=left, longest=longest, prefix=prefix
+    )
     algorithm = wires.around(algorithm, spec, population=population)
     cohort_size = rows.cohort_size(spec, population)
     algorithm, promised = private.around(

@@ -58,10 +58,7 @@ def cell_entries(rungs: Mapping[str, Rung]) -> list[dict[str, Any]]:
 
 def chance_of(parts: Parts) -> float:
     """Returns the share of the most frequent answer among the held-out rows, in [0, 1]."""
-    heldout = parts.heldout
-    answers = reference_answers(
-        heldout.table, rows=heldout.rows, decode_fn=heldout.decode_fn, eos_id=heldout.eos_id
-    )
+    answers = reference_answers(parts.heldout)
     return Counter(answers).most_common(1)[0][1] / len(answers)
 
 

@@ -1,6 +1,6 @@
 """Objectives: learn the responses of rows (SFT), preferences (DPO), or from rewards (GRPO)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from fedjax_post.algorithms import on_policy
@@ -164,7 +164,13 @@ def _make_loss(spec: Spec) -> Callable:
 
 
 def around(
-    spec: Spec, algorithm: Algorithm, tokenizer: Any, *, room: int, longest: int
+    spec: Spec,
+    algorithm: Algorithm,
+    tokenizer: Any,
+    *,
+    room: int,
+    longest: int,
+    prefix: Sequence[int],
 ) -> Algorithm:
     """Returns the algorithm; for GRPO, its clients sample answers before they train.
 
@@ -174,6 +180,7 @@ def around(
       tokenizer: of the target.
       room: number of tokens of the model's context after the longest row.
       longest: number of tokens of the longest response.
+      prefix: tokens with which all prompts begin.
 
     Raises:
       ValueError: if answers do not fit into the context.
@@ -192,6 +199,7 @@ def around(
         max_new_tokens=length,
         eos_id=tokenizer.eos_token_id,
         pad_id=pad_id_of(tokenizer),
+        prefix=prefix,
     )
     return on_policy(algorithm, rollout)
 

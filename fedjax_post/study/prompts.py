@@ -92,7 +92,9 @@ def token_arguments(spec: Spec, factory: Callable, tokenizer: Any) -> dict[str, 
     return {name: fn() for name, fn in make.items() if factories.needs(factory, name)}
 
 
-def loss_of(spec: Spec, algorithm: Algorithm, tokenizer: Any, *, longest: int) -> Callable:
+def loss_of(
+    spec: Spec, algorithm: Algorithm, tokenizer: Any, *, longest: int, prefix: Sequence[int]
+) -> Callable:
     """Returns the loss that can be computed with an algorithm's access.
 
     Args:
@@ -100,6 +102,7 @@ def loss_of(spec: Spec, algorithm: Algorithm, tokenizer: Any, *, longest: int) -
       algorithm: declares its access.
       tokenizer: of the target.
       longest: number of tokens of the longest response, its end included.
+      prefix: tokens with which all prompts begin.
 
     Raises:
       ValueError: if labels are needed and missing, or two begin with the same token.
@@ -108,14 +111,15 @@ def loss_of(spec: Spec, algorithm: Algorithm, tokenizer: Any, *, longest: int) -
         return sft_loss
     if union(algorithm.access) == Access.TEXT:
         ends = {"eos_id": tokenizer.eos_token_id, "pad_id": pad_id_of(tokenizer)}
-        return answer_loss(**ends, max_new_tokens=longest)
+        return answer_loss(**ends, max_new_tokens=longest, prefix=prefix)
     if not spec.data.labels:
         raise ValueError(
             f"method={spec.method.name} sees only the scores of answers; list all answers, "
             "such as labels=yes,no"
         )
     # Among all tokens: runs are scored by generated text, in which any other token could win
-    return choice_loss(first_tokens(tokenizer, spec.data.labels), among_all=True)
+    candidates = first_tokens(tokenizer, spec.data.labels)
+    return choice_loss(candidates, among_all=True, prefix=prefix)
 
 
 def first_tokens(tokenizer: Any, labels: Sequence[str]) -> list[int]:

@@ -10,7 +10,7 @@ from fedjax_post.data.load import Loaded, Text, load_clients
 from fedjax_post.data.pairs import load_pairs
 from fedjax_post.data.population import Population, count_clients
 from fedjax_post.data.source import check_source
-from fedjax_post.data.table import TokenTable
+from fedjax_post.data.table import TokenTable, common_start
 from fedjax_post.evaluate.choices import Choices, find_choices
 from fedjax_post.evaluate.heldout import HeldOut, choose_rows
 from fedjax_post.simulate.cohort import Sampler, draw
@@ -129,7 +129,20 @@ def make_heldout(spec: Spec, data: Loaded, tokenizer: Any, *, room: int) -> Held
         choices=_choices(spec, data, tokenizer),
         longest=_SHORT if spec.scoring.exact_match == "auto" else None,
         room=room,
+        prefix=shared_tokens(data),
     )
+
+
+def shared_tokens(data: Loaded) -> tuple[int, ...]:
+    """Returns the tokens with which all prompts begin, of held-out and of clients' rows."""
+    return tuple(common_start(_tables(data)).tolist())
+
+
+def _tables(data: Loaded) -> tuple[TokenTable, TokenTable]:
+    """Returns the held-out rows and those of the clients."""
+    clients: Any = getattr(data.clients, "clients", data.clients)
+    assert data.heldout is not None  # guaranteed by `load_data`
+    return data.heldout, clients.table
 
 
 def why_no_match(table: TokenTable) -> str:
@@ -147,10 +160,8 @@ def why_no_match(table: TokenTable) -> str:
 
 def _choices(spec: Spec, data: Loaded, tokenizer: Any) -> Choices | None:
     """Returns the labels of the rows, held-out rows and clients' rows taken together, or None."""
-    clients: Any = getattr(data.clients, "clients", data.clients)
-    assert data.heldout is not None  # guaranteed by `load_data`
     return find_choices(
-        (data.heldout, clients.table),
+        _tables(data),
         eos_id=tokenizer.eos_token_id,
         decode_fn=lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
         encode_fn=lambda text: tokenizer.encode(text, add_special_tokens=False),

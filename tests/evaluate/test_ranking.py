@@ -80,6 +80,18 @@ def test_scores_are_their_definitions(make):
     assert scores["accuracy_pmi"] == pytest.approx(share(given - prior))
 
 
+def test_a_shared_prefix_changes_no_rank(make):
+    choices = heldout_of(make).choices
+    prompts = [np.array(prompt) for prompt in ([2, 3, 20, 4], [2, 3, 4], [2, 3, 21, 22])]
+    whole = choice_log_probs(BASE, {}, prompts, choices, batch_size=4)
+    rest = [prompt[2:] for prompt in prompts]
+    shared = choice_log_probs(BASE, {}, rest, choices, batch_size=4, prefix=(2, 3))
+    np.testing.assert_allclose(shared, whole, atol=1e-5)
+    heldout = heldout_of(make)  # its null prompt is 2 4
+    for name, flags in rank(BASE, {}, heldout._replace(prefix=(2,))).items():
+        np.testing.assert_array_equal(flags, rank(BASE, {}, heldout)[name])
+
+
 def test_rows_without_a_label_are_left_out_and_counted(make):
     whole, cut = heldout_of(make), heldout_of(make, cut=[0, 5])
     found, left = rank(BASE, {}, whole), rank(BASE, {}, cut)

@@ -64,14 +64,19 @@ def test_answers_are_greedy_whatever_the_batch(model, table):
     longest = int((table.length - table.prompt_length).max())
     expected = [direct_answer(model, table, row, longest) for row in ROWS]
     for batch_size in (2, 5):
-        found = greedy_answers(
-            model, {}, table, rows=ROWS, decode_fn=decode, eos_id=EOS, batch_size=batch_size
-        )
-        assert found == expected
+        heldout = HeldOut(table, ROWS, decode, EOS, exact_match=True, batch_size=batch_size)
+        assert greedy_answers(model, {}, heldout) == expected
+
+
+def test_answers_are_those_without_a_shared_prefix(model, make):
+    table = make([([2, 3, *rest], [4]) for rest in ([7], [8, 9], [10, 11, 12])])
+    heldout = HeldOut(table, np.arange(3), decode, EOS, exact_match=True, longest=6, batch_size=2)
+    whole = greedy_answers(model, {}, heldout)
+    assert greedy_answers(model, {}, heldout._replace(prefix=(2, 3))) == whole
 
 
 def test_references_are_the_responses_without_their_end(table):
-    found = reference_answers(table, rows=np.array([0]), decode_fn=decode, eos_id=EOS)
+    found = reference_answers(HeldOut(table, np.array([0]), decode, EOS, exact_match=True))
     tokens = gather(table, np.array([0]))[0][0]
     assert found == [decode(tokens[table.prompt_length[0] : table.length[0] - 1].tolist())]
 

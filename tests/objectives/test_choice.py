@@ -54,6 +54,19 @@ def test_the_loss_of_choosing_is_a_softmax_over_the_candidates(model, params):
     assert {k: float(v) for k, v in metrics.items()} == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("make", [
+    lambda **given: choice_loss(CANDIDATES, **given), lambda **given: answer_loss(**LIMITS, **given)
+])  # fmt: skip
+def test_what_all_questions_begin_with_may_be_read_once(model, make):
+    params = text_prompt([6, 11])
+    plain, _ = found = make()(params, model, BATCH, None)
+    assert np.isfinite(plain)
+    changed = BATCH | {"tokens": TOKENS.at[:3, 0].set(30)}  # as where tokens are replaced
+    for batch in (BATCH, changed):
+        shared = make(prefix=[BOS])(params, model, batch, None)
+        jax.tree.map(lambda *x: np.testing.assert_allclose(*x, rtol=1e-5), shared, found)
+
+
 def test_among_all_tokens_it_is_the_fine_tuning_loss_of_the_first_one(model):
     first = MASK & (jnp.cumsum(MASK, axis=1) == 1)
     expected, _ = sft_loss({}, model, BATCH | {"loss_mask": first}, None)

@@ -145,6 +145,15 @@ def test_a_row_is_its_question_and_an_answer_right_behind_it(rolled):
         np.testing.assert_array_equal(one[len(question) + len(learned) :], PAD)
 
 
+def test_what_all_questions_begin_with_may_be_read_once(model, rolled):
+    act = rollouts(first_token_is_even, group_size=3, prefix=[BOS], **LIMITS)
+    (shared, told), (data, metrics) = jax.jit(act)(model, {}, visit(), jax.random.key(0)), rolled
+    asked = np.repeat([bool(question) for question in QUESTIONS], 3)
+    for name, leaf in data.batches.items():
+        np.testing.assert_allclose(shared.batches[name][:, asked], leaf[:, asked], atol=1e-5)
+    jax.tree.map(np.testing.assert_allclose, told, metrics)
+
+
 def test_answers_are_scored_by_the_model_that_gave_them(model, rolled):
     data, told = rolled
     batch = jax.tree.map(lambda x: x[0], data.batches)

@@ -71,6 +71,20 @@ def test_answers_over_http_are_those_of_the_local_model(served, log, prompt):
     assert sent == [f"in pear {text}" if prompt else text for text in TEXTS]
 
 
+def test_a_prefix_is_sent_with_every_prompt(served, log):
+    tokenizer = served.tokenizer
+    prompts, mask = batch_of(tokenizer)
+    rest = mask & (jnp.cumsum(mask, axis=1) > 1)
+    front = jnp.array([tokenizer.bos_token_id])
+    with serve(Provider(served, Settings(log=log))) as url:
+        model = connect(url, "builtin", tokenizer)
+        found = model.answer({}, prompts, rest, prefix=front, **LIMITS)
+        model.next_scores({}, prompts, rest, jnp.array([271]), prefix=front)
+    local = served.model.answer({}, prompts, mask, **LIMITS)
+    np.testing.assert_array_equal(found[:3], local[:3])
+    assert [line["prompt"] for line in seen_by(log)] == TEXTS * 2
+
+
 def test_scores_over_http_are_those_of_the_local_model(served):
     """Where all log-probabilities come back; else a candidate has at most what they leave."""
     tokenizer, size = served.tokenizer, len(served.tokenizer)

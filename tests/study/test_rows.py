@@ -52,6 +52,12 @@ def job(tiny_folder, tmp_path_factory):
     )
 
 
+def test_what_all_prompts_begin_with_is_read_once(job):
+    """The tokenizer's bos and "q", but for the row that ends there."""
+    heldout = job.parts.heldout
+    assert heldout.prefix == (job.parts.tokenizer.bos_token_id,)
+
+
 def test_labels_and_what_is_left_out_are_said_and_recorded(job):
     told = str(job)
     assert "2 labels ranked (no, yes); answers compared" in told
