@@ -104,7 +104,7 @@ def file_for(name, folder):
         if name == "fs_llm_dolly":
             row["category"] = WORDS[i % 3]
         if name == "ffa_lora_sst2":
-            row = {"sentence": f"say {first}", "label": i % 2}
+            row = {"text": f"say {first}", "label": i % 2}
         rows.append(row)
     content = rows
     if name == "fedllm_bench_aya":
