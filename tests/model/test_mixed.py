@@ -141,7 +141,7 @@ def test_answers_are_those_without_a_cache():
     prompt = TOKENS[0]
     logits, cache = model.prefill(params, prompt, mask=prompt >= 0, num_slots=12)
     np.testing.assert_allclose(logits, model.logits(params, prompt)[:, -1], atol=1e-4)
-    assert cache.layers.keys.dtype == jnp.float32
+    assert cache.layers.own.keys.dtype == jnp.float32
 
 
 def test_frozen_weights_refuse_a_derivative():
