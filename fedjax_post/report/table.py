@@ -1,5 +1,6 @@
 """A run's summary as a text table."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,12 @@ def summary_table(summary: Summary, directory: str | Path) -> str:
         rows.append(_score_row("held-out clients", apart["base"], apart["final"], names))
     for task, scores in base.get("per_task", {}).items():
         rows.append(_score_row(task, scores, final["per_task"][task], names))
-    lines = [columns([header, *rows]), "", *_left_out(summary), *_costs(summary)]
+    lines = [
+        columns([header, *rows]),
+        "",
+        *left_out_lines(summary.get("left_out")),
+        *_costs(summary),
+    ]
     lines.append(f"results    {directory}")
     return "\n".join(lines)
 
@@ -46,10 +52,9 @@ def format_bytes(count: float) -> str:
     raise AssertionError
 
 
-def _left_out(summary: Summary) -> list[str]:
-    """Returns a line on the rows that some scores leave out."""
-    counts = summary.get("left_out") or {}
-    told = [f"{count:,} rows from {SCORES[name]}" for name, count in counts.items()]
+def left_out_lines(counts: Mapping[str, int] | None) -> list[str]:
+    """Returns a line on the rows that some scores leave out, if there are any."""
+    told = [f"{count:,} rows from {SCORES[name]}" for name, count in (counts or {}).items()]
     return [f"left out   {' and '.join(told)}; cut, too long or without a label"] if told else []
 
 

@@ -6,9 +6,9 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from fedjax_post.evaluate.clients import ClientTable
-from fedjax_post.evaluate.scores import Scores, measure, scores_of
+from fedjax_post.evaluate.scores import Scores, left_out, measure, scores_of
 from fedjax_post.report.clients import heading, spread_rows
-from fedjax_post.report.table import SCORES, columns, score_cells
+from fedjax_post.report.table import SCORES, columns, left_out_lines, score_cells
 from fedjax_post.study import client_rows, client_tables, rows
 from fedjax_post.study.served import serve
 
@@ -22,6 +22,7 @@ class Evaluation(NamedTuple):
     scores: Scores  # on held-out rows; "per_task" holds those of each label
     clients: dict[str, ClientTable]  # "shared", of clients that train, and "heldout"
     heldout_clients: Scores | None  # on rows of held-out clients; None if there are none
+    left_out: dict[str, int]  # of the held-out rows, by score
 
     def table(self) -> str:
         """Returns the scores as a text table, with a line for each client and their spread."""
@@ -38,7 +39,7 @@ class Evaluation(NamedTuple):
                 cells = score_cells(line.scores, names)
                 lines.append([f"  {line.client} ({line.examples} rows)", *cells])
             lines += spread_rows(found, names)
-        return columns(lines)
+        return "\n".join([columns(lines), *left_out_lines(self.left_out)])
 
 
 def evaluate(what: str | Path, changes: Mapping[str, Any] = _NONE) -> Evaluation:
@@ -68,4 +69,4 @@ def evaluate(what: str | Path, changes: Mapping[str, Any] = _NONE) -> Evaluation
     measure_fn = lambda heldout: measure(model, params, heldout)
     outcomes = measure_fn(heldout)
     by_client = client_tables.tables_of(data, heldout, outcomes, measure_fn=measure_fn, spec=spec)
-    return Evaluation(scores_of(outcomes, heldout), *by_client)
+    return Evaluation(scores_of(outcomes, heldout), *by_client, left_out(heldout))
