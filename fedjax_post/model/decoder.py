@@ -280,9 +280,9 @@ class Decoder(nn.Module):
           tokens: int32 `[B, L]`, written to the cache slots from `slot` on.
           memory: of all layers; of the `S` slots of its own part, those before `slot` are filled.
           positions: int32 `[B, L]`, positions of the new tokens.
-          mask: bool `[B, L, F + S]`, True where a new token may attend to the F places of the
-            shared part and to the slots.
-          key_positions: int32 `[B, F + S]`, positions of both, including the new ones.
+          mask: bool `[B, L, S]`, True where a new token may attend to a slot; all attend to the
+            shared part.
+          key_positions: int32 `[B, S]`, positions of the slots, including the new ones.
           slot: int32 scalar, the first free slot.
           at: int32 `[B]`, the place before which the prompt is inserted. Its P places are then
             included in the L of `positions` and `mask`. None inserts no prompt.
@@ -290,6 +290,11 @@ class Decoder(nn.Module):
         embedded, prompt = self.embed(tokens), self._prompt()
         if at is not None and prompt is not None:
             embedded = insert(embedded, prompt, at)
+        if memory.shared is not None:
+            num = memory.shared.keys.shape[2]
+            front = jnp.broadcast_to(jnp.arange(num, dtype=jnp.int32)[None], (len(mask), num))
+            mask = jnp.pad(mask, ((0, 0), (0, 0), (num, 0)), constant_values=True)
+            key_positions = jnp.concatenate([front, key_positions], axis=1)
         where = self._where(mask, positions, key_positions)._replace(slot=slot)
         x, new = self._run(embedded, memory, where, positions)
         return self._logits(x[:, -1:])[:, 0], new

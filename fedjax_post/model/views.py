@@ -331,7 +331,8 @@ class LanguageModel(View):
             cache.layers,
             method=Decoder.cached_logits,
             positions=positions,
-            **_after(cache.layers.shared, causal[None] & visible, key_positions),
+            mask=causal[None] & visible,
+            key_positions=key_positions,
             slot=cache.slots,
             at=at,
         )
@@ -348,18 +349,6 @@ class LanguageModel(View):
     def _apply(self, params, *args, method, key=None, **kwargs):
         decoder = Decoder(self.config, self.lora_dropout, self.lora_layers)
         return _run(decoder, self.variables, params, key, *args, method=method, **kwargs)
-
-
-def _after(shared: KeyValues | None, mask, positions) -> dict[str, Array]:
-    """Returns the mask and the positions of keys, with those of a shared prefix in front."""
-    if shared is None:
-        return {"mask": mask, "key_positions": positions}
-    num, batch = shared.keys.shape[2], len(positions)
-    front = jnp.broadcast_to(jnp.arange(num, dtype=jnp.int32)[None], (batch, num))
-    return {
-        "mask": jnp.pad(mask, ((0, 0), (0, 0), (num, 0)), constant_values=True),
-        "key_positions": jnp.concatenate([front, positions], axis=1),
-    }
 
 
 def init_model(config: DecoderConfig, key: Array, *, dtype: Any = jnp.float32) -> LanguageModel:
