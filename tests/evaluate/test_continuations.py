@@ -28,7 +28,7 @@ def plain():
 
 
 def adapted():
-    model, params = add_lora(tiny_model(), jax.random.key(1), rank=2, alpha=4.0)
+    model, params = add_lora(tiny_model(), jax.random.key(1), rank=2, alpha=4)
     return model, jax.tree.map(lambda leaf: leaf + 0.1, params)
 
 
@@ -48,7 +48,7 @@ def placed():
 MADE = pytest.mark.parametrize("made", [plain, adapted, prompted, steered, placed])
 
 
-def asked_of(room, number=9):
+def asked_of(room, number=7):
     """Continuations of many lengths, some of them as long as the model reads."""
     draw = np.random.default_rng(0)
     for i in range(number):
@@ -61,15 +61,18 @@ def asked_of(room, number=9):
 @MADE
 def test_log_probabilities_are_those_of_the_logits(made):
     model, params = made()
-    asked = list(asked_of(model.config.max_positions - model.prompt_length(params)))
-    for (context, tokens), found in zip(
-        asked, score_continuations(model, params, asked), strict=True
-    ):
-        read = jnp.asarray([[*context, *tokens][:-1]])
-        log_probs = jax.nn.log_softmax(model.logits(params, read)[0, len(context) - 1 :])
-        wanted = log_probs[jnp.arange(len(tokens)), jnp.asarray(tokens)].sum()
-        assert found.log_prob == pytest.approx(float(wanted), abs=1e-4)
-        assert found.is_greedy == bool((log_probs.argmax(-1) == jnp.asarray(tokens)).all())
+    room = model.config.max_positions - model.prompt_length(params)
+    asked = list(asked_of(room))
+    rows = np.zeros((len(asked), room), np.int32)
+    for row, (context, tokens) in zip(rows, asked, strict=True):
+        row[: len(context) + len(tokens) - 1] = [*context, *tokens][:-1]
+    log_probs = np.asarray(jax.nn.log_softmax(model.logits(params, jnp.asarray(rows))))
+    found = score_continuations(model, params, asked)
+    for own, (context, tokens), scored in zip(log_probs, asked, found, strict=True):
+        own = own[len(context) - 1 :][: len(tokens)]
+        wanted = own[np.arange(len(tokens)), tokens].sum()
+        assert scored.log_prob == pytest.approx(float(wanted), abs=1e-4)
+        assert scored.is_greedy == (own.argmax(-1) == tokens).all()
 
 
 def test_a_greedy_continuation_is_found_to_be_one():
@@ -95,14 +98,16 @@ def test_greedy_tokens_are_those_of_generate(made, monkeypatch):
     model, params = made()
     monkeypatch.setattr(continuations, "PIECE", 3)
     room = model.config.max_positions - model.prompt_length(params) - 4
-    prompts = [list(range(2, 2 + n)) for n in (1, room, 5)]
-    rows = continue_greedily(
+    prompts = [[2 + i % 20 for i in range(n)] for n in (1, room, 5)]
+    found = continue_greedily(
         model, params, prompts, max_new_tokens=4, is_done=lambda row: False, pad_id=0
     )
-    for prompt, row in zip(prompts, rows, strict=True):
-        tokens = jnp.asarray([prompt])
-        limits = {"max_new_tokens": 4, "eos_id": (), "pad_id": 0}
-        assert row == generate(model, params, tokens, tokens > 0, **limits)[0].tolist()
+    rows = np.zeros((3, room), np.int32)
+    for row, prompt in zip(rows, prompts, strict=True):
+        row[room - len(prompt) :] = prompt
+    rows = jnp.asarray(rows)
+    limits = {"max_new_tokens": 4, "eos_id": (), "pad_id": 0}
+    assert found == generate(model, params, rows, rows > 0, **limits).tolist()
 
 
 def test_generation_ends_when_all_rows_are_done():
