@@ -28,7 +28,7 @@ _PROGRAMS = {
     *("ask_again", "distributed", "coordinator_address", "num_processes", "process_id"),
     *("algorithms", "seeds", "grid", "methods", "drills", "task", "passport", "what_can_i_run"),
     *("downgrade", "port", "log", "host", "api_key_env", "suite", "only", "table", "tokenizer"),
-    *("prompt", "max_new_tokens", "temperature"),
+    *("prompt", "max_new_tokens", "temperature", "tasks", "num_fewshot", "limit"),
     *("no_deps", "xla_force_host_platform_device_count"),
 }
 

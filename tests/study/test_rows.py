@@ -1,12 +1,13 @@
 """Which held-out rows are scored how: one odd row decides nothing for the others."""
 
 import json
+from itertools import takewhile
 
 import numpy as np
 import pytest
 
 from fedjax_post import study
-from fedjax_post.data.table import TokenTable
+from fedjax_post.data.table import TokenTable, gather
 from fedjax_post.study import Adapter, Data, Model, Scoring, Spec, Training
 from fedjax_post.study.rows import why_no_match
 
@@ -53,9 +54,15 @@ def job(tiny_folder, tmp_path_factory):
 
 
 def test_what_all_prompts_begin_with_is_read_once(job):
-    """The tokenizer's bos and "q", but for the row that ends there."""
-    heldout = job.parts.heldout
-    assert heldout.prefix == (job.parts.tokenizer.bos_token_id,)
+    """Of held-out rows and of clients' rows, but for the last token of the shortest prompt."""
+    heldout, prompts = job.parts.heldout, []
+    for table in (heldout.table, job.parts.data.clients.table):
+        tokens = gather(table, np.arange(len(table.length)))[0].tolist()
+        prompts += [ids[:n] for ids, n in zip(tokens, table.prompt_length.tolist(), strict=True)]
+    columns = takewhile(lambda column: len(set(column)) == 1, zip(*prompts, strict=False))
+    start = [column[0] for column in columns][: min(map(len, prompts)) - 1]
+    assert heldout.prefix == tuple(start)
+    assert len(start) > 1
 
 
 def test_labels_and_what_is_left_out_are_said_and_recorded(job):
