@@ -21,10 +21,10 @@ ROWS = [
         "question": " ".join(WORDS[i : i + 5]),
         "choices": [WORDS[i % 7], f"the {WORDS[(i + 3) % 11]} and", "dog"],
         "answer": i % 3,
-        "text": " ".join(WORDS[(i * j) % len(WORDS)] for j in range(1, 12 + 40 * i)),
+        "text": " ".join(WORDS[(i * j) % len(WORDS)] for j in range(1, 500 if i == 5 else 12)),
         "target": WORDS[i % 4],
     }
-    for i in range(9)
+    for i in range(6)
 ]
 COMMON = {
     "dataset_path": "json",
@@ -77,9 +77,8 @@ ASKED = [  # contexts and continuations
     ("say it: ", "again"),  # the space goes to what follows
     ("", "a text without a context"),
     ("say", "ing"),  # one word, cut within
-    (" ", "after a space"),
-    (" ".join(WORDS * 60), " and what is cut is on the left"),
     ("<s>say it", " after bos"),
+    (" ".join(WORDS * 40), " and what is cut is on the left"),  # of all but the largest model
 ]
 
 MODELS = [
@@ -134,7 +133,7 @@ def requests(kind, asked):
 
 def test_continuations_have_the_log_probabilities_of_the_hugging_face_backend(pair):
     ours, theirs = pair
-    asked = requests("loglikelihood", [a for a in ASKED if a[0] != " "])
+    asked = requests("loglikelihood", ASKED[:-1] if ours.max_length > 1000 else ASKED)
     wanted, found = theirs.loglikelihood(asked), ours.loglikelihood(asked)
     np.testing.assert_allclose([f[0] for f in found], [w[0] for w in wanted], atol=1e-3)
     assert [f[1] for f in found] == [w[1] for w in wanted]
@@ -151,11 +150,13 @@ def test_scores_on_tasks_are_those_of_the_hugging_face_backend(pair, files, chat
     if chat and not ours.tokenizer.chat_template:
         pytest.skip("no chat template")
     load = lambda: load_tasks([str(files)], folder=str(files))
-    found = run_tasks(ours, load(), chat=chat)
+    limit = 2 if ours.max_length > 1000 else None  # rows of a large model
+    found = run_tasks(ours, load(), chat=chat, limit=limit)
     monkeypatch.setenv("DISABLE_MULTIPROC", "1")
     wanted = simple_evaluate(
         theirs,
         bootstrap_iters=1000,
+        limit=limit,
         tasks=load().items,
         task_manager=TaskManager(include_defaults=False),
         apply_chat_template=chat,
