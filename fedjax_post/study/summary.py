@@ -107,7 +107,7 @@ def _scored(parts: Parts, base: Result, final: Result) -> dict[str, Any]:
         "heldout_clients": _apart(base, final),
         "clients": {name: table.summary() for name, table in final.tables.items()},
         "heldout_examples": len(heldout.rows),
-        "heldout_digest": _digest(heldout),
+        "heldout_digest": digest(heldout),
         "labels": None if heldout.choices is None else list(heldout.choices.texts),
         "left_out": left_out(heldout),
     }
@@ -120,11 +120,11 @@ def _apart(base: Result, final: Result) -> dict[str, Scores] | None:
     return {"base": base.apart, "final": final.apart}
 
 
-def _digest(heldout: HeldOut) -> str:
+def digest(heldout: HeldOut) -> str:
     """Returns a digest of the held-out rows, equal for runs that are scored on the same rows."""
     table, rows = heldout.table, heldout.rows
     responses = table.length[rows] - table.prompt_length[rows]
-    content = np.stack([rows, responses, is_compared(heldout)]).astype("<i8").tobytes()
+    content = np.stack([rows, responses, is_compared(heldout)[rows]]).astype("<i8").tobytes()
     return hashlib.sha256(content).hexdigest()[:16]
 
 

@@ -10,6 +10,7 @@ from fedjax_post import study
 from fedjax_post.data.table import TokenTable, gather
 from fedjax_post.study import Adapter, Data, Model, Scoring, Spec, Training
 from fedjax_post.study.rows import why_no_match
+from fedjax_post.study.summary import digest
 
 
 def table_of(sizes, cut=()):
@@ -63,6 +64,13 @@ def test_what_all_prompts_begin_with_is_read_once(job):
     start = [column[0] for column in columns][: min(map(len, prompts)) - 1]
     assert heldout.prefix == tuple(start)
     assert len(start) > 1
+
+
+def test_a_digest_stands_for_the_rows_that_are_scored(job):
+    heldout = job.parts.heldout
+    some, others = (heldout._replace(rows=heldout.rows[part]) for part in (slice(3), slice(1, 4)))
+    assert digest(some) == digest(some._replace(batch_size=1))
+    assert len({digest(each) for each in (heldout, some, others)}) == 3
 
 
 def test_labels_and_what_is_left_out_are_said_and_recorded(job):
