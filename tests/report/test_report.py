@@ -118,6 +118,23 @@ def test_the_table_shows_every_number_of_the_summary():
     assert shown[-1].split() == ["results", "runs/x"]
 
 
+def test_ranks_are_shown_beside_exact_match_and_what_they_leave_out_is_said():
+    scores = {"loss": 1.0, "exact_match": 0.1, "accuracy": 0.8, "accuracy_pmi": 0.7}
+    tasks = {"cut": {"loss": 1.0}}  # no row of this task can be compared or ranked
+    summary = SUMMARY | dict.fromkeys(("base", "final"), scores | {"per_task": tasks})
+    shown = summary_table(summary | {"left_out": {"accuracy": 3}}, "runs/x").splitlines()
+    assert shown[2].split() == [
+        "all",
+        "1.000",
+        "1.000",
+        *["10.0%"] * 2,
+        *["80.0%"] * 2,
+        *["70.0%"] * 2,
+    ]
+    assert shown[3].split() == ["cut", "1.000", "1.000", *["-"] * 6]
+    assert "left out   3 rows from accuracy; cut, too long or without a label" in shown
+
+
 def test_a_reference_point_has_no_bytes_to_show():
     assert "bytes" not in summary_table(SUMMARY | {"bytes_up": None}, "runs/x")
 

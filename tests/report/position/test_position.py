@@ -5,13 +5,14 @@ import json
 import re
 
 import pytest
-from ladders import CLOSED, GATE, MANUAL, OPEN, cell, write_ladder, write_run
+from ladders import CLOSED, GATE, MANUAL, OPEN, cell, ladder, write_ladder, write_run
 
 from fedjax_post.integrity import read_file, seal_file
 from fedjax_post.report import position
 from fedjax_post.report.markup import Heading, Prose, Table, markdown, page
 from fedjax_post.report.position.ladder import read_ladder
 from fedjax_post.report.position.rules import UNPROMPTED
+from fedjax_post.report.position.tables import reached
 
 FACTS = {
     "commands": ["python -m experiments.openness --task=kinds"],
@@ -31,6 +32,14 @@ def report(tmp_path_factory):
     write_ladder(folder, [OPEN, CLOSED, MANUAL, cell("bdpl", "closed", [])], **FACTS)
     write_run(folder / "bases" / "second" / "lora" / "seed-0", OPEN, OPEN.runs[0])
     return folder, position.write(folder)
+
+
+def test_ranks_of_labels_have_a_column_where_there_are_any():
+    told = OPEN.runs[0]._replace(summary=OPEN.runs[0].summary | {"final": {"accuracy": 0.75}})
+    labelled, *_ = reached(ladder([OPEN._replace(runs={0: told}), CLOSED]))
+    assert labelled.head[3:5] == ("exact match", "accuracy")
+    assert [row[4] for row in labelled.rows] == ["75.0 %", "missing"]
+    assert "accuracy" not in reached(ladder([OPEN, CLOSED]))[0].head
 
 
 def test_a_ladder_is_read_as_it_was_written(report):
