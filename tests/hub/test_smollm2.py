@@ -3,16 +3,19 @@
 import subprocess
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fedjax_post.adapters.lora import add_lora
 from fedjax_post.hub import files
 from fedjax_post.hub.adapter_config import CONFIG, WEIGHTS
 from fedjax_post.hub.card import make_card
 from fedjax_post.hub.gguf import header_facts, read_gguf
 from fedjax_post.hub.load import load_config, load_model
 from fedjax_post.hub.tokenizer import check_tokenizer, load_tokenizer
+from fedjax_post.objectives.sft import sft_loss
 from fedjax_post.openness.read import load_passport
 
 pytestmark = [pytest.mark.heavy, pytest.mark.smollm2]
@@ -103,3 +106,22 @@ def test_logits_are_those_of_transformers(path):
     found = load_model(path).logits({}, jnp.asarray(ids))
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=2e-4)  # of up to 38
     assert (jnp.argmax(found, -1) == wanted.argmax(-1)).all()
+
+
+def test_mixed_products_change_little_of_what_it_says_and_learns(path):
+    """8 bits an operand: logits differ by 1 % of their deviation, losses by far less."""
+    text = "The capital of France is Paris. Water boils at 100 degrees. One, two, three, four."
+    ids = jnp.asarray(load_tokenizer(path)(text)["input_ids"])[None]
+    batch = {"tokens": ids, "loss_mask": jnp.ones(ids.shape, bool)}
+    logits, losses = {}, {}
+    for dtype in ("float32", "mixed"):
+        base = load_model(path, dtype=dtype)
+        logits[dtype] = base.logits({}, ids)
+        model, params = add_lora(base, jax.random.key(0), rank=8, alpha=16)
+        step = jax.jit(jax.value_and_grad(lambda p, m: sft_loss(p, m, batch, None)[0]))
+        for _ in range(4):
+            losses[dtype], grads = step(params, model)
+            params = jax.tree.map(lambda p, g: p - 0.1 * g, params, grads)
+    error = logits["mixed"] - logits["float32"]
+    assert 0 < jnp.sqrt(jnp.square(error).mean()) < 0.02 * logits["float32"].std()
+    np.testing.assert_allclose(losses["mixed"], losses["float32"], rtol=0.01)
