@@ -20,6 +20,7 @@ FOLDER = ROOT / "experiments" / "presets"
 PRESETS = sorted(FOLDER.glob("*.flags"))
 SMALL = [path.stem.removesuffix("_small") for path in PRESETS if path.stem.endswith("_small")]
 WHOLE = [path for path in PRESETS if not path.stem.endswith("_small")]
+PACKAGED = [path for path in WHOLE if path.stem.endswith("_smollm2")]
 WORDS = ["cat", "dog", "hen", "pig", "cow"]
 
 
@@ -36,9 +37,17 @@ def spec_of(*paths):
     return resolve(line.spec)
 
 
-@pytest.mark.parametrize("path", WHOLE, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [path for path in WHOLE if path not in PACKAGED], ids=lambda path: path.stem
+)
 def test_a_preset_is_an_experiment(path):
     assert spec_of(path).training.rounds > 0
+
+
+@pytest.mark.smollm2
+@pytest.mark.parametrize("path", PACKAGED, ids=lambda path: path.stem)
+def test_a_preset_of_the_packaged_model_is_an_experiment(path):
+    assert spec_of(path).model.name == "smollm2"
 
 
 @pytest.mark.parametrize("name", SMALL)
