@@ -23,7 +23,8 @@ from fedjax_post.experiments.benchmark.settings import Settings, select
 from fedjax_post.hub.load import load_model
 from fedjax_post.objectives.choice import choice_loss
 
-PREFIX, REST, ROWS = 64, 32, 8  # tokens that all rows share, tokens of its own, rows of a batch
+PREFIX, LENGTH = 64, 96  # tokens that all rows share, and tokens of a row
+SCORED, ASKED = 32, 8  # rows of a batch: the usual number of an evaluation, and that of a client
 LABELS, SOFT = 4, 16  # labels, of which half have two tokens; places of the soft prompt
 _AIM = Aim(2.0)
 
@@ -31,11 +32,12 @@ _AIM = Aim(2.0)
 def measure(settings: Settings) -> Iterator[Figure]:
     """Yields the ratio for a batch of labelled rows, and for a round of FedBPT."""
     model = load_model(settings.model)
-    rng = np.random.default_rng(0)
-    rows = rng.integers(2, model.config.vocab_size, (ROWS, PREFIX + REST)).astype(np.int32)
-    rows[:, :PREFIX] = rows[0, :PREFIX]
     for title, make in select({"ranks of labels": _ranks, "FedBPT round": _rounds}, settings):
-        yield _compare(title, make(model, rows), settings)
+        num_rows = SCORED if make is _ranks else ASKED
+        rows = np.random.default_rng(0).integers(2, model.config.vocab_size, (num_rows, LENGTH))
+        rows[:, :PREFIX] = rows[0, :PREFIX]
+        name = f"{title}, {num_rows} rows of {LENGTH - PREFIX} tokens after a prefix of {PREFIX}"
+        yield _compare(name, make(model, rows.astype(np.int32)), settings)
 
 
 def _compare(title: str, sides: tuple[Callable, Callable], settings: Settings) -> Figure:
@@ -44,7 +46,7 @@ def _compare(title: str, sides: tuple[Callable, Callable], settings: Settings) -
     turns = [[_seconds(side) for side in sides] for _ in range(settings.warm_up + settings.turns)]
     told, whole = zip(*turns[settings.warm_up :], strict=True)
     return ratio(
-        f"{title}, {ROWS} rows of {REST} tokens after a prefix of {PREFIX}",
+        title,
         whole,
         told,
         aim=_AIM,
@@ -67,7 +69,7 @@ def _ranks(model: Any, rows: np.ndarray) -> tuple[Callable, Callable]:
     choices = Choices(tuple("abcd"), tokens, length, rows[0, :1])
 
     def score(prompts, **given):
-        return choice_log_probs(model, {}, list(prompts), choices, batch_size=ROWS, **given)
+        return choice_log_probs(model, {}, list(prompts), choices, batch_size=len(rows), **given)
 
     prefix = tuple(rows[0, :PREFIX].tolist())
     return lambda: score(rows[:, PREFIX:], prefix=prefix), lambda: score(rows)
@@ -75,18 +77,17 @@ def _ranks(model: Any, rows: np.ndarray) -> tuple[Callable, Callable]:
 
 def _rounds(model: Any, rows: np.ndarray) -> tuple[Callable, Callable]:
     """Returns functions that run a round of one client, which asks for its rows six times."""
-    answers = rows[:, -1:] = np.arange(2, 2 + ROWS)[:, None]
-    start = np.arange(ROWS, dtype=np.int64) * rows.shape[1]
-    size = np.full(ROWS, rows.shape[1], np.int32)
-    signed = np.concatenate([rows[:, :-1], ~answers], axis=1)
-    table = TokenTable(
-        (signed.reshape(-1),), np.zeros(ROWS, np.int32), start, size, size - 1, rows.shape[1], 0
-    )
-    clients = TokenClients(table, iid(ROWS, 1), batch_size=ROWS, local_steps=1)
+    num, length = rows.shape
+    answers = np.arange(2, 2 + num, dtype=np.int32)
+    signed = np.concatenate([rows[:, :-1], ~answers[:, None]], axis=1)
+    start, size = np.arange(num, dtype=np.int64) * length, np.full(num, length, np.int32)
+    chunk = np.zeros(num, np.int32)
+    table = TokenTable((signed.reshape(-1),), chunk, start, size, size - 1, length, 0)
+    clients = TokenClients(table, iid(num, 1), batch_size=num, local_steps=1)
     params = add_soft_prompt(model, jax.random.key(0), length=SOFT)
 
     def side(prefix: list[int]) -> Callable:
-        loss_fn = choice_loss(list(range(2, 2 + ROWS)), among_all=True, prefix=prefix)
+        loss_fn = choice_loss(answers.tolist(), among_all=True, prefix=prefix)
         algorithm = fed_bpt(loss_fn, search_dim=50, num_points=5, generations=1)
         rounds = fedjax_post.run(algorithm, model, clients, params=params, rounds=1000)
         return lambda: next(rounds)[1]["loss"]
