@@ -14,6 +14,7 @@ import pytest
 
 from fedjax_post.algorithms import ALGORITHMS, fed_avg
 from fedjax_post.core import world
+from fedjax_post.experiments.benchmark import options
 from fedjax_post.experiments.flags.define import FLAGS
 from fedjax_post.study.factories import own_parameters
 from fedjax_post.testing import Case, toy_loss
@@ -27,7 +28,7 @@ _PROGRAMS = {
     *("flagfile", "help", "helpfull", "output_dir", "resume", "spec", "trust_code", "dry_run"),
     *("ask_again", "distributed", "coordinator_address", "num_processes", "process_id"),
     *("algorithms", "seeds", "grid", "methods", "drills", "task", "passport", "what_can_i_run"),
-    *("downgrade", "port", "log", "host", "api_key_env", "suite", "only", "table", "tokenizer"),
+    *("downgrade", "port", "log", "host", "api_key_env"),
     *("prompt", "max_new_tokens", "temperature", "tasks", "num_fewshot", "limit"),
     *("no_deps", "xla_force_host_platform_device_count"),
 }
@@ -73,7 +74,7 @@ def test_annotations_of_the_world_are_named():
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_flags_that_a_page_names_exist(page):
     own = {name for factory in ALGORITHMS.values() for name in own_parameters(factory)}
-    known = {*FLAGS, *own, *_PROGRAMS}
+    known = {*FLAGS, *own, *_PROGRAMS, *options.define()}
     text = page.read_text(encoding="utf-8").replace("--quantise` is", "")
     text = re.sub(r"pip install[^`\n]*", "", text)
     named = set(re.findall(r"(?<![\w-])--(\w+)", text))
