@@ -256,6 +256,29 @@ def deployed(
     return call(algorithm, "deploy", model, broadcast(algorithm, state), local)
 
 
+def deploys_client(
+    algorithm: Algorithm, model: PyTree, params: PyTree, client: ClientState
+) -> bool:
+    """Returns whether what is deployed for a client depends on that client's state.
+
+    It does for Ditto. It does not for SCAFFOLD, whose clients keep control variates.
+
+    Args:
+      algorithm: the algorithm.
+      model: the frozen model, or a model for each role.
+      params: where training starts, or its shapes.
+      client: state of one client, or its shapes.
+    """
+
+    def deploy(client, params):
+        return jax.tree.leaves(deployed(algorithm, model, init(algorithm, params), client))
+
+    program = jax.make_jaxpr(deploy)(client, params).jaxpr
+    own = program.invars[: len(jax.tree.leaves(client))]
+    used = {id(v) for eqn in program.eqns for v in eqn.invars} | {id(v) for v in program.outvars}
+    return any(id(v) in used for v in own)
+
+
 def check(
     algorithm: Algorithm, model: PyTree, params: PyTree, data: ClientData, *, num_lanes: int
 ) -> None:

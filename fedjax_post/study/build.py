@@ -7,7 +7,7 @@ import jax
 
 import fedjax_post
 from fedjax_post.core.algorithm import Algorithm
-from fedjax_post.core.engine import State, init
+from fedjax_post.core.engine import State, deploys_client, init
 from fedjax_post.data.fingerprint import Fingerprint
 from fedjax_post.data.load import Loaded
 from fedjax_post.data.ranks import RankedClients
@@ -165,15 +165,17 @@ def _check_trainable(spec: Spec) -> None:
 
 
 def _check_personal(spec: Spec, algorithm, model, params, data: Loaded) -> None:
-    """Raises ValueError for scores of personal models where clients keep nothing of their own."""
+    """Raises ValueError for scores of personal models where clients have no models of their own."""
     if not spec.scoring.personal or spec.method.baseline != "none":
         return
     kept = client_state_like(algorithm, model, data.clients, params)
-    if not jax.tree.leaves(kept.local):
+    if not deploys_client(algorithm, model, params, kept):
+        kept_there = "what its clients keep is no part of a model"
         raise ValueError(
-            f"scoring.personal=True: method={factories.display_name(spec.method.name)} keeps "
-            "nothing at its clients, so they have no models of their own; leave it out, or use "
-            "one that does, such as ditto(fed_avg)"
+            f"scoring.personal=True: method={factories.display_name(spec.method.name)} has no "
+            f"models of clients' own, as "
+            f"{kept_there if jax.tree.leaves(kept.local) else 'its clients keep nothing'}; leave "
+            "it out, or use a method with personal models, such as ditto(fed_avg)"
         )
 
 

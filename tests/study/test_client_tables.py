@@ -146,7 +146,7 @@ def test_clients_that_never_train_do_not_count_for_privacy_or_cohorts(tiny_folde
     [
         ({"data.heldout_clients": 0.01}, "heldout_clients=0.01 holds out none of 4 clients"),
         ({"data.heldout_clients": 0.9}, "heldout_clients=0.9 leaves none to train of 4 clients"),
-        ({"method": "fed_avg"}, "scoring.personal=True: method=fed_avg keeps nothing"),
+        ({"method": "fed_avg"}, "scoring.personal=True: method=fed_avg has no models"),
     ],
 )
 def test_what_cannot_be_scored_is_refused(tiny_folder, tiny_rows, changes, message):
