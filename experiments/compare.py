@@ -22,7 +22,7 @@ from fedjax_post.experiments.flags import lists, parse
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns its exit code: 0, 2 for bad input, 130 if interrupted."""
     argv = list(sys.argv if argv is None else argv)
-    return program.run(lambda: _compare(argv))
+    return program.run(lambda: _compare(argv), continues=True)
 
 
 def _define(values: flags.FlagValues) -> None:

@@ -25,7 +25,7 @@ from fedjax_post.study.faults import Settings
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns its exit code: 0, 2 for bad input, 130 if interrupted."""
     argv = list(sys.argv if argv is None else argv)
-    return program.run(lambda: _drill(argv))
+    return program.run(lambda: _drill(argv), continues=True)
 
 
 def _define(values: flags.FlagValues) -> None:

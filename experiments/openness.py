@@ -33,7 +33,7 @@ from fedjax_post.study.ladder import plan
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns 0, 2 for bad input, 130 if interrupted."""
     argv = list(sys.argv if argv is None else argv)
-    return program.run(lambda: _openness(argv))
+    return program.run(lambda: _openness(argv), continues=True)
 
 
 def _define(values: flags.FlagValues) -> None:

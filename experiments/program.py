@@ -12,11 +12,15 @@ from fedjax_post.study import Job, peers
 from fedjax_post.study.folder import SPEC
 
 
-def run(work: Callable[[], int]) -> int:
+def run(work: Callable[[], int], *, continues: bool = False) -> int:
     """Returns the exit code of a program's work.
 
     It is what the work returns; 2 for bad input, which is reported in one line; 130 after
     Ctrl-C, 143 after SIGTERM.
+
+    Args:
+      work: does everything.
+      continues: whether the same command does the rest after an interruption.
     """
     with stopping.catch_signals():
         try:
@@ -25,9 +29,8 @@ def run(work: Callable[[], int]) -> int:
         except TimeoutError as error:
             return peers.leave(endings.refuse(error))
         except KeyboardInterrupt as error:
-            print(
-                "\ninterrupted; the same command with its --output_dir continues", file=sys.stderr
-            )
+            how = "; the same command with its --output_dir continues" if continues else ""
+            print(f"\ninterrupted{how}", file=sys.stderr)
             return peers.leave(endings.interrupted_code(error))
         except endings.REFUSED as error:
             return endings.refuse(error)

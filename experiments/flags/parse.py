@@ -68,6 +68,7 @@ def parse(
         a file names without being trusted.
       OSError: for files that cannot be read.
     """
+    _check_flag_files(argv)
     group = help.requested_group(argv)
     argv = [given for given in argv if group is None or not _asks_help(given)]
     known = dict(ALGORITHMS)
@@ -154,13 +155,35 @@ def _by_hand(argv: Sequence[str], own: Sequence[Definer]) -> flags.FlagValues:
 
 
 def _without_flag_files(argv: Sequence[str]) -> list[str]:
-    left, words = [], iter(argv)
+    return _split_flag_files(argv)[0]
+
+
+def _split_flag_files(argv: Sequence[str]) -> tuple[list[str], list[Path]]:
+    """Returns the words that name no flag file, and the flag files."""
+    left, files, words = [], [], iter(argv)
     for word in words:
         if re.fullmatch(r"--?flagfile", word):
-            next(words, None)  # its name
-        elif not re.match(r"--?flagfile=", word):
+            files.append(next(words, ""))
+        elif match := re.match(r"--?flagfile=", word):
+            files.append(word[match.end() :])
+        else:
             left.append(word)
-    return left
+    return left, [Path(file).expanduser() for file in files]
+
+
+def _check_flag_files(argv: Sequence[str]) -> None:
+    """Raises ValueError for a flag that ends in a blank, which absl drops when it reads a file."""
+    for path in _split_flag_files(argv)[1]:
+        if not path.is_file():
+            continue  # absl names it
+        lines = path.read_bytes().decode(errors="replace").splitlines()
+        for number, line in enumerate(lines, start=1):
+            if line.startswith("-") and line != line.rstrip():
+                raise ValueError(
+                    f"{path}: line {number} ends in a blank, which would be dropped; remove it, or "
+                    f"give {line.split('=')[0]} on the command line"
+                )
+        _check_flag_files(lines)
 
 
 def _define(known: Mapping[str, Callable], own: Sequence[Definer]) -> flags.FlagValues:

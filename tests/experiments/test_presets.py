@@ -85,6 +85,15 @@ def test_an_unknown_flag_of_a_preset_is_refused(tmp_path):
         spec_of(path)
 
 
+def test_a_flag_that_ends_in_a_blank_is_refused_where_absl_would_drop_it(tmp_path):
+    inner, outer = tmp_path / "inner.flags", tmp_path / "outer.flags"
+    inner.write_text("--template=say {text}: \n")
+    outer.write_text(f"# a comment \n--flagfile={inner}\n")
+    for path in (inner, outer):
+        with pytest.raises(ValueError, match="line 1 ends in a blank.*give --template on the"):
+            spec_of(path)
+
+
 def both(name):
     return FOLDER / f"{name}.flags", FOLDER / f"{name}_small.flags"
 

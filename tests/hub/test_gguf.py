@@ -314,9 +314,16 @@ def of_many_words(path):
     write_model(path, raw, tensors, tokenizer=WORDS)
 
 
+def of_no_merges(path):
+    raw, tensors = case_of("llama_tied", vocab_size=60)
+    fields = [field for field in WORDS if field[0] != "add_token_merges"]
+    write_model(path, raw, tensors, tokenizer=fields)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
+        (of_no_merges, "tokenizer.ggml.merges are missing"),
         (cut, "is truncated or damaged: .*; download it again"),
         (of_mamba, "general.architecture=mamba is not supported; .*; use the safetensors files"),
         (of_many_words, "has 60 tokens and embeddings of 40: .*; download it again, or convert"),

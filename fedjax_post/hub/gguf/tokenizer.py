@@ -79,7 +79,10 @@ def _byte_level(file: Gguf, tokens: list[str], pre: str) -> Any:
             f"tokenizer.ggml.pre={pre} is not supported; supported are {', '.join(_CUTS)}; use "
             "the model's Hugging Face files"
         )
-    merges = [tuple(merge.split(" ", 1)) for merge in file.fields["tokenizer.ggml.merges"]]
+    given = file.fields.get("tokenizer.ggml.merges")
+    if not isinstance(given, list) or not all(isinstance(m, str) and " " in m for m in given):
+        raise ValueError("tokenizer.ggml.merges are missing, or not all two tokens and a blank")
+    merges = [tuple(merge.split(" ", 1)) for merge in given]
     vocabulary = {token: number for number, token in enumerate(tokens)}
     ignore = pre == "llama-bpe"  # a word that is a token is that token, whatever merges say
     tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=ignore))
