@@ -2,7 +2,7 @@
 
 | found | result |
 | --- | --- |
-| no checkpoint | the run begins from its first round |
+| no checkpoint | the run begins from its first round, with a warning if rounds were recorded |
 | seed, data, weights or settings differ | ValueError that names them; nothing is changed |
 | files, records or client states of the latest are damaged | the one before it, with a warning |
 | all checkpoints are damaged | DamagedError that names each |
@@ -82,6 +82,8 @@ def begin(directory: Path, begun: Begun, may_differ: Collection[str]) -> Snapsho
 
     found, damaged = _newest(where, begun.state, wrong)
     if found is None:
+        if (directory / "records.jsonl").exists():
+            _LOG.warning("%s contains no checkpoint: beginning again from round 0", directory)
         return Snapshot(begun.state, 0, processes.no_versions(), begun.identity)
     for later in damaged:
         checkpoint.remove(where, later)

@@ -180,6 +180,14 @@ def test_where_no_checkpoint_is_whole_nothing_is_made_up(run):
     assert content(run) == before
 
 
+def test_a_run_whose_checkpoints_are_gone_begins_again_and_says_so(run, straight, caplog):
+    shutil.rmtree(run / "checkpoints")
+    found = resumed(run)
+    assert len(found) == 6
+    assert bits(found[-1][0]) == straight
+    assert caplog.messages == [f"{run} contains no checkpoint: beginning again from round 0"]
+
+
 def test_a_damaged_client_state_is_refused_or_the_one_before_it_is_used(four, tmp_path, straight):
     """One bit in each row of the store: some are of both checkpoints, some of one or of none."""
     rows = (four / "clients" / "rows.bin").read_bytes()
