@@ -102,7 +102,7 @@ def tokenise(
         first=np.maximum(_numbers(made, "first_response"), 1),  # position 0 is not predicted
         row=row if origin.numbers is None else origin.numbers[row],
         label=_values(made, columns.label),
-        client=_values(made, columns.client, missing=""),
+        client=_values(made, columns.client),
         notes=notes,
     )
 
@@ -182,14 +182,12 @@ def _numbers(made: "Dataset", column: str) -> np.ndarray:
     return made.data.column(column).to_numpy()
 
 
-def _values(
-    made: "Dataset", column: str | None, *, missing: str | None = None
-) -> np.ndarray | None:
-    """Returns a column for grouping: integers unchanged, everything else as text."""
+def _values(made: "Dataset", column: str | None) -> np.ndarray | None:
+    """Returns a column for grouping: integers unchanged, everything else as text, null as ''."""
     if column is None:
         return None
     values = made.data.column(column)
-    if values.null_count and missing is not None:
-        values = values.cast("string").fill_null(missing)
+    if values.null_count:
+        values = values.cast("string").fill_null("")
     array = values.to_numpy()
     return array if array.dtype.kind in "iu" else array.astype(str)

@@ -38,7 +38,16 @@ def test_rows_come_back_as_they_went_in(tokenizer):
     ]
     assert table.prompt_length.tolist() == [2, 3, 4, 10]
     assert table.client.tolist() == ["x", "x", "y", "y"]
-    assert table.label.tolist() == ["u", "None", "u", "v"]
+    assert table.label.tolist() == ["u", "", "u", "v"]
+
+
+def test_a_missing_label_is_empty_and_leaves_the_others_as_they_are(tokenizer):
+    for given, expected in (
+        ([1, None, 0], ["1", "", "0"]),
+        (["None", None, "a"], ["None", "", "a"]),
+    ):
+        rows = [row | {"label": label} for row, label in zip(ROWS, given, strict=False)]
+        assert table_of(tokenizer, rows).label.tolist() == expected
 
 
 def test_length_is_the_longest_row_rounded_up_to_eight(tokenizer):
