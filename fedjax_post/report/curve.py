@@ -145,4 +145,4 @@ def _name_experiments(figure: Any, labels: Sequence[str]) -> None:
         for i, name in enumerate(labels)
     ]
     style = {"ncols": min(3, len(labels)), "frameon": False, "fontsize": "small"}
-    figure.legend(handles=handles, loc="outside upper center", **style)
+    figure.legend(handles=handles, loc="outside upper left", **style)
