@@ -10,6 +10,9 @@ from fedjax_post import report
 from fedjax_post.integrity import DamagedError, seal_file, seal_line
 from fedjax_post.report.comparison import interval
 from fedjax_post.report.curve import mean_series
+from fedjax_post.report.markup import page
+from fedjax_post.report.runs import sections
+from fedjax_post.report.runs.folders import read_experiments
 
 HOLDINGS = {
     **{"partition": "natural", "by": "label", "groups": ["sad", "happy"], "clients": 2},
@@ -104,10 +107,11 @@ def test_what_a_run_has_not_written_is_said_to_be_missing(tmp_path):
 
 def test_runs_that_differ_in_their_seed_are_one_experiment(tmp_path):
     runs = [write_run(tmp_path / f"run-{seed}", seed=seed) for seed in (0, 1)]
-    text = text_of(report.write(runs, tmp_path / "page.html"))
+    (one,) = read_experiments(runs)
+    assert list(one.runs) == [0, 1]
     mean, half = interval([1.0, 2.0])
-    assert "1 experiment, 2 runs" in text
-    assert f"3.000 → {mean:.3f} ± {half:.3f}" in text
+    _, table = sections.scores([one])
+    assert table.rows[0][:3] == ["fed_avg", "0, 1", f"3.000 → {mean:.3f} ± {half:.3f}"]
 
 
 def test_a_comparison_is_shown_as_its_runs_are(tmp_path):
@@ -119,10 +123,10 @@ def test_a_comparison_is_shown_as_its_runs_are(tmp_path):
     ]
     rows = {"command": "compare", "rows": [{"algorithm": method} for method in methods]}
     (tmp_path / "compared" / "comparison.json").write_text(seal_file(rows))
-    whole = report.write([tmp_path / "compared"], tmp_path / "whole.html")
-    each = report.write(runs, tmp_path / "each.html")
-    assert whole.read_text() == each.read_text()
-    assert text_of(whole).index("scaffold") < text_of(whole).index("fed_avg")
+    whole = read_experiments([tmp_path / "compared"])
+    assert whole == read_experiments(runs)
+    assert [one.label for one in whole] == ["scaffold", "fed_avg"]  # in its order
+    assert [list(one.runs) for one in whole] == [[0, 1], [0, 1]]
 
 
 def test_experiments_of_one_method_are_told_apart_by_their_settings(tmp_path):
@@ -130,9 +134,8 @@ def test_experiments_of_one_method_are_told_apart_by_their_settings(tmp_path):
     for run, rate in zip(runs, (0.1, 0.3), strict=True):
         spec = {"method": {"name": "fed_avg", "client_lr": rate}, "seed": 0}
         (run / "spec.json").write_text(seal_file(spec))
-    text = text_of(report.write(runs, tmp_path / "page.html"))
-    assert "fed_avg, client_lr 0.1" in text
-    assert "fed_avg, client_lr 0.3" in text
+    labels = [one.label for one in read_experiments(runs)]
+    assert labels == ["fed_avg:client_lr=0.1", "fed_avg:client_lr=0.3"]
 
 
 def test_one_seed_twice_is_refused(tmp_path):
@@ -172,4 +175,7 @@ def test_text_of_a_run_cannot_change_the_page(tmp_path):
     (run / "summary.json").write_text(
         seal_file({k: v for k, v in summary.items() if k != "sha256"})
     )
-    assert "<script" not in report.write([run]).read_text()
+    blocks = sections.scores(read_experiments([run]))
+    text = page("<b>", blocks, tmp_path, marked={})
+    assert "<script" not in text
+    assert "<b>" not in text
