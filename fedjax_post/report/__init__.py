@@ -1,1 +1,3 @@
-"""Tables and plots, made only from record files; does not import jax."""
+"""Tables, plots and pages, made only from record files; does not import jax."""
+
+from fedjax_post.report.runs import write

@@ -7,7 +7,7 @@ Everything is read from run folders `<directory>/<algorithm>/seed-<seed>`: score
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -114,8 +114,16 @@ def compare(directory: Path, labels: Sequence[str]) -> list[Row]:
       directory: of the comparison.
       labels: of the algorithms, as given; the others are compared with the first.
     """
-    runs = {label: _finished_runs(directory / folder_of(label)) for label in labels}
-    first = runs[labels[0]]
+    return rows_of({label: _finished_runs(directory / folder_of(label)) for label in labels})
+
+
+def rows_of(runs: Mapping[str, Mapping[int, RunScores]]) -> list[Row]:
+    """Returns a row for each algorithm; the others are compared with the first.
+
+    Args:
+      runs: by the label of the algorithm and the seed.
+    """
+    first = next(iter(runs.values()))
     rows = []
     for label, own in runs.items():
         names = [name for name in _SCORES if all(name in run.scores for run in own.values())]
@@ -164,8 +172,8 @@ def table(rows: Sequence[Row]) -> str:
     header = ["algorithm", *(SCORES[name] for name in names), f"nats less {rows[0].label}'s"]
     lines = [[*header, "up", "down", "seeds"]]
     for row in sorted(rows, key=lambda row: _order(row, names)):
-        scores = [_score(name, row.scores[name]) for name in names]
-        ahead = "" if row is rows[0] else _score("loss", row.ahead["loss"], sign="+")
+        scores = [score_text(name, row.scores[name]) for name in names]
+        ahead = "" if row is rows[0] else score_text("loss", row.ahead["loss"], sign="+")
         sent = [format_bytes(row.bytes_up.mean), format_bytes(row.bytes_down.mean)]
         lines.append([row.label, *scores, ahead, *sent, str(len(row.seeds))])
     widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
@@ -193,7 +201,8 @@ def _order(row: Row, names: Sequence[str]) -> tuple[float, ...]:
     return *shares, row.scores["loss"].mean
 
 
-def _score(name: str, value: Interval, *, sign: str = "") -> str:
+def score_text(name: str, value: Interval, *, sign: str = "") -> str:
+    """Returns a score with its half interval, if it has one: nats, or percent."""
     factor, form, unit = (1, f"{sign}.3f", "") if name == "loss" else (100, f"{sign}.1f", " %")
     half = "" if math.isnan(value.half) else f" ± {format(factor * value.half, form.strip('+'))}"
     return f"{format(factor * value.mean, form)}{half}{unit}"

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from fedjax_post import integrity
+from fedjax_post.report.drawing import colour, new_figure, save
 from fedjax_post.report.table import columns
 
 NAME = "holdings.json"
@@ -36,15 +37,23 @@ def holdings_table(content: Content) -> str:
     Args:
       content: as `read_holdings` returns it.
     """
-    header = ["client", "rows", "tokens", "held out", *content["groups"]]
-    lines = [header]
+    lines = holdings_rows(content)
+    more = content["clients"] - len(lines) + 1
+    return f"{columns(lines)}\nand {more:,} more clients" if more else columns(lines)
+
+
+def holdings_rows(content: Content) -> list[list[str]]:
+    """Returns the rows of that table, the header first.
+
+    Args:
+      content: as `read_holdings` returns it.
+    """
+    lines = [["client", "rows", "tokens", "held out", *content["groups"]]]
     shown = content["names"][:_MOST_ROWS]
     each = (content[name] for name in ("counts", "tokens", "heldout"))
     for name, counts, tokens, heldout in zip(shown, *each, strict=False):
         lines.append([name, *(f"{n:,}" for n in (sum(counts), tokens, heldout, *counts))])
-    text = columns(lines)
-    more = content["clients"] - len(shown)
-    return f"{text}\nand {more:,} more clients" if more else text
+    return lines
 
 
 def draw_holdings(content: Content, path: str | Path) -> Path:
@@ -58,13 +67,9 @@ def draw_holdings(content: Content, path: str | Path) -> Path:
       content: as `read_holdings` returns it.
       path: of the picture.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     path = Path(path)
     clients, groups = len(content["names"]), content["groups"]
-    figure = Figure(figsize=(max(7.0, min(0.3 * clients + 3.5, 13.0)), 4.6), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(max(7.0, min(0.3 * clients + 3.5, 13.0)), 4.6)
     if clients <= _MOST_BARS:
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
         _draw_bars(upper, lower, content)
@@ -81,10 +86,7 @@ def draw_holdings(content: Content, path: str | Path) -> Path:
         _draw_sizes(left, content)
         figure.colorbar(_draw_shares(right, content), label="share of the client's rows")
     figure.suptitle(_title(content), fontsize="medium")
-    aside = path.with_name(f".{path.name}")
-    figure.savefig(aside, dpi=110, format="png")
-    aside.replace(path)
-    return path
+    return save(figure, path)
 
 
 def _title(content: Content) -> str:
@@ -100,16 +102,17 @@ def _colours(content: Content) -> list[Any]:
     count = len(content["groups"])
     if content["by"] == "length":
         return [colormaps["viridis"](i / max(1, count - 1)) for i in range(count)]
-    return [colormaps["tab10" if count <= 10 else "tab20"](i) for i in range(count)]
+    return [colour(i, count) for i in range(count)]
 
 
 def _draw_bars(upper: Any, lower: Any, content: Content) -> None:
     counts, names = np.array(content["counts"]), content["names"]
     places, tops = np.arange(len(names)), counts.cumsum(axis=1)
-    for group, colour in enumerate(_colours(content)):
+    edged = {"edgecolor": "white", "linewidth": 0.5}  # groups are apart without colours too
+    for group, shade in enumerate(_colours(content)):
         below = tops[:, group] - counts[:, group]
-        label = content["groups"][group]
-        upper.bar(places, counts[:, group], 0.85, bottom=below, color=colour, label=label)
+        style = {"color": shade, "label": content["groups"][group], **edged}
+        upper.bar(places, counts[:, group], 0.85, bottom=below, **style)
     lower.bar(places, content["heldout"], 0.85, color="0.5")
     upper.set(ylabel="rows to train on", ylim=(0, 1.05 * tops.max()))
     lower.set(ylabel="held out", xlabel="client", ylim=(0, 1.15 * max(1, *content["heldout"])))

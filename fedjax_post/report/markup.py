@@ -158,12 +158,14 @@ figcaption { font-size: .85rem; color: #444; }
 pre { background: #f3f3f3; padding: .6rem; overflow-x: auto; white-space: pre-wrap;
   font-size: .8rem; }
 .mark { border: 2px solid; border-radius: .3em; padding: 0 .35em; white-space: nowrap; }
-@media (max-width: 45rem) and (not print) {
+@media screen and (max-width: 45rem) {
   thead { display: none; }
   table, tbody, tr, td { display: block; }
   tr { border: 1px solid #999; border-radius: .4em; margin: .6rem 0; padding: .3rem .5rem; }
   td { border: 0; padding: .15rem 0; }
-  td::before { content: attr(data-name) ": "; color: #555; }
+  td:not([data-name=""])::before { content: attr(data-name) ": "; color: #555; }
+  figure { overflow-x: auto; }
+  img { max-width: none; min-width: min(40rem, 100vw * 1.7); }
 }
 @media print {
   body { max-width: none; font-size: 10pt; padding: 0; }

@@ -1,7 +1,9 @@
 """The content of `summary.json`, written at the end of a run."""
 
 import hashlib
+import resource
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median_high
@@ -90,6 +92,7 @@ def summarize(
         "seconds": seconds,
         "trained_parameters": count(parts.params),
         "population": parts.data.report,
+        "memory": _memory(),
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "versions": versions_of(_PACKAGES),
         "commit": commit(),
@@ -110,6 +113,18 @@ def _scored(parts: Parts, base: Result, final: Result) -> dict[str, Any]:
         "heldout_digest": digest(heldout),
         "labels": None if heldout.choices is None else list(heldout.choices.texts),
         "left_out": left_out(heldout),
+    }
+
+
+def _memory() -> dict[str, int | None]:
+    """Returns the peaks of this process and of its fullest device, bytes; None if not known."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    peaks = [
+        (device.memory_stats() or {}).get("peak_bytes_in_use") for device in jax.local_devices()
+    ]
+    return {
+        "host_peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+        "device_peak": max((peak for peak in peaks if peak is not None), default=None),
     }
 
 

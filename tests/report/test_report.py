@@ -8,8 +8,8 @@ import pytest
 from fedjax_post.integrity import seal_line
 from fedjax_post.report.comparison import student_t
 from fedjax_post.report.curve import draw_curve, panels_of
+from fedjax_post.report.drawing import colour
 from fedjax_post.report.records import read_records, series
-from fedjax_post.report.scatter import colour
 from fedjax_post.report.table import format_bytes, summary_table
 
 RECORDS = [
@@ -54,6 +54,11 @@ def test_the_picture_needs_only_the_records(folder):
     ("record", "labels"),
     [
         ({"loss": 1.0, "eval_loss": 1.0}, ["loss, nats per token"]),
+        ({"loss": 1.0, "accuracy": 0.5, "eval_loss": 1.0}, ["loss, nats per token"]),
+        (
+            {"loss": 1.0, "accuracy": 0.5, "queries": 8.0, "eval_loss": 1.0},
+            ["loss per question", "loss, nats per token", "questions right, %"],
+        ),
         (
             {"loss": 1.0, "accuracy": 0.5, "eval_loss": 1.0, "eval_preference": 0.5},
             ["loss, nats per pair", "loss, nats per token", "pairs preferred, %"],

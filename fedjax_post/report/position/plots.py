@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from fedjax_post.report.comparison import Interval
+from fedjax_post.report.drawing import MARKERS, new_figure, save
 from fedjax_post.report.position.ladder import TIERS, Cell, Ladder, Run, accuracy, over_seeds, shown
 from fedjax_post.report.position.rules import best, gate, unreadable
 
 _KINDS = {"open": ("#0072B2", "o"), "closed": ("#D55E00", "s"), "baseline": ("#555555", "D"),
           "control": ("#999999", "^")}  # fmt: skip
 _COLOURS = ("#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#0072B2")
-_MARKERS = "os^Dv<>pPX*hH8d"
 
 
 def draw_tiers(ladder: Ladder, path: Path) -> bool:
@@ -29,7 +29,7 @@ def draw_tiers(ladder: Ladder, path: Path) -> bool:
     if not cells:
         return False
     places, tier_ends = _places([cell for cell, _ in cells])
-    figure = _figure(7.2, 1.3 + 0.34 * (places[-1] + 1))
+    figure = new_figure(7.2, 1.3 + 0.34 * (places[-1] + 1))
     axes = figure.subplots()
     for (cell, found), y in zip(cells, places, strict=True):
         style = _style(ladder, cell)
@@ -58,14 +58,14 @@ def draw_queries(ladder: Ladder, path: Path) -> bool:
     Returns:
       Whether there was anything to draw.
     """
-    figure = _figure(7.2, 4.2)
+    figure = new_figure(7.2, 4.2)
     axes = figure.subplots()
     number = 0
     for cell, found in scored(ladder):
         asked = over_seeds(cell, lambda run: run.spent["queries"])
         if asked is None or not asked.mean > 0:
             continue
-        colour, marker = _COLOURS[number % len(_COLOURS)], _MARKERS[number % len(_MARKERS)]
+        colour, marker = _COLOURS[number % len(_COLOURS)], MARKERS[number % len(MARKERS)]
         number += 1
         axes.plot(*mean_curve(cell), "-", color=colour, alpha=0.7)
         style = _style(ladder, cell) | {"fmt": marker, "color": colour, "label": cell.label}
@@ -93,12 +93,12 @@ def draw_costs(ladder: Ladder, path: Path) -> bool:
     cells = scored(ladder)
     if not cells:
         return False
-    figure = _figure(7.2, 4.6)
+    figure = new_figure(7.2, 4.6)
     both = figure.subplots(1, 2, sharey=True)
     for axes, cost_fn, title in zip(both, (shown, _bytes), _COST_TITLES, strict=True):
         spent = []
         for number, (cell, found) in enumerate(cells):
-            style = _style(ladder, cell) | {"fmt": _MARKERS[number % len(_MARKERS)]}
+            style = _style(ladder, cell) | {"fmt": MARKERS[number % len(MARKERS)]}
             cost = cost_fn(cell)
             if cost is not None:
                 spent.append(cost.mean)
@@ -192,21 +192,10 @@ def _half(found: Interval) -> float:
     return 0.0 if math.isnan(found.half) else 100 * found.half
 
 
-def _figure(width: float, height: float) -> Any:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
 def _finish(figure: Any, every: Sequence[Any], path: Path, *, columns: int) -> None:
     """Adds the legend, and writes the picture, completely or not at all."""
     for axes in every:
         axes.spines[["top", "right"]].set_visible(False)
     size = "medium" if columns > 3 else "small"
     figure.legend(loc="outside upper center", ncols=columns, frameon=False, fontsize=size)
-    aside = path.with_name(f".{path.name}")
-    figure.savefig(aside, dpi=130, format="png")
-    aside.replace(path)
+    save(figure, path, dpi=130)
