@@ -8,8 +8,10 @@ Example:
 
 from fedjax_post.attacks.attack import Attack, Found, Guess, run
 from fedjax_post.attacks.dager import dager
+from fedjax_post.attacks.lamp import lamp
 from fedjax_post.attacks.scores import Score, rouge, score
 from fedjax_post.attacks.seen import ADVERSARIES, PARTICIPANT, SERVER, Public, Seen, Sent
+from fedjax_post.attacks.utr import utr
 
 # name -> factory, for attacks that are written as text
-ATTACKS = {"dager": dager}
+ATTACKS = {"dager": dager, "lamp": lamp, "utr": utr}

@@ -12,7 +12,8 @@ sum of several steps.
 
 Deviations: the gradients of queries, keys and values are used together, where the paper uses the
 queries', because ranks then add up and a row's first token has no query gradient; the noise of
-float32 weights sets the rank, in place of a tolerance for each batch size; the last token of a row
+float32 weights sets the rank, in place of a tolerance for each batch size; a row's first token
+is not looked for inside a row; the last token of a row
 is never an input with a gradient and is left out; rows that nearly pass are not proposed.
 """
 
@@ -26,21 +27,26 @@ from fedjax_post.attacks.evidence import Check
 from fedjax_post.attacks.layers import inputs_of
 from fedjax_post.attacks.seen import Public, Sent
 
-_AT_ONCE = 512  # beginnings that are computed together
+_FEW, _MANY = 32, 512  # beginnings that are computed together, in two programs
 
 
-def dager(*, threshold: float = 0.02, max_beginnings: int = 2048) -> Attack:
+def dager(
+    *, token_threshold: float = 0.02, threshold: float = 1e-3, max_beginnings: int = 2048
+) -> Attack:
     """Returns the attack.
 
     Args:
-      threshold: largest distance from a span, where 1 is that of a vector of any direction.
+      token_threshold: largest distance of a token from the first layer's span, where 1 is that of
+        a vector of any direction; tokens are far apart, so that it may be generous.
+      threshold: the same for the beginning of a row, at the second layer.
       max_beginnings: of rows that are grown at the same time; with more it stops.
 
     Raises:
       ValueError: for a threshold outside (0, 1), or numbers below 1.
     """
-    if not 0 < threshold < 1:
-        raise ValueError(f"threshold must be in (0, 1), got {threshold}")
+    for name, value in (("token_threshold", token_threshold), ("threshold", threshold)):
+        if not 0 < value < 1:
+            raise ValueError(f"{name} must be in (0, 1), got {value}")
     if max_beginnings < 1:
         raise ValueError(f"max_beginnings must be at least 1, got {max_beginnings}")
 
@@ -48,7 +54,7 @@ def dager(*, threshold: float = 0.02, max_beginnings: int = 2048) -> Attack:
         layers = evidence.adapted(public, sent)
         if not layers:
             return Guess((), "the message has no change of an attention's projections")
-        tokens, why, numbers = find_tokens(public, sent, threshold=threshold)
+        tokens, why, numbers = find_tokens(public, sent, threshold=token_threshold)
         place = 1 if layers[0] == 0 else 0
         if why:
             return Guess((), why, numbers)
@@ -108,9 +114,10 @@ def distances_of(
     """
     length, out = len(rows[0]), []
     width = max(length, public.max_length)  # one program for all lengths; attention is causal
-    for first in range(0, len(rows), _AT_ONCE):
-        part = np.asarray(rows[first : first + _AT_ONCE], np.int32)
-        padded = np.zeros((_AT_ONCE, width), np.int32)
+    at_once = _FEW if len(rows) <= 4 * _FEW else _MANY
+    for first in range(0, len(rows), at_once):
+        part = np.asarray(rows[first : first + at_once], np.int32)
+        padded = np.zeros((at_once, width), np.int32)
         padded[: len(part), :length] = part
         inputs = inputs_of(public.model, sent.start, padded, layer)[: len(part), length - 1]
         out.append(evidence.distance(found, inputs))
@@ -121,6 +128,7 @@ def _grow(public, tokens, passes, most):
     """Returns the rows that cannot be continued, and why it stopped early."""
     bos = public.model.config.bos_id
     starts = [bos] if bos in tokens else tokens.tolist()
+    inner = [token for token in tokens.tolist() if token != bos]
     growing, whole = [(token,) for token in starts], []
     growing = [row for row, ok in zip(growing, passes(growing), strict=True) if ok]
     if not growing:
@@ -129,7 +137,7 @@ def _grow(public, tokens, passes, most):
         if len(growing) > most or len(growing[0]) >= public.max_length:
             full = f"more than {most} beginnings pass; the check distinguishes too little"
             return [*whole, *growing[:most]], full if len(growing) > most else ""
-        longer = [(*row, token) for row in growing for token in tokens.tolist()]
+        longer = [(*row, token) for row in growing for token in inner]
         kept = [row for row, ok in zip(longer, passes(longer), strict=True) if ok]
         continued = {row[:-1] for row in kept}
         whole += [row for row in growing if row not in continued and len(row) > 1]
