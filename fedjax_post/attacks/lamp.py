@@ -119,12 +119,12 @@ def distance(
       l1: as for `lamp`.
       prior: weight of the rows' loss under the public base, nats per token.
     """
-    target = jax.tree.map(lambda x: -x / public.learning_rate, sent.change)
+    target = jax.tree.map(lambda x: -np.asarray(x) / public.learning_rate, sent.change)
     gradient = jax.grad(lambda params: _loss(public, params, tokens, response))(sent.start)
     pairs = [
         (found, seen)
         for found, seen in zip(jax.tree.leaves(gradient), jax.tree.leaves(target), strict=True)
-        if np.any(np.asarray(seen))
+        if np.any(seen)
     ]
     if l1 is None:
         far = jnp.stack([1 - _cosine(found, seen) for found, seen in pairs]).mean()

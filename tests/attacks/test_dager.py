@@ -65,7 +65,7 @@ def test_noise_of_a_tenth_of_the_change_stops_it():
 def test_steps_of_an_adapter_still_show_which_tokens_were_read():
     """The inputs of the first layer are frozen, whatever the steps change."""
     batches = [rows_of(4, 1), rows_of(5, 1)]
-    public, sent = visit(*lora(16, warm=0.5), batches)
+    public, sent = visit(*lora(16, warm=0.1), batches, learning_rate=0.01)
     guess = attacks.dager().invert(public, sent)
     true = {token for rows in batches for token in rows[0, :-1].tolist()}
     assert guess.numbers["tokens"] == len(true)

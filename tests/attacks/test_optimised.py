@@ -29,7 +29,7 @@ def test_utr_finds_rows_after_several_steps():
     """A span of the second layer's start is near, not exact, once the adapter has moved."""
     batches = [rows_of(4, 1), rows_of(5, 1)]
     rows = np.concatenate(batches).tolist()
-    given, sent = visit(*lora(16, warm=0.5), batches)
+    given, sent = visit(*lora(16, warm=0.1), batches, learning_rate=0.01)
     _, found = scored(attacks.utr(words=16), given, sent, rows)
     assert found.rouge1 > 80
 
