@@ -35,6 +35,7 @@ ARROWS = {
     "disclosure": {"core.access"},
     "provider": {"core", "model", "hub", "adapters", "objectives", "data.template"},
     "privacy": {"core"},
+    "attacks": {"core", "adapters", "model", "data", "evaluate", "objectives", "privacy"},
     "report": {"integrity"},
     "study": {*ROOMS, "algorithms", "fedjax_post", "integrity"} - {"testing"},
     "testing": set(ROOMS) - {"study"},

@@ -62,6 +62,7 @@ class Report(NamedTuple):
     num_steps: jax.Array  # (), float32
     metrics: Metrics
     bill: Bill | Added | tuple[()] = ()
+    message: PyTree = ()  # only where the run records what was sent
 
 
 class WireBytes(NamedTuple):

@@ -137,6 +137,10 @@ class Decoder(nn.Module):
             embedded = embedded * jnp.asarray(self.config.embedding_scale, embedded.dtype)
         return embedded
 
+    def hidden(self, tokens: Int[Array, "B L"]) -> Float[Array, "B L D"]:
+        """Returns the normalised residual stream, which is the head's input."""
+        return self._read(tokens, None, None)
+
     def embed_logits(self, embedded, *, positions=None, segments=None):
         """Returns logits `[B, L, V]` of embedded sequences.
 

@@ -24,10 +24,20 @@ from fedjax_post.simulate import programs, stopping
 from fedjax_post.simulate.visit import contexts_of, discount_weights
 
 
-def host(algorithm: Algorithm, telemetry: Aggregate = engine.NO_TELEMETRY) -> programs.Programs:
+def host(
+    algorithm: Algorithm,
+    telemetry: Aggregate = engine.NO_TELEMETRY,
+    *,
+    keep_messages: bool = False,
+) -> programs.Programs:
     """Returns programs that run without compilation, one client at a time.
 
     Results equal those of `device` up to the order of floating-point sums.
+
+    Args:
+      algorithm: the algorithm.
+      telemetry: see `core.telemetry`.
+      keep_messages: whether reports hold the clients' messages.
     """
 
     def visit_chunk(model, replica, total, chunk, stored, run_key):
@@ -45,23 +55,24 @@ def host(algorithm: Algorithm, telemetry: Aggregate = engine.NO_TELEMETRY) -> pr
             contexts = [_context(run_key, r, client_id, *seat) for r in (-1, chunk.round)]
             bound = access.views(_bound(model, chunk.round, client_id), algorithm.access)
             try:
-                message, *rest = _visit(counted, bound, replica, one, contexts, like)
+                message, state, report = _visit(counted, bound, replica, one, contexts, like)
             except Exception as error:
                 if not (isinstance(error, access.UnansweredError) and error.drop):
                     error.add_note(f"client {client_id}, round {chunk.round}")
                     raise
                 lanes.append(None)
                 continue
-            lanes.append(rest)
+            kept = message if keep_messages else ()
+            lanes.append([state, report._replace(message=kept)])
             value = call(algorithm, "uplink.decode", message, like)
             values = jax.tree.map(lambda x: x[None], value)
-            weight = rest[1].weight[None]
+            weight = report.weight[None]
             total = engine.add(
                 algorithm, total, values, weight, replica=replica, telemetry=telemetry
             )
         lanes += [None] * (len(chunk.client_ids) - len(lanes))
         if any(lane is None for lane in lanes):
-            blank = _blank(counted, unbound, replica, (stored, chunk.data), like)
+            blank = _blank(counted, unbound, replica, (stored, chunk.data), like, keep_messages)
             lanes = [blank if lane is None else lane for lane in lanes]
         states, reports = jax.tree.map(lambda *x: np.stack(x), *lanes)
         return total, states, reports
@@ -86,7 +97,7 @@ def _visit(algorithm, model, replica, one, contexts, like):
     return engine.visit_client(algorithm, model, replica, state, data, ctx)
 
 
-def _blank(algorithm, model, replica, lanes, like):
+def _blank(algorithm, model, replica, lanes, like, keep_messages):
     """Returns the state and report, all zeros, of a lane of padding or of a dropped client.
 
     Only shapes are determined, so that a hosted model is not queried.
@@ -96,7 +107,8 @@ def _blank(algorithm, model, replica, lanes, like):
     def rest(replica, states, data):
         one = stored._replace(states=states), data
         nobody = no_context(), no_context()
-        return _visit(algorithm, model, replica, one, nobody, like)[1:]
+        message, state, report = _visit(algorithm, model, replica, one, nobody, like)
+        return state, report._replace(message=message if keep_messages else ())
 
     shapes = jax.eval_shape(rest, replica, stored.states, data)
     return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), list(shapes))

@@ -89,8 +89,13 @@ def on_mesh(mesh: Mesh) -> Callable[..., Programs]:
     mesh = _check_mesh(mesh)
     lanes, whole = _lanes(mesh), NamedSharding(mesh, PartitionSpec())
 
-    def executor(algorithm: Algorithm, telemetry: Aggregate = engine.NO_TELEMETRY) -> Programs:
-        compiled = compile_for(algorithm, mesh, telemetry)
+    def executor(
+        algorithm: Algorithm,
+        telemetry: Aggregate = engine.NO_TELEMETRY,
+        *,
+        keep_messages: bool = False,
+    ) -> Programs:
+        compiled = compile_for(algorithm, mesh, telemetry, keep_messages=keep_messages)
         placed = _cache_last(partial(put_on_mesh, mesh=mesh))
 
         def visit(model, replica, total, chunk: Chunk, stored: Stored, run_key):
@@ -112,7 +117,11 @@ def on_mesh(mesh: Mesh) -> Callable[..., Programs]:
 
 
 def compile_for(
-    algorithm: Algorithm, mesh: Mesh, telemetry: Aggregate = engine.NO_TELEMETRY
+    algorithm: Algorithm,
+    mesh: Mesh,
+    telemetry: Aggregate = engine.NO_TELEMETRY,
+    *,
+    keep_messages: bool = False,
 ) -> Programs:
     """Returns the compiled programs alone; their inputs must be on the mesh already.
 
@@ -123,14 +132,17 @@ def compile_for(
       algorithm: the algorithm.
       mesh: with axes as for `on_mesh`.
       telemetry: see `core.telemetry`.
+      keep_messages: whether reports hold the clients' messages.
     """
     whole = NamedSharding(mesh, PartitionSpec())
+    visit = programs.visit_chunk
+    visit = visit if keep_messages else programs.without_messages(visit)
     jit = partial(jax.jit, out_shardings=whole)
     return Programs(
         broadcast=jit(partial(engine.broadcast, algorithm)),
         start=jit(partial(programs.start, algorithm, telemetry=telemetry), static_argnums=3),
         visit=jax.jit(
-            partial(programs.visit_chunk, algorithm, telemetry=telemetry),
+            partial(visit, algorithm, telemetry=telemetry),
             donate_argnums=2,
             out_shardings=(whole, _lanes(mesh), whole),
         ),

@@ -48,12 +48,24 @@ class Programs(NamedTuple):
     local: Callable[[int], slice] = all_lanes  # (lanes) -> those that this process prepares
 
 
-def device(algorithm: Algorithm, telemetry: Aggregate = engine.NO_TELEMETRY) -> Programs:
-    """Returns compiled programs; a chunk's clients are vmapped and the total is donated."""
+def device(
+    algorithm: Algorithm,
+    telemetry: Aggregate = engine.NO_TELEMETRY,
+    *,
+    keep_messages: bool = False,
+) -> Programs:
+    """Returns compiled programs; a chunk's clients are vmapped and the total is donated.
+
+    Args:
+      algorithm: the algorithm.
+      telemetry: see `core.telemetry`.
+      keep_messages: whether reports hold the clients' messages.
+    """
+    visit = visit_chunk if keep_messages else without_messages(visit_chunk)
     return Programs(
         broadcast=jax.jit(partial(engine.broadcast, algorithm)),
         start=jax.jit(partial(start, algorithm, telemetry=telemetry), static_argnums=3),
-        visit=jax.jit(partial(visit_chunk, algorithm, telemetry=telemetry), donate_argnums=2),
+        visit=jax.jit(partial(visit, algorithm, telemetry=telemetry), donate_argnums=2),
         close=jax.jit(partial(close, algorithm, telemetry=telemetry)),
     )
 
@@ -81,7 +93,8 @@ def visit_chunk(
       telemetry: see `core.telemetry`.
 
     Returns:
-      The total, the next states and the reports, the last two with leaves `[lanes, ...]`.
+      The total, the next states and the reports, with the clients' messages; the last two have
+      leaves `[lanes, ...]`.
     """
     model = access.views(model, algorithm.access)
     ids = chunk.client_ids
@@ -90,6 +103,16 @@ def visit_chunk(
     contexts = contexts_of(run_key, chunk.round, ids, first=chunk.first, cohort=chunk.cohort)
     algorithm = discount_weights(algorithm, chunk.discount)
     return visit(algorithm, model, replica, total, states, chunk.data, contexts, telemetry)
+
+
+def without_messages(visit: Callable) -> Callable:
+    """Returns `visit_chunk`, or what stands for it, with reports that hold no messages."""
+
+    def visit_without(*args, **kwargs):
+        total, states, reports = visit(*args, **kwargs)
+        return total, states, reports._replace(message=())
+
+    return visit_without
 
 
 def start(

@@ -18,6 +18,7 @@ from fedjax_post.simulate import (
     feed,
     processes,
     record,
+    recording,
     resume,
     stopping,
     visits,
@@ -40,6 +41,7 @@ class _Job(NamedTuple):
     model: PyTree
     store: processes.PartedStore
     run_key: jax.Array
+    recorder: recording.Recorder | None = None
 
 
 def run(
@@ -96,6 +98,7 @@ def run(
         raise ValueError("a plan with `buffer` uses its own feed; leave `feed` out")
     plan = plan._replace(chunk_size=chunk_size_of(plan, len(clients), rounds))
     check_unused(keep_of(plan))
+    recording.recorder(algorithm, plan.recording, plan.directory)
     data = clients.visit(0, data_rng(0, 0, 0))
     num_lanes = max(plan.chunk_size or 1, _first_cohort(plan, len(clients)))
     engine.check(algorithm, model, params, data, num_lanes=num_lanes)
@@ -199,7 +202,9 @@ def _first_cohort(plan: Plan, num_clients: int) -> int:
 def _rounds(algorithm, model, clients, *, params, rounds, plan, callbacks):
     wire = wire_bytes_of(algorithm, model, clients, params)
     watch = () if plan.telemetry is None else (plan.telemetry,)
-    programs = plan.executor(algorithm, *watch)
+    recorder = recording.recorder(algorithm, plan.recording, plan.directory)
+    keeps = {} if recorder is None else {"keep_messages": True}
+    programs = plan.executor(algorithm, *watch, **keeps)
     state = engine.init(algorithm, params)
     begun = Begun(
         state,
@@ -209,7 +214,7 @@ def _rounds(algorithm, model, clients, *, params, rounds, plan, callbacks):
     )
 
     def play(store, held, todo):
-        job = _Job(programs, model, store, jax.random.key(plan.seed))
+        job = _Job(programs, model, store, jax.random.key(plan.seed), recorder)
         return _rounds_of(job, held, clients, todo, plan=plan, wire=wire)
 
     return keep_rounds(begun, play, rounds=rounds, keep=keep_of(plan), callbacks=callbacks)
@@ -260,29 +265,33 @@ def _items(
 def _play(job: _Job, held: Held, items: Iterable) -> tuple[Held, list, list, Record]:
     """Plays one round; at most two chunks are in flight at a time, however large the cohort."""
     state = held.state._replace(replica=job.programs.broadcast(held.state))
-    total, under_way, settled, replicas = None, [], [], held.replicas
+    total, under_way, settled, replicas, sent = None, [], [], held.replicas, None
     for step, num_lanes, chunk in items:
         stopping.check()
         if total is None:
             total = job.programs.start(job.model, state.replica, chunk.data, num_lanes)
             replicas = {**replicas, step.round: state.replica}
+            sent = recording.begin(job.recorder, step.round, state)
         stored = Stored(*job.store.read(chunk.client_ids))
         total, states, reports = job.programs.visit(
             job.model, replicas[int(chunk.round)], total, chunk, stored, job.run_key
         )
         under_way.append((chunk, states, reports))
         if len(under_way) > 1:
-            settled.append(_settle(job, *under_way.pop(0)))
-    state, seen = job.programs.close(total, state)
-    settled += [_settle(job, *item) for item in under_way]
+            settled.append(_settle(job, *under_way.pop(0), sent))
+    summed, (state, seen) = total, job.programs.close(total, state)
+    settled += [_settle(job, *item, sent) for item in under_way]
     chunks, reports = zip(*settled, strict=True)
+    recording.end(job.recorder, step.round, sent, summed, chunks, reports)
     replicas = {round: tree for round, tree in replicas.items() if round in step.awaited}
     numbers = {"round": step.round, **step.numbers, **record.finite_numbers(jax.device_get(seen))}
     return Held(state, replicas), list(chunks), list(reports), numbers
 
 
-def _settle(job: _Job, chunk: Chunk, states, reports):
-    """Waits for a chunk, and stores the states of its clients that were not dropped."""
+def _settle(job: _Job, chunk: Chunk, states, reports, sent: list | None):
+    """Waits for a chunk, stores the states of clients that were not dropped, adds what was sent."""
+    if sent is None:
+        reports = reports._replace(message=())
     states, reports = processes.gather((states, reports))
     chunk = chunk._replace(
         data=processes.gather_data(chunk.data, job.programs.local(len(chunk.client_ids)))
@@ -290,4 +299,6 @@ def _settle(job: _Job, chunk: Chunk, states, reports):
     if jax.tree.leaves(states):
         kept = reports.kept
         job.store.write(chunk.client_ids[kept], jax.tree.map(lambda x: x[kept], states))
-    return chunk, reports
+    if sent is not None and job.recorder is not None:
+        sent += recording.uploads(job.recorder.recording, chunk, reports)
+    return chunk, reports._replace(message=())

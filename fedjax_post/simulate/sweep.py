@@ -196,7 +196,7 @@ def _programs(make: MakeFn, grid: Grid, telemetry) -> Programs:
         broadcast=each(engine.broadcast, (0,), (0,)),
         start=jax.jit(start, static_argnums=3),
         visit=each(
-            partial(programs.visit_chunk, **watch),
+            partial(programs.without_messages(programs.visit_chunk), **watch),
             (None, 0, 0, 0, 0, 0),
             (None, 0, 0, None, 0, None),
             mapped=_loop if jax.default_backend() == "cpu" else jax.vmap,

@@ -36,16 +36,17 @@ def visit(
       telemetry: an aggregate of `Reading`s, see `core.telemetry`.
 
     Returns:
-      The total, the states and the reports, the last two `[clients, ...]`.
+      The total, the states and the reports, with the clients' messages; the last two
+      `[clients, ...]`.
     """
-
     first = jax.tree.map(lambda x: x[0], data)
     like = engine.value_like(algorithm, model, replica, first)
 
     def one(state, data, ctx):
         visited = engine.visit_client(algorithm, model, replica, state, data, ctx)
         message, state, report = visited
-        return call(algorithm, "uplink.decode", message, like), state, report
+        value = call(algorithm, "uplink.decode", message, like)
+        return value, state, report._replace(message=message)
 
     values, states, reports = jax.vmap(one)(states, data, contexts)
     total = engine.add(

@@ -6,6 +6,7 @@ Example:
   for state, record in job.run(): ...
 """
 
+from fedjax_post.study.attack import Attacked, attack
 from fedjax_post.study.carry_out import carry_out
 
 # These functions replace the modules of the same name, which nothing outside this room imports.
@@ -19,6 +20,7 @@ from fedjax_post.study.learning import Adapter, Data, Method, Model, Objective
 from fedjax_post.study.resolve import resolve
 from fedjax_post.study.running import Execution, Hosting, Privacy, Scoring, Training
 from fedjax_post.study.runs import Run, read
+from fedjax_post.study.seen import see, truth
 from fedjax_post.study.served import Served, serve, stream
 from fedjax_post.study.spec import Spec
 from fedjax_post.study.tasks import TaskScores, evaluate_tasks

@@ -29,6 +29,7 @@ from fedjax_post.study import (
     pace,
     private,
     prompts,
+    recordings,
     roles,
     rows,
     secure,
@@ -105,6 +106,7 @@ def build(spec: Spec) -> Parts:
         chunk_size=_chunk_size(spec, algorithm, model, params, data),
         feed=fedjax_post.pooled if spec.method.baseline == "central" else fedjax_post.chunks,
         checkpoint_every=spec.execution.checkpoint_every,
+        recording=recordings.recording_of(spec),
         **devices.plan_of(mesh, spec),
         **paced,
     )

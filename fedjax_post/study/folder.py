@@ -13,6 +13,7 @@ from typing import IO, Any
 from fedjax_post.integrity import seal_file, seal_line
 
 SPEC, CLIENTS, HARNESS = "spec.json", "clients.jsonl", "harness.jsonl"
+ATTACKS = "attacks.jsonl"
 _OURS = (
     SPEC,
     HARNESS,
@@ -23,6 +24,8 @@ _OURS = (
     CLIENTS,
     "checkpoints",
     "clients",
+    "wire",
+    ATTACKS,
     "adapter",
 )
 

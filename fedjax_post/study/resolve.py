@@ -9,6 +9,7 @@ from fedjax_post.study import (
     precision,
     private,
     prompts,
+    recordings,
     secure,
     wires,
 )
@@ -37,6 +38,7 @@ def resolve(spec: Spec) -> Spec:
         prompts.check,
         private.check,
         secure.check,
+        recordings.check,
         hosting.check,
     ):
         check(spec)

@@ -245,6 +245,14 @@ class Execution:
         low=1,
         free=True,
     )
+    record_wire: str | None = setting(
+        None,
+        "rounds whose messages are recorded for attacks, first:end from 0, such as 0:1 (none)",
+        free=True,
+    )
+    record_wire_clients: tuple[int, ...] = setting(
+        (), "ids of the clients whose uploads are recorded (all of the round)", low=0, free=True
+    )
 
     replace = replaced
 

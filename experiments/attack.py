@@ -1,0 +1,54 @@
+"""Attacks a run that was recorded: what an adversary learns of its clients' rows.
+
+    python -m experiments.train --record_wire=0:2 --output_dir=runs/mine ...
+    python -m experiments.attack runs/mine --attack=dager
+    python -m experiments.attack runs/mine --attack=dager --adversary=participant
+
+The attack is given the recorded messages, the public base and the public settings. Its guesses are
+then compared with the rows, and the scores are added to the run's attacks.jsonl.
+"""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from absl import flags
+
+from fedjax_post import attacks, study
+from fedjax_post.experiments import program
+from fedjax_post.experiments.flags import parse
+from fedjax_post.study.calls import parse as parse_call
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the program; returns its exit code: 0, 2 for bad input, 130 if interrupted."""
+    argv = list(sys.argv if argv is None else argv)
+    return program.run(lambda: _attack(argv))
+
+
+def _define(values: flags.FlagValues) -> None:
+    give: dict[str, Any] = {"flag_values": values}
+    about = f"{', '.join(attacks.ATTACKS)}, with settings as in dager(threshold=0.05)"
+    flags.DEFINE_string("attack", "dager", about, **give)
+    about = "whose view the attack has: the server's, or a participant's"
+    flags.DEFINE_enum("adversary", attacks.SERVER, attacks.ADVERSARIES, about, **give)
+
+
+def _attack(argv: Sequence[str]) -> int:
+    line = parse(argv, about=__doc__, own=[_define], words=("a recorded run",))
+    if line.help is not None:
+        print(line.help)
+        return 0
+    if line.typed:
+        raise ValueError(f"{', '.join(line.typed)}: the run has its settings already; leave it out")
+    try:
+        (chosen,) = parse_call(line.values.attack, attacks.ATTACKS)
+    except ValueError as error:
+        raise ValueError(f"attack={line.values.attack}: {error}") from error
+    whose = line.values.adversary
+    print(study.attack(line.words[0], chosen, adversary=whose, command=argv).table())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

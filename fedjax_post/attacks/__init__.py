@@ -1,0 +1,17 @@
+"""Attacks on one's own runs: what an adversary learns of the clients' rows.
+
+Example:
+  seen = study.seen("runs/mine")          # of a run with `record_wire`
+  for found in attacks.run(attacks.dager(), seen):
+      print(found.sent.clients, found.guess.rows, found.guess.stopped)
+"""
+
+from fedjax_post.attacks.attack import Attack, Found, Guess, run
+from fedjax_post.attacks.dager import dager
+from fedjax_post.attacks.lamp import lamp
+from fedjax_post.attacks.scores import Score, rouge, score
+from fedjax_post.attacks.seen import ADVERSARIES, PARTICIPANT, SERVER, Public, Seen, Sent
+from fedjax_post.attacks.utr import utr
+
+# name -> factory, for attacks that are written as text
+ATTACKS = {"dager": dager, "lamp": lamp, "utr": utr}

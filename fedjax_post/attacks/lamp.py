@@ -1,0 +1,175 @@
+"""LAMP and TAG: rows whose gradient is like the one that was seen, by optimisation.
+
+Balunovic, Dimitrov, Jovanovic, Vechev, "LAMP: Extracting Text from Gradients with Language Model
+Priors", NeurIPS 2022, arXiv:2202.08827: the cosine distance of gradients is minimised over
+embeddings, in turn with swaps of tokens, scored by that distance and a language model. Deng et al.,
+"TAG: Gradient Attack on Transformer-based Language Models", EMNLP 2021, arXiv:2103.06819: the same
+without swaps, for the distance L2 + factor L1.
+
+It needs one local step, and is told what these papers also give their attacks: the number of rows
+and their length; here also how many of their last tokens the loss counts.
+
+Deviations: tokens are distributions over the vocabulary, the softmax of what is optimised, because
+a decoder's tokens are its targets too; the public base is the language model; of LAMP's changes,
+swaps of two tokens alone; its pull of embeddings to a mean length is not needed.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from fedjax_post.attacks.attack import Attack, Guess
+from fedjax_post.attacks.seen import Public, Sent
+
+PyTree = Any
+
+
+def lamp(
+    *,
+    length: int,
+    response: int | None = None,
+    rows: int = 1,
+    steps: int = 400,
+    learning_rate: float = 0.1,
+    swaps: int = 50,
+    l1: float | None = None,
+    seed: int = 0,
+) -> Attack:
+    """Returns the attack.
+
+    Args:
+      length: tokens in each row, the first and the last included.
+      response: last tokens of a row that the loss counts; None: all but the first.
+      rows: number of rows.
+      steps: of Adam, in four parts with swaps after each.
+      learning_rate: of Adam.
+      swaps: pairs of tokens that are tried after each part; 0 for TAG.
+      l1: None for the cosine distance of LAMP; else the factor of TAG's L1 distance.
+      seed: of the start and of the swaps.
+
+    Raises:
+      ValueError: for numbers out of range.
+    """
+    response = length - 1 if response is None else response
+    for name, value, low in (
+        ("length", length, 2),
+        ("response", response, 1),
+        ("rows", rows, 1),
+        ("steps", steps, 4),
+        ("swaps", swaps, 0),
+    ):
+        if value < low:
+            raise ValueError(f"{name} must be at least {low}, got {value}")
+
+    def invert(public: Public, sent: Sent) -> Guess:
+        if sent.num_steps != 1:
+            why = f"{sent.num_steps:g} local steps have no single gradient; see utr"
+            return Guess((), why)
+        objective = lambda scores, prior: distance(
+            public, sent, _tokens(public, scores), response=response, l1=l1, prior=prior
+        )
+        key = jax.random.key(seed)
+        shape = rows, length, public.model.config.vocab_size
+        scores = 0.1 * jax.random.normal(key, shape)
+        tx = optax.adam(optax.cosine_decay_schedule(learning_rate, steps, 0.1))
+        begin, state = float(objective(scores, 0.0)), tx.init(scores)
+
+        @jax.jit
+        def part(scores, state):
+            def step(carry, _):
+                scores, state = carry
+                grads = jax.grad(objective)(scores, 0.0)
+                updates, state = tx.update(grads, state)
+                return (optax.apply_updates(scores, updates), state), None
+
+            return jax.lax.scan(step, (scores, state), length=steps // 4)[0]
+
+        judge = jax.jit(lambda scores: objective(_hardened(scores), 0.2))
+        rng = np.random.default_rng(seed)
+        for _ in range(4):
+            scores, state = part(scores, state)
+            scores = _swap(scores, judge, rng, swaps)
+        tokens = np.asarray(jnp.argmax(_tokens(public, scores), axis=-1))
+        numbers = {"distance": float(objective(scores, 0.0)), "distance_at_start": begin}
+        numbers |= {"told": {"rows": rows, "length": length, "response": response}}
+        return Guess(tuple(tuple(row.tolist()) for row in tokens), "", numbers)
+
+    return Attack("lamp" if l1 is None else "tag", invert)
+
+
+def distance(
+    public: Public,
+    sent: Sent,
+    tokens: jax.Array,
+    *,
+    response: int,
+    l1: float | None,
+    prior: Any,
+) -> jax.Array:
+    """Returns how far the gradient of some rows is from the one that was seen, ().
+
+    Args:
+      public: of the run.
+      sent: a change after one local step.
+      tokens: `[rows, length, V]`, distributions over tokens.
+      response: last tokens of a row that the loss counts.
+      l1: as for `lamp`.
+      prior: weight of the rows' loss under the public base, nats per token.
+    """
+    target = jax.tree.map(lambda x: -np.asarray(x) / public.learning_rate, sent.change)
+    gradient = jax.grad(lambda params: _loss(public, params, tokens, response))(sent.start)
+    pairs = [
+        (found, seen)
+        for found, seen in zip(jax.tree.leaves(gradient), jax.tree.leaves(target), strict=True)
+        if np.any(seen)
+    ]
+    if l1 is None:
+        far = jnp.stack([1 - _cosine(found, seen) for found, seen in pairs]).mean()
+    else:
+        gaps = [found - seen for found, seen in pairs]
+        far = sum(jnp.square(gap).sum() + l1 * jnp.abs(gap).sum() for gap in gaps)
+    base = sent.start if "params" in sent.start else {}
+    return far + prior * _loss(public, base, tokens, tokens.shape[1] - 1)
+
+
+def _loss(public, params, tokens, response):
+    """Returns the mean loss of the last tokens of each row, where tokens are distributions."""
+    model = public.model
+    table = model.embed(params, jnp.arange(tokens.shape[-1])[None])[0]
+    logits = model.embed_logits(params, jnp.einsum("blv,vd->bld", tokens, table))
+    log_probs = jax.nn.log_softmax(logits[:, -response - 1 : -1])
+    return -(tokens[:, -response:] * log_probs).sum(-1).mean()
+
+
+def _cosine(one, other):
+    norms = jnp.sqrt(jnp.square(one).sum() * jnp.square(other).sum())
+    return (one * other).sum() / jnp.maximum(norms, 1e-20)
+
+
+def _tokens(public: Public, scores: jax.Array) -> jax.Array:
+    """Returns distributions over tokens; the first token of a row is known if there is one."""
+    tokens = jax.nn.softmax(scores)
+    bos = public.model.config.bos_id
+    if bos is None:
+        return tokens
+    return tokens.at[:, 0].set(jax.nn.one_hot(bos, tokens.shape[-1])[None])
+
+
+def _hardened(scores: jax.Array) -> jax.Array:
+    """Returns scores whose softmax is a single token."""
+    return 1e3 * jax.nn.one_hot(jnp.argmax(scores, axis=-1), scores.shape[-1])
+
+
+def _swap(scores, judge, rng, swaps):
+    """Returns the scores after those swaps of two tokens of a row that lower the objective."""
+    best = float(judge(scores)) if swaps else 0.0
+    for _ in range(swaps):
+        row = rng.integers(scores.shape[0])
+        one, other = rng.choice(scores.shape[1], 2, replace=False)
+        swapped = scores.at[row, one].set(scores[row, other]).at[row, other].set(scores[row, one])
+        if (value := float(judge(swapped))) < best:
+            scores, best = swapped, value
+    return scores

@@ -1,0 +1,144 @@
+"""UTR: rows from the changes of an adapter after one or several local steps.
+
+Chen et al., "Reconstructing Training Data from Adapter-based Federated Large Language Models",
+2026, arXiv:2601.17533. Three stages: a bag of words, from layers whose inputs are frozen; an
+inversion of sentences in the low-rank subspace of the adapter's gradients; and greedy decoding from
+the bag, guided by a language model.
+
+Here: the first layer's inputs stay the same during all local steps, so that the span of the sum of
+their gradients still holds the tokens' inputs; its nearest tokens are the bag. Beginnings of rows
+are grown from the bag by a beam search. The score of a token is log((1 - d) / d), with d its
+distance from the span at the next adapted layer, plus `prior` times its log-probability under the
+public base. The base alone decides where a row ends, since a last token has no gradient.
+
+Only the paper's abstract and introduction were at hand: stages and their purposes are the paper's,
+the formulas are ours. Left out: attention patterns, as evidence of tokens.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_post.attacks import evidence
+from fedjax_post.attacks.attack import Attack, Guess
+from fedjax_post.attacks.dager import distances_of
+from fedjax_post.attacks.layers import inputs_of
+from fedjax_post.attacks.seen import Public, Sent
+
+_SAME = 0.7  # share of equal places from which two rows count as one, as in DAGER
+_CLOSEST = 1e-6
+
+
+class _Beam(NamedTuple):
+    row: tuple[int, ...]
+    score: float
+
+
+def utr(*, rows: int | None = None, words: int = 64, width: int = 16, prior: float = 0.3) -> Attack:
+    """Returns the attack.
+
+    Args:
+      rows: number of rows to guess; None: batch size times local steps times clients.
+      words: largest number of tokens in the bag.
+      width: beginnings of rows that are kept at each length.
+      prior: weight of the public base's log-probabilities, at least 0.
+
+    Raises:
+      ValueError: for numbers below 1, or a negative prior.
+    """
+    for name, value in (("rows", rows), ("words", words), ("width", width)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if prior < 0:
+        raise ValueError(f"prior must not be negative, got {prior}")
+
+    def invert(public: Public, sent: Sent) -> Guess:
+        layers = evidence.adapted(public, sent)
+        if not layers:
+            return Guess((), "the message has no change of an attention's projections")
+        number = rows or max(1, round(public.batch_size * sent.num_steps * len(sent.clients)))
+        places = {layer: evidence.checks(sent, place) for place, layer in enumerate(layers[:2])}
+        numbers = {
+            f"layer_{layer}": evidence.ranks(sent, place) for place, layer in enumerate(places)
+        }
+        places = {layer: found for layer, found in places.items() if found}
+        if not places:
+            return Guess((), "the gradients of the first two adapted layers show nothing", numbers)
+        bag = _bag(public, sent, places, words)
+        deepest = max(places)
+        gain = lambda grown: _evidence(
+            distances_of(public, sent, places[deepest], rows=grown, layer=deepest)
+        )
+        whole = _search(public, sent, bag, gain, width=width, prior=prior)
+        return Guess(_different(whole, number), "", numbers | {"tokens": len(bag)})
+
+    return Attack("utr", invert)
+
+
+def _bag(public, sent, places, words) -> list[int]:
+    """Returns the tokens nearest to the first layer's span, or all if it shows nothing."""
+    every = np.arange(public.model.config.vocab_size)
+    if 0 not in places or public.model.config.learned_positions:
+        return every.tolist()
+    inputs = inputs_of(public.model, sent.start, every[:, None], 0)[:, 0]
+    far = evidence.distance(places[0], inputs)
+    return np.argsort(far, kind="stable")[:words].tolist()
+
+
+def _evidence(far: np.ndarray) -> np.ndarray:
+    """Returns log((1 - d) / d): positive for what is nearer than halfway."""
+    far = np.clip(far, _CLOSEST, 1 - _CLOSEST)
+    return np.log1p(-far) - np.log(far)
+
+
+def _search(public, sent, bag, gain, *, width, prior) -> list[_Beam]:
+    """Returns complete rows with their scores, by a beam search."""
+    bos = public.model.config.bos_id
+    starts = [(token,) for token in ([bos] if bos is not None else bag)]
+    beams = [_Beam(row, float(more)) for row, more in zip(starts, gain(starts), strict=True)]
+    whole: list[_Beam] = []
+    inner = [token for token in bag if token not in (bos, public.eos_id, public.pad_id)]
+    while beams and len(beams[0].row) < public.max_length:
+        beams = sorted(beams, key=lambda beam: -beam.score)[:width]
+        likely = _next(public, sent, [beam.row for beam in beams], width)
+        whole += [
+            _Beam(beam.row, beam.score + prior * float(chance[public.eos_id]))
+            for beam, chance in zip(beams, likely, strict=True)
+            if len(beam.row) > 1
+        ]
+        grown = [(*beam.row, token) for beam in beams for token in inner]
+        given = [
+            beam.score + prior * float(chance[token])
+            for beam, chance in zip(beams, likely, strict=True)
+            for token in inner
+        ]
+        added = gain(grown)
+        # A token that is farther than halfway from the span is no part of a row
+        beams = [
+            _Beam(row, score + more)
+            for row, score, more in zip(grown, given, added.tolist(), strict=True)
+            if more > 0
+        ]
+    return [*whole, *beams]
+
+
+def _next(public: Public, sent: Sent, rows: Sequence[Sequence[int]], width: int) -> np.ndarray:
+    """Returns the base's log-probabilities of the next token, `[rows, V]`."""
+    tokens = np.full((width, public.max_length), public.pad_id, np.int32)
+    tokens[: len(rows), : len(rows[0])] = rows
+    base = sent.start if "params" in sent.start else {}
+    logits = public.model.logits(base, jnp.asarray(tokens))[: len(rows), len(rows[0]) - 1]
+    return np.asarray(jax.nn.log_softmax(logits))
+
+
+def _different(whole: Sequence[_Beam], number: int) -> tuple[tuple[int, ...], ...]:
+    """Returns the best rows, without those that mostly repeat a better one."""
+    chosen: list[tuple[int, ...]] = []
+    for beam in sorted(whole, key=lambda beam: -beam.score):
+        same = lambda row, own=beam.row: sum(map(np.equal, own, row)) / min(len(own), len(row))
+        if len(chosen) < number and all(same(row) < _SAME for row in chosen):
+            chosen.append(beam.row)
+    return tuple(chosen)
