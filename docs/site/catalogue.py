@@ -38,8 +38,8 @@ def _index() -> str:
         [
             "# Algorithm catalogue",
             "",
-            f"The {len(ALGORITHMS)} registered algorithms. A page has the equations, every known deviation "
-            "from the paper, what is sent, the arguments, and the citation.",
+            f"The {len(ALGORITHMS)} registered algorithms. A page has the equations, every known "
+            "deviation from the paper, what is sent, the arguments, and the citation.",
             "",
             "| name | what it does | access | paper |",
             "| --- | --- | --- | --- |",
@@ -126,5 +126,3 @@ def prose(line: str) -> str:
         part if part.startswith("`") and len(part) > 1 else linked(escaped(part))
         for part in _CODE.split(line)
     )
-
-

@@ -27,8 +27,10 @@ def _convert(app: Any, what: str, name: str, thing: Any, options: Any, lines: li
     if what == "data":
         lines.clear()  # of its type, such as `dict`
         return
-    if isinstance(thing, type) and issubclass(thing, tuple) and (thing.__doc__ or "").startswith(
-        f"{thing.__name__}("
+    if (
+        isinstance(thing, type)
+        and issubclass(thing, tuple)
+        and (thing.__doc__ or "").startswith(f"{thing.__name__}(")
     ):
         lines.clear()  # made by `NamedTuple`, where there is no docstring
     lines[:] = [*to_rst(lines), *_fields(thing)]
@@ -71,7 +73,9 @@ def escape(line: str) -> str:
     """Returns a line in which only code in backticks is marked up."""
     parts = _CODE.split(line)
     return "".join(
-        f"`{part}`" if part.startswith("`") and len(part) > 1 else re.sub(r"([*|\\]|_(?!\w))", r"\\\1", part)
+        f"`{part}`"
+        if part.startswith("`") and len(part) > 1
+        else re.sub(r"([*|\\]|_(?!\w))", r"\\\1", part)
         for part in parts
     )
 

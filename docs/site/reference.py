@@ -48,10 +48,17 @@ def _index(told: dict[str, str]) -> str:
     names = ["fedjax_post", *rooms()]
     first = lambda name: re.split(r"(?<=\.)\s", told[name].strip())[0].replace("\n", " ")
     rows = [f"| [`{name}`]({name}.md) | {first(name)} |" for name in names]
-    lines = ["# Reference", "", "The public names of every room, and the flags of the programs.", ""]
+    lines = [
+        "# Reference",
+        "",
+        "The public names of every room, and the flags of the programs.",
+        "",
+    ]
     toctree = ["```{toctree}", ":hidden:", "", *names, "flags", "```", ""]
     flags = "| [flags](flags.md) | The flags of `python -m experiments.train`, by group. |"
-    return "\n".join([*lines, "| room | what it is for |", "| --- | --- |", *rows, flags, "", *toctree])
+    return "\n".join(
+        [*lines, "| room | what it is for |", "| --- | --- |", *rows, flags, "", *toctree]
+    )
 
 
 def _room(room: str, guide: str) -> str:
@@ -114,7 +121,9 @@ def _flags() -> str:
         lines += [f"## {group}", "", TITLES[group], "", "| flag | default | field | what it is |"]
         lines += ["| --- | --- | --- | --- |"]
         for flag in chosen:
-            choices = f"{', '.join(f'`{choice}`' for choice in flag.choices)}: " if flag.choices else ""
+            choices = (
+                f"{', '.join(f'`{choice}`' for choice in flag.choices)}: " if flag.choices else ""
+            )
             lines.append(
                 f"| `--{flag.name}` | {_default(flag.default)} | `{flag.path}` "
                 f"| {choices}{prose(flag.help)} |"

@@ -6,7 +6,7 @@ Example:
   for state, record in job.run(): ...
 """
 
-from fedjax_post.study.about import About, about, cite
+from fedjax_post.study.algorithm_heads import About, about, cite
 from fedjax_post.study.carry_out import carry_out
 
 # These functions replace the modules of the same name, which nothing outside this room imports.

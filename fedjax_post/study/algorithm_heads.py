@@ -55,38 +55,41 @@ def about(name: str) -> About:
     )
 
 
-def cite(name: str) -> str:
-    """Returns BibTeX of the papers that an algorithm follows, its own first.
+def cite(*names: str) -> str:
+    """Returns BibTeX of the papers that algorithms follow, without repetition.
 
     Args:
-      name: of a registered algorithm, or of a wrapper of `fedjax_post.algorithms`.
+      *names: of registered algorithms, or of wrappers such as `ditto`; the papers of each are in
+        the order of its file, its own first.
 
     Raises:
       ValueError: for an unknown name, with the nearest one or all.
 
     Example:
       >>> print(cite("fed_prox").splitlines()[0])
-      @misc{1812.06127,
+      @misc{li2020federated,
     """
     wrappers = {
         name: thing
         for name, thing in vars(algorithms).items()
         if inspect.isfunction(thing) and _papers_of(thing)
     }
-    factory = _find(name, {**wrappers, **algorithms.ALGORITHMS})
-    return "\n\n".join(papers()[number] for number in _papers_of(factory))
+    known = {**wrappers, **algorithms.ALGORITHMS}
+    numbers = [number for name in names for number in _papers_of(_find(name, known))]
+    return "\n\n".join(papers()[number] for number in dict.fromkeys(numbers))
 
 
 @cache
 def papers() -> Mapping[str, str]:
     """Returns the BibTeX entry of every paper that the library knows, by arXiv number."""
     entries = re.split(r"\n(?=@)", PAPERS.read_text(encoding="utf-8"))
-    return {re.search(r"\{([\d.]+),", entry)[1]: entry.strip() for entry in entries}  # type: ignore[index]
+    found = [(re.findall(r"eprint = \{([\d.]+)\}", entry), entry.strip()) for entry in entries]
+    return {number: entry for (number,), entry in found}
 
 
 def _find(name: str, known: Mapping[str, Callable]) -> Callable:
     if name not in known:
-        raise ValueError(f"name={unknown(name, known, what='algorithm')}")
+        raise ValueError(unknown(name, known, what="algorithm"))
     return known[name]
 
 
