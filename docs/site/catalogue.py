@@ -80,7 +80,7 @@ def _factory(name: str) -> list[str]:
     told = about(name)
     flags = ", ".join(f"`--{key}={value}`" for key, value in told.settings.items()
                       if isinstance(value, bool | int | float | str))  # fmt: skip
-    inputs = ", ".join(f"`{argument}` ({mark})" for argument, mark in told.inputs.items())
+    inputs = ", ".join(f"`{argument}` (`{mark}`)" for argument, mark in told.inputs.items())
     factory = ALGORITHMS[name]
     return [
         f"## `{name}`",

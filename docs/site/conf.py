@@ -31,7 +31,7 @@ autodoc_class_signature = "mixed"
 napoleon_use_rtype = False
 napoleon_use_param = False
 add_module_names = False
-toc_object_entries = False  # else the page's contents list every name twice
+toc_object_entries_show_parents = "hide"
 
 html_theme = "furo"
 html_title = f"{project} {version}"

@@ -19,6 +19,7 @@ _SECTION = re.compile(r"(Args|Returns|Raises|Example|Examples|Yields):$")
 def setup(app: Any) -> dict[str, bool]:
     """Registers the conversion; it runs before that of napoleon."""
     app.connect("autodoc-process-docstring", _convert, priority=100)
+    app.connect("autodoc-process-signature", _shorten)
     return {"parallel_read_safe": True}
 
 
@@ -34,6 +35,16 @@ def _convert(app: Any, what: str, name: str, thing: Any, options: Any, lines: li
     ):
         lines.clear()  # made by `NamedTuple`, where there is no docstring
     lines[:] = [*to_rst(lines), *_fields(thing)]
+
+
+def _shorten(app: Any, what: str, name: str, thing: Any, options: Any, *given: Any) -> Any:
+    """The signature of a named tuple or a section; a list of its fields follows."""
+    del app, what, name, options
+    if isinstance(thing, type) and (hasattr(thing, "_fields") or dataclasses.is_dataclass(thing)):
+        optional = set(getattr(thing, "_field_defaults", ()))
+        names = getattr(thing, "_fields", None) or [f.name for f in dataclasses.fields(thing)]
+        return "(" + ", ".join(f"{n}=..." if n in optional else n for n in names) + ")", None
+    return given
 
 
 def to_rst(lines: list[str]) -> list[str]:

@@ -118,27 +118,21 @@ def _flags() -> str:
     ]
     for group in GROUPS:
         chosen = [flag for flag in FLAGS.values() if flag.group == group]
-        lines += [f"## {group}", "", TITLES[group], "", "| flag | default | field | what it is |"]
-        lines += ["| --- | --- | --- | --- |"]
+        lines += [f"## {group}", "", TITLES[group], ""]
         for flag in chosen:
-            choices = (
-                f"{', '.join(f'`{choice}`' for choice in flag.choices)}: " if flag.choices else ""
-            )
-            lines.append(
-                f"| `--{flag.name}` | {_default(flag.default)} | `{flag.path}` "
-                f"| {choices}{prose(flag.help)} |"
-            )
+            choices = "".join(f"`{choice}` or " for choice in flag.choices).removesuffix(" or ")
+            about = f"{choices}: {prose(flag.help)}" if choices else prose(flag.help)
+            lines.append(f"- `--{flag.name}{_default(flag.default)}`, `{flag.path}`: {about}")
         lines.append("")
-    lines += ["## algorithm", "", TITLES["algorithm"], "", "| flag | what it is |", "| --- | --- |"]
+    lines += ["## algorithm", "", TITLES["algorithm"], ""]
     values = absl_flags.FlagValues()
     define_own(ALGORITHMS, values)
     own = sorted(values.flags_by_module_dict()["algorithm"], key=lambda flag: flag.name)
-    lines += [f"| `--{flag.name}` | {prose(flag.help)} |" for flag in own]
+    lines += [f"- `--{flag.name}`: {prose(flag.help)}" for flag in own]
     return "\n".join([*lines, ""])
 
 
 def _default(value) -> str:
     if value is None or value in ("", (), {}):
         return ""
-    text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-    return f"`{text}`"
+    return f"={','.join(map(str, value)) if isinstance(value, list | tuple) else value}"
