@@ -3,9 +3,11 @@
 import re
 from itertools import groupby
 
+import wire
 from equations import typeset
 
 from fedjax_post.algorithms import ALGORITHMS
+from fedjax_post.report.table import format_bytes
 from fedjax_post.study import about, cite
 
 _CODE = re.compile(r"(`[^`]+`)")
@@ -13,8 +15,9 @@ _CODE = re.compile(r"(`[^`]+`)")
 
 def pages() -> dict[str, str]:
     """Returns Markdown by path: a page for each file of algorithms, and their table."""
-    found = {f"catalogue/{file}.md": _page(names) for file, names in _files().items()}
-    return {"catalogue/index.md": _index(), **found}
+    sizes = wire.sizes()
+    found = {f"catalogue/{file}.md": _page(names, sizes) for file, names in _files().items()}
+    return {"catalogue/index.md": _index(sizes), **found}
 
 
 def _files() -> dict[str, list[str]]:
@@ -26,14 +29,15 @@ def _files() -> dict[str, list[str]]:
     return files
 
 
-def _index() -> str:
+def _index(sizes: wire.Sizes) -> str:
     rows = []
     for file, names in _files().items():
         for name in names:
             told = about(name)
             paper = f"[{told.papers[0]}](https://arxiv.org/abs/{told.papers[0]})"
             title = prose(told.title.partition(": ")[2].rstrip("."))
-            rows.append(f"| [`{name}`]({file}.md) | {title} | {_access(told)} | {paper} |")
+            sent = " | ".join(map(format_bytes, sizes.of[name])) if name in sizes.of else " | "
+            rows.append(f"| [`{name}`]({file}.md) | {title} | {_access(told)} | {sent} | {paper} |")
     return "\n".join(
         [
             "# Algorithm catalogue",
@@ -41,9 +45,14 @@ def _index() -> str:
             f"The {len(ALGORITHMS)} registered algorithms. A page has the equations, every known "
             "deviation from the paper, what is sent, the arguments, and the citation.",
             "",
-            "| name | what it does | access | paper |",
-            "| --- | --- | --- | --- |",
+            "| name | what it does | access | down | up | paper |",
+            "| --- | --- | --- | --- | --- | --- |",
             *rows,
+            "",
+            "Down and up are the bytes of a client's first visit, by shape, with the default",
+            "adapter of the built-in model",
+            f"({format_bytes(sizes.adapter)}) and SGD on the clients.",
+            "What the others send is on their pages.",
             "",
             "Access is the least tier that the algorithm needs of each model:",
             "`TEXT` < `LOGITS` < `EMBEDDINGS` < `WEIGHTS` < `GRADIENTS`; see",
@@ -65,28 +74,31 @@ def _access(told) -> str:
                      for role, tier in told.access.items())  # fmt: skip
 
 
-def _page(names: list[str]) -> str:
+def _page(names: list[str], sizes: wire.Sizes) -> str:
     told = about(names[0])
     short, _, what = told.title.partition(": ")
     lines = [f"# {prose(short)}", "", prose(what[:1].upper() + what[1:]), "", head(told.text), ""]
     for name in names:
-        lines += _factory(name)
+        lines += _factory(name, sizes)
     known = ", ".join(f"`python -m experiments.cite {name}`" for name in names[:1])
     return "\n".join([*lines, "## Citation", "", f"As {known} prints it:", "", "```bibtex",
                       cite(names[0]), "```", ""])  # fmt: skip
 
 
-def _factory(name: str) -> list[str]:
+def _factory(name: str, sizes: wire.Sizes) -> list[str]:
     told = about(name)
     flags = ", ".join(f"`--{key}={value}`" for key, value in told.settings.items()
                       if isinstance(value, bool | int | float | str))  # fmt: skip
     inputs = ", ".join(f"`{argument}` (`{mark}`)" for argument, mark in told.inputs.items())
     factory = ALGORITHMS[name]
+    down, up = map(format_bytes, sizes.of.get(name, (0, 0)))
+    sent = f"- **Sent.** {down} down and {up} up, for an adapter of {format_bytes(sizes.adapter)}"
     return [
         f"## `{name}`",
         "",
         f"- **Command.** `python -m experiments.train --algorithm={name}`",
         f"- **Access.** {_access(told) or 'none'}",
+        *([sent] if name in sizes.of else []),
         f"- **Supplied by the program.** {inputs or 'nothing'}",
         f"- **Own flags, with defaults.** {flags or 'none'}",
         "",

@@ -13,13 +13,14 @@ from typing import Any
 from fedjax_post.study.fields import default_of, meaning_of
 
 _CODE = re.compile(r"(`[^`]+`)")
-_SECTION = re.compile(r"(Args|Returns|Raises|Example|Examples|Yields):$")
+_SECTION = re.compile(r"(Args|Attributes|Returns|Raises|Example|Examples|Yields):$")
 
 
 def setup(app: Any) -> dict[str, bool]:
     """Registers the conversion; it runs before that of napoleon."""
     app.connect("autodoc-process-docstring", _convert, priority=100)
     app.connect("autodoc-process-signature", _shorten)
+    app.connect("autodoc-skip-member", _skip)
     return {"parallel_read_safe": True}
 
 
@@ -35,6 +36,13 @@ def _convert(app: Any, what: str, name: str, thing: Any, options: Any, lines: li
     ):
         lines.clear()  # made by `NamedTuple`, where there is no docstring
     lines[:] = [*to_rst(lines), *_fields(thing)]
+
+
+def _skip(app: Any, what: str, name: str, member: Any, skip: bool, options: Any) -> bool | None:
+    """Leaves out fields, which are listed with their class: of named tuples, and with a default."""
+    del app, what, name, skip, options
+    is_field = type(member).__name__ == "_tuplegetter" or inspect.ismodule(member)
+    return True if is_field else None
 
 
 def _shorten(app: Any, what: str, name: str, thing: Any, options: Any, *given: Any) -> Any:
@@ -94,6 +102,8 @@ def escape(line: str) -> str:
 def _fields(thing: Any) -> list[str]:
     """The fields of a named tuple or of a section of an experiment, with their descriptions."""
     if not isinstance(thing, type):
+        return []
+    if "Attributes:" in (thing.__doc__ or ""):
         return []
     if dataclasses.is_dataclass(thing):
         told = [(f.name, _meaning(f)) for f in dataclasses.fields(thing)]

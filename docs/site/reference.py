@@ -15,6 +15,7 @@ from fedjax_post.experiments.flags.define import FLAGS, GROUPS, define_own
 from fedjax_post.experiments.flags.help import TITLES
 
 _FIRST = ("study", "core", "adapters", "data", "objectives", "privacy")  # the rest by name
+_OPTIONS = {"class": "   :members:", "function": "", "data": "   :no-value:"}
 _NOT_ROOMS = ("algorithms", "experiments")  # with pages of their own
 
 
@@ -79,7 +80,7 @@ def _room(room: str, guide: str) -> str:
         thing = getattr(module, name)
         kind = "class" if inspect.isclass(thing) else "function" if callable(thing) else "data"
         lines += [f".. auto{kind}:: {path}.{name}"]
-        lines += ["   :no-value:", ""] if kind == "data" else [""]
+        lines += [_OPTIONS[kind], ""]
     return "\n".join([*lines, "```", ""])
 
 

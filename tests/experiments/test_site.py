@@ -18,7 +18,7 @@ GUIDE = (ROOT / "docs" / "rooms.md").read_text(encoding="utf-8")
 def made(monkeypatch):
     """The modules that make the pages; they need no Sphinx."""
     monkeypatch.syspath_prepend(SITE)
-    names = ("equations", "catalogue", "reference", "docstrings")
+    names = ("wire", "equations", "catalogue", "reference", "docstrings")
     return {name: importlib.import_module(name) for name in names}
 
 
@@ -60,6 +60,17 @@ def test_the_catalogue_has_every_algorithm(made):
 def test_every_flag_is_listed(made):
     text = made["reference"].pages(GUIDE)["reference/flags.md"]
     assert [name for name in FLAGS if not re.search(rf"^- `--{name}[=`]", text, re.MULTILINE)] == []
+
+
+def test_sizes_are_in_adapters(made):
+    """FedAvg sends an adapter each way and the weight of a client; the others relate to it."""
+    sizes = made["wire"].sizes()
+    one, weight = sizes.adapter, 4
+    assert sizes.of["fed_avg"] == (one, one + weight)
+    assert sizes.of["scaffold"] == (2 * one, 2 * one + weight)
+    assert sizes.of["ffa_lora"] == (one // 2, one // 2 + weight)
+    assert sizes.of["fed_k_seed"] == (4 * 1024, 4 * 1024 + weight)
+    assert not {"fed_bpt", "bdpl", "offsite_tuning"} & sizes.of.keys()
 
 
 @pytest.mark.parametrize(
