@@ -10,8 +10,9 @@ from fedjax_post.experiments.flags.define import FLAGS, GROUPS, Flag
 from fedjax_post.study.fields import unknown
 from fedjax_post.study.spec import SECTIONS
 
-_TITLES = {name: (kind.__doc__ or "").split("\n")[0] for name, kind in SECTIONS.items()}
-_MORE = {
+# group of flags -> what it is about
+TITLES = {
+    **{name: (kind.__doc__ or "").split("\n")[0] for name, kind in SECTIONS.items()},
     "experiment": "Flags of the whole experiment.",
     "algorithm": "Arguments of the algorithms.",
 }
@@ -54,7 +55,7 @@ def text(about: str, which: str, values: flags.FlagValues, own: Sequence[str] = 
     for group in chosen:
         if group not in groups:
             raise ValueError(f"--help={unknown(group, groups, what='group of flags')}")
-        lines += [(_TITLES | _MORE)[group], ""]
+        lines += [TITLES[group], ""]
         if group == "algorithm":
             found = values.flags_by_module_dict().get(group, ())
             lines += [_absl_line(flag) for flag in sorted(found, key=lambda flag: flag.name)]

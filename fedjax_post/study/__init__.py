@@ -6,6 +6,7 @@ Example:
   for state, record in job.run(): ...
 """
 
+from fedjax_post.study.algorithm_heads import About, about, cite
 from fedjax_post.study.attack import Attacked, attack
 from fedjax_post.study.carry_out import carry_out
 

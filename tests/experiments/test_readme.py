@@ -20,9 +20,13 @@ from fedjax_post.study.factories import own_parameters
 from fedjax_post.testing import Case, toy_loss
 
 ROOT = Path(__file__).parent.parent.parent
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+# docs/site has what Sphinx alone reads
+_DOCS = [p for p in (ROOT / "docs").rglob("*.md") if "site" not in p.relative_to(ROOT).parts]
+PAGES = sorted([*ROOT.glob("*.md"), *_DOCS])
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+_PYTHON = re.compile(r"```python\n(.*?)```", re.DOTALL)  # ```py is another library's
+BLOCKS = _PYTHON.findall(README)
+WITH_BLOCKS = [page for page in _DOCS if _PYTHON.search(page.read_text(encoding="utf-8"))]
 # Flags of programs that are of no experiment
 _PROGRAMS = {
     *("flagfile", "help", "helpfull", "output_dir", "resume", "spec", "trust_code", "dry_run"),
@@ -50,6 +54,17 @@ def test_each_block_of_the_readme_runs_by_itself(block, tmp_path):
         mean, sent = done.stdout.split()
         assert float(mean) == pytest.approx(1, abs=1e-3)
         assert sent == "24"
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("page", WITH_BLOCKS, ids=lambda page: page.stem)
+def test_the_blocks_of_a_page_run_as_one_program(page, tmp_path):
+    """In order, in a folder of its own, as somebody who follows the page would."""
+    blocks = _PYTHON.findall(page.read_text(encoding="utf-8"))
+    (tmp_path / "followed.py").write_text("\n".join(blocks), encoding="utf-8")
+    command = [sys.executable, "-c", "import followed"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_the_algorithm_of_the_readme_is_fed_avg(tmp_path, monkeypatch):
