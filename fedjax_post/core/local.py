@@ -34,14 +34,14 @@ class OwnGradient(NamedTuple):
         )
 
 
-def of_part(loss_fn: LossFn, whole_fn: Callable) -> LossFn:
+def of_part(loss_fn: LossFn | OwnGradient, whole_fn: Callable) -> Any:
     """Returns the loss of the parameters `whole_fn(part)`; it keeps a rule of its gradient."""
     if isinstance(loss_fn, OwnGradient):
         return loss_fn._replace(loss_fn=of_part(loss_fn.loss_fn, whole_fn))
     return lambda part, *rest: loss_fn(whole_fn(part), *rest)
 
 
-def _gradient_of(loss_fn: LossFn) -> Callable:
+def _gradient_of(loss_fn: LossFn | OwnGradient) -> Callable:
     if isinstance(loss_fn, OwnGradient):
         return loss_fn.rule(loss_fn.loss_fn)
     return jax.grad(loss_fn, has_aux=True)

@@ -2,13 +2,18 @@
 
 An `Account` states how rounds are drawn and noised, and therefore whose data the guarantee hides
 and between which populations; `privacy.accounts` has one for each case. Google's `dp_accounting`
-composes the rounds; its numbers are upper bounds. It comes with the extra `[privacy]`.
+composes the rounds; its numbers are upper bounds, and exact for rounds without sampling. It comes
+with the extra `[privacy]`.
 """
 
 import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
+
+LOSSES = "privacy loss distributions"
+RENYI = "Renyi divergences"
+EXACT = "one exact Gaussian mechanism"  # Balle and Wang 2018, arXiv:1805.06530
 
 _TOLERANCE = 1e-3  # of the calibrated noise multiplier
 
@@ -22,7 +27,7 @@ class Account(NamedTuple):
     neighbours: str  # how two populations differ that are hard to tell apart
     sampling: str  # what the account assumes of it
     trust: str  # who is trusted with what
-    renyi: bool = False  # composed by Renyi divergences, else by privacy loss distributions
+    by: str = LOSSES  # how rounds are composed; EXACT needs repeated Gaussian events
     replaces: bool = False  # neighbours of `dp_accounting`: one replaced, else one added or removed
 
 
@@ -51,6 +56,9 @@ def epsilon_of(noise_multiplier: float, account: Account, *, delta: float, round
     if noise_multiplier == 0:
         return math.inf
     event = account.event(noise_multiplier, rounds)
+    if account.by == EXACT:
+        sigma = event.event.noise_multiplier / math.sqrt(event.count)
+        return float(library().get_epsilon_gaussian(sigma, delta))
     return float(_accountant(account).compose(event).get_epsilon(delta))
 
 
@@ -70,6 +78,9 @@ def noise_for(epsilon: float, account: Account, *, delta: float, rounds: int) ->
     if not epsilon > 0:
         raise ValueError(f"epsilon={epsilon:g} must be positive")
     _check_delta(delta)
+    if account.by == EXACT:
+        sigma, event = library().get_sigma_gaussian(epsilon, delta), account.event(1.0, rounds)
+        return float(sigma * math.sqrt(event.count) / event.event.noise_multiplier)
     found = library().calibrate_dp_mechanism(
         lambda: _accountant(account),
         lambda noise: account.event(noise, rounds) if noise else library().NonPrivateDpEvent(),
@@ -108,7 +119,7 @@ def _check_delta(delta: float) -> None:
 
 
 def _accountant(account: Account) -> Any:
-    if not account.renyi:
+    if account.by == LOSSES:
         return library().pld.PLDAccountant()
     relations = library().NeighboringRelation
     relation = relations.REPLACE_ONE if account.replaces else relations.ADD_OR_REMOVE_ONE

@@ -17,7 +17,7 @@ a person only if no person's rows are at several clients.
 import math
 from typing import Any
 
-from fedjax_post.privacy.accounting import Account, library
+from fedjax_post.privacy.accounting import EXACT, RENYI, Account, library
 
 _CLIENT = "client, with all its rows"
 _BY_SERVER = "the server is trusted with all uploads, and to add the noise"
@@ -27,7 +27,7 @@ def poisson(*, cohort_size: float, population: int) -> Account:
     """Returns the account of rounds to which every client is drawn independently.
 
     Args:
-      cohort_size: expected clients in a round; equal to the population, it is that of `full`.
+      cohort_size: expected clients in a round.
       population: number of clients.
 
     Raises:
@@ -46,11 +46,12 @@ def poisson(*, cohort_size: float, population: int) -> Account:
 def full() -> Account:
     """Returns the account of rounds in which all clients take part."""
     return Account(
-        event=lambda noise, rounds: _repeated(_sampled(noise, 1.0), rounds),
+        event=lambda noise, rounds: _repeated(_gaussian(noise), rounds),
         unit=_CLIENT,
         neighbours="add or remove one client",
         sampling="all clients in every round",
         trust=_BY_SERVER,
+        by=EXACT,
     )
 
 
@@ -71,8 +72,9 @@ def fixed_size(*, cohort_size: int, population: int) -> Account:
     share = _share(cohort_size, population)
 
     def event(noise, rounds):
-        gaussian = library().GaussianDpEvent(noise / 2)
-        one = library().SampledWithoutReplacementDpEvent(population, cohort_size, gaussian)
+        one = library().SampledWithoutReplacementDpEvent(
+            population, cohort_size, _gaussian(noise / 2)
+        )
         return _repeated(one, rounds)
 
     return Account(
@@ -81,7 +83,7 @@ def fixed_size(*, cohort_size: int, population: int) -> Account:
         neighbours="replace one client by another; the number of clients is public",
         sampling=f"{cohort_size:g} clients without replacement, a share of {share:.3g}",
         trust=_BY_SERVER,
-        renyi=True,
+        by=RENYI,
         replaces=True,
     )
 
@@ -134,7 +136,7 @@ def shares() -> Account:
         sampling="not counted, since the server sees who takes part",
         trust="the clients are trusted to add the noise, and a client that works with the server "
         "takes its share of the noise away",
-        renyi=True,
+        by=RENYI,
     )
 
 
@@ -145,12 +147,13 @@ def uploads() -> Account:
     more noise than with a trusted server.
     """
     return Account(
-        event=lambda noise, rounds: _repeated(_sampled(noise / 2, 1.0), rounds),
+        event=lambda noise, rounds: _repeated(_gaussian(noise / 2), rounds),
         unit=_CLIENT + ", in each of its uploads",
         neighbours="the client holds any other rows",
         sampling="not counted, since the server sees who takes part; a client is counted in "
         "every round",
         trust="nobody but the client itself, which adds the noise",
+        by=EXACT,
     )
 
 
@@ -167,11 +170,12 @@ def row_steps(passes: int) -> Account:
     if passes < 1:
         raise ValueError(f"passes must be at least 1, got {passes}")
     return Account(
-        event=lambda noise, rounds: _repeated(_sampled(noise, 1.0), passes * rounds),
+        event=lambda noise, rounds: _repeated(_gaussian(noise), passes * rounds),
         unit="row of a client",
         neighbours="one row has its gradient, or none; the number of rows is public",
         sampling=f"not counted; a row is counted {passes} times in every round",
         trust="the client that holds the row, which adds the noise; the server needs no trust",
+        by=EXACT,
     )
 
 
@@ -184,8 +188,11 @@ def _share(cohort_size: float, population: int) -> float:
 
 
 def _sampled(noise: float, share: float) -> Any:
-    one = library().GaussianDpEvent(noise)
-    return library().PoissonSampledDpEvent(share, one) if share < 1 else one
+    return library().PoissonSampledDpEvent(share, _gaussian(noise))
+
+
+def _gaussian(noise: float) -> Any:
+    return library().GaussianDpEvent(noise)
 
 
 def _repeated(event: Any, count: int) -> Any:

@@ -66,7 +66,7 @@ def nobody() -> Sampler:
     return lambda population, rng: np.zeros(0, np.int64)
 
 
-def at_most(sampler: Sampler, count: int) -> Sampler:
+def at_most(sampler: Any, count: int) -> Any:
     """Returns a sampler that keeps `count` random clients of each cohort: those answered.
 
     Raises:
@@ -84,7 +84,7 @@ def at_most(sampler: Sampler, count: int) -> Sampler:
     return sample
 
 
-def without(sampler: Sampler, client_ids: Sequence[int]) -> Sampler:
+def without(sampler: Any, client_ids: Sequence[int]) -> Any:
     """Returns a sampler that removes some clients from each cohort, with the draw unchanged."""
     if isinstance(sampler, ByRound):
         return ByRound(lambda round: without(sampler.of(round), client_ids))

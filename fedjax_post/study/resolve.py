@@ -7,7 +7,7 @@ from fedjax_post.study import (
     objectives,
     pace,
     precision,
-    private,
+    private_checks,
     prompts,
     secure,
     wires,
@@ -35,7 +35,7 @@ def resolve(spec: Spec) -> Spec:
         pace.check,
         wires.check,
         prompts.check,
-        private.check,
+        private_checks.check,
         secure.check,
         hosting.check,
     ):
