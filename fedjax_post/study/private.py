@@ -9,6 +9,7 @@ from fedjax_post.core.algorithm import Algorithm
 from fedjax_post.core.engine import State
 from fedjax_post.data.load import Loaded
 from fedjax_post.privacy import Account, accounts
+from fedjax_post.privacy.adaptive import split_noise
 from fedjax_post.simulate.record import Callback, Record
 from fedjax_post.study import private_checks
 from fedjax_post.study.private_checks import is_on as is_on
@@ -218,6 +219,8 @@ def _deviation(promised: Guarantee, spec: Spec) -> str:
     if promised.noise_at == "client":
         return f"deviation {noise * promised.bound:.2g} on each coordinate of an upload"
     cohort_size = promised.cohort_size * promised.scale
+    if promised.quantile is not None:
+        noise = float(split_noise(noise, cohort_size)[0])
     deviation = privacy.noise_deviation(noise, bound=promised.bound, cohort_size=cohort_size)
     over = f", {promised.bands} bands over rounds" if promised.bands > 1 else ""
     return (
