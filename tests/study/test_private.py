@@ -59,7 +59,7 @@ def test_the_account_of_cyclic_cohorts_knows_their_groups(data):
 
 
 def test_the_noise_of_a_larger_cohort_is_said_to_be_simulated(data):
-    spec, made = promise_of(data, noise_cohort=500, sampling="uniform")
+    spec, made = promise_of(data, noise_cohort=500, sampling="uniform", delta=1e-4)
     assert (made.cohort_size, made.population, made.scale) == (500, 2000, 0.01)
     told = private.describe(made._replace(bound=0.5), spec)
     assert "SIMULATED" in told[-1]
