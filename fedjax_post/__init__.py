@@ -11,7 +11,7 @@ from fedjax_post.core.access import Access, AccessError
 from fedjax_post.core.engine import State, broadcast, deployed, finish, init, serve
 from fedjax_post.data.batches import ArrayClients, TokenClients
 from fedjax_post.simulate.asynchronous import Buffer
-from fedjax_post.simulate.cohort import full, poisson, uniform
+from fedjax_post.simulate.cohort import cyclic, full, poisson, uniform
 from fedjax_post.simulate.feed import chunks, pooled
 from fedjax_post.simulate.host import host
 from fedjax_post.simulate.identity import identify

@@ -190,9 +190,7 @@ def train(
     moving = Factors(None, None)._replace(**{only: getattr(start, only)}) if only else start
     fill = lambda new: Factors(*(h if n is None else n for n, h in zip(new, start, strict=True)))
 
-    def loss(moving, model, batch, key):
-        return loss_fn(join(fill(moving)), model, batch, key)
-
+    loss = local.of_part(loss_fn, lambda moving: join(fill(moving)))
     moved, _, metrics = local.local_steps(loss, tx, moving, own, data, ctx)
     return Trained(widen(start, model, own), widen(fill(moved), model, own), metrics)
 

@@ -5,7 +5,7 @@ start of the visit) and `round`, in addition to those that the algorithm passes.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,38 @@ import optax
 
 from fedjax_post.core.algorithm import ClientData, Context, Metrics, PyTree, mean_of
 from fedjax_post.core.world import LossFn
+
+
+class OwnGradient(NamedTuple):
+    """A loss whose gradient is computed by a rule of its own, such as `privacy.private_rows`.
+
+    An algorithm may only pass it to `local_steps`. One that evaluates it or differentiates it
+    otherwise would go around the rule, and raises an error when it is traced.
+    """
+
+    loss_fn: LossFn
+    # loss -> function (params, model, batch, key) -> (gradient, metrics)
+    rule: Callable[[LossFn], Callable]
+
+    def __call__(self, *given: Any) -> Any:
+        """Raises ValueError."""
+        raise ValueError(
+            "this algorithm evaluates the loss outside local gradient steps, which the rule of "
+            "its gradient does not cover; use one whose clients only take such steps, as fed_avg"
+        )
+
+
+def of_part(loss_fn: LossFn | OwnGradient, whole_fn: Callable) -> Any:
+    """Returns the loss of the parameters `whole_fn(part)`; it keeps a rule of its gradient."""
+    if isinstance(loss_fn, OwnGradient):
+        return loss_fn._replace(loss_fn=of_part(loss_fn.loss_fn, whole_fn))
+    return lambda part, *rest: loss_fn(whole_fn(part), *rest)
+
+
+def _gradient_of(loss_fn: LossFn | OwnGradient) -> Callable:
+    if isinstance(loss_fn, OwnGradient):
+        return loss_fn.rule(loss_fn.loss_fn)
+    return jax.grad(loss_fn, has_aux=True)
 
 
 def local_steps(
@@ -38,7 +70,7 @@ def local_steps(
     [0.75] 2.0
 
     Args:
-      loss_fn: `(params, model, batch, key) -> (loss, metrics)`.
+      loss_fn: `(params, model, batch, key) -> (loss, metrics)`, or an `OwnGradient`.
       tx: the local optimizer.
       params: the initial parameters; also passed to `tx` as `anchor`.
       model: the frozen model.
@@ -81,10 +113,11 @@ def continued_steps(
     """
     tx = optax.with_extra_args_support(tx)
     extra = {"anchor": carry[0], "round": ctx.round, **extra}
+    grad_fn = _gradient_of(loss_fn)
 
     def step(carry, batch, key):
         params, opt_state = carry
-        grads, metrics = jax.grad(loss_fn, has_aux=True)(params, model, batch, key)
+        grads, metrics = grad_fn(params, model, batch, key)
         updates, opt_state = tx.update(grads, opt_state, params, **extra)
         return (optax.apply_updates(params, updates), opt_state), metrics
 

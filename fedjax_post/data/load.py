@@ -131,6 +131,7 @@ def assemble(
       ValueError: as `make_table`, and if the rows cannot be divided among the clients.
     """
     others = () if rejected is None else (rejected,)
+    named = match_columns(splits.train.column_names, text.columns).client
     splits = read_used(splits, columns, template=text.template, others=others)
     splits = hold_out(splits, population.heldout_fraction, seed=population.seed)
     available = len(splits.train)
@@ -173,6 +174,7 @@ def assemble(
         "splits": sizes,
         "not_chosen": available - len(splits.train),
         "template": text.template,
+        "unused_client_column": named if columns.client is None else None,
         "columns": {role: name for role, name in columns._asdict().items() if name},
         **table.notes._asdict(),
         **_describe_heldout(heldout, parted, shares.heldout_by),

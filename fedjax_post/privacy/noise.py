@@ -27,6 +27,8 @@ Differential Privacy", CCS 2012). All runs of a sweep draw the same noise.
 """
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -37,6 +39,8 @@ from fedjax_post.core.aggregates import fixed_mean
 from fedjax_post.core.algorithm import Algorithm, Around, PyTree, Server, Uplink
 from fedjax_post.core.compose import check_may, check_one_value
 from fedjax_post.core.uplinks import chain, clip
+from fedjax_post.privacy.adaptive import Marked, follow_quantile, split_noise
+from fedjax_post.privacy.correlated import Correlation, independent
 
 _STREAM = 0x6E6F6973  # separates the keys of noise from other keys of the same seed
 
@@ -46,17 +50,25 @@ class Noised(NamedTuple):
 
     rounds: jax.Array  # (), int32: rounds so far
     inner: PyTree  # the state of the algorithm's own server
+    memory: PyTree = ()  # of correlated noise
 
 
 def private(
-    base: Algorithm, *, clip_norm: float, noise_multiplier: float, cohort_size: float, seed: int
+    base: Algorithm,
+    *,
+    clip_norm: float,
+    noise_multiplier: float,
+    cohort_size: float,
+    seed: int,
+    clip_quantile: float | None = None,
+    correlation: Correlation | None = None,
 ) -> Algorithm:
     """Returns the algorithm with differential privacy at the level of a client.
 
     The server must learn from one mean value. With noise 0 and a clip that changes nothing, it
     is the algorithm with clients of equal weight and a fixed denominator. A round reveals as much
-    about one client as one Gaussian mechanism of multiplier `noise_multiplier` on a Poisson
-    sample, see `privacy.epsilon_of`; clients must be drawn by Poisson sampling, or all take part.
+    about one client as one Gaussian mechanism of multiplier `noise_multiplier` on the clients that
+    are drawn. `privacy.accounts` has the account of each way to draw them.
 
     >>> import optax
     >>> from fedjax_post.algorithms.fed_avg import fed_avg
@@ -68,41 +80,49 @@ def private(
 
     Args:
       base: the algorithm; a fixed mean replaces its aggregate.
-      clip_norm: largest norm of a client's whole value, over all its leaves.
+      clip_norm: largest norm of a client's whole value, over all its leaves; with
+        `clip_quantile`, that of the first round.
       noise_multiplier: standard deviation of the noise on the sum, divided by the largest norm
         of a client's decoded value: `clip_norm`, or the bound that the links make of it.
       cohort_size: expected number of clients in a round, the denominator.
       seed: seed of the noise.
+      clip_quantile: the clip norm follows this quantile of the norms of clients' values, in
+        (0, 1), at the same epsilon; see `privacy.adaptive`. None: it is constant.
+      correlation: of the noise over rounds, such as `banded`; None: independent. Correlated
+        noise needs clients that are drawn by `simulate.cohort.cyclic`.
 
     Returns:
-      An algorithm whose server also counts rounds. Shapes of messages and bytes are unchanged.
+      An algorithm whose server also counts rounds. Shapes of messages and bytes are unchanged,
+      but for 4 bytes each way with `clip_quantile`.
 
     Raises:
       ValueError: if a number is out of range, or the algorithm cannot be made private this way.
     """
-    for name, value in (("clip_norm", clip_norm), ("cohort_size", cohort_size)):
-        if not 0 < value < math.inf:
-            raise ValueError(f"{name} must be positive and finite, got {value}")
-    if isinstance(noise_multiplier, int | float) and not 0 <= noise_multiplier < math.inf:
-        raise ValueError(
-            f"noise_multiplier must be finite and not negative, got {noise_multiplier}"
-        )
+    check_numbers(clip_norm=clip_norm, cohort_size=cohort_size, noise_multiplier=noise_multiplier)
     for what in (Around.LINK, Around.EQUAL, Around.SCALE, Around.NOISE):
         check_may(base, what, "noise")
     check_one_value(base, "noise")
     if base.uplink.first:
         raise ValueError("private adds a clip of its own; leave clip out of the links")
-    uplink = _floats_only(chain(clip(clip_norm), base.uplink))
-    if not math.isfinite(bound := uplink.bound(math.inf)):
+    unit = clip_norm if clip_quantile is None else 1.0  # values are sent over the clip norm
+    link = chain(clip(unit), base.uplink)
+    if not math.isfinite(bound := link.bound(math.inf)):
         raise ValueError(
             "noise cannot cover these links: one of them sends what earlier rounds lost, so that "
             "nothing bounds what a client sends; leave error_feedback and ef21 out"
         )
-    deviation = noise_deviation(noise_multiplier, bound=bound, cohort_size=cohort_size)
+    base = base._replace(uplink=floats_only(link, "noise"))
+    deviate = partial(noise_deviation, bound=bound, cohort_size=cohort_size)
+    deviations = lambda value: jax.tree.map(lambda x: deviate(noise_multiplier), value)
+    if clip_quantile is not None:
+        base = follow_quantile(base, start=clip_norm, quantile=clip_quantile)
+        of_values, of_count = split_noise(noise_multiplier, cohort_size)
+        deviations = lambda marked: Marked(
+            jax.tree.map(lambda x: deviate(of_values), marked.value), of_count / cohort_size
+        )
     return base._replace(
-        uplink=uplink,
         aggregate=fixed_mean(cohort_size),
-        server=_noisy(base.server, deviation, seed),
+        server=_noisy(base, deviations, seed, correlation or independent()),
         refuses={
             **base.refuses,
             Around.STALE: "its privacy accounting assumes that each round draws a new cohort",
@@ -123,31 +143,51 @@ def noise_deviation(noise_multiplier: Any, *, bound: float, cohort_size: float) 
     return noise_multiplier * bound / cohort_size
 
 
-def _noisy(server: Server, deviation: Any, seed: int) -> Server:
-    def init(shared):
-        return Noised(jnp.zeros((), jnp.int32), server.init(shared))
+def floats_only(link: Uplink, name: str) -> Uplink:
+    """Returns the link, whose `init` refuses values with leaves that clipping does not bound.
 
-    def update(value, state, shared):
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _STREAM), state.rounds)
-        drawn = optax.tree.random_like(key, value, jax.random.normal)
-        value = jax.tree.map(lambda x, z: x + deviation * z, value, drawn)
-        shared, inner = server.update(value, state.inner, shared)
-        return shared, Noised(state.rounds + 1, inner)
-
-    return Server(init, update)
-
-
-def _floats_only(link: Uplink) -> Uplink:
-    """Returns the link, whose `init` refuses values with leaves that clipping does not bound."""
+    `name` describes, in the message, what cannot be used with such values.
+    """
 
     def init(like):
         others = {str(x.dtype) for x in jax.tree.leaves(like)}
-        others = {name for name in others if not jnp.issubdtype(name, jnp.floating)}
+        others = {kind for kind in others if not jnp.issubdtype(kind, jnp.floating)}
         if others:
             raise ValueError(
-                "noise cannot be used with this algorithm: it sends values of type "
+                f"{name} cannot be used with this algorithm: it sends values of type "
                 f"{', '.join(sorted(others))}, which clipping does not bound"
             )
         return link.init(like)
 
     return link._replace(init=init)
+
+
+def check_numbers(*, noise_multiplier: Any, **positive: float) -> None:
+    """Raises ValueError for a noise multiplier or another number out of range."""
+    for name, value in positive.items():
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name} must be positive and finite, got {value}")
+    if isinstance(noise_multiplier, int | float) and not 0 <= noise_multiplier < math.inf:
+        raise ValueError(
+            f"noise_multiplier must be finite and not negative, got {noise_multiplier}"
+        )
+
+
+def _noisy(
+    base: Algorithm, deviations: Callable[[PyTree], PyTree], seed: int, correlation: Correlation
+) -> Server:
+    def init(shared):
+        like = base.value_like(shared)
+        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), like)
+        inner = base.server.init(shared)
+        return Noised(jnp.zeros((), jnp.int32), inner, correlation.init(like))
+
+    def update(value, state, shared):
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _STREAM), state.rounds)
+        drawn = optax.tree.random_like(key, value, jax.random.normal)
+        noise, memory = correlation.next(drawn, state.memory)
+        value = jax.tree.map(lambda x, d, z: x + d * z, value, deviations(value), noise)
+        shared, inner = base.server.update(value, state.inner, shared)
+        return shared, Noised(state.rounds + 1, inner, memory)
+
+    return Server(init, update)

@@ -76,10 +76,13 @@ def _costs(summary: Summary) -> list[str]:
     if summary.get("virtual_seconds") is not None:
         lines.append(f"virtual    {summary['virtual_seconds']:,.4g} seconds on clients' own time")
     if (private := summary.get("privacy")) is not None:
-        lines.append(
-            f"privacy    ({private['epsilon']:.3g}, {private['delta']:.2g}) of each client; the "
-            "numbers in this table are not covered"
-        )
+        lines += [
+            f"privacy    ({private['epsilon']:.3g}, {private['delta']:.2g}) of each "
+            f"{private['unit']}; neighbours: {private['neighbours']}",
+            f"           sampling: {private['sampling_accounted']}; the numbers in this table are "
+            "not covered",
+        ]
+        lines += [f"           {note}" for note in [private["simulated"]] if note]
     if (secure := summary.get("secure_sum")) is not None:
         lines.append(
             f"secure     sums of {secure['threshold']} clients or more; "

@@ -1,7 +1,7 @@
 """Simulated federations: the only place that maps over clients and carries out rounds."""
 
 from fedjax_post.simulate.asynchronous import Buffer
-from fedjax_post.simulate.cohort import full, poisson, uniform
+from fedjax_post.simulate.cohort import cyclic, full, poisson, uniform
 from fedjax_post.simulate.host import host
 from fedjax_post.simulate.identity import identify
 from fedjax_post.simulate.plan import Plan

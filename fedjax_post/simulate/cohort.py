@@ -1,19 +1,29 @@
 """Samplers of the clients of a round, and the layout of a cohort in chunks."""
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 # (population, rng) -> distinct client ids, int64
-Sampler = Callable[[int, np.random.Generator], np.ndarray]
+Draw = Callable[[int, np.random.Generator], np.ndarray]
 
 
-def full() -> Sampler:
+class ByRound(NamedTuple):
+    """A sampler that draws differently in each round."""
+
+    of: Callable[[int], Draw]  # round, from 0 -> how its cohort is drawn
+
+
+Sampler = Draw | ByRound
+
+
+def full() -> Draw:
     """Returns a sampler of all clients in every round."""
     return lambda population, rng: np.arange(population)
 
 
-def uniform(size: int) -> Sampler:
+def uniform(size: int) -> Draw:
     """Returns a sampler of `size` clients per round, drawn uniformly without replacement.
 
     Raises:
@@ -36,7 +46,7 @@ def uniform(size: int) -> Sampler:
     return sample
 
 
-def poisson(expected: float) -> Sampler:
+def poisson(expected: float) -> Draw:
     """Returns a sampler that takes each client independently, `expected` of them on average.
 
     Raises:
@@ -57,6 +67,41 @@ def poisson(expected: float) -> Sampler:
     return sample
 
 
+def cyclic(expected: float, groups: int) -> ByRound:
+    """Returns a sampler that draws from one group of clients after another, as Poisson does.
+
+    Group g holds the clients whose id is g modulo `groups`, and has its turn in every round that
+    is g modulo `groups`. So `groups` rounds or more lie between two visits of a client.
+
+    Raises:
+      ValueError: if a number is not positive; at a draw, if `expected` exceeds the population
+        over `groups`.
+
+    >>> sampler = cyclic(2, groups=3)
+    >>> [draw(sampler, 6, seed=0, round=round).tolist() for round in range(4)]
+    [[0, 3], [1, 4], [2, 5], [0, 3]]
+    """
+    if expected <= 0 or groups < 1:
+        raise ValueError(
+            f"expected cohort size and groups must be positive, got {expected} and {groups}"
+        )
+
+    def sample_in(round):
+        def sample(population, rng):
+            if expected * groups > population:
+                raise ValueError(
+                    f"cohort size {expected} in {groups} groups exceeds the population of "
+                    f"{population} clients; lower `cohort_size` to at most {population // groups}"
+                )
+            group = np.arange(round % groups, population, groups)
+            size = rng.binomial(len(group), expected * groups / population)
+            return np.sort(rng.choice(group, size, replace=False))
+
+        return sample
+
+    return ByRound(sample_in)
+
+
 def draw(sampler: Sampler, population: int, *, seed: int, round: int) -> np.ndarray:
     """Returns the cohort of one round, ids `[cohort]` int64; it depends on seed and round alone.
 
@@ -66,6 +111,8 @@ def draw(sampler: Sampler, population: int, *, seed: int, round: int) -> np.ndar
       seed: of the run.
       round: from 0.
     """
+    if isinstance(sampler, ByRound):
+        sampler = sampler.of(round)
     return sampler(population, np.random.default_rng((seed, 0, round)))
 
 

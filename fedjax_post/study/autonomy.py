@@ -17,7 +17,7 @@ is reported for it. A method that trains on a stand-in (an emulator) continues t
 cannot serve: its result belongs in a model that the owner holds.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -26,9 +26,9 @@ import numpy as np
 
 from fedjax_post.core.access import Access
 from fedjax_post.disclosure.ledger import asks, serves_elsewhere
+from fedjax_post.simulate.cohort import ByRound, Sampler
 
 PyTree = Any
-Sampler = Callable[[int, np.random.Generator], np.ndarray]  # as in `simulate.cohort`
 
 EXCLUSIONS = ("excluded_region", "excluded_price", "excluded_licence")
 DRILLS = ("shutdown", "changed", "rate_limited", "refused", *EXCLUSIONS, "artefact")
@@ -66,7 +66,7 @@ def nobody() -> Sampler:
     return lambda population, rng: np.zeros(0, np.int64)
 
 
-def at_most(sampler: Sampler, count: int) -> Sampler:
+def at_most(sampler: Any, count: int) -> Any:
     """Returns a sampler that keeps `count` random clients of each cohort: those answered.
 
     Raises:
@@ -74,6 +74,8 @@ def at_most(sampler: Sampler, count: int) -> Sampler:
     """
     if count < 1:
         raise ValueError(f"rate_limit={count} admits no client; use drills=shutdown for that")
+    if isinstance(sampler, ByRound):
+        return ByRound(lambda round: at_most(sampler.of(round), count))
 
     def sample(population, rng):
         cohort = sampler(population, rng)
@@ -82,8 +84,10 @@ def at_most(sampler: Sampler, count: int) -> Sampler:
     return sample
 
 
-def without(sampler: Sampler, client_ids: Sequence[int]) -> Sampler:
+def without(sampler: Any, client_ids: Sequence[int]) -> Any:
     """Returns a sampler that removes some clients from each cohort, with the draw unchanged."""
+    if isinstance(sampler, ByRound):
+        return ByRound(lambda round: without(sampler.of(round), client_ids))
     left_out = np.asarray(client_ids, np.int64)
 
     def sample(population, rng):

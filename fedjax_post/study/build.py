@@ -123,6 +123,7 @@ def _make_algorithm(
 ) -> tuple[Algorithm, private.Guarantee | None, secure.Agreed | None]:
     """Returns the algorithm with all that goes around it, its privacy, and its secure sums."""
     population, prefix = len(data.clients), rows.shared_tokens(data)
+    promised = private.promise(spec, data, cohort_size=rows.cohort_size(spec, population))
 
     def loss_of(made: Algorithm) -> Callable:
         whole = objectives.loss_of(spec, made) or prompts.loss_of(
@@ -134,6 +135,7 @@ def _make_algorithm(
         spec,
         participation=_participation(spec, population),
         loss_of=loss_of,
+        guard_fn=lambda loss_fn: private.guard_loss(loss_fn, spec, promised),
         given=prompts.token_arguments(spec, factories.find_factory(spec.method.name), tokenizer),
     )
     # Places left after the longest row, whose last token is never an input
@@ -142,10 +144,7 @@ def _make_algorithm(
         spec, algorithm, tokenizer, room=left, longest=longest, prefix=prefix
     )
     algorithm = wires.around(algorithm, spec, population=population)
-    cohort_size = rows.cohort_size(spec, population)
-    algorithm, promised = private.around(
-        algorithm, spec, population=population, cohort_size=cohort_size
-    )
+    algorithm, promised = private.around(algorithm, spec, promised)
     algorithm, agreed = secure.around(
         algorithm, spec, promised, population=population, report=data.report
     )

@@ -82,7 +82,7 @@ def _about(parts: Parts, scores: Mapping[str, Scores]) -> artefact.About:
         ("seed", str(spec.seed)),
     ]
     if parts.promised is not None:
-        facts.append(("privacy", private.describe(parts.promised, spec.training.rounds)))
+        facts.append(("privacy", "; ".join(private.describe(parts.promised, spec))))
     if parts.agreed is not None:
         facts.append(("secure sums", secure.describe(parts.agreed)))
     for when, found in scores.items():

@@ -218,7 +218,10 @@ def _by_rounds(spec: Spec) -> str:
     for name in ("client_schedule", "server_schedule"):
         if getattr(spec.method, name) not in (None, "constant"):
             return f" and `{name}` depends on it"
-    return " and `privacy.epsilon` depends on it" if spec.privacy.epsilon is not None else ""
+    for name in ("epsilon", "bands"):
+        if getattr(spec.privacy, name) is not None:
+            return f" and `privacy.{name}` depends on it"
+    return ""
 
 
 def _found(parts: Parts, directory: Path) -> Any:

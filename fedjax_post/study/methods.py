@@ -105,6 +105,7 @@ def make_algorithm(
     *,
     participation: float,
     loss_of: Callable[[Algorithm], Callable] = lambda algorithm: sft_loss,
+    guard_fn: Callable[[Callable], Any] = lambda loss_fn: loss_fn,
     given: Mapping[str, Any] = MappingProxyType({}),
 ) -> Algorithm:
     """Returns the algorithm of an experiment, or its baseline.
@@ -113,6 +114,7 @@ def make_algorithm(
       spec: the experiment, with every default filled in.
       participation: cohort size over population size, in (0, 1].
       loss_of: returns the loss for an algorithm, which depends on the access that it declares.
+      guard_fn: returns the loss that the algorithm is given, such as one with private gradients.
       given: further values for factories, by the annotations of their arguments.
 
     Raises:
@@ -147,7 +149,7 @@ def make_algorithm(
         offered["WeighFn"] = _WEIGHTS[method.client_weight]
     # The loss depends on the access that the algorithm declares, which is known once it is built.
     # It is called only later.
-    offered["LossFn"] = lambda *given: loss_fn(*given)
+    offered["LossFn"] = guard_fn(lambda *given: loss_fn(*given))
     factory = _REFERENCES.get(method.baseline) or factories.find_factory(method.name)
     algorithm = factories.build(factory, method, offered)
     _check_ranked(spec, algorithm)

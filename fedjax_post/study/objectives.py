@@ -146,7 +146,7 @@ def accumulated(spec: Spec, algorithm: Algorithm, loss_fn: Callable) -> Callable
       ValueError: if the algorithm trains no weights, whose losses are not means of this kind.
     """
     rows = spec.training.microbatch
-    if rows is None:
+    if rows is None or spec.privacy.noise_at == "step":  # which takes every row on its own
         return loss_fn
     if Access.READ not in union(algorithm.access):
         raise ValueError(

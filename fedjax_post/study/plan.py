@@ -49,7 +49,8 @@ def projection(parts: Parts) -> str:
             "per client and round, by shape; records hold the billed bytes"
         )
     if parts.promised is not None:
-        lines.append(f"privacy    {private.describe(parts.promised, spec.training.rounds)}")
+        told = private.describe(parts.promised, spec)
+        lines += [f"privacy    {told[0]}", *(f"           {line}" for line in told[1:])]
     if parts.agreed is not None:
         lines.append(f"secure     {secure.describe(parts.agreed)}")
     if recorded := recordings.size_of(spec, wire, population=report["clients"]):

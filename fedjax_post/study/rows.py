@@ -1,5 +1,6 @@
 """The data of an experiment: its clients, the sampler of cohorts, and the held-out rows."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,11 @@ def make_sampler(spec: Spec, population: int) -> Sampler:
     """
     if spec.training.sampling == "full":
         return fedjax_post.full()
-    samplers = {"uniform": fedjax_post.uniform, "poisson": fedjax_post.poisson}
+    samplers: dict[str, Callable[[int], Sampler]] = {
+        "uniform": fedjax_post.uniform,
+        "poisson": fedjax_post.poisson,
+        "cyclic": partial(fedjax_post.cyclic, groups=spec.privacy.bands or 1),
+    }
     sampler = samplers[spec.training.sampling](cohort_size(spec, population))
     draw(sampler, population, seed=spec.seed, round=0)
     return sampler

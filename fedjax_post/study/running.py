@@ -16,11 +16,13 @@ class Training:
 
     rounds: int = setting(60, "total number of rounds", low=1, flag="num_rounds", common=True)
     sampling: str = setting(
-        "uniform", "how the clients of a round are drawn", choices=("uniform", "poisson", "full")
+        "uniform",
+        "how the clients of a round are drawn",
+        choices=("uniform", "poisson", "cyclic", "full"),
     )
     cohort_size: int | None = setting(
         None,
-        "clients in a round, with poisson on average (16, or all if fewer)",
+        "clients in a round, with poisson or cyclic on average (16, or all if fewer)",
         low=1,
         common=True,
     )
@@ -57,11 +59,11 @@ class Training:
 
 @dataclasses.dataclass(frozen=True)
 class Privacy:
-    """Differential privacy of whole clients, off without a noise, and secure sums of uploads."""
+    """Differential privacy of clients or rows, off without a noise, and secure sums of uploads."""
 
     epsilon: float | None = setting(
         None,
-        "epsilon of client-level privacy after all rounds; sets the noise",
+        "epsilon of the privacy after all rounds; sets the noise",
         above=0,
         flag="dp_epsilon",
     )
@@ -72,13 +74,50 @@ class Privacy:
         flag="dp_noise_multiplier",
     )
     clip: float | None = setting(
-        None, "maximum norm of a client's message under privacy", above=0, flag="dp_clip"
+        None,
+        "maximum norm of a client's message under privacy, or of a row's gradient",
+        above=0,
+        flag="dp_clip",
+    )
+    clip_quantile: float | None = setting(
+        None,
+        "quantile of clients' norms that the clip norm follows, from clip on (it stays)",
+        above=0,
+        below=1,
+        flag="dp_clip_quantile",
     )
     delta: float | None = setting(
         None,
         "delta: probability with which epsilon may not hold (number of clients ^ -1.1)",
         above=0,
         flag="dp_delta",
+    )
+    noise_at: str = setting(
+        "server",
+        "who adds noise, and to what: the server to a mean of clients, each client to its upload, "
+        "or each client to the gradients of its local steps, which hides single rows",
+        choices=("server", "client", "step"),
+        flag="dp_noise_at",
+    )
+    bands: int | None = setting(
+        None,
+        "bands of noise that is correlated over rounds, as DP-FTRL has it; needs sampling cyclic, "
+        "whose groups are as many (independent noise)",
+        low=1,
+        flag="dp_bands",
+    )
+    noise_cohort: int | None = setting(
+        None,
+        "simulate the noise of a cohort of this size in the run's smaller one, which is then less "
+        "private than what it simulates (the run's own)",
+        low=1,
+        flag="dp_noise_cohort",
+    )
+    noise_population: int | None = setting(
+        None,
+        "number of clients from which the simulated cohort is drawn (as the run's own share)",
+        low=1,
+        flag="dp_noise_population",
     )
     secure: bool = setting(
         False,

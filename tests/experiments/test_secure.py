@@ -30,7 +30,8 @@ def test_a_private_run_is_accounted_for_the_noise_of_its_clients(call, tmp_path)
     given = "--num_rounds=2 --eval_every=0 --secure_sum --dp_epsilon=20 --dp_clip=1 --dp_delta=0.1"
     assert call(*given.split(), "--cohort_size=3") == 0
     told = json.loads((tmp_path / "run" / "summary.json").read_text())["privacy"]
-    assert told["by_clients"]
+    assert told["noise_at"] == "shares"
     assert 19 < told["epsilon"] <= 20
-    assert "the clients are trusted to add the noise" in told["not_covered"]
-    assert told["sampling"] == "uniform, not counted"
+    assert "the clients are trusted to add the noise" in told["trust"]
+    assert told["sampling"] == "uniform"
+    assert "not counted" in told["sampling_accounted"]

@@ -158,7 +158,9 @@ def test_the_account_is_of_the_noise_and_the_movement_that_are_measured():
     )
     account = pld.PLDAccountant()
     account.compose(dp_accounting.SelfComposedDpEvent(event, 10))
-    told = privacy.epsilon_of(1.5, delta=1e-5, rounds=10, cohort_size=2, population=20)
+    told = privacy.epsilon_of(
+        1.5, privacy.accounts.poisson(cohort_size=2, population=20), delta=1e-5, rounds=10
+    )
     # a deviation of 6000 numbers is known to a hundredth
     assert told == pytest.approx(account.get_epsilon(1e-5), rel=0.05)
 

@@ -8,7 +8,7 @@ weighted sum of their values, the sum of their weights, and who they were.
 With noise, each client also adds a discrete Gaussian number to each of its codes: Kairouz, Liu
 and Steinke, "The Distributed Discrete Gaussian Mechanism for Federated Learning with Secure
 Aggregation", ICML 2021, arXiv:2102.06387, with rounding to nearest and without their rotation.
-The noise of `threshold` clients is enough for the account, `privacy.epsilon_of_shares`.
+The noise of `threshold` clients is enough for the account, `privacy.accounts.shares`.
 
 | case | treatment and reason |
 | --- | --- |
@@ -54,7 +54,7 @@ from fedjax_post.privacy.secure.fixed_point import FixedPoint
 from fedjax_post.privacy.secure.masks import Seat, mask_left, mask_of
 
 _STREAM = 0x6D61736B  # separates the keys of masks from other keys of the same seed
-_LEAST_NOISE = 4.0  # deviation of a client's noise, of codes: see `epsilon_of_shares`
+_LEAST_NOISE = 4.0  # deviation of a client's noise, of codes: see `accounts.shares`
 _COARSE = 2.0**-6  # largest share of rounding in the norm of a value
 
 
