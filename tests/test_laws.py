@@ -31,6 +31,7 @@ ARROWS = {
     "data": {"core", "hub"},
     "simulate": {"core", "model.views", "data.batches", "data.clients", "integrity"},
     "evaluate": {"core", "model", "data", "objectives", "hub.tokenizer"},
+    "attacks": {"core", "adapters", "model", "data", "evaluate", "objectives", "privacy"},
     "openness": {"core.access", "model", "hub"},
     "disclosure": {"core.access"},
     "provider": {"core", "model", "hub", "adapters", "objectives", "data.template"},

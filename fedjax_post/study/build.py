@@ -22,6 +22,7 @@ from fedjax_post.simulate.memory import largest_chunk
 from fedjax_post.study import (
     devices,
     factories,
+    hostile,
     initial,
     ledgers,
     methods,
@@ -56,6 +57,7 @@ class Parts(NamedTuple):
     tokenizer: Any  # of the target
     promised: private.Guarantee | None  # None without differential privacy
     agreed: secure.Agreed | None = None  # None without secure sums
+    poisoned: hostile.Poisoned | None = None  # None without hostile clients
 
     @property
     def target(self) -> LanguageModel:
@@ -80,6 +82,7 @@ def build(spec: Spec) -> Parts:
     mesh = devices.find_mesh(spec, config)
     room = config.max_positions - prompts.places_of(spec, tokenizer)
     data = rows.load_data(spec, tokenizer, context_length=room)
+    data, poisoned = hostile.on_rows(spec, data, tokenizer, room=room)
     if spec.adapter.client_ranks:
         ranks = methods.client_ranks(spec)
         data = data._replace(clients=RankedClients(data.clients, ranks))
@@ -88,6 +91,7 @@ def build(spec: Spec) -> Parts:
     assert data.heldout is not None  # guaranteed by `load_data`
     longest = longest_response(data.heldout)
     algorithm, promised, agreed = _make_algorithm(spec, data, tokenizer, room=room, longest=longest)
+    algorithm = hostile.around(algorithm, spec, poisoned)
     roles.check(spec, algorithm)
     form = ledgers.form_of(
         spec, tokenizer, access=algorithm.access, table=data.heldout, longest=longest
@@ -112,6 +116,7 @@ def build(spec: Spec) -> Parts:
         *(spec, algorithm, model, params, data, heldout, plan, start, form, tokenizer),
         promised=promised,
         agreed=agreed,
+        poisoned=hostile.add_heldout(poisoned, heldout),
     )
     return _add_identity(spec, parts)
 

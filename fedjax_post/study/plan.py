@@ -12,7 +12,7 @@ from fedjax_post.evaluate.scores import left_out
 from fedjax_post.model.quantize import dequantize_model
 from fedjax_post.report.table import format_bytes
 from fedjax_post.simulate import client_state_like, wire_bytes_of
-from fedjax_post.study import hosting, methods, private, secure
+from fedjax_post.study import hostile, hosting, methods, private, secure
 from fedjax_post.study.build import Parts
 from fedjax_post.study.rows import why_no_match
 
@@ -52,6 +52,8 @@ def projection(parts: Parts) -> str:
         lines.append(f"privacy    {private.describe(parts.promised, spec.training.rounds)}")
     if parts.agreed is not None:
         lines.append(f"secure     {secure.describe(parts.agreed)}")
+    if parts.poisoned is not None:
+        lines.append(f"hostile    {hostile.describe(parts.poisoned, spec)}")
     state = num_bytes(client_state_like(*given))
     lines.append(
         f"on disk    {format_bytes(state)} of state per client, "

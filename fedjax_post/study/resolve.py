@@ -2,6 +2,7 @@
 
 from fedjax_post.study import (
     build,
+    hostile,
     hosting,
     methods,
     objectives,
@@ -37,6 +38,7 @@ def resolve(spec: Spec) -> Spec:
         prompts.check,
         private.check,
         secure.check,
+        hostile.check,
         hosting.check,
     ):
         check(spec)
