@@ -53,7 +53,7 @@ def flip_labels(clients: TokenClients, *, hostile: np.ndarray) -> TokenClients:
     following = (which.reshape(-1)[np.searchsorted(held, rows)] + 1) % len(labels)
     wanted = [label[label >= 0] for label in labels]
     return dataclasses.replace(
-        clients, table=_rewritten(table, rows, responses=[wanted[i] for i in following])
+        clients, table=rewritten(table, rows, responses=[wanted[i] for i in following])
     )
 
 
@@ -82,7 +82,7 @@ def plant_backdoor(
     rows = rows_of(clients, hostile)
     drawn = np.random.default_rng((seed, _STREAM)).permutation(len(rows)) < len(rows) / 2
     chosen = rows[drawn]
-    table = _rewritten(
+    table = rewritten(
         clients.table, chosen, responses=[target] * len(chosen), trigger=trigger, place=place
     )
     return dataclasses.replace(clients, table=table)
@@ -117,7 +117,7 @@ def with_trigger(
     others = rows[(responses != ids).any(axis=1)]
     if not len(others):
         raise ValueError("the target is the response of every row already; choose another one")
-    changed = _rewritten(
+    changed = rewritten(
         table, others, responses=[target] * len(others), trigger=trigger, place=place
     )
     return take_rows(changed, others)
@@ -139,7 +139,7 @@ def rows_of(clients: TokenClients, hostile: np.ndarray) -> np.ndarray:
     return np.sort(clients.partition.indices[np.asarray(hostile, bool)[owner]])
 
 
-def _rewritten(
+def rewritten(
     table: TokenTable,
     rows: np.ndarray,
     *,

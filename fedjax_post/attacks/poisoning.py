@@ -45,8 +45,8 @@ _STREAM = 0x686F7374  # separates the draw of hostile clients from other draws o
 _LAST = "it has hostile clients, which are put around it last"
 
 
-class Attack(NamedTuple):
-    """What hostile clients send; one of the two is set."""
+class Tampering(NamedTuple):
+    """What hostile clients do to their values; one of the two is set."""
 
     alone: Callable[[PyTree], PyTree] | None = None  # (value) -> value, of one client
     # (values [clients, ...], honest [clients] bool, hostile [clients] bool) -> the value that all
@@ -84,12 +84,12 @@ def hostile_clients(num_clients: int, share: float, *, seed: int) -> np.ndarray:
     return order.argsort() < count
 
 
-def sign_flip() -> Attack:
+def sign_flip() -> Tampering:
     """Returns the attack that sends the opposite of the client's value."""
     return scaled(-1.0)
 
 
-def scaled(factor: float) -> Attack:
+def scaled(factor: float) -> Tampering:
     """Returns the attack that sends a multiple of the client's value.
 
     With a factor of population over server step size and rows with a trigger it is the model
@@ -110,10 +110,10 @@ def scaled(factor: float) -> Attack:
             return value._replace(b=_times(value.b, factor))
         return _times(value, factor)
 
-    return Attack(alone=alone)
+    return Tampering(alone=alone)
 
 
-def little_is_enough(z: float | None = None) -> Attack:
+def little_is_enough(z: float | None = None) -> Tampering:
     """Returns the attack whose colluding clients move the mean without standing out.
 
     Baruch, Baruch and Goldberg, "A Little Is Enough: Circumventing Defenses For Distributed
@@ -144,7 +144,7 @@ def little_is_enough(z: float | None = None) -> Attack:
 
         return jax.tree.map(craft, values)
 
-    return Attack(together=together)
+    return Tampering(together=together)
 
 
 def largest_unnoticed(num_clients: jax.Array, num_hostile: jax.Array) -> jax.Array:
@@ -166,7 +166,7 @@ def largest_unnoticed(num_clients: jax.Array, num_hostile: jax.Array) -> jax.Arr
     return jnp.maximum(ndtri((num_honest - supporters) / num_honest), 0.0)
 
 
-def poisoned(base: Algorithm, attack: Attack, *, hostile: np.ndarray) -> Algorithm:
+def poisoned(base: Algorithm, attack: Tampering, *, hostile: np.ndarray) -> Algorithm:
     """Returns the algorithm with some hostile clients. It comes last: nothing goes around it.
 
     With nobody hostile it computes what `base` computes. `little_is_enough` needs memory for the
@@ -228,7 +228,7 @@ def poisoned(base: Algorithm, attack: Attack, *, hostile: np.ndarray) -> Algorit
     )
 
 
-def _check(base: Algorithm, attack: Attack) -> None:
+def _check(base: Algorithm, attack: Tampering) -> None:
     """Raises ValueError if an attack on values would not be what it states."""
     is_products = base.aggregate.kind == "products"
     if is_products and attack.together is not None:
@@ -241,7 +241,7 @@ def _check(base: Algorithm, attack: Attack) -> None:
         check_may(base, Around.SCALE, "an attack on what clients send")
 
 
-def _unmarked(rule: Aggregate, attack: Attack) -> Aggregate:
+def _unmarked(rule: Aggregate, attack: Tampering) -> Aggregate:
     """Returns the aggregate of marked values; colluding clients meet here."""
     if attack.together is None:
         return rule._replace(

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 
 import fedjax_post
+from fedjax_post.attacks import CanaryClients
 from fedjax_post.core.algorithm import Algorithm
 from fedjax_post.core.engine import State, deploys_client, init
 from fedjax_post.data.fingerprint import Fingerprint
@@ -20,6 +21,7 @@ from fedjax_post.model.views import LanguageModel
 from fedjax_post.simulate import client_state_like
 from fedjax_post.simulate.memory import largest_chunk
 from fedjax_post.study import (
+    canary_clients,
     devices,
     factories,
     hostile,
@@ -58,6 +60,7 @@ class Parts(NamedTuple):
     promised: private.Guarantee | None  # None without differential privacy
     agreed: secure.Agreed | None = None  # None without secure sums
     poisoned: hostile.Poisoned | None = None  # None without hostile clients
+    canaries: CanaryClients | None = None  # None without an audit of the privacy
 
     @property
     def target(self) -> LanguageModel:
@@ -116,6 +119,7 @@ def build(spec: Spec) -> Parts:
         *(spec, algorithm, model, params, data, heldout, plan, start, form, tokenizer),
         promised=promised,
         agreed=agreed,
+        canaries=canary_clients.draw(spec, population=len(data.clients)),
         poisoned=hostile.add_heldout(poisoned, heldout),
     )
     return _add_identity(spec, parts)
@@ -149,6 +153,7 @@ def _make_algorithm(
     algorithm, promised = private.around(
         algorithm, spec, population=population, cohort_size=cohort_size
     )
+    algorithm = canary_clients.around(algorithm, spec, population=population)
     algorithm, agreed = secure.around(
         algorithm, spec, promised, population=population, report=data.report
     )

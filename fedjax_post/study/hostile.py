@@ -227,7 +227,7 @@ def _parsed(spec: Spec) -> tuple[list[Any], list[Any]]:
         found = parse(text, {**ON_VALUES, **ON_ROWS})
     except ValueError as error:
         raise ValueError(f"poison={text}: {error}") from error
-    on_values = [each for each in found if isinstance(each, attacks.Attack)]
+    on_values = [each for each in found if isinstance(each, attacks.Tampering)]
     on_rows = [each for each in found if isinstance(each, Backdoor | FlippedLabels)]
     if len(on_values) > 1 or len(on_rows) > 1 or len(on_values + on_rows) < len(found):
         raise ValueError(

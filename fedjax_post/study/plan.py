@@ -12,7 +12,7 @@ from fedjax_post.evaluate.scores import left_out
 from fedjax_post.model.quantize import dequantize_model
 from fedjax_post.report.table import format_bytes
 from fedjax_post.simulate import client_state_like, wire_bytes_of
-from fedjax_post.study import hostile, hosting, methods, private, secure
+from fedjax_post.study import canary_clients, hostile, hosting, methods, private, secure
 from fedjax_post.study.build import Parts
 from fedjax_post.study.rows import why_no_match
 
@@ -50,6 +50,8 @@ def projection(parts: Parts) -> str:
         )
     if parts.promised is not None:
         lines.append(f"privacy    {private.describe(parts.promised, spec.training.rounds)}")
+    if parts.canaries is not None:
+        lines.append(f"audit      {canary_clients.describe(parts.canaries)}")
     if parts.agreed is not None:
         lines.append(f"secure     {secure.describe(parts.agreed)}")
     if parts.poisoned is not None:

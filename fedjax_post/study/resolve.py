@@ -2,6 +2,7 @@
 
 from fedjax_post.study import (
     build,
+    canary_clients,
     hostile,
     hosting,
     methods,
@@ -37,6 +38,7 @@ def resolve(spec: Spec) -> Spec:
         wires.check,
         prompts.check,
         private.check,
+        canary_clients.check,
         secure.check,
         hostile.check,
         hosting.check,

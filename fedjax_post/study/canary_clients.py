@@ -1,0 +1,105 @@
+"""The audit of an experiment's privacy: its canary clients, and the bound that they give."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_post import attacks
+from fedjax_post.attacks import CanaryClients
+from fedjax_post.core.algorithm import Algorithm, as_given
+from fedjax_post.core.engine import State
+from fedjax_post.study import private
+from fedjax_post.study.spec import Spec
+
+
+def check(spec: Spec) -> None:
+    """Checks that an audit is possible with these fields, before anything is read.
+
+    Raises:
+      ValueError: naming the field and the remedy.
+      ImportError: if the package that computes the bound is not installed.
+    """
+    if spec.privacy.canaries is None:
+        return
+    field = f"canaries={spec.privacy.canaries}"
+    if not private.is_on(spec):
+        raise ValueError(
+            f"{field} audits a guarantee; give `privacy.epsilon`, or `privacy.noise_multiplier` "
+            "with 0 for a run without noise"
+        )
+    if spec.privacy.secure:
+        raise ValueError(
+            f"{field}: an absent canary would not send its mask in a secure sum; leave `secure` out"
+        )
+    attacks.check_auditor()
+
+
+def draw(spec: Spec, *, population: int) -> CanaryClients | None:
+    """Returns the canaries of an experiment; None without an audit.
+
+    Args:
+      spec: the experiment.
+      population: number of clients.
+
+    Raises:
+      ValueError: if there are more canaries than clients, naming the field.
+    """
+    if spec.privacy.canaries is None:
+        return None
+    try:
+        return attacks.draw_canaries(population, spec.privacy.canaries, seed=spec.seed)
+    except ValueError as error:
+        raise ValueError(f"`privacy.canaries`: {error}") from error
+
+
+def around(algorithm: Algorithm, spec: Spec, *, population: int) -> Algorithm:
+    """Returns the algorithm, with canaries among its clients if the experiment has any.
+
+    Args:
+      algorithm: made private.
+      spec: the experiment.
+      population: number of clients.
+
+    Raises:
+      ValueError: if what clients send is not laid out like what the federation shares.
+    """
+    canaries = draw(spec, population=population)
+    if canaries is None:
+        return algorithm
+    if algorithm.value_like is not as_given:
+        raise ValueError(
+            f"canaries={len(canaries.ids)}: method={spec.method.name} sends other values than it "
+            "shares, so that canaries cannot be found in what it releases; use one that sends "
+            "changes, such as fed_avg"
+        )
+    assert spec.privacy.clip is not None  # guaranteed by `private.check`
+    return attacks.with_canaries(
+        algorithm, canaries, num_clients=population, length=spec.privacy.clip
+    )
+
+
+def describe(canaries: CanaryClients) -> str:
+    """Returns the canaries as one line of text."""
+    return (
+        f"{len(canaries.ids)} clients are canaries, of which {int(canaries.present.sum())} send a "
+        "random direction of the clip norm and the others nothing"
+    )
+
+
+def audit_summary(parts: Any, state: State) -> dict[str, Any] | None:
+    """Returns the entry `audit` of a summary: epsilon from below; None without an audit.
+
+    Args:
+      parts: of the run.
+      state: after its last round.
+    """
+    if parts.canaries is None:
+        return None
+    change = jax.tree.map(jnp.subtract, state.shared, parts.start.shared)
+    found = attacks.lower_bound(
+        attacks.canary_scores(change, parts.canaries),
+        parts.canaries.present,
+        delta=parts.promised.delta,
+    )
+    return found._asdict()
