@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 from scipy.special import logit
+from scipy.stats import beta
 
 import fedjax_post
 from fedjax_post.algorithms import fed_avg
@@ -81,23 +82,25 @@ def test_the_coin_of_a_client_that_is_no_canary_changes_nothing():
     jax.tree.map(np.testing.assert_array_equal, *ends)
 
 
-@pytest.mark.parametrize(("correct", "wrong"), [(40, 0), (30, 10)])
+@pytest.mark.parametrize(("correct", "wrong"), [(40, 0), (32, 8)])
 def test_the_bound_is_a_binomial_tail_in_closed_form(correct, wrong):
-    """With scores of two values there are three thresholds, and delta can be left out.
+    """Without delta, an epsilon is refuted if so many right guesses have a chance below 5 % / 4.
 
-    All guesses of presence are at one threshold. The claim is refuted where so many right ones
-    have a probability of a third of 5 %: for 40 of 40, q^40 with q = e^epsilon / (1 + e^epsilon).
+    The chance of a right guess is at most e^epsilon / (1 + e^epsilon), so that the bound is the
+    logit of the lower limit of Clopper and Pearson.
     """
     pytest.importorskip("jax_privacy.auditing")
-    scores = np.repeat([1.0, 1.0, 0.0], [correct, wrong, 40])
-    present = np.repeat([True, False, False], [correct, wrong, 40])
+    scores = np.arange(80.0)[::-1]
+    present = np.arange(80) < correct
     found = lower_bound(scores, present, delta=1e-12)
+    limits = [beta.ppf(0.05 / 4, right, n - right + 1) for n, right in _guesses(correct)]
+    assert found.epsilon == pytest.approx(logit(max(limits)), abs=1e-4)
     if not wrong:
-        assert found.epsilon == pytest.approx(logit((0.05 / 3) ** (1 / 40)), abs=1e-4)
-    from scipy.stats import beta
+        assert found.epsilon == pytest.approx(logit((0.05 / 4) ** (1 / 40)), abs=1e-4)
 
-    tail = beta.ppf(0.05 / 3, correct, wrong + 1)  # Clopper and Pearson's lower limit
-    assert found.epsilon == pytest.approx(max(0, logit(tail)), abs=1e-4)
+
+def _guesses(correct):
+    return [(n, min(n, correct)) for n in (40, 20, 10, 5)]
 
 
 def test_a_bound_is_far_above_zero_without_noise():
@@ -121,10 +124,10 @@ def test_scores_that_say_nothing_bound_nothing():
     pytest.importorskip("jax_privacy.auditing")
     rng = np.random.default_rng(0)
     refuted = [
-        lower_bound(rng.normal(size=200), rng.random(200) < 0.5, delta=1e-6).epsilon
-        for _ in range(20)
+        lower_bound(rng.normal(size=200), rng.random(200) < 0.5, delta=1e-6).epsilon > 0
+        for _ in range(100)
     ]
-    assert np.mean(np.array(refuted) > 0) <= 0.15  # at most 5 % in expectation
+    assert np.mean(refuted) <= 0.05
 
 
 def test_wrong_numbers_are_refused():
