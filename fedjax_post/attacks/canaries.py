@@ -75,7 +75,8 @@ def plant_canaries(
         one = np.arange(len(clients)) == holder
         rows = rows_of(clients, one)[:times]
         prompts = table._replace(
-            **{name: _filled(getattr(table, name), rows) for name in ("chunk", "start")},
+            chunk=_filled(table.chunk, rows),
+            start=_filled(table.start, rows),
             prompt_length=_filled(table.prompt_length, rows),
         )
         table = rewritten(prompts, rows, responses=[response] * len(rows))

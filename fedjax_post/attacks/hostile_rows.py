@@ -15,6 +15,7 @@ same place of held-out rows, whose answers show whether the model has learned it
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -162,7 +163,7 @@ def rewritten(
         "prompt_length": prompts,
         "is_cut": False,
     }
-    columns = {}
+    columns: dict[str, Any] = {}
     for name, value in changes.items():
         if (column := getattr(table, name)) is not None:
             columns[name] = np.array(column)

@@ -211,7 +211,7 @@ def poisoned(base: Algorithm, attack: Tampering, *, hostile: np.ndarray) -> Algo
         choose = lambda new, old: jnp.where(message.hostile, new, old)
         return Marked(jax.tree.map(choose, attack.alone(value), value), message.hostile)
 
-    flag = jax.ShapeDtypeStruct((), bool)
+    flag: PyTree = jax.ShapeDtypeStruct((), bool)
     return base._replace(
         client=Client(base.client.init, update),
         uplink=Uplink(

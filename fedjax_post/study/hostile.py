@@ -238,11 +238,12 @@ def _parsed(spec: Spec) -> tuple[list[Any], list[Any]]:
 
 
 def _planted(backdoor: Backdoor, data: Loaded, tokenizer: Any) -> Planted:
-    """Returns a backdoor in tokens; the target's are those of a row with this response."""
+    """Returns a backdoor in tokens."""
     encode: Callable = lambda text: tokenizer.encode(str(text), add_special_tokens=False)
     trigger = encode(backdoor.trigger)
     if not trigger or not encode(backdoor.target):
         raise ValueError("a backdoor needs a trigger and a target that are not empty")
+    assert data.heldout is not None  # guaranteed by `load_data`
     place = place_of([data.heldout, data.clients.table])
     target = (*encode(backdoor.target), tokenizer.eos_token_id)
     return Planted(tuple(trigger), target, place)
