@@ -9,7 +9,6 @@ from fedjax_post import attacks
 from fedjax_post.attacks import CanaryClients
 from fedjax_post.core.algorithm import Algorithm, as_given
 from fedjax_post.core.engine import State
-from fedjax_post.study import private
 from fedjax_post.study.spec import Spec
 
 
@@ -23,11 +22,6 @@ def check(spec: Spec) -> None:
     if spec.privacy.canaries is None:
         return
     field = f"canaries={spec.privacy.canaries}"
-    if not private.is_on(spec):
-        raise ValueError(
-            f"{field} audits a guarantee; give `privacy.epsilon`, or `privacy.noise_multiplier` "
-            "with 0 for a run without noise"
-        )
     if spec.privacy.secure:
         raise ValueError(
             f"{field}: an absent canary would not send its mask in a secure sum; leave `secure` out"

@@ -84,7 +84,7 @@ def test_membership_of_a_run_is_told_in_a_table(call, tmp_path):
             {"poison.attack": "sign_flip", "privacy.secure": True, "method.uplink": "clip(1.0)"},
             "uploads are masked",
         ),
-        ({"privacy.canaries": 32}, "canaries=32 audits a guarantee; give `privacy.epsilon`"),
+        ({"privacy.canaries": 32}, "canaries=32 needs `privacy.epsilon` or"),
         (
             {"privacy.canaries": 32, "privacy.noise_multiplier": 1.0, "privacy.clip": 1.0,
              "training.sampling": "full", "privacy.secure": True},
