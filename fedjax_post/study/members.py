@@ -1,6 +1,7 @@
 """Membership attacks on a run's model: can its rows of training be told from held-out ones?"""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -69,9 +70,8 @@ def membership(
     chosen = [np.sort(rng.permutation(own)[:count]) for own in held]
     found = []
     for table, own in zip(tables, chosen, strict=True):
-        given = {"rows": own, "batch_size": batch_size}
-        after = token_scores(model, params, table, **given)
-        before = token_scores(model, {}, table, **given)
+        score = partial(token_scores, model, table=table, rows=own, batch_size=batch_size)
+        after, before = score(params), score({})
         found.append(all_scores(after, before, _texts(table, own, tokenizer)))
     scores = {name: worth(found[0][name], found[1][name]) for name in found[0]}
     return Membership(scores, *map(len, chosen))

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from conftest import END, clients_of, table_of
+from attack_rows import END, clients_of, table_of
 from test_hostile_rows import CLIENTS, TABLE, texts
 
 from fedjax_post.attacks import exposure, exposure_of, plant_canaries

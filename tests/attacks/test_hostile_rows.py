@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import END, clients_of, table_of
+from attack_rows import END, clients_of, table_of
 
 from fedjax_post.attacks import flip_labels, plant_backdoor, with_trigger
 from fedjax_post.attacks.hostile_rows import place_of, rows_of

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import END, table_of
+from attack_rows import END, table_of
 
 from fedjax_post.attacks import membership
 from fedjax_post.attacks.canaries import extracted
