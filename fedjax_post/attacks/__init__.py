@@ -6,6 +6,7 @@ from fedjax_post.attacks.audit import (
     canary_scores,
     check_auditor,
     draw_canaries,
+    greatest_bound,
     lower_bound,
     with_canaries,
 )

@@ -171,6 +171,20 @@ def lower_bound(
     return Bound(epsilon, confidence, delta, len(scores), int(present.sum()))
 
 
+def greatest_bound(canaries: CanaryClients, *, delta: float, confidence: float = 0.95) -> float:
+    """Returns the epsilon that an audit refutes if every guess is right: none can show more.
+
+    A delta that is not far below one over the canaries could explain every right guess.
+
+    Args:
+      canaries: of `draw_canaries`.
+      delta: as for `lower_bound`.
+      confidence: as for `lower_bound`.
+    """
+    perfect = canaries.present + np.arange(len(canaries.ids)) / (2 * len(canaries.ids))
+    return lower_bound(perfect, canaries.present, delta=delta, confidence=confidence).epsilon
+
+
 def check_auditor() -> None:
     """Raises ImportError if the package that computes the bound is not installed."""
     _library()

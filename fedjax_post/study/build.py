@@ -153,7 +153,7 @@ def _make_algorithm(
     algorithm, promised = private.around(
         algorithm, spec, population=population, cohort_size=cohort_size
     )
-    algorithm = canary_clients.around(algorithm, spec, population=population)
+    algorithm = canary_clients.around(algorithm, spec, promised, population=population)
     algorithm, agreed = secure.around(
         algorithm, spec, promised, population=population, report=data.report
     )

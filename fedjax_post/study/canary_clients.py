@@ -9,6 +9,7 @@ from fedjax_post import attacks
 from fedjax_post.attacks import CanaryClients
 from fedjax_post.core.algorithm import Algorithm, as_given
 from fedjax_post.core.engine import State
+from fedjax_post.study import private
 from fedjax_post.study.spec import Spec
 
 
@@ -47,16 +48,20 @@ def draw(spec: Spec, *, population: int) -> CanaryClients | None:
         raise ValueError(f"`privacy.canaries`: {error}") from error
 
 
-def around(algorithm: Algorithm, spec: Spec, *, population: int) -> Algorithm:
+def around(
+    algorithm: Algorithm, spec: Spec, promised: private.Guarantee | None, *, population: int
+) -> Algorithm:
     """Returns the algorithm, with canaries among its clients if the experiment has any.
 
     Args:
       algorithm: made private.
       spec: the experiment.
+      promised: the guarantee that is audited.
       population: number of clients.
 
     Raises:
-      ValueError: if what clients send is not laid out like what the federation shares.
+      ValueError: if what clients send is not laid out like what the federation shares, or if no
+        audit with so many canaries could show anything.
     """
     canaries = draw(spec, population=population)
     if canaries is None:
@@ -68,6 +73,12 @@ def around(algorithm: Algorithm, spec: Spec, *, population: int) -> Algorithm:
             "changes, such as fed_avg"
         )
     assert spec.privacy.clip is not None  # guaranteed by `private.check`
+    assert promised is not None
+    if not attacks.greatest_bound(canaries, delta=promised.delta):
+        raise ValueError(
+            f"canaries={len(canaries.ids)}: delta={promised.delta:.2g} could explain all that they "
+            "show; give a `privacy.delta` far below one over the canaries, such as 1e-05"
+        )
     return attacks.with_canaries(
         algorithm, canaries, num_clients=population, length=spec.privacy.clip
     )

@@ -10,7 +10,13 @@ from scipy.stats import beta
 
 import fedjax_post
 from fedjax_post.algorithms import fed_avg
-from fedjax_post.attacks import canary_scores, draw_canaries, lower_bound, with_canaries
+from fedjax_post.attacks import (
+    canary_scores,
+    draw_canaries,
+    greatest_bound,
+    lower_bound,
+    with_canaries,
+)
 from fedjax_post.attacks.audit import direction
 from fedjax_post.data.batches import ArrayClients
 from fedjax_post.privacy import private
@@ -118,6 +124,15 @@ def test_a_bound_is_not_above_the_account(noise):
     epsilon = accounting.pld.PLDAccountant().compose(event).get_epsilon(1e-5)
     found = lower_bound(canary_scores(change_of(noise), CANARIES), CANARIES.present, delta=1e-5)
     assert found.epsilon <= epsilon
+
+
+def test_a_large_delta_explains_every_right_guess():
+    pytest.importorskip("jax_privacy.auditing")
+    found = [greatest_bound(CANARIES, delta=delta) for delta in (1e-9, 1e-5, 1e-2)]
+    right = min(int(CANARIES.present.sum()), 32)
+    assert found[0] == pytest.approx(logit(beta.ppf(0.05 / 4, right, 32 - right + 1)), abs=1e-3)
+    assert found[0] >= found[1] > 1
+    assert found[2] == 0
 
 
 def test_scores_that_say_nothing_bound_nothing():
