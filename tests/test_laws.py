@@ -64,7 +64,7 @@ PROVIDERS = {"sklearn": ["scikit-learn"], **packages_distributions()}
 DECLARED = {
     **{
         _name(r): True
-        for e in ("clusters", "eval", "ftrl", "gguf", "hosted", "privacy", "secure")
+        for e in ("audit", "clusters", "eval", "ftrl", "gguf", "hosted", "privacy", "secure")
         for r in _PROJECT["optional-dependencies"][e]
     },
     **{_name(r): False for r in _PROJECT["dependencies"]},

@@ -83,6 +83,17 @@ def _costs(summary: Summary) -> list[str]:
             "not covered",
         ]
         lines += [f"           {note}" for note in [private["simulated"]] if note]
+    if (audit := summary.get("audit")) is not None:
+        lines.append(
+            f"audit      epsilon is at least {audit['epsilon']:.3g} with confidence "
+            f"{audit['confidence']:g}, from {audit['canaries']} canary clients"
+        )
+    if (backdoor := summary.get("backdoor")) is not None:
+        before = summary["backdoor_base"]["exact_match"]
+        lines.append(
+            f"backdoor   {backdoor['exact_match']:.1%} of prompts with the trigger have its target "
+            f"as their answer (before training {before:.1%})"
+        )
     if (secure := summary.get("secure_sum")) is not None:
         lines.append(
             f"secure     sums of {secure['threshold']} clients or more; "

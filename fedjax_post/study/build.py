@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 
 import fedjax_post
+from fedjax_post.attacks import CanaryClients
 from fedjax_post.core.algorithm import Algorithm
 from fedjax_post.core.engine import State, deploys_client, init
 from fedjax_post.data.fingerprint import Fingerprint
@@ -20,8 +21,10 @@ from fedjax_post.model.views import LanguageModel
 from fedjax_post.simulate import client_state_like
 from fedjax_post.simulate.memory import largest_chunk
 from fedjax_post.study import (
+    canary_clients,
     devices,
     factories,
+    hostile,
     initial,
     ledgers,
     metering,
@@ -59,6 +62,8 @@ class Parts(NamedTuple):
     tokenizer: Any  # of the target
     promised: private.Guarantee | None  # None without differential privacy
     agreed: secure.Agreed | None = None  # None without secure sums
+    poisoned: hostile.Poisoned | None = None  # None without hostile clients
+    canaries: CanaryClients | None = None  # None without an audit of the privacy
 
     @property
     def target(self) -> LanguageModel:
@@ -84,6 +89,7 @@ def build(spec: Spec) -> Parts:
     mesh = devices.find_mesh(spec, config)
     room = config.max_positions - prompts.places_of(spec, tokenizer)
     data = rows.load_data(spec, tokenizer, context_length=room)
+    data, poisoned = hostile.on_rows(spec, data, tokenizer, room=room)
     if spec.adapter.client_ranks:
         ranks = methods.client_ranks(spec)
         data = data._replace(clients=RankedClients(data.clients, ranks))
@@ -92,6 +98,7 @@ def build(spec: Spec) -> Parts:
     assert data.heldout is not None  # guaranteed by `load_data`
     longest = longest_response(data.heldout)
     algorithm, promised, agreed = _make_algorithm(spec, data, tokenizer, room=room, longest=longest)
+    algorithm = hostile.around(algorithm, spec, poisoned)
     roles.check(spec, algorithm)
     form = ledgers.form_of(
         spec, tokenizer, access=algorithm.access, table=data.heldout, longest=longest
@@ -121,6 +128,8 @@ def build(spec: Spec) -> Parts:
         *(spec, algorithm, model, params, data, heldout, plan, start, form, meter, tokenizer),
         promised=promised,
         agreed=agreed,
+        canaries=canary_clients.draw(spec, population=len(data.clients)),
+        poisoned=hostile.add_heldout(poisoned, heldout),
     )
     return _add_identity(spec, parts)
 
@@ -152,6 +161,7 @@ def _make_algorithm(
     )
     algorithm = wires.around(algorithm, spec, population=population)
     algorithm, promised = private.around(algorithm, spec, promised)
+    algorithm = canary_clients.around(algorithm, spec, promised, population=population)
     algorithm, agreed = secure.around(
         algorithm, spec, promised, population=population, report=data.report
     )

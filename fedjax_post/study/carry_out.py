@@ -12,7 +12,16 @@ from fedjax_post.report import holdings as report
 from fedjax_post.report.curve import draw_curve
 from fedjax_post.simulate.record import Callback
 from fedjax_post.simulate.room import room_in
-from fedjax_post.study import export, folder, ledgers, metered, peers, scoring, summary
+from fedjax_post.study import (
+    canary_clients,
+    export,
+    folder,
+    ledgers,
+    metered,
+    peers,
+    scoring,
+    summary,
+)
 from fedjax_post.study.build import Parts
 from fedjax_post.study.job import Job, rounds_of
 
@@ -53,7 +62,7 @@ def carry_out(
         seconds = time.perf_counter() - began
         content = summary.summarize(
             parts, base, final, disclosed=disclosed, command=command, seconds=seconds
-        )
+        ) | {"audit": canary_clients.audit_summary(parts, state)}
         with peers.together():
             if peers.is_first():
                 ledgers.write(job.directory, disclosed.entries)

@@ -301,3 +301,27 @@ class Method:
 
     def __post_init__(self) -> None:
         check(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class Poison:
+    """Hostile clients, and what they do."""
+
+    attack: Any = setting(
+        None,
+        "what hostile clients do: sign_flip, scaled(-10), little_is_enough, flip_labels, or "
+        "backdoor('trigger', 'target'); two may be joined by a comma (nobody is hostile)",
+        flag="poison",
+    )
+    share: float | None = setting(
+        None,
+        "share of the clients that are hostile, drawn by seed (0.2)",
+        above=0,
+        below=1,
+        flag="poison_share",
+    )
+
+    replace = replaced
+
+    def __post_init__(self) -> None:
+        check(self)

@@ -12,7 +12,15 @@ from fedjax_post.evaluate.scores import left_out
 from fedjax_post.model.quantize import dequantize_model
 from fedjax_post.report.table import format_bytes
 from fedjax_post.simulate import client_state_like, wire_bytes_of
-from fedjax_post.study import hosting, methods, private, recordings, secure
+from fedjax_post.study import (
+    canary_clients,
+    hostile,
+    hosting,
+    methods,
+    private,
+    recordings,
+    secure,
+)
 from fedjax_post.study.build import Parts
 from fedjax_post.study.rows import why_no_match
 
@@ -55,6 +63,10 @@ def projection(parts: Parts) -> str:
         lines.append(f"secure     {secure.describe(parts.agreed)}")
     if recorded := recordings.size_of(spec, wire, population=report["clients"]):
         lines.append(f"recorded   {format_bytes(recorded)} of messages, for attacks")
+    if parts.canaries is not None:
+        lines.append(f"audit      {canary_clients.describe(parts.canaries)}")
+    if parts.poisoned is not None:
+        lines.append(f"hostile    {hostile.describe(parts.poisoned, spec)}")
     state = num_bytes(client_state_like(*given))
     lines.append(
         f"on disk    {format_bytes(state)} of state per client, "

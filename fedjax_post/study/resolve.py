@@ -2,6 +2,8 @@
 
 from fedjax_post.study import (
     build,
+    canary_clients,
+    hostile,
     hosting,
     methods,
     objectives,
@@ -37,8 +39,10 @@ def resolve(spec: Spec) -> Spec:
         wires.check,
         prompts.check,
         private_checks.check,
+        canary_clients.check,
         secure.check,
         recordings.check,
+        hostile.check,
         hosting.check,
     ):
         check(spec)

@@ -119,6 +119,13 @@ class Privacy:
         low=1,
         flag="dp_noise_population",
     )
+    canaries: int | None = setting(
+        None,
+        "clients that audit the privacy: half of them, by coin, send a random direction of the "
+        "clip norm, and the others nothing; summaries then bound epsilon from below (none)",
+        low=16,
+        flag="dp_canaries",
+    )
     secure: bool = setting(
         False,
         "clients mask their uploads, so that the server can read only their sum; under privacy "

@@ -38,17 +38,20 @@ def score_state(parts: Parts, state: State, heldout: HeldOut, *, rounds: int) ->
 
 
 def before(parts: Parts, start: State) -> Result:
-    """Returns the scores before the first round: "base"."""
-    base = score_state(parts, start, parts.heldout, rounds=0)
+    """Returns the scores before the first round: "base", and "backdoor_base" with a backdoor."""
+    base = {"base": score_state(parts, start, parts.heldout, rounds=0)}
+    if parts.poisoned is not None and parts.poisoned.heldout is not None:
+        base["backdoor_base"] = score_state(parts, start, parts.poisoned.heldout, rounds=0)
     apart = client_rows.rows_apart(parts.data, parts.heldout, seed=parts.spec.seed)
     if apart is None or parts.spec.method.baseline == "local":
-        return Result({"base": base}, {}, None)
-    return Result({"base": base}, {}, score_state(parts, start, apart[0], rounds=0))
+        return Result(base, {}, None)
+    return Result(base, {}, score_state(parts, start, apart[0], rounds=0))
 
 
 def final(parts: Parts, state: State) -> Result:
     """Returns the scores after the last round: "final", and "personal" if requested.
 
+    With a backdoor, "backdoor" scores prompts with the trigger by whether its target is the answer.
     Without a shared model (baseline local), "final" is the mean over personal models, each on all
     held-out rows.
     """
@@ -63,6 +66,8 @@ def final(parts: Parts, state: State) -> Result:
         parts.data, parts.heldout, outcomes, measure_fn=measure_fn, spec=parts.spec
     )
     scores = {"final": scores_of(outcomes, parts.heldout)}
+    if parts.poisoned is not None and parts.poisoned.heldout is not None:
+        scores["backdoor"] = score_state(parts, state, parts.poisoned.heldout, rounds=rounds)
     if parts.spec.scoring.personal:
         found = measure_personal(parts, state, everywhere=False)
         tables["personal"] = _table(parts, found, [np.arange(len(own)) for own in found.own])

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedjax_post.study.fields import check, kinds_of, meaning_of, replaced, setting, unknown
-from fedjax_post.study.learning import Adapter, Data, Method, Model, Objective
+from fedjax_post.study.learning import Adapter, Data, Method, Model, Objective, Poison
 from fedjax_post.study.running import Execution, Hosting, Privacy, Scoring, Training
 
 
@@ -33,6 +33,7 @@ class Spec:
     adapter: Adapter = dataclasses.field(default_factory=Adapter)
     objective: Objective = dataclasses.field(default_factory=Objective)
     method: Method = dataclasses.field(default_factory=Method)
+    poison: Poison = dataclasses.field(default_factory=Poison)
     training: Training = dataclasses.field(default_factory=Training)
     privacy: Privacy = dataclasses.field(default_factory=Privacy)
     hosting: Hosting = dataclasses.field(default_factory=Hosting)

@@ -17,7 +17,7 @@ from fedjax_post.evaluate.heldout import HeldOut, is_compared
 from fedjax_post.evaluate.scores import Scores, left_out
 from fedjax_post.model.emulator import emulator_bytes
 from fedjax_post.report.records import read_records
-from fedjax_post.study import factories, hosting, ledgers, private, secure
+from fedjax_post.study import factories, hostile, hosting, ledgers, private, secure
 from fedjax_post.study.build import Parts
 from fedjax_post.study.files import identity
 from fedjax_post.study.plan import count
@@ -79,6 +79,7 @@ def summarize(
         "disclosure": ledgers.disclosure_summary(parts.spec, disclosed, parts.algorithm.access),
         "privacy": private.privacy_summary(parts.promised, last, parts.spec.training.sampling),
         "secure_sum": secure.secure_summary(parts.agreed, records),
+        "poison": hostile.poison_summary(parts.poisoned, parts.spec),
         "provider": hosting.provider_summary(Path(parts.plan.directory or "")),
         "tokens": int(total["num_read"]),
         # The median leaves out rounds that compile, which are slow but few

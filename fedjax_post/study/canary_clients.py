@@ -1,0 +1,120 @@
+"""The audit of an experiment's privacy: its canary clients, and the bound that they give."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_post import attacks
+from fedjax_post.attacks import CanaryClients
+from fedjax_post.core.algorithm import Algorithm, as_given
+from fedjax_post.core.engine import State
+from fedjax_post.study import private
+from fedjax_post.study.spec import Spec
+
+
+def check(spec: Spec) -> None:
+    """Checks that an audit is possible with these fields, before anything is read.
+
+    Raises:
+      ValueError: naming the field and the remedy.
+      ImportError: if the package that computes the bound is not installed.
+    """
+    if spec.privacy.canaries is None:
+        return
+    field = f"canaries={spec.privacy.canaries}"
+    if spec.privacy.secure:
+        raise ValueError(
+            f"{field}: an absent canary would not send its mask in a secure sum; leave `secure` out"
+        )
+    for name in ("clip_quantile", "bands", "noise_cohort"):
+        if (value := getattr(spec.privacy, name)) is not None:
+            raise ValueError(
+                f"{field} audits a fixed clip norm and independent noise; leave `{name}`={value} out"
+            )
+    if spec.privacy.noise_at != "server":
+        raise ValueError(
+            f"{field} audits the noise that a server adds; leave `noise_at`={spec.privacy.noise_at} "
+            "out"
+        )
+    attacks.check_auditor()
+
+
+def draw(spec: Spec, *, population: int) -> CanaryClients | None:
+    """Returns the canaries of an experiment; None without an audit.
+
+    Args:
+      spec: the experiment.
+      population: number of clients.
+
+    Raises:
+      ValueError: if there are more canaries than clients, naming the field.
+    """
+    if spec.privacy.canaries is None:
+        return None
+    try:
+        return attacks.draw_canaries(population, spec.privacy.canaries, seed=spec.seed)
+    except ValueError as error:
+        raise ValueError(f"`privacy.canaries`: {error}") from error
+
+
+def around(
+    algorithm: Algorithm, spec: Spec, promised: private.Guarantee | None, *, population: int
+) -> Algorithm:
+    """Returns the algorithm, with canaries among its clients if the experiment has any.
+
+    Args:
+      algorithm: made private.
+      spec: the experiment.
+      promised: the guarantee that is audited.
+      population: number of clients.
+
+    Raises:
+      ValueError: if what clients send is not laid out like what the federation shares, or if no
+        audit with so many canaries could show anything.
+    """
+    canaries = draw(spec, population=population)
+    if canaries is None:
+        return algorithm
+    if algorithm.value_like is not as_given:
+        raise ValueError(
+            f"canaries={len(canaries.ids)}: method={spec.method.name} sends other values than it "
+            "shares, so that canaries cannot be found in what it releases; use one that sends "
+            "changes, such as fed_avg"
+        )
+    assert spec.privacy.clip is not None  # guaranteed by `private.check`
+    assert promised is not None
+    if not attacks.greatest_bound(canaries, delta=promised.delta):
+        raise ValueError(
+            f"canaries={len(canaries.ids)}: delta={promised.delta:.2g} could explain all that they "
+            "show; give a `privacy.delta` far below one over the canaries, such as 1e-05"
+        )
+    return attacks.with_canaries(
+        algorithm, canaries, num_clients=population, length=spec.privacy.clip
+    )
+
+
+def describe(canaries: CanaryClients) -> str:
+    """Returns the canaries as one line of text."""
+    return (
+        f"{len(canaries.ids)} clients are canaries, of which {int(canaries.present.sum())} send a "
+        "random direction of the clip norm and the others nothing"
+    )
+
+
+def audit_summary(parts: Any, state: State) -> dict[str, Any] | None:
+    """Returns the entry `audit` of a summary: epsilon from below; None without an audit.
+
+    Args:
+      parts: of the run.
+      state: after its last round.
+    """
+    if parts.canaries is None:
+        return None
+    change = jax.tree.map(jnp.subtract, state.shared, parts.start.shared)
+    found = attacks.lower_bound(
+        attacks.canary_scores(change, parts.canaries),
+        parts.canaries.present,
+        delta=parts.promised.delta,
+    )
+    return found._asdict()

@@ -1,0 +1,3 @@
+"""What tests of attacks share."""
+
+from attack_rows import learned
