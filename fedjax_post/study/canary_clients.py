@@ -30,12 +30,13 @@ def check(spec: Spec) -> None:
     for name in ("clip_quantile", "bands", "noise_cohort"):
         if (value := getattr(spec.privacy, name)) is not None:
             raise ValueError(
-                f"{field} audits a fixed clip norm and independent noise; leave `{name}`={value} out"
+                f"{field} audits a fixed clip norm and independent noise; leave "
+                f"`{name}`={value} out"
             )
     if spec.privacy.noise_at != "server":
         raise ValueError(
-            f"{field} audits the noise that a server adds; leave `noise_at`={spec.privacy.noise_at} "
-            "out"
+            f"{field} audits the noise that a server adds; leave "
+            f"`noise_at`={spec.privacy.noise_at} out"
         )
     attacks.check_auditor()
 
