@@ -162,11 +162,7 @@ def assemble(
         sizes[splits.heldout_origin.split] = len(splits.heldout)
     shares = share_out(table, heldout, population, tokenizer)
     parted = _part(shares, heldout, population)
-    if parted.kept is not None:
-        heldout, heldout_other = (
-            None if rows is None else take_rows(rows, parted.kept)
-            for rows in (heldout, heldout_other)
-        )
+    heldout, heldout_other = (_keep(rows, parted.kept) for rows in (heldout, heldout_other))
     partition = parted.partition
     clients = TokenClients(table, partition, pack_length=text.pack_length or None, **schedule)
     report = describe(partition, table) | {
@@ -181,6 +177,11 @@ def assemble(
     }
     loaded = Loaded(clients, heldout, parted.names, report, heldout_other, parted.heldout)
     return loaded._replace(clusters=shares.clusters, apart=parted.apart), other
+
+
+def _keep(rows: TokenTable | None, kept: np.ndarray | None) -> TokenTable | None:
+    """Returns some rows of a table, or all if `kept` is None; None without a table."""
+    return rows if rows is None or kept is None else take_rows(rows, kept)
 
 
 def _heldout_columns(names: Sequence[str], columns: Columns) -> Columns:

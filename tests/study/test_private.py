@@ -2,9 +2,12 @@
 
 import math
 
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+from fedjax_post.algorithms.fed_avg import fed_avg
 from fedjax_post.data.load import load_clients
 from fedjax_post.hub.tokenizer import load_tokenizer
 from fedjax_post.privacy import accounts, epsilon_of
@@ -65,6 +68,19 @@ def test_the_noise_of_a_larger_cohort_is_said_to_be_simulated(data):
     assert "SIMULATED" in told[-1]
     assert "is less private than that: its own noise multiplier is 0.01" in told[-1]
     assert private.privacy_summary(made, {"epsilon": 1.0}, "uniform")["simulated"] == told[-1]
+
+
+@pytest.mark.parametrize(
+    ("given", "divisor"), [({}, 5), ({"noise_cohort": 500, "delta": 1e-4}, 500)]
+)
+def test_the_noise_in_a_mean_is_that_of_the_cohort_that_is_accounted(data, given, divisor):
+    """Measured: z times the clip norm over the cohort's size, simulated or the run's own."""
+    spec, made = promise_of(data, noise_multiplier=1.5, **given)
+    base = fed_avg(lambda params, model, batch, key: (0.0, {}), optax.sgd(1.0))
+    algorithm, made = private.around(base, spec, made)
+    zeros = jnp.zeros(20_000)
+    drawn, _ = algorithm.server.update(zeros, algorithm.server.init(zeros), zeros)
+    assert float(drawn.std()) == pytest.approx(1.5 * 0.5 / divisor, rel=0.03)
 
 
 def test_a_private_run_says_whose_data_it_hides_from_whom(data):
