@@ -40,9 +40,10 @@ def lay_out(rows: Rows, *, separator: jax.Array, dropped: jax.Array, width: int)
       separator: (), int32, put after each row; it also fills the front of a line that the rows
         do not fill.
       dropped: int32 `[D]`, tokens that are left out, such as bos and eos.
-      width: W; only the end of a longer line is kept.
+      width: W; the last rows that fit completely are kept.
     """
     tokens, shown, labels = _with_separators(rows, separator, dropped)
+    shown, labels = (x & _fits(shown, width)[:, None] for x in (shown, labels))
     is_row = jnp.pad(shown[:, :-1], ((0, 0), (0, 1)))  # without the separator
     line, order = tokens.reshape(-1), jnp.argsort(shown.reshape(-1), stable=True)
     missing = max(0, width - line.size)
@@ -72,6 +73,14 @@ def is_shown(rows: Rows, line: jax.Array, *, separator: jax.Array, dropped: jax.
     windows = padded[jnp.arange(line.shape[0])[:, None] + jnp.arange(length)[None]]  # [W, L + 1]
     same = (windows[None] == tokens[:, None]) | ~shown[:, None]  # [n, W, L + 1]
     return same.all(axis=2).any(axis=1) & shown.any(axis=1)
+
+
+def _fits(shown: jax.Array, width: int) -> jax.Array:
+    """Returns which rows `[n]` are among the last that fit into a line of `width`, each whole."""
+    sizes = shown.sum(axis=1)
+    sizes = jnp.where(sizes <= width, sizes, 0)
+    from_here = jnp.cumsum(sizes[::-1])[::-1]
+    return (sizes > 0) & (from_here <= width)
 
 
 def _with_separators(rows, separator, dropped):

@@ -1,34 +1,33 @@
-"""The disclosure ledger: the text that clients send, to which party, in each round, at what cost.
+"""The disclosure ledger: what each party received, by round and purpose, at what cost.
 
 The text of clients' rows is private; templates and prompts are public. What is disclosed depends
 on two independent facts: the access to the target model that a method needs (`Access`), and where
 that model runs (`Hosting`). FedBPT on weights that the client holds discloses nothing; the same
 algorithm with a hosted model discloses every question.
 
-| access of the method | model at the client | at the federation's server | at a provider |
+| access to the target | model at the client | at the federation's server | at a provider |
 | --- | --- | --- | --- |
-| WEIGHTS, GRADIENTS, or none | nothing | nothing | nothing: the model runs at the client |
-| TEXT, LOGITS, EMBEDDINGS | nothing | questions, to the server | questions, to the provider |
+| WEIGHTS, GRADIENTS | nothing | nothing | nothing: the model runs at the client |
+| TEXT to EMBEDDINGS, or none | nothing | questions, to the server | questions, to it |
 
 The server belongs to the federation: its entries are listed, but do not count as disclosure to the
 outside.
 
-There are two independent accounts: this one is computed from a run's records and its data, which
-are a function of the seed; `arrivals` counts the texts that a party has logged.
-The sums are exact if all questions use the same template, with one unpacked row per query. The
-distinct tokens are exact if a method asks about every row of a visit; otherwise they are an upper
-bound. Rows that a method masks in part before it asks count as complete. Text that a client sent
-before a provider failed is not in the records, but in the journal of calls.
+The entries are what the `meter` has counted. For rounds that were compiled they are an algorithm's
+own counts, which stand only because the meter has confirmed them, see `confirm`; their distinct
+questions are those of the rows visited, an upper bound if a method does not ask about each of
+them. `arrivals` is an independent second account: it counts the texts that a party has logged.
 """
 
 import enum
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjax_post.core.access import Access, union
-from fedjax_post.disclosure.arrivals import Index, OffsetsFn, count_touching, find
+from fedjax_post.core.access import Access, spoken, union
+from fedjax_post.disclosure.arrivals import OffsetsFn, count_touching
+from fedjax_post.disclosure.meter import Carried, DisclosureError, Form, Purpose, digest
 
 
 class Hosting(enum.StrEnum):
@@ -39,10 +38,6 @@ class Hosting(enum.StrEnum):
     PROVIDER = "provider"  # a party outside of it
 
 
-class DisclosureError(Exception):
-    """Private text would leave the federation."""
-
-
 class Price(NamedTuple):
     """A provider's price for a million tokens, in any currency."""
 
@@ -50,27 +45,23 @@ class Price(NamedTuple):
     written: float = 0.0  # answers
 
 
-class Form(NamedTuple):
-    """Numbers of tokens that are the same in every query of a run."""
-
-    template: int = 0  # around a row's question, including the beginning-of-sequence token
-    prompt: int = 0  # added in front by the method
-    answer: int = 0  # the longest answer that may be billed
-    shot: int = 0  # around a row's question and answer where they are shown as an example
-
-
 class Entry(NamedTuple):
-    """What one party received from all clients in one round."""
+    """What one party received from all clients in one round, for one purpose."""
 
-    round: int
+    round: int  # for an evaluation, the number of rounds done; -1 for a use
     party: str  # "server" or "provider"
+    purpose: str  # "training", "evaluation" or "use"
     outside: bool  # whether the party is outside the federation
-    update_bytes: int
-    queries: int
-    private_tokens: int  # sent as plain text, counted each time
-    unique_tokens: int  # of distinct questions, in this round and all before it
-    labels: int  # answers of rows sent with their questions; their tokens count as private too
-    cost: float  # maximum cost of the queries, in the currency of the price
+    update_bytes: int = 0
+    queries: int = 0
+    private_tokens: int = 0  # sent as plain text, counted each time
+    unique_tokens: int = 0  # of distinct questions, for this purpose up to this round
+    labels: int = 0  # answers of rows sent with their questions; their tokens count as private too
+    cost: float = 0.0  # maximum cost of the queries, in the currency of the price
+
+
+# (round, purpose, what was sent to the party that hosts the target)
+Sent = tuple[int, Purpose, Carried]
 
 
 def asks(access: Mapping[str, Access]) -> bool:
@@ -89,48 +80,92 @@ def serves_elsewhere(access: Mapping[str, Access]) -> bool:
 
 def hosting_of(access: Mapping[str, Access], wanted: Hosting) -> Hosting:
     """Returns where the target runs: as wanted, or at the client for a method with its weights."""
-    return wanted if asks(access) else Hosting.CLIENT
+    return wanted if serves_elsewhere(access) else Hosting.CLIENT
+
+
+def carried_in(record: Mapping[str, Any], form: Form) -> Carried:
+    """Returns what a round's training has sent, by the algorithm's own counts.
+
+    Args:
+      record: of `fedjax_post.run`, with `queries`, `tokens_sent` and `labels_sent` if the method
+        queries the target; these sums include dropped clients.
+      form: of the run's queries.
+    """
+    queries, tokens, labels = (
+        int(record.get(name, 0)) for name in ("queries", "tokens_sent", "labels_sent")
+    )
+    private = tokens - queries * form.template - labels * form.shot
+    places, answers = queries * form.prompt, queries * form.answer
+    return Carried(queries, tokens, private, labels, places, answers)
+
+
+def confirm(told: Carried, metered: Carried, *, method: str) -> None:
+    """Checks an algorithm's counts of some visits against the meter's.
+
+    Args:
+      told: by the algorithm, see `carried_in`.
+      metered: of the same visits.
+      method: its name, for the message.
+
+    Raises:
+      ValueError: naming the first count that differs, and both values.
+    """
+    names = {"queries": "queries", "private_tokens": "private tokens", "labels": "labels"}
+    for field, name in names.items():
+        own, seen = getattr(told, field), getattr(metered, field)
+        if own != seen:
+            raise ValueError(
+                f"{method} counts {own} {name} in visits in which it sends {seen} to the target; "
+                "return the metrics `queries`, `tokens_sent` and `labels_sent` of all its calls, "
+                "or run with executor=host, where the meter counts"
+            )
 
 
 def account(
     records: Sequence[Mapping[str, Any]],
+    sent: Iterable[Sent],
     *,
     hosting: Hosting,
-    form: Form = Form(),  # noqa: B008 - immutable
-    unique: Mapping[int, int] | None = None,
-    price: Price = Price(),  # noqa: B008
+    price: Price = Price(),  # noqa: B008 - immutable
 ) -> list[Entry]:
-    """Returns the entries of a run by round: the server's and, if there is one, the provider's.
+    """Returns the entries of a run by round, party and purpose.
 
     Args:
-      records: of `fedjax_post.run`, with `queries`, `tokens_sent` and `labels_sent` if the
-        method queries the target; these sums include dropped clients.
+      records: of the rounds, with their `bytes_up`.
+      sent: what went to the host of the target, rounds ascending.
       hosting: as returned by `hosting_of`.
-      form: of the run's queries.
-      unique: round -> unique tokens, see the function `unique_tokens`; None: they are 0.
       price: of the provider.
 
-    >>> records = [{"round": 0, "queries": 2, "tokens_sent": 30, "bytes_up": 8}]
-    >>> entries = account(records, hosting=Hosting.PROVIDER, form=Form(template=5))
+    >>> sent = [(0, Purpose.TRAINING, Carried(queries=2, private_tokens=20))]
+    >>> entries = account([{"round": 0, "bytes_up": 8}], sent, hosting=Hosting.PROVIDER)
     >>> [(entry.party, entry.private_tokens) for entry in entries]
     [('server', 0), ('provider', 20)]
     """
-    entries = []
+    found: dict[tuple[int, Purpose, Hosting], Entry] = {}
     for record in records:
-        asked = _query_entry(record, form, unique or {}, price)
-        parties = [Hosting.SERVER] + [Hosting.PROVIDER] * (hosting == Hosting.PROVIDER)
-        for party in parties:
-            entry = asked if party == hosting else _NOTHING
-            entry = entry._replace(round=record["round"], party=str(party))
-            if party == Hosting.SERVER:
-                entries.append(entry._replace(update_bytes=int(record["bytes_up"]), cost=0.0))
-            else:
-                entries.append(entry._replace(outside=True))
-    return entries
+        key = record["round"], Purpose.TRAINING, Hosting.SERVER
+        found[key] = _blank(*key)._replace(update_bytes=int(record["bytes_up"]))
+    seen: dict[Purpose, dict[str, int]] = {}
+    for round, purpose, carried in sent if hosting != Hosting.CLIENT else ():
+        key = round, purpose, hosting
+        seen[purpose] = seen.get(purpose, {}) | dict(carried.distinct)
+        before = found.get(key, _blank(*key))
+        read, written = carried.tokens + carried.places, carried.answers
+        paid = hosting == Hosting.PROVIDER
+        found[key] = before._replace(
+            queries=before.queries + carried.queries,
+            private_tokens=before.private_tokens + carried.private_tokens,
+            labels=before.labels + carried.labels,
+            unique_tokens=sum(seen[purpose].values()),
+            cost=before.cost + paid * (read * price.read + written * price.written) / 1e6,
+        )
+    order = {Hosting.SERVER: 0, Hosting.PROVIDER: 1}
+    keys = sorted(found, key=lambda key: (list(Purpose).index(key[1]), key[0], order[key[2]]))
+    return [found[key] for key in keys]
 
 
-def totals(entries: Sequence[Entry]) -> dict[str, Entry]:
-    """Returns each party's sums over the rounds.
+def totals(entries: Iterable[Entry]) -> dict[str, Entry]:
+    """Returns each party's sums over the rounds, of entries of one purpose.
 
     `round` is the last round, and `unique_tokens` the largest value, as it is cumulative.
     """
@@ -170,29 +205,25 @@ def public_tokens(question: str, literals: Sequence[str], *, offsets_fn: Offsets
     return len(offsets) - count_touching(offsets, [*spans, (at, end)])
 
 
-def unique_tokens(
+def distinct_questions(
     visits: Iterable[tuple[int, Mapping[str, Any], Any]], *, template: int
-) -> dict[int, int]:
-    """Returns round -> private tokens of the distinct questions visited by the end of the round.
+) -> dict[int, dict[str, int]]:
+    """Returns round -> digest of each question visited in it -> its private tokens.
 
     Nothing needs to be saved during a run: a visit is a function of the seed, the round and the
     client, so the visits of a finished run can be computed again.
 
     Args:
-      visits: (round, batches, step mask), rounds ascending; batches have "tokens"
-        `[..., L]` int and "loss_mask" `[..., L]` bool, the step mask is `[...]` without the batch
-        axis.
+      visits: (round, batches, step mask); batches have "tokens" `[..., L]` int and "loss_mask"
+        `[..., L]` bool, the step mask is `[...]` without the batch axis.
       template: as in `Form`.
     """
-    seen: set[bytes] = set()
-    total, by_round = 0, {}
+    by_round: dict[int, dict[str, int]] = {}
     for round, batches, step_mask in visits:
         tokens, lengths = _questions(batches, step_mask)
+        found = by_round.setdefault(int(round), {})
         for row, length in zip(tokens, lengths.tolist(), strict=True):
-            question = row[:length].tobytes()
-            total += 0 if question in seen else length - template
-            seen.add(question)
-        by_round[int(round)] = total
+            found[digest(row[:length])] = max(0, length - template)
     return by_round
 
 
@@ -216,71 +247,38 @@ def check_disclosure(
     rows: int | None = None,
     tokens: int | None = None,
 ) -> None:
-    """Checks, before a run starts, that it sends no private text out of the federation.
+    """Checks that a method does not disclose private text by design, before a run begins.
 
     Args:
-      access: declared by the method, by model role.
+      access: declared by the algorithm, by model role.
       hosting: where the target would run.
-      method: its name, for the message.
+      method: its name.
       rows: number of rows of a client's visit, as counted by `count_visits`.
       tokens: number of private tokens in them.
 
     Raises:
-      DisclosureError: naming the method, what a visit would send, and the remedies.
+      DisclosureError: naming the method, what would be sent, and the remedies.
     """
     if hosting_of(access, hosting) != Hosting.PROVIDER:
         return
-    amount = "the questions of a client's rows"
-    if rows is not None:
-        amount = f"{rows:,} questions with {tokens:,} private tokens for one query per row"
-    raise DisclosureError(
-        f"{method} needs {access['target'].name} of the target model, and inference=provider "
-        f"runs that outside the federation: a visit would send {amount}, as plain text; use "
-        "inference=client with a model whose weights are open, a method that works on WEIGHTS "
-        "or GRADIENTS, or leave `fail_on_disclosure` out"
-    )
-
-
-def make_guard(index: Index) -> Callable[[Sequence[str]], None]:
-    """Returns a function that refuses outgoing texts that contain private ones.
-
-    Args:
-      index: of all clients' rows, see `arrivals`.
-
-    Returns:
-      `guard(texts)`, which raises `DisclosureError`; the message contains no private text.
-    """
-
-    def guard(texts: Sequence[str]) -> None:
-        found = [len(find(text, index)) for text in texts]
-        if any(found):
-            raise DisclosureError(
-                f"{sum(map(bool, found))} of {len(texts)} queries contain {sum(found)} private "
-                "texts, and nothing was sent; use a model inside the federation "
-                "(inference=client), or leave `fail_on_disclosure` out"
+    what = f"needs {spoken(access['target'])} of" if "target" in access else "is served by"
+    amount = "an evaluation would send all held-out questions"
+    if asks(access):
+        amount = "a visit would send the questions of a client's rows"
+        if rows is not None:
+            amount = (
+                f"a visit would send {rows:,} questions with {tokens:,} private tokens for one "
+                "query per row"
             )
-
-    return guard
-
-
-_NOTHING = Entry(0, "", False, 0, 0, 0, 0, 0, 0.0)
-
-
-def _query_entry(
-    record: Mapping[str, Any], form: Form, unique: Mapping[int, int], price: Price
-) -> Entry:
-    """Returns the entry of the party that received a round's queries."""
-    queries, sent, labels = (
-        int(record.get(name, 0)) for name in ("queries", "tokens_sent", "labels_sent")
+    raise DisclosureError(
+        f"{method} {what} the target model, and inference=provider runs that outside the "
+        f"federation: {amount}, as plain text; use inference=client with a model whose weights "
+        "are open, a method that works on WEIGHTS or GRADIENTS, or leave `fail_on_disclosure` out"
     )
-    read, written = sent + queries * form.prompt, queries * form.answer
-    return _NOTHING._replace(
-        queries=queries,
-        private_tokens=sent - queries * form.template - labels * form.shot,
-        unique_tokens=unique.get(record["round"], 0),
-        labels=labels,
-        cost=(read * price.read + written * price.written) / 1e6,
-    )
+
+
+def _blank(round: int, purpose: Purpose, party: Hosting) -> Entry:
+    return Entry(round, str(party), str(purpose), outside=party == Hosting.PROVIDER)
 
 
 def _questions(batches: Mapping[str, Any], step_mask: Any) -> tuple[np.ndarray, np.ndarray]:

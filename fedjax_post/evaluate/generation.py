@@ -1,7 +1,7 @@
 """Generated answers: greedy continuations of held-out prompts, as text."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -12,9 +12,13 @@ from fedjax_post.evaluate.heldout import HeldOut, answer_length, is_compared
 from fedjax_post.evaluate.stacked import apply, in_batches, owner_of, rows_at, shapes_of
 
 PyTree = Any
+# (params, prompts [B, L], mask [B, L], prefix=, answer=): what is asked, to be counted
+NoteFn = Callable[..., None]
 
 
-def greedy_answers(model: Any, params: PyTree, heldout: HeldOut) -> list[str]:
+def greedy_answers(
+    model: Any, params: PyTree, heldout: HeldOut, *, note_fn: NoteFn | None = None
+) -> list[str]:
     """Returns the model's answer to each held-out row's prompt, by greedy decoding.
 
     An answer may be as long as the longest response that is compared, if the model's context has
@@ -25,6 +29,7 @@ def greedy_answers(model: Any, params: PyTree, heldout: HeldOut) -> list[str]:
       model: the frozen model, another object with the method `answer`, or stacked models.
       params: merged over the model.
       heldout: the rows; in a chat, the prompt is everything before the last response.
+      note_fn: called before each batch; not with stacked models.
     """
     table, rows, eos_id = heldout.table, heldout.rows, heldout.eos_id
     asked = is_compared(heldout)
@@ -39,6 +44,8 @@ def greedy_answers(model: Any, params: PyTree, heldout: HeldOut) -> list[str]:
     for places in in_batches(model, owner_of(model, rows), heldout.batch_size):
         part = rows_at(rows, places)
         prompts, mask = _pad_left(table, part, width=width, first=len(heldout.prefix))
+        if note_fn is not None:
+            note_fn(params, prompts, mask, prefix=heldout.prefix, answer=num_new)
         tokens = apply(_answer, model, params, jnp.asarray(prompts), jnp.asarray(mask), **form)
         for place, row in zip(places.tolist(), np.asarray(tokens).tolist(), strict=True):
             if place >= 0:

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjax_post.evaluate.generation import greedy_answers, matches, reference_answers
+from fedjax_post.evaluate.generation import NoteFn, greedy_answers, matches, reference_answers
 from fedjax_post.evaluate.heldout import HeldOut, is_compared, is_ranked
 from fedjax_post.evaluate.loss import RowLosses, mean_loss, row_losses
 from fedjax_post.evaluate.preferences import reward_margins
@@ -68,20 +68,23 @@ def scores_of(outcomes: Outcomes, heldout: HeldOut) -> Scores:
     return scores
 
 
-def measure(model: Any, params: PyTree, heldout: HeldOut) -> Outcomes:
+def measure(
+    model: Any, params: PyTree, heldout: HeldOut, *, note_fn: NoteFn | None = None
+) -> Outcomes:
     """Returns the outcome of each held-out row; see `score` for the scores.
 
     Args:
       model: the frozen model, or stacked models.
       params: merged over the model.
       heldout: the rows and settings.
+      note_fn: as for `greedy_answers`.
     """
     table, rows = heldout.table, heldout.rows
     losses, shares = None, {}
     if heldout.loss:
         losses = row_losses(model, params, table, rows=rows, batch_size=heldout.batch_size)
     if heldout.exact_match:
-        shares["exact_match"] = _is_answered(model, params, heldout)
+        shares["exact_match"] = _is_answered(model, params, heldout, note_fn)
     if is_ranked(heldout):
         shares |= rank(model, params, heldout)
     if heldout.rejected is not None:
@@ -148,11 +151,11 @@ def mean_scores(all_scores: list[Scores]) -> Scores:
     }
 
 
-def _is_answered(model: LanguageModel, params: PyTree, heldout: HeldOut) -> np.ndarray:
+def _is_answered(model: Any, params: PyTree, heldout: HeldOut, note_fn) -> np.ndarray:
     """Returns whether each row is answered exactly, float64 `[n]`; NaN if it is not compared."""
     compared = is_compared(heldout)[heldout.rows]
     asked = heldout._replace(rows=heldout.rows[compared])
-    answers = greedy_answers(model, params, asked)
+    answers = greedy_answers(model, params, asked, note_fn=note_fn)
     found = np.full(len(compared), np.nan)
     found[compared] = matches(answers, reference_answers(asked), labels=heldout.labels)
     return found

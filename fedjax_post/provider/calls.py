@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from fedjax_post.core.access import UnansweredError
+from fedjax_post.disclosure.meter import Carried, Meter
 from fedjax_post.provider.address import without_key
 from fedjax_post.provider.journal import OUTSIDE, Journal, digest
 from fedjax_post.provider.refusals import read_refusal
@@ -89,6 +90,7 @@ class Caller:
       tokenizer: used to compute the maximum cost of a call.
       terms: budget, prices and failure handling.
       journal: of the run.
+      meter: counts what calls carry, and may refuse them.
       watch: called after each answered call, with what the run has spent so far.
     """
 
@@ -99,21 +101,24 @@ class Caller:
         *,
         terms: Terms,
         journal: Journal,
+        meter: Meter,
         watch: Callable[[Spent], None] | None = None,
     ):
-        self.terms, self.journal = terms, journal
+        self.terms, self.journal, self.meter = terms, journal, meter
         self._provider, self._tokenizer, self._watch = provider, tokenizer, watch
         self._seen: tuple[str, str | None] | None = None  # model and fingerprint of the last answer
 
-    def ask(self, query: Query, place: tuple[int, int], call: int) -> list[Reply]:
+    def ask(self, query: Query, place: tuple[int, int], call: int, carries: Carried) -> list[Reply]:
         """Returns the replies to a query's texts, from the journal if it has them.
 
         Args:
           query: texts and settings.
           place: round and client.
           call: number of the call in that visit.
+          carries: by the meter; recorded each time before the query is sent.
 
         Raises:
+          DisclosureError: if the meter refuses the call; nothing is sent then.
           ProviderError: see the table in the module's docstring.
           BudgetError: if the budget may not cover the call; nothing is sent then.
           JournalError: if the journal contains another request under the same key.
@@ -128,24 +133,25 @@ class Caller:
             raise self._error(found["error"], droppable=True)
         if found:
             return [Reply(*reply) for reply in found["replies"]]
-        if self.terms.guard is not None:
-            self.terms.guard(query.texts)
+        self.meter.check(carries)
         for attempt in range(self.terms.max_retries + 1):
             try:
-                return self._attempt(query, key, request, attempt=attempt)
+                return self._attempt(query, key, request, attempt=attempt, carries=carries)
             except ProviderError as error:
                 if error.wait is None:
                     raise
                 time.sleep(error.wait)
         raise AssertionError("the loop above returns or raises")
 
-    def _attempt(self, query: Query, key: Key, request: str, *, attempt: int) -> list[Reply]:
+    def _attempt(
+        self, query: Query, key: Key, request: str, *, attempt: int, carries: Carried
+    ) -> list[Reply]:
         """Sends a query once, and writes a line to the journal before and after."""
         began = time.perf_counter()
         number = {"queries": len(query.texts)}
         seconds = lambda: {"seconds": time.perf_counter() - began}
         try:
-            self._reserve(query, key, request)
+            self._reserve(query, key, request, carries)
             replies, bill = self._send(query, key, attempt)
         except ProviderError as error:
             error.drop = error.drop and key[1] != OUTSIDE  # an evaluation has no client to drop
@@ -164,8 +170,8 @@ class Caller:
         self._note(bill)
         return replies
 
-    def _reserve(self, query: Query, key: Key, request: str) -> None:
-        """Records that a call is sent, if the budget covers its maximum cost."""
+    def _reserve(self, query: Query, key: Key, request: str, carries: Carried) -> None:
+        """Records that a call is sent and what it carries, if the budget covers its cost."""
         terms, num = self.terms, len(query.texts)
         worst = worst_cost(query, self._tokenizer, terms=terms)
         with self.journal.lock:
@@ -186,7 +192,8 @@ class Caller:
                     kind=BudgetError,
                     droppable=True,
                 )
-            self.journal.write("asked", key, request, queries=num, worst_cost=worst)
+            facts = {"worst_cost": worst, "carries": carries._asdict()}
+            self.journal.write("asked", key, request, queries=num, **facts)
 
     def _send(self, query: Query, key: Key, attempt: int) -> tuple[list[Reply], Bill]:
         terms, provider = self.terms, self._provider

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from fedjax_post.provider import soft_prompts
 from fedjax_post.provider.refusals import Refusal
 from fedjax_post.provider.served import Completion, Served
 
@@ -27,12 +28,13 @@ class Asked(NamedTuple):
     stop: tuple[str, ...]
     num_top: int | None
     user: str
+    soft_prompt: str | None = None  # of completions, see `soft_prompts`
 
 
 Render = Callable[[list[dict[str, str]]], str]  # the messages of a chat as one text
 
 _HONOURED = {"model", "user", "stop", "max_tokens", "logprobs"}
-_OF_COMPLETIONS = {"prompt"}
+_OF_COMPLETIONS = {"prompt", soft_prompts.FIELD}
 _OF_CHATS = {"messages", "max_completion_tokens", "top_logprobs"}
 # Values with which an unsupported field has no effect.
 _IDLE: Mapping[str, Any] = {
@@ -95,7 +97,10 @@ def read_request(body: Mapping[str, Any], *, most: int, render_fn: Render | None
         what = f"At most {most} log-probabilities are available here, not {num_top}."
         param = "top_logprobs" if chat else "logprobs"
         raise Refusal(400, what, code="logprobs_limit", param=param)
-    return Asked(texts, chat, max_tokens, _stops(body), num_top, user)
+    soft = body.get(soft_prompts.FIELD)
+    if soft is not None and not isinstance(soft, str):
+        raise _invalid(soft_prompts.FIELD, "must be a text in base64")
+    return Asked(texts, chat, max_tokens, _stops(body), num_top, user, soft)
 
 
 def _refuse_others(body: Mapping[str, Any], honoured: set[str]) -> None:

@@ -23,9 +23,12 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 from tqdm import tqdm
 
-from fedjax_post.core.access import Access, AccessError, check_call, check_restriction
+from fedjax_post.core.access import Access, check_call, check_restriction
+from fedjax_post.core.traced import is_traced
 from fedjax_post.core.view import View
-from fedjax_post.provider import codec
+from fedjax_post.disclosure.meter import Meter, add
+from fedjax_post.disclosure.metered import real_rows
+from fedjax_post.provider import codec, soft_prompts
 from fedjax_post.provider.address import check_url, read_key
 from fedjax_post.provider.calls import Caller, Provider, rows_per_call
 from fedjax_post.provider.journal import OUTSIDE, Journal
@@ -39,7 +42,7 @@ PyTree = Any
 
 @jax.tree_util.register_static
 class Hosted(View):
-    """A model at a provider with TEXT or LOGITS access, as a tree without leaves.
+    """A model at a provider with at most EMBEDDINGS access, as a tree without leaves.
 
     Use `connect` to create one.
     """
@@ -98,7 +101,7 @@ class Hosted(View):
         End tokens other than the tokenizer's own are sent as stop texts.
 
         Args:
-          params: an adapter with a text prompt, or {}.
+          params: an adapter with a prompt, or {}.
           prompts: `[B, L]` token ids.
           prompt_mask: `[B, L]`, True for real tokens.
           max_new_tokens: maximum number of tokens of an answer.
@@ -113,13 +116,13 @@ class Hosted(View):
           AccessError: if the model does not grant TEXT.
         """
         check_call("answer", Access.TEXT, self.access, params)
-        if _is_traced(params, prompts, prompt_mask, prefix):
+        if is_traced(params, prompts, prompt_mask, prefix):
             return jnp.zeros((prompts.shape[0], max_new_tokens), jnp.int32)
         ends = (eos_id,) if isinstance(eos_id, int) else tuple(eos_id)
         own = self._tokenizer.eos_token_id
         stop = tuple(codec.token_text(self._tokenizer, end) for end in ends if end != own)
         rows = np.full((len(prompts), max_new_tokens), pad_id, np.int32)
-        asked = (max_new_tokens, stop, None)
+        asked = {"max_tokens": max_new_tokens, "stop": stop}
         for i, reply in self._ask(params, prompts, prompt_mask, prefix, asked):
             ids = self._encode(reply.text)
             ids = [*ids, own if own in ends else ends[0]] if reply.ended else ids
@@ -138,7 +141,7 @@ class Hosted(View):
         """Returns scores as `LanguageModel.next_scores`; rows of padding alone are not sent.
 
         Args:
-          params: an adapter with a text prompt, or {}.
+          params: an adapter with a prompt, or {}.
           prompts: `[B, L]` token ids.
           prompt_mask: `[B, L]`, True for real tokens.
           candidates: `[A]` token ids.
@@ -151,12 +154,12 @@ class Hosted(View):
           AccessError: if the model does not grant LOGITS.
         """
         check_call("next_scores", Access.LOGITS, self.access, params)
-        if _is_traced(params, prompts, prompt_mask, candidates, prefix):
+        if is_traced(params, prompts, prompt_mask, candidates, prefix):
             return jnp.zeros((prompts.shape[0], candidates.shape[0]), jnp.float32)
         names = [codec.token_text(self._tokenizer, i) for i in np.asarray(candidates).tolist()]
         is_chat = self._caller.terms.style == "chat"
         scores = np.zeros((len(prompts), len(names)), np.float32)
-        asked = (1, (), self._caller.terms.top_logprobs)
+        asked = {"max_tokens": 1, "num_top": self._caller.terms.top_logprobs}
         for i, reply in self._ask(params, prompts, prompt_mask, prefix, asked):
             assert reply.top is not None  # guaranteed by `read_answer`
             scores[i] = [score_of(name, reply.top, is_start=is_chat) for name in names]
@@ -164,18 +167,21 @@ class Hosted(View):
 
     def _ask(self, params, prompts, prompt_mask, prefix, asked) -> list[tuple[int, Reply]]:
         """Returns pairs of a row's number and the reply to it."""
-        mask = np.asarray(prompt_mask, bool)
-        rows = [i for i in range(len(mask)) if mask[i].any()]
-        tokens, front = np.asarray(prompts), [] if prefix is None else np.asarray(prefix).tolist()
-        texts = [self._text(params, front + tokens[i][mask[i]].tolist()) for i in rows]
+        caller, prompt = self._caller, params.get("prompt") or {}
+        soft = prompt.get("embeddings")
+        asked = asked | {"soft_prompt": None if soft is None else soft_prompts.encode(soft)}
+        ids = real_rows(prompts, prompt_mask, prefix=prefix)
+        carried = caller.meter.read(params, ids, answer=asked["max_tokens"])
+        texts = [self._text(params, row) for row in ids]
         replies: list[Reply] = []
-        for part in rows_per_call(self._caller.terms, texts):
-            query = Query(part, *asked)
-            replies += self._caller.ask(query, self._place, next(self._calls))
-        return list(zip(rows, replies, strict=True))
+        for part in rows_per_call(caller.terms, texts):
+            place = slice(len(replies), len(replies) + len(part))
+            query, carries = Query(part, **asked), add(carried[place])
+            replies += caller.ask(query, self._place, next(self._calls), carries)
+        return list(zip(np.flatnonzero(np.any(prompt_mask, axis=1)), replies, strict=True))
 
     def _text(self, params: Mapping[str, Any], ids: list[int]) -> str:
-        added = np.asarray(params["prompt"]["tokens"]).tolist() if params.get("prompt") else []
+        added = np.asarray((params.get("prompt") or {}).get("tokens", ())).tolist()
         head = int(codec.is_headed(self._tokenizer, ids))
         return codec.decode_prompt(self._tokenizer, [*ids[:head], *added, *ids[head:]])
 
@@ -194,6 +200,7 @@ def connect(
     journal: str | Path | None = None,
     ask_again: bool = False,
     access: Access = Access.LOGITS,
+    meter: Meter | None = None,
     watch: Callable[[Spent], None] | None = None,
 ) -> Hosted:
     """Returns a model at an OpenAI-compatible endpoint; sends nothing until it is used.
@@ -208,7 +215,8 @@ def connect(
       terms: budget, prices, time limits and failure handling.
       journal: file of the run's calls to this model; None keeps them in memory.
       ask_again: see `Journal`.
-      access: TEXT or LOGITS, as the provider grants.
+      access: TEXT, LOGITS or, of a provider of this project, EMBEDDINGS (see `soft_prompts`).
+      meter: counts what calls carry, for the journal; None counts every token as private.
       watch: called after each answered call, with what is spent.
 
     Raises:
@@ -230,7 +238,9 @@ def connect(
     line = Line(url, headers=headers, timeout=terms.timeout)
     written = Journal(journal, ask_again=ask_again)
     provider = Provider(url, model, key, line.post)
-    caller = Caller(provider, tokenizer, terms=terms, journal=written, watch=watch)
+    caller = Caller(
+        provider, tokenizer, terms=terms, journal=written, meter=meter or Meter(), watch=watch
+    )
     return Hosted(caller, tokenizer, access=access)
 
 
@@ -264,25 +274,3 @@ def score_of(name: str, top: Mapping[str, float], *, is_start: bool = False) -> 
         return value
     left = 1.0 - sum(math.exp(value) for value in top.values())
     return min(*top.values(), math.log(max(left, 1e-10)))
-
-
-def _is_traced(*values: PyTree) -> bool:
-    """Returns whether the values, or all computations here, are being traced by jax."""
-    leaves = [x for x in jax.tree.leaves(values) if isinstance(x, jax.core.Tracer)]
-    for leaf in leaves:
-        _one_by_one(leaf)
-    return bool(leaves) or isinstance(jnp.zeros(()), jax.core.Tracer)
-
-
-@jax.custom_batching.custom_vmap
-def _one_by_one(x: Array) -> Array:
-    return x
-
-
-@_one_by_one.def_vmap
-def _refuse(axis_size, in_batched, x):
-    del axis_size, in_batched, x
-    raise AccessError(
-        "a hosted model takes one call after another and cannot be mapped by jax.vmap; run "
-        "with executor=host, and loop in the algorithm with jax.lax.map or jax.lax.scan"
-    )

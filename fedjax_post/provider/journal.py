@@ -14,7 +14,8 @@ and does not pay for them again.
 | `refused`, and the process was killed before the call was repeated | it is sent again |
 | only `asked`: the process was killed | JournalError on opening, unless `ask_again` |
 
-Prompts are not recorded, only a digest of the request. Answers are recorded.
+Prompts are not recorded, only digests of the request and of its questions, and the meter's counts
+of what it carries, see `disclosure.meter`. Answers are recorded.
 """
 
 import hashlib
@@ -26,9 +27,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from fedjax_post.disclosure.meter import Carried
 from fedjax_post.provider import lines
 from fedjax_post.provider.replies import is_amount, is_count
-from fedjax_post.provider.spent import Account, Entry, Key, Spent, key_of
+from fedjax_post.provider.spent import Account, Entry, Key, Place, Spent, key_of
 
 OUTSIDE = -1  # round and client of a call that belongs to no visit
 
@@ -157,6 +159,14 @@ def spent(path: str | Path) -> Spent:
     return account.sum()
 
 
+def carried(path: str | Path) -> dict[Place, Carried]:
+    """Returns what the calls in a journal carry by (round, client); {} if there is no such file."""
+    account = Account()
+    for line, _ in _read(Path(path)) if Path(path).exists() else ():
+        account.take(line)
+    return account.carried()
+
+
 def digest(request: Mapping[str, Any]) -> str:
     """Returns the identifier of a request: 128 bits of a hash of its JSON form."""
     text = json.dumps(request, sort_keys=True)
@@ -204,6 +214,13 @@ def _is_reply(value: Any) -> bool:
 
 _is_text = lambda value: isinstance(value, str)
 _is_bool = lambda value: isinstance(value, bool)
+_is_carried = lambda value: (
+    isinstance(value, dict)
+    and value.keys() == set(Carried._fields)
+    and all(is_count(value[name]) for name in Carried._fields if name != "distinct")
+    and isinstance(value["distinct"], dict)
+    and all(map(is_count, value["distinct"].values()))
+)
 _is_cost = lambda value: value is None or is_amount(value)
 _is_place = lambda value: value == OUTSIDE or is_count(value)
 _Fields = Mapping[str, Callable[[Any], bool]]
@@ -215,7 +232,7 @@ _ENDED: _Fields = {
     "error": _is_text, "may_be_paid": _is_bool, "sent": _is_bool, "seconds": is_amount,
 }  # fmt: skip
 _OF_STATE: Mapping[str, _Fields] = {
-    "asked": {"worst_cost": _is_cost},
+    "asked": {"worst_cost": _is_cost, "carries": _is_carried},
     "answered": {
         "replies": lambda value: isinstance(value, list) and all(map(_is_reply, value)),
         "prompt_tokens": is_count, "completion_tokens": is_count, "cost": _is_cost,

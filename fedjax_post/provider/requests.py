@@ -2,6 +2,8 @@
 
 from typing import Any, NamedTuple
 
+from fedjax_post.provider import soft_prompts
+
 
 class Query(NamedTuple):
     """The content of one call."""
@@ -10,6 +12,7 @@ class Query(NamedTuple):
     max_tokens: int  # of each answer
     stop: tuple[str, ...] = ()  # texts that end an answer
     num_top: int | None = None  # number of log-probabilities at each position; None: none
+    soft_prompt: str | None = None  # before each text, see `soft_prompts`; for completions
 
 
 def write_request(
@@ -33,6 +36,8 @@ def write_request(
         body["user"] = user
     if style == "completions":
         body |= {"prompt": list(query.texts), "max_tokens": query.max_tokens}
+        if query.soft_prompt is not None:
+            body[soft_prompts.FIELD] = query.soft_prompt
         if query.num_top is not None:
             body["logprobs"] = query.num_top
         return "/completions", body

@@ -19,7 +19,9 @@ from collections import deque
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fedjax_post.provider import formats
+import jax.numpy as jnp
+
+from fedjax_post.provider import formats, soft_prompts
 from fedjax_post.provider.codec import encode_prompt
 from fedjax_post.provider.formats import Asked
 from fedjax_post.provider.log import Log
@@ -129,6 +131,7 @@ class Provider:
             render_fn = lambda messages: served.tokenizer.apply_chat_template(messages, **options)
         most = self.settings.max_logprobs
         asked = formats.read_request(body, most=most, render_fn=render_fn)
+        served = _with_soft_prompt(served, asked.soft_prompt)
         prompts = self._tokens_of(asked, served, body.get("model"))
         answers = complete(
             served, prompts, max_tokens=asked.max_tokens, stop=asked.stop, num_top=asked.num_top
@@ -199,6 +202,25 @@ class Provider:
         called = repr(name)[:80]
         what = f"The model {called} does not exist; this provider serves {self.served.name!r}."
         return Refusal(404, what, code="model_not_found", param="model")
+
+
+def _with_soft_prompt(served: Served, text: str | None) -> Served:
+    """Returns the model with the soft prompt of a request, if it has one."""
+    if text is None:
+        return served
+    param = soft_prompts.FIELD
+    if served.params.get("prompt"):
+        what = f"`{param}` cannot be combined with the prompt of {served.name!r}; leave it out."
+        raise Refusal(400, what, code="unsupported_value", param=param)
+    try:
+        embeddings = soft_prompts.decode(text, width=served.model.config.hidden_size)
+    except ValueError as error:
+        raise Refusal(400, f"`{param}` {error}.", code="invalid_value", param=param) from None
+    if len(embeddings) >= served.context:
+        what = f"`{param}` has {len(embeddings)} places; this model's context is {served.context}."
+        raise Refusal(400, what, code="context_length_exceeded", param=param)
+    prompt = {"prompt": {"embeddings": jnp.asarray(embeddings)}}
+    return served._replace(params=served.params | prompt)
 
 
 def _too_long(what: str, max_tokens: int, context: int, param: str) -> Refusal:

@@ -1,9 +1,17 @@
-"""Totals of a run's calls to its provider, summed over the lines of a journal."""
+"""Totals of a run's calls to its provider, summed over the lines of a journal.
+
+What a call carries counts once it may have arrived: each time that it was sent, whether it was
+answered, refused, or lost with a killed process. A call counts as nothing if no connection was made
+or the budget did not cover it.
+"""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from fedjax_post.disclosure.meter import Carried, add
+
 Key = tuple[int, int, int]  # round, client id, number of the call in that visit
+Place = tuple[int, int]  # round and client id
 Entry = dict[str, Any]
 
 
@@ -27,11 +35,14 @@ class Account:
     def __init__(self):
         self._total = Spent()
         self._asked: dict[Key, Entry] = {}
+        self._arrived: list[Entry] = []  # `asked` lines of calls that may have arrived
 
     def take(self, line: Entry) -> None:
         """Adds a line of a journal."""
         key, total = key_of(line), self._total
         first = self._asked.pop(key, None)
+        if first is not None and (line["state"] in ("asked", "answered") or line["sent"]):
+            self._arrived.append(first)
         if line["state"] == "asked":
             # A second attempt: the first one counts as unsettled.
             total = _add_unsettled(total, first)
@@ -53,6 +64,14 @@ class Account:
             seconds=total.seconds + line.get("seconds", 0.0),
             failed=total.failed + (line["state"] == "failed"),
         )
+
+    def carried(self) -> dict[Place, Carried]:
+        """Returns what has arrived, or may have, by place; with calls in progress."""
+        parts: dict[Place, list[Carried]] = {}
+        for line in [*self._arrived, *self._asked.values()]:
+            place = line["round"], line["client"]
+            parts.setdefault(place, []).append(Carried(**line["carries"]))
+        return {place: add(found) for place, found in parts.items()}
 
     def sum(self) -> Spent:
         """Returns the totals; calls in progress count with their maximum cost."""

@@ -4,7 +4,7 @@ A budget is computed from the client's own counts and the given prices. A provid
 increase it: the larger of the two counts is used, and an invalid bill is ignored.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from fedjax_post.core.access import Access, spoken
@@ -32,7 +32,6 @@ class Terms(NamedTuple):
     top_logprobs: int = 20  # requested; vLLM allows 20, OpenAI 5 (completions) and 20 (chats)
     on_failure: str = "stop"  # or "drop": continue without the client
     name_clients: bool = True  # send `user=client-<id>`, as if each client had an account
-    guard: Callable[[Sequence[str]], None] | None = None  # called with texts to send; may raise
 
 
 def check_terms(terms: Terms, *, access: Access) -> None:
@@ -41,8 +40,12 @@ def check_terms(terms: Terms, *, access: Access) -> None:
     Raises:
       ValueError: naming the field, its value and the remedy.
     """
-    if access & ~Access.LOGITS:
-        raise ValueError(f"a hosted model grants TEXT or LOGITS, not {spoken(access)}")
+    if access & ~Access.EMBEDDINGS:
+        raise ValueError(f"a hosted model grants at most EMBEDDINGS, not {spoken(access)}")
+    if Access.EMBED in access and terms.style == "chat":
+        raise ValueError(
+            f"{spoken(access)} needs soft prompts, which chats cannot carry; give style=completions"
+        )
     for name, allowed in {"style": ("completions", "chat"), "on_failure": ("stop", "drop")}.items():
         if getattr(terms, name) not in allowed:
             raise ValueError(f"{name} must be one of {allowed}, got {getattr(terms, name)!r}")

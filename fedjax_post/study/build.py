@@ -11,7 +11,7 @@ from fedjax_post.core.engine import State, deploys_client, init
 from fedjax_post.data.fingerprint import Fingerprint
 from fedjax_post.data.load import Loaded
 from fedjax_post.data.ranks import RankedClients
-from fedjax_post.disclosure.ledger import Form
+from fedjax_post.disclosure.meter import Form, Meter
 from fedjax_post.evaluate.generation import longest_response
 from fedjax_post.evaluate.heldout import HeldOut
 from fedjax_post.hub.load import load_config
@@ -24,6 +24,7 @@ from fedjax_post.study import (
     factories,
     initial,
     ledgers,
+    metering,
     methods,
     objectives,
     pace,
@@ -54,6 +55,7 @@ class Parts(NamedTuple):
     plan: fedjax_post.Plan
     start: State  # before the first round
     form: Form  # of a query to the target, in tokens
+    meter: Meter  # of calls to the target
     tokenizer: Any  # of the target
     promised: private.Guarantee | None  # None without differential privacy
     agreed: secure.Agreed | None = None  # None without secure sums
@@ -98,6 +100,10 @@ def build(spec: Spec) -> Parts:
     train = lambda model: trained.make_trainable(spec, model, tokenizer)
     model, params = devices.place(roles.assemble(spec, algorithm, target, train), mesh)
     _check_personal(spec, algorithm, model, params, data)
+    special_ids = tokenizer.all_special_ids
+    meter = metering.make_meter(spec, algorithm, data, form, special_ids=special_ids)
+    name = factories.display_name(spec.method.name)
+    metering.confirm(algorithm, model, params, data, form=form, meter=meter, method=name)
     heldout = rows.make_heldout(spec, data, tokenizer, room=room)
     start = devices.place(init(algorithm, params), mesh)
     plan = fedjax_post.Plan(
@@ -111,7 +117,7 @@ def build(spec: Spec) -> Parts:
         **paced,
     )
     parts = Parts(
-        *(spec, algorithm, model, params, data, heldout, plan, start, form, tokenizer),
+        *(spec, algorithm, model, params, data, heldout, plan, start, form, meter, tokenizer),
         promised=promised,
         agreed=agreed,
     )

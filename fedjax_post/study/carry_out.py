@@ -12,7 +12,7 @@ from fedjax_post.report import holdings as report
 from fedjax_post.report.curve import draw_curve
 from fedjax_post.simulate.record import Callback
 from fedjax_post.simulate.room import room_in
-from fedjax_post.study import export, folder, ledgers, peers, scoring, summary
+from fedjax_post.study import export, folder, ledgers, metered, peers, scoring, summary
 from fedjax_post.study.build import Parts
 from fedjax_post.study.job import Job, rounds_of
 
@@ -41,21 +41,22 @@ def carry_out(
             if peers.is_first():
                 _write_holdings(job.directory, parts)
         base = scoring.before(parts, init(parts.algorithm, parts.params))
+        evaluated = metered.evaluated(parts, rounds=0)
         state = _train(job, parts, callbacks)
         final = scoring.final(parts, state)
         scores = base.scores | final.scores
         if parts.spec.method.baseline != "local" and not export.serves_stand_in(parts, state):
             export.write(parts, state, job.directory / "adapter", scores=scores)
-        entries = ledgers.entries_of(
-            parts.spec, parts.algorithm, parts.data, parts.plan, parts.form
-        )
+        evaluated += metered.evaluated(parts, rounds=parts.spec.training.rounds)
+        given = parts.spec, parts.algorithm, parts.data, parts.plan, parts.form
+        disclosed = ledgers.ledger_of(*given, evaluated=evaluated)
         seconds = time.perf_counter() - began
         content = summary.summarize(
-            parts, base, final, entries=entries, command=command, seconds=seconds
+            parts, base, final, disclosed=disclosed, command=command, seconds=seconds
         )
         with peers.together():
             if peers.is_first():
-                ledgers.write(job.directory, entries)
+                ledgers.write(job.directory, disclosed.entries)
                 folder.write_lines(job.directory / folder.CLIENTS, scoring.records_of(final))
                 folder.write_json(job.directory / "summary.json", content)
                 draw_curve(job.directory)

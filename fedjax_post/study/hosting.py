@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from fedjax_post.core.access import Access, spoken
+from fedjax_post.disclosure.meter import Meter
 from fedjax_post.provider.hosted import Hosted, connect, show_queries
 from fedjax_post.provider.journal import Spent, spent
 from fedjax_post.provider.terms import Terms
@@ -12,14 +13,15 @@ from fedjax_post.simulate import stopping
 from fedjax_post.study.spec import Spec
 
 # field -> the value that it must have for a hosted target
-_NEEDS = {"execution.executor": "host", "adapter.kind": "text_prompt"}
+_NEEDS = {"execution.executor": ("host",), "adapter.kind": ("text_prompt", "soft_prompt")}
 
 
 def fill_defaults(spec: Spec) -> Spec:
     """Returns the experiment with the hosting fields that every hosted target implies."""
     if not is_hosted(spec):
         return spec
-    granted = spoken(Access.LOGITS & Access[spec.hosting.access])
+    offered = Access.EMBEDDINGS if spec.adapter.kind == "soft_prompt" else Access.LOGITS
+    granted = spoken(offered & Access[spec.hosting.access])
     return spec.put({"hosting.inference": "provider", "hosting.access": granted})
 
 
@@ -36,10 +38,16 @@ def check(spec: Spec) -> None:
         return
     for path, needed in _NEEDS.items():
         name = path.removesuffix(".kind").rpartition(".")[2]
-        if (value := spec.at(path)) != needed:
+        if (value := spec.at(path)) not in needed:
             raise ValueError(
-                f"{name}={value} cannot be used with `hosting.url`; give `{name}={needed}`"
+                f"{name}={value} cannot be used with `hosting.url`; give "
+                f"`{name}={' or '.join(needed)}`"
             )
+    if spec.adapter.kind == "soft_prompt" and spec.hosting.style != "completions":
+        raise ValueError(
+            f"style={spec.hosting.style} cannot carry adapter=soft_prompt; give style=completions "
+            "at a provider of this project, which reads soft prompts"
+        )
 
 
 def is_hosted(spec: Spec) -> bool:
@@ -48,7 +56,7 @@ def is_hosted(spec: Spec) -> bool:
 
 
 def model_of(
-    spec: Spec, tokenizer: Any, *, directory: Path | None, ask_again: bool = False
+    spec: Spec, tokenizer: Any, *, directory: Path | None, meter: Meter, ask_again: bool = False
 ) -> Hosted:
     """Returns the hosted target; sends nothing yet.
 
@@ -56,6 +64,7 @@ def model_of(
       spec: the experiment.
       tokenizer: that of the clients.
       directory: of the run, for its journal; None while the run is only prepared.
+      meter: of the run.
       ask_again: whether to repeat calls that may have been paid for already.
 
     Raises:
@@ -81,6 +90,7 @@ def model_of(
         journal=None if directory is None else directory / "journal.jsonl",
         ask_again=ask_again,
         access=Access[spec.hosting.access],
+        meter=meter,
         watch=None if directory is None else _watch(spec),
     )
 

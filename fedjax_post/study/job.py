@@ -19,7 +19,17 @@ import fedjax_post
 from fedjax_post.core.engine import State
 from fedjax_post.evaluate.scores import Scores
 from fedjax_post.simulate.record import Callback, Record
-from fedjax_post.study import build, export, factories, folder, hosting, peers, plan, scoring
+from fedjax_post.study import (
+    build,
+    export,
+    factories,
+    folder,
+    hosting,
+    metered,
+    peers,
+    plan,
+    scoring,
+)
 from fedjax_post.study.build import Parts
 from fedjax_post.study.fields import meaning_of
 from fedjax_post.study.files import Missing, plain_fields, read_unsupplied, supply, write_spec
@@ -106,6 +116,7 @@ class Job:
                     parts.tokenizer,
                     directory=self.directory,
                     ask_again=self.ask_again,
+                    meter=parts.meter,
                 )
                 parts = parts._replace(model=model)
             yield parts
@@ -200,14 +211,15 @@ def _without_missing(before: Spec, now: Spec) -> Spec:
 
 def rounds_of(parts: Parts, callbacks: Sequence[Callback]) -> Iterator[tuple[State, Record]]:
     """Returns an iterator over the remaining rounds; the caller holds the run's folder."""
+    model, counting = metered.training(parts)
     rounds: Any = fedjax_post.run(
         parts.algorithm,
-        parts.model,
+        model,
         parts.data.clients,
         params=parts.params,
         rounds=parts.spec.training.rounds,
         plan=parts.plan,
-        callbacks=[*scoring.callbacks(parts), *callbacks],
+        callbacks=[*scoring.callbacks(parts), *counting, *callbacks],
     )
     with closing(rounds):
         yield from rounds

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from string import Formatter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,13 +16,15 @@ from fedjax_post.data.table import TokenTable, gather
 from fedjax_post.data.template import make_prompt
 from fedjax_post.disclosure import ledger
 from fedjax_post.disclosure.arrivals import offsets_of
-from fedjax_post.disclosure.ledger import Entry, Form, Hosting, Price
+from fedjax_post.disclosure.ledger import Entry, Hosting, Price, Sent
+from fedjax_post.disclosure.meter import Carried, Form, Purpose, add
 from fedjax_post.provider import codec
 from fedjax_post.report.records import read_records
 from fedjax_post.simulate.cohort import data_rng
 from fedjax_post.simulate.plan import Plan
 from fedjax_post.simulate.visits import visits
-from fedjax_post.study import folder, prompts
+from fedjax_post.study import folder, metering, prompts
+from fedjax_post.study.hosting import is_hosted
 from fedjax_post.study.spec import Spec
 
 
@@ -102,10 +104,24 @@ def _template_tokens(spec: Spec, tokenizer: Any, table: TokenTable) -> tuple[int
     return head, 0
 
 
-def entries_of(
-    spec: Spec, algorithm: Algorithm, data: Loaded, plan: Plan, form: Form
-) -> list[Entry]:
-    """Returns the ledger of a finished run, by round and party.
+class Ledger(NamedTuple):
+    """The ledger of a run."""
+
+    entries: list[Entry]
+    sent: list[Sent]  # to whoever hosts the target, also if that is the client itself
+    by: str  # how this was counted
+
+
+def ledger_of(
+    spec: Spec,
+    algorithm: Algorithm,
+    data: Loaded,
+    plan: Plan,
+    form: Form,
+    *,
+    evaluated: Sequence[Sent] = (),
+) -> Ledger:
+    """Returns the ledger of a finished run.
 
     Args:
       spec: the experiment.
@@ -113,37 +129,66 @@ def entries_of(
       data: the clients.
       plan: of the run, with its folder.
       form: number of tokens that every query has in common.
+      evaluated: by the meter, what evaluations outside the rounds have sent.
     """
-    records = read_records(Path(plan.directory or ""))
+    directory = Path(plan.directory or "")
+    records = read_records(directory)
     hosting = ledger.hosting_of(algorithm.access, Hosting(spec.hosting.inference))
-    unique = None
-    if hosting != Hosting.CLIENT and any(record.get("queries") for record in records):
-        found = _visits(data, plan, len(records))
-        unique = ledger.unique_tokens(found, template=form.template)
+    if is_hosted(spec):
+        sent, by = metering.sent_by_journal(directory), "the journal of calls"
+    else:
+        sent = [*evaluated, *_sent_in_rounds(records, data, plan, form)]
+        on_host = spec.execution.executor == "host"
+        by = "the meter" if on_host else "the algorithm's counts, confirmed by the meter"
     price = Price(spec.hosting.price, spec.hosting.price)
-    return ledger.account(records, hosting=hosting, form=form, unique=unique, price=price)
+    return Ledger(ledger.account(records, sent, hosting=hosting, price=price), sent, by)
 
 
-def disclosure_summary(
-    spec: Spec, entries: list[Entry], access: Mapping[str, Access]
-) -> dict[str, Any]:
+def _sent_in_rounds(records, data: Loaded, plan: Plan, form: Form) -> Iterator[Sent]:
+    """Returns an iterator over what the rounds of a run have sent, by their records."""
+    asked: dict[int, dict[str, int]] = {}
+    if any(record.get("queries") for record in records):
+        found = _visits(data, plan, len(records))
+        asked = ledger.distinct_questions(found, template=form.template)
+    for record in records:
+        carried = ledger.carried_in(record, form)
+        if carried.queries:
+            distinct = asked.get(record["round"], {})
+            yield record["round"], Purpose.TRAINING, carried._replace(distinct=distinct)
+        if metering.EVALUATED in record:
+            tested = Carried(**record[metering.EVALUATED])
+            yield record["round"] + 1, Purpose.EVALUATION, tested
+
+
+def disclosure_summary(spec: Spec, found: Ledger, access: Mapping[str, Access]) -> dict[str, Any]:
     """Returns the totals of what left the federation, for `summary.json`.
 
     Args:
       spec: the experiment.
-      entries: the ledger.
+      found: the ledger.
       access: declared by the algorithm, by model role.
     """
     elsewhere = ledger.serves_elsewhere(access)
-    outside = ledger.totals([entry for entry in entries if entry.outside])
-    total = outside.get(str(Hosting.PROVIDER))
+    training = [carried for _, purpose, carried in found.sent if purpose == Purpose.TRAINING]
+    return {
+        **_outside(found.entries, Purpose.TRAINING),
+        "evaluation": _outside(found.entries, Purpose.EVALUATION),
+        "if_hosted": add(training).private_tokens,
+        "serving_discloses": elsewhere and spec.hosting.inference == Hosting.PROVIDER,
+        "counted_by": found.by,
+    }
+
+
+def _outside(entries: Sequence[Entry], purpose: Purpose) -> dict[str, Any]:
+    """Returns the totals of what left the federation for one purpose."""
+    left = [entry for entry in entries if entry.outside and entry.purpose == purpose]
+    total = ledger.totals(left).get(str(Hosting.PROVIDER))
     return {
         "private_tokens": total.private_tokens if total else 0,
         "unique_private_tokens": total.unique_tokens if total else 0,
         "labels": total.labels if total else 0,
         "queries": total.queries if total else 0,
         "cost": total.cost if total else 0.0,
-        "serving_discloses": elsewhere and spec.hosting.inference == Hosting.PROVIDER,
     }
 
 

@@ -15,7 +15,7 @@ from fedjax_post.provider.hosted import Hosted
 from fedjax_post.simulate import stopping
 from fedjax_post.simulate.personal import Opened, evenly, open_clients
 from fedjax_post.simulate.run import chunk_size_of
-from fedjax_post.study import client_rows
+from fedjax_post.study import client_rows, metered
 from fedjax_post.study.build import Parts
 
 _USUAL = 8  # clients whose models are scored by default
@@ -52,7 +52,8 @@ def measure_personal(parts: Parts, state: State, *, everywhere: bool) -> Persona
         all_places = np.arange(len(parts.heldout.rows))
         scored = [all_places] * len(own) if everywhere else own
         rows = [parts.heldout.rows[places] for places in scored]
-        measure_fn = _one_by_one if _is_hosted(parts, state, opened) else _side_by_side
+        counts = metered.note_fn(parts, 0) is not None or _is_hosted(parts, state, opened)
+        measure_fn = _one_by_one if counts else _side_by_side
         return Personal(kind, client_ids, own, measure_fn(parts, state, opened, client_ids, rows))
 
 
@@ -96,15 +97,18 @@ def _side_by_side(parts: Parts, state: State, opened: Opened, client_ids, rows) 
 
 
 def _one_by_one(parts: Parts, state: State, opened: Opened, client_ids, rows) -> list[Outcomes]:
-    """Returns the outcomes where models are at a provider, which answers one call at a time."""
-    deploy, found = _deploy(parts), []
+    """Returns the outcomes where calls are counted, or go to a provider, one at a time."""
+    deploy, found, rounds = _deploy(parts), [], parts.spec.training.rounds
     for client_id, own in zip(client_ids.tolist(), rows, strict=True):
         client = jax.tree.map(lambda x: x[0], opened.read(np.array([client_id])))
         model: Any
         model, params = deploy((parts.model, state), client)
-        asked = model.at(parts.spec.training.rounds, -1)
+        hosted = isinstance(model, Hosted)
+        asked = model.at(rounds, -1) if hosted else model
+        counting = None if hosted else metered.note_fn(parts, rounds)
         with stopping.defer_signals():  # an interrupted call may have been paid for
-            found.append(measure(asked, params, parts.heldout._replace(rows=own)))
+            scored = parts.heldout._replace(rows=own)
+            found.append(measure(asked, params, scored, note_fn=counting))
     return found
 
 

@@ -14,7 +14,7 @@ from fedjax_post.hub.load import load_model
 from fedjax_post.hub.tokenizer import pad_id_of
 from fedjax_post.objectives.choice import answer_loss, choice_loss
 from fedjax_post.objectives.sft import sft_loss
-from fedjax_post.study import factories, roles
+from fedjax_post.study import factories, hosting, roles
 from fedjax_post.study.spec import Spec
 
 PyTree = Any
@@ -55,11 +55,14 @@ def make_start(spec: Spec, model: Any, tokenizer: Any) -> PyTree:
 
     Args:
       spec: the experiment.
-      model: the target, for its embeddings.
+      model: the target, for its embeddings. A hosted one has none to give: then those of
+        `model.embeddings` are used, by default of a copy of `model`.
       tokenizer: of the target.
     """
     if spec.adapter.kind == "soft_prompt":
         key = jax.random.key(spec.seed)
+        if hosting.is_hosted(spec):
+            model = load_model(spec.model.embeddings or spec.model.name, dtype=spec.model.dtype)
         return add_soft_prompt(model, key, length=spec.adapter.prompt_length)
     return text_prompt(_tokens_of(spec, tokenizer))
 

@@ -140,10 +140,10 @@ def make_heldout(spec: Spec, data: Loaded, tokenizer: Any, *, room: int) -> Held
 
 def shared_tokens(data: Loaded) -> tuple[int, ...]:
     """Returns the tokens with which all prompts begin, of held-out and of clients' rows."""
-    return tuple(common_start(_tables(data)).tolist())
+    return tuple(common_start(tables_of(data)).tolist())
 
 
-def _tables(data: Loaded) -> tuple[TokenTable, TokenTable]:
+def tables_of(data: Loaded) -> tuple[TokenTable, TokenTable]:
     """Returns the held-out rows and those of the clients."""
     clients: Any = getattr(data.clients, "clients", data.clients)
     assert data.heldout is not None  # guaranteed by `load_data`
@@ -166,7 +166,7 @@ def why_no_match(table: TokenTable) -> str:
 def _choices(spec: Spec, data: Loaded, tokenizer: Any) -> Choices | None:
     """Returns the labels of the rows, held-out rows and clients' rows taken together, or None."""
     return find_choices(
-        _tables(data),
+        tables_of(data),
         eos_id=tokenizer.eos_token_id,
         decode_fn=lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
         encode_fn=lambda text: tokenizer.encode(text, add_special_tokens=False),

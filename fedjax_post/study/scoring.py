@@ -12,7 +12,7 @@ from fedjax_post.evaluate.scores import Outcomes, Scores, mean_scores, measure, 
 from fedjax_post.provider.hosted import Hosted
 from fedjax_post.simulate import stopping
 from fedjax_post.simulate.record import Callback, Record
-from fedjax_post.study import client_rows, client_tables, private, secure
+from fedjax_post.study import client_rows, client_tables, metered, private, secure
 from fedjax_post.study.build import Parts
 from fedjax_post.study.personal_scores import Personal, measure_personal
 
@@ -92,7 +92,7 @@ def _measure_state(parts: Parts, state: State, heldout: HeldOut, *, rounds: int)
     model: Any
     model, params = fedjax_post.deployed(parts.algorithm, parts.model, state)
     if not isinstance(model, Hosted):
-        return measure(model, params, heldout)
+        return measure(model, params, heldout, note_fn=metered.note_fn(parts, rounds))
     asked: Any = model.at(rounds, -1)
     with stopping.defer_signals():  # an interrupted call may have been paid for
         return measure(asked, params, heldout)

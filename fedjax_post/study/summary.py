@@ -13,7 +13,6 @@ import jax
 import numpy as np
 
 from fedjax_post.core.algorithm import SUMMED
-from fedjax_post.disclosure.ledger import Entry
 from fedjax_post.evaluate.heldout import HeldOut, is_compared
 from fedjax_post.evaluate.scores import Scores, left_out
 from fedjax_post.model.emulator import emulator_bytes
@@ -37,7 +36,7 @@ def summarize(
     base: Result,
     final: Result,
     *,
-    entries: list[Entry],
+    disclosed: ledgers.Ledger,
     command: Sequence[str],
     seconds: float,
 ) -> dict[str, Any]:
@@ -47,7 +46,7 @@ def summarize(
       parts: of the run.
       base: scores before training.
       final: scores after training.
-      entries: the disclosure ledger.
+      disclosed: the disclosure ledger.
       command: the command line that started the run.
       seconds: wall time of the run.
     """
@@ -77,7 +76,7 @@ def summarize(
         "access": ledgers.tier_of(parts.algorithm.access),
         "inference": ledgers.place_of(parts.spec, parts.algorithm.access),
         **{name: None if value is None else int(value) for name, value in counted.items()},
-        "disclosure": ledgers.disclosure_summary(parts.spec, entries, parts.algorithm.access),
+        "disclosure": ledgers.disclosure_summary(parts.spec, disclosed, parts.algorithm.access),
         "privacy": private.privacy_summary(parts.promised, last, parts.spec.training.sampling),
         "secure_sum": secure.secure_summary(parts.agreed, records),
         "provider": hosting.provider_summary(Path(parts.plan.directory or "")),

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 
 from fedjax_post.adapters.lora import add_lora
+from fedjax_post.disclosure.meter import Meter
 from fedjax_post.hub.load import load_model
 from fedjax_post.hub.tokenizer import load_tokenizer
 from fedjax_post.model.views import LanguageModel
@@ -41,7 +42,7 @@ def load_target(spec: Spec, tokenizer: Any, mesh: Any) -> Any:
       mesh: devices that share the weights; None for one device.
     """
     if hosting.is_hosted(spec):
-        return hosting.model_of(spec, tokenizer, directory=None)
+        return hosting.model_of(spec, tokenizer, directory=None, meter=Meter())
     where = devices.loading(mesh)
     model = load_model(
         spec.model.name, dtype=spec.model.dtype, quantize=spec.model.quantize, **where
