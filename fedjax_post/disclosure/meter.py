@@ -16,7 +16,6 @@ method's own prompt are public.
 import enum
 import hashlib
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,7 +23,6 @@ import numpy as np
 from fedjax_post.disclosure.examples import Examples
 
 OUTSIDE = -1  # the round of a use, and the client of a call that is no visit
-_NONE: Mapping[str, int] = MappingProxyType({})
 
 
 class DisclosureError(Exception):
@@ -57,7 +55,7 @@ class Carried(NamedTuple):
     labels: int = 0  # answers of rows, sent with their questions
     places: int = 0  # of the method's own prompts: tokens or embeddings
     answers: int = 0  # tokens that may come back at most
-    distinct: Mapping[str, int] = _NONE  # digest of each question -> its private tokens
+    distinct: Mapping[str, int] = {}  # digest of each question -> its private tokens
 
 
 class Meter:

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import io_callback
 
 from fedjax_post.core.access import Access, check_restriction
 from fedjax_post.core.traced import is_traced
@@ -26,17 +27,17 @@ PyTree = Any
 
 @jax.tree_util.register_static
 class Metered(View):
-    """A view whose calls are counted by a meter, for runs without compilation.
+    """A view whose calls are counted by a meter.
 
-    It is a tree without leaves. Under a trace, when only shapes are determined, calls are passed on
-    and are not counted. `at(round, client_id)` binds it to a visit, as the host executor does.
+    It is a tree without leaves. `at(round, client_id)` binds it to a visit, as the host executor
+    does. Traced calls, of which only shapes are determined, are passed on and not counted.
 
     Args:
       model: the model, or a view of it.
       meter: that counts.
       pad_id: fills rows on the right in calls without a mask.
-      answer_fn: `(name, method, params, *args, **kwargs)` -> result, which makes the call; None
-        calls the method. `silence()` answers zeros.
+      silent: whether calls are answered by zeros, without computing the model. Traced calls are
+        then counted when the compiled program runs, each time.
       place: round and client.
     """
 
@@ -46,11 +47,11 @@ class Metered(View):
         meter: Meter,
         *,
         pad_id: int,
-        answer_fn: Callable | None = None,
+        silent: bool = False,
         place: tuple[int, int] = (OUTSIDE, OUTSIDE),
     ):
         self._model, self._meter, self._place = model, meter, place
-        self._pad_id, self._answer_fn = pad_id, answer_fn
+        self._pad_id, self._silent = pad_id, silent
 
     @property
     def access(self) -> Access:
@@ -68,73 +69,74 @@ class Metered(View):
 
     def answer(self, params, prompts, prompt_mask, *, max_new_tokens, **kwargs) -> jax.Array:
         """See `View.answer`."""
-        read = partial(self._masked, params, prompts, prompt_mask, kwargs, answer=max_new_tokens)
-        kwargs = {"max_new_tokens": max_new_tokens, **kwargs}
-        return self._call("answer", read, params, prompts, prompt_mask, **kwargs)
+        carried = params, prompts, prompt_mask, kwargs.get("prefix")
+        self._count(partial(self._masked, answer=max_new_tokens), *carried)
+        given = {"max_new_tokens": max_new_tokens, **kwargs}
+        return self._call("answer", params, prompts, prompt_mask, **given)
 
     def next_scores(self, params, prompts, prompt_mask, candidates, **kwargs) -> jax.Array:
         """See `View.next_scores`."""
-        read = partial(self._masked, params, prompts, prompt_mask, kwargs)
-        return self._call("next_scores", read, params, prompts, prompt_mask, candidates, **kwargs)
+        self._count(self._masked, params, prompts, prompt_mask, kwargs.get("prefix"))
+        return self._call("next_scores", params, prompts, prompt_mask, candidates, **kwargs)
 
     def logits(self, params, tokens, **kwargs) -> jax.Array:
         """See `View.logits`."""
-        return self._call(
-            "logits", partial(self._unmasked, params, tokens), params, tokens, **kwargs
-        )
+        self._count(self._unmasked, params, tokens)
+        return self._call("logits", params, tokens, **kwargs)
 
     def scores(self, params, tokens, **kwargs) -> Scores:
         """See `View.scores`."""
-        return self._call(
-            "scores", partial(self._unmasked, params, tokens), params, tokens, **kwargs
-        )
+        self._count(self._unmasked, params, tokens)
+        return self._call("scores", params, tokens, **kwargs)
 
     def total_loss(self, params, tokens, loss_mask, **kwargs) -> TotalLoss:
         """See `View.total_loss`."""
-        read = partial(self._unmasked, params, tokens)
-        return self._call("total_loss", read, params, tokens, loss_mask, **kwargs)
+        self._count(self._unmasked, params, tokens)
+        return self._call("total_loss", params, tokens, loss_mask, **kwargs)
 
     def embed(self, params, tokens) -> jax.Array:
         """See `View.embed`."""
-        return self._call("embed", partial(self._unmasked, {}, tokens), params, tokens)
+        self._count(self._unmasked, {}, tokens)
+        return self._call("embed", params, tokens)
 
     def embed_logits(self, params, embeddings, **kwargs) -> jax.Array:
         """See `View.embed_logits`."""
-
-        def read():
-            (batch, length), rows = embeddings.shape[:2], np.asarray(embeddings, np.float32)
-            distinct = {digest(row.view(np.int32)): length for row in rows}
-            return Carried(batch, batch * length, batch * length, answers=batch, distinct=distinct)
-
-        return self._call("embed_logits", read, params, embeddings, **kwargs)
+        self._count(_embedded, embeddings)
+        return self._call("embed_logits", params, embeddings, **kwargs)
 
     def prefill(self, params, tokens, *, mask, **kwargs) -> tuple[jax.Array, PyTree]:
         """See `View.prefill`."""
-        read = partial(self._masked, params, tokens, mask, kwargs)
-        return self._call("prefill", read, params, tokens, mask=mask, **kwargs)
+        self._count(self._masked, params, tokens, mask, kwargs.get("prefix"))
+        return self._call("prefill", params, tokens, mask=mask, **kwargs)
 
     def step(self, params, tokens, *, mask, **kwargs) -> tuple[jax.Array, PyTree]:
         """See `View.step`."""
+        self._count(_stepped, mask)
+        return self._call("step", params, tokens, mask=mask, **kwargs)
 
-        def read():
-            sent = int(np.asarray(mask).sum())
-            return Carried(tokens=sent, private_tokens=sent, answers=len(tokens))
-
-        return self._call("step", read, params, tokens, mask=mask, **kwargs)
-
-    def _call(self, name: str, read: Callable[[], Carried], *args: Any, **kwargs: Any) -> Any:
-        method = getattr(self._model, name)
-        if is_traced(args, kwargs):
-            self._meter.num_traced += 1
-            return method(*args, **kwargs)
+    def _count(self, read: Callable[..., Carried], *arrays: Any) -> None:
+        """Counts a call, or notes that its count is not known yet."""
         round, client_id = self._place
-        self._meter.note(read(), round=round, client_id=client_id)
-        if self._answer_fn is None:
-            return method(*args, **kwargs)
-        return self._answer_fn(name, method, *args, **kwargs)
+        note = lambda *known: self._meter.note(read(*known), round=round, client_id=client_id)
+        if self._silent:
+            self._meter.num_traced += 1
+            io_callback(note, None, *arrays)
+        elif is_traced(arrays):
+            self._meter.num_traced += 1
+        else:
+            note(*arrays)
 
-    def _masked(self, params, tokens, mask, kwargs, *, answer: int = 1) -> Carried:
-        rows = real_rows(tokens, mask, prefix=kwargs.get("prefix"))
+    def _call(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        method = getattr(self._model, name)
+        if not self._silent:
+            return method(*args, **kwargs)
+        fixed = {key: value for key, value in kwargs.items() if isinstance(value, int | tuple)}
+        arrays = {key: value for key, value in kwargs.items() if key not in fixed}
+        shapes = jax.eval_shape(partial(method, **fixed), *args, **arrays)
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+    def _masked(self, params, tokens, mask, prefix, *, answer: int = 1) -> Carried:
+        rows = real_rows(tokens, mask, prefix=prefix)
         return add(self._meter.read(params, rows, answer=answer))
 
     def _unmasked(self, params, tokens) -> Carried:
@@ -143,8 +145,19 @@ class Metered(View):
         return add(self._meter.read(params, real_rows(tokens, upto)))
 
     def _on(self, model: Any, place: tuple[int, int]) -> "Metered":
-        pad_id, answer_fn = self._pad_id, self._answer_fn
-        return Metered(model, self._meter, pad_id=pad_id, answer_fn=answer_fn, place=place)
+        pad_id, silent = self._pad_id, self._silent
+        return Metered(model, self._meter, pad_id=pad_id, silent=silent, place=place)
+
+
+def _embedded(embeddings: Any) -> Carried:
+    (batch, length), rows = embeddings.shape[:2], np.asarray(embeddings, np.float32)
+    distinct = {digest(row.view(np.int32)): length for row in rows}
+    return Carried(batch, batch * length, batch * length, answers=batch, distinct=distinct)
+
+
+def _stepped(mask: Any) -> Carried:
+    sent = int(np.asarray(mask).sum())
+    return Carried(tokens=sent, private_tokens=sent, answers=len(mask))
 
 
 def real_rows(tokens: Any, mask: Any, *, prefix: Any = None) -> list[list[int]]:
@@ -159,20 +172,3 @@ def real_rows(tokens: Any, mask: Any, *, prefix: Any = None) -> list[list[int]]:
     front = [] if prefix is None else np.asarray(prefix).tolist()
     pairs = zip(tokens, mask, strict=True)
     return [front + row[kept].tolist() for row, kept in pairs if kept.any()]
-
-
-def silence() -> Callable:
-    """Returns an `answer_fn` for `Metered`: zeros of the right shapes, computed by no model."""
-    shapes: dict[Any, PyTree] = {}
-
-    def answer(name, method, *args, **kwargs):
-        fixed = {key: value for key, value in kwargs.items() if isinstance(value, int | tuple)}
-        arrays = {key: value for key, value in kwargs.items() if key not in fixed}
-        leaves, form = jax.tree.flatten((args, arrays))
-        sizes = tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves)
-        key = name, form, sizes, *sorted(fixed.items())
-        if key not in shapes:
-            shapes[key] = jax.eval_shape(partial(method, **fixed), *args, **arrays)
-        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes[key])
-
-    return answer

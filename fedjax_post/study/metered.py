@@ -24,7 +24,7 @@ def training(parts: Parts) -> tuple[Any, list[Callback]]:
     if not counts or "target" not in parts.algorithm.access:
         return parts.model, [callback]
     pad_id = parts.heldout.table.pad_id
-    return metering.on_host(parts.model, parts.meter, pad_id=pad_id), [callback]
+    return metering.counted(parts.model, parts.meter, pad_id=pad_id), [callback]
 
 
 def note_fn(parts: Parts, rounds: int) -> Callable | None:

@@ -1,6 +1,7 @@
 """The meter of a run: made, held against an algorithm's own counts, and read for the ledger."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,13 @@ import numpy as np
 from fedjax_post.core import access, engine
 from fedjax_post.core.algorithm import Algorithm, ClientData
 from fedjax_post.core.checked import call
-from fedjax_post.core.values import SUMMED, Context
+from fedjax_post.core.values import Context, sums_of
 from fedjax_post.data.load import Loaded
 from fedjax_post.data.table import TokenTable, gather
 from fedjax_post.disclosure import ledger
 from fedjax_post.disclosure.examples import Examples, Row
 from fedjax_post.disclosure.meter import OUTSIDE, Carried, Form, Meter, Purpose, add, purpose_of
-from fedjax_post.disclosure.metered import Metered, silence
+from fedjax_post.disclosure.metered import Metered
 from fedjax_post.provider import journal
 from fedjax_post.simulate.cohort import data_rng
 from fedjax_post.study import rows
@@ -51,18 +52,18 @@ def make_meter(
     return Meter(form, Examples(examples), refuses=refuses)
 
 
-def on_host(models: Any, meter: Meter, *, pad_id: int, answer_fn: Callable | None = None) -> Any:
+def counted(models: Any, meter: Meter, *, pad_id: int, silent: bool = False) -> Any:
     """Returns the model, or the models of all roles, with the target's calls counted.
 
     Args:
       models: as an algorithm's access describes them.
       meter: that counts.
       pad_id: fills rows on the right.
-      answer_fn: as for `Metered`.
+      silent: as for `Metered`.
     """
-    if not isinstance(models, dict):
-        return Metered(models, meter, pad_id=pad_id, answer_fn=answer_fn)
-    return models | {"target": on_host(models["target"], meter, pad_id=pad_id, answer_fn=answer_fn)}
+    if isinstance(models, dict):
+        return models | {"target": counted(models["target"], meter, pad_id=pad_id, silent=silent)}
+    return Metered(models, meter, pad_id=pad_id, silent=silent)
 
 
 def confirm(
@@ -77,9 +78,9 @@ def confirm(
 ) -> None:
     """Plays a short visit of two clients, and compares the algorithm's counts with the meter's.
 
-    Nothing is compiled and the target is not computed: it answers zeros. The first and the last
-    client take at most two steps each, from parameters of zeros. An algorithm whose visit does not
-    call the target in a trace is not played.
+    The target is not computed: it answers zeros. The first and the last client take at most two
+    steps each, from parameters of zeros; padding is in their visits as in any other. A visit that
+    does not call the target in a trace is not played.
 
     Args:
       algorithm: the algorithm.
@@ -97,16 +98,18 @@ def confirm(
         return
     pad_id = data.heldout.pad_id if data.heldout is not None else OUTSIDE
     counting = Meter(form, meter.examples)
-    silent = on_host(models, counting, pad_id=pad_id, answer_fn=silence())
+    silent = counted(models, counting, pad_id=pad_id, silent=True)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), params)
-    told = Carried()
-    for client_id in sorted({0, len(data.clients) - 1}):
-        visit = _shortened(data.clients.visit(client_id, data_rng(0, 0, client_id)))
-        metrics = _play(algorithm, silent, zeros, visit, client_id, counting)
-        if metrics is None:
-            return
-        counts = {name: metrics[name] for name in SUMMED if name in metrics}
-        told = add([told, ledger.carried_in(counts, form)])
+    visit_fn = partial(_visit, algorithm, _at_client(silent))
+    ids = sorted({0, len(data.clients) - 1})
+    visits = [_shortened(data.clients.visit(i, data_rng(0, 0, i))) for i in ids]
+    jax.eval_shape(visit_fn, zeros, visits[0], 0)
+    if not counting.num_traced:
+        return
+    program = jax.jit(visit_fn)
+    metrics = [program(zeros, *pair) for pair in zip(visits, ids, strict=True)]
+    told = add([ledger.carried_in(one, form) for one in jax.device_get(metrics)])
+    jax.effects_barrier()
     metered = counting.take().get(Purpose.TRAINING, Carried())
     ledger.confirm(told, metered, method=method)
 
@@ -120,24 +123,19 @@ def sent_by_journal(directory: Path) -> list[ledger.Sent]:
     ]
 
 
-def _play(algorithm, models, params, data, client_id, meter) -> dict[str, Any] | None:
-    """Returns the metrics of a visit without compilation; None if it never calls the target."""
-    key = jax.random.key(client_id)
-    ctx = Context(key, jnp.int32(0), jnp.int32(client_id))
+def _visit(algorithm, models, params, data, client_id):
+    """Returns the metrics of a client's first visit that count what it has sent."""
+    ctx = Context(jax.random.key(client_id), jnp.int32(0), jnp.int32(client_id))
     replica = engine.broadcast(algorithm, engine.init(algorithm, params))
-    with jax.disable_jit():
-        view = access.views(_at(models, client_id), algorithm.access)
-        state = call(algorithm, "client.init", view, replica, key)
-        jax.eval_shape(lambda d: algorithm.client.update(view, replica, state, d, ctx)[1], data)
-        if not meter.num_traced:
-            return None
-        return call(algorithm, "client.update", view, replica, state, data, ctx)[2]
+    view = access.views(models, algorithm.access)
+    state = call(algorithm, "client.init", view, replica, ctx.key)
+    return sums_of(call(algorithm, "client.update", view, replica, state, data, ctx)[2])
 
 
-def _at(models: Any, client_id: int) -> Any:
-    if not isinstance(models, dict):
-        return models.at(0, client_id)
-    return models | {"target": models["target"].at(0, client_id)}
+def _at_client(models: Any) -> Any:
+    if isinstance(models, dict):
+        return models | {"target": _at_client(models["target"])}
+    return models.at(0, 0)
 
 
 def _shortened(data: ClientData) -> ClientData:

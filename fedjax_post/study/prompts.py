@@ -55,14 +55,14 @@ def make_start(spec: Spec, model: Any, tokenizer: Any) -> PyTree:
 
     Args:
       spec: the experiment.
-      model: the target, for its embeddings. A hosted one has none to give: then those of
-        `model.embeddings` are used, by default of a copy of `model`.
+      model: the target, for its embeddings. A hosted one does not give them, so that a soft
+        prompt starts from those of a copy of `model` here.
       tokenizer: of the target.
     """
     if spec.adapter.kind == "soft_prompt":
         key = jax.random.key(spec.seed)
         if hosting.is_hosted(spec):
-            model = load_model(spec.model.embeddings or spec.model.name, dtype=spec.model.dtype)
+            model = load_model(spec.model.name, dtype=spec.model.dtype)
         return add_soft_prompt(model, key, length=spec.adapter.prompt_length)
     return text_prompt(_tokens_of(spec, tokenizer))
 

@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 from oddities import variants
 
+from fedjax_post.disclosure.meter import Carried, Meter
 from fedjax_post.hub.tokenizer import load_tokenizer
 from fedjax_post.provider import journal, service
 from fedjax_post.provider.calls import Answered, Caller, Provider, ProviderError
@@ -55,9 +56,10 @@ def count_answers(tokenizer, path, number, *, seed=0):
         caller = Caller(
             Provider("http://here/v1", "m", KEY, lambda path, body, a=answered: a),
             tokenizer, terms=terms._replace(style=style), journal=written,
+            meter=Meter(),
         )  # fmt: skip
         try:
-            replies = caller.ask(Query(texts, 8, num_top=2), (0, i), 0)
+            replies = caller.ask(Query(texts, 8, num_top=2), (0, i), 0, Carried(queries=len(texts)))
         except ProviderError as caught:
             message = str(caught)
             came["may be paid" if caught.may_be_paid else "refused"] += 1

@@ -5,11 +5,13 @@ import os
 
 import pytest
 
+from fedjax_post.disclosure.meter import Carried, add
 from fedjax_post.provider import lines
-from fedjax_post.provider.journal import Journal, JournalError, spent
+from fedjax_post.provider.journal import Journal, JournalError, carried, spent
 
+CARRIED = Carried(1, 5, 4, 0, 2, 1, {"ab": 4})
 ASKED = {"state": "asked", "round": 0, "client": 3, "call": 0, "request": "ab", "queries": 1,
-         "worst_cost": 2.0, "time": 1.0}  # fmt: skip
+         "worst_cost": 2.0, "carries": CARRIED._asdict(), "time": 1.0}  # fmt: skip
 ANSWERED = {**ASKED, "state": "answered", "replies": [["a", True, {"b": -1.0}]], "cost": 1.0,
             "prompt_tokens": 3, "completion_tokens": 1, "seconds": 0.5}  # fmt: skip
 FAILED = {**ASKED, "state": "failed", "error": "no", "may_be_paid": True, "sent": True,
@@ -35,10 +37,30 @@ def test_lines_that_were_written_are_read(path):
 
 
 @pytest.mark.parametrize(
+    ("then", "times"),
+    [
+        ([], 1),  # a killed process: it may have arrived
+        ([ANSWERED], 1),
+        ([FAILED], 1),
+        ([{**FAILED, "sent": False, "may_be_paid": False}], 0),  # no connection was made
+        ([{**FAILED, "state": "refused", "may_be_paid": False}, ASKED, ANSWERED], 2),  # a 429
+        ([ASKED, ANSWERED], 2),  # sent again after a kill
+    ],
+)
+def test_what_a_call_carries_counts_each_time_that_it_may_have_arrived(path, then, times):
+    write(path, ASKED, *then)
+    found = carried(path)
+    assert found == ({(0, 3): add([CARRIED] * times)} if times else {})
+    assert Journal(path, ask_again=True).spent() == spent(path)
+
+
+@pytest.mark.parametrize(
     "odd",
     [
         [1], {}, {"state": "paid"}, {"state": ["asked"]}, ASKED | {"round": True},
         ASKED | {"client": -2}, ASKED | {"queries": 1.5}, ASKED | {"worst_cost": -1},
+        ASKED | {"carries": {}}, ASKED | {"carries": CARRIED._asdict() | {"labels": -1}},
+        ASKED | {"carries": CARRIED._asdict() | {"distinct": {"ab": "4"}}},
         ASKED | {"request": None}, ANSWERED | {"replies": []}, ANSWERED | {"cost": "free"},
         ANSWERED | {"replies": [["a", True, [1]]]}, ANSWERED | {"replies": [["a", 1, None]]},
         ANSWERED | {"replies": [["\ud800", True, None]]}, ANSWERED | {"prompt_tokens": -1},
