@@ -14,19 +14,19 @@ from fedjax_post.data.builtin.corpus import build_tokenizer
 from fedjax_post.data.load import Text, load_clients
 from fedjax_post.disclosure.arrivals import Private, arrivals, index_of, offsets_of
 from fedjax_post.disclosure.ledger import (
-    DisclosureError,
-    Form,
     Hosting,
     Price,
     account,
-    make_guard,
+    carried_in,
+    distinct_questions,
     public_tokens,
     totals,
-    unique_tokens,
 )
+from fedjax_post.disclosure.meter import DisclosureError, Form, Meter, Purpose, purpose_of
 from fedjax_post.model.views import init_model
 from fedjax_post.objectives.choice import answer_loss, choice_loss
 from fedjax_post.provider.hosted import connect
+from fedjax_post.provider.journal import carried
 from fedjax_post.provider.log import read_texts
 from fedjax_post.provider.served import make_served
 from fedjax_post.provider.service import Provider, Settings
@@ -121,8 +121,21 @@ def counted_by_record(records, clients, plan, hosting, form):
     every = steps(plan, len(clients), range(3))
     found = plan.feed(clients, every, widths=(1,), seed=plan.seed)
     visits = ((c.round, c.data.batches, c.data.step_mask) for _, _, c in found)
-    unique = unique_tokens(visits, template=form.template)
-    return totals(account(records, hosting=hosting, form=form, unique=unique, price=PRICE))
+    distinct = distinct_questions(visits, template=form.template)
+    sent = [
+        (i, Purpose.TRAINING, carried_in(record, form)._replace(distinct=distinct[i]))
+        for i, record in enumerate(records)
+    ]
+    return totals(account(records, sent, hosting=hosting, price=PRICE))
+
+
+def counted_by_journal(records, path):
+    """The meter's record, which was written before each call."""
+    sent = [
+        (round, purpose_of(round, client_id), found)
+        for (round, client_id), found in carried(path).items()
+    ]
+    return totals(account(records, sent, hosting=Hosting.PROVIDER, price=PRICE))
 
 
 def counted_by_content(log, tokenizer):
@@ -140,15 +153,20 @@ def test_records_and_the_provider_s_log_agree_to_the_token(
     name, served, clients, tokenizer, tmp_path
 ):
     make, answer = METHODS[name]
-    log = tmp_path / "provider.jsonl"
-    terms = Terms(top_logprobs=5)
+    log, journal = tmp_path / "provider.jsonl", tmp_path / "journal.jsonl"
+    terms, template = Terms(top_logprobs=5), template_tokens(tokenizer)
+    meter = Meter(Form(template=template))
     prices = {"price_prompt": PRICE.read, "price_completion": PRICE.written}
     with serve(Provider(served, Settings(log=log, **prices))) as url:
-        model = connect(url, "tiny", tokenizer, terms=terms)
+        given = {"terms": terms, "journal": journal, "meter": meter}
+        model = connect(url, "tiny", tokenizer, **given)
         records, plan, prompt = play(make(tokenizer), model, clients, tokenizer, fp.host)
         spent = model.spent()
-    form = Form(template=template_tokens(tokenizer), prompt=prompt, answer=answer)
-    told = counted_by_record(records, clients, plan, Hosting.PROVIDER, form)["provider"]
+    form = Form(template=template, prompt=prompt, answer=answer)
+    told = counted_by_journal(records, journal)["provider"]
+    by_record = counted_by_record(records, clients, plan, Hosting.PROVIDER, form)["provider"]
+    assert told._replace(cost=0) == by_record._replace(cost=0)
+    assert told.cost == pytest.approx(by_record.cost)
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     lines = [line for line in lines if line["event"] == "settled"]
     seen = counted_by_content(log, tokenizer)
@@ -180,16 +198,16 @@ def test_the_same_run_at_the_client_discloses_nothing(served, clients, tokenizer
 
 def test_a_guarded_run_stops_before_anything_private_leaves(served, clients, tokenizer, tmp_path):
     log, journal = tmp_path / "provider.jsonl", tmp_path / "calls.jsonl"
-    guard = make_guard(index_of(Private(row["instruction"]) for row in rows()))
+    meter = Meter(Form(template=template_tokens(tokenizer)), refuses=True)
     with serve(Provider(served, Settings(log=log))) as url:
-        terms = Terms(top_logprobs=5, guard=guard)
-        model = connect(url, "tiny", tokenizer, terms=terms, journal=journal)
+        given = {"terms": Terms(top_logprobs=5), "journal": journal, "meter": meter}
+        model = connect(url, "tiny", tokenizer, **given)
         with pytest.raises(DisclosureError, match="nothing was sent"):
             play(logits_method(tokenizer), model, clients, tokenizer, fp.host)
-        public = tokenizer("what is this ?\n", return_tensors="np")["input_ids"]
+        public = tokenizer("say :", return_tensors="np")["input_ids"]
         mask = jnp.ones(public.shape, bool)
         model.next_scores({}, jnp.asarray(public), mask, jnp.array([5, 6]))
-    assert [text for text in read_texts(log) if "what is this" in text] != []
+    assert [text for text in read_texts(log) if "say" in text] != []
     assert log.read_text().count('"arrived"') == 1
     states = [json.loads(line)["state"] for line in journal.read_text().splitlines()]
     assert states == ["asked", "answered"]
