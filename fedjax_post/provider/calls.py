@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, Protocol
 
 from fedjax_post.core.access import UnansweredError
 from fedjax_post.disclosure.meter import Carried, Meter
+from fedjax_post.provider import soft_prompts
 from fedjax_post.provider.address import without_key
 from fedjax_post.provider.journal import OUTSIDE, Journal, digest
 from fedjax_post.provider.refusals import read_refusal
@@ -204,6 +205,8 @@ class Caller:
             if answered.status // 100 != 2:
                 raise self._refusal_error(answered, attempt)
             answer = read_json(answered.content, key=provider.key)
+            if query.soft_prompt is not None and not soft_prompts.is_confirmed(answer):
+                raise MalformedError(f"it did not read `{soft_prompts.FIELD}`")
             return read_answer(answer, query, style=terms.style)
         except UnreachedError as error:
             lost = self._error(

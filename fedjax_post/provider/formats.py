@@ -224,7 +224,8 @@ def response(
     """
     total = usage["prompt_tokens"] + usage["completion_tokens"]
     choice = _chat_choice if asked.chat else _choice
-    return {
+    extension = {} if asked.soft_prompt is None else {soft_prompts.FIELD: True}
+    return extension | {
         "id": request,
         "object": "chat.completion" if asked.chat else "text_completion",
         "created": int(time.time()),

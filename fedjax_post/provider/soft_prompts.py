@@ -2,11 +2,13 @@
 
 A request may have the field `fedjax_post_soft_prompt`: the base64 form of P x D little-endian
 float32 numbers, P embeddings that the model reads before each prompt, after its first token if that
-begins the text. Other providers refuse or ignore the field; no other format is extended.
+begins the text. The answer has the same field, true. A provider that does not know the extension
+refuses the field or ignores it; an answer without it is an error.
 """
 
 import base64
 import binascii
+from typing import Any
 
 import numpy as np
 
@@ -43,3 +45,8 @@ def decode(text: str, *, width: int) -> np.ndarray:
     if not np.isfinite(found).all():
         raise ValueError("must be finite")
     return found
+
+
+def is_confirmed(answer: Any) -> bool:
+    """Returns whether an answer says that its soft prompt was read."""
+    return isinstance(answer, dict) and answer.get(FIELD) is True

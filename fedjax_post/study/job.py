@@ -129,7 +129,10 @@ def prepare(
     resume: bool = False,
     ask_again: bool = False,
 ) -> Job:
-    """Returns the job of an experiment. Checks everything; compiles and writes nothing.
+    """Returns the job of an experiment. Checks everything and writes nothing.
+
+    Nothing is compiled, unless the algorithm asks the target: then a short visit without the
+    target is played, see `metering.confirm`.
 
     Args:
       spec: the experiment.

@@ -103,11 +103,11 @@ def confirm(
     visit_fn = partial(_visit, algorithm, _at_client(silent))
     ids = sorted({0, len(data.clients) - 1})
     visits = [_shortened(data.clients.visit(i, data_rng(0, 0, i))) for i in ids]
-    jax.eval_shape(visit_fn, zeros, visits[0], 0)
+    traced = jax.jit(visit_fn).lower(zeros, visits[0], jnp.int32(0))
     if not counting.num_traced:
         return
-    program = jax.jit(visit_fn)
-    metrics = [program(zeros, *pair) for pair in zip(visits, ids, strict=True)]
+    program = traced.compile()
+    metrics = [program(zeros, visit, jnp.int32(i)) for visit, i in zip(visits, ids, strict=True)]
     told = add([ledger.carried_in(one, form) for one in jax.device_get(metrics)])
     jax.effects_barrier()
     metered = counting.take().get(Purpose.TRAINING, Carried())
@@ -125,7 +125,7 @@ def sent_by_journal(directory: Path) -> list[ledger.Sent]:
 
 def _visit(algorithm, models, params, data, client_id):
     """Returns the metrics of a client's first visit that count what it has sent."""
-    ctx = Context(jax.random.key(client_id), jnp.int32(0), jnp.int32(client_id))
+    ctx = Context(jax.random.key(client_id), jnp.int32(0), client_id)
     replica = engine.broadcast(algorithm, engine.init(algorithm, params))
     view = access.views(models, algorithm.access)
     state = call(algorithm, "client.init", view, replica, ctx.key)

@@ -111,6 +111,9 @@ LAYOUT = {"separator": jnp.int32(BREAK), "dropped": jnp.array([BOS, EOS])}
     [
         (12, [BREAK, BREAK, BREAK, 1, 2, 3, BREAK, 4, 5, 6, 7, BREAK], 7, 2),
         (6, [BREAK, 4, 5, 6, 7, BREAK], 4, 1),
+        (8, [BREAK, BREAK, BREAK, 4, 5, 6, 7, BREAK], 4, 1),  # no part of the first row
+        (4, [1, 2, 3, BREAK], 3, 1),  # the second row never fits
+        (3, [BREAK, BREAK, BREAK], 0, 0),
         (30, [BREAK] * 21 + [1, 2, 3, BREAK, 4, 5, 6, 7, BREAK], 7, 2),
     ],
 )
