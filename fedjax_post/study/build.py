@@ -69,7 +69,8 @@ class Parts(NamedTuple):
 def build(spec: Spec) -> Parts:
     """Returns the parts of the run that a resolved specification describes.
 
-    Compiles nothing, writes nothing, and waits for no other process.
+    Writes nothing, and waits for no other process. Compiles nothing but a short visit of an
+    algorithm that asks the target, see `metering.confirm`.
 
     Raises:
       ValueError, OSError, AccessError: for invalid input, naming the field, its value and the

@@ -88,7 +88,7 @@ def confirm(
       params: initial parameters; only shapes matter.
       data: the clients.
       form: of a query.
-      meter: of the run; its sums are taken.
+      meter: of the run, which finds rows in prompts; it counts nothing here.
       method: name of the algorithm.
 
     Raises:

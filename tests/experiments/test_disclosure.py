@@ -8,7 +8,7 @@ import pytest
 from fedjax_post import study
 from fedjax_post.core.access import Access
 from fedjax_post.data.builtin.corpus import build_tokenizer
-from fedjax_post.disclosure.ledger import Form
+from fedjax_post.disclosure.meter import Form
 from fedjax_post.experiments import train
 from fedjax_post.experiments.flags import changes_in
 from fedjax_post.simulate import programs

@@ -4,13 +4,18 @@ import json
 
 import pytest
 
+import fedjax_post as fp
 from fedjax_post import study
 from fedjax_post.data.builtin.corpus import build_tokenizer
 from fedjax_post.disclosure.arrivals import Private, arrivals, index_of, offsets_of
+from fedjax_post.disclosure.ledger import carried_in
+from fedjax_post.disclosure.meter import Carried, DisclosureError, Meter, Purpose
+from fedjax_post.provider.line import Line
 from fedjax_post.provider.log import read_texts
 from fedjax_post.provider.served import load_served
 from fedjax_post.provider.service import Provider, Settings
 from fedjax_post.provider.serving import serve
+from fedjax_post.study import build, metering
 
 TEXT = {"adapter.kind": "text_prompt", "adapter.prompt_text": "name the kind of these words:"}
 SOFT = {"adapter.kind": "soft_prompt", "adapter.prompt_length": 2}
@@ -71,6 +76,21 @@ def told(directory):
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("name", METHODS)
+def test_an_algorithm_s_counts_are_the_meter_s_over_several_rounds(name, tiny_folder, tiny_rows):
+    """On the host, with clients of unlike size: padded rows and steps are not sent."""
+    spec = spec_of(name, tiny_folder, tiny_rows).put({"training.local_steps": None})
+    parts = study.prepare(spec.put({"training.local_epochs": 1, "training.batch_size": 4})).parts
+    meter = Meter(parts.form, parts.meter.examples)
+    model = metering.counted(parts.model, meter, pad_id=parts.data.heldout.pad_id)
+    given = {"params": parts.params, "plan": parts.plan._replace(sampler=fp.full())}
+    for _, record in fp.run(parts.algorithm, model, parts.data.clients, rounds=3, **given):
+        told, seen = carried_in(record, parts.form), meter.take().get(Purpose.TRAINING, Carried())
+        assert told[:4] == seen[:4]
+        assert (seen.queries > 0) == (name != "manual_prompt")
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("name", METHODS)
 def test_meter_and_log_agree_to_the_token(name, tiny_folder, tiny_rows, tmp_path):
     """With evaluation, a refused client, requests beyond the rate, and dropped clients."""
     log = tmp_path / "provider.jsonl"
@@ -86,3 +106,81 @@ def test_meter_and_log_agree_to_the_token(name, tiny_folder, tiny_rows, tmp_path
     assert found["labels"] == seen.labels
     assert (seen.labels > 0) == (name == "in_context")
     assert summary["disclosure"]["counted_by"] == "the journal of calls"
+
+
+class Killed(BaseException):
+    """The end of a process after a request was sent."""
+
+
+@pytest.mark.heavy
+def test_calls_of_a_killed_run_count_each_time_that_they_were_sent(
+    tiny_folder, tiny_rows, tmp_path, monkeypatch
+):
+    log, post, sent = tmp_path / "provider.jsonl", Line.post, []
+
+    def dying(self, path, content):
+        sent.append(post(self, path, content))
+        if len(sent) == 5:
+            raise Killed
+        return sent[-1]
+
+    served = load_served(str(tiny_folder))._replace(name="tiny")
+    with serve(Provider(served, Settings(log=log))) as url:
+        spec = spec_of("bdpl", tiny_folder, tiny_rows, url).put({"training.rounds": 1})
+        monkeypatch.setattr(Line, "post", dying)
+        with pytest.raises(Killed):
+            study.carry_out(study.prepare(spec, directory=tmp_path / "run"))
+        given = {"directory": tmp_path / "run", "resume": True, "ask_again": True}
+        study.carry_out(study.prepare(spec, **given))
+    seen, found = seen_by(log, tiny_rows), told(tmp_path / "run")
+    assert len(sent) > 5
+    assert found["queries"] == seen.queries
+    assert found["private_tokens"] == seen.private_tokens
+
+
+def silent_about(algorithm, name):
+    """The algorithm, which does not tell one of its counts."""
+
+    def update(*args):
+        upload, state, metrics = algorithm.client.update(*args)
+        return upload, state, {key: value for key, value in metrics.items() if key != name}
+
+    return algorithm._replace(client=algorithm.client._replace(update=update))
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "message"),
+    [
+        ("bdpl", "queries", "bdpl counts 0 queries in visits in which it sends"),
+        ("in_context", "labels_sent", "in_context counts .* private tokens"),
+    ],
+)
+def test_an_algorithm_that_does_not_tell_what_it_sends_is_refused(
+    name, count, message, tiny_folder, tiny_rows, monkeypatch
+):
+    real = build._make_algorithm
+
+    def lying(*args, **kwargs):
+        algorithm, *rest = real(*args, **kwargs)
+        return silent_about(algorithm, count), *rest
+
+    monkeypatch.setattr(build, "_make_algorithm", lying)
+    with pytest.raises(ValueError, match=message):
+        study.prepare(spec_of(name, tiny_folder, tiny_rows))
+
+
+@pytest.mark.heavy
+def test_a_run_that_may_not_disclose_stops_before_its_first_private_question(
+    tiny_folder, tiny_rows, tmp_path
+):
+    log = tmp_path / "provider.jsonl"
+    served = load_served(str(tiny_folder))._replace(name="tiny")
+    with serve(Provider(served, Settings(log=log))) as url:
+        spec = spec_of("bdpl", tiny_folder, tiny_rows, url)
+        with pytest.raises(DisclosureError, match="a visit would send"):
+            study.prepare(spec.put({"hosting.fail_on_disclosure": True}))
+        job = study.prepare(spec, directory=tmp_path / "run")
+        job.parts.meter.refuses = True
+        with pytest.raises(DisclosureError, match="nothing was sent"):
+            study.carry_out(job)
+    assert not log.exists() or "arrived" not in log.read_text()
