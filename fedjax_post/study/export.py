@@ -13,8 +13,9 @@ from fedjax_post.data.table import gather
 from fedjax_post.data.template import PLAIN
 from fedjax_post.evaluate.scores import Scores
 from fedjax_post.hub import artefact
+from fedjax_post.hub.load import load_model
 from fedjax_post.simulate import processes
-from fedjax_post.study import factories, folder, methods, peers, private, secure
+from fedjax_post.study import factories, folder, hosting, methods, peers, private, secure
 from fedjax_post.study.build import Parts
 from fedjax_post.study.plan import count
 
@@ -44,6 +45,8 @@ def write(parts: Parts, state: State, path: Path, *, scores: Mapping[str, Scores
     name = parts.spec.model.name
     if "proxy" in parts.algorithm.access:  # what was trained adapts the proxy
         model, name = parts.model["proxy"], parts.spec.model.proxy
+    if hosting.is_hosted(parts.spec) and parts.spec.adapter.kind == "soft_prompt":
+        model = load_model(name, dtype=parts.spec.model.dtype)  # whose shape PEFT's files name
     if artefact.changes_base(model, params) and peers.are_several():
         host = jax.local_devices(backend="cpu")[0]  # the whole model fits in host memory only
         model, params = jax.device_put(processes.gather((model, params)), host)
