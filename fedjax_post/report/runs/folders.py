@@ -34,9 +34,7 @@ class RunFolder(NamedTuple):
     @property
     def seed(self) -> int:
         """The seed of the run; -1 if the folder does not name it."""
-        return next(
-            (known["seed"] for known in (self.summary, self.settings) if "seed" in known), -1
-        )
+        return next((known["seed"] for known in (self.summary, self.settings) if "seed" in known), -1)
 
     @property
     def missing(self) -> list[str]:
