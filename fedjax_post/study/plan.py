@@ -12,7 +12,7 @@ from fedjax_post.evaluate.scores import left_out
 from fedjax_post.model.quantize import dequantize_model
 from fedjax_post.report.table import format_bytes
 from fedjax_post.simulate import client_state_like, wire_bytes_of
-from fedjax_post.study import hosting, methods, private, recordings, secure
+from fedjax_post.study import hosting, methods, patience, private, recordings, secure
 from fedjax_post.study.build import Parts
 from fedjax_post.study.rows import why_no_match
 
@@ -41,7 +41,7 @@ def projection(parts: Parts) -> str:
             f"held out   {report['heldout_clients']:,} more clients, which never train, of "
             f"{report['heldout_clients_examples']:,} examples; {_apart(parts)}"
         )
-    lines.append(f"method     {methods.describe(spec)}; {spec.training.rounds} rounds")
+    lines.append(f"method     {methods.describe(spec)}; {patience.describe_rounds(spec)}")
     wire = wire_bytes_of(*given)
     if spec.method.baseline == "none":
         lines.append(

@@ -6,11 +6,13 @@ from fedjax_post.study import (
     methods,
     objectives,
     pace,
+    patience,
     precision,
     private_checks,
     prompts,
     recordings,
     secure,
+    watching,
     wires,
 )
 from fedjax_post.study.spec import Spec
@@ -40,6 +42,8 @@ def resolve(spec: Spec) -> Spec:
         secure.check,
         recordings.check,
         hosting.check,
+        patience.check,
+        watching.check,
     ):
         check(spec)
     for fill in (objectives.fill_defaults, hosting.fill_defaults, methods.fill_defaults):

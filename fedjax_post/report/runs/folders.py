@@ -1,4 +1,4 @@
-"""Reads the folders of runs and of comparisons, and finds which runs are seeds of one experiment."""
+"""Reads folders of runs and comparisons, and finds which runs are seeds of one experiment."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -34,7 +34,9 @@ class RunFolder(NamedTuple):
     @property
     def seed(self) -> int:
         """The seed of the run; -1 if the folder does not name it."""
-        return next((known["seed"] for known in (self.summary, self.settings) if "seed" in known), -1)
+        return next(
+            (known["seed"] for known in (self.summary, self.settings) if "seed" in known), -1
+        )
 
     @property
     def missing(self) -> list[str]:
@@ -83,8 +85,8 @@ def read_folder(directory: str | Path) -> RunFolder:
     directory = Path(directory)
     if not _is_run(directory):
         raise FileNotFoundError(
-            f"{directory} contains neither a run nor a comparison; name a folder with spec.json, or "
-            "one that experiments.compare or experiments.sweep has written"
+            f"{directory} contains neither a run nor a comparison; name a folder with spec.json, "
+            "or one that experiments.compare or experiments.sweep has written"
         )
     whole = lambda name: (
         integrity.read_file(directory / name) if (directory / name).exists() else {}

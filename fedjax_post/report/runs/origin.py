@@ -104,9 +104,11 @@ def _command(run: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    return ", ".join(f"{key}={plain(item)}" for key, item in value.items()) if isinstance(
-        value, dict
-    ) else plain(value)
+    return (
+        ", ".join(f"{key}={plain(item)}" for key, item in value.items())
+        if isinstance(value, dict)
+        else plain(value)
+    )
 
 
 def _distinct(values: Any) -> str:

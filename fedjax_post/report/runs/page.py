@@ -126,7 +126,11 @@ def _holdings(experiments: Sequence[Experiment], scratch: Path) -> Iterator[Bloc
 
 
 def _clients(experiments: Sequence[Experiment], scratch: Path) -> Iterator[Block]:
-    titles = {"shared": "shared model", "personal": "personal models", "heldout": "held-out clients"}
+    titles = {
+        "shared": "shared model",
+        "personal": "personal models",
+        "heldout": "held-out clients",
+    }
     for table, title in titles.items():
         file = f"clients-{table}.png"
         if plots.draw_clients(experiments, scratch / file, table):

@@ -50,7 +50,9 @@ def draw_clients(experiments: Sequence[Experiment], path: Path, table: str) -> b
       table: of the lines in `clients.jsonl`, such as "shared".
     """
     lines = {
-        readable(e.label): [c for run in e.runs.values() for c in run.clients if c["table"] == table]
+        readable(e.label): [
+            c for run in e.runs.values() for c in run.clients if c["table"] == table
+        ]
         for e in experiments
     }
     names = [
@@ -69,7 +71,9 @@ def draw_clients(experiments: Sequence[Experiment], path: Path, table: str) -> b
                 factor = 1 if name == "loss" else 100
                 axes.ecdf(factor * np.asarray(values), label=label, **style)
         unit = "" if name == "loss" else ", %"
-        axes.set(xlabel=f"{SCORES[name]}{unit}", ylabel="share of clients at or below", ylim=(0, 1.02))
+        axes.set(
+            xlabel=f"{SCORES[name]}{unit}", ylabel="share of clients at or below", ylim=(0, 1.02)
+        )
         axes.spines[["top", "right"]].set_visible(False)
     handles, labels = axes.get_legend_handles_labels()
     style = {"ncols": min(3, len(lines)), "frameon": False, "fontsize": "small"}

@@ -38,7 +38,9 @@ def scores(experiments: Sequence[Experiment]) -> list[Block]:
         seeds = ", ".join(map(str, row.seeds))
         lines.append([readable(one.label), seeds, *cells, apart])
     head = ["experiment", "seeds", *(SCORES[n] for n in names), "nats less the first's"]
-    told = "Held out, before → after training: means over the seeds and 95 % intervals of Student's "
+    told = (
+        "Held out, before → after training: means over the seeds and 95 % intervals of Student's "
+    )
     told += "t; one seed has no interval, and the scores before are those of the first seed."
     personal = any(run.summary.get("personal") for one in ended for run in one.ended.values())
     return [Prose(f"{told} {_PERSONAL if personal else ''}".strip()), Table(head, lines)]
@@ -78,9 +80,9 @@ def costs(experiments: Sequence[Experiment]) -> list[Block]:
     head += ["peak of the process", "peak of the device"]
     return [
         Prose(
-            "Means over the seeds. Bytes are those of the messages, exactly; a baseline sends none. "
-            "Memory is the peak of the process that ran, scoring included; CPUs report no peak of "
-            "the device."
+            "Means over the seeds. Bytes are those of the messages, exactly; a baseline sends "
+            "none. Memory is the peak of the process that ran, scoring included; CPUs report no "
+            "peak of the device."
         ),
         Table(head, rows),
     ]
