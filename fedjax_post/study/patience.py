@@ -15,6 +15,7 @@ from fedjax_post.evaluate.heldout import is_ranked
 from fedjax_post.integrity import DamagedError, read_lines
 from fedjax_post.simulate.record import Callback, Record
 from fedjax_post.study.build import Parts
+from fedjax_post.study.private_checks import is_on
 from fedjax_post.study.spec import Spec
 
 STOPPED = "stopped"  # entry of the last record of a run that stopped early
@@ -39,7 +40,7 @@ def check(spec: Spec) -> None:
         raise ValueError(f"{given} watches the learning curve, and every=0 makes none; raise it")
     if spec.method.baseline == "local":
         raise ValueError(f"{given}: baseline=local has no learning curve; leave it out")
-    if spec.privacy.epsilon is not None or spec.privacy.noise_multiplier is not None:
+    if is_on(spec):
         raise ValueError(
             f"{given} decides by scores that the privacy guarantee does not cover; leave it out"
         )

@@ -20,6 +20,7 @@ from fedjax_post.core.engine import State
 from fedjax_post.simulate.record import Callback, Record
 from fedjax_post.study import peers
 from fedjax_post.study.files import identity
+from fedjax_post.study.private_checks import is_on
 from fedjax_post.study.spec import Spec
 
 Log = Callable[[Mapping[str, float], int], object]  # numbers by name, number of the round
@@ -152,7 +153,7 @@ _OBSERVERS: Mapping[str, Observer] = {
 
 def _settings(spec: Spec) -> dict[str, str]:
     """Returns the settings that affect results, and what the numbers are."""
-    private = spec.privacy.epsilon is not None or spec.privacy.noise_multiplier is not None
+    private = is_on(spec)
     note = {"metrics": "not private: the guarantee does not cover them"} if private else {}
     return {path: str(value) for path, value in identity(spec).items()} | {
         "seed": str(spec.seed),
