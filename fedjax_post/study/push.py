@@ -109,8 +109,9 @@ def _privacy(summary: Mapping[str, Any]) -> list[str]:
     private, secure, shown = (summary.get(n) for n in ("privacy", "secure_sum", "disclosure"))
     told = ["no differential privacy: epsilon is not bounded"]
     if private is not None:
-        spent = f"epsilon {private['epsilon']:.3g} at delta {private['delta']:.2g}"
-        told = [f"{spent} for {private['unit']}"]
+        epsilon = private["epsilon"]
+        spent = "not bounded" if epsilon is None else f"{epsilon:.3g}"
+        told = [f"epsilon {spent} at delta {private['delta']:.2g} for {private['unit']}"]
         told.append(f"not covered: {private['not_covered']}")
     if secure is not None:
         told.append(f"secure sums of {secure['threshold']} clients or more")
