@@ -34,7 +34,7 @@ _PROGRAMS = {
     *("algorithms", "seeds", "grid", "methods", "drills", "task", "passport", "what_can_i_run"),
     *("downgrade", "port", "log", "host", "api_key_env"),
     *("prompt", "max_new_tokens", "temperature", "tasks", "num_fewshot", "limit"),
-    *("output", "public"),
+    *("output", "public", "adversary", "attack"),
     *("no_deps", "xla_force_host_platform_device_count"),
 }
 
