@@ -1,6 +1,7 @@
 """What a program sets up once, before it computes: compiled programs and memory are kept."""
 
 import os
+import sys
 from pathlib import Path
 
 import jax
@@ -12,7 +13,13 @@ _ENABLED = "jax_enable_compilation_cache"
 
 
 def prepare() -> None:
-    """Prepares this process; a second start of a run then compiles almost nothing."""
+    """Prepares this process; a second start of a run then compiles almost nothing.
+
+    Other libraries draw their bars of progress only in a terminal, not into log files.
+    """
+    if not sys.stderr.isatty():
+        for library in ("HF_DATASETS", "HF_HUB"):  # read when these are imported, which is later
+            os.environ.setdefault(f"{library}_DISABLE_PROGRESS_BARS", "1")
     keep_compiled()
     keep_freed_memory()
 

@@ -15,6 +15,7 @@ from absl import flags
 
 from fedjax_post import report
 from fedjax_post.experiments import program
+from fedjax_post.experiments.flags import words
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,21 +24,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     return program.run(lambda: _report(argv))
 
 
-def _report(argv: Sequence[str]) -> int:
-    values = flags.FlagValues()
+def _define(values: flags.FlagValues) -> None:
     about = "the page (report.html in the run's folder; of several, in the current one)"
     flags.DEFINE_string("output", None, about, flag_values=values)
-    flags.DEFINE_bool("help", False, "show this text", short_name="h", flag_values=values)
-    try:
-        folders = values(list(argv))[1:]
-    except flags.Error as error:
-        raise ValueError(f"{error}; --help lists the flags") from None
-    if values.help:
-        print(__doc__, values.get_help(), sep="\n")
+
+
+def _report(argv: Sequence[str]) -> int:
+    line = words.parse(argv, about=__doc__, define=_define)
+    if line.help is not None:
+        print(line.help)
         return 0
-    if not folders:
+    if not line.words:
         raise ValueError("name the folder of a run on the command line; --help shows how")
-    print(f"report     {report.write(folders, values.output)}")
+    print(f"report     {report.write(line.words, line.values.output)}")
     return 0
 
 

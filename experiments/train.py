@@ -45,13 +45,14 @@ def _train(argv: Sequence[str]) -> int:
         print(job, flush=True)
     if line.values.dry_run:
         return 0
-    again = [*distributed.given_flags(line.values), *_host(line.spec)]
+    again = [*distributed.given_flags(line.values), *_by_hand(line.spec)]
     return program.run_job(job, lambda: _carry_out(job, argv), again=again)
 
 
-def _host(spec: study.Spec) -> list[str]:
-    """The flags that have to be given again to continue a run."""
-    return [] if spec.hosting.url is None else [f"--provider_url={spec.hosting.url}"]
+def _by_hand(spec: study.Spec) -> list[str]:
+    """The flags that have to be given again to continue a run, as no file may give them."""
+    host = [] if spec.hosting.url is None else [f"--provider_url={spec.hosting.url}"]
+    return host + ([f"--watch={','.join(spec.execution.watch)}"] if spec.execution.watch else [])
 
 
 def _carry_out(job: study.Job, argv: Sequence[str]) -> int:

@@ -18,7 +18,7 @@ from fedjax_post.simulate.identity import identify
 from fedjax_post.simulate.mesh import make_mesh, on_mesh, put_on_mesh
 from fedjax_post.simulate.plan import Plan
 from fedjax_post.simulate.programs import device
-from fedjax_post.simulate.record import progress
+from fedjax_post.simulate.progress import progress
 from fedjax_post.simulate.run import restore, run
 from fedjax_post.simulate.visit import visit
 

@@ -60,11 +60,22 @@ def imports(path: Path) -> set[str]:
 with open(ROOT / "pyproject.toml", "rb") as _file:
     _PROJECT = tomllib.load(_file)["project"]
 _name = lambda requirement: re.split(r"[^\w-]", requirement)[0].lower().replace("_", "-")
-PROVIDERS = {"sklearn": ["scikit-learn"], **packages_distributions()}
+_WATCH = ("mlflow", "tensorboard", "wandb")
+PROVIDERS = {"sklearn": ["scikit-learn"], "mlflow": ["mlflow-skinny"], **packages_distributions()}
 DECLARED = {
     **{
         _name(r): True
-        for e in ("audit", "clusters", "eval", "ftrl", "gguf", "hosted", "privacy", "secure")
+        for e in (
+            "audit",
+            "clusters",
+            "eval",
+            "ftrl",
+            "gguf",
+            "hosted",
+            "privacy",
+            "secure",
+            *_WATCH,
+        )
         for r in _PROJECT["optional-dependencies"][e]
     },
     **{_name(r): False for r in _PROJECT["dependencies"]},

@@ -226,9 +226,10 @@ def _write_config(
     model: LanguageModel, ranks: dict[str, int], *, alphas: dict[str, float], base_name: str
 ) -> dict[str, Any]:
     """Returns the adapter_config.json; the most common values are defaults, others patterns."""
-    rank = max(set(ranks.values()), key=list(ranks.values()).count)
     rounded = {module: round(alpha, 6) for module, alpha in alphas.items()}
-    alpha = max(set(rounded.values()), key=list(rounded.values()).count)
+    # Together, so that readers without patterns find the scale, alpha / rank, of most layers
+    pairs = [(rank, rounded[module]) for module, rank in ranks.items()]
+    rank, alpha = max(dict.fromkeys(pairs), key=pairs.count)
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",

@@ -7,7 +7,6 @@ from typing import Any, TextIO
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from fedjax_post import integrity
 from fedjax_post.core.algorithm import SUMMED, Bill
@@ -132,25 +131,3 @@ def keep_lines(path: Path, count: int) -> None:
     fresh = path.with_suffix(".tmp")
     fresh.write_text("".join(f"{line}\n" for line in read_lines(path, count)), encoding="utf-8")
     os.replace(fresh, path)
-
-
-def progress(rounds: int, *, start: int = 0) -> Callback:
-    """Returns a callback that shows a progress bar with the loss or reward and tokens/s.
-
-    Args:
-      rounds: total number of rounds.
-      start: number of rounds done already.
-    """
-    bar = tqdm(total=rounds, initial=start, unit="round", dynamic_ncols=True)
-
-    def show(state: State, record: Record) -> None:
-        del state
-        named: Sequence[str] = ("loss", "reward")
-        shown = {name: f"{record[name]:.3f}" for name in named if name in record}
-        shown["tokens/s"] = f"{record['tokens_per_second']:,.0f}"
-        bar.set_postfix(shown, refresh=False)
-        bar.update()
-        if record["round"] + 1 >= rounds:
-            bar.close()
-
-    return show

@@ -19,6 +19,7 @@ from fedjax_post.study.ladder import Faults, ladder
 from fedjax_post.study.ladder_facts import Rung
 from fedjax_post.study.learning import Adapter, Data, Method, Model, Objective, Poison
 from fedjax_post.study.members import Membership, membership
+from fedjax_post.study.push import push
 from fedjax_post.study.resolve import resolve
 from fedjax_post.study.running import Execution, Hosting, Privacy, Scoring, Training
 from fedjax_post.study.runs import Run, read

@@ -78,7 +78,7 @@ def _train(job: Job, parts: Parts, callbacks: Sequence[Callback]) -> State:
     if peers.is_first():
         callbacks = [*callbacks, fedjax_post.progress(rounds, start=job.rounds_done)]
     latest = job.start
-    for state, record in rounds_of(parts, callbacks):
+    for state, record in rounds_of(parts, callbacks, rounds_done=job.rounds_done):
         latest = state
         if peers.should_stop(record["round"]) and record["round"] + 1 < rounds:
             raise peers.Stopped

@@ -15,7 +15,16 @@ from fedjax_post.evaluate.scores import Scores
 from fedjax_post.hub import artefact
 from fedjax_post.hub.load import load_model
 from fedjax_post.simulate import processes
-from fedjax_post.study import factories, folder, hosting, methods, peers, private, secure
+from fedjax_post.study import (
+    factories,
+    folder,
+    hosting,
+    methods,
+    patience,
+    peers,
+    private,
+    secure,
+)
 from fedjax_post.study.build import Parts
 from fedjax_post.study.plan import count
 
@@ -76,7 +85,7 @@ def _about(parts: Parts, scores: Mapping[str, Scores]) -> artefact.About:
     own = template if "{" in template else "" if chat else PLAIN
     source = spec.data.source
     facts = [
-        ("method", f"{methods.describe(spec)}; {spec.training.rounds} rounds"),
+        ("method", f"{methods.describe(spec)}; {patience.describe_rounds(spec)}"),
         ("trained", f"{count(parts.params):,} numbers ({spec.adapter.kind})"),
         *([("trained from", spec.adapter.init)] if spec.adapter.init else ()),
         ("data", f"`{_name(source)}`, {report['examples']:,} examples"),

@@ -17,7 +17,7 @@ class Meaning(NamedTuple):
     """Description and limits of a field."""
 
     help: str  # one sentence, with the unit; also the help text of the field's flag
-    choices: tuple[str, ...] = ()  # allowed texts; () for any value
+    choices: tuple[str, ...] = ()  # allowed texts, or items of a list; () for any
     low: float | None = None  # least value, inclusive
     above: float | None = None  # least value, exclusive
     high: float | None = None  # greatest value, inclusive
@@ -123,9 +123,11 @@ def _conform(value: Any, kind: Any, name: str) -> Any:
 
 
 def _check_range(value: Any, meaning: Meaning, name: str) -> None:
-    if meaning.choices and value is not None and value not in meaning.choices:
-        raise ValueError(f"{name}={unknown(str(value), meaning.choices, what='choice')}")
-    for number in value if isinstance(value, tuple) else (value,):
+    items = value if isinstance(value, tuple) else () if value is None else (value,)
+    for item in items:
+        if meaning.choices and item not in meaning.choices:
+            raise ValueError(f"{name}={unknown(str(item), meaning.choices, what='choice')}")
+    for number in items:
         if not isinstance(number, int | float) or isinstance(number, bool):
             continue
         if not math.isfinite(number):

@@ -25,7 +25,8 @@ _SEAL = "sha256"  # the last field of a file that a run wrote
 _PLAIN = (str, int, float, bool, type(None))
 # Fields whose text may name code, as module:function; other text is calls of known names.
 CODE = ("method.name", "method.uplink", "method.aggregate", "objective.reward")
-HOST = "hosting.url"
+HOST, WATCH = "hosting.url", "execution.watch"
+SENDING = ("wandb", "mlflow")  # what sends records elsewhere, with the user's account
 _NAMED = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
@@ -186,6 +187,12 @@ def check_trusted(
         raise ValueError(
             f"{source} names a host, hosting.url={spec.hosting.url}, and private text and keys "
             "would be sent there; if you trust it, give `hosting.url` again by hand"
+        )
+    sent = [name for name in spec.execution.watch if name in SENDING]
+    if not set(sent) <= set(typed.get(WATCH, ())):
+        raise ValueError(
+            f"{source} has execution.watch={','.join(spec.execution.watch)}, and records would be "
+            "sent in your name; give `execution.watch` again by hand"
         )
 
 

@@ -1,5 +1,6 @@
 """A target model behind a provider's API: its address and the terms of use."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from fedjax_post.provider.hosted import Hosted, connect, show_queries
 from fedjax_post.provider.journal import Spent, spent
 from fedjax_post.provider.terms import Terms
 from fedjax_post.simulate import stopping
+from fedjax_post.simulate.progress import is_redrawn
 from fedjax_post.study.spec import Spec
 
 # field -> the value that it must have for a hosted target
@@ -103,10 +105,11 @@ def provider_summary(directory: Path) -> dict[str, Any] | None:
 
 def _watch(spec: Spec) -> Callable[[Spent], None]:
     """Shows what is spent; stops an interrupted run only once an answer is in the journal."""
-    show = show_queries(spec.hosting.max_queries)
+    show = show_queries(spec.hosting.max_queries) if is_redrawn(sys.stderr) else None
 
     def watch(so_far: Spent) -> None:
-        show(so_far)
+        if show is not None:
+            show(so_far)
         stopping.check()
 
     return watch

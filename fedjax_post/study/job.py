@@ -26,9 +26,11 @@ from fedjax_post.study import (
     folder,
     hosting,
     metered,
+    patience,
     peers,
     plan,
     scoring,
+    watching,
 )
 from fedjax_post.study.build import Parts
 from fedjax_post.study.fields import meaning_of
@@ -81,7 +83,7 @@ class Job:
           BlockingIOError: if another process writes to the folder.
         """
         with self.opened() as parts:
-            yield from rounds_of(parts, callbacks)
+            yield from rounds_of(parts, callbacks, rounds_done=self.rounds_done)
 
     def score(self, state: State) -> Scores:
         """Returns held-out scores of what is deployed; see `fedjax_post.evaluate.scores`."""
@@ -165,6 +167,7 @@ def prepare(
         folder.check_unused(where)
     with peers.together():
         parts = build.build(resolved)
+        patience.check_scored(parts)
     where = peers.agree_on(where or folder.fresh(_label(spec)))
     parts = parts._replace(plan=parts.plan._replace(resume=resume))
     return Job(spec, parts, where, _found(parts, where) if resume else None, ask_again)
@@ -187,9 +190,11 @@ def check_same(now: Spec, stored: Path, *, as_long: bool = False) -> None:
         plain_fields(resolve(_without_missing(before, now))),
         plain_fields(resolve(now)),
     )
+    fixed = patience.DECIDES if now.scoring.patience is not None else ()
     for path, field in PATHS.items():
         meaning = meaning_of(field)
-        if written[path] == given[path] or (meaning is not None and meaning.free):
+        is_free = meaning is not None and meaning.free and path not in fixed
+        if written[path] == given[path] or is_free:
             continue
         why = _by_rounds(before) if path == "training.rounds" else ""
         if path == "training.rounds" and not (why or as_long):
@@ -212,20 +217,36 @@ def _without_missing(before: Spec, now: Spec) -> Spec:
     return supply(before, found, source="the run's specification") if found else before
 
 
-def rounds_of(parts: Parts, callbacks: Sequence[Callback]) -> Iterator[tuple[State, Record]]:
-    """Returns an iterator over the remaining rounds; the caller holds the run's folder."""
+def rounds_of(
+    parts: Parts, callbacks: Sequence[Callback], *, rounds_done: int
+) -> Iterator[tuple[State, Record]]:
+    """Returns an iterator over the remaining rounds; the caller holds the run's folder.
+
+    Args:
+      parts: of the run.
+      callbacks: as for `Job.run`.
+      rounds_done: number of rounds up to the checkpoint that the run continues from.
+    """
+    spec, directory = parts.spec, Path(parts.plan.directory or "")
+    stopping: list[Callback] = []
+    if spec.scoring.patience is not None:
+        earlier = patience.earlier_records(directory, rounds_done)
+        if len(earlier) == rounds_done and any(record.get(patience.STOPPED) for record in earlier):
+            return
+        stopping = [patience.watch(spec, earlier)]
     model, counting = metered.training(parts)
-    rounds: Any = fedjax_post.run(
-        parts.algorithm,
-        model,
-        parts.data.clients,
-        params=parts.params,
-        rounds=parts.spec.training.rounds,
-        plan=parts.plan,
-        callbacks=[*scoring.callbacks(parts), *counting, *callbacks],
-    )
-    with closing(rounds):
-        yield from rounds
+    with watching.watched(spec, directory, rounds_done=rounds_done) as watchers:
+        rounds: Any = fedjax_post.run(
+            parts.algorithm,
+            model,
+            parts.data.clients,
+            params=parts.params,
+            rounds=spec.training.rounds,
+            plan=parts.plan,
+            callbacks=[*scoring.callbacks(parts), *counting, *stopping, *callbacks, *watchers],
+        )
+        with closing(rounds):
+            yield from patience.until_stopped(rounds)
 
 
 def _by_rounds(spec: Spec) -> str:

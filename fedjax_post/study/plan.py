@@ -17,6 +17,7 @@ from fedjax_post.study import (
     hostile,
     hosting,
     methods,
+    patience,
     private,
     recordings,
     secure,
@@ -49,7 +50,7 @@ def projection(parts: Parts) -> str:
             f"held out   {report['heldout_clients']:,} more clients, which never train, of "
             f"{report['heldout_clients_examples']:,} examples; {_apart(parts)}"
         )
-    lines.append(f"method     {methods.describe(spec)}; {spec.training.rounds} rounds")
+    lines.append(f"method     {methods.describe(spec)}; {patience.describe_rounds(spec)}")
     wire = wire_bytes_of(*given)
     if spec.method.baseline == "none":
         lines.append(

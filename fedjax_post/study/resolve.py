@@ -8,11 +8,13 @@ from fedjax_post.study import (
     methods,
     objectives,
     pace,
+    patience,
     precision,
     private_checks,
     prompts,
     recordings,
     secure,
+    watching,
     wires,
 )
 from fedjax_post.study.spec import Spec
@@ -44,6 +46,8 @@ def resolve(spec: Spec) -> Spec:
         recordings.check,
         hostile.check,
         hosting.check,
+        patience.check,
+        watching.check,
     ):
         check(spec)
     for fill in (objectives.fill_defaults, hosting.fill_defaults, methods.fill_defaults):

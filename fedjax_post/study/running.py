@@ -233,6 +233,16 @@ class Scoring:
         flag="eval_examples",
         free=True,
     )
+    patience: int | None = setting(
+        None,
+        "points of the learning curve without a better score after which training stops (never)",
+        low=1,
+    )
+    patience_score: str = setting(
+        "loss",
+        "held-out score that patience watches",
+        choices=("loss", "exact_match", "accuracy", "preference"),
+    )
     clients: int | None = setting(
         None,
         "clients in the tables of scores; 0: all (all that have held-out rows, 8 personal models)",
@@ -284,6 +294,12 @@ class Execution:
     )
     mesh: str | None = setting(
         None, "devices by axis, such as clients:4,model:2 (one device)", free=True
+    )
+    watch: tuple[str, ...] = setting(
+        (),
+        "where records are shown as well, beside the run's folder",
+        choices=("tensorboard", "wandb", "mlflow"),
+        free=True,
     )
     checkpoint_every: int | None = setting(
         None,

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from fedjax_post.report.records import Record, read_records, read_summary
 from fedjax_post.study import folder
-from fedjax_post.study.files import HOST, check_trusted, read_spec
+from fedjax_post.study.files import HOST, WATCH, check_trusted, read_spec
 from fedjax_post.study.job import Job, prepare
 from fedjax_post.study.spec import Spec
 
@@ -37,7 +37,8 @@ def read(directory: str | Path, *, trust_code: bool = False, **supplied: Any) ->
       directory: of the run.
       trust_code: whether functions that the specification names may be imported.
       **supplied: values that the file could not hold, such as `method=my_factory` or
-        `data=rows`, see `files`; and `url`, the host of a run at a provider.
+        `data=rows`, see `files`; `url`, the host of a run at a provider; and `watch`, if the run
+        sends its records elsewhere.
 
     Raises:
       FileNotFoundError: if the folder contains no run.
@@ -45,7 +46,7 @@ def read(directory: str | Path, *, trust_code: bool = False, **supplied: Any) ->
         file names and the caller does not.
     """
     directory = Path(directory)
-    heads = {"method": "method.name", "data": "data.source", "url": HOST}
+    heads = {"method": "method.name", "data": "data.source", "url": HOST, "watch": WATCH}
     given = {heads.get(name, name): value for name, value in supplied.items()}
     path = folder.spec_file(directory)
     spec = read_spec(path, supplied=given)

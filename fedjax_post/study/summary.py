@@ -17,7 +17,7 @@ from fedjax_post.evaluate.heldout import HeldOut, is_compared
 from fedjax_post.evaluate.scores import Scores, left_out
 from fedjax_post.model.emulator import emulator_bytes
 from fedjax_post.report.records import read_records
-from fedjax_post.study import factories, hostile, hosting, ledgers, private, secure
+from fedjax_post.study import factories, hostile, hosting, ledgers, patience, private, secure
 from fedjax_post.study.build import Parts
 from fedjax_post.study.files import identity
 from fedjax_post.study.plan import count
@@ -66,6 +66,7 @@ def summarize(
         "dataset": factories.display_name(parts.spec.data.source),
         "seed": parts.spec.seed,
         "rounds": len(records),
+        "stopped": bool(last.get(patience.STOPPED)),
         "settings": identity(parts.spec),
         **_scored(parts, base, final),
         "bytes_up": int(total["bytes_up"]) if federated else None,

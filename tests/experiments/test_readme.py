@@ -34,6 +34,7 @@ _PROGRAMS = {
     *("algorithms", "seeds", "grid", "methods", "drills", "task", "passport", "what_can_i_run"),
     *("downgrade", "port", "log", "host", "api_key_env"),
     *("prompt", "max_new_tokens", "temperature", "tasks", "num_fewshot", "limit"),
+    *("output", "public", "adversary", "attack"),
     *("no_deps", "xla_force_host_platform_device_count"),
 }
 
@@ -91,7 +92,7 @@ def test_flags_that_a_page_names_exist(page):
     own = {name for factory in ALGORITHMS.values() for name in own_parameters(factory)}
     known = {*FLAGS, *own, *_PROGRAMS, *options.define()}
     text = page.read_text(encoding="utf-8").replace("--quantise` is", "")
-    text = re.sub(r"pip install[^`\n]*", "", text)
+    text = re.sub(r"(pip install|vllm serve|tensorboard )[^`\n]*", "", text)
     named = set(re.findall(r"(?<![\w-])--(\w+)", text))
     assert {name for name in named if name.removeprefix("no") not in known} <= known
 

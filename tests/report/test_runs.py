@@ -81,13 +81,22 @@ def test_the_page_needs_nothing_outside_itself(tmp_path):
 
 def test_every_part_of_a_run_is_shown(tmp_path):
     run = write_run(tmp_path / "run")
-    attack = {"attack": "inversion", "recovered": 0.375, "secure": False}
+    attack = {"attack": "inversion", "recovered": 0.375, "command": ["attack", "a run"]}
     (run / "attacks.jsonl").write_text(seal_line(attack))
     text = text_of(report.write([run]))
     for part in (
         *("3.000 → 1.000", "0.0% → 50.0 %", "0.700", "400 B", "50 B", "3 MB", "123"),
         *("ann", "happy", "2 clients, on their own held-out rows", "0.9", "4.25", "1e-05"),
-        *("private tokens", "77", "inversion", "0.375", "train --seed=0", "jax 0.1", "abc123"),
+        *(
+            "private tokens",
+            "77",
+            "inversion",
+            "0.375",
+            "attack &#x27;a run&#x27;",
+            "train --seed=0",
+            "jax 0.1",
+            "abc123",
+        ),
     ):
         assert part in text, part
     assert "None." in text  # no file is missing

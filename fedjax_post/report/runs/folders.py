@@ -1,4 +1,4 @@
-"""Reads the folders of runs and of comparisons, and finds which runs are seeds of one experiment."""
+"""Reads folders of runs and comparisons, and finds which runs are seeds of one experiment."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -85,8 +85,8 @@ def read_folder(directory: str | Path) -> RunFolder:
     directory = Path(directory)
     if not _is_run(directory):
         raise FileNotFoundError(
-            f"{directory} contains neither a run nor a comparison; name a folder with spec.json, or "
-            "one that experiments.compare or experiments.sweep has written"
+            f"{directory} contains neither a run nor a comparison; name a folder with spec.json, "
+            "or one that experiments.compare or experiments.sweep has written"
         )
     whole = lambda name: (
         integrity.read_file(directory / name) if (directory / name).exists() else {}

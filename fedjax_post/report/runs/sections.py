@@ -1,6 +1,7 @@
 """The sections of a page about runs. What a run does not have is said to be missing."""
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
@@ -9,7 +10,7 @@ from fedjax_post.report import clients as by_client
 from fedjax_post.report.comparison import interval, rows_of
 from fedjax_post.report.comparison import score_text as with_half
 from fedjax_post.report.holdings import holdings_rows
-from fedjax_post.report.markup import Block, Prose, Table
+from fedjax_post.report.markup import Block, Code, Prose, Table
 from fedjax_post.report.runs.folders import Content, Experiment
 from fedjax_post.report.scatter import readable
 from fedjax_post.report.table import SCORES, format_bytes, score_cells
@@ -80,9 +81,9 @@ def costs(experiments: Sequence[Experiment]) -> list[Block]:
     head += ["peak of the process", "peak of the device"]
     return [
         Prose(
-            "Means over the seeds. Bytes are those of the messages, exactly; a baseline sends none. "
-            "Memory is the peak of the process that ran, scoring included; CPUs report no peak of "
-            "the device."
+            "Means over the seeds. Bytes are those of the messages, exactly; a baseline sends "
+            "none. Memory is the peak of the process that ran, scoring included; CPUs report no "
+            "peak of the device."
         ),
         Table(head, rows),
     ]
@@ -144,9 +145,12 @@ def attacks(experiments: Sequence[Experiment]) -> list[Block]:
                 kind = str(line.get("attack", "attack"))
                 kinds.setdefault(kind, []).append({"seed": run.seed, **_flat(line)})
         for kind, lines in kinds.items():
-            keys = list(dict.fromkeys(key for line in lines for key in line if key != "attack"))
+            named = ("attack", "command")  # above and below the table
+            keys = list(dict.fromkeys(key for line in lines for key in line if key not in named))
             rows = [[plain(line.get(key)) for key in keys] for line in lines]
+            commands = dict.fromkeys(shlex.join(line.get("command") or ()) for line in lines)
             found += [Prose(f"{kind}, on {readable(one.label)}:"), _upright(keys, rows)]
+            found += [Code(list(filter(None, commands)))] if any(commands) else []
     return found or [missing("attacks; no run has attacks.jsonl")]
 
 
