@@ -9,7 +9,8 @@ Here: the first layer's inputs stay the same during all local steps, so that the
 their gradients still holds the tokens' inputs; its nearest tokens are the bag. Beginnings of rows
 are grown from the bag by a beam search. The score of a token is log((1 - d) / d), with d its
 distance from the span at the next adapted layer, plus `prior` times its log-probability under the
-public base. The base alone decides where a row ends, since a last token has no gradient.
+public base. A token counts as evidence once: what an earlier row or place has explained only ranks
+the continuations. The base alone decides where a row ends, since a last token has no gradient.
 
 Only the paper's abstract and introduction were at hand: stages and their purposes are the paper's,
 the formulas are ours. Left out: attention patterns, as evidence of tokens.
@@ -28,13 +29,13 @@ from fedjax_post.attacks.dager import distances_of
 from fedjax_post.attacks.layers import inputs_of
 from fedjax_post.attacks.seen import Public, Sent
 
-_SAME = 0.7  # share of equal places from which two rows count as one, as in DAGER
 _CLOSEST = 1e-6
 
 
 class _Beam(NamedTuple):
     row: tuple[int, ...]
     score: float
+    gained: bool = False  # whether a token in it is new
 
 
 def utr(*, rows: int | None = None, words: int = 64, width: int = 16, prior: float = 0.3) -> Attack:
@@ -72,8 +73,17 @@ def utr(*, rows: int | None = None, words: int = 64, width: int = 16, prior: flo
         gain = lambda grown: _evidence(
             distances_of(public, sent, places[deepest], rows=grown, layer=deepest)
         )
-        whole = _search(public, sent, bag, gain, width=width, prior=prior)
-        return Guess(_different(whole, number), "", numbers | {"tokens": len(bag)})
+        found: list[tuple[int, ...]] = []
+        for _ in range(number):
+            used = frozenset(token for row in found for token in row)
+            search = lambda used=used: _search(
+                public, sent, bag, gain, width=width, prior=prior, used=used
+            )
+            new = [beam for beam in search() if beam.gained]
+            if not new:
+                break
+            found.append(max(new, key=lambda beam: beam.score).row)
+        return Guess(tuple(found), "", numbers | {"tokens": len(bag)})
 
     return Attack("utr", invert)
 
@@ -94,8 +104,8 @@ def _evidence(far: np.ndarray) -> np.ndarray:
     return np.log1p(-far) - np.log(far)
 
 
-def _search(public, sent, bag, gain, *, width, prior) -> list[_Beam]:
-    """Returns complete rows with their scores, by a beam search."""
+def _search(public, sent, bag, gain, *, width, prior, used) -> list[_Beam]:
+    """Returns complete rows with their scores, by a beam search; `used` tokens are no evidence."""
     bos = public.model.config.bos_id
     starts = [(token,) for token in ([bos] if bos is not None else bag)]
     beams = [_Beam(row, float(more)) for row, more in zip(starts, gain(starts), strict=True)]
@@ -105,24 +115,31 @@ def _search(public, sent, bag, gain, *, width, prior) -> list[_Beam]:
         beams = sorted(beams, key=lambda beam: -beam.score)[:width]
         likely = _next(public, sent, [beam.row for beam in beams], width)
         whole += [
-            _Beam(beam.row, beam.score + prior * float(chance[public.eos_id]))
+            beam._replace(score=beam.score + prior * float(chance[public.eos_id]))
             for beam, chance in zip(beams, likely, strict=True)
             if len(beam.row) > 1
         ]
-        grown = [(*beam.row, token) for beam in beams for token in inner]
-        given = [
-            beam.score + prior * float(chance[token])
+        if not inner:
+            break
+        pairs = [
+            (beam, token, prior * float(chance[token]))
             for beam, chance in zip(beams, likely, strict=True)
             for token in inner
         ]
-        added = gain(grown)
-        # A token that is farther than halfway from the span is no part of a row
+        added = gain([(*beam.row, token) for beam, token, _ in pairs])
         beams = [
-            _Beam(row, score + more)
-            for row, score, more in zip(grown, given, added.tolist(), strict=True)
-            if more > 0
+            _longer(beam, token, expected, float(more), most=float(added.max()), used=used)
+            for (beam, token, expected), more in zip(pairs, added, strict=True)
+            if more > 0  # farther than halfway from the span, it is no part of a row
         ]
     return [*whole, *beams]
+
+
+def _longer(beam, token, expected, more, *, most, used) -> _Beam:
+    """Returns a beam with one more token, whose evidence counts if it is new."""
+    is_new = token not in used and token not in beam.row
+    gain = more if is_new else more - most
+    return _Beam((*beam.row, token), beam.score + expected + gain, beam.gained or is_new)
 
 
 def _next(public: Public, sent: Sent, rows: Sequence[Sequence[int]], width: int) -> np.ndarray:
@@ -132,13 +149,3 @@ def _next(public: Public, sent: Sent, rows: Sequence[Sequence[int]], width: int)
     base = sent.start if "params" in sent.start else {}
     logits = public.model.logits(base, jnp.asarray(tokens))[: len(rows), len(rows[0]) - 1]
     return np.asarray(jax.nn.log_softmax(logits))
-
-
-def _different(whole: Sequence[_Beam], number: int) -> tuple[tuple[int, ...], ...]:
-    """Returns the best rows, without those that mostly repeat a better one."""
-    chosen: list[tuple[int, ...]] = []
-    for beam in sorted(whole, key=lambda beam: -beam.score):
-        same = lambda row, own=beam.row: sum(map(np.equal, own, row)) / min(len(own), len(row))
-        if len(chosen) < number and all(same(row) < _SAME for row in chosen):
-            chosen.append(beam.row)
-    return tuple(chosen)
