@@ -6,6 +6,8 @@ Example:
       print(found.sent.clients, found.guess.rows, found.guess.stopped)
 """
 
+from collections.abc import Callable, Mapping
+
 from fedjax_post.attacks import membership
 from fedjax_post.attacks.attack import Attack, Found, Guess, run
 from fedjax_post.attacks.audit import (
@@ -40,4 +42,4 @@ from fedjax_post.attacks.seen import ADVERSARIES, PARTICIPANT, SERVER, Public, S
 from fedjax_post.attacks.utr import utr
 
 # name -> factory, for attacks that are written as text
-ATTACKS = {"dager": dager, "lamp": lamp, "utr": utr}
+ATTACKS: Mapping[str, Callable[..., Attack]] = {"dager": dager, "lamp": lamp, "utr": utr}

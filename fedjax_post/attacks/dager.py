@@ -129,7 +129,8 @@ def _grow(public, tokens, passes, most):
     bos = public.model.config.bos_id
     starts = [bos] if bos in tokens else tokens.tolist()
     inner = [token for token in tokens.tolist() if token != bos]
-    growing, whole = [(token,) for token in starts], []
+    growing: list[tuple[int, ...]] = [(token,) for token in starts]
+    whole: list[tuple[int, ...]] = []
     growing = [row for row, ok in zip(growing, passes(growing), strict=True) if ok]
     if not growing:
         return [], "no first token passes the check of the second layer"

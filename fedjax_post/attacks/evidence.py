@@ -113,7 +113,7 @@ def _of_b(sent: Sent, place: int) -> list[Check]:
     """Returns the checks by B, of keys and values where these are adapted, else of queries."""
     if "params" in sent.change:
         return []
-    before, found = _readers(sent.start), []
+    before, found = _readers(sent.start), list[Check]()
     for reader, leaves in _readers(sent.change).items():
         if "b" not in leaves or not np.any(leaves["b"][place]):
             continue

@@ -2,16 +2,18 @@
 
 Balunovic, Dimitrov, Jovanovic, Vechev, "LAMP: Extracting Text from Gradients with Language Model
 Priors", NeurIPS 2022, arXiv:2202.08827: the cosine distance of gradients is minimised over
-embeddings, in turn with swaps of tokens, scored by that distance and a language model. Deng et al.,
+embeddings, in turn with changes of tokens, scored by that distance and a language model. Deng et al.,
 "TAG: Gradient Attack on Transformer-based Language Models", EMNLP 2021, arXiv:2103.06819: the same
-without swaps, for the distance L2 + factor L1.
+without changes, for the distance L2 + factor L1.
 
 It needs one local step, and is told what these papers also give their attacks: the number of rows
 and their length; here also how many of their last tokens the loss counts.
 
 Deviations: tokens are distributions over the vocabulary, the softmax of what is optimised, because
-a decoder's tokens are its targets too; the public base is the language model; of LAMP's changes,
-swaps of two tokens alone; its pull of embeddings to a mean length is not needed.
+a decoder's tokens are its targets too; the vocabulary is cut down to the tokens in the span of the
+first layer's gradient, where LAMP takes those whose embedding has a gradient; the public base is
+the language model; LAMP's changes are swaps and replacements of single tokens; its pull of
+embeddings to a mean length is not needed.
 """
 
 from typing import Any
@@ -21,10 +23,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from fedjax_post.attacks import evidence
 from fedjax_post.attacks.attack import Attack, Guess
+from fedjax_post.attacks.dager import find_tokens
 from fedjax_post.attacks.seen import Public, Sent
 
 PyTree = Any
+_NEAR = 0.02  # distance of a token from the first layer's span, as in `dager`
 
 
 def lamp(
@@ -34,7 +39,7 @@ def lamp(
     rows: int = 1,
     steps: int = 400,
     learning_rate: float = 0.1,
-    swaps: int = 50,
+    changes: int = 200,
     l1: float | None = None,
     seed: int = 0,
 ) -> Attack:
@@ -44,11 +49,11 @@ def lamp(
       length: tokens in each row, the first and the last included.
       response: last tokens of a row that the loss counts; None: all but the first.
       rows: number of rows.
-      steps: of Adam, in four parts with swaps after each.
+      steps: of Adam, in four parts with changes after each.
       learning_rate: of Adam.
-      swaps: pairs of tokens that are tried after each part; 0 for TAG.
+      changes: swaps and replacements of tokens that are tried after each part; 0 for TAG.
       l1: None for the cosine distance of LAMP; else the factor of TAG's L1 distance.
-      seed: of the start and of the swaps.
+      seed: of the start and of the changes.
 
     Raises:
       ValueError: for numbers out of range.
@@ -59,7 +64,7 @@ def lamp(
         ("response", response, 1),
         ("rows", rows, 1),
         ("steps", steps, 4),
-        ("swaps", swaps, 0),
+        ("changes", changes, 0),
     ):
         if value < low:
             raise ValueError(f"{name} must be at least {low}, got {value}")
@@ -68,12 +73,12 @@ def lamp(
         if sent.num_steps != 1:
             why = f"{sent.num_steps:g} local steps have no single gradient; see utr"
             return Guess((), why)
+        known = _vocabulary(public, sent)
         objective = lambda scores, prior: distance(
-            public, sent, _tokens(public, scores), response=response, l1=l1, prior=prior
+            public, sent, _tokens(public, scores, known), response=response, l1=l1, prior=prior
         )
         key = jax.random.key(seed)
-        shape = rows, length, public.model.config.vocab_size
-        scores = 0.1 * jax.random.normal(key, shape)
+        scores = 0.1 * jax.random.normal(key, (rows, length, len(known)))
         tx = optax.adam(optax.cosine_decay_schedule(learning_rate, steps, 0.1))
         begin, state = float(objective(scores, 0.0)), tx.init(scores)
 
@@ -91,9 +96,13 @@ def lamp(
         rng = np.random.default_rng(seed)
         for _ in range(4):
             scores, state = part(scores, state)
-            scores = _swap(scores, judge, rng, swaps)
-        tokens = np.asarray(jnp.argmax(_tokens(public, scores), axis=-1))
-        numbers = {"distance": float(objective(scores, 0.0)), "distance_at_start": begin}
+            scores = _change(scores, judge, rng, changes)
+        tokens = np.asarray(jnp.argmax(_tokens(public, scores, known), axis=-1))
+        numbers: dict[str, Any] = {
+            "distance": float(objective(scores, 0.0)),
+            "distance_at_start": begin,
+        }
+        numbers |= {"vocabulary": len(known)}
         numbers |= {"told": {"rows": rows, "length": length, "response": response}}
         return Guess(tuple(tuple(row.tolist()) for row in tokens), "", numbers)
 
@@ -130,7 +139,7 @@ def distance(
         far = jnp.stack([1 - _cosine(found, seen) for found, seen in pairs]).mean()
     else:
         gaps = [found - seen for found, seen in pairs]
-        far = sum(jnp.square(gap).sum() + l1 * jnp.abs(gap).sum() for gap in gaps)
+        far = jnp.stack([jnp.square(x).sum() + l1 * jnp.abs(x).sum() for x in gaps]).sum()
     base = sent.start if "params" in sent.start else {}
     return far + prior * _loss(public, base, tokens, tokens.shape[1] - 1)
 
@@ -149,9 +158,20 @@ def _cosine(one, other):
     return (one * other).sum() / jnp.maximum(norms, 1e-20)
 
 
-def _tokens(public: Public, scores: jax.Array) -> jax.Array:
-    """Returns distributions over tokens; the first token of a row is known if there is one."""
-    tokens = jax.nn.softmax(scores)
+def _vocabulary(public: Public, sent: Sent) -> np.ndarray:
+    """Returns the tokens that rows may hold: those that the first layer shows, else all."""
+    every = np.arange(public.model.config.vocab_size)
+    if not evidence.adapted(public, sent):
+        return every
+    tokens, why, _ = find_tokens(public, sent, threshold=_NEAR)
+    # The last token of a row has no gradient
+    return every if why else np.union1d(tokens, public.eos_id)
+
+
+def _tokens(public: Public, scores: jax.Array, known: np.ndarray) -> jax.Array:
+    """Returns distributions over all tokens; a row's first token is known if there is one."""
+    size = public.model.config.vocab_size
+    tokens = jnp.zeros((*scores.shape[:2], size)).at[..., known].set(jax.nn.softmax(scores))
     bos = public.model.config.bos_id
     if bos is None:
         return tokens
@@ -163,13 +183,19 @@ def _hardened(scores: jax.Array) -> jax.Array:
     return 1e3 * jax.nn.one_hot(jnp.argmax(scores, axis=-1), scores.shape[-1])
 
 
-def _swap(scores, judge, rng, swaps):
-    """Returns the scores after those swaps of two tokens of a row that lower the objective."""
-    best = float(judge(scores)) if swaps else 0.0
-    for _ in range(swaps):
-        row = rng.integers(scores.shape[0])
+def _change(scores, judge, rng, changes):
+    """Returns the scores after those swaps and replacements of tokens that lower the objective."""
+    if not changes:
+        return scores
+    scores, number = np.array(scores), scores.shape[-1]
+    best = float(judge(scores))
+    for i in range(changes):
+        changed, row = scores.copy(), rng.integers(scores.shape[0])
         one, other = rng.choice(scores.shape[1], 2, replace=False)
-        swapped = scores.at[row, one].set(scores[row, other]).at[row, other].set(scores[row, one])
-        if (value := float(judge(swapped))) < best:
-            scores, best = swapped, value
-    return scores
+        if i % 2:
+            changed[row, [one, other]] = scores[row, [other, one]]
+        else:
+            changed[row, one, rng.integers(number)] = scores[row, one].max() + 1
+        if (value := float(judge(changed))) < best:
+            scores, best = changed, value
+    return jnp.asarray(scores)

@@ -29,6 +29,7 @@ def inputs_of(model: LanguageModel, params: PyTree, tokens: np.ndarray, layer: i
 
 @functools.partial(jax.jit, static_argnames="layer")
 def _inputs_of(model, params, tokens, *, layer):
+    x: Any
     config = model.config
     variables = merge_collections(model.variables, params)
     is_normed = config.norm_place in ("pre", "sandwich")
@@ -58,7 +59,8 @@ def _inputs_of(model, params, tokens, *, layer):
     )
     adapted = None if first == 0 and end >= layer else (first, min(end, layer))
     decoder = Decoder(short, lora_layers=adapted if layer > first else None)
-    return decoder.apply(below, tokens, method=Decoder.hidden).astype(jnp.float32)
+    x = decoder.apply(below, tokens, method=Decoder.hidden)
+    return x.astype(jnp.float32)
 
 
 def _cut(tree: PyTree, number: int) -> PyTree:

@@ -38,7 +38,7 @@ class _Beam(NamedTuple):
     gained: bool = False  # whether a token in it is new
 
 
-def utr(*, rows: int | None = None, words: int = 64, width: int = 16, prior: float = 0.3) -> Attack:
+def utr(*, rows: int | None = None, words: int = 64, width: int = 16, prior: float = 0.1) -> Attack:
     """Returns the attack.
 
     Args:

@@ -265,7 +265,8 @@ def _items(
 def _play(job: _Job, held: Held, items: Iterable) -> tuple[Held, list, list, Record]:
     """Plays one round; at most two chunks are in flight at a time, however large the cohort."""
     state = held.state._replace(replica=job.programs.broadcast(held.state))
-    total, under_way, settled, replicas, sent = None, [], [], held.replicas, None
+    total: Any = None
+    under_way, settled, replicas, sent = [], [], held.replicas, None
     for step, num_lanes, chunk in items:
         stopping.check()
         if total is None:

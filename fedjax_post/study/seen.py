@@ -122,8 +122,9 @@ def _public(parts: Parts) -> Public:
 def _replicas(parts: Parts, rounds: dict[int, list[Recorded]]) -> dict[int, PyTree]:
     """Returns what every client holds in each recorded round, from the messages to it alone."""
     algorithm, held = parts.algorithm, parts.start.replica
-    like = jax.eval_shape(algorithm.downlink.encode, parts.start.shared)
-    depends = jax.tree.structure(like) != jax.tree.structure(held)
+    like: Any = jax.eval_shape(algorithm.downlink.encode, parts.start.shared)
+    structure: Any = jax.tree.structure(like)
+    depends = structure != jax.tree.structure(held)
     if depends and list(rounds) != list(range(len(rounds))):
         raise ValueError(
             f"record_wire={parts.spec.execution.record_wire}: what clients hold depends on earlier "
@@ -147,8 +148,8 @@ def _of_upload(parts: Parts, message: Recorded, replicas: dict[int, PyTree], *, 
     algorithm, replica = parts.algorithm, replicas[message.began]
     like = _value_like(parts, replica)
     if message.kind == recording.SUM:
-        whole = Opened(like, jax.ShapeDtypeStruct((), bool))
-        value = unpack(message.data, whole).value
+        enough: Any = jax.ShapeDtypeStruct((), bool)
+        value = unpack(message.data, Opened(like, enough)).value
     else:
         sent = message_like(algorithm.uplink, like)
         if len(message.data) != num_bytes(sent):
