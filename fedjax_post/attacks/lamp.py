@@ -2,9 +2,9 @@
 
 Balunovic, Dimitrov, Jovanovic, Vechev, "LAMP: Extracting Text from Gradients with Language Model
 Priors", NeurIPS 2022, arXiv:2202.08827: the cosine distance of gradients is minimised over
-embeddings, in turn with changes of tokens, scored by that distance and a language model. Deng et al.,
-"TAG: Gradient Attack on Transformer-based Language Models", EMNLP 2021, arXiv:2103.06819: the same
-without changes, for the distance L2 + factor L1.
+embeddings, in turn with changes of tokens, scored by that distance and a language model. Deng et
+al., "TAG: Gradient Attack on Transformer-based Language Models", EMNLP 2021, arXiv:2103.06819: the
+same without changes, for the distance L2 + factor L1.
 
 It needs one local step, and is told what these papers also give their attacks: the number of rows
 and their length; here also how many of their last tokens the loss counts.
@@ -40,8 +40,8 @@ def lamp(
     steps: int = 400,
     learning_rate: float = 0.1,
     changes: int = 200,
+    prior: float = 0.1,
     l1: float | None = None,
-    seed: int = 0,
 ) -> Attack:
     """Returns the attack.
 
@@ -52,8 +52,8 @@ def lamp(
       steps: of Adam, in four parts with changes after each.
       learning_rate: of Adam.
       changes: swaps and replacements of tokens that are tried after each part; 0 for TAG.
+      prior: weight of the loss under the public base, nats per token, where changes are judged.
       l1: None for the cosine distance of LAMP; else the factor of TAG's L1 distance.
-      seed: of the start and of the changes.
 
     Raises:
       ValueError: for numbers out of range.
@@ -65,6 +65,7 @@ def lamp(
         ("rows", rows, 1),
         ("steps", steps, 4),
         ("changes", changes, 0),
+        ("prior", prior, 0),
     ):
         if value < low:
             raise ValueError(f"{name} must be at least {low}, got {value}")
@@ -74,10 +75,10 @@ def lamp(
             why = f"{sent.num_steps:g} local steps have no single gradient; see utr"
             return Guess((), why)
         known = _vocabulary(public, sent)
-        objective = lambda scores, prior: distance(
-            public, sent, _tokens(public, scores, known), response=response, l1=l1, prior=prior
+        objective = lambda scores, weight: distance(
+            public, sent, _tokens(public, scores, known), response=response, l1=l1, prior=weight
         )
-        key = jax.random.key(seed)
+        key = jax.random.key(0)
         scores = 0.1 * jax.random.normal(key, (rows, length, len(known)))
         tx = optax.adam(optax.cosine_decay_schedule(learning_rate, steps, 0.1))
         begin, state = float(objective(scores, 0.0)), tx.init(scores)
@@ -92,8 +93,8 @@ def lamp(
 
             return jax.lax.scan(step, (scores, state), length=steps // 4)[0]
 
-        judge = jax.jit(lambda scores: objective(_hardened(scores), 0.2))
-        rng = np.random.default_rng(seed)
+        judge = jax.jit(lambda scores: objective(_hardened(scores), prior))
+        rng = np.random.default_rng(0)
         for _ in range(4):
             scores, state = part(scores, state)
             scores = _change(scores, judge, rng, changes)
