@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 _EPS = float(np.finfo(np.float32).eps)
+_SUMS = 10  # errors of float32 sums, in last places of the largest singular value
 
 
 class Space(NamedTuple):
@@ -39,7 +40,7 @@ def space_of(matrix: np.ndarray, *, noise: float = 0.0) -> Space:
     """
     left, values, _ = np.linalg.svd(np.asarray(matrix, np.float64), full_matrices=False)
     limit = noise * (np.sqrt(matrix.shape[0]) + np.sqrt(matrix.shape[1]))
-    limit = max(limit, values[0] * max(matrix.shape) * _EPS)
+    limit = max(limit, _SUMS * _EPS * values[0])
     return Space(left[:, values > limit])
 
 
