@@ -49,7 +49,7 @@ def about(name: str) -> About:
         title,
         text.strip(),
         _papers_of(factory),
-        {role: tier.name for role, tier in access_of(name).items()},
+        {role: str(tier.name) for role, tier in access_of(name).items()},
         {argument: mark.name for argument, mark in world.needs(factory).items()},
         {argument: value.default for argument, value in own_parameters(factory).items()},
     )
