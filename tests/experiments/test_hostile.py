@@ -92,6 +92,15 @@ def test_membership_of_a_run_is_told_in_a_table(call, tmp_path):
              "training.sampling": "full", "privacy.secure": True},
             "leave `secure` out",
         ),
+        (
+            {"privacy.canaries": 32, "privacy.noise_multiplier": 1.0, "privacy.clip": 1.0,
+             "training.sampling": "full", "privacy.clip_quantile": 0.5},
+            "clip_quantile=0.5 is not audited",
+        ),
+        (
+            {"privacy.canaries": 32, "privacy.noise_multiplier": 1.0, "privacy.clip": 1.0},
+            "sampling=uniform is accounted for other neighbours",
+        ),
     ],
 )  # fmt: skip
 def test_fields_that_do_not_go_together_are_refused(changes, message):
