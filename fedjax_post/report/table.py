@@ -76,8 +76,9 @@ def _costs(summary: Summary) -> list[str]:
     if summary.get("virtual_seconds") is not None:
         lines.append(f"virtual    {summary['virtual_seconds']:,.4g} seconds on clients' own time")
     if (private := summary.get("privacy")) is not None:
+        spent = "none" if (epsilon := private["epsilon"]) is None else f"{epsilon:.3g}"
         lines += [
-            f"privacy    ({private['epsilon']:.3g}, {private['delta']:.2g}) of each "
+            f"privacy    ({spent}, {private['delta']:.2g}) of each "
             f"{private['unit']}; neighbours: {private['neighbours']}",
             f"           sampling: {private['sampling_accounted']}; the numbers in this table are "
             "not covered",

@@ -12,6 +12,8 @@ from fedjax_post.core.engine import State
 from fedjax_post.study import private
 from fedjax_post.study.spec import Spec
 
+_AUDITED = {"noise_at": "server", "clip_quantile": None, "noise_cohort": None}  # field -> value
+
 
 def check(spec: Spec) -> None:
     """Checks that an audit is possible with these fields, before anything is read.
@@ -37,6 +39,17 @@ def check(spec: Spec) -> None:
         raise ValueError(
             f"{field} audits the noise that a server adds; leave "
             f"`noise_at`={spec.privacy.noise_at} out"
+        )
+    for name, usual in _AUDITED.items():
+        if (value := getattr(spec.privacy, name)) != usual:
+            raise ValueError(
+                f"{field}: {name}={value} is not audited, only the noise of the server on clients "
+                "clipped at one norm; leave one out"
+            )
+    if spec.training.sampling not in ("full", "poisson"):
+        raise ValueError(
+            f"{field} are present or absent, and sampling={spec.training.sampling} is accounted "
+            "for other neighbours; give sampling=full or poisson"
         )
     attacks.check_auditor()
 

@@ -11,7 +11,8 @@ from fedjax_post.study.hostile import _chance_of_more, tolerated
 
 KINDS = ("--model=builtin-instruct", "--dataset=builtin-kinds", "--template={instruction}\\n",
          "--prompt_text=name the kind of these words:", "--num_clients=16", "--cohort_size=8",
-         "--num_rounds=8", "--algorithm=fed_avg", "--client_optimizer=adamw",
+         "--num_rounds=8", "--algorithm=fed_avg", "--client_optimizer=adamw", "--batch_size=8",
+         "--lora_rank=8", "--lora_alpha=16",
          "--client_lr=0.003", "--local_steps=2", "--eval_every=0", "--telemetry_clients=0",
          "--eval_examples=48", "--eval_clients=0")  # fmt: skip
 BACKDOOR = "--poison=backdoor('blue', 'food'), scaled(3)"
@@ -57,7 +58,8 @@ def test_an_audit_finds_canaries_without_noise_and_none_with_it(call, tmp_path):
         folder = tmp_path / str(number)
         assert call(*given, noise, f"--output_dir={folder}") == 0
         ends.append(json.loads((folder / "summary.json").read_text()))
-    assert ends[0]["audit"]["epsilon"] > 0.8
+    # all of the highest quarter are present: the most that 40 canaries, 16 of them present, show
+    assert ends[0]["audit"]["epsilon"] == pytest.approx(0.595, abs=0.001)
     assert ends[1]["audit"]["epsilon"] <= ends[1]["privacy"]["epsilon"] == pytest.approx(0.5, 0.01)
 
 
@@ -89,6 +91,15 @@ def test_membership_of_a_run_is_told_in_a_table(call, tmp_path):
             {"privacy.canaries": 32, "privacy.noise_multiplier": 1.0, "privacy.clip": 1.0,
              "training.sampling": "full", "privacy.secure": True},
             "leave `secure` out",
+        ),
+        (
+            {"privacy.canaries": 32, "privacy.noise_multiplier": 1.0, "privacy.clip": 1.0,
+             "training.sampling": "full", "privacy.clip_quantile": 0.5},
+            "clip_quantile=0.5 is not audited",
+        ),
+        (
+            {"privacy.canaries": 32, "privacy.noise_multiplier": 1.0, "privacy.clip": 1.0},
+            "sampling=uniform is accounted for other neighbours",
         ),
     ],
 )  # fmt: skip
