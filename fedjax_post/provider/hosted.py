@@ -198,7 +198,6 @@ def connect(
     *,
     terms: Terms = Terms(),  # noqa: B008 - immutable
     journal: str | Path | None = None,
-    ask_again: bool = False,
     access: Access = Access.LOGITS,
     meter: Meter | None = None,
     watch: Callable[[Spent], None] | None = None,
@@ -214,7 +213,6 @@ def connect(
       tokenizer: a Hugging Face tokenizer of the client side, which defines token ids.
       terms: budget, prices, time limits and failure handling.
       journal: file of the run's calls to this model; None keeps them in memory.
-      ask_again: see `Journal`.
       access: TEXT, LOGITS or, of a provider of this project, EMBEDDINGS (see `soft_prompts`).
       meter: counts what calls carry, for the journal; None counts every token as private.
       watch: called after each answered call, with what is spent.
@@ -236,7 +234,7 @@ def connect(
 
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     line = Line(url, headers=headers, timeout=terms.timeout)
-    written = Journal(journal, ask_again=ask_again)
+    written = Journal(journal, ask_again=terms.ask_again)
     provider = Provider(url, model, key, line.post)
     caller = Caller(
         provider, tokenizer, terms=terms, journal=written, meter=meter or Meter(), watch=watch

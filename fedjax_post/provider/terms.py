@@ -31,6 +31,7 @@ class Terms(NamedTuple):
     timeout: float = 60.0  # seconds of a whole call, from the connection to the last byte
     top_logprobs: int = 20  # requested; vLLM allows 20, OpenAI 5 (completions) and 20 (chats)
     on_failure: str = "stop"  # or "drop": continue without the client
+    ask_again: bool = False  # repeat calls that a killed process had in progress, see `Journal`
     name_clients: bool = True  # send `user=client-<id>`, as if each client had an account
 
 

@@ -82,6 +82,7 @@ def model_of(
         price_completion=price,
         timeout=spec.hosting.timeout,
         on_failure=spec.hosting.on_failure,
+        ask_again=ask_again,
     )
     assert spec.hosting.url is not None  # guaranteed by the caller
     return connect(
@@ -90,7 +91,6 @@ def model_of(
         tokenizer,
         terms=terms,
         journal=None if directory is None else directory / "journal.jsonl",
-        ask_again=ask_again,
         access=Access[spec.hosting.access],
         meter=meter,
         watch=None if directory is None else _watch(spec),

@@ -203,7 +203,7 @@ def test_a_call_that_a_killed_process_had_under_way_is_told_not_repeated(served,
         assert path.read_bytes() == whole[: whole.index(b"\n") + 1]
         assert journal.spent(path)[:2] == (1, 3)
         assert journal.spent(path).unsettled == 3
-        again = connect(url, "builtin", tokenizer, journal=path, ask_again=True)
+        again = connect(url, "builtin", tokenizer, journal=path, terms=Terms(ask_again=True))
         ask(again.at(2, 7), tokenizer)
     assert len(seen_by(log)) == 6
     assert journal.spent(path).queries == 6
