@@ -72,8 +72,7 @@ def lamp(
 
     def invert(public: Public, sent: Sent) -> Guess:
         if sent.num_steps != 1:
-            why = f"{sent.num_steps:g} local steps have no single gradient; see utr"
-            return Guess((), why)
+            return Guess((), f"{sent.num_steps:g} local steps have no single gradient; see utr")
         known = _vocabulary(public, sent)
         objective = lambda scores, weight: distance(
             public, sent, _tokens(public, scores, known), response=response, l1=l1, prior=weight
@@ -102,9 +101,9 @@ def lamp(
         numbers: dict[str, Any] = {
             "distance": float(objective(scores, 0.0)),
             "distance_at_start": begin,
+            "vocabulary": len(known),
+            "told": {"rows": rows, "length": length, "response": response},
         }
-        numbers |= {"vocabulary": len(known)}
-        numbers |= {"told": {"rows": rows, "length": length, "response": response}}
         return Guess(tuple(tuple(row.tolist()) for row in tokens), "", numbers)
 
     return Attack("lamp" if l1 is None else "tag", invert)

@@ -29,17 +29,6 @@ def check(spec: Spec) -> None:
         raise ValueError(
             f"{field}: an absent canary would not send its mask in a secure sum; leave `secure` out"
         )
-    for name in ("clip_quantile", "bands", "noise_cohort"):
-        if (value := getattr(spec.privacy, name)) is not None:
-            raise ValueError(
-                f"{field} audits a fixed clip norm and independent noise; leave "
-                f"`{name}`={value} out"
-            )
-    if spec.privacy.noise_at != "server":
-        raise ValueError(
-            f"{field} audits the noise that a server adds; leave "
-            f"`noise_at`={spec.privacy.noise_at} out"
-        )
     for name, usual in _AUDITED.items():
         if (value := getattr(spec.privacy, name)) != usual:
             raise ValueError(
