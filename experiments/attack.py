@@ -40,11 +40,12 @@ def _attack(argv: Sequence[str]) -> int:
         print(line.help)
         return 0
     if line.typed:
-        raise ValueError(f"{', '.join(line.typed)}: the run has its settings already; leave it out")
+        given = ", ".join(f"`{path}`" for path in line.typed)
+        raise ValueError(f"{given}: the run has its settings already; leave it out")
     try:
         (chosen,) = parse_call(line.values.attack, attacks.ATTACKS)
     except ValueError as error:
-        raise ValueError(f"attack={line.values.attack}: {error}") from error
+        raise ValueError(f"--attack={line.values.attack}: {error}") from error
     whose = line.values.adversary
     print(study.attack(line.words[0], chosen, adversary=whose, command=argv).table())
     return 0

@@ -15,7 +15,7 @@ from fedjax_post.experiments.flags.define import FLAGS, OWN
 _OWN = (
     *("trust_code", "passport", "what_can_i_run", "downgrade", "seeds", "drills"),
     *("tasks", "num_fewshot", "limit"),
-    *("attack", "adversary"),
+    "adversary",
     *("port", "host", "log", "api_key_env", "change_after", "then_model", "then_adapter"),
     *("at_round", "rate_limit", "refused_client", "excluded_clients"),
 )

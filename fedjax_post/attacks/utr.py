@@ -89,13 +89,18 @@ def utr(*, rows: int | None = None, words: int = 64, width: int = 16, prior: flo
 
 
 def _bag(public, sent, places, words) -> list[int]:
-    """Returns the tokens nearest to the first layer's span, or all if it shows nothing."""
+    """Returns the tokens nearest to the first layer's span, or all if it shows nothing.
+
+    Those farther than halfway are left out, unless nearly all are.
+    """
     every = np.arange(public.model.config.vocab_size)
     if 0 not in places or public.model.config.learned_positions:
         return every.tolist()
     inputs = inputs_of(public.model, sent.start, every[:, None], 0)[:, 0]
     far = evidence.distance(places[0], inputs)
-    return np.argsort(far, kind="stable")[:words].tolist()
+    nearest = np.argsort(far, kind="stable")[:words]
+    near = nearest[far[nearest] < 0.5]
+    return (near if len(near) > 1 else nearest).tolist()
 
 
 def _evidence(far: np.ndarray) -> np.ndarray:

@@ -49,9 +49,10 @@ def recording_of(spec: Spec) -> Recording | None:
         first, end = layer_range(given, spec.training.rounds)
     except ValueError:
         first, end = 1, 0
-    if not 0 <= first < end:
+    if not 0 <= first < min(end, spec.training.rounds):
         raise ValueError(
-            f"record_wire={given} is no range of rounds; write first:end from 0, such as 0:1"
+            f"record_wire={given} is no range of the {spec.training.rounds} rounds; write "
+            "first:end from 0, such as 0:1"
         )
     clients = spec.execution.record_wire_clients
     return Recording(range(first, end), clients, only_sums=spec.privacy.secure)
