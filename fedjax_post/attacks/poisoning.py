@@ -36,7 +36,15 @@ from jax.scipy.special import ndtri
 
 from fedjax_post.adapters.factors import Factors
 from fedjax_post.core.aggregates import column, stack, weighted_sum
-from fedjax_post.core.algorithm import Aggregate, Algorithm, Around, Client, PyTree, Uplink
+from fedjax_post.core.algorithm import (
+    Aggregate,
+    Algorithm,
+    Around,
+    Client,
+    PyTree,
+    Uplink,
+    as_given,
+)
 from fedjax_post.core.compose import check_may
 from fedjax_post.core.norms import is_float
 from fedjax_post.core.uplinks import message_like
@@ -212,6 +220,7 @@ def poisoned(base: Algorithm, attack: Tampering, *, hostile: np.ndarray) -> Algo
         return Marked(jax.tree.map(choose, attack.alone(value), value), message.hostile)
 
     flag: PyTree = jax.ShapeDtypeStruct((), bool)
+    declared = lambda shared: Marked(base.value_like(shared), flag)
     return base._replace(
         client=Client(base.client.init, update),
         uplink=Uplink(
@@ -222,7 +231,7 @@ def poisoned(base: Algorithm, attack: Tampering, *, hostile: np.ndarray) -> Algo
             shape=lambda like: Marked(message_like(link, like.value), flag),
         ),
         aggregate=_unmarked(base.aggregate, attack),
-        value_like=lambda shared: Marked(base.value_like(shared), flag),
+        value_like=as_given if base.value_like is as_given else declared,
         read=lambda marked, replica: base.read(marked.value, replica),
         refuses={**dict.fromkeys(set(Around) - {Around.STALE}, _LAST), **base.refuses},
     )

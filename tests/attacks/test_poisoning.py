@@ -7,7 +7,10 @@ import optax
 import pytest
 from scipy.stats import norm
 
+import fedjax_post
 from fedjax_post import algorithms
+from fedjax_post.adapters.robust import krum as krum_of_products
+from fedjax_post.adapters.robust import on_products
 from fedjax_post.attacks import (
     hostile_clients,
     little_is_enough,
@@ -115,6 +118,14 @@ def test_a_product_of_factors_changes_its_sign_once():
     flipped = played(poisoned(flora, sign_flip(), hostile=np.ones(6, bool)), toy_lora).product
     assert max(float(jnp.abs(x).max()) for x in jax.tree.leaves(honest)) > 1e-3
     equal(flipped, jax.tree.map(jnp.negative, honest), atol=1e-7)
+
+
+def test_a_federation_of_products_runs_with_hostile_clients():
+    flora = algorithms.flora(toy_lora.toy_loss, SGD)
+    algorithm = poisoned(on_products(flora, krum_of_products(1)), sign_flip(), hostile=HOSTILE)
+    given = toy_lora.toy_model(), toy_lora.toy_clients()
+    run = fedjax_post.run(algorithm, *given, params=toy_lora.toy_params(), rounds=1)
+    assert [record["dropped"] for _, record in run] == [[]]
 
 
 @pytest.mark.parametrize(("num_clients", "num_hostile"), [(50, 24), (20, 8), (16, 6), (101, 40)])
