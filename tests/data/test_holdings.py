@@ -102,5 +102,5 @@ def test_any_number_of_clients_is_drawn(tokenizer, tmp_path, num_clients):
     assert 400 < drawn.shape[1] < 1600
     colours = np.unique((drawn.reshape(-1, 3) * 255).astype(int), axis=0)
     assert len(colours) > 20
-    blue = [31, 119, 180]  # the first label's bars
+    blue = [int(BLUE[i : i + 2], 16) for i in (1, 3, 5)]  # the first label's bars
     assert (colours == blue).all(axis=1).any() == (num_clients <= 50)
