@@ -29,7 +29,7 @@ from fedjax_post.attacks.dager import distances_of
 from fedjax_post.attacks.layers import inputs_of
 from fedjax_post.attacks.seen import Public, Sent
 
-_CLOSEST = 1e-6
+_NEAR, _CLOSEST = 0.02, 1e-6
 
 
 class _Beam(NamedTuple):
@@ -91,7 +91,7 @@ def utr(*, rows: int | None = None, words: int = 64, width: int = 16, prior: flo
 def _bag(public, sent, places, words) -> list[int]:
     """Returns the tokens nearest to the first layer's span, or all if it shows nothing.
 
-    Those farther than halfway are left out, unless nearly all are.
+    If some lie within it, as `dager` counts, they are all of the bag.
     """
     every = np.arange(public.model.config.vocab_size)
     if 0 not in places or public.model.config.learned_positions:
@@ -99,7 +99,7 @@ def _bag(public, sent, places, words) -> list[int]:
     inputs = inputs_of(public.model, sent.start, every[:, None], 0)[:, 0]
     far = evidence.distance(places[0], inputs)
     nearest = np.argsort(far, kind="stable")[:words]
-    near = nearest[far[nearest] < 0.5]
+    near = nearest[far[nearest] <= _NEAR]
     return (near if len(near) > 1 else nearest).tolist()
 
 
