@@ -1,6 +1,7 @@
 """Laws of the repository: imports between rooms, lengths of code, and the cost of an import."""
 
 import ast
+import collections
 import inspect
 import re
 import subprocess
@@ -204,6 +205,12 @@ def test_public_symbols_are_documented():
             if isinstance(node, kinds) and not node.name.startswith("_"):
                 missing += [] if ast.get_docstring(node) else [f"{path.name}: {node.name}"]
     assert missing == []
+
+
+def test_files_of_tests_have_names_of_their_own():
+    """Two of one name cannot be collected together."""
+    names = collections.Counter(path.name for path in (ROOT / "tests").rglob("test_*.py"))
+    assert not [name for name, count in names.items() if count > 1]
 
 
 def test_importing_the_package_is_light():

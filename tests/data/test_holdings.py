@@ -7,6 +7,7 @@ import pytest
 
 from fedjax_post.data import Population, load_clients, load_pairs, rules
 from fedjax_post.data.holdings import holdings
+from fedjax_post.report.drawing import BLUE
 from fedjax_post.report.holdings import draw_holdings, holdings_table
 
 VISITS = {"batch_size": 1, "local_steps": 1}
