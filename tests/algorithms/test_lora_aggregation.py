@@ -157,6 +157,7 @@ def test_fed_it_errs_by_the_covariance_of_the_factors():
     np.testing.assert_allclose(told, expected, rtol=1e-4)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", LORA)
 def test_one_client_is_plain_training(name):
     clients, params = clients_of((2,), num_clients=1), toy_lora.toy_params()
@@ -169,6 +170,7 @@ def test_one_client_is_plain_training(name):
         assert_close(play(algorithm, params, clients, chunk_size=1)[2], expected)
 
 
+@pytest.mark.heavy
 def test_het_lora_without_its_terms_is_fed_it():
     clients, params = clients_of((0,)), start_at()
     plain = play(algorithms.fed_avg(toy_lora.toy_loss, SGD), params, clients, rounds=2)[2]
@@ -198,6 +200,7 @@ def visit_once(algorithm, params, rank):
     return upload, int(limit)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(("rank", "kept"), [(4, 2), (3, 1)])
 def test_het_lora_prunes_the_tail_that_a_visit_made_smaller(rank, kept):
     """The pull on the tail, and the pruning that it leads to; without either all is kept."""
@@ -242,6 +245,7 @@ def personal_changes(algorithm, params, clients, rounds=1):
     return [change_of(algorithm, state._replace(replica=replica), client=c) for c in own]
 
 
+@pytest.mark.heavy
 def test_fed_sa_lora_shares_a_and_leaves_b_at_home():
     clients, params = clients_of((1, 2, 1)), toy_lora.toy_params()
     algorithm = make("fed_sa_lora")

@@ -95,6 +95,7 @@ def test_hostile_clients_send_a_multiple_of_their_values(attack, factor):
     equal(found, jax.tree.map(middle, values), atol=1e-6)
 
 
+@pytest.mark.heavy
 def test_a_hostile_client_does_not_clip():
     clipped = with_uplink(base(), clip(0.01))
     honest = played(clipped)
@@ -111,6 +112,7 @@ def test_an_attack_comes_after_links_that_change_the_layout():
     equal(found, jax.tree.map(jnp.negative, played(linked)))
 
 
+@pytest.mark.heavy
 def test_a_product_of_factors_changes_its_sign_once():
     """-A times -B is A B: negating a whole value would leave FLoRA as it is."""
     flora = algorithms.flora(toy_lora.toy_loss, SGD)
@@ -171,6 +173,7 @@ def test_a_cohort_without_honest_clients_is_taken_as_it_is():
     equal(found, played(base()))
 
 
+@pytest.mark.heavy
 def test_a_mean_is_moved_and_a_median_is_not():
     """An attack that works unprotected, and a rule that stops it."""
     distance = lambda one, other: float(optax.tree.norm(optax.tree.sub(one, other)))

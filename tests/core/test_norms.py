@@ -174,6 +174,7 @@ EXECUTORS = {"device": None, "host": host}
 CASTS = {"plain": core.plain(), "int8": core.quantize(8)}
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("executor", EXECUTORS.values(), ids=EXECUTORS)
 @pytest.mark.parametrize("link", CASTS.values(), ids=CASTS)
 def test_one_client_moves_a_private_mean_by_its_bound_at_most(link, executor):
@@ -192,6 +193,7 @@ def test_one_client_moves_a_private_mean_by_its_bound_at_most(link, executor):
             assert np.linalg.norm(found) > 0.3
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("executor", EXECUTORS.values(), ids=EXECUTORS)
 def test_who_sends_what_is_not_finite_is_dropped(executor):
     """In the value, in the message that a narrow type overflows in, and in what decodes."""

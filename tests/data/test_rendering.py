@@ -66,6 +66,7 @@ def learned(tokenizer, row):
     return [tokenizer.decode(ids[a:b]) for a, b in zip(edges[::2], edges[1::2], strict=True)]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", ["qwen2", "stories"])
 @pytest.mark.parametrize("template", ["CHATML", "GEMMA", "MISTRAL", "LLAMA_3"])
 def test_tokens_are_those_of_the_library_one_by_one(load, name, template):
@@ -79,6 +80,7 @@ def test_tokens_are_those_of_the_library_one_by_one(load, name, template):
     assert not tokenizer.decode(theirs[len(ours) :]).strip()  # but for trailing white space
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", ["qwen2", "stories"])
 @pytest.mark.parametrize("template", ["CHATML", "GEMMA", "LLAMA_3"])
 def test_the_prompt_is_what_a_server_gives(load, name, template):
@@ -98,6 +100,7 @@ def test_a_token_over_the_boundary_is_learned_and_counted(load):
     assert ids_of(row)[: row["prompt_length"]] == served[:-1]
 
 
+@pytest.mark.heavy
 def test_generation_tags_give_the_mask_of_the_library(load):
     tokenizer = load("qwen2", published.CHATML_MARKED)
     (row,) = encode(tokenizer, {"messages": CHAT})
@@ -194,6 +197,7 @@ DROPPING = (
 )
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("template", "row", "said"),
     [

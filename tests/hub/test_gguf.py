@@ -247,6 +247,7 @@ def tokenizer_fields(tokenizer, pre):
     ]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(("name", "pre"), [("gpt2", "gpt-2"), ("qwen2", "qwen2")])
 def test_token_ids_are_those_of_the_converted_tokenizer(name, pre, test_data, tmp_path):
     wanted = load_tokenizer(test_data / "tokenizers" / name)

@@ -46,6 +46,7 @@ def test_a_prompt_is_its_tokens_written_into_the_row(model):
         np.testing.assert_allclose(model.logits(params, ROWS), expected, atol=1e-5)
 
 
+@pytest.mark.heavy
 def test_scores_and_losses_are_those_of_the_row_by_hand(model):
     mask = jnp.array([[0, 1, 0, 1, 1, 1], [0, 1, 1, 1, 0, 0]], bool)
     by_hand = jnp.pad(mask[:, 1:], ((0, 0), (P + 1, 0)))

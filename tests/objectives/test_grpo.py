@@ -172,6 +172,7 @@ def test_answers_are_scored_by_the_model_that_gave_them(model, rolled):
     assert data.num_tokens == 3  # the questions of the step that is taken
 
 
+@pytest.mark.heavy
 def test_answers_are_drawn_from_the_models_own_distribution(model):
     one = jax.tree.map(lambda x: x[:, :1], visit(1).batches)
     act = rollouts(first_token_is_goal, group_size=4000, **{**LIMITS, "max_new_tokens": 1})
@@ -187,6 +188,7 @@ def test_answers_are_drawn_from_the_models_own_distribution(model):
     np.testing.assert_allclose(told["reward"], counts[GOAL] / 4000, rtol=1e-5)
 
 
+@pytest.mark.heavy
 def test_the_first_gradient_is_the_policy_gradient(model, rolled):
     """Of the mean over answers of advantage times mean log-probability, arXiv:2402.03300 eq. 20."""
     batch = jax.tree.map(lambda x: x[0], rolled[0].batches)

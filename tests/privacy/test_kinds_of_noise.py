@@ -63,6 +63,7 @@ def adaptive(base=WALK, *, noise, clip=3.0, quantile=0.5, cohort_size=2.5, seed=
     )  # fmt: skip
 
 
+@pytest.mark.heavy
 def test_noise_of_values_and_of_the_count_are_one_gaussian():
     """Theorem 1 of arXiv:1905.03871: z^-2 is the sum of z_values^-2 and (2 s_count)^-2."""
     values = rounds_of(adaptive(noise=0.7), [0.0, 0.0])[0]
@@ -103,6 +104,7 @@ def test_without_noise_the_clip_norm_settles_at_the_quantile(quantile):
     assert abs(float(state.shared.norm) - quantile * 5) < 0.2 * quantile * 5
 
 
+@pytest.mark.heavy
 def test_a_huge_clip_norm_that_follows_a_quantile_is_averaging():
     plain = play(algorithms.fed_avg(toy_loss, SGD, weigh_fn=core.uniformly), 2)
     made = adaptive(algorithms.fed_avg(toy_loss, SGD), noise=0.0, clip=1e4, cohort_size=NUM_CLIENTS)
@@ -148,6 +150,7 @@ def test_the_clip_norm_and_the_mark_are_billed():
 # --- noise that is correlated over rounds
 
 
+@pytest.mark.heavy
 def test_correlated_noise_is_that_of_a_banded_matrix():
     """C times the noise of all rounds is independent, for a C written out here."""
     toeplitz = pytest.importorskip("jax_privacy.matrix_factorization.toeplitz")
@@ -191,6 +194,7 @@ def test_one_band_is_independent_noise():
     jax.tree.map(np.testing.assert_array_equal, plain.shared, one.shared)
 
 
+@pytest.mark.heavy
 def test_correlated_noise_goes_on_after_a_restart(tmp_path):
     pytest.importorskip("jax_privacy")
     made = privacy.private(
@@ -219,6 +223,7 @@ def test_clients_of_a_cyclic_sampler_rest_between_visits():
 # --- local privacy
 
 
+@pytest.mark.heavy
 def test_noise_of_an_upload_has_its_deviation_and_is_each_clients_own():
     made = privacy.private_uploads(WALK, clip_norm=2.0, noise_multiplier=3.0)
     one = rounds_of(made, [0.0])[0]
@@ -275,6 +280,7 @@ def test_every_row_is_clipped_on_its_own(at_once):
     np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
+@pytest.mark.heavy
 def test_noise_on_gradients_has_the_deviation_of_abadis_algorithm_1():
     zeros = np.zeros((4, SIZE))
     assert_normal(visit_of(zeros, rows_private(2.0, 1.5), 4, local_steps=1), 1.5 * 2.0 / 4)

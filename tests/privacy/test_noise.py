@@ -48,6 +48,7 @@ def assert_close(one, other, **tolerance):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), one, other)
 
 
+@pytest.mark.heavy
 def test_without_noise_and_clip_it_is_averaging_with_equal_weights():
     plain = play(algorithms.fed_avg(toy_loss, SGD, weigh_fn=uniformly))
     assert_close(play(guarded()).shared, plain.shared, rtol=1e-5)
@@ -130,6 +131,7 @@ def test_noise_has_the_deviation_of_mcmahans_algorithm_1(wire):
     assert_normal(measured(noisy, [0.0, 0.0]), 0.7 * 3.0 * growth / 2.5)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", ["scaffold", "ditto", "host"])
 def test_noise_is_added_once_whoever_the_algorithm_is(name):
     base = {
@@ -142,6 +144,7 @@ def test_noise_is_added_once_whoever_the_algorithm_is(name):
     assert_normal(measured(noisy, [0.0], executor), 2.0 * 0.5 / 4)
 
 
+@pytest.mark.heavy
 def test_the_account_is_of_the_noise_and_the_movement_that_are_measured():
     """dp_accounting, given what a run shows, charges what `epsilon_of` says."""
     import dp_accounting
@@ -211,12 +214,14 @@ def test_a_round_of_nobody_is_noised_too():
     assert min(jax.tree.leaves(moved)) > 0
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("how", [{"chunk_size": 1}, {"chunk_size": 4}, {"executor": host}])
 def test_how_a_run_is_carried_out_does_not_change_its_noise(how):
     algorithm = guarded(noise=1.0, clip=0.1)
     assert_close(play(algorithm, **how).shared, play(algorithm).shared, atol=1e-5)
 
 
+@pytest.mark.heavy
 def test_seeds_and_rounds_draw_differently_and_one_seed_alike():
     one, again, other = (play(guarded(noise=1.0, seed=s), 1).shared for s in (0, 0, 1))
     jax.tree.map(np.testing.assert_array_equal, one, again)
@@ -224,6 +229,7 @@ def test_seeds_and_rounds_draw_differently_and_one_seed_alike():
     assert min(jax.tree.leaves(gap)) > 0
 
 
+@pytest.mark.heavy
 def test_a_resumed_run_goes_on_with_its_noise(tmp_path):
     algorithm = guarded("scaffold", noise=1.0, clip=0.1)
     straight = play(algorithm, 5)
@@ -232,6 +238,7 @@ def test_a_resumed_run_goes_on_with_its_noise(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, straight, resumed)
 
 
+@pytest.mark.heavy
 def test_noise_may_be_swept():
     make = lambda noise: guarded(noise=noise, clip=0.1)
     steps = sweep(

@@ -54,6 +54,7 @@ def ask(model, tokenizer, texts=TEXTS, **limits):
     return model.answer({}, *batch_of(tokenizer, texts), **{**LIMITS, **limits})
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("prompt", [None, "in pear"])
 def test_answers_over_http_are_those_of_the_local_model(served, log, prompt):
     tokenizer = served.tokenizer

@@ -41,6 +41,7 @@ def test_a_rate_limit_lets_some_of_the_cohort_through_and_not_always_the_same():
         autonomy.at_most(fp.full(), 0)
 
 
+@pytest.mark.heavy
 def test_after_a_shutdown_a_run_stands_where_it_stood(tmp_path):
     algorithm = algorithms.fed_avg(toy_loss, optax.sgd(0.05))
 
