@@ -12,7 +12,7 @@ distance from the span at the next adapted layer, plus `prior` times its log-pro
 public base. A token counts as evidence once: what an earlier row or place has explained only ranks
 the continuations. The base alone decides where a row ends, since a last token has no gradient.
 
-Only the paper's abstract and introduction were at hand: stages and their purposes are the paper's,
+Only the paper's abstract was at hand: stages and their purposes are the paper's,
 the formulas are ours. Left out: attention patterns, as evidence of tokens.
 """
 
