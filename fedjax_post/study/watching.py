@@ -85,7 +85,10 @@ def _tensorboard(spec: Spec, directory: Path, rounds_done: int) -> Iterator[Log]
 
     # Rounds after the checkpoint are repeated, and TensorBoard drops what it had of them
     purge = rounds_done + 1 if rounds_done else None
-    with SummaryWriter(str(directory / "tensorboard"), purge_step=purge) as writer:
+    # A file is named by its second, and one of the same second would be overwritten
+    suffix = f".from-{rounds_done:05d}"
+    where = str(directory / "tensorboard")
+    with SummaryWriter(where, purge_step=purge, filename_suffix=suffix) as writer:
         if not rounds_done:
             writer.add_text("settings", f"```\n{json.dumps(_settings(spec), indent=2)}\n```", 0)
 
