@@ -70,18 +70,17 @@ def plant_canaries(
     drawn = rng.choice(np.asarray(vocabulary, np.int32), (num_canaries + num_others, length))
     ends = np.full((len(drawn), 1), end, np.int32)
     responses = np.concatenate([drawn, ends], axis=1)
-    table, firsts = clients.table, []
-    for holder, response in zip(holders.tolist(), responses, strict=False):
-        one = np.arange(len(clients)) == holder
-        rows = rows_of(clients, one)[:times]
-        prompts = table._replace(
-            chunk=_filled(table.chunk, rows),
-            start=_filled(table.start, rows),
-            prompt_length=_filled(table.prompt_length, rows),
-        )
-        table = rewritten(prompts, rows, responses=[response] * len(rows))
-        firsts.append(rows[0])
-    planted = take_rows(table, np.array(firsts))
+    everyone, table = np.arange(len(clients)), clients.table
+    held = [rows_of(clients, everyone == holder)[:times] for holder in holders.tolist()]
+    rows, counts = np.concatenate(held), list(map(len, held))
+    firsts = np.array([own[0] for own in held])
+    prompts: dict[str, Any] = {
+        name: _filled(getattr(table, name), rows, np.repeat(firsts, counts))
+        for name in ("chunk", "start", "prompt_length")
+    }
+    repeated = np.repeat(responses[:num_canaries], counts, axis=0)
+    table = rewritten(table._replace(**prompts), rows, responses=list(repeated))
+    planted = take_rows(table, firsts)
     alike = take_rows(planted, np.zeros(num_others, np.int64))
     others = rewritten(alike, np.arange(num_others), responses=list(responses[num_canaries:]))
     return Canaries(dataclasses.replace(clients, table=table), holders, planted, others)
@@ -169,8 +168,8 @@ def extracted(
     return given
 
 
-def _filled(column: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Returns a column whose entries in some rows are that of the first of them."""
+def _filled(column: np.ndarray, rows: np.ndarray, sources: np.ndarray) -> np.ndarray:
+    """Returns a column whose entries in some rows are those of other rows."""
     found = np.array(column)
-    found[rows] = found[rows[0]]
+    found[rows] = column[sources]
     return found

@@ -27,11 +27,13 @@ from fedjax_post.attacks.evidence import Check
 from fedjax_post.attacks.layers import inputs_of
 from fedjax_post.attacks.seen import Public, Sent
 
+# Largest distance of a token from the first layer's span; tokens are far apart, so it is generous
+NEAR = 0.02
 _FEW, _MANY = 32, 512  # beginnings that are computed together, in two programs
 
 
 def dager(
-    *, token_threshold: float = 0.02, threshold: float = 1e-3, max_beginnings: int = 2048
+    *, token_threshold: float = NEAR, threshold: float = 1e-3, max_beginnings: int = 2048
 ) -> Attack:
     """Returns the attack.
 
@@ -89,10 +91,22 @@ def find_tokens(public: Public, sent: Sent, *, threshold: float) -> tuple[np.nda
     found, numbers = evidence.checks(sent, 0), {"layer_0": evidence.ranks(sent, 0)}
     if not found:
         return every[:0], _spans_all(0, "tokens"), numbers
-    inputs = inputs_of(public.model, sent.start, every[:, None], 0)[:, 0]
-    tokens = np.flatnonzero(evidence.distance(found, inputs) <= threshold)
+    tokens = np.flatnonzero(token_distances(public, sent, found) <= threshold)
     why = "" if len(tokens) else "no token lies in the span of the first layer's gradient"
     return tokens, why, numbers | {"tokens": len(tokens)}
+
+
+def token_distances(public: Public, sent: Sent, found: Sequence[Check]) -> np.ndarray:
+    """Returns the distance of every token of the vocabulary at the first layer, `[V]`.
+
+    Args:
+      public: of the run.
+      sent: a change.
+      found: the first layer's checks.
+    """
+    every = np.arange(public.model.config.vocab_size)
+    inputs = inputs_of(public.model, sent.start, every[:, None], 0)[:, 0]
+    return evidence.distance(found, inputs)
 
 
 def distances_of(

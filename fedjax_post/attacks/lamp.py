@@ -25,11 +25,10 @@ import optax
 
 from fedjax_post.attacks import evidence
 from fedjax_post.attacks.attack import Attack, Guess
-from fedjax_post.attacks.dager import find_tokens
+from fedjax_post.attacks.dager import NEAR, find_tokens
 from fedjax_post.attacks.seen import Public, Sent
 
 PyTree = Any
-_NEAR = 0.02  # distance of a token from the first layer's span, as in `dager`
 
 
 def lamp(
@@ -163,7 +162,7 @@ def _vocabulary(public: Public, sent: Sent) -> np.ndarray:
     every = np.arange(public.model.config.vocab_size)
     if not evidence.adapted(public, sent):
         return every
-    tokens, why, _ = find_tokens(public, sent, threshold=_NEAR)
+    tokens, why, _ = find_tokens(public, sent, threshold=NEAR)
     # The last token of a row has no gradient
     return every if why else np.union1d(tokens, public.eos_id)
 

@@ -25,11 +25,10 @@ import numpy as np
 
 from fedjax_post.attacks import evidence
 from fedjax_post.attacks.attack import Attack, Guess
-from fedjax_post.attacks.dager import distances_of
-from fedjax_post.attacks.layers import inputs_of
+from fedjax_post.attacks.dager import NEAR, distances_of, token_distances
 from fedjax_post.attacks.seen import Public, Sent
 
-_NEAR, _CLOSEST = 0.02, 1e-6
+_CLOSEST = 1e-6
 
 
 class _Beam(NamedTuple):
@@ -93,13 +92,11 @@ def _bag(public, sent, places, words) -> list[int]:
 
     If some lie within it, as `dager` counts, they are all of the bag.
     """
-    every = np.arange(public.model.config.vocab_size)
     if 0 not in places or public.model.config.learned_positions:
-        return every.tolist()
-    inputs = inputs_of(public.model, sent.start, every[:, None], 0)[:, 0]
-    far = evidence.distance(places[0], inputs)
+        return list(range(public.model.config.vocab_size))
+    far = token_distances(public, sent, places[0])
     nearest = np.argsort(far, kind="stable")[:words]
-    near = nearest[far[nearest] <= _NEAR]
+    near = nearest[far[nearest] <= NEAR]
     return (near if len(near) > 1 else nearest).tolist()
 
 

@@ -97,7 +97,9 @@ def build(spec: Spec) -> Parts:
     sampler = rows.make_sampler(spec, len(data.clients))
     assert data.heldout is not None  # guaranteed by `load_data`
     longest = longest_response(data.heldout)
-    algorithm, promised, agreed = _make_algorithm(spec, data, tokenizer, room=room, longest=longest)
+    algorithm, promised, canaries, agreed = _make_algorithm(
+        spec, data, tokenizer, room=room, longest=longest
+    )
     algorithm = hostile.around(algorithm, spec, poisoned)
     roles.check(spec, algorithm)
     form = ledgers.form_of(
@@ -128,7 +130,7 @@ def build(spec: Spec) -> Parts:
         *(spec, algorithm, model, params, data, heldout, plan, start, form, meter, tokenizer),
         promised=promised,
         agreed=agreed,
-        canaries=canary_clients.draw(spec, population=len(data.clients)),
+        canaries=canaries,
         poisoned=hostile.add_heldout(poisoned, heldout),
     )
     return _add_identity(spec, parts)
@@ -136,8 +138,8 @@ def build(spec: Spec) -> Parts:
 
 def _make_algorithm(
     spec: Spec, data: Loaded, tokenizer: Any, *, room: int, longest: int
-) -> tuple[Algorithm, private.Guarantee | None, secure.Agreed | None]:
-    """Returns the algorithm with all that goes around it, its privacy, and its secure sums."""
+) -> tuple[Algorithm, private.Guarantee | None, CanaryClients | None, secure.Agreed | None]:
+    """Returns the algorithm with all around it, its privacy, its canaries, and its secure sums."""
     population, prefix = len(data.clients), rows.shared_tokens(data)
     promised = private.promise(spec, data, cohort_size=rows.cohort_size(spec, population))
 
@@ -161,11 +163,11 @@ def _make_algorithm(
     )
     algorithm = wires.around(algorithm, spec, population=population)
     algorithm, promised = private.around(algorithm, spec, promised)
-    algorithm = canary_clients.around(algorithm, spec, promised, population=population)
+    algorithm, canaries = canary_clients.around(algorithm, spec, promised, population=population)
     algorithm, agreed = secure.around(
         algorithm, spec, promised, population=population, report=data.report
     )
-    return algorithm, promised, agreed
+    return algorithm, promised, canaries, agreed
 
 
 def _check_trainable(spec: Spec) -> None:

@@ -43,28 +43,10 @@ def check(spec: Spec) -> None:
     attacks.check_auditor()
 
 
-def draw(spec: Spec, *, population: int) -> CanaryClients | None:
-    """Returns the canaries of an experiment; None without an audit.
-
-    Args:
-      spec: the experiment.
-      population: number of clients.
-
-    Raises:
-      ValueError: if there are more canaries than clients, naming the field.
-    """
-    if spec.privacy.canaries is None:
-        return None
-    try:
-        return attacks.draw_canaries(population, spec.privacy.canaries, seed=spec.seed)
-    except ValueError as error:
-        raise ValueError(f"`privacy.canaries`: {error}") from error
-
-
 def around(
     algorithm: Algorithm, spec: Spec, promised: private.Guarantee | None, *, population: int
-) -> Algorithm:
-    """Returns the algorithm, with canaries among its clients if the experiment has any.
+) -> tuple[Algorithm, CanaryClients | None]:
+    """Returns the algorithm with canaries among its clients, and these; None without an audit.
 
     Args:
       algorithm: made private.
@@ -73,12 +55,15 @@ def around(
       population: number of clients.
 
     Raises:
-      ValueError: if what clients send is not laid out like what the federation shares, or if no
-        audit with so many canaries could show anything.
+      ValueError: if there are more canaries than clients, if what clients send is not laid out
+        like what the federation shares, or if no audit with so many canaries could show anything.
     """
-    canaries = draw(spec, population=population)
-    if canaries is None:
-        return algorithm
+    if spec.privacy.canaries is None:
+        return algorithm, None
+    try:
+        canaries = attacks.draw_canaries(population, spec.privacy.canaries, seed=spec.seed)
+    except ValueError as error:
+        raise ValueError(f"`privacy.canaries`: {error}") from error
     if algorithm.value_like is not as_given:
         raise ValueError(
             f"canaries={len(canaries.ids)}: method={spec.method.name} sends other values than it "
@@ -92,9 +77,10 @@ def around(
             f"canaries={len(canaries.ids)}: delta={promised.delta:.2g} could explain all that they "
             "show; give a `privacy.delta` far below one over the canaries, such as 1e-05"
         )
-    return attacks.with_canaries(
+    audited = attacks.with_canaries(
         algorithm, canaries, num_clients=population, length=spec.privacy.clip
     )
+    return audited, canaries
 
 
 def describe(canaries: CanaryClients) -> str:

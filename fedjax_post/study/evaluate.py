@@ -10,7 +10,7 @@ from fedjax_post.evaluate.scores import Scores, left_out, measure, scores_of
 from fedjax_post.report.clients import heading, spread_rows
 from fedjax_post.report.table import SCORES, columns, left_out_lines, score_cells
 from fedjax_post.study import client_rows, client_tables, rows
-from fedjax_post.study.served import serve
+from fedjax_post.study.served import load_rows, serve
 
 _NONE: Mapping[str, Any] = MappingProxyType({})
 _USUAL = 8  # clients whose training rows are scored by default
@@ -58,15 +58,12 @@ def evaluate(what: str | Path, changes: Mapping[str, Any] = _NONE) -> Evaluation
     Raises:
       ValueError, OSError: for a model or rows that cannot be read or scored.
     """
-    model, params, tokenizer, spec = serve(what, changes)
-    if spec.training.local_steps is None and spec.training.local_epochs is None:
-        spec = spec.put({"training.local_steps": 1})  # loading needs a value; nothing is trained
-    room = model.config.max_positions - model.prompt_length(params)
-    data = rows.load_data(spec, tokenizer, context_length=room)
-    heldout = rows.make_heldout(spec, data, tokenizer, room=room)
+    served = serve(what, changes)
+    spec, data, room = load_rows(served)
+    heldout = rows.make_heldout(spec, data, served.tokenizer, room=room)
     if client_rows.kind_of(data) == "training" and spec.scoring.clients is None:
         spec = spec.put({"scoring.clients": _USUAL})
-    measure_fn = lambda heldout: measure(model, params, heldout)
+    measure_fn = lambda heldout: measure(served.model, served.params, heldout)
     outcomes = measure_fn(heldout)
     by_client = client_tables.tables_of(data, heldout, outcomes, measure_fn=measure_fn, spec=spec)
     return Evaluation(scores_of(outcomes, heldout), *by_client, left_out(heldout))

@@ -12,8 +12,7 @@ from fedjax_post.attacks.membership import Worth, all_scores, token_scores, wort
 from fedjax_post.core.access import Access
 from fedjax_post.data.table import TokenTable, response_tokens
 from fedjax_post.report.table import columns
-from fedjax_post.study import rows
-from fedjax_post.study.served import serve
+from fedjax_post.study.served import load_rows, serve
 
 _NONE: Mapping[str, Any] = MappingProxyType({})
 
@@ -56,13 +55,11 @@ def membership(
     Raises:
       ValueError, OSError: for a model or rows that cannot be read or scored.
     """
-    model, params, tokenizer, spec = serve(what, changes)
+    served = serve(what, changes)
+    model, params, tokenizer, _ = served
     if Access.LOGITS not in model.access:
         raise ValueError(f"`what`={what} gives no log-probabilities, which membership needs")
-    if spec.training.local_steps is None and spec.training.local_epochs is None:
-        spec = spec.put({"training.local_steps": 1})  # loading needs a value; nothing is trained
-    room = model.config.max_positions - model.prompt_length(params)
-    data = rows.load_data(spec, tokenizer, context_length=room)
+    spec, data, _ = load_rows(served)
     assert data.heldout is not None  # guaranteed by `load_data`
     held = data.clients.partition.indices, np.arange(len(data.heldout.length))
     rng, tables = np.random.default_rng(spec.seed), (data.clients.table, data.heldout)

@@ -12,12 +12,13 @@ import numpy as np
 
 from fedjax_post.data.columns import Columns
 from fedjax_post.data.encoder import make_encoder
+from fedjax_post.data.load import Loaded
 from fedjax_post.data.template import is_chat_template, read_form
 from fedjax_post.hub import artefact
 from fedjax_post.hub.adapter_config import CONFIG, read_adapter_config
 from fedjax_post.hub.load import load_config, load_model
 from fedjax_post.hub.tokenizer import check_tokenizer
-from fedjax_post.study import folder, precision, prompts, trained
+from fedjax_post.study import folder, precision, prompts, rows, trained
 from fedjax_post.study.files import read_unsupplied
 from fedjax_post.study.learning import Model
 from fedjax_post.study.spec import Spec
@@ -66,6 +67,19 @@ def serve(what: str | Path, changes: Mapping[str, Any] = _NONE) -> Served:
     tokenizer = _find_tokenizer(spec, base)
     model, params = artefact.read(path, base=base, dtype=spec.model.dtype)
     return Served(model, params, tokenizer, spec)
+
+
+def load_rows(served: Served) -> tuple[Spec, Loaded, int]:
+    """Returns the specification, its rows, and the tokens that a row may take in the context.
+
+    Raises:
+      ValueError, OSError: for rows that cannot be read.
+    """
+    model, params, tokenizer, spec = served
+    if spec.training.local_steps is None and spec.training.local_epochs is None:
+        spec = spec.put({"training.local_steps": 1})  # loading needs a value; nothing is trained
+    room = model.config.max_positions - model.prompt_length(params)
+    return spec, rows.load_data(spec, tokenizer, context_length=room), room
 
 
 def _find_tokenizer(spec: Spec, base: str) -> Any:

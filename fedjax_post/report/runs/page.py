@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 from fedjax_post.report import markup
 from fedjax_post.report.comparison import write_text
 from fedjax_post.report.holdings import NAME as HOLDINGS
+from fedjax_post.report.holdings import draw_holdings
 from fedjax_post.report.markup import Block, Bullets, Heading, Picture, Prose
 from fedjax_post.report.runs import origin, plots, sections
 from fedjax_post.report.runs.folders import Experiment, read_experiments
@@ -115,7 +116,7 @@ def _holdings(experiments: Sequence[Experiment], scratch: Path) -> Iterator[Bloc
         yield sections.missing(f"who holds what; no run has {HOLDINGS}")
     for number, (names, content) in enumerate(list(distinct.values())[:_MOST_HOLDINGS]):
         file = f"holdings-{number}.png"
-        plots.draw_holdings(content, scratch / file)
+        draw_holdings(content, scratch / file)
         groups = f"divided by {content['by']}" if content.get("by") else ""
         yield Picture(file, f"Rows of each client, {groups}. {'; '.join(names)}.")
         yield from sections.holdings(content)

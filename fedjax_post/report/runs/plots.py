@@ -5,11 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from fedjax_post.report import holdings
 from fedjax_post.report.comparison import rows_of
 from fedjax_post.report.curve import Panel, draw_curves, panels_of
 from fedjax_post.report.drawing import LINES, colour, new_figure, save
-from fedjax_post.report.runs.folders import Content, Experiment
+from fedjax_post.report.runs.folders import Experiment
 from fedjax_post.report.scatter import draw_comparison, readable
 from fedjax_post.report.table import SCORES
 
@@ -79,12 +78,6 @@ def draw_clients(experiments: Sequence[Experiment], path: Path, table: str) -> b
     style = {"ncols": min(3, len(lines)), "frameon": False, "fontsize": "small"}
     figure.legend(handles, labels, loc="outside upper left", **style)
     save(figure, path)
-    return True
-
-
-def draw_holdings(content: Content, path: Path) -> bool:
-    """Draws who holds what; see `report.holdings`."""
-    holdings.draw_holdings(content, path)
     return True
 
 

@@ -41,8 +41,8 @@ def scores(experiments: Sequence[Experiment]) -> list[Block]:
     head = ["experiment", "seeds", *(SCORES[n] for n in names), "nats less the first's"]
     told = (
         "Held out, before → after training: means over the seeds and 95 % intervals of Student's "
+        "t; one seed has no interval, and the scores before are those of the first seed."
     )
-    told += "t; one seed has no interval, and the scores before are those of the first seed."
     personal = any(run.summary.get("personal") for one in ended for run in one.ended.values())
     return [Prose(f"{told} {_PERSONAL if personal else ''}".strip()), Table(head, lines)]
 
