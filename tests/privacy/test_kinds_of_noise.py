@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 import scipy.stats
+from playing import play
 
 import fedjax_post as fp
 from fedjax_post import algorithms, core, privacy
@@ -43,14 +44,6 @@ def assert_normal(drawn, deviation):
 
 
 WALK = algorithms.fed_avg(walk, optax.sgd(1.0), weigh_fn=core.uniformly)
-
-
-def play(algorithm, rounds=3, **plan):
-    steps = fp.run(
-        algorithm, toy_model(), toy_clients(), params=toy_params(), rounds=rounds,
-        plan=fp.Plan(**plan),
-    )  # fmt: skip
-    return list(steps)[-1][0]
 
 
 # --- a clip norm that follows a quantile

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 import scipy.stats
+from playing import play
 
 import fedjax_post as fp
 from fedjax_post import algorithms, core, privacy
@@ -34,14 +35,6 @@ def guarded(name="fed_avg", *, clip=1e6, noise=0.0, cohort_size=NUM_CLIENTS, lin
     return privacy.private(
         base, clip_norm=clip, noise_multiplier=noise, cohort_size=cohort_size, seed=seed
     )
-
-
-def play(algorithm, rounds=3, **plan):
-    steps = fp.run(
-        algorithm, toy_model(), toy_clients(), params=toy_params(), rounds=rounds,
-        plan=fp.Plan(**plan),
-    )  # fmt: skip
-    return list(steps)[-1][0]
 
 
 def assert_close(one, other, **tolerance):
