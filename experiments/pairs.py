@@ -9,19 +9,16 @@ match a behaviour and that do not. It gives each question to one client; every s
 prefers the answers that do not match.
 """
 
-import itertools
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
+from fedjax_post.data.pair_forms import opposed, transcripts
 from fedjax_post.data.source import load_splits
 from fedjax_post.experiments import program
 from fedjax_post.experiments.flags import parse
 
-_SPEAKER = "\n\nAssistant:"
-_MATCHING, _OTHER = "answer_matching_behavior", "answer_not_matching_behavior"
 _CLIENTS = 16
 
 
@@ -49,35 +46,6 @@ def _write(argv: Sequence[str]) -> int:
     Path(target).write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
     print(f"{len(pairs):,} pairs in {target}")
     return 0
-
-
-def transcripts(rows: Any) -> Iterator[dict[str, str]]:
-    """Yields pairs of the last answers of dialogues, with all before them as the prompt.
-
-    Rows whose dialogues part before their first answer are left out.
-    """
-    for row in rows:
-        one, other = row["chosen"], row["rejected"]
-        alike = itertools.takewhile(lambda two: two[0] == two[1], zip(one, other, strict=False))
-        start = one.rfind(_SPEAKER, 0, sum(1 for _ in alike))
-        if start >= 0:
-            start += len(_SPEAKER)
-            yield {"prompt": one[:start], "chosen": one[start:], "rejected": other[start:]}
-
-
-def opposed(rows: Any, num_clients: int) -> Iterator[dict[str, str]]:
-    """Yields a pair for each question; clients with an odd number prefer the other answer."""
-    for number, row in enumerate(rows):
-        client = number // 2 % num_clients  # two in a row, since yes and no alternate in the files
-        answers = [row[_MATCHING], row[_OTHER]]
-        chosen, rejected = answers[::-1] if client % 2 else answers
-        yield {
-            "prompt": row["question"],
-            "chosen": chosen,
-            "rejected": rejected,
-            "client": f"client {client}",
-            "task": ("matching", "opposed")[client % 2],
-        }
 
 
 if __name__ == "__main__":
