@@ -143,6 +143,18 @@ def noise_deviation(noise_multiplier: Any, *, bound: float, cohort_size: float) 
     return noise_multiplier * bound / cohort_size
 
 
+def add_normal(tree: PyTree, deviation: Any, key: jax.Array) -> PyTree:
+    """Returns a tree with independent normal numbers added, of the same shapes and dtypes.
+
+    Args:
+      tree: of floating leaves.
+      deviation: of the numbers.
+      key: of the draw.
+    """
+    drawn = optax.tree.random_like(key, tree, jax.random.normal)
+    return jax.tree.map(lambda x, z: x + (deviation * z).astype(x.dtype), tree, drawn)
+
+
 def floats_only(link: Uplink, name: str) -> Uplink:
     """Returns the link, whose `init` refuses values with leaves that clipping does not bound.
 

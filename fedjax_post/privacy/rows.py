@@ -11,7 +11,6 @@ rows of each row's own mean over its tokens, not the mean over all tokens of the
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import optax
@@ -19,7 +18,7 @@ import optax
 from fedjax_post.core.local import OwnGradient
 from fedjax_post.core.norms import limit_norm
 from fedjax_post.core.world import LossFn
-from fedjax_post.privacy.noise import check_numbers
+from fedjax_post.privacy.noise import add_normal, check_numbers
 
 _STREAM = 0x726F7773  # separates the keys of noise from those of dropout
 
@@ -66,14 +65,9 @@ def private_rows(
             each = jax.lax.map(of_row, (batch, keys), batch_size=at_once or size)
             grads, metrics = jax.tree.map(lambda x: x.sum(0), each)
             deviation = clip_norm * noise_multiplier
-            noised = _add_noise(grads, deviation, jax.random.fold_in(key, _STREAM))
+            noised = add_normal(grads, deviation, jax.random.fold_in(key, _STREAM))
             return optax.tree.scale(1 / size, noised), optax.tree.scale(1 / size, metrics)
 
         return grad_fn
 
     return OwnGradient(loss_fn, rule)
-
-
-def _add_noise(grads: Any, deviation: Any, key: jax.Array) -> Any:
-    drawn = optax.tree.random_like(key, grads, jax.random.normal)
-    return jax.tree.map(lambda g, z: g + (deviation * z).astype(g.dtype), grads, drawn)

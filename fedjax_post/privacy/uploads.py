@@ -17,14 +17,12 @@ As in `privacy.noise`, float32 noise from a known seed is for research, not for 
 import math
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-import optax
 
 from fedjax_post.core.algorithm import Algorithm, Around, Client, Uplink
 from fedjax_post.core.compose import check_may
 from fedjax_post.core.uplinks import chain, clip, no_state
-from fedjax_post.privacy.noise import check_numbers, floats_only
+from fedjax_post.privacy.noise import add_normal, check_numbers, floats_only
 
 
 def private_uploads(base: Algorithm, *, clip_norm: float, noise_multiplier: float) -> Algorithm:
@@ -73,7 +71,6 @@ def _noised(deviation: Any) -> Uplink:
 
     def encode(value, replica, state, ctx):
         del replica
-        drawn = optax.tree.random_like(ctx.key, value, jax.random.normal)
-        return jax.tree.map(lambda x, z: x + (deviation * z).astype(x.dtype), value, drawn), state
+        return add_normal(value, deviation, ctx.key), state
 
     return Uplink(no_state, encode, lambda message, like: message, lambda norm: math.inf)
