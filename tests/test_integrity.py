@@ -35,6 +35,7 @@ def test_a_line_is_plain_json_and_comes_back():
     assert open_line(line[:-1], "here") == CONTENT
 
 
+@pytest.mark.heavy
 def test_every_flipped_bit_of_a_line_is_found(tmp_path):
     path = tmp_path / "lines"
     for raw in flipped((seal_line({"round": 0}) + seal_line(CONTENT)).encode()):
@@ -43,6 +44,7 @@ def test_every_flipped_bit_of_a_line_is_found(tmp_path):
             list(read_lines(path))
 
 
+@pytest.mark.heavy
 def test_every_flipped_bit_of_a_file_is_found(tmp_path):
     path = tmp_path / "file.json"
     path.write_text(seal_file(CONTENT))

@@ -230,6 +230,7 @@ def test_every_package_is_installed():
     assert sorted(names) == sorted(listed)
 
 
+@pytest.mark.heavy
 def test_folders_of_the_same_name_in_the_working_directory_stand_in_no_way(tmp_path):
     for name in ("algorithms", "experiments"):
         (tmp_path / name).mkdir()

@@ -52,6 +52,7 @@ def test_delta_is_a_residual():
     np.testing.assert_allclose(merged.logits({}, TOKENS), expected, atol=2e-5)
 
 
+@pytest.mark.heavy
 def test_rank_mask_equals_a_smaller_rank():
     model, params = random_lora(rank=4)
     small = jax.tree_util.tree_map_with_path(

@@ -75,6 +75,7 @@ def test_no_matrix_of_in_by_out_is_formed(name):
     assert not re.search(rf"\b({inputs},{outputs}|{outputs},{inputs})\b", text)
 
 
+@pytest.mark.heavy
 def test_mean_products_equal_the_dense_mean_in_any_chunks():
     values, expected = random_values(), mean_of(dense_products(random_values()))
     aggregate = products.mean_products()

@@ -37,6 +37,7 @@ def greedy(model, params, **how):
     return generate(model, params, TOKENS, MASK, **how)
 
 
+@pytest.mark.heavy
 def test_alpha_zero_is_the_target(target, proxy):
     small, params = proxy
     steered = steer(target, small, alpha=0.0)
@@ -54,6 +55,7 @@ def test_an_untrained_proxy_steers_nowhere(target, proxy):
     assert np.abs(moved - target.logits({}, TOKENS)).max() > 0.1
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("read", ["logits", "scores", "total_loss", "answer", "next_scores"])
 def test_steered_by_itself_it_is_the_tuned_model(read):
     """Proxy and target of one architecture and weights, alpha 1: nothing but the tuned model."""
@@ -97,6 +99,7 @@ def test_generation_follows_the_logits_of_whole_rows(target, proxy):
     assert np.any(np.asarray(answers) != np.asarray(greedy(target, {})))
 
 
+@pytest.mark.heavy
 def test_a_view_of_logits_is_enough_and_is_compiled_once(target, proxy):
     small, params = proxy
     params = trained(params)

@@ -213,15 +213,18 @@ def traits(case):
 SPOKEN = ("scaffold", "flora", "de_com_fl")
 
 
-def is_dear(case, check):
+def tier(case, check):
     kinds = SPOKEN if check == "trains_a_language_model" else KINDS
-    return check in EXPENSIVE and case not in kinds
+    if check in EXPENSIVE and case not in kinds:
+        return [pytest.mark.slow]
+    roles = check == "learns" and case in {"bdpl", "fed_pt", "offsite_tuning"}
+    return [pytest.mark.heavy] if roles or (check == "host_agrees" and case != "fed_avg") else []
 
 
 @pytest.mark.parametrize(
     ("case", "check"),
     [
-        pytest.param(case, check, marks=[pytest.mark.slow] if is_dear(case, check) else [])
+        pytest.param(case, check, marks=tier(case, check))
         for case in CASES
         for check in CHECKS
         if (case, check) != ("manual_prompt", "drops_what_is_not_finite")  # it looks at no data

@@ -89,6 +89,7 @@ def test_probabilities_gather_at_a_good_prompt():
     assert (probs.max(axis=1) > 0.8).all()
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("factory", [algorithms.fed_prompt_search, algorithms.fed_dtpt])
 def test_all_edits_find_the_best_one(factory):
     """One place, one client, every word tried: the word that looking at all would find."""
@@ -134,6 +135,7 @@ def by_vote():
     return reached(algorithms.fed_dtpt(toy.toy_loss, candidates=WORDS, num_edits=4))[0]
 
 
+@pytest.mark.heavy
 def test_meaning_does_not_lose_against_the_vote(by_vote):
     table = toy.toy_model().embeddings
     by_meaning, _ = reached(
@@ -165,6 +167,7 @@ def kept():
     return algorithm, upload, state, metrics, pooled(data)
 
 
+@pytest.mark.heavy
 def test_the_examples_that_help_most_are_kept(kept):
     """The kept set's loss, asked again about the rows that it does not show."""
     algorithm, _, state, metrics, rows = kept

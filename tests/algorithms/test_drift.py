@@ -60,6 +60,7 @@ def moved(learning_rate):
     return 1 - (1 - learning_rate * CURVATURE) ** UNEQUAL[:, None]
 
 
+@pytest.mark.heavy
 def test_fed_avg_and_fed_nova_rest_where_the_closed_forms_say():
     fed_avg = algorithms.fed_avg(quadratic, optax.sgd(LR), weigh_fn=uniformly)
     np.testing.assert_allclose(settle(fed_avg, 200), balance(moved(LR)), atol=1e-5)
@@ -68,6 +69,7 @@ def test_fed_avg_and_fed_nova_rest_where_the_closed_forms_say():
     np.testing.assert_allclose(settle(fed_nova, 200), expected, atol=1e-5)
 
 
+@pytest.mark.heavy
 def test_fed_nova_is_unbiased_under_unequal_steps_where_fed_avg_is_not():
     """To first order in the step size, which leaves nothing of the drift but its bias."""
     small = 4e-3
@@ -78,6 +80,7 @@ def test_fed_nova_is_unbiased_under_unequal_steps_where_fed_avg_is_not():
     np.testing.assert_allclose(fed_avg, balance(CURVATURE * UNEQUAL[:, None]), atol=0.03)
 
 
+@pytest.mark.heavy
 def test_fed_nova_with_equal_steps_is_fed_avg():
     for tx in (optax.sgd(LR), optax.sgd(LR, 0.9), optax.adam(LR)):
         one = solve(algorithms.fed_nova(quadratic, tx), rounds=4)
@@ -108,6 +111,7 @@ def test_fed_nova_divides_by_the_papers_norm_of_a_pull():
     np.testing.assert_allclose(algorithm.client.update(*args)[0].value.length, LR * norm, rtol=1e-5)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("alpha", [0.5, 2.0])
 def test_fed_dyn_reaches_the_joint_optimum(alpha):
     algorithm = algorithms.fed_dyn(quadratic, optax.sgd(LR), alpha=alpha, participation=1.0)
@@ -126,6 +130,7 @@ def test_fed_dyn_without_its_bend_is_biased():
     assert np.abs(solve(broken, rounds=300) - JOINT).max() > 0.05
 
 
+@pytest.mark.heavy
 def test_fed_dyn_with_some_of_the_clients_reaches_the_joint_optimum(tmp_path):
     """The server's h is the mean over all clients, though only some are seen in a round."""
     algorithm = algorithms.fed_dyn(quadratic, optax.sgd(LR), alpha=2.0, participation=2 / CLIENTS)
@@ -140,6 +145,7 @@ def test_fed_dyn_with_some_of_the_clients_reaches_the_joint_optimum(tmp_path):
     np.testing.assert_allclose(list(runs)[-1][0].shared, JOINT, atol=2e-2)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", ["scaffold", "fed_dyn"])
 def test_cohorts_of_unlike_sizes_leave_a_gap_that_a_fixed_mean_closes(name):
     """As the heads of both say: c is no longer the mean of the c_k, and training ends there."""

@@ -28,6 +28,7 @@ def test_q_fed_avg_rests_where_its_objective_is_flat(q):
     assert np.abs(gradients.mean(0)).max() > 0.01  # which is not where the mean loss is flat
 
 
+@pytest.mark.heavy
 def test_more_q_is_more_even():
     spreads, means = [], []
     for q in (0.0, 1.0, 4.0):

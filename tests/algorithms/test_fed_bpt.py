@@ -42,6 +42,7 @@ def begun():
     return algorithm, state, jax.jit(lambda: visits(algorithm, state))()
 
 
+@pytest.mark.heavy
 def test_a_client_searches_from_the_servers_distribution(begun):
     """Its search, written out: the same points, told their mean losses."""
     algorithm, state, found = begun
@@ -120,6 +121,7 @@ def test_it_begins_at_the_prompt_that_it_was_given():
         np.testing.assert_array_equal(deployed["prompt"], START)
 
 
+@pytest.mark.heavy
 def test_the_projection_varies_the_prompt_as_it_varies_itself():
     """At sigma 1, by BBT's rule, and in proportion at others."""
     start = jax.random.normal(jax.random.key(3), (10, 64)) * 0.02
@@ -211,6 +213,7 @@ def test_without_learning_its_shape_the_search_stays_round():
     assert np.abs(state.shared.search.mean).max() > 0
 
 
+@pytest.mark.heavy
 def test_averaged_distributions_are_the_mean_of_the_clients(begun):
     del begun
     algorithm = algorithms.fed_avg_bbt(quadratic, **SMALL)
@@ -246,6 +249,7 @@ def test_a_model_may_be_asked_one_point_after_another(name):
     assert np.abs(ends[0] - START).max() > 1e-3
 
 
+@pytest.mark.heavy
 def test_evolution_finds_a_minimum_that_all_clients_share():
     def shared(params, model, batch, key):
         return quadratic(params, model, {**batch, "b": batch["b"] * 0 + MINIMUM[:1]}, key)

@@ -63,6 +63,7 @@ def of_f(tmp_path_factory):
     return played(F, 3, tmp_path_factory.mktemp("f"))
 
 
+@pytest.mark.heavy
 def test_t_shares_and_sends_what_fed_avg_does(of_t):
     states, records, _ = of_t
     others, bills, _ = played(FED_AVG, 2)

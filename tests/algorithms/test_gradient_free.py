@@ -36,6 +36,7 @@ def by_pool(params, model, batch, key):
     return slope * z, metrics
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("rounds", [1, 4])
 def test_seeds_rebuild_the_mean_of_the_clients_models(rounds):
     """FedKSeed's numbers against FedAvg of the very walks, clients of unequal weight."""
@@ -73,6 +74,7 @@ METHODS = {
 }
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("algorithm", METHODS.values(), ids=METHODS)
 def test_it_comes_close_to_the_joint_optimum(algorithm):
     found = solve(algorithm, rounds=600, local_steps=2)

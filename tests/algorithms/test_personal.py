@@ -74,6 +74,7 @@ LORA = {
 }
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("base", LORA.values(), ids=LORA)
 def test_ditto_goes_over_algorithms_of_adapters(base, tmp_path):
     """What is shared and what is billed stay; every client has a model of its own to evaluate."""

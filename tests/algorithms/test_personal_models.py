@@ -83,6 +83,7 @@ def drawn(tree, seed):
     )
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", ["fed_dpa", "flora"])
 def test_a_client_of_a_decoder_takes_its_model_home(name, tmp_path):
     """FedDPA's pair of adapters as one PEFT folder; Ditto's over FLoRA merged with its residual."""

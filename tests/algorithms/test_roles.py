@@ -83,6 +83,7 @@ def test_last_layers_alone_are_fed_avg_of_a_range(algorithm):
     assert_close(getattr(state.shared, "ends", state.shared), plain.shared)
 
 
+@pytest.mark.heavy
 def test_without_pull_and_owner_fed_bi_ot_is_offsite_tuning():
     ends = toy_roles.toy_ends()
     one, records = rounds(fed_bi_ot(toy_loss, SGD, pull=0.0), toy_models(), ends)
@@ -91,6 +92,7 @@ def test_without_pull_and_owner_fed_bi_ot_is_offsite_tuning():
     assert [r["bytes_down"] for r in records] == [r["bytes_down"] for r in others]
 
 
+@pytest.mark.heavy
 def test_the_pull_keeps_clients_near():
     ends = toy_roles.toy_ends()
     far, near = (
@@ -141,6 +143,7 @@ def test_only_the_ends_are_sent():
     assert records[0]["bytes_up"] == toy_roles.NUM_CLIENTS * (size + 4)
 
 
+@pytest.mark.heavy
 def test_weights_of_the_ends_are_trained_too():
     models = toy_models()
     emulator, target = models["emulator"], models["target"]
@@ -158,6 +161,7 @@ def test_weights_of_the_ends_are_trained_too():
     assert toy_roles.toy_mean_loss(params, model) < start - 0.05
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("make", [offsite_tuning, fed_bi_ot])
 def test_clients_are_shown_the_stand_in_and_not_the_target(make):
     seen = []
@@ -184,6 +188,7 @@ def test_a_model_without_roles_is_refused_with_the_role():
         rounds(offsite_tuning(toy_loss, SGD), toy_models()["target"], toy_roles.toy_ends())
 
 
+@pytest.mark.heavy
 def test_a_proxy_is_trained_as_if_alone_and_steers_when_served():
     models, params = toy_models(), toy_roles.toy_proxy_params()
     algorithm = fed_pt(toy_loss, SGD)

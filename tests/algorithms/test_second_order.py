@@ -110,6 +110,7 @@ def test_contract(name, check):
     CHECKS[check](CASES[name])
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", CASES)
 def test_they_train_a_language_model(name):
     CHECKS["trains_a_language_model"](CASES[name])

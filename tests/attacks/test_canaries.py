@@ -63,6 +63,7 @@ def test_exposure_without_memory_is_log2_e_on_average():
     assert np.mean(found) == pytest.approx(np.log2(np.e), abs=0.1)
 
 
+@pytest.mark.heavy
 def test_a_row_that_was_learned_is_exposed_and_another_is_not(learned):
     rng = np.random.default_rng(5)
     prompt = tuple(map(int, texts(learned.table)[0][0]))

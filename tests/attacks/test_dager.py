@@ -12,6 +12,7 @@ def scored(public, sent, rows, **settings):
     return guess, attacks.score(guess.rows, rows.tolist(), decode_fn=decode, eos_id=EOS)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_step_on_all_weights_shows_every_row_exactly(count):
     rows = rows_of(0, count)
@@ -21,6 +22,7 @@ def test_a_step_on_all_weights_shows_every_row_exactly(count):
     assert guess.stopped == ""
 
 
+@pytest.mark.heavy
 def test_b_alone_shows_every_row_if_the_rank_exceeds_the_tokens():
     """Before the first round B is 0, so the gradient of A is 0 and that of B shows x A."""
     model, params = lora(24)
@@ -31,6 +33,7 @@ def test_b_alone_shows_every_row_if_the_rank_exceeds_the_tokens():
     assert found.exact == 1
 
 
+@pytest.mark.heavy
 def test_ranks_of_the_projections_add_up_once_b_is_not_zero():
     """Fourteen inputs, rank 8: one projection's A could not tell them apart, three can."""
     rows = rows_of(1, 2)
@@ -62,6 +65,7 @@ def test_noise_of_a_tenth_of_the_change_stops_it():
     assert guess.stopped
 
 
+@pytest.mark.heavy
 def test_steps_of_an_adapter_still_show_which_tokens_were_read():
     """The inputs of the first layer are frozen, whatever the steps change."""
     batches = [rows_of(4, 1), rows_of(5, 1)]

@@ -77,6 +77,7 @@ def test_area_and_rates_are_those_of_their_definitions():
         assert tpr_at_fpr(members, others, fpr) == best
 
 
+@pytest.mark.heavy
 def test_log_probabilities_of_a_model_are_its_losses(learned):
     rows = np.arange(7)
     found = membership.token_scores(

@@ -14,6 +14,7 @@ def scored(attack, given, sent, rows):
     return guess, attacks.score(guess.rows, rows, decode_fn=decode, eos_id=EOS)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("l1", [None, 0.01])
 def test_the_true_rows_have_the_gradient_that_was_seen(l1):
     rows = rows_of(0, 2)
@@ -25,6 +26,7 @@ def test_the_true_rows_have_the_gradient_that_was_seen(l1):
     assert true < 1e-2 * other
 
 
+@pytest.mark.heavy
 def test_utr_finds_rows_after_several_steps():
     """A span of the second layer's start is near, not exact, once the adapter has moved."""
     batches = [rows_of(4, 1), rows_of(5, 1)]

@@ -62,6 +62,7 @@ def minimise(name, mean, key, *, sigma, num_points, generations):
     return jax.lax.scan(generation, cma.init(mean, sigma), jax.random.split(key, generations))[1]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(("name", "goal"), [("sphere", 1e-6), ("ellipsoid", 1e-4)])
 def test_it_needs_no_more_evaluations_than_pycma(name, goal):
     """Within a factor of 1.5, the median over seeds, in float32 as it is used."""
@@ -109,6 +110,7 @@ def test_the_shape_that_it_learns_is_the_inverse_of_the_curvature():
     assert spread.max() / spread.min() < 4  # 100 before it learned
 
 
+@pytest.mark.heavy
 def test_a_point_without_a_finite_fitness_was_not_there():
     search, rng = cma.init(jnp.zeros(4), 1.0), np.random.default_rng(0)
     points = jnp.asarray(rng.normal(size=(6, 4)), jnp.float32)

@@ -62,6 +62,7 @@ def test_a_forward_gradient_differentiates():
         gradient(forward_gradient(toy_loss), jax.random.key(0), model)
 
 
+@pytest.mark.heavy
 def test_a_language_model_below_gradients_is_enough():
     from fedjax_post.adapters.lora import add_lora
     from fedjax_post.objectives.sft import sft_loss

@@ -92,6 +92,7 @@ def test_the_prompt_is_what_a_server_gives(load, name, template):
     assert not row["unlike"]
 
 
+@pytest.mark.heavy
 def test_a_token_over_the_boundary_is_learned_and_counted(load):
     tokenizer = load("qwen2", published.CHATML)
     (row,) = encode(tokenizer, {"messages": CHAT})

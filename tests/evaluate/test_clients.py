@@ -38,6 +38,7 @@ def total_nats(model, params, tokens, mask):
     return model.total_loss(params, tokens, mask).nats[None]
 
 
+@pytest.mark.heavy
 def test_side_by_side_equals_one_after_the_other(lora, make):
     """Every kind of score, of labelled rows that are also preference pairs; one row is cut."""
     model, states = lora

@@ -58,6 +58,7 @@ def asked_of(room, number=7):
         yield Continuation(tokens[:cut], tokens[cut:])
 
 
+@pytest.mark.heavy
 @MADE
 def test_log_probabilities_are_those_of_the_logits(made):
     model, params = made()
@@ -93,6 +94,7 @@ def test_batches_do_not_matter(monkeypatch):
     np.testing.assert_allclose([a.log_prob for a in alone], [w.log_prob for w in whole], atol=1e-4)
 
 
+@pytest.mark.heavy
 @MADE
 def test_greedy_tokens_are_those_of_generate(made, monkeypatch):
     model, params = made()

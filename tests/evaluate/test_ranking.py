@@ -58,6 +58,7 @@ def models():
     yield "scores only", BASE.restrict(Access.LOGITS), {}
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(("model", "params"), [pytest.param(m, p, id=n) for n, m, p in models()])
 def test_log_probs_are_those_of_single_rows(make, model, params):
     choices = heldout_of(make).choices
@@ -80,6 +81,7 @@ def test_scores_are_their_definitions(make):
     assert scores["accuracy_pmi"] == pytest.approx(share(given - prior))
 
 
+@pytest.mark.heavy
 def test_a_shared_prefix_changes_no_rank(make):
     choices = heldout_of(make).choices
     prompts = [np.array(prompt) for prompt in ([2, 3, 20, 4], [2, 3, 4], [2, 3, 21, 22])]

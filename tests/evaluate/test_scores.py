@@ -60,6 +60,7 @@ def direct_answer(model, table, row, num_new):
     return decode(answer)
 
 
+@pytest.mark.heavy
 def test_answers_are_greedy_whatever_the_batch(model, table):
     longest = int((table.length - table.prompt_length).max())
     expected = [direct_answer(model, table, row, longest) for row in ROWS]

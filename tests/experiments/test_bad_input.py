@@ -297,6 +297,7 @@ def test_a_client_whose_rows_all_leave_no_response_is_named(refused, tmp_path):
     assert "clients (such as 7) without a row that has a response" in said
 
 
+@pytest.mark.heavy
 def test_a_folder_that_holds_another_run_is_refused(call, finished, capsys):
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
     assert call(f"--output_dir={finished}") == 2

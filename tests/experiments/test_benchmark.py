@@ -235,6 +235,7 @@ def test_sides_import_nothing_of_ours():
         )
 
 
+@pytest.mark.heavy
 def test_help_names_every_suite():
     command = [sys.executable, "-m", "experiments.benchmark", "--help"]
     said = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True).stdout

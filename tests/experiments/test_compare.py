@@ -55,6 +55,7 @@ def test_figures_are_those_of_the_runs(compared):
             for f in FOLDERS] == [False, False, True]  # fmt: skip
 
 
+@pytest.mark.heavy
 def test_the_same_command_repeats_no_run_and_more_seeds_may_join(
     compared, common, tmp_path, monkeypatch
 ):
@@ -77,6 +78,7 @@ def test_the_same_command_repeats_no_run_and_more_seeds_may_join(
     assert len([line for line in table if line.startswith("| fed_avg:")]) == 1
 
 
+@pytest.mark.heavy
 def test_an_interrupted_comparison_goes_on(compared, common, tmp_path, monkeypatch, capsys):
     """What the first call lacks is one run of those with the second seed."""
     folder = shutil.copytree(compared, tmp_path / "cut")
@@ -122,6 +124,7 @@ def test_bad_input_is_refused_before_any_run(common, tmp_path, capsys, monkeypat
     assert not folder.exists()
 
 
+@pytest.mark.heavy
 def test_a_folder_of_another_comparison_is_refused(compared, common, capsys):
     given = [*GIVEN[:2], "--num_rounds=3", f"--output_dir={compared}"]
     assert compare.main(["compare", *common, *given]) == 2

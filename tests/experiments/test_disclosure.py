@@ -65,6 +65,7 @@ def test_disclosure_is_refused_before_a_folder_is_made(call, tmp_path, capsys):
     assert "--inference=client" in error
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("template", "around"),
     [

@@ -174,6 +174,7 @@ def test_a_signal_in_a_comparison_says_how_it_goes_on(tiny_flags, tmp_path, monk
     assert "the same command with its --output_dir continues" in told.err
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("room", [100, 4_000, 12_000])
 def test_a_full_disk_is_one_line(call, finished, tmp_path, capsys, room):
     """Flags, records, checkpoints, the adapter, the curve: whichever is the first not to fit."""

@@ -48,6 +48,7 @@ def test_a_method_that_holds_its_weights_loses_nothing(found):
             assert row["by_definition"] == [True], drill
 
 
+@pytest.mark.heavy
 def test_a_closed_method_ends_with_its_provider(found):
     row = found["shutdown", CLOSED]
     assert not row["can_train"]
@@ -64,6 +65,7 @@ def test_a_closed_method_ends_with_its_provider(found):
     assert found["excluded_price", CLOSED]["clients"][0] != []
 
 
+@pytest.mark.heavy
 def test_the_artefact_has_files_and_terms(found, command):
     made = found["artefact", "fed_avg"]
     assert made["artefact_bytes"][0] > 0
@@ -74,6 +76,7 @@ def test_the_artefact_has_files_and_terms(found, command):
     assert "passing a prompt on" in prompt
 
 
+@pytest.mark.heavy
 def test_the_same_command_goes_on_and_says_the_same(found, command):
     assert drills.main([*command, "--drills=refused", "--methods=fed_avg"]) == 0
     rows = rows_of(command)
@@ -94,6 +97,7 @@ def test_every_drill_has_rows(found, command, tmp_path):
             assert row["before"] == found[row["drill"], row["method"]]["before"]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("given", "message"),
     [

@@ -128,6 +128,7 @@ def test_two_processes_end_a_run_as_one_would(pair, straight):
     assert summary(pair[0])["device"].startswith("2 x ")
 
 
+@pytest.mark.heavy
 def test_the_first_process_alone_shows_and_writes(pair):
     directory, ((_, shown, _), (_, shown_by_other, errors)) = pair
     assert "per client and round" in shown

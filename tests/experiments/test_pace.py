@@ -47,6 +47,7 @@ def test_its_flags_continue_it_to_the_same_records(buffered, tmp_path):
     assert untimed(run) == untimed(buffered)
 
 
+@pytest.mark.heavy
 def test_no_telemetry_means_none(call, tmp_path):
     assert call("--telemetry_clients=0", "--num_rounds=1", "--eval_every=0") == 0
     (record,) = read_records(tmp_path / "run")

@@ -49,6 +49,7 @@ def test_every_page_is_in_the_navigation():
         assert name.startswith("docs/site/") or f"\n{name}\n" in listed, f"{name} is in no toctree"
 
 
+@pytest.mark.heavy
 def test_the_catalogue_has_every_algorithm(made):
     pages = made["catalogue"].pages()
     text = "\n".join(pages.values())
@@ -62,6 +63,7 @@ def test_every_flag_is_listed(made):
     assert [name for name in FLAGS if not re.search(rf"^- `--{name}[=`]", text, re.MULTILINE)] == []
 
 
+@pytest.mark.heavy
 def test_sizes_are_in_adapters(made):
     """FedAvg sends an adapter each way and the weight of a client; the others relate to it."""
     sizes = made["wire"].sizes()

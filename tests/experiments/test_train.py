@@ -64,6 +64,7 @@ def test_what_a_stand_in_costs_is_told_beside_the_wire(call, tmp_path):
     assert summary["inference"] == "client"  # where what it trained is of use
 
 
+@pytest.mark.heavy
 def test_the_specification_repeats_the_run(finished, tmp_path):
     again = tmp_path / "again"
     assert train.main(["train", f"--spec={finished / 'spec.json'}", f"--output_dir={again}"]) == 0
@@ -79,6 +80,7 @@ def test_a_notebook_gets_the_same_bits_as_the_program(finished, tmp_path):
     assert job.score(state) == summary["final"]
 
 
+@pytest.mark.heavy
 def test_a_notebook_goes_on_with_a_run(finished, tmp_path):
     run = study.read(shutil.copytree(finished, tmp_path / "run"))
     assert run.summary["rounds"] == len(run.records) == 4
@@ -110,6 +112,7 @@ def test_a_finished_run_resumed_prints_its_table_again(finished, tmp_path, capsy
         assert word in shown
 
 
+@pytest.mark.heavy
 def test_more_rounds_continue_a_run_without_a_schedule(finished, tmp_path):
     run = shutil.copytree(finished, tmp_path / "run")
     assert train.main(["train", f"--output_dir={run}", "--resume", "--num_rounds=6"]) == 0
@@ -135,6 +138,7 @@ def cut_by(stop):
     return bar
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, Cut])
 def test_a_run_that_was_cut_ends_like_one_that_was_not(
     call, finished, tmp_path, monkeypatch, capsys, stop

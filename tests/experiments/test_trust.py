@@ -173,6 +173,7 @@ def test_an_edited_specification_is_refused(finished, tmp_path, capsys):
     assert content(run) == before
 
 
+@pytest.mark.heavy
 def test_other_rows_or_weights_are_refused_and_named(finished, call, tmp_path, capsys):
     """Under the same names, with other content: responses, their order, fewer, and weights."""
     model = shutil.copytree(given_of(finished)["model"], tmp_path / "model")
@@ -210,6 +211,7 @@ def given_of(run):
     return {"model": spec.model.name, "dataset": spec.data.source}
 
 
+@pytest.mark.heavy
 def test_a_second_start_in_a_folder_leaves_every_byte(finished, call, tmp_path, capsys):
     run = shutil.copytree(finished, tmp_path / "run")
     with folder.hold(run):

@@ -43,6 +43,7 @@ def test_round_trip_changes_no_bit(tmp_path, targets):
     assert config["base_model_name_or_path"] == "org/base"
 
 
+@pytest.mark.heavy
 def test_a_range_of_layers_is_written_and_read(tmp_path):
     """Only its keys are in the file; a folder of all layers is no range."""
     base = tiny_model(num_layers=4)

@@ -39,6 +39,7 @@ def test_what_is_no_prompt_is_refused(model, tmp_path):
         load_prompt(tmp_path, model)
 
 
+@pytest.mark.heavy
 def test_a_prompt_of_another_model_is_refused(model, tmp_path):
     save_prompt(tmp_path / "text", model, text_prompt([31]))
     with pytest.raises(ValueError, match="token 31 is not among the model's 30"):

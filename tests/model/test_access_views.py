@@ -86,6 +86,7 @@ def use(model, params):
     return said
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("seal", [True, False])
 @pytest.mark.parametrize(
     ("tier", "params", "refusal"),
@@ -109,6 +110,7 @@ def test_what_may_be_put_over_a_model_is_part_of_the_tier(model, seal, tier, par
         assert [text for text in said.values() if not re.search(refusal, text)] == []
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("params", [{}, WORDS])
 def test_text_grants_answers_and_nothing_else(model, params):
     view = model.restrict(Access.TEXT)
@@ -149,6 +151,7 @@ def test_a_view_cannot_be_widened(model):
         model.restrict(Access.WEIGHTS).restrict(Access.GRADIENTS)
 
 
+@pytest.mark.heavy
 def test_an_algorithm_that_lies_about_its_needs_is_caught(model):
     adapted, params = add_lora(model, jax.random.key(1), rank=2, alpha=4)
     rows = {"tokens": np.ones((3, 4), np.int32), "loss_mask": np.ones((3, 4), bool)}

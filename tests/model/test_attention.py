@@ -176,6 +176,7 @@ def halved(model, params):
     return dataclasses.replace(model, config=config), params
 
 
+@pytest.mark.heavy
 def test_an_accelerators_attention_equals_the_cpus(monkeypatch):
     """The library's attention under stacked clients, windows, and the cache; shapes of its own."""
     model, params = adapted(vocab_size=29, **SLIDING)
@@ -218,6 +219,7 @@ def test_whole_sequences_are_fused_and_all_else_is_masked(monkeypatch):
     assert {call["implementation"] for call in calls} == {"xla"}
 
 
+@pytest.mark.heavy
 def test_the_fused_program_lowers_for_cuda_under_stacked_clients(monkeypatch):
     """Forward and backward calls of cuDNN with a causal mask and a window; nothing is run."""
     cudnn = pytest.importorskip("jax._src.cudnn.fused_attention_stablehlo")

@@ -88,6 +88,7 @@ def test_embeddings_give_the_logits_of_their_tokens():
     np.testing.assert_allclose(embedded, model.logits({}, tokens), atol=1e-5)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(("strip", "length"), [(2, 8), (4, 9), (100, 10)])
 def test_scores_in_strips_equal_whole_logits(monkeypatch, strip, length):
     """The strip is read while tracing, so that each case has a shape that no other test has."""
@@ -151,6 +152,7 @@ def test_bfloat16_is_close_to_float32():
     np.testing.assert_allclose(logits, model.logits({}, tokens), atol=0.15)
 
 
+@pytest.mark.heavy
 def test_recomputing_layers_changes_no_gradient():
     tokens = random_tokens(10, 2, 6)
     batch = {"tokens": tokens, "loss_mask": jnp.ones((2, 6), bool)}
@@ -162,6 +164,7 @@ def test_recomputing_layers_changes_no_gradient():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *grads)
 
 
+@pytest.mark.heavy
 def test_layers_one_by_one_equal_layers_in_a_loop(monkeypatch):
     tokens = random_tokens(11, 2, 6)
     batch = {"tokens": tokens, "loss_mask": jnp.ones((2, 6), bool)}
@@ -185,6 +188,7 @@ def test_learned_positions_do_not_reach_further():
         model.logits({}, random_tokens(0, 1, 9))
 
 
+@pytest.mark.heavy
 def test_program_does_not_grow_with_depth():
     """Layers are scanned, so that 24 of them compile as fast as 12."""
     sizes = []

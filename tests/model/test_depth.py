@@ -65,6 +65,7 @@ def test_all_layers_are_no_range():
     assert model.lora_layers is None
 
 
+@pytest.mark.heavy
 def test_generation_merging_and_folds_know_the_range():
     model, params = random_lora(base(), range(1, 3))
     expected = model.logits(params, TOKENS)
@@ -77,6 +78,7 @@ def test_generation_merging_and_folds_know_the_range():
     np.testing.assert_allclose(last, expected[:, -1], atol=1e-4)
 
 
+@pytest.mark.heavy
 def test_codes_are_read_by_number_too():
     coded = quantize_model(base(), "int8")
     model, params = random_lora(coded, (3, 5))
@@ -131,6 +133,7 @@ def cost(layers, *, num_layers, differentiate=True):
     return program.cost_analysis()["flops"] / (2 * 16 * LAYER)
 
 
+@pytest.mark.heavy
 def test_a_layer_below_the_range_costs_a_forward_pass():
     below = cost((1, 2), num_layers=2) - cost((0, 1), num_layers=1)
     np.testing.assert_allclose(below, 1, atol=0.1)
@@ -166,6 +169,7 @@ def test_a_range_holds_no_more_than_all_layers(layers, remat):
     assert held < most
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("layers", PARTS)
 def test_a_range_takes_fewer_operations_than_all_layers(layers):
     taken, most = (busy_step(part, remat=False).cost_analysis()["flops"] for part in (layers, None))

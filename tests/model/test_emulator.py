@@ -67,6 +67,7 @@ def test_the_choice_is_even_and_has_both_ends(num_kept):
     assert np.ptp(np.diff(chosen)) <= 1 if num_kept > 1 else chosen == (4,)
 
 
+@pytest.mark.heavy
 def test_a_stand_in_that_drops_nothing_is_the_target():
     model, params = adapted()
     emulator = emulate(model, first=2, last=1, keep_every=1)
@@ -117,6 +118,7 @@ def test_ends_come_back_where_they_were_and_nothing_else_does(what):
     jax.tree.map(np.testing.assert_array_equal, emulator.ends(plugged), ends)
 
 
+@pytest.mark.heavy
 def test_last_layers_alone_are_an_adapter_of_a_range():
     """The stand-in's stack of zeros against the decoder's own way to adapt the top."""
     base = tiny_model(num_layers=4)
@@ -157,6 +159,7 @@ def test_layers_that_are_not_there_are_refused(given, told):
         emulate(tiny_model(num_layers=6), **fields)
 
 
+@pytest.mark.heavy
 def test_what_does_not_fit_is_refused():
     model, params = adapted()
     emulator = emulate(model, first=1, last=1, keep_every=2)
@@ -220,6 +223,7 @@ def test_alignment_narrows_the_gap_and_touches_the_middle_alone():
         )
 
 
+@pytest.mark.heavy
 def test_a_stand_in_that_drops_nothing_is_aligned_already():
     model = tiny_model(num_layers=3)
     emulator = emulate(model, first=1, last=1, keep_every=1)

@@ -64,6 +64,7 @@ def test_logits_equal_pytorch(tmp_path, path):
     np.testing.assert_allclose(logits, golden["logits"], atol=1e-4)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("path", OTHERS)
 def test_lora_gradients_equal_peft(tmp_path, path):
     golden = model_folder(tmp_path, path)
@@ -89,6 +90,7 @@ def test_greedy_equals_pytorch(tmp_path, path):
     np.testing.assert_array_equal(new[0], ids[4:])
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("path", OTHERS)
 def test_packed_rows_equal_rows_of_their_own(tmp_path, path):
     """Logits and the loss's gradient, under two stacked clients with adapters of their own.

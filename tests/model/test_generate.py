@@ -74,6 +74,7 @@ def test_a_row_is_padded_after_its_end():
     assert (stopped[first + 1 :] == 0).all()
 
 
+@pytest.mark.heavy
 def test_each_row_may_have_its_own_adapter():
     model, params = add_lora(tiny_model(), jax.random.key(0), rank=2, alpha=4)
     rows = [jax.tree.map(lambda x, i=i: x + 0.2 * i, params) for i in range(2)]

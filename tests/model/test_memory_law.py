@@ -37,6 +37,7 @@ def compiled_gradient(num_clients, prepare=lambda model: model, **changes):
     return mapped.lower(stacked, model, batch).compile()
 
 
+@pytest.mark.heavy
 def test_memory_does_not_grow_by_copies_of_the_base():
     base = 4 * sum(map(math.prod, weight_shapes(tiny_config(**SHAPE)).values()))
     one, eight = (compiled_gradient(n).memory_analysis().temp_size_in_bytes for n in (1, 8))

@@ -59,6 +59,7 @@ def loss_and_gradient(model, params, batch):
 one_batch = jax.tree.map(lambda leaf: leaf[0], BATCH)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("kind", "layers", "changes"),
     [
@@ -82,6 +83,7 @@ def test_losses_and_gradients_are_near_those_of_float32(kind, layers, changes):
     assert 0 < distance(grads, exact_grads) < NEAR
 
 
+@pytest.mark.heavy
 def test_trained_weights_are_float32_and_so_are_their_gradients():
     model = tiny_model()
     bare = dataclasses.replace(mixed(model), variables={})
@@ -112,6 +114,7 @@ def test_scores_and_losses_agree():
     np.testing.assert_allclose(-scores.log_probs.sum(), loss.nats, rtol=1e-5)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("order", ["forward", "reverse"])
 def test_second_derivatives_exist(order):
     model, params = adapted(mixed(tiny_model()))

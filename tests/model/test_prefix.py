@@ -56,6 +56,7 @@ def test_a_shared_prefix_changes_no_score(model, params):
     np.testing.assert_allclose(score(REST, prefix=PREFIX), score(WHOLE), atol=1e-5)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("kind", ["sliding", "learned"])
 def test_a_shared_prefix_changes_no_answer(kind):
     model, limits = tiny_model(bos_id=BOS, **KINDS[kind]), {"max_new_tokens": 5, "pad_id": PAD}
@@ -74,6 +75,7 @@ def test_draws_are_those_without_a_prefix():
     np.testing.assert_array_equal(*drawn)
 
 
+@pytest.mark.heavy
 def test_each_of_several_soft_prompts_has_its_own_prefix():
     model = tiny_model(bos_id=BOS)
     keys = jax.random.split(jax.random.key(0), 3)

@@ -60,6 +60,7 @@ def test_scores_and_losses_are_those_of_the_row_by_hand(model):
             np.testing.assert_allclose(ours, theirs, rtol=1e-5)
 
 
+@pytest.mark.heavy
 def test_generation_is_that_of_the_row_by_hand(model):
     """Left-padded rows, in which bos stands at different places, or nowhere."""
     prompts = jnp.array([[0, 0, BOS, 5, 9], [BOS, 5, 9, 2, 30], [0, 8, 5, 9, 2]])
@@ -90,6 +91,7 @@ def test_positions_go_on_behind_the_prompt(model):
     np.testing.assert_allclose(found, expected[:, P:], atol=1e-5)
 
 
+@pytest.mark.heavy
 def test_the_gradient_is_that_through_embed_logits():
     model = tiny_model(bos_id=BOS)
     params = add_soft_prompt(model, jax.random.key(3), length=P)
@@ -162,6 +164,7 @@ def test_packed_rows_of_a_tokenizer_without_bos_have_the_prompt_in_front():
     np.testing.assert_allclose(found, np.concatenate(expected), atol=1e-5)
 
 
+@pytest.mark.heavy
 def test_packed_rows_have_the_loss_and_gradient_of_rows_alone():
     model = tiny_model(bos_id=BOS)
     params = add_soft_prompt(model, jax.random.key(3), length=P)
@@ -191,6 +194,7 @@ def stacked_prompts(model, num):
     return jax.vmap(partial(add_soft_prompt, model, length=20))(keys)
 
 
+@pytest.mark.heavy
 def test_clients_with_prompts_of_their_own_share_the_base():
     """The memory law: products with weights are one for all clients, forward and backward."""
     shape = {"hidden_size": 128, "intermediate_size": 256, "num_heads": 4, "head_dim": 32}
@@ -226,6 +230,7 @@ def test_generation_maps_over_clients_own_prompts():
         np.testing.assert_array_equal(found[i], ask(own, ROWS))
 
 
+@pytest.mark.heavy
 def test_federated_prompt_tuning_learns():
     model = tiny_model(bos_id=BOS)
     rows = {

@@ -58,6 +58,7 @@ def test_zeros_stay_zero():
         assert not np.any(decode(*encode(jnp.zeros((6, 2)), kind), "float32"))
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
 def test_quantized_model_is_the_model_of_its_decoded_weights(kind):
     base = tiny_model(**WIDE)
@@ -69,6 +70,7 @@ def test_quantized_model_is_the_model_of_its_decoded_weights(kind):
     )
 
 
+@pytest.mark.heavy
 def test_adapters_train_and_fold_on_codes():
     model, params = add_lora(
         quantize_model(tiny_model(**WIDE), "nf4"), jax.random.key(0), rank=2, alpha=4

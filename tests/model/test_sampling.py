@@ -18,6 +18,7 @@ def drawn(rule, prompts=PROMPTS, seed=0):
     return np.asarray(sample(tiny_model(), {}, prompts, mask, rule=rule, key=jax.random.key(seed)))
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("change", [{"top_k": 1}, {"top_p": 1e-6}, {"temperature": 1e-4}])
 def test_limits_are_greedy(change):
     greedy = generate(tiny_model(), {}, PROMPTS, MASK, max_new_tokens=6, eos_id=99, pad_id=0)

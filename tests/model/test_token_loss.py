@@ -259,6 +259,7 @@ def largest_logits(text, vocab):
     return max(int(np.prod([int(n) for n in s.split("x") if n] or [1])) for s in shapes)
 
 
+@pytest.mark.heavy
 def test_no_more_than_a_strip_of_logits_exists():
     model, params, batch = adapted_batch(vocab_size=37)
     grad = jax.vmap(jax.grad(lambda p, m, b: sft_loss(p, m, b, None)[0]), in_axes=(0, None, 0))
@@ -271,6 +272,7 @@ def test_no_more_than_a_strip_of_logits_exists():
     assert largest_logits(text, 37) == 4 * 4 * 16
 
 
+@pytest.mark.heavy
 def test_evaluation_and_frozen_heads_form_no_gradient():
     """One product with the head for the loss, two with its gradient, three if it is trained."""
     model, params, batch = adapted_batch(tied_head=False, vocab_size=37)

@@ -40,6 +40,7 @@ def test_questions_are_all_before_the_response_padded_on_the_left():
     np.testing.assert_array_equal(mask, np.sort(mask, axis=1))
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("params", [{}, text_prompt([6, 11])])
 def test_the_loss_of_choosing_is_a_softmax_over_the_candidates(model, params):
     loss, metrics = choice_loss(CANDIDATES)(params, model.restrict(Access.LOGITS), BATCH, None)
@@ -54,6 +55,7 @@ def test_the_loss_of_choosing_is_a_softmax_over_the_candidates(model, params):
     assert {k: float(v) for k, v in metrics.items()} == pytest.approx(expected)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("make", [
     lambda **given: choice_loss(CANDIDATES, **given), lambda **given: answer_loss(**LIMITS, **given)
 ])  # fmt: skip

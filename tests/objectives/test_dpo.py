@@ -73,6 +73,7 @@ class Given:
         return type("Scores", (), {"log_probs": found})
 
 
+@pytest.mark.heavy
 def test_loss_and_margins_are_the_golden_ones(test_data, monkeypatch):
     """Of a policy and a reference that are two models, in float64 by PyTorch's transformers."""
     from fedjax_post.hub.load import load_model
@@ -125,6 +126,7 @@ def test_it_starts_at_log_two_and_goes_the_way_of_the_preferred(adapted):
     assert optax.tree.norm(grad) > 1e-3
 
 
+@pytest.mark.heavy
 def test_swapping_the_responses_flips_the_margin(adapted):
     model, _, moved = adapted
     batch = batch_of()
@@ -189,6 +191,7 @@ def test_tables_of_unlike_shapes_are_no_pairs():
         dataclasses.replace(make_clients(), rejected=table_of(1, num_rows=11))
 
 
+@pytest.mark.heavy
 def test_one_step_of_all_clients_is_a_central_step(adapted):
     """Weights are pairs, and the loss is a mean over pairs."""
     model, params, _ = adapted

@@ -47,6 +47,7 @@ def assert_close(found, expected):
     )
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("num_parts", [2, 4])
 @pytest.mark.parametrize("name", LOSSES)
 def test_parts_give_the_loss_metrics_and_gradient_of_the_whole(adapted, name, num_parts):
@@ -61,6 +62,7 @@ def test_parts_give_the_loss_metrics_and_gradient_of_the_whole(adapted, name, nu
     assert_close(parts_fn(params, model, batch, None), expected[0])
 
 
+@pytest.mark.heavy
 def test_a_count_is_what_the_loss_is_a_mean_over(adapted):
     """Doubling a batch doubles what is counted and leaves the loss as it is."""
     for loss_fn, count_fn, batch in LOSSES.values():
@@ -75,6 +77,7 @@ def test_a_count_is_what_the_loss_is_a_mean_over(adapted):
     assert num_answers(ANSWERS) == 3
 
 
+@pytest.mark.heavy
 def test_both_modes_and_second_derivatives_are_those_of_the_whole(adapted):
     model, params = adapted
     direction = optax.tree.random_like(jax.random.key(3), params, jax.random.normal)
@@ -99,6 +102,7 @@ def compiled_gradient(num_parts):
     return jax.jit(jax.vmap(step, in_axes=(0, None, 0))).lower(stacked, model, batch).compile()
 
 
+@pytest.mark.heavy
 def test_memory_is_that_of_one_part_and_the_base_stays_shared():
     whole, parts = (compiled_gradient(number) for number in (1, 8))
     sizes = [program.memory_analysis().temp_size_in_bytes for program in (whole, parts)]
@@ -106,6 +110,7 @@ def test_memory_is_that_of_one_part_and_the_base_stays_shared():
     assert "f32[3,48,256]" not in parts.as_text()  # one up_proj per client
 
 
+@pytest.mark.heavy
 def test_dropout_is_drawn_anew_for_each_part(adapted):
     model, params = add_lora(tiny_model(), jax.random.key(0), rank=2, alpha=4, dropout=0.5)
     params = jax.tree.map(lambda leaf: leaf + 0.1, params)

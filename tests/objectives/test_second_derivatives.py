@@ -125,6 +125,7 @@ def test_hessians_are_the_slopes_of_gradients(loss_fn, start, batch):
         assert_close(found, expected, 2e-3)
 
 
+@pytest.mark.heavy
 def test_lesser_views_refuse_second_derivatives_too():
     model, params = adapted()
     view = model.restrict(Access.WEIGHTS)

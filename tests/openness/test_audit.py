@@ -133,6 +133,7 @@ def test_a_model_that_read_neither_group_knows_both_alike(fresh_model, tokenizer
     assert found.read_extracted == found.fresh_extracted == 0
 
 
+@pytest.mark.heavy
 def test_losses_are_those_of_one_row_at_a_time(parrot, tokenizer):
     read, fresh = ["cat hat pie dog", "dog cat"], ["hat hat hat"]
     together = audit.memorisation(parrot, tokenizer, read, fresh).read_loss

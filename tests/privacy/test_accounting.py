@@ -59,6 +59,7 @@ def test_nothing_spends_nothing_and_no_noise_all():
     assert privacy.epsilon_of(0.0, SOME, delta=1e-5, rounds=3) == math.inf
 
 
+@pytest.mark.heavy
 def test_more_rounds_cost_more():
     spent = [privacy.epsilon_of(1.0, SOME, delta=1e-5, rounds=n) for n in (1, 2, 10)]
     assert np.all(np.diff(spent) > 0)

@@ -57,6 +57,7 @@ def test_an_account_is_what_dp_accounting_says(name):
     assert found == pytest.approx(directly(), abs=1e-6)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", ["fixed_size", "uploads", "row_steps"])
 def test_calibrated_noise_costs_what_was_asked_for(name):
     account, _ = DIRECTLY[name]

@@ -51,6 +51,7 @@ def ask(tokenizer, monkeypatch, tmp_path):
     return go
 
 
+@pytest.mark.heavy
 def test_a_host_hears_the_question_and_the_key_and_nothing_else(ask):
     with host(saying(completion())) as (url, heard):
         ask(url)

@@ -72,6 +72,7 @@ def test_answers_over_http_are_those_of_the_local_model(served, log, prompt):
     assert sent == [f"in pear {text}" if prompt else text for text in TEXTS]
 
 
+@pytest.mark.heavy
 def test_a_prefix_is_sent_with_every_prompt(served, log):
     tokenizer = served.tokenizer
     prompts, mask = batch_of(tokenizer)
@@ -86,6 +87,7 @@ def test_a_prefix_is_sent_with_every_prompt(served, log):
     assert [line["prompt"] for line in seen_by(log)] == TEXTS * 2
 
 
+@pytest.mark.heavy
 def test_scores_over_http_are_those_of_the_local_model(served):
     """Where all log-probabilities come back; else a candidate has at most what they leave."""
     tokenizer, size = served.tokenizer, len(served.tokenizer)
@@ -122,6 +124,7 @@ def test_a_chat_is_asked_a_message_at_a_time(served, log):
     assert {line["endpoint"] for line in seen_by(log)} == {"/v1/chat/completions"}
 
 
+@pytest.mark.heavy
 def test_other_end_tokens_are_stop_texts(served):
     tokenizer = served.tokenizer
     prompts, mask = batch_of(tokenizer, TEXTS[:1])

@@ -148,6 +148,7 @@ def template_tokens(tokenizer):
     return 1 + public_tokens(question, literals, offsets_fn=offsets_of(tokenizer))  # and bos
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", METHODS)
 def test_records_and_the_provider_s_log_agree_to_the_token(
     name, served, clients, tokenizer, tmp_path

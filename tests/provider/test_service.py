@@ -68,6 +68,7 @@ def greedy(served, text, num_new):
     return ids, np.asarray(tokens)[0].tolist()
 
 
+@pytest.mark.heavy
 def test_completions_are_the_model_s_greedy_ones(plain, served):
     found = plain.completions.create(model="builtin", prompt=TEXTS, max_tokens=6, temperature=0)
     each = [greedy(served, text, 6) for text in TEXTS]
@@ -81,6 +82,7 @@ def test_completions_are_the_model_s_greedy_ones(plain, served):
     assert (found.model, found.object) == ("builtin", "text_completion")
 
 
+@pytest.mark.heavy
 def test_log_probabilities_are_the_model_s_own(plain, served):
     found = plain.completions.create(model="builtin", prompt=TEXTS[0], max_tokens=3, logprobs=4)
     ids, tokens = greedy(served, TEXTS[0], 3)
@@ -94,6 +96,7 @@ def test_log_probabilities_are_the_model_s_own(plain, served):
         assert list(top) == [served.token_texts[i] for i in best]
 
 
+@pytest.mark.heavy
 def test_a_chat_goes_through_the_template(plain, served):
     messages = [{"role": "user", "content": TEXTS[0].rstrip("\n")}]
     limits = {"max_tokens": 5, "logprobs": True, "top_logprobs": 2}
@@ -317,6 +320,7 @@ def test_prompts_of_many_lengths_share_a_few_programs(served, monkeypatch):
     }
 
 
+@pytest.mark.heavy
 def test_a_prompt_fills_the_context_to_the_last_token(served):
     most = served.context
     (found,) = complete(served, [[5] * (most - 3)], max_tokens=3, num_top=1)

@@ -44,6 +44,7 @@ def asked(model, served):
     return np.asarray(model.next_scores(PROMPT, prompts, mask, jnp.asarray(best)))
 
 
+@pytest.mark.heavy
 def test_a_soft_prompt_at_a_provider_gives_the_scores_of_the_local_model(served, url):
     model = connect(url, "tiny", served.tokenizer, access=Access.EMBEDDINGS)
     np.testing.assert_allclose(asked(model, served), asked(served.model, served), atol=1e-5)

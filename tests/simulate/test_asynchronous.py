@@ -141,6 +141,7 @@ def test_a_stale_update_is_from_its_replica_and_counts_by_its_age(exponent):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("make", [fed_avg, scaffold, over_a_wire])
 def test_an_interrupted_run_ends_with_the_same_bits(make, tmp_path):
     straight = play(make(), 9, **SLOW)
@@ -169,6 +170,7 @@ def test_a_resumed_run_must_be_of_the_same_kind(tmp_path):
         play(fed_avg(), 2, directory=tmp_path, resume=True)
 
 
+@pytest.mark.heavy
 def test_chunks_and_executors_change_nothing():
     reference = play(fed_avg(), 5, **SLOW)[-1][0]
     for plan in ({"chunk_size": 1}, {"executor": fp.host}):

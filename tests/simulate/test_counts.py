@@ -47,6 +47,7 @@ def dropping(algorithm, lost):
     return algorithm._replace(client=algorithm.client._replace(update=update))
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("executor", [fp.device, fp.host])
 def test_six_clients_of_three_steps_ask_eighteen_times(executor):
     """Chunks of 4 lanes: the second has two lanes of padding, which ask nothing."""
@@ -77,6 +78,7 @@ def test_what_is_no_count_stays_a_weighted_mean():
     assert "queries" not in plain
 
 
+@pytest.mark.heavy
 def test_two_points_ask_twice_for_each_direction():
     for num_directions in (1, 3):
         loss_fn = two_point(counting_loss, num_directions=num_directions)

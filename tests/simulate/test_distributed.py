@@ -82,6 +82,7 @@ def test_two_processes_are_one(found, straight):
         assert_close(straight[ROUNDS - 1], each["fresh"][0])
 
 
+@pytest.mark.heavy
 def test_records_are_those_of_one_process_and_written_once(found, folder):
     expected = [record for _, record in scaffold(ROUNDS)]
     timed = {"seconds", "tokens_per_second", "padding"}
@@ -95,6 +96,7 @@ def test_records_are_those_of_one_process_and_written_once(found, folder):
     assert kept == list(found[0]["fresh"][1])
 
 
+@pytest.mark.heavy
 def test_each_process_prepares_its_own_lanes(found):
     """Chunks have 8 lanes, the first 4 of them the first process's."""
     for number, each in enumerate(found):
@@ -105,6 +107,7 @@ def test_each_process_prepares_its_own_lanes(found):
         assert set(each["visits"][: -len(expected)]) <= {0}  # whose shapes are looked at first
 
 
+@pytest.mark.heavy
 def test_a_state_lies_with_its_owner(folder):
     """Client i with process i mod 2, each in files of its own."""
     seen = set().union(*(draw(fp.uniform(6), 10, seed=0, round=r) for r in range(ROUNDS)))
@@ -115,6 +118,7 @@ def test_a_state_lies_with_its_owner(folder):
         assert set(ids) == {i for i in seen if i % 2 == part}
 
 
+@pytest.mark.heavy
 def test_one_process_goes_on_where_two_stopped(folder, straight):
     rest = scaffold(ROUNDS + 2, directory=folder / "fresh", resume=True)
     assert len(rest) == 2
@@ -130,17 +134,20 @@ def test_one_process_goes_on_where_two_stopped(folder, straight):
     assert held.client_ids.tolist() == sorted(seen)
 
 
+@pytest.mark.heavy
 def test_two_processes_go_on_where_one_stopped(found, straight):
     for each in found:
         assert [record["round"] for record in each["went on"][1]] == [2, 3]
         assert_close(straight[ROUNDS - 1], each["went on"][0])
 
 
+@pytest.mark.heavy
 def test_both_refuse_a_folder_that_holds_a_run(found):
     for each in found:
         assert "holds another run" in each["refused"]
 
 
+@pytest.mark.heavy
 def test_a_model_is_split_within_each_process(found):
     """Error feedback over clients:2,model:2, and what is deployed, read by both."""
     algorithm = layouts.make_algorithms()["top_k"]

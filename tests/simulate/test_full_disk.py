@@ -37,6 +37,7 @@ def play(rounds, **plan):
     )
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("room", [0, 100, 400, 1500, 6000, 20_000])
 def test_a_run_that_finds_no_room_says_so_and_goes_on_when_there_is_some(tmp_path, room):
     """Records, states of clients, their index, checkpoints: whichever is the first not to fit."""

@@ -109,6 +109,7 @@ class Killed(BaseException):
     """The end of a process, between two calls."""
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("end", ["budget", "kill"])
 def test_a_run_that_ended_within_a_round_is_resumed_without_paying_twice(
     served, prompts, tmp_path, end
@@ -141,6 +142,7 @@ def test_a_run_that_ended_within_a_round_is_resumed_without_paying_twice(
     assert spent(kept / "journal.jsonl").queries == ROUNDS * CLIENTS * ROWS * PROMPTS
 
 
+@pytest.mark.heavy
 def test_a_client_that_is_not_answered_is_left_out_if_so_configured(served, prompts, tmp_path):
     algorithm = poll(TEXT, prompts)
     journal, log = tmp_path / "journal.jsonl", tmp_path / "log"

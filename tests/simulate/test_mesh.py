@@ -79,6 +79,7 @@ def test_no_layout_matters_to_any_kind(found, rest, layout, name):
     assert_alike(found["one", name], rest[layout, name])
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", ["codes", "buffered"])
 def test_devices_do_not_matter_to(found, name):
     """A base of codes whose blocks are split, and clients that begin from several replicas."""
@@ -86,6 +87,7 @@ def test_devices_do_not_matter_to(found, name):
     assert_close(one[name], split[name])
 
 
+@pytest.mark.heavy
 def test_no_device_holds_the_whole_base(found):
     """Norms, a per cent or two of this small base, are whole everywhere."""
     held = [found["held"][layout] for layout in layouts.LAYOUTS]
@@ -102,6 +104,7 @@ def of_base_size(crossed):
     return [item for item in crossed if tuple(sorted(item[1])) in base_sizes()]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("layout", layouts.LAYOUTS)
 def test_no_base_matrix_crosses_between_devices(found, layout):
     crossed, _ = found["compiled"][layout]
@@ -109,12 +112,14 @@ def test_no_base_matrix_crosses_between_devices(found, layout):
     assert of_base_size(crossed) == []
 
 
+@pytest.mark.heavy
 def test_a_base_split_along_the_clients_would_be_gathered(found):
     """The law above would notice."""
     gathered = {shape for kind, shape in of_base_size(found["misplaced"][0])}
     assert {(40, 32), (40, 48)} <= gathered
 
 
+@pytest.mark.heavy
 def test_only_sums_cross_between_clients(found):
     """One sum for the adapter; what is gathered are reports, a number a client."""
     crossed, _ = found["compiled"]["clients:8"]
@@ -125,6 +130,7 @@ def test_only_sums_cross_between_clients(found):
     )
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("layout", "overhead"), list(zip(layouts.LAYOUTS, (1.05, 1.2, 1.7), strict=True))
 )
@@ -133,6 +139,7 @@ def test_each_device_computes_its_share(found, layout, overhead):
     assert found["compiled"][layout][1] <= overhead * found["alone"] / 8
 
 
+@pytest.mark.heavy
 def test_a_checkpoint_restores_on_another_layout(found):
     """From one device to 4 x 2 and back, client states included."""
     for state in found["resumed"]:

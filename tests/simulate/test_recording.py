@@ -34,6 +34,7 @@ def test_recording_changes_no_result(tmp_path):
         jax.tree.map(np.testing.assert_array_equal, one.shared, other.shared)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("executor", [fedjax_post.device, fedjax_post.host])
 def test_recorded_uploads_average_to_the_servers_step(tmp_path, executor):
     algorithm = fed_avg(toy_loss, optax.sgd(0.1))

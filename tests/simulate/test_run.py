@@ -93,6 +93,7 @@ SLOW_RUN = """
 """
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_killed_run_is_resumed_to_the_same_bits(tmp_path, how):
     process = subprocess.Popen(
@@ -131,6 +132,7 @@ LEFT_OPEN = """
 """
 
 
+@pytest.mark.heavy
 def test_a_program_that_ends_in_the_middle_of_a_run_saves_it(tmp_path):
     held, raised = tmp_path / "held", tmp_path / "raised"
     ended = subprocess.run(

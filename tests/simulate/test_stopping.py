@@ -100,6 +100,7 @@ def test_what_is_muted_stays_so():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("signum", SIGNALS)
 def test_a_second_signal_ends_a_program_at_once(signum):
     code = """
@@ -157,6 +158,7 @@ def test_in_a_notebook_too_a_round_is_finished_and_kept(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, straight, resumed)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("executor", [fp.device, fp.host])
 def test_a_round_ends_between_two_chunks_of_clients(tmp_path, monkeypatch, executor):
     visited = []

@@ -26,6 +26,7 @@ GIVEN = {"params": toy_params(), "rounds": 3}
 EXACT = ("round", "cohort", "num_steps", "num_tokens", "bytes_up", "bytes_down", "dropped")
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("sampler", [fp.uniform(3), fp.poisson(3)], ids=["uniform", "poisson"])
 @pytest.mark.parametrize("name", MAKERS)
 def test_every_run_equals_itself_alone(name, sampler):
@@ -51,6 +52,7 @@ def test_every_run_equals_itself_alone(name, sampler):
                 assert own["loss"] == pytest.approx(record["loss"], rel=1e-4)
 
 
+@pytest.mark.heavy
 def test_a_sweep_that_was_left_goes_on_to_the_same_bits(tmp_path):
     make, settings = MAKERS["scaffold"]
 

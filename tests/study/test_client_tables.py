@@ -51,6 +51,7 @@ def assert_scores(line, expected):
         assert line[name] == pytest.approx(expected[name], rel=1e-5)
 
 
+@pytest.mark.heavy
 def test_each_client_is_scored_on_its_own_held_out_rows(ended):
     parts, state, _, lines = ended
     found = of_table(lines, "shared")
@@ -64,6 +65,7 @@ def test_each_client_is_scored_on_its_own_held_out_rows(ended):
         assert_scores(line, score(*deployed, parts.heldout._replace(rows=own)))
 
 
+@pytest.mark.heavy
 def test_personal_models_side_by_side_score_as_one_after_the_other(ended):
     parts, state, summary, lines = ended
     found = of_table(lines, "personal")
@@ -83,6 +85,7 @@ def test_personal_models_side_by_side_score_as_one_after_the_other(ended):
     assert summary["personal"] == pytest.approx(means)
 
 
+@pytest.mark.heavy
 def test_held_out_clients_never_train_and_are_scored_on_all_their_rows(ended, tiny_rows):
     parts, state, summary, lines = ended
     (name,) = parts.data.apart.names
@@ -103,6 +106,7 @@ def test_held_out_clients_never_train_and_are_scored_on_all_their_rows(ended, ti
     assert summary["population"]["heldout_clients"] == 1
 
 
+@pytest.mark.heavy
 def test_an_evaluation_makes_the_tables_of_the_run(ended):
     parts, _, summary, lines = ended
     found = study.evaluate(parts.plan.directory)
@@ -116,6 +120,7 @@ def test_an_evaluation_makes_the_tables_of_the_run(ended):
         assert word in shown
 
 
+@pytest.mark.heavy
 def test_another_share_of_held_out_clients_is_another_run(ended):
     parts, *_ = ended
     with pytest.raises(ValueError, match="data.heldout_clients=0.5 differs from the run in"):

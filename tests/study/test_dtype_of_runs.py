@@ -39,6 +39,7 @@ def spec_of(model, rows, **changes):
     return base.put(changes)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(("first", "other"), [(True, False), (False, True)])
 def test_a_run_keeps_the_dtype_of_the_machine_that_began_it(
     first, other, machine, narrow_folder, tiny_rows, tmp_path

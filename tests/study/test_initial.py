@@ -31,6 +31,7 @@ def first(request, tiny_folder, tiny_rows, tmp_path_factory):
     return spec, folder
 
 
+@pytest.mark.heavy
 def test_training_starts_where_the_adapter_ended(first, tmp_path):
     spec, folder = first
     for where in (folder, folder / "adapter"):
@@ -47,6 +48,7 @@ def test_training_starts_where_the_adapter_ended(first, tmp_path):
             np.testing.assert_array_equal(after[key], value)
 
 
+@pytest.mark.heavy
 def test_what_does_not_fit_is_refused(first, tmp_path):
     spec, folder = first
     other = {"lora": {"adapter.rank": 3}, "soft_prompt": {"adapter.prompt_length": 3}}

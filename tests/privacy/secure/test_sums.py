@@ -117,6 +117,7 @@ def test_how_a_run_is_carried_out_changes_no_bit(plan):
     np.testing.assert_array_equal(play(secured(), **plan)[0].shared, play(secured())[0].shared)
 
 
+@pytest.mark.heavy
 def test_the_host_executor_computes_the_same():
     """Up to the rounding of floats before they are codes, and after."""
     one, other = (play(secured(), **plan)[0].shared for plan in ({}, {"executor": host}))
@@ -174,6 +175,7 @@ def test_masks_are_new_in_every_round_and_differ_between_clients():
     assert len(np.unique(same)) == same.size
 
 
+@pytest.mark.heavy
 def test_rounds_of_any_cohort_open():
     """Poisson cohorts: sizes differ, and so do the lanes of padding."""
     algorithm = secured(threshold=2)
@@ -213,6 +215,7 @@ def test_with_equal_weights_under_privacy_it_is_the_fixed_mean(weigh_fn):
     np.testing.assert_allclose(play(secured(private))[0].shared, play(private)[0].shared, atol=1e-6)
 
 
+@pytest.mark.heavy
 def test_noise_of_clients_has_the_deviation_that_is_accounted():
     """z times the bound, in the sum of `threshold` clients; more clients add more."""
     zeros = np.zeros((4, 5000), np.float32)
