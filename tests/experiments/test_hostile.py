@@ -18,7 +18,7 @@ KINDS = ("--model=builtin-instruct", "--dataset=builtin-kinds", "--template={ins
 BACKDOOR = "--poison=backdoor('blue', 'food'), scaled(3)"
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_a_backdoor_works_unprotected_and_a_median_stops_it(call, tmp_path, capsys):
     ends = {}
     for name, more in {"mean": (), "median": ("--aggregate=coordinate_median",)}.items():

@@ -74,8 +74,17 @@ def told(directory):
     return {name: sum(line[name] for line in lines if line["outside"]) for name in names}
 
 
+# One method of each form of a question; the others take minutes
+OVER_ROUNDS = [
+    pytest.param(
+        name, marks=[] if name in {"bdpl", "fed_bbpt", "manual_prompt"} else [pytest.mark.slow]
+    )
+    for name in METHODS
+]
+
+
 @pytest.mark.heavy
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", OVER_ROUNDS)
 def test_an_algorithm_s_counts_are_the_meter_s_over_several_rounds(name, tiny_folder, tiny_rows):
     """On the host, with clients of unlike size: padded rows and steps are not sent."""
     spec = spec_of(name, tiny_folder, tiny_rows).put({"training.local_steps": None})
