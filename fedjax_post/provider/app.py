@@ -4,15 +4,16 @@ Requests without the key, or with a declared size above the limit, are refused b
 read.
 """
 
-import uuid
 from functools import partial
 from typing import Any
 
+from fedjax_post.provider import desk, streaming
 from fedjax_post.provider.refusals import Refusal
 from fedjax_post.provider.service import Provider
 
 EXTRA = "install the extra: pip install 'fedjax_post[hosted]'"
 _SECONDS = 30.0  # time limit for a body to arrive
+_WORKERS = 512  # threads that answer: all connections, so that none waits for another's compilation
 
 
 def make_app(provider: Provider) -> Any:
@@ -22,55 +23,58 @@ def make_app(provider: Provider) -> Any:
       ImportError: if the extra `hosted` is not installed.
     """
     try:
+        import anyio
         from starlette.applications import Starlette
         from starlette.routing import Route
     except ImportError as error:
         raise ImportError(f"a provider is served by starlette; {EXTRA}") from error
-    ask, models = partial(_ask, provider=provider), partial(_models, provider=provider)
-    routes = [
-        Route("/v1/completions", partial(ask, chat=False), methods=["POST"]),
-        Route("/v1/chat/completions", partial(ask, chat=True), methods=["POST"]),
-        Route("/v1/models", models),
-        Route("/v1/models/{name:path}", models),
-    ]
+    serve = partial(_serve, provider=provider, limiter=anyio.CapacityLimiter(_WORKERS))
     return Starlette(
-        routes=routes,
+        routes=[Route("/{path:path}", serve, methods=["GET", "POST", "DELETE"])],
         exception_handlers={404: _not_found, 405: _not_found, Exception: _internal_error},
     )
 
 
-async def _ask(request: Any, *, provider: Provider, chat: bool) -> Any:
+async def _serve(request: Any, *, provider: Provider, limiter: Any) -> Any:
     import anyio
-    from starlette.responses import JSONResponse
 
-    name = f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}"
     try:
-        content = await _receive(request, provider, name)
+        operation = desk.find(provider, request.method, request.url.path)
     except Refusal as refusal:
-        write = partial(provider.log.write_outcome, name, status=refusal.status)
-        await anyio.to_thread.run_sync(partial(write, error=str(refusal)))
         return _refusal_response(refusal, is_read=False)
+    name, content = desk.fresh_id(operation), b""
     try:
-        await anyio.sleep(provider.settings.latency)
+        if request.method == "GET":
+            provider.check_key(request.headers.get("authorization", ""))
+        else:
+            content = await _receive(request, provider, name)
+    except Refusal as refusal:
+        if request.method != "GET":
+            write = partial(provider.log.write_outcome, name, status=refusal.status)
+            await anyio.to_thread.run_sync(partial(write, error=str(refusal)))
+        return _refusal_response(refusal, is_read=request.method == "GET")
+    incoming = desk.Incoming(name, content, _content_type(request), dict(request.query_params))
+    try:
+        if operation.waits:
+            await anyio.sleep(provider.settings.latency)
         # Work that has begun is finished, logged and charged, even if the client disconnects.
-        work = partial(provider.answer, content, chat=chat, request=name)
-        return JSONResponse(await anyio.to_thread.run_sync(work))
+        work = partial(anyio.to_thread.run_sync, limiter=limiter)
+        return _response(await work(operation.run, incoming))
     except Refusal as refusal:
         return _refusal_response(refusal)
 
 
-async def _models(request: Any, *, provider: Provider) -> Any:
-    from starlette.responses import JSONResponse
+def _response(found: Any) -> Any:
+    """Returns the response to a request; a list is streamed."""
+    from starlette.responses import JSONResponse, StreamingResponse
 
-    name, wanted = provider.served.name, request.path_params.get("name")
-    card = {"id": name, "object": "model", "owned_by": "fedjax_post", "created": 0}
-    try:
-        provider.check_key(request.headers.get("authorization", ""))
-        if wanted not in (None, name):
-            raise provider.no_model(wanted)
-    except Refusal as refusal:
-        return _refusal_response(refusal)
-    return JSONResponse({"object": "list", "data": [card]} if wanted is None else card)
+    if isinstance(found, list):
+        return StreamingResponse(streaming.events(found), media_type="text/event-stream")
+    return JSONResponse(found)
+
+
+def _content_type(request: Any) -> str:
+    return request.headers.get("content-type", "")
 
 
 async def _not_found(request: Any, error: Exception) -> Any:
@@ -99,6 +103,8 @@ async def _receive(request: Any, provider: Provider, name: str) -> bytes:
     import anyio
 
     where = {"peer": request.client.host if request.client else "", "endpoint": request.url.path}
+    if (content_type := _content_type(request)).startswith("multipart/"):
+        where["content_type"] = content_type  # its boundary is needed to read the body
 
     async def note(body: bytes | None, size: int | None) -> None:
         write = lambda: provider.log.write_arrival(name, body=body, size=size, **where)

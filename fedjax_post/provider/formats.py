@@ -29,18 +29,20 @@ class Asked(NamedTuple):
     num_top: int | None
     user: str
     soft_prompt: str | None = None  # of completions, see `soft_prompts`
+    stream: bool = False  # whether the answer is sent in pieces, see `streaming`
+    with_usage: bool = False  # whether a last piece has the usage
 
 
 Render = Callable[[list[dict[str, str]]], str]  # the messages of a chat as one text
 
-_HONOURED = {"model", "user", "stop", "max_tokens", "logprobs"}
+_HONOURED = {"model", "user", "stop", "max_tokens", "logprobs", "stream", "stream_options"}
 _OF_COMPLETIONS = {"prompt", soft_prompts.FIELD}
 _OF_CHATS = {"messages", "max_completion_tokens", "top_logprobs"}
 # Values with which an unsupported field has no effect.
 _IDLE: Mapping[str, Any] = {
-    "temperature": 0, "top_p": 1, "n": 1, "best_of": 1, "stream": False, "echo": False,
-    "presence_penalty": 0, "frequency_penalty": 0, "logit_bias": {}, "suffix": "", "store": False,
-    "tools": [], "tool_choice": "none", "response_format": {"type": "text"}, "metadata": {},
+    "temperature": 0, "top_p": 1, "n": 1, "best_of": 1, "echo": False, "presence_penalty": 0,
+    "frequency_penalty": 0, "logit_bias": {}, "suffix": "", "store": False, "tools": [],
+    "tool_choice": "none", "response_format": {"type": "text"}, "metadata": {},
 }  # fmt: skip
 _ROLES = ("system", "user", "assistant")
 
@@ -81,43 +83,68 @@ def read_request(body: Mapping[str, Any], *, most: int, render_fn: Render | None
       Refusal: 400, naming the parameter.
     """
     chat = render_fn is not None
-    _refuse_others(body, _HONOURED | (_OF_CHATS if chat else _OF_COMPLETIONS))
+    refuse_others(body, _HONOURED | (_OF_CHATS if chat else _OF_COMPLETIONS))
     texts = _prompts(body) if render_fn is None else [_chat(body, render_fn)]
     user = body.get("user")
     user = "" if user is None else user
     if not isinstance(user, str) or len(user) > _MOST_USER:
-        raise _invalid("user", f"must be a text of at most {_MOST_USER} characters")
+        raise invalid("user", f"must be a text of at most {_MOST_USER} characters")
     room = {n: body[n] for n in ("max_tokens", "max_completion_tokens") if body.get(n) is not None}
     if len(room) > 1:
-        raise _invalid("max_tokens", "and `max_completion_tokens` mean the same; give one")
-    rooms = [_whole(value, name, 1) for name, value in room.items()]
+        raise invalid("max_tokens", "and `max_completion_tokens` mean the same; give one")
+    rooms = [whole(value, name, 1) for name, value in room.items()]
     max_tokens = rooms[0] if rooms else (64 if chat else 16)
     num_top = _num_top_of_chat(body) if chat else body.get("logprobs")
-    if num_top is not None and _whole(num_top, "logprobs") > most:
+    if num_top is not None and whole(num_top, "logprobs") > most:
         what = f"At most {most} log-probabilities are available here, not {num_top}."
         param = "top_logprobs" if chat else "logprobs"
         raise Refusal(400, what, code="logprobs_limit", param=param)
     soft = body.get(soft_prompts.FIELD)
     if soft is not None and not isinstance(soft, str):
-        raise _invalid(soft_prompts.FIELD, "must be a text in base64")
-    return Asked(texts, chat, max_tokens, _stops(body), num_top, user, soft)
+        raise invalid(soft_prompts.FIELD, "must be a text in base64")
+    return Asked(texts, chat, max_tokens, _stops(body), num_top, user, soft, *_streaming(body))
 
 
-def _refuse_others(body: Mapping[str, Any], honoured: set[str]) -> None:
+def refuse_others(body: Mapping[str, Any], honoured: set[str]) -> None:
+    """Checks that a request has only fields that are honoured, or have no effect.
+
+    Raises:
+      Refusal: 400, naming the first other one.
+    """
     for name, value in body.items():
         if name in honoured or value is None or (name in _IDLE and _is_same(value, _IDLE[name])):
             continue
-        what = f"`{name[:64]}`={_brief(value)} is not supported here; leave it out."
+        what = f"`{name[:64]}`={brief(value)} is not supported here; leave it out."
         raise Refusal(400, what, code="unsupported_value", param=name[:64])
+
+
+def _streaming(body: Mapping[str, Any]) -> tuple[bool, bool]:
+    """Returns whether the answer is sent in pieces, and whether the last one has the usage."""
+    stream, options = body.get("stream"), body.get("stream_options")
+    if stream is not None and not isinstance(stream, bool):
+        raise invalid("stream", f"must be true or false, not {brief(stream)}")
+    if options is None:
+        return bool(stream), False
+    known = isinstance(options, dict) and options.keys() <= {"include_usage"}
+    usage = options.get("include_usage", False) if known else None
+    if not stream or not isinstance(usage, bool):
+        raise invalid("stream_options", "must be {include_usage: true or false}, with `stream`")
+    return True, usage
+
+
+def renderer(tokenizer: Any) -> Render:
+    """Returns the function from the messages of a chat to the prompt of the next answer."""
+    options = {"add_generation_prompt": True, "tokenize": False}
+    return lambda messages: tokenizer.apply_chat_template(messages, **options)
 
 
 def _prompts(body: Mapping[str, Any]) -> list[str]:
     prompt = body.get("prompt")
     texts: list[Any] = prompt if isinstance(prompt, list) else [prompt]
     if not texts or not all(isinstance(text, str) for text in texts):
-        raise _invalid("prompt", "must be a text or a list of texts, at least one")
+        raise invalid("prompt", "must be a text or a list of texts, at least one")
     if len(texts) > MOST_PROMPTS:
-        raise _invalid("prompt", f"has {len(texts)} texts; at most {MOST_PROMPTS} are allowed")
+        raise invalid("prompt", f"has {len(texts)} texts; at most {MOST_PROMPTS} are allowed")
     return texts
 
 
@@ -125,34 +152,42 @@ def _chat(body: Mapping[str, Any], render_fn: Render) -> str:
     messages = body.get("messages")
     if not isinstance(messages, list) or not 0 < len(messages) <= MOST_PROMPTS:
         what = f"must be a list of 1 to {MOST_PROMPTS} of {{role, content}}"
-        raise _invalid("messages", what)
-    read = [_message(message, i) for i, message in enumerate(messages)]
+        raise invalid("messages", what)
+    read = [read_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
     try:
         text = render_fn(read)
     except Exception as error:  # templates are programs and may raise any error
         what = f"do not suit this model's chat template: {str(error)[:200]}"
-        raise _invalid("messages", what) from None
+        raise invalid("messages", what) from None
     for i, message in enumerate(read):
         if message["role"] == "system" and message["content"].strip() not in text:
-            raise _invalid(f"messages[{i}]", "is left out by this model's chat template")
+            raise invalid(f"messages[{i}]", "is left out by this model's chat template")
     return text
 
 
-def _message(message: Any, i: int) -> dict[str, str]:
-    where = f"messages[{i}]"
+def read_message(message: Any, where: str) -> dict[str, str]:
+    """Returns the role and the text of a message.
+
+    Args:
+      message: with its content as a text, or as parts of text.
+      where: its place, for refusals, such as messages[0].
+
+    Raises:
+      Refusal: 400, for anything else.
+    """
     if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-        raise _invalid("messages", f"must be a list of {{role, content}}; look at number {i}")
+        raise invalid("messages", f"must be a list of {{role, content}}; look at {where}")
     if message["role"] not in _ROLES:
-        raise _invalid(f"{where}.role", f"must be one of {', '.join(_ROLES)}")
+        raise invalid(f"{where}.role", f"must be one of {', '.join(_ROLES)}")
     for name, value in message.items():
         if name not in ("role", "content") and value is not None:
-            raise _invalid(f"{where}.{name[:64]}", "is not supported here; leave it out")
+            raise invalid(f"{where}.{name[:64]}", "is not supported here; leave it out")
     content = message["content"]
     parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
     for part in parts:
         is_text = isinstance(part, dict) and part.keys() == {"type", "text"}
         if not is_text or part["type"] != "text" or not isinstance(part["text"], str):
-            raise _invalid(f"{where}.content", "must be a text, or a list of {type: text, text}")
+            raise invalid(f"{where}.content", "must be a text, or a list of {type: text, text}")
     return {"role": message["role"], "content": "".join(part["text"] for part in parts)}
 
 
@@ -160,28 +195,30 @@ def _stops(body: Mapping[str, Any]) -> tuple[str, ...]:
     stop = body.get("stop")
     stops = [] if stop is None else [stop] if isinstance(stop, str) else stop
     if not isinstance(stops, list) or not all(isinstance(text, str) and text for text in stops):
-        raise _invalid("stop", "must be a text or a list of texts, none of them empty")
+        raise invalid("stop", "must be a text or a list of texts, none of them empty")
     if len(stops) > _MOST_STOPS:
-        raise _invalid("stop", f"has {len(stops)} texts; at most {_MOST_STOPS} are allowed")
+        raise invalid("stop", f"has {len(stops)} texts; at most {_MOST_STOPS} are allowed")
     return tuple(stops)
 
 
 def _num_top_of_chat(body: Mapping[str, Any]) -> int | None:
     wanted, num_top = body.get("logprobs"), body.get("top_logprobs")
     if wanted is not None and not isinstance(wanted, bool):
-        raise _invalid("logprobs", "must be true or false in a chat")
+        raise invalid("logprobs", "must be true or false in a chat")
     if num_top is not None and not wanted:
-        raise _invalid("top_logprobs", "needs `logprobs`: true")
-    return _whole(num_top or 0, "top_logprobs") if wanted else None
+        raise invalid("top_logprobs", "needs `logprobs`: true")
+    return whole(num_top or 0, "top_logprobs") if wanted else None
 
 
-def _whole(value: Any, name: str, least: int = 0) -> int:
+def whole(value: Any, name: str, least: int = 0) -> int:
+    """Returns a whole number of at least `least`; raises Refusal, naming the parameter."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise _invalid(name, f"must be a whole number of at least {least}, not {_brief(value)}")
+        raise invalid(name, f"must be a whole number of at least {least}, not {brief(value)}")
     return value
 
 
-def _invalid(param: str, what: str) -> Refusal:
+def invalid(param: str, what: str) -> Refusal:
+    """Returns the refusal of a parameter's value."""
     return Refusal(400, f"`{param}` {what}.", code="invalid_value", param=param)
 
 
@@ -189,7 +226,8 @@ def _is_same(value: Any, idle: Any) -> bool:
     return isinstance(value, bool) == isinstance(idle, bool) and value == idle
 
 
-def _brief(value: Any) -> str:
+def brief(value: Any) -> str:
+    """Returns a JSON value as one short line."""
     text = json.dumps(value)
     return text if len(text) <= 80 else f"{text[:80]}..."
 

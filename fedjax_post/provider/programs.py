@@ -19,7 +19,11 @@ class Programs:
         self._lock, self._device = threading.Lock(), threading.Lock()
 
     def run(self, fn: Callable, *args: Any, **static: Any) -> Any:
-        """Returns a function's result as numpy arrays.
+        """Returns a function's result as numpy arrays, see `compute`."""
+        return jax.device_get(self.compute(fn, *args, **static))
+
+    def compute(self, fn: Callable, *args: Any, **static: Any) -> Any:
+        """Returns a function's result, once it is computed.
 
         Args:
           fn: pure function of `args` and `static`.
@@ -38,7 +42,7 @@ class Programs:
             if slot.program is None:
                 slot.program = jax.jit(partial(fn, **static)).lower(*args).compile()
         with self._device:
-            return jax.device_get(slot.program(*args))
+            return jax.block_until_ready(slot.program(*args))
 
 
 class _Slot:

@@ -98,6 +98,19 @@ def make_served(name: str, model: LanguageModel, tokenizer: Any, params: PyTree 
     return Served(name, model, tokenizer, params, fingerprint, names, longest, Programs())
 
 
+def adapted(served: Served, name: str, model: LanguageModel, params: PyTree) -> Served:
+    """Returns a model that is served under another name, with an adapter over the same base.
+
+    Args:
+      served: the base.
+      name: that answers carry.
+      model: the base, prepared for the adapter.
+      params: of the adapter.
+    """
+    fingerprint = f"fp_{_checksum(model, params):08x}"
+    return served._replace(name=name, model=model, params=params, fingerprint=fingerprint)
+
+
 def complete(
     served: Served,
     prompts: Sequence[Sequence[int]],
@@ -115,7 +128,7 @@ def complete(
       stop: texts that end an answer and are not part of it.
       num_top: number of log-probabilities at each position; None: none.
     """
-    most = served.context - _room(max_tokens)
+    most = served.context - room_of(max_tokens)
     found = []
     for start in range(0, len(prompts), MOST_ROWS):
         part = prompts[start : start + MOST_ROWS]
@@ -130,7 +143,7 @@ def complete(
 
 def _answers(served, rows, mask, *, max_tokens, num_top):
     """Returns tokens `[B, T]`, and if requested, their and the most likely log-probabilities."""
-    tokenizer, room = served.tokenizer, _room(max_tokens)
+    tokenizer, room = served.tokenizer, room_of(max_tokens)
     room = min(room, served.context - rows.shape[1])
     ends = {"eos_id": tokenizer.eos_token_id, "pad_id": pad_id_of(tokenizer)}
     if num_top is None or room > 1:
@@ -140,7 +153,7 @@ def _answers(served, rows, mask, *, max_tokens, num_top):
             return tokens[:, :max_tokens], None, None
     else:
         tokens = None
-    size = min(max(_room(num_top), 1), served.model.config.vocab_size)
+    size = min(max(room_of(num_top), 1), served.model.config.vocab_size)
     places = (served.model, served.params, rows, mask, tokens)
     tokens, chosen, values, ids = (
         x[:, :max_tokens] for x in served.programs.run(_likely, *places, num_top=size)
@@ -207,7 +220,7 @@ def _by_name(texts, values, ids) -> dict[str, float]:
 
 
 def _pad_left(prompts, tokenizer, *, width):
-    rows = np.full((_room(len(prompts)), width), pad_id_of(tokenizer), np.int32)
+    rows = np.full((room_of(len(prompts)), width), pad_id_of(tokenizer), np.int32)
     mask = np.zeros(rows.shape, bool)
     for i, asked in enumerate(prompts):
         rows[i, width - len(asked) :] = asked
@@ -216,14 +229,14 @@ def _pad_left(prompts, tokenizer, *, width):
     return jnp.asarray(rows), jnp.asarray(mask)
 
 
-def _room(count: int) -> int:
-    """Returns the next power of two."""
+def room_of(count: int) -> int:
+    """Returns the next power of two, to which sizes of programs are rounded up."""
     return 1 << max(0, count - 1).bit_length()
 
 
 def _width(longest: int, most: int) -> int:
     """Returns the number of tokens that prompts are padded to."""
-    return max(longest, min(most, max(SHORTEST, _room(longest))))
+    return max(longest, min(most, max(SHORTEST, room_of(longest))))
 
 
 def _checksum(model, params) -> int:

@@ -1,4 +1,4 @@
-"""A provider: a model behind the OpenAI completions and chat formats, with its own terms.
+"""A provider: a model behind the OpenAI formats, with its own terms.
 
 To measure what a federation gives up with a hosted model, a host is needed that charges, limits,
 refuses, changes its model and shuts down; each of these is a setting here. The log records
@@ -6,9 +6,10 @@ everything that the provider saw, whether it answered or not; see `log`.
 
 Answers are greedy, and requests for other sampling are refused as unsupported. Requests are read,
 checked and tokenised in parallel. The model computes one batch at a time, so that other requests
-are served between the batches of a large one.
+are served between the batches of a large one, and between the steps of a fine-tuning job.
 """
 
+import contextlib
 import logging
 import math
 import re
@@ -16,17 +17,21 @@ import secrets
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from fedjax_post.provider import formats, soft_prompts
+from fedjax_post.provider import formats, job_requests, soft_prompts, streaming, uploads
 from fedjax_post.provider.codec import encode_prompt
 from fedjax_post.provider.formats import Asked
+from fedjax_post.provider.jobs import Jobs
 from fedjax_post.provider.log import Log
 from fedjax_post.provider.refusals import Refusal
 from fedjax_post.provider.served import Completion, Served, complete
+from fedjax_post.provider.training import Recipe
+from fedjax_post.provider.training_rows import learned, read_lines, texts_of
 
 
 class Settings(NamedTuple):
@@ -34,16 +39,18 @@ class Settings(NamedTuple):
 
     price_prompt: float = 0.0  # for a million tokens
     price_completion: float = 0.0  # for a million tokens
+    price_training: float = 0.0  # for a million tokens, in each epoch of a fine-tuning job
     rate_limit: tuple[int, float] | None = None  # maximum requests in a number of seconds
     latency: float = 0.0  # seconds added to each answer
     log: str | Path | None = None  # JSON lines; None writes no log
-    refused_clients: tuple[str, ...] = ()  # values of `user`
-    refused_pattern: str | None = None  # regular expression; matching prompts are refused
+    refused_clients: tuple[str, ...] = ()  # values of `user`, and names of files without .jsonl
+    refused_pattern: str | None = None  # regular expression; matching prompts, rows are refused
     change_after: int | None = None  # number of answers after which another model answers
     shutdown_after: int | None = None  # number of answers after which all requests are refused
     api_key: str | None = None  # None: open to all
     max_logprobs: int = 20  # at each position
     max_bytes: int = 4 << 20  # of a request's body
+    recipe: Recipe | None = Recipe()  # of fine-tuning; None: it is not offered
 
 
 class Provider:
@@ -77,6 +84,10 @@ class Provider:
             raise ValueError(f"refused_pattern={settings.refused_pattern}: {error}") from None
         self.served, self.settings, self._successor = served, settings, successor
         self.log = Log(settings.log)
+        self.files, self._jobs = uploads.Files(), None
+        if settings.recipe is not None:
+            price = settings.price_training
+            self._jobs = Jobs(settings.recipe, price=price, note=self.log.write_job)
         self.num_answered = 0
         self._recent: deque[float] = deque()
         self._lock = threading.Lock()  # guards `num_answered` and `_recent`
@@ -95,8 +106,26 @@ class Provider:
         if key is not None and not secrets.compare_digest(given, f"Bearer {key}".encode()):
             raise Refusal(401, "Incorrect API key provided.", code="invalid_api_key")
 
-    def answer(self, content: bytes, *, chat: bool, request: str) -> dict[str, Any]:
-        """Returns the answer to a request, after logging it.
+    @property
+    def jobs(self) -> Jobs:
+        """Fine-tuning jobs; raises Refusal, 404, if fine-tuning is not offered."""
+        if self._jobs is None:
+            raise Refusal(404, "This provider does not fine-tune models.", code="not_found")
+        return self._jobs
+
+    def models(self) -> list[str]:
+        """Returns the names of all models, those that were fine-tuned last."""
+        return [self.served.name, *(self._jobs.models if self._jobs else ())]
+
+    def close(self) -> None:
+        """Cancels all fine-tuning jobs, and returns once none is trained."""
+        if self._jobs is not None:
+            self._jobs.close()
+
+    def answer(
+        self, content: bytes, *, chat: bool, request: str
+    ) -> dict[str, Any] | list[dict[str, Any]]:
+        """Returns the answer to a request, after logging it; or its pieces, if it is streamed.
 
         Args:
           content: raw body of the request.
@@ -106,9 +135,81 @@ class Provider:
         Raises:
           Refusal: if it is not answered; this is logged too.
         """
+        with self._logged(request) as facts:
+            return self._answer(content, chat=chat, request=request, facts=facts)
+
+    def upload(self, content: bytes, *, content_type: str, request: str) -> dict[str, Any]:
+        """Returns the card of a new file of rows, after logging it.
+
+        Args:
+          content: raw body of the request, a form.
+          content_type: the header of that name.
+          request: its id.
+
+        Raises:
+          Refusal: if it is not taken; this is logged too.
+        """
+        with self._logged(request) as facts:
+            self._admit()
+            self.jobs.check_room()
+            name, content = uploads.read_form(content, content_type)
+            facts["user"] = name.removesuffix(".jsonl")[:64]
+            self._check_user(facts["user"], param="file")
+            rows = read_lines(content)
+            self._check_texts([texts_of(row) for row in rows], param="file")
+            file = self.files.add(name, rows, size=len(content))
+            self.log.write_outcome(request, status=200, **facts, file=file.id, rows=len(rows))
+            return file.card
+
+    def delete(self, id: str, *, request: str) -> dict[str, Any]:
+        """Deletes a file, after logging it; raises Refusal."""
+        with self._logged(request) as facts:
+            found = self.files.delete(id)
+            self.log.write_outcome(request, status=200, **facts, file=id)
+            return found
+
+    def tune(self, content: bytes, *, request: str) -> dict[str, Any]:
+        """Returns the card of a new fine-tuning job, after logging it.
+
+        Args:
+          content: raw body of the request.
+          request: its id.
+
+        Raises:
+          Refusal: if it is not taken; this is logged too.
+        """
+        with self._logged(request) as facts:
+            served = self._admit()
+            ordered = job_requests.read(formats.read_body(content), self.jobs.recipe)
+            if ordered.model != self.served.name:
+                raise self.no_model(ordered.model)
+            if served.params:
+                what = f"The model {self.served.name!r} has an adapter and is not fine-tuned."
+                raise Refusal(400, what, code="model_not_available", param="model")
+            files = [self.files.get(id, param="training_file") for id in ordered.files]
+            tokenizer, context = served.tokenizer, served.context
+            rows = [
+                row
+                for file in files
+                for row in learned(file.rows, tokenizer, name=file.id, context=context)
+            ]
+            job = self.jobs.create(served, ordered, rows)
+            self.log.write_outcome(request, status=200, **facts, job=job["id"])
+            return job
+
+    def cancel(self, id: str, *, request: str) -> dict[str, Any]:
+        """Returns the card of a job that is cancelled, after logging it; raises Refusal."""
+        with self._logged(request) as facts:
+            found = self.jobs.cancel(id)
+            self.log.write_outcome(request, status=200, **facts, job=id)
+            return found
+
+    @contextlib.contextmanager
+    def _logged(self, request: str) -> Iterator[dict[str, Any]]:
+        """Returns a context with facts on a request; a failure within it is logged with them."""
         facts: dict[str, Any] = {}
         try:
-            return self._answer(content, chat=chat, request=request, facts=facts)
+            yield facts
         except Refusal as refusal:
             self.log.write_outcome(request, status=refusal.status, error=str(refusal), **facts)
             raise
@@ -120,19 +221,16 @@ class Provider:
 
     def _answer(
         self, content: bytes, *, chat: bool, request: str, facts: dict[str, Any]
-    ) -> dict[str, Any]:
+    ) -> dict[str, Any] | list[dict[str, Any]]:
         served = self._admit()
         body = formats.read_body(content)
         user = body.get("user")
         facts["user"] = user[:64] if isinstance(user, str) else ""
-        render_fn = None
-        if chat:
-            options = {"add_generation_prompt": True, "tokenize": False}
-            render_fn = lambda messages: served.tokenizer.apply_chat_template(messages, **options)
+        render_fn = formats.renderer(served.tokenizer) if chat else None
         most = self.settings.max_logprobs
         asked = formats.read_request(body, most=most, render_fn=render_fn)
-        served = _with_soft_prompt(served, asked.soft_prompt)
-        prompts = self._tokens_of(asked, served, body.get("model"))
+        served = _with_soft_prompt(self._find(body.get("model"), served), asked.soft_prompt)
+        prompts = self._tokens_of(asked, served)
         answers = complete(
             served, prompts, max_tokens=asked.max_tokens, stop=asked.stop, num_top=asked.num_top
         )
@@ -143,7 +241,10 @@ class Provider:
         self.log.write_outcome(
             request, status=200, **facts, model=served.name, answers=texts, **usage
         )
-        return formats.response(served, asked, answers, usage=usage, request=request)
+        answer = formats.response(served, asked, answers, usage=usage, request=request)
+        if not asked.stream:
+            return answer
+        return list(streaming.chunks(answer, with_usage=asked.with_usage))
 
     def _admit(self) -> Served:
         """Returns the model that answers the next request; raises Refusal if none is accepted."""
@@ -172,17 +273,30 @@ class Provider:
             raise Refusal(429, what, code="rate_limit_exceeded", headers=wait)
         self._recent.append(now)
 
-    def _tokens_of(self, asked: Asked, served: Served, name: Any) -> list[list[int]]:
-        """Returns the tokens of the prompts; raises Refusal if they may not be answered."""
-        if name != self.served.name:
+    def _find(self, name: Any, served: Served) -> Served:
+        """Returns the model of a name, `served` for the base; raises Refusal, 404."""
+        if name == self.served.name:
+            return served
+        tuned = self._jobs.models if self._jobs else {}
+        if not isinstance(name, str) or name not in tuned:
             raise self.no_model(name)
-        if asked.user in self.settings.refused_clients:
-            what = f"The user {asked.user!r} is not served here."
-            raise Refusal(403, what, code="user_refused", param="user")
-        param = "messages" if asked.chat else "prompt"
-        if self._pattern and any(self._pattern.search(text) for text in asked.texts):
+        return tuned[name]
+
+    def _check_user(self, user: str, *, param: str) -> None:
+        if user in self.settings.refused_clients:
+            what = f"The user {user!r} is not served here."
+            raise Refusal(403, what, code="user_refused", param=param)
+
+    def _check_texts(self, texts: list[str], *, param: str) -> None:
+        if self._pattern and any(self._pattern.search(text) for text in texts):
             what = "A prompt was refused by the content policy of this provider."
             raise Refusal(400, what, code="content_policy_violation", param=param)
+
+    def _tokens_of(self, asked: Asked, served: Served) -> list[list[int]]:
+        """Returns the tokens of the prompts; raises Refusal if they may not be answered."""
+        self._check_user(asked.user, param="user")
+        param = "messages" if asked.chat else "prompt"
+        self._check_texts(asked.texts, param=param)
         most = served.context - asked.max_tokens
         longest = max(map(len, asked.texts))
         if longest > served.longest * most:  # too long for any tokenisation: do not tokenise it

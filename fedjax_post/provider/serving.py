@@ -37,6 +37,7 @@ def serve(provider: Provider, *, host: str = "127.0.0.1", port: int = 0) -> Iter
         server.should_exit = True
         thread.join()
         listener.close()
+        provider.close()
 
 
 def prepare(provider: Provider, *, host: str, port: int) -> tuple[Any, socket.socket, str]:

@@ -1,5 +1,6 @@
 """A provider speaks the OpenAI format, keeps its terms, and logs every request."""
 
+import inspect
 import json
 import os
 import re
@@ -32,6 +33,7 @@ from fedjax_post.provider.service import Provider, Settings
 from fedjax_post.provider.serving import serve
 
 ROOT = Path(__file__).parent.parent.parent
+CHAT = [{"role": "user", "content": "sort: pear fig"}]
 TEXTS = ["sort: pear fig apple\n", "reverse: cat dog\n"]
 
 
@@ -122,6 +124,79 @@ def test_a_stop_text_ends_an_answer_and_is_not_part_of_it(plain):
     assert found.usage.completion_tokens == 4
 
 
+@pytest.mark.parametrize("logprobs", [None, 2])
+def test_a_stream_has_the_text_and_the_reason_of_the_whole_answer(plain, logprobs):
+    asked = {"model": "builtin", "prompt": TEXTS, "max_tokens": 4, "logprobs": logprobs}
+    whole = plain.completions.create(**asked)
+    pieces = list(plain.completions.create(**asked, stream=True))
+    choices = [piece.choices[0] for piece in pieces]
+    for one in whole.choices:
+        own = [choice for choice in choices if choice.index == one.index]
+        assert "".join(choice.text for choice in own) == one.text
+        assert [c.finish_reason for c in own] == [None] * (len(own) - 1) + [one.finish_reason]
+        told = [choice.logprobs for choice in own if choice.logprobs is not None]
+        assert told == ([] if logprobs is None else [one.logprobs])
+    assert all(piece.object == "text_completion" for piece in pieces)
+
+
+def test_a_streamed_chat_ends_with_its_usage_if_asked(plain):
+    asked = {"model": "builtin", "messages": CHAT, "max_tokens": 4}
+    whole = plain.chat.completions.create(**asked)
+    options = {"stream": True, "stream_options": {"include_usage": True}}
+    *pieces, last = plain.chat.completions.create(**asked, **options)
+    deltas = [piece.choices[0].delta for piece in pieces]
+    assert deltas[0].role == "assistant"
+    assert "".join(delta.content or "" for delta in deltas) == whole.choices[0].message.content
+    assert pieces[-1].choices[0].finish_reason == whole.choices[0].finish_reason
+    assert (last.choices, last.usage) == ([], whole.usage)
+    assert {piece.usage for piece in pieces} == {None}
+
+
+def test_a_stream_is_events_and_done(plain):
+    asked = {"model": "builtin", "prompt": "pear", "max_tokens": 1, "stream": True}
+    request = urllib.request.Request(
+        f"{plain.base_url}completions", json.dumps(asked).encode(),
+        {"Content-Type": "application/json"},
+    )  # fmt: skip
+    with urllib.request.urlopen(request) as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        events = answer.read().split(b"\n\n")
+    assert events[-2:] == [b"data: [DONE]", b""]
+    assert all(event.startswith(b"data: {") for event in events[:-2])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"stream_options": {}}, {"stream": True, "stream_options": {"a": 1}},
+     {"stream": True, "stream_options": 3},
+     {"stream": True, "stream_options": {"include_usage": 1}}],
+)  # fmt: skip
+def test_options_of_a_stream_that_are_not_honoured_are_refused(plain, options):
+    with pytest.raises(openai.BadRequestError) as caught:
+        plain.completions.create(model="builtin", prompt="a", max_tokens=1, extra_body=options)
+    assert caught.value.param == "stream_options"
+
+
+HONOURED = {"model", "prompt", "messages", "max_tokens", "max_completion_tokens", "stop", "user",
+            "logprobs", "top_logprobs", "stream", "stream_options"}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["completions", "chat.completions"])
+def test_no_parameter_of_the_official_library_is_passed_over(kind):
+    """Each one that is not honoured is refused by its own name, with a value of no type it has."""
+    own = openai.resources
+    create = {"completions": own.Completions, "chat.completions": own.chat.Completions}[kind].create
+    names = set(inspect.signature(create).parameters) - HONOURED
+    names -= {"self", "extra_headers", "extra_query", "extra_body", "timeout"}
+    render_fn = (lambda messages: "text") if kind.startswith("chat") else None
+    body = {"messages": CHAT} if render_fn else {"prompt": "pear"}
+    assert len(names) > 5
+    for name in names:
+        with pytest.raises(Refusal) as caught:
+            read_request(body | {name: "value"}, most=4, render_fn=render_fn)
+        assert (caught.value.code, caught.value.param) == ("unsupported_value", name)
+
+
 def test_models_are_listed(plain):
     assert [model.id for model in plain.models.list()] == ["builtin"]
     assert plain.models.retrieve("builtin").id == "builtin"
@@ -135,7 +210,7 @@ def test_models_are_listed(plain):
         ({"model": "other"}, 404, "model_not_found", "serves 'builtin'"),
         ({"temperature": 0.5}, 400, "unsupported_value", "temperature"),
         ({"n": 2}, 400, "unsupported_value", "n"),
-        ({"stream": True}, 400, "unsupported_value", "stream"),
+        ({"stream": 1}, 400, "invalid_value", "`stream` must be true or false"),
         ({"max_tokens": 0}, 400, "invalid_value", "at least 1"),
         ({"max_tokens": "many"}, 400, "invalid_value", '"many"'),
         ({"max_tokens": 10**6}, 400, "context_length_exceeded", "context is"),
@@ -170,9 +245,9 @@ def test_requests_that_cannot_be_met_are_refused_in_the_format(
     [
         ("top_p", 0.5, 1), ("n", 2, 1), ("best_of", 2, 1), ("temperature", 0.5, 0.0),
         ("presence_penalty", 1, 0), ("frequency_penalty", -1, 0.0), ("logit_bias", {"5": 9}, {}),
-        ("stream", True, False), ("echo", True, False), ("suffix", "end", None),
+        ("echo", True, False), ("suffix", "end", None),
         ("seed", 3, None), ("metadata", {"a": "b"}, None), ("top_k", 5, None),
-        ("stream_options", {"include_usage": True}, None), ("anything", "else", None),
+        ("anything", "else", None),
     ],
 )  # fmt: skip
 def test_what_is_not_honoured_is_refused_by_name_and_not_passed_over(plain, name, value, idle):
@@ -183,9 +258,6 @@ def test_what_is_not_honoured_is_refused_by_name_and_not_passed_over(plain, name
         ask(value)
     assert (caught.value.code, caught.value.param) == ("unsupported_value", name)
     ask(idle)
-
-
-CHAT = [{"role": "user", "content": "sort: pear fig"}]
 
 
 @pytest.mark.parametrize(

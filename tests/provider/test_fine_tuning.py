@@ -1,0 +1,321 @@
+"""Fine-tuning as a service: formats, refusals, and jobs by the official library."""
+
+import json
+import time
+
+import jax
+import numpy as np
+import openai
+import optax
+import pytest
+
+from fedjax_post.adapters.lora import add_lora
+from fedjax_post.core import ClientData, Context, local_steps
+from fedjax_post.data.builtin.corpus import build_tokenizer
+from fedjax_post.model.views import init_model
+from fedjax_post.objectives.sft import sft_loss
+from fedjax_post.provider import forms, job_requests, jobs, listing, training, uploads
+from fedjax_post.provider.codec import encode_prompt
+from fedjax_post.provider.log import read_texts
+from fedjax_post.provider.refusals import Refusal
+from fedjax_post.provider.served import load_served, make_served
+from fedjax_post.provider.service import Provider, Settings
+from fedjax_post.provider.serving import serve
+from fedjax_post.provider.training import Recipe, Schedule
+from fedjax_post.provider.training_rows import Learned, learned, read_lines, tokens_of
+from fedjax_post.testing.models import tiny_config
+
+ROWS = [{"prompt": f"say : {word}\n", "completion": f" {word}"} for word in ("cat", "dog", "hen", "pig")]
+CHAT = {"messages": [{"role": "user", "content": "hen"}, {"role": "assistant", "content": "egg"}]}
+RECIPE = Recipe(rank=4, learning_rate=0.01)
+
+
+def lines(*rows):
+    return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+
+
+@pytest.fixture(scope="module")
+def served():
+    tokenizer = build_tokenizer()
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "num_kv_heads": 1}
+    config = tiny_config(vocab_size=len(tokenizer), num_layers=1, max_positions=64, **sizes)
+    return make_served("tiny", init_model(config, jax.random.key(0)), tokenizer)
+
+
+def test_a_form_is_read_as_it_was_written():
+    content = b'{"a": 1}\r\n--not the boundary\r\n\r\n"\xff'
+    body, kind = forms.write({"purpose": forms.Field(b"x"), "file": forms.Field(content, "a b.j")})
+    assert forms.read(body, kind) == {"purpose": (b"x", ""), "file": (content, "a b.j")}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda body, kind: (body, "application/json"), "multipart/form-data, with its boundary"),
+        (lambda body, kind: (body[:-10], kind), "ends before"),
+        (lambda body, kind: (body.replace(b'name="a"', b""), kind), "without a name"),
+        (lambda body, kind: (body.replace(b'"a"', b'"b"'), kind), "'b' twice"),
+    ],
+)
+def test_what_is_no_form_is_refused(change, message):
+    body, kind = forms.write({"a": forms.Field(b"1"), "b": forms.Field(b"2")})
+    with pytest.raises(ValueError, match=message):
+        forms.read(*change(body, kind))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\n \n", "1 to 50000 lines of JSON; this one has 0"),
+        (lines(ROWS[0]) + b"{", "Line 2: The body of a request must be a JSON object"),
+        (lines(ROWS[0], CHAT), "Line 2: is of another kind"),
+        (lines({"prompt": "a", "completion": ""}), "Line 1: `completion` must be a text"),
+        (lines(ROWS[0] | {"weight": 2}), "Line 1: `weight`=2 is not supported"),
+        (lines(CHAT | {"tools": [1]}), r"Line 1: `tools`=\[1\] is not supported"),
+        (lines({"messages": CHAT["messages"][:1]}), "at least two"),
+        (lines({"messages": [CHAT["messages"][0]] * 2}), "an answer of the assistant"),
+        (lines({"messages": [{**CHAT["messages"][0], "weight": 1}] * 2}), "of an assistant"),
+        (lines({"messages": [{"role": "tool", "content": "a"}] * 2}), "must be one of system"),
+    ],
+)
+def test_rows_that_cannot_be_learned_are_refused_by_line(content, message):
+    with pytest.raises(Refusal, match=message) as caught:
+        read_lines(content)
+    assert (caught.value.status, caught.value.param) == (400, "file")
+
+
+@pytest.mark.parametrize(
+    ("given", "param"),
+    [
+        ({"training_file": 3}, "training_file"),
+        ({"validation_file": "file-1"}, "validation_file"),
+        ({"integrations": [{"type": "wandb"}]}, "integrations"),
+        ({"metadata": {"a": "b"}}, "metadata"),
+        ({"suffix": "a b"}, "suffix"),
+        ({"seed": -1}, "seed"),
+        ({"hyperparameters": {"n_epochs": 0}}, "hyperparameters.n_epochs"),
+        ({"hyperparameters": {"n_epochs": 51}}, "hyperparameters.n_epochs"),
+        ({"hyperparameters": {"beta": 1}}, "hyperparameters.beta"),
+        ({"hyperparameters": {}, "method": {"type": "supervised"}}, "hyperparameters"),
+        ({"method": {"type": "dpo"}}, "method"),
+        ({"method": {"type": "supervised", "supervised": {"hyperparameters":
+            {"learning_rate_multiplier": 0}}}},
+         "method.supervised.hyperparameters.learning_rate_multiplier"),
+        ({job_requests.FILES: ["file-1"]}, job_requests.FILES),
+        ({job_requests.FILES: [1]}, job_requests.FILES),
+    ],
+)  # fmt: skip
+def test_jobs_that_cannot_be_done_as_asked_are_refused_by_name(given, param):
+    body = {"model": "tiny", "training_file": "file-1"} | given
+    with pytest.raises(Refusal) as caught:
+        job_requests.read(body, RECIPE)
+    assert (caught.value.status, caught.value.param) == (400, param)
+
+
+def test_auto_is_the_recipe_s_value_and_both_places_of_hyper_parameters_mean_the_same():
+    hyper = {"n_epochs": 2, "batch_size": "auto"}
+    old = {"hyperparameters": hyper}
+    new = {"method": {"type": "supervised", "supervised": old}}
+    made = [
+        job_requests.read({"model": "m", "training_file": "f"} | one, RECIPE) for one in (old, new)
+    ]
+    assert made[0] == made[1]
+    assert made[0].schedule == Schedule(2, RECIPE.batch_size, 1.0, 0)
+
+
+def test_a_page_continues_after_the_last_entry_of_the_page_before():
+    entries = [{"id": str(i)} for i in range(5)]
+    first = listing.page(entries, {"limit": "3"})
+    assert ([e["id"] for e in first["data"]], first["has_more"]) == (["4", "3", "2"], True)
+    rest = listing.page(entries, {"after": first["last_id"]})
+    assert ([e["id"] for e in rest["data"]], rest["has_more"]) == (["1", "0"], False)
+    for query, param in (({"limit": "0"}, "limit"), ({"after": "9"}, "after")):
+        with pytest.raises(Refusal) as caught:
+            listing.page(entries, query)
+        assert caught.value.param == param
+
+
+def test_a_prompt_is_learned_with_the_tokens_with_which_it_is_asked(served):
+    tokenizer = served.tokenizer
+    (row,) = tokens_of(ROWS[0], tokenizer, None)
+    assert row.ids[: row.prompt_length] == encode_prompt(tokenizer, ROWS[0]["prompt"])
+    assert row.ids[-1] == tokenizer.eos_token_id
+    assert tokenizer.decode(row.ids[row.prompt_length : -1]).strip() == "cat"
+
+
+def test_each_answer_of_a_chat_is_learned_unless_its_weight_is_0(served, monkeypatch):
+    tokenizer = served.tokenizer
+    template = "{% for m in messages %}{{ m.role }} : {{ m.content }}\n{% endfor %}" \
+        "{% if add_generation_prompt %}assistant :{% endif %}"  # fmt: skip
+    monkeypatch.setattr(tokenizer, "chat_template", template)
+    user, said = CHAT["messages"]
+    row = {"messages": [user, {**said, "weight": 0}, user, {**said, "content": "dog"}]}
+    (one,) = learned(read_lines(lines(row)), tokenizer, name="f", context=64)
+    assert "egg" in tokenizer.decode(one.ids[: one.prompt_length])
+    assert tokenizer.decode(one.ids[one.prompt_length : -1]).strip() == "dog"
+    assert len(learned(read_lines(lines(CHAT)), tokenizer, name="f", context=64)) == 1
+
+
+def test_a_row_beyond_the_context_is_refused_by_line_and_file(served):
+    with pytest.raises(Refusal, match="Line 2 of file-7 has .* context is 12"):
+        learned([ROWS[0], ROWS[1] | {"completion": "cat " * 20}], served.tokenizer, name="file-7",
+                context=12)  # fmt: skip
+
+
+def test_files_have_a_room_of_their_own(monkeypatch):
+    files = uploads.Files()
+    monkeypatch.setattr(uploads, "_MOST_BYTES", 10)
+    kept = files.add("a", [], size=6)
+    with pytest.raises(Refusal, match="together") as caught:
+        files.add("b", [], size=6)
+    assert caught.value.status == 413
+    files.delete(kept.id)
+    assert files.add("b", [], size=6).id != files.add("b", [], size=0).id
+    with pytest.raises(Refusal, match="no file"):
+        files.get(kept.id)
+
+
+@pytest.mark.heavy
+def test_training_is_local_training_on_the_same_batches(served):
+    """Adam with a falling step size, by the library's own loop over one epoch in one batch."""
+    rows = learned(ROWS, served.tokenizer, name="f", context=64)
+    schedule, seen = Schedule(3, len(rows), 2.0, seed=5), []
+    watch = lambda step, loss: seen.append(loss)
+    made = training.train(served, rows, schedule, recipe=RECIPE, name="new", watch=watch)
+    batches = training._batches(rows, schedule, pad_id=2, context=64)
+    stacked = jax.tree.map(lambda *x: np.stack(x), *batches)
+    model, params = add_lora(served.model, jax.random.key(5), rank=4, alpha=RECIPE.alpha)
+    sizes = optax.linear_schedule(0.02, 0.0, 3)
+    tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(sizes))
+    data = ClientData(stacked, np.ones(3, bool), 4.0, 4.0, 0)
+    expected, _, metrics = local_steps(
+        sft_loss, tx, params, model, data, Context(jax.random.key(0), 0, 0)
+    )
+    assert np.mean(seen) == pytest.approx(float(metrics["loss"]), rel=1e-5)
+    for one, other in zip(*map(jax.tree.leaves, (made.params, expected)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
+    assert seen[-1] < seen[0]
+
+
+def finished(client, job):
+    until = time.monotonic() + 120
+    while job.status not in ("succeeded", "failed", "cancelled"):
+        assert time.monotonic() < until
+        time.sleep(0.02)
+        job = client.fine_tuning.jobs.retrieve(job.id)
+    return job
+
+
+@pytest.mark.heavy
+def test_the_official_library_tunes_a_model_and_asks_it(tmp_path):
+    log, served = tmp_path / "provider.jsonl", load_served("builtin")._replace(name="tiny")
+    prices = {"price_training": 5.0, "price_prompt": 2.0}
+    with serve(Provider(served, Settings(log=log, recipe=RECIPE, **prices))) as url:
+        client = openai.OpenAI(base_url=url, api_key="key", max_retries=0)
+        file = client.files.create(file=("client-3.jsonl", lines(*ROWS)), purpose="fine-tune")
+        assert (file.filename, file.status) == ("client-3.jsonl", "processed")
+        assert [f.id for f in client.files.list()] == [client.files.retrieve(file.id).id]
+        job = client.fine_tuning.jobs.create(
+            model="tiny",
+            training_file=file.id,
+            suffix="words",
+            hyperparameters={"n_epochs": 10, "batch_size": 4},
+        )
+        job = finished(client, job)
+        assert (job.status, job.hyperparameters.n_epochs) == ("succeeded", 10)
+        assert job.fine_tuned_model.startswith("ft:tiny:words:")
+        rows = learned(ROWS, served.tokenizer, name="f", context=64)
+        assert job.trained_tokens == 10 * sum(len(row.ids) for row in rows)
+        assert job.model_extra[jobs.COST] == pytest.approx(job.trained_tokens * 5e-6)
+        events = client.fine_tuning.jobs.list_events(job.id, limit=100)
+        told = [event.message for event in events]
+        assert len([text for text in told if text.startswith("Step ")]) == 10
+        assert told[-1] == "The job waits for its turn."
+        assert [one.id for one in client.fine_tuning.jobs.list()] == [job.id]
+        assert [m.id for m in client.models.list()] == ["tiny", job.fine_tuned_model]
+        for model, right in ((job.fine_tuned_model, 4), ("tiny", 0)):
+            asked = client.completions.create(
+                model=model, prompt=[row["prompt"] for row in ROWS], max_tokens=2
+            )
+            assert asked.model == model
+            answers = [choice.text.strip() for choice in asked.choices]
+            assert sum(map(str.__eq__, answers, ("cat", "dog", "hen", "pig"))) == right
+        with pytest.raises(openai.BadRequestError, match="has succeeded"):
+            client.fine_tuning.jobs.cancel(job.id)
+        assert client.files.delete(file.id).deleted
+        with pytest.raises(openai.NotFoundError, match="no file"):
+            client.files.retrieve(file.id)
+        with pytest.raises(openai.NotFoundError, match="'ft:other' does not exist"):
+            client.completions.create(model="ft:other", prompt="a", max_tokens=1)
+    texts = list(read_texts(log))
+    assert texts[:4] == [row["prompt"] + row["completion"] for row in ROWS]
+    settled = [json.loads(line) for line in log.read_text().splitlines()]
+    assert settled[0]["event"] == "arrived"  # raw, before it is answered
+    assert "say : cat" in settled[0]["body"]
+    (tuned,) = [line for line in settled if line["event"] == "tuned"]
+    assert tuned["trained_tokens"] == job.trained_tokens
+
+
+@pytest.mark.heavy
+def test_others_are_answered_while_a_job_runs_and_a_cancelled_one_ends(served, tmp_path):
+    with serve(Provider(served, Settings(recipe=RECIPE))) as url:
+        client = openai.OpenAI(base_url=url, api_key="key", max_retries=0)
+        file = client.files.create(file=("f.jsonl", lines(*ROWS)), purpose="fine-tune")
+        start = lambda seed: client.fine_tuning.jobs.create(
+            model="tiny", training_file=file.id, seed=seed,
+            hyperparameters={"n_epochs": 50, "batch_size": 1},
+        )  # fmt: skip
+        first, second = start(1), start(2)
+        for _ in range(3):
+            client.completions.create(model="tiny", prompt="cat", max_tokens=1)
+        assert client.fine_tuning.jobs.retrieve(second.id).status == "queued"
+        assert client.fine_tuning.jobs.retrieve(first.id).status in ("queued", "running")
+        assert client.fine_tuning.jobs.cancel(first.id).status == "cancelled"
+        assert finished(client, second).status == "succeeded"
+        assert client.fine_tuning.jobs.retrieve(first.id).fine_tuned_model is None
+
+
+@pytest.mark.heavy
+def test_the_terms_of_queries_hold_for_files_and_jobs(served, tmp_path):
+    """Refused users and patterns, a limit of requests, a key, and a provider without tuning."""
+    content = ("client-1.jsonl", lines(*ROWS))
+    cases = {
+        403: Settings(refused_clients=("client-1",)),
+        400: Settings(refused_pattern="say : dog"),
+        429: Settings(rate_limit=(0, 60.0)),
+        503: Settings(shutdown_after=0),
+        404: Settings(recipe=None),
+        413: Settings(max_bytes=20),
+        401: Settings(api_key="other"),
+    }
+    for status, settings in cases.items():
+        log = tmp_path / f"{status}.jsonl"
+        with serve(Provider(served, settings._replace(log=log))) as url:
+            client = openai.OpenAI(base_url=url, api_key="key", max_retries=0)
+            with pytest.raises(openai.APIStatusError) as caught:
+                client.files.create(file=content, purpose="fine-tune")
+            assert caught.value.status_code == status
+            with pytest.raises(openai.APIStatusError):
+                client.fine_tuning.jobs.create(model="tiny", training_file="file-1")
+        kinds = [json.loads(line)["event"] for line in log.read_text().splitlines()]
+        assert kinds == ["arrived", "settled"] * 2
+
+
+def test_a_failed_training_is_told_and_the_next_job_runs(served, monkeypatch):
+    told = []
+
+    def fail(*args, **kwargs):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(jobs, "train", fail)
+    made = jobs.Jobs(RECIPE, price=0.0, note=lambda **facts: told.append(facts))
+    body = {"model": "tiny", "training_file": "file-1"}
+    row = Learned([1, 2], 1)
+    cards = [made.create(served, job_requests.read(body, RECIPE), [row]) for _ in range(2)]
+    until = time.monotonic() + 20
+    while any(made.get(card["id"]).status != "failed" for card in cards):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    made.close()
+    assert made.get(cards[0]["id"]).card["error"]["code"] == "training_failed"
+    assert (told, made.models) == ([], {})
