@@ -42,6 +42,7 @@ from fedjax_post.algorithms.flora import flora
 from fedjax_post.algorithms.florist import florist
 from fedjax_post.algorithms.fwd_llm import fwd_llm
 from fedjax_post.algorithms.het_lora import het_lora
+from fedjax_post.algorithms.host_tuning import host_tuning
 from fedjax_post.algorithms.in_context import in_context
 from fedjax_post.algorithms.lora_fair import lora_fair
 from fedjax_post.algorithms.manual_prompt import manual_prompt
@@ -103,5 +104,6 @@ ALGORITHMS: Mapping[str, Callable] = {
     "fed_dtpt": fed_dtpt,
     "fed_prompt_search": fed_prompt_search,
     "in_context": in_context,
+    "host_tuning": host_tuning,
     "manual_prompt": manual_prompt,
 }

@@ -75,6 +75,22 @@ def is_shown(rows: Rows, line: jax.Array, *, separator: jax.Array, dropped: jax.
     return same.all(axis=2).any(axis=1) & shown.any(axis=1)
 
 
+def sides(tokens: jax.Array, learned: jax.Array, dropped: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns which tokens of rows are the question, and which the last answer; bool `[n, L]`.
+
+    Args:
+      tokens: int32 `[n, L]`.
+      learned: bool `[n, L]`, the tokens of answers; a row without any is padding.
+      dropped: int32 `[D]`, tokens that are no part of an answer, such as eos.
+    """
+    place = jnp.arange(tokens.shape[1])[None]
+    begins = learned & ~jnp.pad(learned[:, :-1], ((0, 0), (1, 0)))
+    last = jnp.max(jnp.where(begins, place, -1), axis=1, keepdims=True)
+    kept = (tokens[..., None] != jnp.asarray(dropped, jnp.int32)[None, None]).all(axis=-1)
+    answer = learned & kept & (place >= last)
+    return (place < last) & answer.any(axis=1, keepdims=True), answer
+
+
 def _fits(shown: jax.Array, width: int) -> jax.Array:
     """Returns which rows `[n]` are among the last that fit into a line of `width`, each whole."""
     sizes = shown.sum(axis=1)

@@ -5,6 +5,7 @@
 | `answer` | TEXT |
 | `next_scores`, `logits`, `scores`, `total_loss`, `prefill`, `step` | LOGITS |
 | `embed`, `embed_logits` | EMBEDDINGS |
+| `upload`, `tuned` | FINETUNE |
 
 Weights are read, and losses differentiated, by way of `params` and `jax.grad`; that needs WEIGHTS
 and GRADIENTS. `core.access.views` builds a view for each role of an algorithm.
@@ -163,6 +164,31 @@ class View(Protocol):
     ) -> tuple[jax.Array, PyTree]:
         """Returns logits `[B, V]` after the last of some new tokens, and the new cache."""
         _refuse(self, "step")
+
+    def upload(
+        self,
+        params: PyTree,
+        tokens: jax.Array,
+        question_mask: jax.Array,
+        answer_mask: jax.Array,
+    ) -> None:
+        """Sends rows to the model's host, which may train on them; rows of padding are not sent.
+
+        `params` are {} or a prompt, which goes before every question. The masks mark the
+        question and the answer of each row.
+        """
+        _refuse(self, "upload")
+
+    def tuned(
+        self, uploaded: jax.Array, *, num_epochs: int, batch_rows: int, multiplier: float
+    ) -> "View":
+        """Returns the model that its host trains on uploaded rows, with TEXT and SCORES.
+
+        `uploaded`, int32 `[clients]`, is 1 plus the round in which each client has uploaded its
+        rows, 0 for none. Where all are 0, it is the model itself. The other arguments are those of
+        the host's training: epochs, rows of a step, and a factor of its usual step size.
+        """
+        _refuse(self, "tuned")
 
 
 def _refuse(view: View, method: str) -> NoReturn:

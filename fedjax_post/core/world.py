@@ -56,11 +56,12 @@ Embeddings = Annotated[
 ]
 Separator = Annotated[jax.Array, Given("Separator", "int32 (), the token of a line break")]
 Specials = Annotated[jax.Array, Given("Specials", "int32 [D], the tokenizer's special tokens")]
+NumClients = Annotated[int, Given("NumClients", "how many clients the federation has")]
 VocabSize = Annotated[int, Given("VocabSize", "how many tokens the tokenizer has")]
 
 ANNOTATIONS: tuple[Any, ...] = (
     *(LossFn, ClientTx, LearningRate, ServerTx, ServerLr, WeighFn, Participation),
-    *(Candidates, Embeddings, Separator, Specials, VocabSize),
+    *(Candidates, Embeddings, Separator, Specials, VocabSize, NumClients),
 )
 
 

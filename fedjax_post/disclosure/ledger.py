@@ -3,7 +3,8 @@
 The text of clients' rows is private; templates and prompts are public. What is disclosed depends
 on two independent facts: the access to the target model that a method needs (`Access`), and where
 that model runs (`Hosting`). FedBPT on weights that the client holds discloses nothing; the same
-algorithm with a hosted model discloses every question.
+algorithm with a hosted model discloses every question. Fine-tuning by the host (FINETUNE) discloses
+every row with its answer, once.
 
 | access to the target | model at the client | at the federation's server | at a provider |
 | --- | --- | --- | --- |
@@ -43,6 +44,7 @@ class Price(NamedTuple):
 
     read: float = 0.0  # prompts, templates and questions
     written: float = 0.0  # answers
+    trained: float = 0.0  # tokens of a fine-tuning job, in each epoch
 
 
 class Entry(NamedTuple):
@@ -150,14 +152,15 @@ def account(
         key = round, purpose, hosting
         seen[purpose] = seen.get(purpose, {}) | dict(carried.distinct)
         before = found.get(key, _blank(*key))
-        read, written = carried.tokens + carried.places, carried.answers
+        read, written = carried.tokens - carried.filed + carried.places, carried.answers
         paid = hosting == Hosting.PROVIDER
+        bill = read * price.read + written * price.written + carried.trained * price.trained
         found[key] = before._replace(
             queries=before.queries + carried.queries,
             private_tokens=before.private_tokens + carried.private_tokens,
             labels=before.labels + carried.labels,
             unique_tokens=sum(seen[purpose].values()),
-            cost=before.cost + paid * (read * price.read + written * price.written) / 1e6,
+            cost=before.cost + paid * bill / 1e6,
         )
     order = {Hosting.SERVER: 0, Hosting.PROVIDER: 1}
     keys = sorted(found, key=lambda key: (list(Purpose).index(key[1]), key[0], order[key[2]]))

@@ -11,6 +11,7 @@ method's own prompt are public.
 | a row, also one that was cut, masked, shuffled or reworded | all tokens but the template's |
 | a prompt that contains rows of clients, see `examples` | the tokens of these rows, and labels |
 | any other prompt of tokens or embeddings | its places, as public |
+| a row that is uploaded to be trained on | as a row, and its answer as a label; read in no call |
 """
 
 import enum
@@ -23,6 +24,7 @@ import numpy as np
 from fedjax_post.disclosure.examples import Examples
 
 OUTSIDE = -1  # the round of a use, and the client of a call that is no visit
+SERVER = -2  # the "client" of a call by the federation's server in training
 
 
 class DisclosureError(Exception):
@@ -55,6 +57,8 @@ class Carried(NamedTuple):
     labels: int = 0  # answers of rows, sent with their questions
     places: int = 0  # of the method's own prompts: tokens or embeddings
     answers: int = 0  # tokens that may come back at most
+    filed: int = 0  # of `tokens`, those in files, which no call reads
+    trained: int = 0  # that the host trains on, each as often as it does
     distinct: Mapping[str, int] = {}  # digest of each question -> its private tokens
 
 
@@ -108,6 +112,26 @@ class Meter:
             found.append(one)
         return found
 
+    def file(
+        self,
+        params: Mapping[str, Any],
+        questions: Sequence[Sequence[int]],
+        answers: Sequence[Sequence[int]],
+    ) -> list[Carried]:
+        """Returns what each row of a file carries that its host may train on; see `read`.
+
+        Args:
+          params: the prompt before every question.
+          questions: token ids without padding.
+          answers: to these questions, without special tokens.
+        """
+        found = []
+        for one, answer in zip(self.read(params, questions, answer=0), answers, strict=True):
+            size, private = one.tokens + len(answer), one.private_tokens + len(answer)
+            told = {"tokens": size, "private_tokens": private, "labels": one.labels + 1}
+            found.append(one._replace(**told, filed=size, places=0))
+        return found
+
     def check(self, carried: Carried) -> None:
         """Checks that a call may be made.
 
@@ -158,7 +182,7 @@ def add(parts: Sequence[Carried]) -> Carried:
 
 def purpose_of(round: int, client_id: int) -> Purpose:
     """Returns the purpose of a call in a round by a client; either may be `OUTSIDE`."""
-    if client_id != OUTSIDE:
+    if client_id != OUTSIDE:  # a client, or `SERVER`
         return Purpose.TRAINING
     return Purpose.USE if round == OUTSIDE else Purpose.EVALUATION
 

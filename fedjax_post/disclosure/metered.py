@@ -6,6 +6,7 @@
 | `logits`, `scores`, `total_loss`, `embed` | the rows up to their last token that is no padding |
 | `step` | its tokens, as private; no query |
 | `embed_logits` | all places, as private |
+| `upload` | the rows' questions and answers |
 """
 
 from collections.abc import Callable
@@ -114,6 +115,15 @@ class Metered(View):
         self._count(_stepped, mask)
         return self._call("step", params, tokens, mask=mask, **kwargs)
 
+    def upload(self, params, tokens, question_mask, answer_mask) -> None:
+        """See `View.upload`."""
+        self._count(self._filed, params, tokens, question_mask, answer_mask)
+        self._call("upload", params, tokens, question_mask, answer_mask)
+
+    def tuned(self, uploaded, **kwargs) -> "Metered":
+        """See `View.tuned`."""
+        return self._on(self._model.tuned(uploaded, **kwargs), self._place)
+
     def _count(self, read: Callable[..., Carried], *arrays: Any) -> None:
         """Counts a call, or notes that its count is not known yet."""
         round, client_id = self._place
@@ -138,6 +148,10 @@ class Metered(View):
     def _masked(self, params, tokens, mask, prefix, *, answer: int = 1) -> Carried:
         rows = real_rows(tokens, mask, prefix=prefix)
         return add(self._meter.read(params, rows, answer=answer))
+
+    def _filed(self, params, tokens, question_mask, answer_mask) -> Carried:
+        rows = question_rows(tokens, question_mask, answer_mask)
+        return add(self._meter.file(params, *rows))
 
     def _unmasked(self, params, tokens) -> Carried:
         real = np.asarray(tokens) != self._pad_id
@@ -172,3 +186,19 @@ def real_rows(tokens: Any, mask: Any, *, prefix: Any = None) -> list[list[int]]:
     front = [] if prefix is None else np.asarray(prefix).tolist()
     pairs = zip(tokens, mask, strict=True)
     return [front + row[kept].tolist() for row, kept in pairs if kept.any()]
+
+
+def question_rows(
+    tokens: Any, question_mask: Any, answer_mask: Any
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Returns the token ids of questions and of their answers; rows without either are left out.
+
+    Args:
+      tokens: int `[B, L]`.
+      question_mask: bool `[B, L]`.
+      answer_mask: bool `[B, L]`.
+    """
+    questions = np.asarray(question_mask, bool)
+    questions = questions & np.any(np.asarray(answer_mask, bool), axis=1, keepdims=True)
+    answers = np.asarray(answer_mask, bool) & questions.any(axis=1, keepdims=True)
+    return real_rows(tokens, questions), real_rows(tokens, answers)

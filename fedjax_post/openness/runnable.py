@@ -17,10 +17,12 @@ def roles(tier: Access) -> dict[str, Access]:
     """Returns the access that the model of each role grants, with a target that grants `tier`.
 
     A proxy is another, open model. An emulator can be made by anyone who holds the target's
-    weights; for a closed target only its owner could make it.
+    weights; for a closed target only its owner could make it. Likewise a service that fine-tunes
+    the target can be run by anyone who can train it.
     """
     stand_in = {"emulator": Access.GRADIENTS} if Access.READ in tier else {}
-    return {"target": tier, "proxy": Access.GRADIENTS, **stand_in}
+    service = Access.FINETUNE if Access.DIFFERENTIATE in tier else Access(0)
+    return {"target": tier | service, "proxy": Access.GRADIENTS, **stand_in}
 
 
 def refusals(

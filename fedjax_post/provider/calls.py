@@ -23,12 +23,14 @@ from fedjax_post.core.access import UnansweredError
 from fedjax_post.disclosure.meter import Carried, Meter
 from fedjax_post.provider import soft_prompts
 from fedjax_post.provider.address import without_key
-from fedjax_post.provider.journal import OUTSIDE, Journal, digest
+from fedjax_post.provider.journal import Journal, digest
 from fedjax_post.provider.refusals import read_refusal
 from fedjax_post.provider.replies import Bill, MalformedError, Reply, read_answer, read_json
 from fedjax_post.provider.requests import Query, write_request
 from fedjax_post.provider.spent import Key, Spent
 from fedjax_post.provider.terms import Terms, settle, worst_cost
+
+JSON = "application/json"
 
 
 class Answered(NamedTuple):
@@ -50,8 +52,8 @@ class LostError(Exception):
 class Post(Protocol):
     """Sends a body to a path of one host: `Line.post`."""
 
-    def __call__(self, path: str, content: bytes) -> Answered:
-        """Returns the response; raises UnreachedError or LostError."""
+    def __call__(self, path: str, content: bytes | None, content_type: str = JSON, /) -> Answered:
+        """Returns the response to a body, None to read only; raises UnreachedError or LostError."""
 
 
 class Provider(NamedTuple):
@@ -83,6 +85,19 @@ class BudgetError(ProviderError):
     sent = False
 
 
+class Errand(NamedTuple):
+    """A paid call of any kind."""
+
+    request: str  # digest of its content
+    queries: int  # texts in it
+    worst_cost: float | None  # None without prices
+    carries: Carried  # recorded each time before it is sent
+    write: Callable[[str | None], tuple[str, bytes, str]]  # name of a user -> arguments of `Post`
+    read: Callable[[Any], tuple[list[Reply], Bill]]  # JSON of the answer -> a reply to each text
+    missing: str = "correct the model's name there, or `url`"  # remedy if there is no such address
+    facts: Mapping[str, Any] = {}  # fields of its line in the journal
+
+
 class Caller:
     """Queries one model of one provider.
 
@@ -106,8 +121,19 @@ class Caller:
         watch: Callable[[Spent], None] | None = None,
     ):
         self.terms, self.journal, self.meter = terms, journal, meter
-        self._provider, self._tokenizer, self._watch = provider, tokenizer, watch
+        self.provider, self.tokenizer, self._watch = provider, tokenizer, watch
         self._seen: tuple[str, str | None] | None = None  # model and fingerprint of the last answer
+
+    def of(self, model: str) -> "Caller":
+        """Returns a caller of another model of the provider, with the same journal and terms."""
+        return Caller(
+            self.provider._replace(model=model),
+            self.tokenizer,
+            terms=self.terms,
+            journal=self.journal,
+            meter=self.meter,
+            watch=self._watch,
+        )
 
     def ask(self, query: Query, place: tuple[int, int], call: int, carries: Carried) -> list[Reply]:
         """Returns the replies to a query's texts, from the journal if it has them.
@@ -124,61 +150,99 @@ class Caller:
           BudgetError: if the budget may not cover the call; nothing is sent then.
           JournalError: if the journal contains another request under the same key.
         """
-        request = digest(
-            {"model": self._provider.model, "style": self.terms.style, **query._asdict()}
-        )
+        terms, provider = self.terms, self.provider
+
+        def write(user: str | None) -> tuple[str, bytes, str]:
+            path, body = write_request(query, provider.model, style=terms.style, user=user)
+            return path, json.dumps(body).encode(), JSON
+
+        def read(answer: Any) -> tuple[list[Reply], Bill]:
+            if query.soft_prompt is not None and not soft_prompts.is_confirmed(answer):
+                raise MalformedError(f"it did not read `{soft_prompts.FIELD}`")
+            replies, bill = read_answer(answer, query, style=terms.style)
+            return replies, settle(bill, replies, query, tokenizer=self.tokenizer, terms=terms)
+
+        content = {"model": provider.model, "style": terms.style, **query._asdict()}
+        worst = worst_cost(query, self.tokenizer, terms=terms)
+        errand = Errand(digest(content), len(query.texts), worst, carries, write, read)
+        return self.do(errand, place, call)
+
+    def do(self, errand: Errand, place: tuple[int, int], call: int) -> list[Reply]:
+        """Returns the replies to a call, from the journal if it has them.
+
+        Args:
+          errand: the call.
+          place: round and client.
+          call: number of the call in that visit.
+
+        Raises:
+          DisclosureError, ProviderError, BudgetError, JournalError: as `ask`.
+        """
         with self.journal.lock:
-            key = self.journal.key(*place, call, request)
-            found = self.journal.find(key, request)
+            key = self.journal.key(*place, call, errand.request)
+            found = self.journal.find(key, errand.request)
         if found and found["state"] == "failed":
-            raise self._error(found["error"], droppable=True)
+            raise self.error(found["error"], droppable=True)
         if found:
             return [Reply(*reply) for reply in found["replies"]]
-        self.meter.check(carries)
+        self.meter.check(errand.carries)
         for attempt in range(self.terms.max_retries + 1):
             try:
-                return self._attempt(query, key, request, attempt=attempt, carries=carries)
+                return self._attempt(errand, key, attempt=attempt)
             except ProviderError as error:
                 if error.wait is None:
                     raise
                 time.sleep(error.wait)
         raise AssertionError("the loop above returns or raises")
 
-    def _attempt(
-        self, query: Query, key: Key, request: str, *, attempt: int, carries: Carried
-    ) -> list[Reply]:
-        """Sends a query once, and writes a line to the journal before and after."""
+    def look(self, path: str) -> Any:
+        """Returns the JSON at an address of the provider, which costs nothing and carries no text.
+
+        Raises:
+          ProviderError: if it is not answered, after some attempts.
+        """
+        for attempt in range(self.terms.max_retries + 1):
+            try:
+                return self._exchange(lambda: (path, None, JSON), attempt, queries=0)
+            except ProviderError as error:
+                if error.wait is None or attempt == self.terms.max_retries:
+                    raise
+                time.sleep(error.wait)
+        raise AssertionError("the loop above returns or raises")
+
+    def _attempt(self, errand: Errand, key: Key, *, attempt: int) -> list[Reply]:
+        """Makes a call once, and writes a line to the journal before and after."""
         began = time.perf_counter()
-        number = {"queries": len(query.texts)}
+        number = {"queries": errand.queries}
         seconds = lambda: {"seconds": time.perf_counter() - began}
+        user = f"client-{key[1]}" if self.terms.name_clients and key[1] >= 0 else None
+        given = {"queries": errand.queries, "missing": errand.missing}
         try:
-            self._reserve(query, key, request, carries)
-            replies, bill = self._send(query, key, attempt)
+            self._reserve(errand, key)
+            answer = self._exchange(lambda: errand.write(user), attempt, **given)
+            replies, bill = self._read(errand.read, answer)
         except ProviderError as error:
-            error.drop = error.drop and key[1] != OUTSIDE  # an evaluation has no client to drop
+            error.drop = error.drop and key[1] >= 0  # an evaluation has no client to drop
             error.wait = None if attempt == self.terms.max_retries else error.wait
             facts = {"may_be_paid": error.may_be_paid, "sent": error.sent, "error": str(error)}
             state = {"dropped": error.drop} if error.wait is None else {}
             self.journal.write(
-                "failed" if state else "refused", key, request, **number, **facts, **state,
+                "failed" if state else "refused", key, errand.request, **number, **facts, **state,
                 **seconds(),
             )  # fmt: skip
             raise
-        bill = settle(bill, replies, query, tokenizer=self._tokenizer, terms=self.terms)
-        self.journal.write(
-            "answered", key, request, **number, **bill._asdict(), replies=replies, **seconds()
-        )
+        paid = number | bill._asdict() | dict(errand.facts)
+        self.journal.write("answered", key, errand.request, **paid, replies=replies, **seconds())
         self._note(bill)
         return replies
 
-    def _reserve(self, query: Query, key: Key, request: str, carries: Carried) -> None:
+    def _reserve(self, errand: Errand, key: Key) -> None:
         """Records that a call is sent and what it carries, if the budget covers its cost."""
-        terms, num = self.terms, len(query.texts)
-        worst = worst_cost(query, self._tokenizer, terms=terms)
+        terms, num, worst = self.terms, errand.queries, errand.worst_cost
         with self.journal.lock:
             spent = self.journal.spent()
             if terms.max_queries is not None and spent.sent + num > terms.max_queries:
-                raise self._error(
+                raise self.error(
                     f"max_queries={terms.max_queries} does not cover the next call: {spent.sent} "
                     f"queries are spent ({spent.cost:.4g} paid), the call has {num}; raise it and "
                     "`resume`",
@@ -186,30 +250,28 @@ class Caller:
                     droppable=True,
                 )
             if terms.max_cost is not None and spent.cost + (worst or 0.0) > terms.max_cost:
-                raise self._error(
+                raise self.error(
                     f"max_cost={terms.max_cost:g} does not cover the next call: {spent.cost:.4g} "
                     f"are spent on {spent.sent} queries, the call may cost {worst or 0.0:.4g}; "
                     "raise it and `resume`",
                     kind=BudgetError,
                     droppable=True,
                 )
-            facts = {"worst_cost": worst, "carries": carries._asdict()}
-            self.journal.write("asked", key, request, queries=num, **facts)
+            facts = {"worst_cost": worst, "carries": errand.carries._asdict()}
+            self.journal.write("asked", key, errand.request, queries=num, **facts)
 
-    def _send(self, query: Query, key: Key, attempt: int) -> tuple[list[Reply], Bill]:
-        terms, provider = self.terms, self._provider
-        user = f"client-{key[1]}" if terms.name_clients and key[1] >= 0 else None
-        path, body = write_request(query, provider.model, style=terms.style, user=user)
+    def _exchange(
+        self, write: Callable[[], tuple[str, bytes | None, str]], attempt: int, *, queries: int,
+        missing: str = "",
+    ) -> Any:  # fmt: skip
+        """Returns the JSON of an answer to one request; raises ProviderError."""
+        provider = self.provider
         try:
-            answered = provider.post(path, json.dumps(body).encode())
-            if answered.status // 100 != 2:
-                raise self._refusal_error(answered, attempt)
-            answer = read_json(answered.content, key=provider.key)
-            if query.soft_prompt is not None and not soft_prompts.is_confirmed(answer):
-                raise MalformedError(f"it did not read `{soft_prompts.FIELD}`")
-            return read_answer(answer, query, style=terms.style)
+            path, content, kind = write()
+            given = () if kind == JSON else (kind,)
+            answered = provider.post(path, content, *given)
         except UnreachedError as error:
-            lost = self._error(
+            lost = self.error(
                 f"cannot be reached ({error}), tried {attempt + 1} times; start the provider or "
                 "correct the address",
                 droppable=True,
@@ -217,45 +279,54 @@ class Caller:
             lost.sent, lost.wait = False, 0.5 * 2**attempt
             raise lost from None
         except LostError as error:
-            raise self._error(
-                f"{error}; {len(query.texts)} queries may have been paid. `resume` sends them "
+            raise self.error(
+                f"{error}; {queries} queries may have been paid. `resume` sends them "
                 "again; a slow provider needs a longer `timeout`",
                 droppable=True,
                 may_be_paid=True,
             ) from None
+        if answered.status // 100 != 2:
+            raise self._refusal_error(answered, attempt, missing)
+        return self._read(lambda content: read_json(content, key=provider.key), answered.content)
+
+    def _read(self, read: Callable[[Any], Any], answer: Any) -> Any:
+        """Returns what an answer says; raises ProviderError if it cannot be used."""
+        try:
+            return read(answer)
         except MalformedError as error:
-            raise self._error(
+            raise self.error(
                 f"sent an answer that cannot be used ({error}); it may have been paid. Is the "
                 "address that of an OpenAI-compatible API, ending in /v1?",
                 droppable=True,
                 may_be_paid=True,
             ) from None
 
-    def _refusal_error(self, answered: Answered, attempt: int) -> ProviderError:
+    def _refusal_error(self, answered: Answered, attempt: int, missing: str) -> ProviderError:
         status, headers = answered.status, answered.headers
         if status // 100 == 3:
-            where = without_key(headers.get("location", ""), self._provider.key)
-            return self._error(
+            where = without_key(headers.get("location", ""), self.provider.key)
+            return self.error(
                 f"answered {status}, a redirect to {where[:200]!r}, which is not followed: texts "
                 "are sent only to the configured host. Give that address if it may see them"
             )
         if status == 401:  # its message may contain a part of the key
-            return self._error("refused the key; set OPENAI_API_KEY to yours")
-        reason, code = read_refusal(answered.content, key=self._provider.key)
+            return self.error("refused the key; set OPENAI_API_KEY to yours")
+        reason, code = read_refusal(answered.content, key=self.provider.key)
         times = f", {attempt + 1} times" if attempt else ""
-        remedy, droppable = _REMEDIES.get(code) or _REMEDIES.get(status) or (
+        own = (missing, False) if status == 404 and missing else None
+        remedy, droppable = _REMEDIES.get(code) or own or _REMEDIES.get(status) or (
             "correct the request's settings" if status < 500 else "`resume` later",
             status >= 500,
         )  # fmt: skip
         paid = status >= 500 and status != 503
         doubt = "; it may have been paid" if paid else ""
         message = f"answered {status}{times} ({reason}){doubt}; {remedy}"
-        error = self._error(message, droppable=droppable, may_be_paid=paid)
+        error = self.error(message, droppable=droppable, may_be_paid=paid)
         if status in (429, 503) and code != "insufficient_quota":
             error.wait = _wait(headers, attempt)
         return error
 
-    def _error(
+    def error(
         self,
         message: str,
         *,
@@ -263,7 +334,15 @@ class Caller:
         droppable: bool = False,
         may_be_paid: bool = False,
     ) -> ProviderError:
-        starts = (f"url={self._provider.url}", "max_queries=", "max_cost=")
+        """Returns an error that names the provider.
+
+        Args:
+          message: what happened, and the remedy.
+          kind: of the error.
+          droppable: whether the run can go on without the client.
+          may_be_paid: whether the call may have been charged.
+        """
+        starts = (f"url={self.provider.url}", "max_queries=", "max_cost=")
         error = kind(message if message.startswith(starts) else f"{starts[0]} {message}")
         error.drop = droppable and self.terms.on_failure == "drop"
         error.may_be_paid = may_be_paid

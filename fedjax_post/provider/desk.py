@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
-from fedjax_post.provider import listing
+from fedjax_post.provider import job_requests, listing
 from fedjax_post.provider.refusals import Refusal
 from fedjax_post.provider.service import Provider
 
@@ -114,7 +114,7 @@ def _cancel(provider: Provider, id: str, incoming: Incoming) -> Any:
     return provider.cancel(id, request=incoming.request)
 
 
-_JOBS, _ID = "/v1/fine_tuning/jobs", "([^/]+)"
+_JOBS, _ID = job_requests.PATH, "([^/]+)"
 # method, pattern of the address, operation, and with what ids of its requests begin
 _OPERATIONS: tuple[tuple[str, str, Callable, str], ...] = (
     ("POST", "/v1/()completions", _answer, "cmpl"),

@@ -1,4 +1,4 @@
-"""A model behind a provider's API, with the methods that algorithms use: `answer`, `next_scores`.
+"""A model behind a provider's API, with the methods that algorithms use.
 
 Only the text of a client's questions, and of the prompt before them, is sent; tokens are used only
 on the client side, with the local tokenizer. For the same model, results equal those of the local
@@ -27,8 +27,8 @@ from fedjax_post.core.access import Access, check_call, check_restriction
 from fedjax_post.core.traced import is_traced
 from fedjax_post.core.view import View
 from fedjax_post.disclosure.meter import Meter, add
-from fedjax_post.disclosure.metered import real_rows
-from fedjax_post.provider import codec, soft_prompts
+from fedjax_post.disclosure.metered import question_rows, real_rows
+from fedjax_post.provider import codec, soft_prompts, tuning
 from fedjax_post.provider.address import check_url, read_key
 from fedjax_post.provider.calls import Caller, Provider, rows_per_call
 from fedjax_post.provider.journal import OUTSIDE, Journal
@@ -36,13 +36,14 @@ from fedjax_post.provider.replies import Reply
 from fedjax_post.provider.requests import Query
 from fedjax_post.provider.spent import Spent
 from fedjax_post.provider.terms import Terms, check_terms
+from fedjax_post.provider.training import Schedule
 
 PyTree = Any
 
 
 @jax.tree_util.register_static
 class Hosted(View):
-    """A model at a provider with at most EMBEDDINGS access, as a tree without leaves.
+    """A model at a provider with at most EMBEDDINGS and FINETUNE access, a tree without leaves.
 
     Use `connect` to create one.
     """
@@ -165,6 +166,61 @@ class Hosted(View):
             scores[i] = [score_of(name, reply.top, is_start=is_chat) for name in names]
         return jnp.asarray(scores)
 
+    def upload(
+        self,
+        params: PyTree,
+        tokens: Int[Array, "B L"],
+        question_mask: Bool[Array, "B L"],
+        answer_mask: Bool[Array, "B L"],
+    ) -> None:
+        """Uploads rows as a file that the provider may train on; rows of padding are not sent.
+
+        Args:
+          params: {} or a prompt, which goes before every question.
+          tokens: `[B, L]` token ids.
+          question_mask: `[B, L]`, True for tokens of the question.
+          answer_mask: `[B, L]`, True for tokens of the answer.
+
+        Raises:
+          AccessError: if the model does not grant FINETUNE.
+        """
+        check_call("upload", Access.FINETUNE, self.access, params)
+        if is_traced(params, tokens, question_mask, answer_mask):
+            return
+        questions, answers = question_rows(tokens, question_mask, answer_mask)
+        if not questions:
+            return
+        carries = add(self._caller.meter.file(params, questions, answers))
+        rows = [
+            (self._text(params, ids), codec.decode_after(self._tokenizer, ids, more))
+            for ids, more in zip(questions, answers, strict=True)
+        ]
+        tuning.upload(self._caller, rows, self._place, next(self._calls), carries)
+
+    def tuned(
+        self, uploaded: Int[Array, " N"], *, num_epochs: int, batch_rows: int, multiplier: float
+    ) -> "Hosted":
+        """Returns the model that the provider fine-tunes on uploaded rows, after waiting for it.
+
+        The same uploads and settings are one job, also in a resumed run.
+
+        Args:
+          uploaded: int32, 1 plus the round in which each client has uploaded; 0 for none.
+          num_epochs: passes over all rows.
+          batch_rows: rows of one step.
+          multiplier: factor of the provider's step size.
+
+        Raises:
+          AccessError: if the model does not grant FINETUNE.
+          ProviderError: if the job is refused, fails or takes longer than `Terms.max_wait`.
+        """
+        check_call("tuned", Access.FINETUNE, self.access, {})
+        caller, access = self._caller, self.access & ~Access.FINETUNE
+        if not is_traced(uploaded) and np.any(uploaded):
+            schedule = Schedule(num_epochs, batch_rows, multiplier, caller.terms.tuning_seed)
+            caller = caller.of(tuning.tune(caller, np.asarray(uploaded), schedule))
+        return Hosted(caller, self._tokenizer, access=access)
+
     def _ask(self, params, prompts, prompt_mask, prefix, asked) -> list[tuple[int, Reply]]:
         """Returns pairs of a row's number and the reply to it."""
         caller, prompt = self._caller, params.get("prompt") or {}
@@ -213,7 +269,8 @@ def connect(
       tokenizer: a Hugging Face tokenizer of the client side, which defines token ids.
       terms: budget, prices, time limits and failure handling.
       journal: file of the run's calls to this model; None keeps them in memory.
-      access: TEXT, LOGITS or, of a provider of this project, EMBEDDINGS (see `soft_prompts`).
+      access: TEXT, LOGITS or, of a provider of this project, EMBEDDINGS (see `soft_prompts`); with
+        FINETUNE where the provider fine-tunes models.
       meter: counts what calls carry, for the journal; None counts every token as private.
       watch: called after each answered call, with what is spent.
 
@@ -236,8 +293,34 @@ def connect(
     line = Line(url, headers=headers, timeout=terms.timeout)
     written = Journal(journal, ask_again=terms.ask_again)
     provider = Provider(url, model, key, line.post)
+    return make_hosted(
+        provider, tokenizer, terms=terms, journal=written, access=access, meter=meter, watch=watch
+    )
+
+
+def make_hosted(
+    provider: Provider,
+    tokenizer: Any,
+    *,
+    terms: Terms,
+    journal: Journal,
+    access: Access,
+    meter: Meter | None = None,
+    watch: Callable[[Spent], None] | None = None,
+) -> Hosted:
+    """Returns a model at a provider that is reached in any way, see `connect`.
+
+    Args:
+      provider: and how it is reached.
+      tokenizer: of the client side.
+      terms: budget, prices, time limits and failure handling.
+      journal: of the run's calls.
+      access: as for `connect`.
+      meter: as for `connect`.
+      watch: as for `connect`.
+    """
     caller = Caller(
-        provider, tokenizer, terms=terms, journal=written, meter=meter or Meter(), watch=watch
+        provider, tokenizer, terms=terms, journal=journal, meter=meter or Meter(), watch=watch
     )
     return Hosted(caller, tokenizer, access=access)
 

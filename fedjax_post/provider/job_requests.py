@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from fedjax_post.provider.formats import brief, invalid, refuse_others, whole
 from fedjax_post.provider.training import Recipe, Schedule
 
+PATH = "/v1/fine_tuning/jobs"
 FILES = "fedjax_post_training_files"
 _HYPER = ("n_epochs", "batch_size", "learning_rate_multiplier")
 _HONOURED = {"model", "training_file", "suffix", "seed", "hyperparameters", "method", FILES}

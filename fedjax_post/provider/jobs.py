@@ -170,7 +170,12 @@ class Jobs:
                 continue
             except Exception as error:
                 logging.getLogger(__name__).exception("job %s failed", id)
-                self._end(id, "failed", f"The job failed: {error!r:.200}", error="it failed here")
+                self._end(
+                    id,
+                    "failed",
+                    f"The job failed: {error!r:.200}",
+                    error="the training failed at the provider",
+                )
 
     def _train(self, job: Job) -> None:
         schedule, name = job.ordered.schedule, name_of(job)

@@ -27,12 +27,13 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fedjax_post.disclosure.meter import Carried
+from fedjax_post.disclosure.meter import OUTSIDE as OUTSIDE
+from fedjax_post.disclosure.meter import SERVER, Carried
 from fedjax_post.provider import lines
 from fedjax_post.provider.replies import is_amount, is_count
 from fedjax_post.provider.spent import Account, Entry, Key, Place, Spent, key_of
 
-OUTSIDE = -1  # round and client of a call that belongs to no visit
+UPLOAD = "upload"  # `kind` of the line of an uploaded file
 
 
 class JournalError(OSError):
@@ -58,6 +59,7 @@ class Journal:
         self._ask_again = ask_again
         self._last: dict[Key, Entry] = {}
         self._outside: dict[tuple[int, str], Key] = {}  # (round, request) -> its last call
+        self._files: dict[Place, list[tuple[str, int]]] = {}
         self._account = Account()
         self.lock = threading.RLock()  # held from reading what is spent until a line is added
         for line in () if self._path is None else _mend(self._path):
@@ -68,17 +70,17 @@ class Journal:
     def key(self, round: int, client: int, call: int, request: str) -> Key:
         """Returns the key of a call.
 
-        In a visit, the key is the call's number. Outside visits a resumed run need not repeat
-        calls in the same order, so a call is identified by its request. A call that belongs to no
-        round either gets a new key, so it is always sent.
+        In a visit, the key is the call's number. Outside visits, and for the server's own calls, a
+        resumed run need not repeat calls in the same order, so a call is identified by its
+        request. A call that belongs to no round either gets a new key, so it is always sent.
 
         Args:
           round: of the visit, or `OUTSIDE`.
-          client: id, or `OUTSIDE`.
+          client: id, `OUTSIDE` or `SERVER`.
           call: number of the call in the visit.
           request: digest of the request.
         """
-        if client != OUTSIDE:
+        if client >= 0:
             return round, client, call
         if round != OUTSIDE and (round, request) in self._outside:
             return self._outside[round, request]
@@ -139,6 +141,21 @@ class Journal:
             self._take(line)
         return line
 
+    def files(self, round: int, client: int) -> list[tuple[str, int]]:
+        """Returns the ids of the files that were uploaded in a visit, and their tokens.
+
+        Raises:
+          JournalError: if there are none.
+        """
+        found = self._files.get((round, client), [])
+        if not found:
+            raise JournalError(
+                f"{self._path or 'the journal in memory'} has no upload of client {client} in "
+                f"round {round}, on which the state of the run rests; start a new run in another "
+                "folder"
+            )
+        return found
+
     def spent(self) -> Spent:
         """Returns the totals of all calls, including those before a resumption."""
         return self._account.sum()
@@ -147,7 +164,10 @@ class Journal:
         key = key_of(line)
         self._last[key] = line
         self._account.take(line)
-        if key[1] == OUTSIDE:
+        if line["state"] == "answered" and line.get("kind") == UPLOAD:
+            file = line["replies"][0][0], line["file_tokens"]
+            self._files.setdefault(key[:2], []).append(file)
+        if key[1] < 0:
             self._outside[key[0], line["request"]] = key
 
 
@@ -201,6 +221,8 @@ def _check(line: Any) -> None:
     for name, fits in fields.items():
         if not fits(line[name]):
             raise ValueError(f"{name} cannot be {str(line[name])[:60]}")
+    if line.get("kind") == UPLOAD and not is_count(line["file_tokens"]):
+        raise ValueError(f"file_tokens cannot be {str(line['file_tokens'])[:60]}")
     if line["state"] == "answered" and len(line["replies"]) != line["queries"]:
         raise ValueError(f"{len(line['replies'])} replies to {line['queries']} queries")
 
@@ -222,7 +244,7 @@ _is_carried = lambda value: (
     and all(map(is_count, value["distinct"].values()))
 )
 _is_cost = lambda value: value is None or is_amount(value)
-_is_place = lambda value: value == OUTSIDE or is_count(value)
+_is_place = lambda value: value in (OUTSIDE, SERVER) or is_count(value)
 _Fields = Mapping[str, Callable[[Any], bool]]
 _FIELDS: _Fields = {
     "state": _is_text, "round": _is_place, "client": _is_place, "call": is_count,
@@ -247,4 +269,6 @@ def _name(key: Key) -> str:
     round, client, call = key
     if round == OUTSIDE:
         return f"call {call} outside of any round"
+    if client == SERVER:
+        return f"call {call} of the server after round {round}"
     return f"call {call} of client {client} in round {round}"

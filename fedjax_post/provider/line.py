@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from fedjax_post.provider.calls import Answered, LostError, UnreachedError
+from fedjax_post.provider.calls import JSON, Answered, LostError, UnreachedError
 
 try:
     import httpcore2 as httpcore
@@ -26,7 +26,7 @@ _PIECE = 16384  # bytes written at a time, between checks of the clock
 
 
 class Line:
-    """Posts to one host.
+    """Posts to one host, and reads from it.
 
     Args:
       url: base URL, checked by `address.check_url`.
@@ -52,22 +52,24 @@ class Line:
             network_backend=_Backend(self._clock),
         )
 
-    def post(self, path: str, content: bytes) -> Answered:
-        """Returns the answer to a JSON body.
+    def post(self, path: str, content: bytes | None, content_type: str = JSON) -> Answered:
+        """Returns the answer to a body.
 
         Args:
           path: appended to the base URL.
-          content: the body.
+          content: the body; None reads by GET.
+          content_type: of the body.
 
         Raises:
           UnreachedError: if nothing was sent.
           LostError: for an answer that is late, incomplete, too large or compressed.
         """
         self._clock.until = time.monotonic() + self._timeout
-        headers = {**self._headers, "Content-Type": "application/json"}
+        headers = self._headers | ({} if content is None else {"Content-Type": content_type})
+        method = "GET" if content is None else "POST"
         try:
             with self._pool.stream(
-                "POST", self._url + path, headers=list(headers.items()), content=content
+                method, self._url + path, headers=list(headers.items()), content=content
             ) as answer:
                 return self._read(answer)
         except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:

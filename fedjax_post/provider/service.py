@@ -87,7 +87,9 @@ class Provider:
         self.files, self._jobs = uploads.Files(), None
         if settings.recipe is not None:
             price = settings.price_training
-            self._jobs = Jobs(settings.recipe, price=price, note=self.log.write_job)
+            self._jobs = Jobs(
+                settings.recipe, price=price, note=lambda **facts: self.log.write_job(**facts)
+            )
         self.num_answered = 0
         self._recent: deque[float] = deque()
         self._lock = threading.Lock()  # guards `num_answered` and `_recent`

@@ -27,12 +27,15 @@ class Terms(NamedTuple):
     max_cost: float | None = None  # in the currency of the prices; needs prices
     price_prompt: float | None = None  # for a million tokens; None: unknown
     price_completion: float | None = None  # for a million tokens; None: unknown
+    price_training: float | None = None  # for a million tokens, in each epoch; None: unknown
     max_retries: int = 2  # of calls that cannot have been paid
     timeout: float = 60.0  # seconds of a whole call, from the connection to the last byte
     top_logprobs: int = 20  # requested; vLLM allows 20, OpenAI 5 (completions) and 20 (chats)
     on_failure: str = "stop"  # or "drop": continue without the client
     ask_again: bool = False  # repeat calls that a killed process had in progress, see `Journal`
     name_clients: bool = True  # send `user=client-<id>`, as if each client had an account
+    tuning_seed: int = 0  # of fine-tuning jobs
+    max_wait: float = 86400.0  # seconds that a fine-tuning job may take
 
 
 def check_terms(terms: Terms, *, access: Access) -> None:
@@ -41,8 +44,10 @@ def check_terms(terms: Terms, *, access: Access) -> None:
     Raises:
       ValueError: naming the field, its value and the remedy.
     """
-    if access & ~Access.EMBEDDINGS:
-        raise ValueError(f"a hosted model grants at most EMBEDDINGS, not {spoken(access)}")
+    if access & ~(Access.EMBEDDINGS | Access.FINETUNE):
+        raise ValueError(
+            f"a hosted model grants at most EMBEDDINGS and FINETUNE, not {spoken(access)}"
+        )
     if Access.EMBED in access and terms.style == "chat":
         raise ValueError(
             f"{spoken(access)} needs soft prompts, which chats cannot carry; give style=completions"
@@ -51,7 +56,8 @@ def check_terms(terms: Terms, *, access: Access) -> None:
         if getattr(terms, name) not in allowed:
             raise ValueError(f"{name} must be one of {allowed}, got {getattr(terms, name)!r}")
     least = {"max_queries": 1, "max_cost": 0, "price_prompt": 0, "price_completion": 0,
-             "max_retries": 0, "timeout": 1e-3, "top_logprobs": 1}  # fmt: skip
+             "max_retries": 0, "timeout": 1e-3, "top_logprobs": 1, "price_training": 0,
+             "tuning_seed": 0, "max_wait": 0}  # fmt: skip
     for name, low in least.items():
         value = getattr(terms, name)
         if value is not None and not low <= value < float("inf"):

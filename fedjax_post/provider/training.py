@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import optax
 
-from fedjax_post.adapters.lora import add_lora
+from fedjax_post.adapters.lora import add_lora, linear_layers
 from fedjax_post.hub.tokenizer import pad_id_of
 from fedjax_post.objectives.sft import sft_loss
 from fedjax_post.provider.served import SHORTEST, Served, adapted, room_of
@@ -24,7 +24,7 @@ PyTree = Any
 class Recipe(NamedTuple):
     """How a provider trains: what a request cannot choose, and the values of "auto"."""
 
-    rank: int = 8  # of LoRA
+    rank: int = 8  # of LoRA; at most the width of the narrowest layer
     alpha: float = 16.0  # of LoRA
     learning_rate: float = 0.005  # first step size, times the request's multiplier
     num_epochs: int = 3
@@ -66,9 +66,10 @@ def train(
       watch: called after each step with the number of steps so far and the loss, nats per
         learned token; it may raise an error to stop.
     """
-    model, params = add_lora(
-        served.model, jax.random.key(schedule.seed), rank=recipe.rank, alpha=recipe.alpha
-    )
+    sizes = [size for _, *both in linear_layers(served.model).values() for size in both]
+    rank = min(recipe.rank, *sizes)  # a tiny model has layers that are narrower
+    alpha = recipe.alpha * rank / recipe.rank
+    model, params = add_lora(served.model, jax.random.key(schedule.seed), rank=rank, alpha=alpha)
     state, total = (params, _tx().init(params)), schedule.steps(len(rows))
     shape = {"pad_id": pad_id_of(served.tokenizer), "context": served.context}
     for step, batch in enumerate(_batches(rows, schedule, **shape)):

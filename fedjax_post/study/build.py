@@ -154,7 +154,8 @@ def _make_algorithm(
         participation=_participation(spec, population),
         loss_of=loss_of,
         guard_fn=lambda loss_fn: private.guard_loss(loss_fn, spec, promised),
-        given=prompts.token_arguments(spec, factories.find_factory(spec.method.name), tokenizer),
+        given=prompts.token_arguments(spec, factories.find_factory(spec.method.name), tokenizer)
+        | {"NumClients": population},
     )
     # Places left after the longest row, whose last token is never an input
     left = room - data.report["max_length"] + 1

@@ -45,6 +45,7 @@ _TOY: Mapping[str, Any] = {
     "Candidates": np.arange(2),
     "Separator": np.int32(0),
     "Specials": np.arange(1),
+    "NumClients": 2,
 }
 
 
@@ -115,6 +116,18 @@ def declared_access() -> dict[str, Mapping[str, Access]]:
 def access_of(name: str | Callable) -> Mapping[str, Access]:
     """Returns the access that an algorithm declares, by model role; see `find_factory`."""
     return _toy_of(find_factory(name)).access
+
+
+def is_tuned_by_host(name: str | Callable) -> bool:
+    """Returns whether an algorithm has the target's host fine-tune it.
+
+    An algorithm of your own that cannot be built with toy values is taken for one that does not.
+    """
+    try:
+        needed = access_of(name)
+    except (TypeError, ValueError):
+        return False
+    return Access.FINETUNE in needed.get("target", Access.TEXT)
 
 
 def ranked_names() -> list[str]:

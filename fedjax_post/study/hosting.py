@@ -1,4 +1,8 @@
-"""A target model behind a provider's API: its address and the terms of use."""
+"""A target model behind a provider's API: its address and the terms of use.
+
+A method that has the host fine-tune its model runs at a provider too: at that of `hosting.url`, or
+without an address at this project's own, in this process.
+"""
 
 import sys
 from collections.abc import Callable
@@ -7,13 +11,21 @@ from typing import Any
 
 from fedjax_post.core.access import Access, spoken
 from fedjax_post.disclosure.meter import Meter
-from fedjax_post.provider.hosted import Hosted, connect, show_queries
-from fedjax_post.provider.journal import Spent, spent
+from fedjax_post.hub.load import load_model
+from fedjax_post.provider.calls import Provider
+from fedjax_post.provider.hosted import Hosted, connect, make_hosted, show_queries
+from fedjax_post.provider.inside import PEER, Inside, restore
+from fedjax_post.provider.journal import Journal, Spent, spent
+from fedjax_post.provider.served import make_served
+from fedjax_post.provider.service import Provider as Service
+from fedjax_post.provider.service import Settings
 from fedjax_post.provider.terms import Terms
 from fedjax_post.simulate import stopping
 from fedjax_post.simulate.progress import is_redrawn
+from fedjax_post.study import factories
 from fedjax_post.study.spec import Spec
 
+LOG = "provider.jsonl"  # of a provider in this process, in the folder of the run
 # field -> the value that it must have for a hosted target
 _NEEDS = {"execution.executor": ("host",), "adapter.kind": ("text_prompt", "soft_prompt")}
 
@@ -42,8 +54,9 @@ def check(spec: Spec) -> None:
         name = path.removesuffix(".kind").rpartition(".")[2]
         if (value := spec.at(path)) not in needed:
             raise ValueError(
-                f"{name}={value} cannot be used with `hosting.url`; give "
-                f"`{name}={' or '.join(needed)}`"
+                f"{name}={value} cannot be used with a target at a provider (`hosting.url`, or a "
+                f"method that has the target's host fine-tune it); give `{name}="
+                f"{' or '.join(needed)}`"
             )
     if spec.adapter.kind == "soft_prompt" and spec.hosting.style != "completions":
         raise ValueError(
@@ -53,12 +66,34 @@ def check(spec: Spec) -> None:
 
 
 def is_hosted(spec: Spec) -> bool:
-    """Returns whether the target is queried over a network."""
-    return spec.hosting.url is not None
+    """Returns whether the target is at a provider, which may be in this process."""
+    return spec.hosting.url is not None or tunes(spec)
+
+
+def tunes(spec: Spec) -> bool:
+    """Returns whether the target's host fine-tunes it in training."""
+    return spec.method.baseline == "none" and factories.is_tuned_by_host(spec.method.name)
+
+
+def granted(spec: Spec) -> Access:
+    """Returns what the target grants; whether a provider fine-tunes models is known once asked."""
+    access = Access[spec.hosting.access]
+    return access | Access.FINETUNE if is_hosted(spec) else access
+
+
+def address_of(spec: Spec) -> str:
+    """Returns where the provider is, for messages."""
+    return spec.hosting.url or PEER
 
 
 def model_of(
-    spec: Spec, tokenizer: Any, *, directory: Path | None, meter: Meter, ask_again: bool = False
+    spec: Spec,
+    tokenizer: Any,
+    *,
+    directory: Path | None,
+    meter: Meter,
+    ask_again: bool = False,
+    change_fn: Callable[[Any], Any] = lambda model: model,
 ) -> Hosted:
     """Returns the hosted target; sends nothing yet.
 
@@ -68,6 +103,7 @@ def model_of(
       directory: of the run, for its journal; None while the run is only prepared.
       meter: of the run.
       ask_again: whether to repeat calls that may have been paid for already.
+      change_fn: returns the model that a provider in this process serves from the loaded one.
 
     Raises:
       ImportError: if the extra that it needs is not installed, naming it.
@@ -80,21 +116,38 @@ def model_of(
         max_cost=spec.hosting.max_cost,
         price_prompt=price,
         price_completion=price,
+        price_training=price,
+        tuning_seed=spec.seed,
         timeout=spec.hosting.timeout,
         on_failure=spec.hosting.on_failure,
         ask_again=ask_again,
     )
-    assert spec.hosting.url is not None  # guaranteed by the caller
-    return connect(
-        spec.hosting.url,
-        spec.hosting.model or spec.model.name,
-        tokenizer,
-        terms=terms,
-        journal=None if directory is None else directory / "journal.jsonl",
-        access=Access[spec.hosting.access],
-        meter=meter,
-        watch=None if directory is None else _watch(spec),
-    )
+    name, journal = spec.hosting.model or spec.model.name, _in(directory, "journal.jsonl")
+    watch = None if directory is None else _watch(spec)
+    given: dict[str, Any] = {"terms": terms, "access": granted(spec), "meter": meter}
+    if spec.hosting.url is not None:
+        return connect(spec.hosting.url, name, tokenizer, journal=journal, watch=watch, **given)
+    inside = Inside(lambda: _serve(spec, tokenizer, name, _in(directory, LOG), change_fn))
+    provider = Provider(PEER, name, "", inside.post)
+    written = Journal(journal, ask_again=ask_again)
+    return make_hosted(provider, tokenizer, journal=written, watch=watch, **given)
+
+
+def _in(directory: Path | None, name: str) -> Path | None:
+    return None if directory is None else directory / name
+
+
+def _serve(
+    spec: Spec, tokenizer: Any, name: str, log: Path | None, change_fn: Callable[[Any], Any]
+) -> Service:
+    """Returns the provider in this process; with a log, as it was at its end."""
+    price = spec.hosting.price
+    settings = Settings(price_prompt=price, price_completion=price, price_training=price)
+    model = change_fn(load_model(spec.model.name, dtype=spec.model.dtype))
+    service = Service(make_served(name, model, tokenizer), settings)
+    if log is not None:
+        restore(service, log)
+    return service
 
 
 def provider_summary(directory: Path) -> dict[str, Any] | None:

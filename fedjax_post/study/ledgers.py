@@ -23,8 +23,7 @@ from fedjax_post.report.records import read_records
 from fedjax_post.simulate.cohort import data_rng
 from fedjax_post.simulate.plan import Plan
 from fedjax_post.simulate.visits import visits
-from fedjax_post.study import folder, metering, prompts
-from fedjax_post.study.hosting import is_hosted
+from fedjax_post.study import folder, hosting, metering, prompts
 from fedjax_post.study.spec import Spec
 
 
@@ -42,7 +41,7 @@ def check(spec: Spec, algorithm: Algorithm, data: Loaded, form: Form) -> None:
       DisclosureError: with `hosting.fail_on_disclosure`, naming what a visit would send.
     """
     granted = dict.fromkeys(algorithm.access, Access.GRADIENTS)
-    check_access(algorithm.access, granted | {"target": Access[spec.hosting.access]})
+    check_access(algorithm.access, granted | {"target": hosting.granted(spec)})
     if spec.hosting.fail_on_disclosure:
         visit = data.clients.visit(0, data_rng(spec.seed, 0, 0))
         rows, tokens = ledger.count_visits(visit.batches, visit.step_mask, template=form.template)
@@ -75,9 +74,11 @@ def form_of(
     if not ledger.asks(access):
         return Form()
     head, around = _template_tokens(spec, tokenizer, table)
-    answer = longest if access["target"] == Access.TEXT else 1
+    needed = access["target"]
+    answer = 1 if Access.SCORES in needed else longest
     prompt = prompts.places_of(spec, tokenizer)
-    return Form(template=head + around, prompt=prompt, answer=answer, shot=around)
+    shot = 0 if Access.FINETUNE in needed else around  # an upload shows answers without a template
+    return Form(template=head + around, prompt=prompt, answer=answer, shot=shot)
 
 
 def _template_tokens(spec: Spec, tokenizer: Any, table: TokenTable) -> tuple[int, int]:
@@ -133,15 +134,15 @@ def ledger_of(
     """
     directory = Path(plan.directory or "")
     records = read_records(directory)
-    hosting = ledger.hosting_of(algorithm.access, Hosting(spec.hosting.inference))
-    if is_hosted(spec):
+    place = ledger.hosting_of(algorithm.access, Hosting(spec.hosting.inference))
+    if hosting.is_hosted(spec):
         sent, by = metering.sent_by_journal(directory), "the journal of calls"
     else:
         sent = [*evaluated, *_sent_in_rounds(records, data, plan, form)]
         on_host = spec.execution.executor == "host"
         by = "the meter" if on_host else "the algorithm's counts, confirmed by the meter"
-    price = Price(spec.hosting.price, spec.hosting.price)
-    return Ledger(ledger.account(records, sent, hosting=hosting, price=price), sent, by)
+    price = Price(spec.hosting.price, spec.hosting.price, spec.hosting.price)
+    return Ledger(ledger.account(records, sent, hosting=place, price=price), sent, by)
 
 
 def _sent_in_rounds(records, data: Loaded, plan: Plan, form: Form) -> Iterator[Sent]:
@@ -193,8 +194,13 @@ def _outside(entries: Sequence[Entry], purpose: Purpose) -> dict[str, Any]:
 
 
 def tier_of(access: Mapping[str, Access]) -> str:
-    """Returns the access tier of a method: that on the target, or EMULATOR if it trains on one."""
-    return "EMULATOR" if "emulator" in access else spoken(access["target"])
+    """Returns the access tier of a method: that on the target.
+
+    It is EMULATOR if it trains on one, and FINETUNE if the target's host trains.
+    """
+    if "emulator" in access:
+        return "EMULATOR"
+    return "FINETUNE" if Access.FINETUNE in access["target"] else spoken(access["target"])
 
 
 def place_of(spec: Spec, access: Mapping[str, Access]) -> str | None:

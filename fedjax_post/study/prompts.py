@@ -112,7 +112,7 @@ def loss_of(
     """
     if Access.READ in union(algorithm.access):
         return sft_loss
-    if union(algorithm.access) == Access.TEXT:
+    if Access.SCORES not in union(algorithm.access):
         ends = {"eos_id": tokenizer.eos_token_id, "pad_id": pad_id_of(tokenizer)}
         return answer_loss(**ends, max_new_tokens=longest, prefix=prefix)
     if not spec.data.labels:

@@ -162,7 +162,7 @@ class Hosting:
     fail_on_disclosure: bool = setting(
         False, "refuse runs that send private text out of the federation", free=True
     )
-    price: float = setting(0.0, "provider's price of a million prompt or completion tokens", low=0)
+    price: float = setting(0.0, "provider's price of a million tokens", low=0)
     url: str | None = setting(
         None,
         "OpenAI-compatible API that serves the target, as in http://host:port/v1",

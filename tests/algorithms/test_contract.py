@@ -29,7 +29,7 @@ from fedjax_post.core import (
 from fedjax_post.core.access import union
 from fedjax_post.core.algorithm import no_context
 from fedjax_post.simulate.cohort import data_rng
-from fedjax_post.testing import CHECKS, Case, toy_lora, toy_loss, toy_prompt, toy_roles
+from fedjax_post.testing import CHECKS, Case, toy_lora, toy_loss, toy_prompt, toy_roles, toy_service
 from fedjax_post.testing.contract import EXPENSIVE
 
 SGD = optax.sgd(0.05)
@@ -137,6 +137,13 @@ ROWS |= {
         gap_closed=0.3,
         personal=True,
     ),
+    "host_tuning": lambda: Case(
+        algorithms.host_tuning(
+            toy_service.toy_loss, dropped=FRAME["dropped"], num_clients=toy_prompt.NUM_CLIENTS
+        ),
+        world=toy_service,
+        gap_closed=1.0,
+    ),
     "manual_prompt": lambda: prompt(algorithms.manual_prompt, gap_closed=0.0),
 }
 CASES = {name: make() for name, make in ROWS.items()}
@@ -227,7 +234,8 @@ def tier(case, check):
         pytest.param(case, check, marks=tier(case, check))
         for case in CASES
         for check in CHECKS
-        if (case, check) != ("manual_prompt", "drops_what_is_not_finite")  # it looks at no data
+        # they look at no floats of the data
+        if case not in ("manual_prompt", "host_tuning") or check != "drops_what_is_not_finite"
     ],
 )
 def test_contract(case, check):

@@ -25,7 +25,9 @@ from fedjax_post.provider.training import Recipe, Schedule
 from fedjax_post.provider.training_rows import Learned, learned, read_lines, tokens_of
 from fedjax_post.testing.models import tiny_config
 
-ROWS = [{"prompt": f"say : {word}\n", "completion": f" {word}"} for word in ("cat", "dog", "hen", "pig")]
+ROWS = [
+    {"prompt": f"say : {word}\n", "completion": f" {word}"} for word in ("cat", "dog", "hen", "pig")
+]
 CHAT = {"messages": [{"role": "user", "content": "hen"}, {"role": "assistant", "content": "egg"}]}
 RECIPE = Recipe(rank=4, learning_rate=0.01)
 

@@ -28,6 +28,7 @@ WORDS = {"adapter.candidates": ("name", "kind", "these", "words")}
 METHODS = {
     "manual_prompt": TEXT,
     "in_context": TEXT | SHOTS | {"scoring.personal": True},
+    "host_tuning": TEXT | {"method.params": {"num_epochs": 1}},
     "fed_dtpt": TEXT | WORDS | EDITS,
     "fed_prompt_search": TEXT | WORDS | EDITS,
     "bdpl": TEXT | WORDS | FEW,
@@ -92,10 +93,13 @@ def test_an_algorithm_s_counts_are_the_meter_s_over_several_rounds(name, tiny_fo
     meter = Meter(parts.form, parts.meter.examples)
     model = metering.counted(parts.model, meter, pad_id=parts.data.heldout.pad_id)
     given = {"params": parts.params, "plan": parts.plan._replace(sampler=fp.full())}
+    sent = []
     for _, record in fp.run(parts.algorithm, model, parts.data.clients, rounds=3, **given):
         told, seen = carried_in(record, parts.form), meter.take().get(Purpose.TRAINING, Carried())
         assert told[:4] == seen[:4]
-        assert (seen.queries > 0) == (name != "manual_prompt")
+        sent.append(seen.queries > 0)
+    once = [True, False, False]  # rows are uploaded at a client's first visit
+    assert sent == {"manual_prompt": [False] * 3, "host_tuning": once}.get(name, [True] * 3)
 
 
 @pytest.mark.heavy
@@ -113,7 +117,7 @@ def test_meter_and_log_agree_to_the_token(name, tiny_folder, tiny_rows, tmp_path
     assert found["queries"] == seen.queries > 0
     assert found["private_tokens"] == seen.private_tokens > 0
     assert found["labels"] == seen.labels
-    assert (seen.labels > 0) == (name == "in_context")
+    assert (seen.labels > 0) == (name in ("in_context", "host_tuning"))
     assert summary["disclosure"]["counted_by"] == "the journal of calls"
 
 

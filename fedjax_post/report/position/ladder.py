@@ -37,8 +37,9 @@ from fedjax_post import integrity
 from fedjax_post.report.comparison import Interval, folder_of, interval
 from fedjax_post.report.records import Record, read_records, read_summary
 
-# Access tiers, most closed first. EMULATOR: clients train an emulator of a model that stays closed.
-TIERS = ("TEXT", "LOGITS", "EMBEDDINGS", "EMULATOR", "WEIGHTS", "GRADIENTS")
+# Access tiers, most closed first. FINETUNE: the host of a closed model trains it on rows that are
+# sent there. EMULATOR: clients train an emulator of a model that stays closed.
+TIERS = ("TEXT", "LOGITS", "EMBEDDINGS", "FINETUNE", "EMULATOR", "WEIGHTS", "GRADIENTS")
 _SPENT = ("queries", "tokens_sent", "labels_sent")
 
 
@@ -161,7 +162,7 @@ def shown(cell: Cell) -> Interval | None:
 
 def asks(cell: Cell) -> bool:
     """Returns whether a cell's method queries the target, wherever it runs."""
-    return cell.tier in ("TEXT", "LOGITS", "EMBEDDINGS")
+    return cell.tier in ("TEXT", "LOGITS", "EMBEDDINGS", "FINETUNE")
 
 
 def _cell(directory: Path, row: Mapping[str, Any]) -> Cell:
