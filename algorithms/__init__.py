@@ -53,6 +53,7 @@ from fedjax_post.algorithms.on_policy import on_policy
 from fedjax_post.algorithms.q_fed_avg import q_fed_avg
 from fedjax_post.algorithms.ro_lora import ro_lora
 from fedjax_post.algorithms.scaffold import scaffold, scaffold_option_1
+from fedjax_post.algorithms.synthetic_tuning import synthetic_tuning
 
 ALGORITHMS: Mapping[str, Callable] = {
     "fed_avg": fed_avg,
@@ -105,5 +106,6 @@ ALGORITHMS: Mapping[str, Callable] = {
     "fed_prompt_search": fed_prompt_search,
     "in_context": in_context,
     "host_tuning": host_tuning,
+    "synthetic_tuning": synthetic_tuning,
     "manual_prompt": manual_prompt,
 }

@@ -14,7 +14,8 @@ Low-Rank Adaptation of Large Language Models", ICLR 2022, arXiv:2106.09685); `pr
 the details. As a federated method it is this project's own.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -67,30 +68,40 @@ def host_tuning(
     Raises:
       ValueError: if a number is out of its range.
     """
-    for name, value in {"num_epochs": num_epochs, "batch_rows": batch_rows}.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-    if multiplier <= 0:
-        raise ValueError(f"multiplier must be above 0, got {multiplier}")
+    del loss_fn
     settings = {"num_epochs": num_epochs, "batch_rows": batch_rows, "multiplier": multiplier}
+    return uploading(lambda rows, key: rows, dropped=dropped, num_clients=num_clients, **settings)
 
-    def init(params):
-        return Shared(discrete.tokens_of(params), jnp.zeros(num_clients, jnp.int32))
+
+def uploading(
+    rows_fn: Callable, *, dropped: jax.Array, num_clients: int, **settings: Any
+) -> algorithm.Algorithm:
+    """Returns the algorithm that uploads what `rows_fn` makes of a client's rows.
+
+    Args:
+      rows_fn: `((tokens, question, answer), key) -> the same`, of rows `[n, L]`.
+      dropped: as in `host_tuning`.
+      num_clients: as in `host_tuning`.
+      **settings: of the host's training, as in `host_tuning`.
+    """
+    for name, least in {"num_epochs": 1, "batch_rows": 1, "multiplier": 1e-6}.items():
+        if settings[name] < least:
+            raise ValueError(f"{name} must be at least {least}, got {settings[name]}")
 
     def update(model, replica, state, data, ctx):
         is_first = replica.uploaded[ctx.client_id] == 0
         taken = jnp.asarray(data.step_mask)[:, None, None] & is_first
         learned = jnp.asarray(data.batches["loss_mask"], bool) & taken
-        tokens, learned = (
-            x.reshape(-1, x.shape[-1]) for x in (jnp.asarray(data.batches["tokens"]), learned)
-        )
-        question, answer = shots.sides(tokens, learned, dropped)
-        model.upload(discrete.with_tokens(replica.tokens), tokens, question, answer)
-        rows = question.any(axis=1).sum().astype(jnp.float32)
+        flat = lambda x: x.reshape(-1, x.shape[-1])
+        tokens = flat(jnp.asarray(data.batches["tokens"]))
+        rows = rows_fn((tokens, *shots.sides(tokens, flat(learned), dropped)), ctx.key)
+        model.upload(discrete.with_tokens(replica.tokens), *rows)
+        _, question, answer = rows
+        number = question.any(axis=1).sum().astype(jnp.float32)
         sent = (question.sum() + answer.sum()).astype(jnp.float32)
-        metrics = {"queries": rows, "tokens_sent": sent, "labels_sent": rows}
+        metrics = {"queries": number, "tokens_sent": sent, "labels_sent": number}
         mark = Mark(jnp.int32(ctx.client_id), jnp.int32(ctx.round) + 1)
-        return algorithm.Upload(mark, jnp.float32(rows > 0)), state, metrics
+        return algorithm.Upload(mark, jnp.float32(number > 0)), state, metrics
 
     def serve(stacked, state, shared):
         marks, weights = stacked
@@ -106,7 +117,7 @@ def host_tuning(
         client=algorithm.Client(algorithm.stateless, update),
         server=algorithm.Server(lambda shared: (), serve),
         aggregate=aggregates.stack(),
-        init=init,
+        init=lambda params: Shared(discrete.tokens_of(params), jnp.zeros(num_clients, jnp.int32)),
         deploy=deploy,
         access={"target": access.Access.TEXT | access.Access.FINETUNE},
         value_like=lambda shared: Mark(jnp.int32(0), jnp.int32(0)),

@@ -6,7 +6,8 @@
 
 Terms that a provider may set and change: prices, a limit on requests, latency, which clients and
 prompts it refuses, another model after some number of requests, and a shutdown. Answers are
-greedy. Ctrl-C stops the server. In a notebook: `fedjax_post.provider.offer.make_provider`.
+greedy. It takes files of rows and fine-tunes the model on them (/v1/files, /v1/fine_tuning/jobs).
+Ctrl-C stops the server. In a notebook: `fedjax_post.provider.offer.make_provider`.
 """
 
 import contextlib
@@ -47,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # as before this program's imports
     with contextlib.suppress(KeyboardInterrupt):
         server.run(sockets=[listener])
+    provider.close()
     log = f"; the log: {values.log}" if values.log else ""
     print(f"\n{provider.num_answered} requests were answered{log}")
     return 0

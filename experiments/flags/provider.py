@@ -7,6 +7,7 @@ from absl import flags
 from fedjax_post.hub.load import DTYPES
 from fedjax_post.provider.offer import Offer, read_served_key
 from fedjax_post.provider.service import Settings
+from fedjax_post.provider.training import Recipe
 
 _TEXTS = {
     "model": "a built-in model, a Hugging Face folder, or a hub name",
@@ -22,6 +23,7 @@ _TEXTS = {
 _PRICES = {
     "price_prompt": "of a million tokens of prompts",
     "price_completion": "of a million tokens of answers",
+    "price_training": "of a million tokens of a fine-tuning job, in each epoch",
     "latency": "seconds that are added to every answer",
 }
 # name -> (least value, help)
@@ -32,7 +34,7 @@ _NUMBERS = {
     "change_after": (0, "answered requests, after which another model answers"),
     "shutdown_after": (0, "answered requests, after which all others are answered 503"),
 }
-_CLIENTS = "values of the requests' `user`, such as client-3, that are answered 403"
+_CLIENTS = "users of requests, and names of files without .jsonl, such as client-3: answered 403"
 
 
 def define() -> flags.FlagValues:
@@ -51,6 +53,7 @@ def define() -> flags.FlagValues:
     for name, (low, about) in _NUMBERS.items():
         flags.DEFINE_integer(name, usual.get(name), about, lower_bound=low, **give)
     flags.DEFINE_list("refuse_clients", [], _CLIENTS, **give)
+    flags.DEFINE_bool("fine_tuning", True, "whether files and fine-tuning jobs are taken", **give)
     return values
 
 
@@ -74,5 +77,6 @@ def settings_of(values: flags.FlagValues) -> Settings:
         refused_clients=tuple(values.refuse_clients),
         refused_pattern=values.refuse_pattern,
         api_key=read_served_key(values.api_key_env),
+        recipe=Recipe() if values.fine_tuning else None,
         **given,
     )

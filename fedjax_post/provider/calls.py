@@ -352,6 +352,8 @@ class Caller:
         """Reports what is spent, and warns if another model answers than before."""
         if self._watch is not None:
             self._watch(self.journal.spent())
+        if not bill.model:  # no model has answered
+            return
         seen = (bill.model, bill.fingerprint)
         if self._seen not in (None, seen):
             warnings.warn(f"the provider's model changed from {self._seen} to {seen}", stacklevel=2)

@@ -57,7 +57,7 @@ def upload(
         return "/files", *forms.write({"purpose": forms.Field(PURPOSE.encode()), "file": file})
 
     def read(answer: Any) -> tuple[list[Reply], Bill]:
-        return [Reply(_id(answer), True)] * len(rows), _bill(caller, 0, cost=0.0)
+        return [Reply(_id(answer), True)] * len(rows), _bill(0, cost=0.0)
 
     request = digest({"model": caller.provider.model, "file": [list(row) for row in rows]})
     tokens = sum(_size(caller.tokenizer, *row) for row in rows)
@@ -100,7 +100,7 @@ def tune(caller: Caller, uploaded: np.ndarray, schedule: Schedule) -> str:
     body |= {FILES: files[1:]} if files[1:] else {}
 
     def read(answer: Any) -> tuple[list[Reply], Bill]:
-        return [Reply(_id(answer), True)], _bill(caller, trained, cost=cost)
+        return [Reply(_id(answer), True)], _bill(trained, cost=cost)
 
     write = lambda user: ("/fine_tuning/jobs", json.dumps(body).encode(), JSON)
     carries = Carried(trained=trained)
@@ -148,8 +148,8 @@ def _id(answer: Any) -> str:
     return found
 
 
-def _bill(caller: Caller, tokens: int, *, cost: float | None) -> Bill:
-    return Bill(tokens, 0, cost, caller.provider.model, None)
+def _bill(tokens: int, *, cost: float | None) -> Bill:
+    return Bill(tokens, 0, cost, "", None)
 
 
 def _cost(tokens: int, terms: Terms) -> float | None:

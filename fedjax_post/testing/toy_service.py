@@ -14,6 +14,7 @@ import numpy as np
 from fedjax_post.core.access import Access, AccessError
 from fedjax_post.core.algorithm import PyTree
 from fedjax_post.testing import toy_prompt
+from fedjax_post.testing.toy_prompt import NUM_CLIENTS as NUM_CLIENTS
 from fedjax_post.testing.toy_prompt import ToyPromptModel
 from fedjax_post.testing.toy_prompt import toy_arrays as toy_arrays
 from fedjax_post.testing.toy_prompt import toy_clients as toy_clients

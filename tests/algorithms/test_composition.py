@@ -68,9 +68,9 @@ NO_MEAN = FOLDED | {"fed_ex_lora", "lora_fair", "fwd_llm"}  # more than one mean
 NO_MEMORY = {"de_com_fl", "mime", "fed_svd", "ro_lora", "het_lora", "fed_ex_lora", "lora_fair"}
 NO_MEMORY |= FOLDED
 # searches of a prompt: what is sent is a place, or tokens, or nothing
-NO_LINK = {"fed_dtpt", "host_tuning", "in_context", "manual_prompt"}
+NO_LINK = {"fed_dtpt", "host_tuning", "in_context", "manual_prompt", "synthetic_tuning"}
 NO_MEMORY |= NO_LINK | {"fed_bpt", "fed_avg_bbt", "fed_prompt_search"}
-NO_MEAN |= {"fed_bpt", "fed_dtpt", "host_tuning"}
+NO_MEAN |= {"fed_bpt", "fed_dtpt", "host_tuning", "synthetic_tuning"}
 FAIR = {"agnostic_fed_avg", "q_fed_avg"}  # the clients that a robust rule leaves out count most
 NO_RULE = NO_MEAN | {"fed_k_seed", "fed_k_seed_pro", "in_context", "manual_prompt"} | FAIR
 PLACES = {"het_lora", "fed_ex_lora", "lora_fair", "flex_lora", "fed_avg_bbt", "fed_bpt"}

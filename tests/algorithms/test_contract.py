@@ -122,6 +122,12 @@ def prompt(factory, **expected):
     return Case(factory(toy_prompt.toy_loss), world=toy_prompt, **{"gap_closed": 0.75} | expected)
 
 
+def service(factory, **expected):
+    """A case of a model whose host trains it."""
+    given = {"dropped": FRAME["dropped"], "num_clients": toy_service.NUM_CLIENTS}
+    return Case(factory(toy_service.toy_loss, **given), world=toy_service, **expected)
+
+
 WORDS = np.arange(toy_prompt.VOCAB)
 FRAME = {"separator": toy_prompt.BREAK, "dropped": np.array([toy_prompt.BOS, toy_prompt.EOS])}
 ROWS |= {
@@ -137,13 +143,8 @@ ROWS |= {
         gap_closed=0.3,
         personal=True,
     ),
-    "host_tuning": lambda: Case(
-        algorithms.host_tuning(
-            toy_service.toy_loss, dropped=FRAME["dropped"], num_clients=toy_prompt.NUM_CLIENTS
-        ),
-        world=toy_service,
-        gap_closed=1.0,
-    ),
+    "host_tuning": lambda: service(algorithms.host_tuning, gap_closed=1.0),
+    "synthetic_tuning": lambda: service(algorithms.synthetic_tuning, gap_closed=0.5),
     "manual_prompt": lambda: prompt(algorithms.manual_prompt, gap_closed=0.0),
 }
 CASES = {name: make() for name, make in ROWS.items()}
@@ -235,7 +236,8 @@ def tier(case, check):
         for case in CASES
         for check in CHECKS
         # they look at no floats of the data
-        if case not in ("manual_prompt", "host_tuning") or check != "drops_what_is_not_finite"
+        if case not in ("manual_prompt", "host_tuning", "synthetic_tuning")
+        or check != "drops_what_is_not_finite"
     ],
 )
 def test_contract(case, check):

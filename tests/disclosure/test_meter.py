@@ -8,6 +8,7 @@ import pytest
 from fedjax_post.core.access import Access, AccessError
 from fedjax_post.core.view import View
 from fedjax_post.disclosure.examples import Examples, Shown
+from fedjax_post.disclosure.ledger import Hosting, Price, account
 from fedjax_post.disclosure.meter import (
     Carried,
     DisclosureError,
@@ -79,8 +80,34 @@ def test_a_silent_model_has_the_shapes_of_the_model_and_counts_each_run_of_a_pro
 def test_every_method_of_a_view_is_counted():
     """A method that is added to the protocol, and not to the meter, refuses."""
     declared = {name for name in vars(View) if not name.startswith("_")}
-    assert declared == {*CALLS, "access", "restrict", "step", "embed_logits"}
+    others = {"access", "restrict", "step", "embed_logits", "upload", "tuned"}
+    assert declared == {*CALLS, *others}
     assert declared <= set(vars(Metered))
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_an_upload_carries_questions_and_answers_and_is_billed_as_trained_alone(silent):
+    """Rows without a question or without an answer are padding, and are not sent."""
+
+    class Host(View):
+        access = Access.TEXT | Access.FINETUNE
+
+        def upload(self, *given):
+            pass
+
+    meter = Meter(FORM)
+    view = Metered(Host(), meter, pad_id=PAD, silent=silent).at(2, 5)
+    question, answer = np.zeros((2, *TOKENS.shape), bool)
+    question[0, 2], question[1, 1:3], answer[:, 3] = True, True, True
+    upload = lambda *given: view.upload({}, *given)
+    (jax.jit(upload) if silent else upload)(TOKENS, question, answer)
+    jax.effects_barrier()
+    found = taken(meter)
+    assert found._replace(distinct={}) == Carried(2, 5, 3, 2, filed=5)
+    price = Price(read=1e6, written=1e6, trained=2e6)
+    sent = [(0, Purpose.TRAINING, add([found, Carried(trained=10)]))]
+    (entry,) = account([], sent, hosting=Hosting.PROVIDER, price=price)
+    assert (entry.cost, entry.labels) == (20.0, 2)
 
 
 def test_steps_and_embeddings_are_private_in_full(model):

@@ -29,6 +29,7 @@ METHODS = {
     "manual_prompt": TEXT,
     "in_context": TEXT | SHOTS | {"scoring.personal": True},
     "host_tuning": TEXT | {"method.params": {"num_epochs": 1}},
+    "synthetic_tuning": TEXT | {"method.params": {"num_epochs": 1, "num_synthetic": 9}},
     "fed_dtpt": TEXT | WORDS | EDITS,
     "fed_prompt_search": TEXT | WORDS | EDITS,
     "bdpl": TEXT | WORDS | FEW,
