@@ -1,0 +1,141 @@
+"""Whole runs in which the host of the target trains it, in this process."""
+
+import json
+import re
+
+import pytest
+
+from fedjax_post import study
+from fedjax_post.core.access import Access, AccessError, check_access
+from fedjax_post.provider import tuning
+from fedjax_post.study import folder, hosting
+
+NOUNS = {"cat": ("hen", "pig"), "dog": ("cow", "cat")}
+# Two rows of a label cross to others, which are none of these
+ROWS = [
+    {"instruction": f"say {one} {other}", "response": label, "client": i}
+    for i in range(3)
+    for label, (first, second) in NOUNS.items()
+    for one, other in ((first, second), (second, first)) * 3
+]
+
+
+def spec_of(name, base, **changes):
+    common = {
+        "model.name": str(base),
+        "data.source": ROWS,
+        "data.template": "{instruction}\\n",
+        "adapter.kind": "text_prompt",
+        "adapter.prompt_text": "name the kind:",
+        "training.batch_size": 4,
+        "training.sampling": "full",
+        "training.local_epochs": 1,
+        "training.rounds": 1,
+        "scoring.every": 0,
+        "execution.executor": "host",
+        "hosting.price": 2.0,
+        "method.params": {"num_epochs": 2},
+    }
+    return study.Spec(method=name).put(common | changes)
+
+
+def log_of(directory):
+    lines = (directory / hosting.LOG).read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def arrived(directory, endpoint):
+    return [e for e in log_of(directory) if e["event"] == "arrived" and e["endpoint"] == endpoint]
+
+
+def uploaded(directory):
+    """The uploaded rows, by the provider's log alone."""
+    bodies = "".join(entry["body"] for entry in arrived(directory, "/v1/files"))
+    return [json.loads(line) for line in re.findall(r'^\{"prompt".*$', bodies, re.MULTILINE)]
+
+
+def told(directory, purpose):
+    lines = (directory / "disclosure.jsonl").read_text().splitlines()
+    entries = [json.loads(line) for line in lines]
+    return [e for e in entries if e["party"] == "provider" and e["purpose"] == purpose]
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("name", ["host_tuning", "synthetic_tuning"])
+def test_the_ledger_is_what_the_provider_has_logged(name, tiny_folder, tmp_path):
+    """Each word is one token: those of a question but for the prompt, and its label."""
+    directory = tmp_path / "run"
+    job = study.prepare(spec_of(name, tiny_folder), directory=directory)
+    assert "in this process" in str(job)
+    summary = study.carry_out(job)
+    rows = uploaded(directory)
+    texts = [row["prompt"].removeprefix("name the kind:").strip() for row in rows]
+    own = {row["instruction"] for row in ROWS}
+    assert len(rows) > 3
+    assert (set(texts) <= own) == (name == "host_tuning")
+    assert (set(texts) & own == set()) == (name == "synthetic_tuning")
+    (training,) = told(directory, "training")
+    words = sum(len(text.split()) + 1 for text in texts)
+    assert (training["private_tokens"], training["labels"]) == (words, len(rows))
+    (tuned,) = [entry for entry in log_of(directory) if entry["event"] == "tuned"]
+    assert training["cost"] == pytest.approx(tuned["cost"])
+    assert tuned["cost"] == pytest.approx(tuned["trained_tokens"] * 2e-6)
+    assert summary["disclosure"]["counted_by"] == "the journal of calls"
+    asked = arrived(directory, "/v1/completions")
+    models = {json.loads(entry["body"])["model"] for entry in asked}
+    assert models == {str(tiny_folder), tuned["made"]}
+    held = list((directory / "adapter").iterdir())
+    assert not [path for path in held if "adapter_model" in path.name]  # a prompt, and no weights
+
+
+class Killed(BaseException):
+    """The end of a process that waited for a job."""
+
+
+@pytest.mark.heavy
+def test_a_killed_run_goes_on_without_a_second_upload_or_job(tiny_folder, tmp_path, monkeypatch):
+    spec, wait = spec_of("host_tuning", tiny_folder), tuning._wait
+    whole = study.carry_out(study.prepare(spec, directory=tmp_path / "whole"))
+
+    def die(caller, job):
+        raise Killed
+
+    monkeypatch.setattr(tuning, "_wait", die)
+    with pytest.raises(Killed):
+        study.carry_out(study.prepare(spec, directory=tmp_path / "run"))
+    monkeypatch.setattr(tuning, "_wait", wait)
+    resumed = study.carry_out(study.prepare(spec, directory=tmp_path / "run", resume=True))
+    assert resumed["final"] == whole["final"]
+    assert len(arrived(tmp_path / "run", "/v1/files")) == 3
+    assert len(arrived(tmp_path / "run", "/v1/fine_tuning/jobs")) == 1
+    names = ("private_tokens", "labels", "queries", "cost")
+    both = [told(tmp_path / run, "training")[0] for run in ("run", "whole")]
+    assert [both[0][name] for name in names] == [both[1][name] for name in names]
+
+
+def test_what_a_run_at_a_host_needs_is_said_before_anything_is_sent(tiny_folder, tmp_path):
+    spec = spec_of("host_tuning", tiny_folder)
+    with pytest.raises(ValueError, match="fine-tune it.; give `executor=host`"):
+        study.prepare(spec.put({"execution.executor": "device"}))
+    with pytest.raises(ValueError, match="give `adapter=text_prompt or soft_prompt`"):
+        study.prepare(spec.put({"adapter.kind": "lora", "adapter.prompt_text": ""}))
+    with pytest.raises(Exception, match="a visit would send"):
+        study.prepare(spec.put({"hosting.fail_on_disclosure": True}))
+
+
+def test_a_budget_holds_for_uploads(tiny_folder, tmp_path):
+    spec = spec_of("host_tuning", tiny_folder).put({"hosting.max_queries": 1})
+    job = study.prepare(spec, directory=tmp_path / "run")
+    with pytest.raises(OSError, match="max_queries=1 does not cover the next call"):
+        list(job.run())
+    assert not (tmp_path / "run" / hosting.LOG).exists()
+    assert (tmp_path / "run" / folder.SPEC).exists()
+
+
+def test_an_open_method_is_not_taken_to_a_host(tiny_folder):
+    assert not hosting.is_hosted(study.Spec(method="fed_avg"))
+    assert not hosting.is_hosted(
+        spec_of("host_tuning", tiny_folder, **{"method.baseline": "central"})
+    )
+    with pytest.raises(AccessError, match="a service that fine-tunes it would have to be open"):
+        check_access({"target": Access.TEXT | Access.FINETUNE}, {"target": Access.GRADIENTS})
