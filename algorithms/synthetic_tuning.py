@@ -45,6 +45,10 @@ def synthetic_tuning(
     del loss_fn
     if num_synthetic < 1:
         raise ValueError(f"num_synthetic must be at least 1, got {num_synthetic}")
-    make = lambda rows, key: crossed.cross_rows(*rows, key, num=num_synthetic)
     settings = {"num_epochs": num_epochs, "batch_rows": batch_rows, "multiplier": multiplier}
+
+    def make(rows, key):
+        tokens, question, answer = rows
+        return crossed.cross_rows(tokens, question, answer, key, num=num_synthetic)
+
     return uploading(make, dropped=dropped, num_clients=num_clients, **settings)

@@ -128,8 +128,8 @@ class Meter:
         found = []
         for one, answer in zip(self.read(params, questions, answer=0), answers, strict=True):
             size, private = one.tokens + len(answer), one.private_tokens + len(answer)
-            told = {"tokens": size, "private_tokens": private, "labels": one.labels + 1}
-            found.append(one._replace(**told, filed=size, places=0))
+            told: dict[str, Any] = {"tokens": size, "private_tokens": private, "filed": size}
+            found.append(one._replace(**told, labels=one.labels + 1, places=0))
         return found
 
     def check(self, carried: Carried) -> None:

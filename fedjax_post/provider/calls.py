@@ -216,10 +216,11 @@ class Caller:
         number = {"queries": errand.queries}
         seconds = lambda: {"seconds": time.perf_counter() - began}
         user = f"client-{key[1]}" if self.terms.name_clients and key[1] >= 0 else None
-        given = {"queries": errand.queries, "missing": errand.missing}
         try:
             self._reserve(errand, key)
-            answer = self._exchange(lambda: errand.write(user), attempt, **given)
+            answer = self._exchange(
+                lambda: errand.write(user), attempt, queries=errand.queries, missing=errand.missing
+            )
             replies, bill = self._read(errand.read, answer)
         except ProviderError as error:
             error.drop = error.drop and key[1] >= 0  # an evaluation has no client to drop

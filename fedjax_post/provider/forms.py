@@ -19,7 +19,8 @@ class Field(NamedTuple):
 
 def write(fields: Mapping[str, Field]) -> tuple[bytes, str]:
     """Returns the body of a form and its content type."""
-    boundary, lines = uuid.uuid4().hex, []
+    boundary = uuid.uuid4().hex
+    lines: list[str | bytes] = []
     for name, field in fields.items():
         file = f'; filename="{field.filename}"' if field.filename else ""
         lines += [f"--{boundary}", f'Content-Disposition: form-data; name="{name}"{file}', ""]

@@ -20,7 +20,7 @@ from fedjax_post.provider.log import Log
 from fedjax_post.provider.refusals import Refusal
 from fedjax_post.provider.service import Provider
 
-PEER = "in this process"
+PEER = "this process"
 _MADE = ("/v1/files", job_requests.PATH)  # addresses at which a provider makes something
 
 
@@ -54,9 +54,9 @@ def _do(provider: Provider, path: str, content: bytes | None, content_type: str)
     operation = desk.find(provider, method, address)
     name = desk.fresh_id(operation)
     if content is not None:
-        where = {} if content_type == JSON else {"content_type": content_type}
-        given = {"body": content, "size": len(content), "peer": PEER, "endpoint": address}
-        provider.log.write_arrival(name, **given, **where)
+        where = {"peer": PEER, "endpoint": address}
+        where |= {} if content_type == JSON else {"content_type": content_type}
+        provider.log.write_arrival(name, body=content, size=len(content), **where)
     incoming = desk.Incoming(name, content or b"", content_type, dict(parse_qsl(query)))
     return operation.run(incoming)
 

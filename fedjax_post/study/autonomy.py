@@ -10,6 +10,8 @@ model answers.
 | rate_limited | a few clients are answered per round | the others are left out | continues |
 | refused | one client gets no answer from some round on | it is left out | continues |
 | excluded_* | some clients may never ask | they are left out | continues |
+| tuned_withdrawn | a model ends that its host has fine-tuned | is tuned anew, if so | continues |
+| base_retired | the next version alone is served | uses it, or is tuned anew | keeps its own |
 | artefact | the artefact is read back without the provider | a prompt, useless alone | serves |
 
 A method that queries no host runs identically with and without a fault, so the undisturbed run
@@ -31,7 +33,13 @@ from fedjax_post.simulate.cohort import ByRound, Sampler
 PyTree = Any
 
 EXCLUSIONS = ("excluded_region", "excluded_price", "excluded_licence")
-DRILLS = ("shutdown", "changed", "rate_limited", "refused", *EXCLUSIONS, "artefact")
+RETIREMENTS = ("tuned_withdrawn", "base_retired")
+DRILLS = (
+    *("shutdown", "changed", "rate_limited", "refused"),
+    *EXCLUSIONS,
+    *RETIREMENTS,
+    "artefact",
+)
 
 
 class Row(NamedTuple):

@@ -1,5 +1,6 @@
 """Autonomy drills: what methods lose when the model's host stops, changes the model or refuses."""
 
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -7,9 +8,22 @@ from typing import Any, NamedTuple
 import jax
 
 from fedjax_post.study import autonomy as faults_of
-from fedjax_post.study import cells, folder
-from fedjax_post.study.faults import Settings, drill
+from fedjax_post.study import cells, faults, folder, hosting, service_faults
+from fedjax_post.study.build import build
+from fedjax_post.study.faults import Settings
+from fedjax_post.study.resolve import resolve
 from fedjax_post.study.spec import Spec
+
+_DRILLS = {
+    "shutdown": faults.drill_shutdown,
+    "changed": faults.drill_changed,
+    "rate_limited": faults.drill_rate_limited,
+    "refused": faults.drill_refused,
+    **dict.fromkeys(faults_of.EXCLUSIONS, faults.drill_excluded),
+    "tuned_withdrawn": service_faults.drill_tuned_withdrawn,
+    "base_retired": service_faults.drill_base_retired,
+    "artefact": faults.drill_artefact,
+}
 
 
 class Drilled(NamedTuple):
@@ -75,3 +89,43 @@ def carry_out(
         rows += drill(cell, chosen, settings, show=show)
         jax.clear_caches()  # the next method shares none of the compiled programs
     return faults_of.over_seeds(rows)
+
+
+def drill(
+    cell: cells.Cell, chosen: Sequence[str], settings: Settings, *, show: cells.Show
+) -> list[faults_of.Row]:
+    """Runs the drills of one method with one seed, and returns their rows.
+
+    Args:
+      cell: the experiment, its label in the rows, and the folder for its runs.
+      chosen: some of `autonomy.DRILLS`.
+      settings: when faults begin and how severe they are.
+      show: called with each line of progress.
+
+    Raises:
+      ValueError, OSError, AccessError: for invalid input.
+    """
+    spec = resolve(cell.spec.put({"scoring.exact_match": "on"}))
+    settings = faults.fill_settings(settings, spec.training.rounds)
+    faults.claim(cell.directory, spec)
+    parts = build(spec)
+    if hosting.is_hosted(spec):  # whose calls are kept for a resumption
+        host = hosting.model_of(spec, parts.tokenizer, directory=cell.directory, meter=parts.meter)
+        parts = parts._replace(model=host)
+    if set(chosen) & set(faults_of.EXCLUSIONS):
+        faults_of.check_excluded(faults.num_excluded(settings, parts), len(parts.data.clients))
+    watch = () if parts.plan.telemetry is None else (parts.plan.telemetry,)
+    programs = parts.plan.executor(parts.algorithm, *watch)
+    plan = parts.plan._replace(executor=lambda *_: programs, resume=True)
+    parts = parts._replace(plan=plan)
+    stage = faults.Stage(parts, spec, cell.label, cell.directory, settings, base=0.0)
+    faults.play(stage, "fault", rounds=settings.at_round)
+    state = faults.play(stage, "undisturbed", after="fault")
+    stage = stage._replace(base=faults.score_state(stage, state))
+    show(f"{cell.label}, seed {spec.seed}: {100 * stage.base:.1f} % undisturbed")
+    rows = []
+    for name in chosen:
+        began = time.perf_counter()
+        rows += _DRILLS[name](stage, name, state)
+        show(f"  {name}: {time.perf_counter() - began:.0f} s")
+    return rows

@@ -1,12 +1,11 @@
-"""The drills: each puts one fault into a run and scores the result.
+"""Faults of the host of a target, each put into a run whose result is scored.
 
-See `fedjax_post.study.autonomy` for their definitions. All drills of a method share the state
-at which faults begin, and one set of compiled programs.
+See `fedjax_post.study.autonomy` for their definitions, `study.service_faults` for those of a host
+that trains, and `study.drills` for how they are run. All drills of a method share the state at
+which faults begin, and one set of compiled programs.
 """
 
 import shutil
-import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,12 +17,10 @@ from fedjax_post.core.engine import State
 from fedjax_post.evaluate.heldout import choose_rows
 from fedjax_post.evaluate.scores import score
 from fedjax_post.hub import artefact
-from fedjax_post.study import autonomy, folder, licence
+from fedjax_post.study import autonomy, folder, hosting, licence, other_hosts
 from fedjax_post.study.autonomy import Row
-from fedjax_post.study.build import Parts, build
-from fedjax_post.study.cells import Cell, Show
+from fedjax_post.study.build import Parts
 from fedjax_post.study.files import to_json, write_spec
-from fedjax_post.study.resolve import resolve
 from fedjax_post.study.spec import Spec
 
 _FAULTS = ("cohorts", "model")  # entries of a run's identity that a fault changes
@@ -42,7 +39,7 @@ class Settings(NamedTuple):
     data_licence: str = "unknown"  # licence of the clients' data
 
 
-class _Stage(NamedTuple):
+class Stage(NamedTuple):
     """A method prepared for its drills, with programs that are compiled once for all of them."""
 
     parts: Parts
@@ -53,82 +50,53 @@ class _Stage(NamedTuple):
     base: float  # exact match at the end of the run without a fault
 
 
-def drill(cell: Cell, chosen: Sequence[str], settings: Settings, *, show: Show) -> list[Row]:
-    """Runs the drills of one method with one seed, and returns their rows.
-
-    Args:
-      cell: the experiment, its label in the rows, and the folder for its runs.
-      chosen: some of `autonomy.DRILLS`.
-      settings: when faults begin and how severe they are.
-      show: called with each line of progress.
-
-    Raises:
-      ValueError, OSError, AccessError: for invalid input.
-    """
-    spec = resolve(cell.spec.put({"scoring.exact_match": "on"}))
-    settings = fill_settings(settings, spec.training.rounds)
-    _claim(cell.directory, spec)
-    parts = build(spec)
-    if set(chosen) & set(autonomy.EXCLUSIONS):
-        autonomy.check_excluded(_num_excluded(settings, parts), len(parts.data.clients))
-    watch = () if parts.plan.telemetry is None else (parts.plan.telemetry,)
-    programs = parts.plan.executor(parts.algorithm, *watch)
-    plan = parts.plan._replace(executor=lambda *_: programs, resume=True)
-    stage = _Stage(parts._replace(plan=plan), spec, cell.label, cell.directory, settings, 0.0)
-    _play(stage, "fault", rounds=settings.at_round)
-    state = _play(stage, "undisturbed", after="fault")
-    stage = stage._replace(base=_score(stage, state))
-    show(f"{cell.label}, seed {spec.seed}: {100 * stage.base:.1f} % undisturbed")
-    rows = []
-    for name in chosen:
-        began = time.perf_counter()
-        rows += _DRILLS[name](stage, name, state)
-        show(f"  {name}: {time.perf_counter() - began:.0f} s")
-    return rows
-
-
-def _drill_shutdown(stage: _Stage, name: str, state: State) -> list[Row]:
+def drill_shutdown(stage: Stage, name: str, state: State) -> list[Row]:
+    """Returns the rows of a host that answers nothing from some round on."""
     if autonomy.serves_alone(stage.parts.algorithm.access):
-        return [_unchanged_row(stage, name)]
-    if _trains_alone(stage):
+        return [unchanged_row(stage, name)]
+    if trains_alone(stage):
         note = "training continues without the host, for a model that nobody serves"
-        return [_row(stage, name, 0.0, note, can=(True, False))]
-    stopped = _play(stage, name, after="fault", sampler=autonomy.nobody())
-    reached = _score(stage, stopped)  # with the model that is no longer available
+        return [row_of(stage, name, 0.0, note, can=(True, False))]
+    stopped = play(stage, name, after="fault", sampler=autonomy.nobody())
+    reached = score_state(stage, stopped)  # with the model that is no longer available
     note = f"training ended at {100 * reached:.1f} %, and the model no longer answers"
-    return [_row(stage, name, 0.0, note, can=(False, False), at_fault=reached)]
+    return [row_of(stage, name, 0.0, note, can=(False, False), at_fault=reached)]
 
 
-def _drill_changed(stage: _Stage, name: str, state: State) -> list[Row]:
+def drill_changed(stage: Stage, name: str, state: State) -> list[Row]:
+    """Returns the rows of a host whose model changes at some round."""
     if autonomy.serves_alone(stage.parts.algorithm.access):
-        return [_unchanged_row(stage, name)]
-    other = _other_version(stage)
+        return [unchanged_row(stage, name)]
+    other = other_version(stage)
     fault = _state_of(stage, "fault")
-    before, at_change = _score(stage, fault), _score(stage, fault, model=other)
-    moved = _play(stage, name, after="fault", model=other)
-    after = _score(stage, moved, model=other)
+    before, at_change = score_state(stage, fault), score_state(stage, fault, model=other)
+    moved = play(stage, name, after="fault", model=other)
+    after = score_state(stage, moved, model=other)
     note = (
         f"the change moved the score from {100 * before:.1f} % to {100 * at_change:.1f} % at "
         f"once, with noise of {stage.settings.change:g} deviations of each matrix"
     )
-    return [_row(stage, name, after, note, at_fault=before, at_change=at_change)]
+    return [row_of(stage, name, after, note, at_fault=before, at_change=at_change)]
 
 
-def _drill_rate_limited(stage: _Stage, name: str, state: State) -> list[Row]:
-    if _trains_alone(stage):
-        return [_unchanged_row(stage, name)]
+def drill_rate_limited(stage: Stage, name: str, state: State) -> list[Row]:
+    """Returns the rows of a host that answers a few clients a round."""
+    if trains_alone(stage):
+        return [unchanged_row(stage, name)]
     count = stage.settings.rate_limit
     sampler = autonomy.at_most(stage.parts.plan.sampler, count)
-    after = _score(stage, _play(stage, name, after="fault", sampler=sampler))
-    return [_row(stage, name, after, f"{count} clients per round were answered")]
+    after = score_state(stage, play(stage, name, after="fault", sampler=sampler))
+    return [row_of(stage, name, after, f"{count} clients per round were answered")]
 
 
-def _drill_refused(stage: _Stage, name: str, state: State) -> list[Row]:
+def drill_refused(stage: Stage, name: str, state: State) -> list[Row]:
+    """Returns the rows of a host that refuses one client from some round on."""
     client = np.array([stage.settings.refused_client])
     return _leave_out(stage, name, state, clients=client, after="fault")
 
 
-def _drill_excluded(stage: _Stage, name: str, state: State) -> list[Row]:
+def drill_excluded(stage: Stage, name: str, state: State) -> list[Row]:
+    """Returns the rows of a host that never answers some clients."""
     table, partition = _table_and_partition(stage.parts)
     names = np.zeros(len(table.length), np.int64)
     if table.label is not None:
@@ -142,40 +110,42 @@ def _drill_excluded(stage: _Stage, name: str, state: State) -> list[Row]:
         name,
         counts=counts,
         tokens=tokens,
-        num=_num_excluded(stage.settings, stage.parts),
+        num=num_excluded(stage.settings, stage.parts),
         seed=stage.spec.seed,
     )
     return _leave_out(stage, name, state, clients=clients)
 
 
-def _num_excluded(settings: Settings, parts: Parts) -> int:
+def num_excluded(settings: Settings, parts: Parts) -> int:
+    """Returns the number of clients that are excluded."""
     return settings.excluded_clients or max(1, len(parts.data.clients) // 4)
 
 
 def _leave_out(
-    stage: _Stage, name: str, state: State, *, clients: np.ndarray, after: str | None = None
+    stage: Stage, name: str, state: State, *, clients: np.ndarray, after: str | None = None
 ) -> list[Row]:
     """Returns two rows: the model trained without some clients, and its score on their own rows."""
     theirs = f"{name}{autonomy.SHUT_OUT}"
-    before = _score_own(stage, state, clients)
+    before = score_own(stage, state, clients)
     who = f"{len(clients)} of {len(stage.parts.data.clients)} clients"
-    if _trains_alone(stage):
-        own = _unchanged_row(stage, theirs)._replace(before=before, after=before)
+    if trains_alone(stage):
+        own = unchanged_row(stage, theirs)._replace(before=before, after=before)
         if not autonomy.serves_alone(stage.parts.algorithm.access):  # the owner serves nobody else
             note = "they train on the stand-in, for a model that does not serve them"
             own = own._replace(after=0.0, can_serve=False, note=note)
-        return [_unchanged_row(stage, name), own]
+        return [unchanged_row(stage, name), own]
     sampler = autonomy.without(stage.parts.plan.sampler, clients.tolist())
-    without = _play(stage, name, after=after, sampler=sampler)
-    worth = _score_own(stage, without, clients)
+    without = play(stage, name, after=after, sampler=sampler)
+    worth = score_own(stage, without, clients)
     note = f"on their own rows, if they had access; {who} can neither train nor be served"
     extra = {"clients": clients.tolist()}
-    row = _row(stage, name, _score(stage, without), f"without {who}", **extra)
-    own = _row(stage, theirs, worth, note, can=(False, False), **extra)
+    row = row_of(stage, name, score_state(stage, without), f"without {who}", **extra)
+    own = row_of(stage, theirs, worth, note, can=(False, False), **extra)
     return [row, own._replace(before=before)]
 
 
-def _drill_artefact(stage: _Stage, name: str, state: State) -> list[Row]:
+def drill_artefact(stage: Stage, name: str, state: State) -> list[Row]:
+    """Returns the rows of what was made, read back without the host."""
     made = fedjax_post.deployed(stage.parts.algorithm, stage.parts.model, state)
     path = stage.directory / name
     holds_weights = artefact.write(path, *made, base=stage.spec.model.name)
@@ -189,25 +159,15 @@ def _drill_artefact(stage: _Stage, name: str, state: State) -> list[Row]:
     extra = {"artefact_bytes": size, "terms": terms}
     if not autonomy.serves_alone(stage.parts.algorithm.access):
         note = "it was read back, but the model that it needs is not available"
-        return [_row(stage, name, 0.0, note, can=(_trains_alone(stage), False), **extra)]
+        return [row_of(stage, name, 0.0, note, can=(trains_alone(stage), False), **extra)]
     model, params = artefact.read(path, base=stage.spec.model.name, dtype=stage.spec.model.dtype)
     after = score(model, params, stage.parts.heldout)["exact_match"]
     note = "read back from files, without a provider"
-    return [_row(stage, name, after, note, by_definition=True, **extra)]
+    return [row_of(stage, name, after, note, by_definition=True, **extra)]
 
 
-_DRILLS = {
-    "shutdown": _drill_shutdown,
-    "changed": _drill_changed,
-    "rate_limited": _drill_rate_limited,
-    "refused": _drill_refused,
-    **dict.fromkeys(autonomy.EXCLUSIONS, _drill_excluded),
-    "artefact": _drill_artefact,
-}
-
-
-def _play(
-    stage: _Stage,
+def play(
+    stage: Stage,
     name: str,
     *,
     rounds: int | None = None,
@@ -243,28 +203,38 @@ def _play(
     return _state_of(stage, name)
 
 
-def _state_of(stage: _Stage, name: str) -> State:
+def _state_of(stage: Stage, name: str) -> State:
     found = fedjax_post.restore(stage.directory / name, stage.parts.algorithm, stage.parts.params)
-    assert found is not None  # `_play` has finished a run in this folder
+    assert found is not None  # `play` has finished a run in this folder
     return found.state
 
 
-def _other_version(stage: _Stage) -> Any:
+def other_version(stage: Stage) -> Any:
     """Returns the models of a run with changed weights of the target."""
     key, change = jax.random.key(stage.spec.seed), stage.settings.change
     model = stage.parts.model
+    if hosting.is_hosted(stage.spec):
+        where = stage.directory / "other"
+        return other_hosts.make(
+            stage.spec,
+            stage.parts.tokenizer,
+            directory=where,
+            of=stage.directory,
+            change_fn=lambda model: autonomy.another_version(model, key, change=change),
+        )
     if isinstance(model, dict):
         return model | {"target": autonomy.another_version(model["target"], key, change=change)}
     return autonomy.another_version(model, key, change=change)
 
 
-def _score(stage: _Stage, state: State, *, model: Any = None) -> float:
+def score_state(stage: Stage, state: State, *, model: Any = None) -> float:
+    """Returns the exact match of a state on the held-out rows, in [0, 1]."""
     model = stage.parts.model if model is None else model
     made = fedjax_post.deployed(stage.parts.algorithm, model, state)
     return score(*made, stage.parts.heldout)["exact_match"]
 
 
-def _score_own(stage: _Stage, state: State, clients: np.ndarray) -> float:
+def score_own(stage: Stage, state: State, clients: np.ndarray) -> float:
     """Returns the exact match on some clients' own training rows, in [0, 1]."""
     table, (offsets, indices) = _table_and_partition(stage.parts)
     rows = np.concatenate([indices[offsets[i] : offsets[i + 1]] for i in clients])
@@ -280,19 +250,20 @@ def _table_and_partition(parts: Parts):
     return clients.table, clients.partition
 
 
-def _row(stage: _Stage, name: str, after: float, note: str, *, can=(True, True), **extra) -> Row:
+def row_of(stage: Stage, name: str, after: float, note: str, *, can=(True, True), **extra) -> Row:
     """Returns a row; a loss that follows from what cannot be done is so by definition."""
     extra = {"by_definition": False in can} | extra
     return Row(name, stage.method, stage.base, after, can[0], can[1], note, extra)
 
 
-def _unchanged_row(stage: _Stage, name: str) -> Row:
+def unchanged_row(stage: Stage, name: str) -> Row:
     """Returns the row of a method whose run is the same with and without a fault."""
     note = "it queries no host: the run is the same with and without the fault"
-    return _row(stage, name, stage.base, note, by_definition=True)
+    return row_of(stage, name, stage.base, note, by_definition=True)
 
 
-def _trains_alone(stage: _Stage) -> bool:
+def trains_alone(stage: Stage) -> bool:
+    """Returns whether the method trains without the host of the target."""
     return autonomy.trains_alone(stage.parts.algorithm.access)
 
 
@@ -311,7 +282,7 @@ def fill_settings(settings: Settings, rounds: int) -> Settings:
     return settings._replace(at_round=at_round)
 
 
-def _claim(directory: Path, spec: Spec) -> None:
+def claim(directory: Path, spec: Spec) -> None:
     """Writes the specification into the folder; raises ValueError if another one is there."""
     stored = directory / folder.SPEC
     if stored.exists() and stored.read_text(encoding="utf-8") != to_json(spec):

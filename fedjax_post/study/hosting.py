@@ -25,7 +25,8 @@ from fedjax_post.simulate.progress import is_redrawn
 from fedjax_post.study import factories
 from fedjax_post.study.spec import Spec
 
-LOG = "provider.jsonl"  # of a provider in this process, in the folder of the run
+LOG, JOURNAL = "provider.jsonl", "journal.jsonl"  # in the folder of a run: of a provider in this
+FILES = (LOG, JOURNAL)  # process, and of the calls to any
 # field -> the value that it must have for a hosted target
 _NEEDS = {"execution.executor": ("host",), "adapter.kind": ("text_prompt", "soft_prompt")}
 
@@ -122,7 +123,7 @@ def model_of(
         on_failure=spec.hosting.on_failure,
         ask_again=ask_again,
     )
-    name, journal = spec.hosting.model or spec.model.name, _in(directory, "journal.jsonl")
+    name, journal = spec.hosting.model or spec.model.name, _in(directory, JOURNAL)
     watch = None if directory is None else _watch(spec)
     given: dict[str, Any] = {"terms": terms, "access": granted(spec), "meter": meter}
     if spec.hosting.url is not None:
@@ -152,7 +153,7 @@ def _serve(
 
 def provider_summary(directory: Path) -> dict[str, Any] | None:
     """Returns the queries and costs recorded in the journal; None without a journal."""
-    path = directory / "journal.jsonl"
+    path = directory / JOURNAL
     return spent(path)._asdict() if path.exists() else None
 
 

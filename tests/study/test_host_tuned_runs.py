@@ -66,7 +66,7 @@ def test_the_ledger_is_what_the_provider_has_logged(name, tiny_folder, tmp_path)
     """Each word is one token: those of a question but for the prompt, and its label."""
     directory = tmp_path / "run"
     job = study.prepare(spec_of(name, tiny_folder), directory=directory)
-    assert "in this process" in str(job)
+    assert " at this process" in str(job)
     summary = study.carry_out(job)
     rows = uploaded(directory)
     texts = [row["prompt"].removeprefix("name the kind:").strip() for row in rows]
@@ -139,3 +139,44 @@ def test_an_open_method_is_not_taken_to_a_host(tiny_folder):
     )
     with pytest.raises(AccessError, match="a service that fine-tunes it would have to be open"):
         check_access({"target": Access.TEXT | Access.FINETUNE}, {"target": Access.GRADIENTS})
+
+
+@pytest.mark.slow
+def test_drills_of_a_host_that_trains_cost_a_second_disclosure(tiny_folder, tmp_path):
+    rounds = {"training.rounds": 2, "training.sampling": "uniform", "training.cohort_size": 2}
+    specs = {"tuned": spec_of("host_tuning", tiny_folder).put(rounds)}
+    chosen = ("tuned_withdrawn", "base_retired", "changed", "shutdown", "artefact")
+    found = study.drills(specs, chosen=chosen, directory=tmp_path / "drills", show=str)
+    rows = {row["drill"]: row for row in found.rows}
+    own = uploaded(tmp_path / "drills" / "tuned" / "seed-0")
+    for name in ("tuned_withdrawn", "base_retired"):
+        assert rows[name]["labels_again"] == [len(own)]
+        assert rows[name]["private_tokens_again"][0] > len(own)
+        assert rows[name]["trained_tokens_again"][0] > 0
+        assert (rows[name]["can_serve"], rows[name]["by_definition"]) == (True, [False])
+    assert rows["tuned_withdrawn"]["lost"] == [0.0]  # the same rows, base and seed
+    assert not rows["shutdown"]["can_serve"]
+    assert not rows["artefact"]["can_serve"]
+    again = study.drills(specs, chosen=chosen, directory=tmp_path / "drills", show=str)
+    same = ("before", "after", "can_train", "can_serve")
+    for row, other in zip(found.rows, again.rows, strict=True):
+        assert [row[name] for name in same] == [other[name] for name in same]
+
+
+@pytest.mark.slow
+def test_methods_without_a_tuned_model_lose_none_and_move_to_the_next_version(
+    tiny_folder, tmp_path
+):
+    common = {"training.rounds": 2, "execution.executor": "device", "method.params": {}}
+    closed = spec_of("manual_prompt", tiny_folder, **common)
+    lora = {"adapter.kind": "lora", "adapter.prompt_text": "", "adapter.rank": 2}
+    specs = {"closed": closed, "open": spec_of("fed_avg", tiny_folder, **common | lora)}
+    chosen = ("tuned_withdrawn", "base_retired")
+    found = study.drills(specs, chosen=chosen, directory=tmp_path / "drills", show=str)
+    told = {(row["drill"], row["method"]): row["by_definition"] for row in found.rows}
+    assert told == {
+        ("tuned_withdrawn", "closed"): [True],
+        ("base_retired", "closed"): [False],
+        ("tuned_withdrawn", "open"): [True],
+        ("base_retired", "open"): [True],
+    }

@@ -1,0 +1,48 @@
+"""Other hosts of a run's target in this process, as faults of its own host need them."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fedjax_post.disclosure.meter import Meter
+from fedjax_post.provider.hosted import Hosted
+from fedjax_post.study import hosting
+from fedjax_post.study.spec import Spec
+
+
+def make(
+    spec: Spec,
+    tokenizer: Any,
+    *,
+    directory: Path,
+    meter: Meter | None = None,
+    of: Path | None = None,
+    change_fn: Callable[[Any], Any] = lambda model: model,
+) -> Hosted:
+    """Returns the target at another provider in this process.
+
+    Args:
+      spec: the experiment.
+      tokenizer: that of the clients.
+      directory: of its journal and its log, created if missing.
+      meter: counts what calls carry; None counts every token as private.
+      of: folder with the journal and the log of a host whose files it has too; None: it has none.
+      change_fn: returns the model that it serves from the loaded one.
+
+    Raises:
+      ValueError: for a provider at an address, whose model nobody here can change.
+    """
+    if spec.hosting.url is not None:
+        raise ValueError(
+            f"hosting.url={spec.hosting.url}: drills change the model of a host, and that one is "
+            "not ours; leave it out"
+        )
+    directory.mkdir(parents=True, exist_ok=True)
+    kept = [] if of is None else [of / name for name in hosting.FILES]
+    for file in kept:
+        if file.exists() and not (directory / file.name).exists():
+            shutil.copy(file, directory)
+    return hosting.model_of(
+        spec, tokenizer, directory=directory, meter=meter or Meter(), change_fn=change_fn
+    )
