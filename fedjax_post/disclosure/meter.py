@@ -57,9 +57,9 @@ class Carried(NamedTuple):
     labels: int = 0  # answers of rows, sent with their questions
     places: int = 0  # of the method's own prompts: tokens or embeddings
     answers: int = 0  # tokens that may come back at most
+    distinct: Mapping[str, int] = {}  # digest of each question -> its private tokens
     filed: int = 0  # of `tokens`, those in files, which no call reads
     trained: int = 0  # that the host trains on, each as often as it does
-    distinct: Mapping[str, int] = {}  # digest of each question -> its private tokens
 
 
 class Meter:

@@ -42,7 +42,8 @@ def find(provider: Provider, method: str, path: str) -> Operation:
     for wanted, pattern, run, kind in _OPERATIONS:
         found = re.fullmatch(pattern, path)
         if found and method == wanted:
-            return Operation(partial(run, provider, *found.groups()), kind, run is _answer)
+            do = run if method == "GET" else partial(_change, run)
+            return Operation(partial(do, provider, *found.groups()), kind, run is _answer)
     what = f"There is no {method} {path[:200]}; see /v1/models."
     raise Refusal(404, what, code="not_found")
 
@@ -52,9 +53,16 @@ def fresh_id(operation: Operation) -> str:
     return f"{operation.kind}-{uuid.uuid4().hex}"
 
 
+def _change(run: Callable, provider: Provider, *given: Any) -> Any:
+    """Does what changes something, after a check that the address has no parameters."""
+    incoming: Incoming = given[-1]
+    with provider.logged(incoming.request):
+        listing.check_query(incoming.query)
+    return run(provider, *given)
+
+
 def _answer(provider: Provider, kind: str, incoming: Incoming) -> Any:
     request, chat = incoming.request, kind == "chat/"
-    listing.check_query(incoming.query)
     return provider.answer(incoming.content, chat=chat, request=request)
 
 

@@ -137,7 +137,7 @@ class Provider:
         Raises:
           Refusal: if it is not answered; this is logged too.
         """
-        with self._logged(request) as facts:
+        with self.logged(request) as facts:
             return self._answer(content, chat=chat, request=request, facts=facts)
 
     def upload(self, content: bytes, *, content_type: str, request: str) -> dict[str, Any]:
@@ -151,7 +151,7 @@ class Provider:
         Raises:
           Refusal: if it is not taken; this is logged too.
         """
-        with self._logged(request) as facts:
+        with self.logged(request) as facts:
             self._admit()
             self.jobs.check_room()
             name, content = uploads.read_form(content, content_type)
@@ -165,7 +165,7 @@ class Provider:
 
     def delete(self, id: str, *, request: str) -> dict[str, Any]:
         """Deletes a file, after logging it; raises Refusal."""
-        with self._logged(request) as facts:
+        with self.logged(request) as facts:
             found = self.files.delete(id)
             self.log.write_outcome(request, status=200, **facts, file=id)
             return found
@@ -180,7 +180,7 @@ class Provider:
         Raises:
           Refusal: if it is not taken; this is logged too.
         """
-        with self._logged(request) as facts:
+        with self.logged(request) as facts:
             served = self._admit()
             ordered = job_requests.read(formats.read_body(content), self.jobs.recipe)
             if ordered.model != self.served.name:
@@ -201,13 +201,13 @@ class Provider:
 
     def cancel(self, id: str, *, request: str) -> dict[str, Any]:
         """Returns the card of a job that is cancelled, after logging it; raises Refusal."""
-        with self._logged(request) as facts:
+        with self.logged(request) as facts:
             found = self.jobs.cancel(id)
             self.log.write_outcome(request, status=200, **facts, job=id)
             return found
 
     @contextlib.contextmanager
-    def _logged(self, request: str) -> Iterator[dict[str, Any]]:
+    def logged(self, request: str) -> Iterator[dict[str, Any]]:
         """Returns a context with facts on a request; a failure within it is logged with them."""
         facts: dict[str, Any] = {}
         try:

@@ -79,7 +79,7 @@ def tunes(spec: Spec) -> bool:
 def granted(spec: Spec) -> Access:
     """Returns what the target grants; whether a provider fine-tunes models is known once asked."""
     access = Access[spec.hosting.access]
-    return access | Access.FINETUNE if is_hosted(spec) else access
+    return access | Access.FINETUNE if tunes(spec) else access
 
 
 def address_of(spec: Spec) -> str:

@@ -32,7 +32,7 @@ _PROGRAMS = {
     *("flagfile", "help", "helpfull", "output_dir", "resume", "spec", "trust_code", "dry_run"),
     *("ask_again", "distributed", "coordinator_address", "num_processes", "process_id"),
     *("algorithms", "seeds", "grid", "methods", "drills", "task", "passport", "what_can_i_run"),
-    *("downgrade", "port", "log", "host", "api_key_env"),
+    *("downgrade", "port", "log", "host", "api_key_env", "price_training"),
     *("prompt", "max_new_tokens", "temperature", "tasks", "num_fewshot", "limit"),
     *("output", "public", "adversary", "attack"),
     *("no_deps", "xla_force_host_platform_device_count"),

@@ -11,11 +11,13 @@ import pytest
 
 from fedjax_post.adapters.lora import add_lora
 from fedjax_post.core import ClientData, Context, local_steps
+from fedjax_post.core.access import Access, AccessError
 from fedjax_post.data.builtin.corpus import build_tokenizer
 from fedjax_post.model.views import init_model
 from fedjax_post.objectives.sft import sft_loss
 from fedjax_post.provider import forms, job_requests, jobs, listing, training, uploads
 from fedjax_post.provider.codec import encode_prompt
+from fedjax_post.provider.hosted import connect
 from fedjax_post.provider.log import read_texts
 from fedjax_post.provider.refusals import Refusal
 from fedjax_post.provider.served import load_served, make_served
@@ -321,3 +323,33 @@ def test_a_failed_training_is_told_and_the_next_job_runs(served, monkeypatch):
     made.close()
     assert made.get(cards[0]["id"]).card["error"]["code"] == "training_failed"
     assert (told, made.models) == ([], {})
+
+
+@pytest.mark.heavy
+def test_a_provider_that_does_not_fine_tune_is_an_error_with_a_remedy(served, tmp_path):
+    tokens = np.array([served.tokenizer.encode("say : cat\n cat")])
+    question = np.arange(tokens.shape[1])[None] < tokens.shape[1] - 1
+    with serve(Provider(served, Settings(recipe=None))) as url:
+        given = {"access": Access.TEXT | Access.FINETUNE, "journal": tmp_path / "calls.jsonl"}
+        model = connect(url, "tiny", served.tokenizer, **given).at(0, 1)
+        with pytest.raises(OSError, match="answered 404 .*it does not fine-tune models; give"):
+            model.upload({}, tokens, question, ~question)
+    asked, failed = [json.loads(x) for x in (tmp_path / "calls.jsonl").read_text().splitlines()]
+    assert (asked["queries"], asked["carries"]["labels"], failed["sent"]) == (1, 1, True)
+    with pytest.raises(AccessError, match="needs FINETUNE"):
+        model.restrict(Access.TEXT).upload({}, tokens, question, ~question)
+
+
+@pytest.mark.heavy
+def test_parameters_of_an_address_are_refused_and_logged(served, tmp_path):
+    log = tmp_path / "provider.jsonl"
+    with serve(Provider(served, Settings(log=log))) as url:
+        client = openai.OpenAI(base_url=url, api_key="key", max_retries=0)
+        extra = {"extra_query": {"api-version": "1"}}
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.completions.create(model="tiny", prompt="a", max_tokens=1, **extra)
+        assert caught.value.param == "api-version"
+        with pytest.raises(openai.BadRequestError):
+            client.models.list(**extra)
+    events = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [(e["event"], e.get("status")) for e in events] == [("arrived", None), ("settled", 400)]

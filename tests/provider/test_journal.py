@@ -58,7 +58,7 @@ def test_what_a_call_carries_counts_each_time_that_it_may_have_arrived(path, the
     "odd",
     [
         [1], {}, {"state": "paid"}, {"state": ["asked"]}, ASKED | {"round": True},
-        ASKED | {"client": -2}, ASKED | {"queries": 1.5}, ASKED | {"worst_cost": -1},
+        ASKED | {"client": -3}, ASKED | {"queries": 1.5}, ASKED | {"worst_cost": -1},
         ASKED | {"carries": {}}, ASKED | {"carries": CARRIED._asdict() | {"labels": -1}},
         ASKED | {"carries": CARRIED._asdict() | {"distinct": {"ab": "4"}}},
         ASKED | {"request": None}, ANSWERED | {"replies": []}, ANSWERED | {"cost": "free"},
