@@ -21,6 +21,7 @@ from fedjax_post.provider.training_rows import Learned
 
 COST = "fedjax_post_cost"  # an extension: what a job costs, in the currency of the prices
 _MOST_WAITING = 16  # jobs
+_MOST_STEPS = 200  # that a job's events tell of
 _ENDED = ("succeeded", "failed", "cancelled")
 
 
@@ -179,12 +180,14 @@ class Jobs:
 
     def _train(self, job: Job) -> None:
         schedule, name = job.ordered.schedule, name_of(job)
+        total = schedule.steps(len(job.rows))
+        every = -(-total // _MOST_STEPS)
 
         def watch(step: int, loss: float) -> None:
             if self._jobs[job.id].status == "cancelled":
                 raise _CancelledError
-            told = f"Step {step}/{schedule.steps(len(job.rows))}: training loss={loss:.4f}"
-            self._change(job.id, told)
+            if step % every == 0 or step == total:
+                self._change(job.id, f"Step {step}/{total}: training loss={loss:.4f}")
 
         made = train(job.served, job.rows, schedule, recipe=self.recipe, name=name, watch=watch)
         tokens = trained_tokens(job.rows, schedule.num_epochs)

@@ -1,6 +1,7 @@
 """Fine-tuning as a service: formats, refusals, and jobs by the official library."""
 
 import json
+import random
 import time
 
 import jax
@@ -15,7 +16,7 @@ from fedjax_post.core.access import Access, AccessError
 from fedjax_post.data.builtin.corpus import build_tokenizer
 from fedjax_post.model.views import init_model
 from fedjax_post.objectives.sft import sft_loss
-from fedjax_post.provider import forms, job_requests, jobs, listing, training, uploads
+from fedjax_post.provider import formats, forms, job_requests, jobs, listing, training, uploads
 from fedjax_post.provider.codec import encode_prompt
 from fedjax_post.provider.hosted import connect
 from fedjax_post.provider.log import read_texts
@@ -164,6 +165,75 @@ def test_a_row_beyond_the_context_is_refused_by_line_and_file(served):
     with pytest.raises(Refusal, match="Line 2 of file-7 has .* context is 12"):
         learned([ROWS[0], ROWS[1] | {"completion": "cat " * 20}], served.tokenizer, name="file-7",
                 context=12)  # fmt: skip
+
+
+ODD = [
+    None,
+    True,
+    -1,
+    1.5,
+    float("inf"),
+    "",
+    "x",
+    [],
+    [None],
+    {},
+    {"role": "user"},
+    [[1]],
+    "\ud800",
+]
+
+
+def mutated(rng, value):
+    """A JSON value with one of its parts replaced."""
+    if isinstance(value, dict | list) and value and rng.random() < 0.8:
+        made = value.copy()
+        key = rng.choice(list(made) if isinstance(made, dict) else range(len(made)))
+        made[key] = mutated(rng, made[key])
+        return made
+    return rng.choice(ODD)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_odd_rows_and_jobs_are_read_or_refused(seed, served):
+    rng, statuses = random.Random(seed), []
+    hyper = {"hyperparameters": {"n_epochs": 2, "learning_rate_multiplier": 0.5}}
+    body = {"model": "tiny", "training_file": "f", job_requests.FILES: ["g"], "suffix": "a",
+            "method": {"type": "supervised", "supervised": hyper}}  # fmt: skip
+
+    def read_job(value):
+        job_requests.read(formats.read_body(json.dumps(value).encode()), RECIPE)
+
+    def read_rows(value):
+        rows = read_lines(lines(*value) if isinstance(value, list) else lines(value))
+        learned(rows, served.tokenizer, name="f", context=9)
+
+    for _ in range(60):
+        for read, value in ((read_job, body), (read_rows, [CHAT]), (read_rows, ROWS)):
+            try:
+                read(mutated(rng, value))
+            except Refusal as refusal:
+                statuses.append(refusal.status)
+    assert 60 < len(statuses) < 180
+    assert set(statuses) == {400}
+
+
+def test_a_form_with_odd_bytes_is_read_or_refused():
+    rng, body = random.Random(0), bytearray()
+    whole, kind = forms.write(
+        {"purpose": forms.Field(b"fine-tune"), "file": forms.Field(lines(*ROWS), "a.jsonl")}
+    )
+    outcomes = set()
+    for _ in range(300):
+        body[:] = whole
+        for _ in range(rng.randrange(4)):
+            body[rng.randrange(len(body))] = rng.randrange(256)
+        try:
+            read_lines(uploads.read_form(bytes(body), kind)[1])
+            outcomes.add("read")
+        except Refusal as refusal:
+            outcomes.add(refusal.code)
+    assert {"read", "invalid_form", "invalid_file_format"} <= outcomes
 
 
 def test_files_have_a_room_of_their_own(monkeypatch):
