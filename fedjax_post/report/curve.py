@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedjax_post.report.comparison import interval
-from fedjax_post.report.drawing import BLUE, MARKERS, ORANGE, colour, new_figure, save
+from fedjax_post.report.drawing import BLUE, MARKERS, ORANGE, add_legend, colour, new_panels, save
 from fedjax_post.report.records import Record, read_records, series
 
 
@@ -74,8 +74,7 @@ def draw_curves(
       path: of the picture.
       panels: of the picture.
     """
-    figure = new_figure(4.4 * max(1, len(panels)), 3.4 + 0.2 * (len(experiments) // 3))
-    plots = figure.subplots(1, max(1, len(panels)), squeeze=False)[0]
+    figure, plots = new_panels(max(1, len(panels)))
     for axes, panel in zip(plots, panels, strict=False):
         for number, seeds in enumerate(experiments.values()):
             own = None
@@ -144,5 +143,4 @@ def _name_experiments(figure: Any, labels: Sequence[str]) -> None:
         Line2D([], [], color=colour(i, len(labels)), marker=MARKERS[i % len(MARKERS)], label=name)
         for i, name in enumerate(labels)
     ]
-    style = {"ncols": min(3, len(labels)), "frameon": False, "fontsize": "small"}
-    figure.legend(handles=handles, loc="outside upper left", **style)
+    add_legend(figure, handles, labels)

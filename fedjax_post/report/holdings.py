@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from fedjax_post import integrity
-from fedjax_post.report.drawing import colour, new_figure, save
+from fedjax_post.report.drawing import HATCHES, colour, new_figure, save
 from fedjax_post.report.table import columns
 
 NAME = "holdings.json"
@@ -112,6 +112,7 @@ def _draw_bars(upper: Any, lower: Any, content: Content) -> None:
     for group, shade in enumerate(_colours(content)):
         below = tops[:, group] - counts[:, group]
         style = {"color": shade, "label": content["groups"][group], **edged}
+        style |= {"hatch": HATCHES[group % len(HATCHES)]}
         upper.bar(places, counts[:, group], 0.85, bottom=below, **style)
     lower.bar(places, content["heldout"], 0.85, color="0.5")
     upper.set(ylabel="rows to train on", ylim=(0, 1.05 * tops.max()))

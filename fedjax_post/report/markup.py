@@ -120,7 +120,7 @@ def _html(block: Block, folder: Path, marked: Mapping[str, str]) -> str:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], marked: Mapping[str, str]) -> str:
-    """Returns a table; on a narrow screen each row is a card, with the columns' names in it."""
+    """Returns a table; the rows of a wide one are cards on a narrow screen, with columns' names."""
     top = "".join(f"<th>{html.escape(name)}</th>" for name in head)
     lines = []
     for row in rows:
@@ -129,7 +129,14 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], marked: Mapping[s
             for name, cell in zip(head, row, strict=True)
         )
         lines.append(f"<tr>{cells}</tr>")
-    return f"<table><thead><tr>{top}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+    kind = ' class="wide"' if _is_wide(head, rows) else ""
+    return f"<table{kind}><thead><tr>{top}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+
+
+def _is_wide(head: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
+    """Returns whether a table is wider than a screen of 390 pixels, its margins left out."""
+    letters = sum(max(map(len, column)) for column in zip(head, *rows, strict=True))
+    return 7.5 * letters + 16 * len(head) > 350
 
 
 def _mark(text: str, marked: Mapping[str, str]) -> str:
@@ -159,13 +166,16 @@ pre { background: #f3f3f3; padding: .6rem; overflow-x: auto; white-space: pre-wr
   font-size: .8rem; }
 .mark { border: 2px solid; border-radius: .3em; padding: 0 .35em; white-space: nowrap; }
 @media screen and (max-width: 45rem) {
-  thead { display: none; }
-  table, tbody, tr, td { display: block; }
-  tr { border: 1px solid #999; border-radius: .4em; margin: .6rem 0; padding: .3rem .5rem; }
-  td { border: 0; padding: .15rem 0; }
-  td:not([data-name=""])::before { content: attr(data-name) ": "; color: #555; }
+  .wide thead { display: none; }
+  .wide, .wide tbody, .wide tr, .wide td { display: block; }
+  .wide tr { border: 1px solid #999; border-radius: .4em; margin: .6rem 0; padding: .3rem .5rem; }
+  .wide td { border: 0; padding: .15rem 0; }
+  .wide td:not([data-name=""])::before { content: attr(data-name) ": "; color: #555; }
+  .wide td:empty { display: none; }
   figure { overflow-x: auto; }
-  img { max-width: none; min-width: min(40rem, 100vw * 1.7); }
+  img { max-width: 40rem; }
+  figcaption { position: sticky; left: 0; }
+  figcaption::before { content: "Scroll the picture sideways. "; }
 }
 @media print {
   body { max-width: none; font-size: 10pt; padding: 0; }

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fedjax_post.report.drawing import MARKERS, colour, new_figure, save
+from fedjax_post.report.drawing import MARKERS, add_legend, colour, new_panels, save
 
 
 def draw_comparison(rows: Sequence[Any], path: Path) -> Path:
@@ -20,13 +20,13 @@ def draw_comparison(rows: Sequence[Any], path: Path) -> Path:
 
     titles = {"exact_match": "exact match, %", "accuracy": "accuracy, %", "loss": "nats per token"}
     names = [name for name in titles if all(name in row.scores for row in rows)]
-    figure = new_figure(4.2 * len(names) + 2.4, _height(len(rows)))
-    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+    figure, plots = new_panels(len(names), height=3.8)
+    for axes, name in zip(plots, names, strict=True):
         factor = 1 if name == "loss" else 100
         for number, row in enumerate(rows):
             score, sent = row.scores[name], (row.bytes_up.mean + row.bytes_down.mean) / 1e6
             half = 0 if math.isnan(score.half) else factor * score.half
-            label = readable(row.label) if name == names[0] else None
+            label = readable(row.label)
             style = {"color": colour(number, len(rows)), "fmt": MARKERS[number % len(MARKERS)]}
             axes.errorbar(sent, factor * score.mean, half, capsize=3, label=label, **style)
         axes.set(xscale="log", xlabel="sent, up and down, MB", ylabel=f"held out: {titles[name]}")
@@ -35,13 +35,8 @@ def draw_comparison(rows: Sequence[Any], path: Path) -> Path:
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_formatter("")
         axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside right upper", frameon=False, fontsize="small")
+    add_legend(figure, *plots[0].get_legend_handles_labels())
     return save(figure, path)
-
-
-def _height(rows: int) -> float:
-    """Returns the height in inches at which the legend has a line for each row."""
-    return max(3.8, 0.8 + 0.21 * rows)
 
 
 def readable(label: str) -> str:

@@ -8,7 +8,8 @@ import pytest
 from fedjax_post.integrity import seal_line
 from fedjax_post.report.comparison import student_t
 from fedjax_post.report.curve import draw_curve, panels_of
-from fedjax_post.report.drawing import colour
+from fedjax_post.report.drawing import add_legend, colour, new_panels
+from fedjax_post.report.markup import Table, page
 from fedjax_post.report.records import read_records, series
 from fedjax_post.report.table import format_bytes, summary_table
 
@@ -81,6 +82,32 @@ def test_an_axis_says_what_is_drawn_on_it(record, labels):
 def test_methods_of_a_comparison_have_colours_of_their_own():
     for count in (1, 10, 11, 40):
         assert len({colour(number, count) for number in range(count)}) == count
+
+
+@pytest.mark.parametrize("letters", [3, 30, 90])
+def test_a_legend_is_no_wider_than_its_picture(letters):
+    figure, (axes,) = new_panels(1)
+    labels = [f"{n} " + " ".join(["many"] * (letters // 5)) for n in range(4)]
+    height = figure.get_figheight()
+    legend = add_legend(figure, axes.plot([[0] * 4]), labels)
+    assert legend.get_window_extent().width <= figure.bbox.width
+    assert len(figure.legends) == 1
+    assert figure.get_figheight() > height
+
+
+def test_plots_are_two_in_a_row():
+    for count in (1, 2, 3, 5):
+        figure, plots = new_panels(count)
+        assert len(plots) == count == sum(axes.get_visible() for axes in figure.axes)
+        assert figure.get_figwidth() <= 2 * 4.4
+
+
+def test_only_tables_that_are_wider_than_a_phone_become_cards(tmp_path):
+    narrow, wide = Table(("client", "rows"), [("7", "389")]), Table(("a", "b"), [("x" * 50, "")])
+    text = page("t", [narrow, wide], tmp_path, marked={})
+    assert text.count("<table>") == 1
+    assert text.count('<table class="wide">') == 1
+    assert ".wide td:empty { display: none; }" in text
 
 
 def test_series_leave_out_rounds_without_a_value():

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedjax_post.report.comparison import Interval
-from fedjax_post.report.drawing import MARKERS, new_figure, save
+from fedjax_post.report.drawing import LINES, MARKERS, add_legend, new_figure, save
 from fedjax_post.report.position.ladder import TIERS, Cell, Ladder, Run, accuracy, over_seeds, shown
 from fedjax_post.report.position.rules import best, gate, unreadable
 
@@ -66,8 +66,8 @@ def draw_queries(ladder: Ladder, path: Path) -> bool:
         if asked is None or not asked.mean > 0:
             continue
         colour, marker = _COLOURS[number % len(_COLOURS)], MARKERS[number % len(MARKERS)]
+        axes.plot(*mean_curve(cell), LINES[number % len(LINES)], color=colour, alpha=0.7)
         number += 1
-        axes.plot(*mean_curve(cell), "-", color=colour, alpha=0.7)
         style = _style(ladder, cell) | {"fmt": marker, "color": colour, "label": cell.label}
         axes.errorbar(asked.mean, 100 * found.mean, yerr=_half(found), **style)
     if number == 0:
@@ -196,6 +196,5 @@ def _finish(figure: Any, every: Sequence[Any], path: Path, *, columns: int) -> N
     """Adds the legend, and writes the picture, completely or not at all."""
     for axes in every:
         axes.spines[["top", "right"]].set_visible(False)
-    size = "medium" if columns > 3 else "small"
-    figure.legend(loc="outside upper center", ncols=columns, frameon=False, fontsize=size)
+    add_legend(figure, *every[0].get_legend_handles_labels(), most=columns)
     save(figure, path, dpi=130)

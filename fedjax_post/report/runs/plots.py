@@ -7,7 +7,7 @@ import numpy as np
 
 from fedjax_post.report.comparison import rows_of
 from fedjax_post.report.curve import Panel, draw_curves, panels_of
-from fedjax_post.report.drawing import LINES, colour, new_figure, save
+from fedjax_post.report.drawing import LINES, add_legend, colour, new_panels, save
 from fedjax_post.report.runs.folders import Experiment
 from fedjax_post.report.scatter import draw_comparison, readable
 from fedjax_post.report.table import SCORES
@@ -61,8 +61,8 @@ def draw_clients(experiments: Sequence[Experiment], path: Path, table: str) -> b
     ]
     if not names:
         return False
-    figure = new_figure(4.4 * len(names), 3.4 + 0.2 * (len(lines) // 3))
-    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+    figure, plots = new_panels(len(names))
+    for axes, name in zip(plots, names, strict=True):
         for number, (label, own) in enumerate(lines.items()):
             values = [line[name] for line in own if line.get(name) is not None]
             style = {"color": colour(number, len(lines)), "linestyle": LINES[number % len(LINES)]}
@@ -74,9 +74,7 @@ def draw_clients(experiments: Sequence[Experiment], path: Path, table: str) -> b
             xlabel=f"{SCORES[name]}{unit}", ylabel="share of clients at or below", ylim=(0, 1.02)
         )
         axes.spines[["top", "right"]].set_visible(False)
-    handles, labels = axes.get_legend_handles_labels()
-    style = {"ncols": min(3, len(lines)), "frameon": False, "fontsize": "small"}
-    figure.legend(handles, labels, loc="outside upper left", **style)
+    add_legend(figure, *plots[0].get_legend_handles_labels())
     save(figure, path)
     return True
 
