@@ -16,6 +16,7 @@ from fedjax_post.data.load import Loaded
 from fedjax_post.data.template import is_chat_template, read_form
 from fedjax_post.hub import artefact
 from fedjax_post.hub.adapter_config import CONFIG, read_adapter_config
+from fedjax_post.hub.files import check_regular
 from fedjax_post.hub.load import load_config, load_model
 from fedjax_post.hub.tokenizer import check_tokenizer
 from fedjax_post.study import folder, precision, prompts, rows, trained
@@ -40,7 +41,8 @@ def serve(what: str | Path, changes: Mapping[str, Any] = _NONE) -> Served:
     """Returns a model that is ready to answer questions.
 
     Args:
-      what: the folder of a finished run, a PEFT folder, or a base model as in `Model.name`.
+      what: the folder of a finished run, a PEFT folder, or a base model as in `Model.name`. A
+        template that a PEFT folder has is used.
       changes: to the run's specification, or to the default one, by path.
 
     Raises:
@@ -57,7 +59,8 @@ def serve(what: str | Path, changes: Mapping[str, Any] = _NONE) -> Served:
         path = folder.adapter_of(path)
     elif (path / CONFIG).exists():
         base = read_adapter_config(path)["base_model_name_or_path"]
-        spec = precision.fill_default(Spec(model=Model(base)).put(changes))
+        spec = Spec(model=Model(base)).put(_template_in(path)).put(changes)
+        spec = precision.fill_default(spec)
     else:
         spec = precision.fill_default(Spec(model=Model(str(what))).put(changes))
         tokenizer = _find_tokenizer(spec, spec.model.name)
@@ -67,6 +70,15 @@ def serve(what: str | Path, changes: Mapping[str, Any] = _NONE) -> Served:
     tokenizer = _find_tokenizer(spec, base)
     model, params = artefact.read(path, base=base, dtype=spec.model.dtype)
     return Served(model, params, tokenizer, spec)
+
+
+def _template_in(folder: Path) -> dict[str, str]:
+    """Returns the template of prompts in a PEFT folder as a change, or no change."""
+    path = folder / artefact.TEMPLATE
+    if not path.exists():
+        return {}
+    check_regular(path)
+    return {"data.template": path.read_text(encoding="utf-8")}
 
 
 def load_rows(served: Served) -> tuple[Spec, Loaded, int]:

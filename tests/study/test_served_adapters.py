@@ -1,0 +1,31 @@
+"""A folder with an adapter is served as it was trained."""
+
+import jax
+import pytest
+
+from fedjax_post.adapters import add_lora
+from fedjax_post.hub import load_model, save_adapter
+from fedjax_post.study import serve
+from fedjax_post.study.served import prompt_ids
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("adapter")
+    model, params = add_lora(load_model("builtin-small"), jax.random.key(0), rank=1, alpha=1.0)
+    save_adapter(path, model, params, base_name="builtin-small")
+    return path
+
+
+@pytest.mark.heavy
+def test_a_question_is_put_into_the_template_of_the_folder(folder):
+    """What peft's users do with `prompt_template.txt` by hand is done here by itself."""
+    question = [{"role": "user", "content": "fig plum"}]
+    asked = lambda changes: (found := serve(folder, changes)).tokenizer.decode(
+        prompt_ids(found, question)
+    )
+    without = asked({})
+    (folder / "prompt_template.txt").write_text("{prompt} in order:", encoding="utf-8")
+    assert asked({}).endswith("fig plum in order:")
+    assert not without.endswith("in order:")
+    assert asked({"data.template": "{prompt} by kind:"}).endswith("fig plum by kind:")
