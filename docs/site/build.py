@@ -13,6 +13,7 @@ from pathlib import Path
 
 import catalogue
 import reference
+import releases
 from sphinx.cmd.build import build_main
 
 SITE = Path(__file__).parent
@@ -39,7 +40,7 @@ def write_sources(source: Path) -> None:
         (source / name).symlink_to(ROOT / name)
     shutil.copy(SITE / "index.md", source / "index.md")
     guide = (ROOT / "docs" / "rooms.md").read_text(encoding="utf-8")
-    for path, text in {**catalogue.pages(), **reference.pages(guide)}.items():
+    for path, text in {**catalogue.pages(), **reference.pages(guide), **releases.pages()}.items():
         (source / path).parent.mkdir(exist_ok=True)
         (source / path).write_text(text, encoding="utf-8")
 

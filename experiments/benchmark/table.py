@@ -44,15 +44,15 @@ def _row(line: Mapping[str, Any]) -> tuple[str, ...]:
     quartiles = line["quartiles"]
     return (
         line["figure"],
-        _amount(line["value"], unit),
-        " to ".join(_amount(x, unit) for x in quartiles) if quartiles else "",
-        f"{'≥' if aim['at_least'] else '≤'} {_amount(aim['number'], unit)}" if aim else "",
+        amount(line["value"], unit),
+        " to ".join(amount(x, unit) for x in quartiles) if quartiles else "",
+        f"{'≥' if aim['at_least'] else '≤'} {amount(aim['number'], unit)}" if aim else "",
         {None: "", True: "yes", False: "no"}[line["met"]],
     )
 
 
-def _amount(value: float, unit: str) -> str:
-    """A number with its unit, to three digits."""
+def amount(value: float, unit: str) -> str:
+    """Returns a number with its unit, to three digits."""
     if unit == "bytes":
         for scale, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
             if abs(value) >= scale:

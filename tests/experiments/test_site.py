@@ -18,7 +18,7 @@ GUIDE = (ROOT / "docs" / "rooms.md").read_text(encoding="utf-8")
 def made(monkeypatch):
     """The modules that make the pages; they need no Sphinx."""
     monkeypatch.syspath_prepend(SITE)
-    names = ("wire", "equations", "catalogue", "reference", "docstrings")
+    names = ("wire", "equations", "catalogue", "reference", "docstrings", "releases")
     return {name: importlib.import_module(name) for name in names}
 
 
@@ -73,6 +73,21 @@ def test_sizes_are_in_adapters(made):
     assert sizes.of["ffa_lora"] == (one // 2, one // 2 + weight)
     assert sizes.of["fed_k_seed"] == (4 * 1024, 4 * 1024 + weight)
     assert not {"fed_bpt", "bdpl", "offsite_tuning"} & sizes.of.keys()
+
+
+def test_numbers_of_the_releases_are_those_of_the_code_and_the_results_file(made):
+    measured = lambda value, commit: {
+        **{"suite": "tax", "figure": "FedAvg", "value": value, "unit": "s", "quartiles": None},
+        **{"aim": {"number": 3, "at_least": False}, "met": value <= 3, "commit": commit},
+        **{"versions": {"fedjax_post": "0.1.0"}, "date": "2026-11-30T07:00:00"},
+    }
+    text = made["releases"].text([measured(2.0, "a" * 40), measured(4.0, "b" * 40)])
+    assert f"| algorithms | {len(ALGORITHMS)} |" in text
+    assert "| tax | 1 | 0 of 1 | 0.1.0, bbbbbbb, 2026-11-30 |" in text
+    missed, changed = re.findall(r"^## (?:Aims|Then).*?(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    assert "| FedAvg | 4 s |  | ≤ 3 s | no |" in missed
+    assert "| 2 s (aaaaaaa, 2026-11-30) | 4 s (bbbbbbb, 2026-11-30) |" in changed
+    assert "None." in made["releases"].text([measured(2.0, "a" * 40)])
 
 
 @pytest.mark.parametrize(
