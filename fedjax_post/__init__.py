@@ -13,6 +13,7 @@ from fedjax_post.data.batches import ArrayClients, TokenClients
 from fedjax_post.simulate.asynchronous import Buffer
 from fedjax_post.simulate.cohort import cyclic, full, poisson, uniform
 from fedjax_post.simulate.feed import chunks, pooled
+from fedjax_post.simulate.heap import keep_freed_memory
 from fedjax_post.simulate.host import host
 from fedjax_post.simulate.identity import identify
 from fedjax_post.simulate.mesh import make_mesh, on_mesh, put_on_mesh

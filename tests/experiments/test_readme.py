@@ -35,7 +35,7 @@ _PROGRAMS = {
     *("downgrade", "port", "log", "host", "api_key_env", "price_training"),
     *("prompt", "max_new_tokens", "temperature", "tasks", "num_fewshot", "limit"),
     *("output", "public", "adversary", "attack"),
-    *("no_deps", "xla_force_host_platform_device_count"),
+    *("no_deps", "xla_force_host_platform_device_count", "heads", "dist"),
 }
 
 
