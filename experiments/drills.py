@@ -1,4 +1,4 @@
-"""Autonomy drills: what methods lose when the host of the model stops, changes or refuses.
+"""Autonomy drills: what methods lose when a model stops, changes, or shuts clients out.
 
     python -m experiments.drills --drills=all --methods=fed_avg,fed_bpt:adapter=soft_prompt
 
@@ -18,6 +18,7 @@ from absl import flags
 from fedjax_post import study
 from fedjax_post.experiments import program
 from fedjax_post.experiments.flags import lists, parse
+from fedjax_post.report.position.ladder import MEASURES
 from fedjax_post.study.autonomy import DRILLS
 from fedjax_post.study.faults import Settings
 
@@ -49,6 +50,15 @@ def _define(values: flags.FlagValues) -> None:
         flags.DEFINE_integer(name, default, about, lower_bound=low, **give)
     other = "distance of another version's matrices, in their standard deviations"
     flags.DEFINE_float("change", usual.change, other, lower_bound=0.0, **give)
+    version = "base of the same shapes that is the other version (the base with noise)"
+    flags.DEFINE_string("next_version", usual.next_version, version, **give)
+    terms = "licence under which the weights are taken to be in excluded_weights_licence"
+    flags.DEFINE_string("weights_licence", usual.weights_licence, terms, **give)
+    for name, about in (("least_memory", "smallest"), ("most_memory", "largest")):
+        about += " memory of a client, in sizes of the target's weights"
+        flags.DEFINE_float(name, getattr(usual, name), about, lower_bound=0.0, **give)
+    about = "the score by which losses are told"
+    flags.DEFINE_enum("measure", usual.measure, MEASURES, about, **give)
     flags.DEFINE_string("passport", "", "name of the base's passport (by --model)", **give)
     flags.DEFINE_string("data_licence", "unknown", "licence of the clients' data", **give)
 

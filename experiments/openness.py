@@ -9,7 +9,7 @@ Your own passport is given by its path, ending in .toml.
     python -m experiments.openness --task=kinds --seeds=0,1,2
 
 runs one task at every level of access, with the same clients and seeds, and writes a position
-report; --dry_run checks every run and prints the list. All other flags are those of
+report; --dry_run checks every run and prints what it will cost. All other flags are those of
 experiments.train and apply to every run. After Ctrl-C the same command with its --output_dir
 continues.
 """
@@ -46,8 +46,10 @@ def _define(values: flags.FlagValues) -> None:
     flags.DEFINE_enum("downgrade", None, tiers, about, case_sensitive=False, **give)
     task = "run a task at every level of access: a ladder's name, or the path of your own .toml"
     flags.DEFINE_string("task", None, task, **give)
-    about = "with --task: check every run, print the list, and exit"
+    about = "with --task: check every run, print its cost, and exit"
     flags.DEFINE_bool("dry_run", False, about, **give)
+    about = "with --task: factor of the budget and of the rounds, such as 10"
+    flags.DEFINE_integer("times", 1, about, lower_bound=1, **give)
     flags.DEFINE_bool("trust_code", False, "import functions that the ladder's file names", **give)
     lists.define_many(values, usual="0", of="ladder")
 
@@ -69,9 +71,9 @@ def _climb(line, argv: Sequence[str]) -> None:
     for name in ("passport", "what_can_i_run", "downgrade"):
         if values[name].value is not None:
             raise ValueError(f"--{name}={values[name].value} and --task exclude each other")
-    task = read_ladder(values.task, line.typed, trust_code=values.trust_code)
+    task = read_ladder(values.task, line.typed, trust_code=values.trust_code, times=values.times)
     if values.dry_run:
-        print(plan(task.rungs, seeds=lists.seeds(values), bases=task.bases))
+        print(plan(seeds=lists.seeds(values), **task._asdict()))
         return
     found = study.ladder(
         **task._asdict(),

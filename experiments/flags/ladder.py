@@ -7,24 +7,34 @@ A task is a file in `experiments/ladders`, or your own file, named by a path tha
     [common]            flags of experiments.train for every run
     [cells.NAME]        title, kind = "open", "closed", "baseline" or "control"; of a control also
                         which one, as control = "proxy"; other keys are its own flags
+                        measure = "accuracy" compares cells by the rank of labels; budget: tokens
+                        through the model for each cell
     [bases]             other bases for H6: names, and the cells that run on them
     [drills]            cells and drills; flags for their runs; other keys as in experiments.drills
+    [attacks]           cells, attacks and rounds; [attacks.wires] and [attacks.protected]: flags
+                        for the runs that are attacked, by name
+    [search]            seed and trials; [search.cells.NAME]: flags, each with a list of values
 """
 
+import itertools
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fedjax_post.attacks import ATTACKS
 from fedjax_post.experiments.flags.parse import changes_in
-from fedjax_post.study import Faults, Rung, Spec
+from fedjax_post.study import Extras, Faults, Rung, Spec
+from fedjax_post.study.calls import parse as parse_call
 from fedjax_post.study.faults import Settings
 from fedjax_post.study.files import check_trusted
 from fedjax_post.study.ladder import KINDS, Task, check
+from fedjax_post.study.leaks import Leaks
+from fedjax_post.study.search import Search, Setting
 
 FOLDER = Path(__file__).parent.parent / "ladders"
 _NOT_FLAGS = ("title", "kind", "control")
-_TABLES = ("task", "common", "cells", "bases", "drills")
+_TABLES = ("task", "common", "cells", "bases", "drills", "attacks", "search")
 
 
 class Ladder(NamedTuple):
@@ -32,8 +42,7 @@ class Ladder(NamedTuple):
 
     task: Task
     rungs: dict[str, Rung]
-    bases: dict[str, list[str]]
-    faults: Faults
+    extras: Extras
 
 
 def ladder_names() -> list[str]:
@@ -41,13 +50,16 @@ def ladder_names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
 
 
-def read_ladder(name: str, typed: Mapping[str, Any], *, trust_code: bool = False) -> Ladder:
+def read_ladder(
+    name: str, typed: Mapping[str, Any], *, trust_code: bool = False, times: int = 1
+) -> Ladder:
     """Returns the ladder of a task, checked.
 
     Args:
       name: one of `ladder_names()`, or the path of your own file, ending in .toml.
       typed: fields of every experiment, by path; they replace the file's.
       trust_code: whether functions that the file names may be imported.
+      times: factor of the budget, and of the rounds of every run that has more than one.
 
     Raises:
       ValueError: if the file is not a ladder; names the file, the field and the remedy.
@@ -56,11 +68,24 @@ def read_ladder(name: str, typed: Mapping[str, Any], *, trust_code: bool = False
     path = Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml"
     content = _content(path, name)
     try:
-        return _read(path, content, typed, trust_code)
+        return _times(_read(path, content, typed, trust_code), times)
     except ValueError as error:
         if str(path) in str(error):
             raise
         raise ValueError(f"{path}: {error}") from None
+
+
+def _times(ladder: Ladder, times: int) -> Ladder:
+    """Returns a ladder with another budget; drills and attacks keep their rounds."""
+
+    def longer(spec: Spec) -> Spec:
+        rounds = spec.training.rounds
+        return spec.put({"training.rounds": rounds * times}) if rounds > 1 else spec
+
+    rungs = {name: rung._replace(spec=longer(rung.spec)) for name, rung in ladder.rungs.items()}
+    budget = ladder.task.budget
+    task = ladder.task._replace(budget=budget and budget * times)
+    return ladder._replace(task=task, rungs=rungs)
 
 
 def _read(path: Path, content, typed: Mapping[str, Any], trust_code: bool) -> Ladder:
@@ -71,17 +96,31 @@ def _read(path: Path, content, typed: Mapping[str, Any], trust_code: bool) -> La
     }
     for rung in rungs.values():
         check_trusted(rung.spec, typed, source=path, trust_code=trust_code)
-    check(rungs)
     task, bases = Task(**content.get("task", {})), content.get("bases", {})
+    check(rungs, task)
     faults = _faults(content.get("drills", {}), trust_code)
-    for cell in (*task.gate.values(), *bases.get("cells", ()), *faults.cells):
+    leaks = _leaks(content.get("attacks", {}), trust_code)
+    searched = dict(content.get("search", {}))
+    named = searched.pop("cells", {})
+    for cell in (
+        *(*task.gate.values(), *bases.get("cells", ()), *faults.cells),
+        *(*leaks.cells, *named),
+    ):
         if cell not in rungs and cell not in Task().gate.values():
             raise ValueError(
                 f"{path}: there is no [cells.{cell}]; the cells are {', '.join(rungs)}"
             )
-    return Ladder(
-        task, rungs, {base: bases.get("cells", []) for base in bases.get("names", [])}, faults
+    settings = {
+        cell: _settings(content["cells"][cell], values, typed, trust_code)
+        for cell, values in named.items()
+    }
+    extras = Extras(
+        bases={base: bases.get("cells", []) for base in bases.get("names", [])},
+        faults=faults,
+        leaks=leaks,
+        search=Search(settings, **searched),
     )
+    return Ladder(task, rungs, extras)
 
 
 def _content(path: Path, name: str) -> Mapping[str, Any]:
@@ -132,6 +171,32 @@ def _faults(table: Mapping[str, Any], trust_code: bool) -> Faults:
     cells, changes = rest.pop("cells", ()), _changes(rest.pop("flags", {}), trust_code)
     chosen = {"chosen": rest.pop("drills")} if "drills" in rest else {}
     return Faults(cells, changes=changes, settings=Settings(**rest), **chosen)
+
+
+def _leaks(table: Mapping[str, Any], trust_code: bool) -> Leaks:
+    rest = dict(table)
+    wires, protected = (
+        {name: _changes(flags, trust_code) for name, flags in rest.pop(key, {}).items()}
+        for key in ("wires", "protected")
+    )
+    calls = [parse_call(text, ATTACKS)[0] for text in rest.pop("attacks", [])]
+    return Leaks(attacks=calls, wires=wires, protected=protected, **rest)
+
+
+def _settings(
+    table: Mapping[str, Any], values: Mapping[str, Any], typed, trust_code: bool
+) -> list[Setting]:
+    """Returns all combinations of the values of some flags of a cell."""
+    own = {key: value for key, value in table.items() if key not in _NOT_FLAGS}
+    before, found = _changes(own, trust_code), []
+    for combination in itertools.product(*values.values()):
+        told = dict(zip(values, combination, strict=True))
+        changed = _changes(own | told, trust_code)
+        new = {
+            path: x for path, x in changed.items() if path not in typed and before.get(path) != x
+        }
+        found.append(Setting(told, new))
+    return found
 
 
 def _changes(table: Mapping[str, Any], trust_code: bool) -> dict[str, Any]:

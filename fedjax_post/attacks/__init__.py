@@ -37,7 +37,7 @@ from fedjax_post.attacks.poisoning import (
     scaled,
     sign_flip,
 )
-from fedjax_post.attacks.scores import Score, rouge, score
+from fedjax_post.attacks.scores import Score, rouge, score, tokens_found
 from fedjax_post.attacks.seen import ADVERSARIES, PARTICIPANT, SERVER, Public, Seen, Sent
 from fedjax_post.attacks.utr import utr
 

@@ -78,6 +78,20 @@ def score(
     )
 
 
+def tokens_found(guesses: Sequence[Row], truth: Sequence[Row]) -> int:
+    """Returns how many tokens of the true rows stand in the guessed rows, whatever their order.
+
+    Rows are matched one to one, those with the most common tokens first.
+
+    >>> tokens_found([(1, 2, 3), (7,)], [(3, 3, 2), (8,)])
+    2
+    """
+    common = lambda a, b: sum((Counter(a) & Counter(b)).values())
+    found = np.array([[common(g, t) for t in truth] for g in guesses], float)
+    shaped = found.reshape(len(guesses), len(truth))
+    return int(sum(shaped[pair] for pair in _match(shaped)))
+
+
 def _match(similar: np.ndarray) -> list[tuple[int, int]]:
     """Returns pairs (row, column), the largest entries first, each row and column at most once."""
     pairs, left = [], similar.copy()

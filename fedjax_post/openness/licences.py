@@ -50,6 +50,18 @@ def terms_of(licence: str) -> Terms:
     return Terms(rules, found.get("source", "unknown"), found.get("date", "unknown"))
 
 
+def bars(licence: str, place: str) -> bool:
+    """Returns whether a licence's terms give nobody in a place a right to the weights.
+
+    Raises:
+      ValueError: if the table has no terms of the licence.
+    """
+    if licence not in _table()["terms"]:
+        known = ", ".join(_table()["terms"])
+        raise ValueError(f"weights_licence={licence} is not in the table; give one of {known}")
+    return f"nobody in the {place}" in terms_of(licence).rules["user_limit"]
+
+
 @cache
 def _table() -> dict[str, Any]:
     return tomllib.loads((Path(__file__).parent / "licences.toml").read_text(encoding="utf-8"))

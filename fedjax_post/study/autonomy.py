@@ -1,4 +1,4 @@
-"""Autonomy drills: what a method loses when the host of its model stops, changes or refuses.
+"""Autonomy drills: what a method loses when its model stops, changes, or shuts clients out.
 
 A fault is defined by its effect on a run: which clients take part from then on, and which
 model answers.
@@ -12,6 +12,11 @@ model answers.
 | excluded_* | some clients may never ask | they are left out | continues |
 | tuned_withdrawn | a model ends that its host has fine-tuned | is tuned anew, if so | continues |
 | base_retired | the next version alone is served | uses it, or is tuned anew | keeps its own |
+| excluded_memory | some have less memory than a visit takes | needs none | they are left out |
+| excluded_weights_licence | terms bar a region from the weights | continues | it is left out |
+| withdrawn | the weights leave their hub | continues | those without a copy are left out |
+| base_update | the adapter is used on the next version | continues | loses what it loses there |
+| forgotten | a client is unlearned: training again without it | the same | the same |
 | artefact | the artefact is read back without the provider | a prompt, useless alone | serves |
 
 A method that queries no host runs identically with and without a fault, so the undisturbed run
@@ -28,16 +33,20 @@ import numpy as np
 
 from fedjax_post.core.access import Access
 from fedjax_post.disclosure.ledger import asks, serves_elsewhere
+from fedjax_post.report.position.drills import FORGOTTEN
 from fedjax_post.simulate.cohort import ByRound, Sampler
 
 PyTree = Any
 
-EXCLUSIONS = ("excluded_region", "excluded_price", "excluded_licence")
+EXCLUSIONS = ("excluded_region", "excluded_price", "excluded_licence")  # by a host
 RETIREMENTS = ("tuned_withdrawn", "base_retired")
+HELD = ("excluded_memory", "excluded_weights_licence", "withdrawn", "base_update")
 DRILLS = (
     *("shutdown", "changed", "rate_limited", "refused"),
     *EXCLUSIONS,
     *RETIREMENTS,
+    *HELD,
+    FORGOTTEN,
     "artefact",
 )
 
@@ -47,8 +56,8 @@ class Row(NamedTuple):
 
     drill: str  # of DRILLS; those shut out have a row of their own, see `SHUT_OUT`
     method: str
-    before: float  # exact match at the end of the run without the fault, in [0, 1]
-    after: float  # exact match at the end of the run with it; 0 where nobody answers
+    before: float  # score at the end of the run without the fault, in [0, 1]
+    after: float  # score at the end of the run with it; 0 where nobody answers
     can_train: bool  # after the fault
     can_serve: bool
     note: str
@@ -136,6 +145,30 @@ def choose_excluded(
         shares = counts / counts.sum(axis=1, keepdims=True)
         ranked = np.argsort(-shares[:, shares.std(axis=0).argmax()], kind="stable")
     return np.sort(ranked[:num])
+
+
+def client_memory(
+    population: int, *, size: int, least: float, most: float, seed: int
+) -> np.ndarray:
+    """Returns the memory of each client in bytes, float64 `[clients]`, log-uniform.
+
+    Args:
+      population: number of clients.
+      size: of the target's weights, bytes.
+      least: smallest memory, in sizes of the target, above 0.
+      most: largest memory, in the same unit.
+      seed: of the draw.
+
+    Raises:
+      ValueError: if `least` is not above 0, or above `most`.
+    """
+    if not 0 < least <= most:
+        raise ValueError(
+            f"least_memory={least:g} must be above 0 and at most most_memory={most:g}, in sizes "
+            "of the target's weights"
+        )
+    drawn = np.random.default_rng((seed, 5)).uniform(np.log(least), np.log(most), population)
+    return size * np.exp(drawn)
 
 
 def check_excluded(num: int, population: int) -> None:

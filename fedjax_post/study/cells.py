@@ -12,7 +12,7 @@ from fedjax_post.report import comparison
 from fedjax_post.study import factories, folder
 from fedjax_post.study.carry_out import carry_out
 from fedjax_post.study.files import identity
-from fedjax_post.study.job import check_same, prepare
+from fedjax_post.study.job import Job, check_same, prepare
 from fedjax_post.study.spec import Spec
 
 Show = Callable[[str], object]
@@ -89,8 +89,12 @@ def where(directory: Path, label: str, seed: int) -> Path:
     return directory / comparison.folder_of(label) / f"seed-{seed}"
 
 
-def check(cells: Sequence[Cell]) -> None:
+def check(cells: Sequence[Cell], *, note_fn: Callable[[Cell, Job], object] | None = None) -> None:
     """Checks all experiments, and that folders hold no other runs, before any run starts.
+
+    Args:
+      cells: the runs.
+      note_fn: called with the first run of each label, and its job, unless the run has begun.
 
     Raises:
       ValueError, OSError, AccessError: for invalid input, naming the run.
@@ -102,7 +106,9 @@ def check(cells: Sequence[Cell]) -> None:
             if stored.exists():
                 check_same(cell.spec, stored, as_long=True)
             elif cell.label not in seen:
-                prepare(cell.spec, directory=cell.directory)
+                job = prepare(cell.spec, directory=cell.directory)
+                if note_fn is not None:
+                    note_fn(cell, job)
         except (ValueError, OSError, AccessError) as error:
             error.args = (f"{cell.label}: {error}",)
             raise

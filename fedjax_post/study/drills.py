@@ -1,4 +1,4 @@
-"""Autonomy drills: what methods lose when the model's host stops, changes the model or refuses."""
+"""Autonomy drills: what methods lose when a model stops, changes, or shuts clients out."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 import jax
 
+from fedjax_post.report.position.drills import FORGOTTEN
 from fedjax_post.study import autonomy as faults_of
-from fedjax_post.study import cells, faults, folder, hosting, service_faults
+from fedjax_post.study import cells, faults, folder, held_faults, hosting, service_faults
 from fedjax_post.study.build import build
 from fedjax_post.study.faults import Settings
 from fedjax_post.study.resolve import resolve
@@ -22,6 +23,11 @@ _DRILLS = {
     **dict.fromkeys(faults_of.EXCLUSIONS, faults.drill_excluded),
     "tuned_withdrawn": service_faults.drill_tuned_withdrawn,
     "base_retired": service_faults.drill_base_retired,
+    "excluded_memory": held_faults.drill_memory,
+    "excluded_weights_licence": held_faults.drill_weights_licence,
+    "withdrawn": held_faults.drill_withdrawn,
+    "base_update": held_faults.drill_base_update,
+    FORGOTTEN: held_faults.drill_forgotten,
     "artefact": faults.drill_artefact,
 }
 
@@ -105,14 +111,15 @@ def drill(
     Raises:
       ValueError, OSError, AccessError: for invalid input.
     """
-    spec = resolve(cell.spec.put({"scoring.exact_match": "on"}))
+    exact = settings.measure == "exact_match"
+    spec = resolve(cell.spec.put({"scoring.exact_match": "on"}) if exact else cell.spec)
     settings = faults.fill_settings(settings, spec.training.rounds)
     faults.claim(cell.directory, spec)
     parts = build(spec)
     if hosting.is_hosted(spec):  # whose calls are kept for a resumption
         host = hosting.model_of(spec, parts.tokenizer, directory=cell.directory, meter=parts.meter)
         parts = parts._replace(model=host)
-    if set(chosen) & set(faults_of.EXCLUSIONS):
+    if any(name in chosen for name in (*faults_of.EXCLUSIONS, "excluded_weights_licence")):
         faults_of.check_excluded(faults.num_excluded(settings, parts), len(parts.data.clients))
     watch = () if parts.plan.telemetry is None else (parts.plan.telemetry,)
     programs = parts.plan.executor(parts.algorithm, *watch)

@@ -1,8 +1,9 @@
 """Faults of the host of a target, each put into a run whose result is scored.
 
 See `fedjax_post.study.autonomy` for their definitions, `study.service_faults` for those of a host
-that trains, and `study.drills` for how they are run. All drills of a method share the state at
-which faults begin, and one set of compiled programs.
+that trains, `study.held_faults` for those that can hurt whoever holds the weights, and
+`study.drills` for how they are run. All drills of a method share the state at which faults begin,
+and one set of compiled programs.
 """
 
 import shutil
@@ -19,10 +20,12 @@ from fedjax_post.evaluate.scores import score
 from fedjax_post.hub import artefact
 from fedjax_post.study import autonomy, folder, hosting, licence, other_hosts
 from fedjax_post.study.autonomy import Row
-from fedjax_post.study.build import Parts
+from fedjax_post.study.build import Parts, build
 from fedjax_post.study.files import to_json, write_spec
+from fedjax_post.study.resolve import resolve
 from fedjax_post.study.spec import Spec
 
+LLAMA_4 = "Llama 4 Community License Agreement"
 _FAULTS = ("cohorts", "model")  # entries of a run's identity that a fault changes
 
 
@@ -34,9 +37,14 @@ class Settings(NamedTuple):
     refused_client: int = 0  # id of the client that is refused
     excluded_clients: int | None = None  # number of clients; None: a quarter
     change: float = 0.1  # noise on another version's weights, in deviations of each matrix
+    next_version: str = ""  # base model of the same shapes that is the other version; "": noise
+    least_memory: float = 2.0  # of a client, in sizes of the target's weights
+    most_memory: float = 32.0  # the same; clients lie between them, evenly in its logarithm
+    weights_licence: str = LLAMA_4  # terms under which the weights are taken to be
     own_examples: int = 96  # rows of excluded clients that are scored; 0: all
     passport: str = ""  # of the base model; "": found by the model's name
     data_licence: str = "unknown"  # licence of the clients' data
+    measure: str = "exact_match"  # by which score losses are told
 
 
 class Stage(NamedTuple):
@@ -47,7 +55,7 @@ class Stage(NamedTuple):
     method: str
     directory: Path
     settings: Settings
-    base: float  # exact match at the end of the run without a fault
+    base: float  # score at the end of the run without a fault, by `settings.measure`
 
 
 def drill_shutdown(stage: Stage, name: str, state: State) -> list[Row]:
@@ -92,12 +100,17 @@ def drill_rate_limited(stage: Stage, name: str, state: State) -> list[Row]:
 def drill_refused(stage: Stage, name: str, state: State) -> list[Row]:
     """Returns the rows of a host that refuses one client from some round on."""
     client = np.array([stage.settings.refused_client])
-    return _leave_out(stage, name, state, clients=client, after="fault")
+    return leave_out(stage, name, state, clients=client, after="fault")
 
 
 def drill_excluded(stage: Stage, name: str, state: State) -> list[Row]:
     """Returns the rows of a host that never answers some clients."""
-    table, partition = _table_and_partition(stage.parts)
+    return leave_out(stage, name, state, clients=choose_clients(stage, name))
+
+
+def choose_clients(stage: Stage, reason: str) -> np.ndarray:
+    """Returns the ids of the clients that are excluded for a reason of `autonomy.EXCLUSIONS`."""
+    table, partition = table_and_partition(stage.parts)
     names = np.zeros(len(table.length), np.int64)
     if table.label is not None:
         names = np.unique(table.label, return_inverse=True)[1]
@@ -105,15 +118,13 @@ def drill_excluded(stage: Stage, name: str, state: State) -> list[Row]:
     counts = np.zeros((len(sizes), names.max() + 1))
     owner = np.repeat(np.arange(len(sizes)), sizes)
     np.add.at(counts, (owner, names[partition.indices]), 1)
-    tokens = np.bincount(owner, table.length[partition.indices], len(sizes))
-    clients = autonomy.choose_excluded(
-        name,
+    return autonomy.choose_excluded(
+        reason,
         counts=counts,
-        tokens=tokens,
+        tokens=np.bincount(owner, table.length[partition.indices], len(sizes)),
         num=num_excluded(stage.settings, stage.parts),
         seed=stage.spec.seed,
     )
-    return _leave_out(stage, name, state, clients=clients)
 
 
 def num_excluded(settings: Settings, parts: Parts) -> int:
@@ -121,25 +132,53 @@ def num_excluded(settings: Settings, parts: Parts) -> int:
     return settings.excluded_clients or max(1, len(parts.data.clients) // 4)
 
 
-def _leave_out(
+def leave_out(
     stage: Stage, name: str, state: State, *, clients: np.ndarray, after: str | None = None
 ) -> list[Row]:
-    """Returns two rows: the model trained without some clients, and its score on their own rows."""
-    theirs = f"{name}{autonomy.SHUT_OUT}"
+    """Returns the rows of clients whom a host does not answer, as `rows_without` does."""
+    if not trains_alone(stage):
+        return rows_without(stage, name, state, clients=clients, after=after)
     before = score_own(stage, state, clients)
+    own = unchanged_row(stage, f"{name}{autonomy.SHUT_OUT}")._replace(before=before, after=before)
+    if not autonomy.serves_alone(stage.parts.algorithm.access):  # the owner serves nobody else
+        note = "they train on the stand-in, for a model that does not serve them"
+        own = own._replace(after=0.0, can_serve=False, note=note)
+    return [unchanged_row(stage, name), own]
+
+
+def rows_without(
+    stage: Stage,
+    name: str,
+    state: State,
+    *,
+    clients: np.ndarray,
+    after: str | None = None,
+    why: str = "",
+) -> list[Row]:
+    """Returns two rows: the model trained without some clients, and its score on their own rows.
+
+    Args:
+      stage: the method.
+      name: of the drill.
+      state: at the end of the run without a fault.
+      clients: ids of those who are shut out; the run is the same if there are none.
+      after: folder of the run to continue without them; None to start from the first round.
+      why: why they are shut out, for the note.
+    """
+    reason = f": {why}" if why else ""
     who = f"{len(clients)} of {len(stage.parts.data.clients)} clients"
-    if trains_alone(stage):
-        own = unchanged_row(stage, theirs)._replace(before=before, after=before)
-        if not autonomy.serves_alone(stage.parts.algorithm.access):  # the owner serves nobody else
-            note = "they train on the stand-in, for a model that does not serve them"
-            own = own._replace(after=0.0, can_serve=False, note=note)
-        return [unchanged_row(stage, name), own]
+    if not clients.size:
+        return [row_of(stage, name, stage.base, f"nobody is shut out{reason}")]
+    before = score_own(stage, state, clients)
     sampler = autonomy.without(stage.parts.plan.sampler, clients.tolist())
     without = play(stage, name, after=after, sampler=sampler)
     worth = score_own(stage, without, clients)
     note = f"on their own rows, if they had access; {who} can neither train nor be served"
     extra = {"clients": clients.tolist()}
-    row = row_of(stage, name, score_state(stage, without), f"without {who}", **extra)
+    can = len(clients) < len(stage.parts.data.clients), True
+    reached = score_state(stage, without)
+    row = row_of(stage, name, reached, f"without {who}{reason}", can=can, **extra)
+    theirs = f"{name}{autonomy.SHUT_OUT}"
     own = row_of(stage, theirs, worth, note, can=(False, False), **extra)
     return [row, own._replace(before=before)]
 
@@ -161,7 +200,7 @@ def drill_artefact(stage: Stage, name: str, state: State) -> list[Row]:
         note = "it was read back, but the model that it needs is not available"
         return [row_of(stage, name, 0.0, note, can=(trains_alone(stage), False), **extra)]
     model, params = artefact.read(path, base=stage.spec.model.name, dtype=stage.spec.model.dtype)
-    after = score(model, params, stage.parts.heldout)["exact_match"]
+    after = score(model, params, stage.parts.heldout)[stage.settings.measure]
     note = "read back from files, without a provider"
     return [row_of(stage, name, after, note, by_definition=True, **extra)]
 
@@ -210,7 +249,10 @@ def _state_of(stage: Stage, name: str) -> State:
 
 
 def other_version(stage: Stage) -> Any:
-    """Returns the models of a run with changed weights of the target."""
+    """Returns the models of a run with the next version of the target, or with changed weights."""
+    if stage.settings.next_version:
+        other = stage.spec.put({"model.name": stage.settings.next_version})
+        return build(resolve(other)).model
     key, change = jax.random.key(stage.spec.seed), stage.settings.change
     model = stage.parts.model
     if hosting.is_hosted(stage.spec):
@@ -228,23 +270,23 @@ def other_version(stage: Stage) -> Any:
 
 
 def score_state(stage: Stage, state: State, *, model: Any = None) -> float:
-    """Returns the exact match of a state on the held-out rows, in [0, 1]."""
+    """Returns the score of a state on the held-out rows, in [0, 1]."""
     model = stage.parts.model if model is None else model
     made = fedjax_post.deployed(stage.parts.algorithm, model, state)
-    return score(*made, stage.parts.heldout)["exact_match"]
+    return score(*made, stage.parts.heldout)[stage.settings.measure]
 
 
 def score_own(stage: Stage, state: State, clients: np.ndarray) -> float:
-    """Returns the exact match on some clients' own training rows, in [0, 1]."""
-    table, (offsets, indices) = _table_and_partition(stage.parts)
+    """Returns the score on some clients' own training rows, in [0, 1]."""
+    table, (offsets, indices) = table_and_partition(stage.parts)
     rows = np.concatenate([indices[offsets[i] : offsets[i + 1]] for i in clients])
     chosen = choose_rows(len(rows), stage.settings.own_examples, seed=stage.spec.seed)
     heldout = stage.parts.heldout._replace(table=table, rows=rows[chosen])
     made = fedjax_post.deployed(stage.parts.algorithm, stage.parts.model, state)
-    return score(*made, heldout)["exact_match"]
+    return score(*made, heldout)[stage.settings.measure]
 
 
-def _table_and_partition(parts: Parts):
+def table_and_partition(parts: Parts):
     """Returns the clients' table and partition."""
     clients = getattr(parts.data.clients, "clients", parts.data.clients)
     return clients.table, clients.partition

@@ -12,13 +12,17 @@ from typing import Any, NamedTuple
 from fedjax_post.integrity import read_file
 from fedjax_post.report import position
 from fedjax_post.report.position.controls import CONTROLS
-from fedjax_post.study import audits, cells, folder, ladder_facts
+from fedjax_post.report.position.ladder import MEASURES
+from fedjax_post.study import audits, cells, costs, folder, ladder_facts, leaks, search
 from fedjax_post.study.autonomy import DRILLS
 from fedjax_post.study.build import build
 from fedjax_post.study.drills import carry_out
 from fedjax_post.study.faults import Settings
+from fedjax_post.study.job import Job
 from fedjax_post.study.ladder_facts import Rung
+from fedjax_post.study.leaks import Leaks
 from fedjax_post.study.resolve import resolve
+from fedjax_post.study.search import Search
 
 KINDS = ("open", "closed", "baseline", "control")
 _GATE = {"manual": "manual_prompt", "soft": "soft_prompt", "full": "lora"}
@@ -30,6 +34,8 @@ class Task(NamedTuple):
     title: str = "a task"
     # Names of the rungs that show whether the base model can be prompted, by the keys of `_GATE`
     gate: Mapping[str, str] = _GATE
+    measure: str = "exact_match"  # the score by which cells are compared, of `MEASURES`
+    budget: int | None = None  # tokens through the model for a run of each cell; None: not stated
 
 
 class Faults(NamedTuple):
@@ -39,6 +45,15 @@ class Faults(NamedTuple):
     chosen: Sequence[str] = DRILLS
     changes: Mapping[str, Any] = {}  # to their experiments, by path
     settings: Settings = Settings()
+
+
+class Extras(NamedTuple):
+    """What a ladder measures beside its cells, and how their settings were found."""
+
+    bases: Mapping[str, Sequence[str]] = {}  # other base -> names of the rungs that run on it too
+    faults: Faults = Faults()
+    leaks: Leaks = Leaks()
+    search: Search = Search()
 
 
 class Position(NamedTuple):
@@ -57,8 +72,7 @@ def ladder(
     *,
     task: Task = Task(),  # noqa: B008 - immutable
     seeds: Sequence[int] = (0,),
-    bases: Mapping[str, Sequence[str]] | None = None,
-    faults: Faults = Faults(),  # noqa: B008 - immutable
+    extras: Extras = Extras(),  # noqa: B008 - immutable
     directory: str | Path | None = None,
     command: str = "",
     show: cells.Show = print,
@@ -71,10 +85,10 @@ def ladder(
     Args:
       rungs: the methods by name; each name is also that of a folder.
       task: its title, and its gate: the rungs of a manual prompt ("manual"), of a soft prompt
-        ("soft") and of the method whose gain the soft prompt is compared with ("full").
+        ("soft") and of the method whose gain the soft prompt is compared with ("full"); the score
+        by which cells are compared, and the budget of each.
       seeds: of the runs.
-      bases: other base models, each with the names of the rungs that run on it too.
-      faults: which methods are drilled, and how.
+      extras: other base models, drills, attacks, and the search of settings that comes first.
       directory: a new folder, or that of a ladder to continue; by default one below `runs`.
       command: how the ladder was made, recorded in the report.
       show: called with each line of progress.
@@ -83,9 +97,15 @@ def ladder(
       ValueError, OSError, AccessError: for invalid input, before any run starts.
     """
     directory = Path(directory or folder.fresh("ladder"))
-    check(rungs)
+    check(rungs, task)
     cells.check_seeds(seeds)
-    planned = plan_cells(rungs, seeds, bases or {}, directory)
+    search.check(extras.search, rungs, seeds)
+    cells.check(leaks.plan_cells(extras.leaks, rungs, seeds, directory))
+    if extras.search.settings:  # whose results change the rungs; else they are checked below
+        cells.check(plan_cells(rungs, seeds, extras.bases, directory / "search"))
+    found = search.best(extras.search, rungs, directory, measure=task.measure, show=show)
+    rungs = found.rungs
+    planned = plan_cells(rungs, seeds, extras.bases, directory)
     cells.check(planned)
     done = sum(cell.done for cell in planned)
     show(f"{len(planned)} runs, {done} of them finished, in {directory}")
@@ -95,15 +115,21 @@ def ladder(
     content = {
         "task": task.title,
         "model": parts.spec.model.name,
+        "measure": task.measure,
+        "budget": task.budget,
+        "search": found.record,
         "chance": chance,
         "labels": list(parts.spec.data.labels),
         "cells": ladder_facts.cell_entries(rungs),
-        "gate": ladder_facts.gate_of(directory, chance, **(_GATE | dict(task.gate))),
+        "gate": ladder_facts.gate_of(
+            directory, chance, measure=task.measure, **(_GATE | dict(task.gate))
+        ),
         "matrix": ladder_facts.matrix_entry(),
         "passports": ladder_facts.passport_entries(),
-        "other_bases": ladder_facts.base_entries(parts.spec.model.name, bases or {}),
+        "other_bases": ladder_facts.base_entries(parts.spec.model.name, extras.bases),
         "audit": _read_or_make(directory / "audit.json", lambda: audits.audit_of(parts)),
-        "drills": _drill(rungs, seeds, faults, directory, show=show),
+        "drills": _drill(rungs, seeds, extras.faults, directory, measure=task.measure, show=show),
+        "attacks": leaks.carry_out(extras.leaks, rungs, seeds, directory, show=show),
         "commands": _commands(directory, command),
     }
     folder.write_json(directory / "ladder.json", content)
@@ -111,24 +137,48 @@ def ladder(
 
 
 def plan(
-    rungs: Mapping[str, Rung], *, seeds: Sequence[int], bases: Mapping[str, Sequence[str]]
+    rungs: Mapping[str, Rung],
+    *,
+    task: Task = Task(),  # noqa: B008 - immutable
+    seeds: Sequence[int] = (0,),
+    extras: Extras = Extras(),  # noqa: B008 - immutable
 ) -> str:
-    """Returns the runs of a ladder as text, after each has been checked; nothing is run.
+    """Returns the runs of a ladder and their costs as text, after each was checked; none is run.
 
     Args:
       rungs: the methods by name.
+      task: with its budget.
       seeds: of the runs.
-      bases: other base models, each with the names of the rungs that run on it too.
+      extras: other base models, drills, attacks and the search.
 
     Raises:
       ValueError, OSError, AccessError: as `ladder` does before any run starts.
     """
-    check(rungs)
+    check(rungs, task)
     cells.check_seeds(seeds)
-    planned = plan_cells(rungs, seeds, bases, Path(folder.fresh("ladder")))
-    cells.check(planned)
+    search.check(extras.search, rungs, seeds)
+    directory = Path(folder.fresh("ladder"))
+    planned = plan_cells(rungs, seeds, extras.bases, directory)
+    attacked = leaks.plan_cells(extras.leaks, rungs, seeds, directory)
+    trials = [t for found in search.plan(extras.search, rungs, directory).values() for t in found]
+    found: dict[str, costs.Cost] = {}
+
+    def note(cell: cells.Cell, job: Job) -> None:
+        found[cell.label] = costs.expected(job.parts)
+
+    cells.check(planned, note_fn=note)
+    cells.check(attacked)
     lines = [f"{name}: {rung.kind} {rung.control}".rstrip() for name, rung in rungs.items()]
-    return "\n".join([*lines, f"{len(planned)} runs, without drills; all can start"])
+    more = f"{len(trials)} trials before them, {len(attacked)} runs that are attacked"
+    return "\n".join(
+        [
+            *lines,
+            "",
+            costs.table(found, budget=task.budget),
+            "",
+            f"{len(planned)} runs, without drills; all can start; {more}",
+        ]
+    )
 
 
 def plan_cells(
@@ -164,14 +214,18 @@ def plan_cells(
     ]
 
 
-def check(rungs: Mapping[str, Rung]) -> None:
-    """Checks names, kinds and controls of a ladder's methods.
+def check(rungs: Mapping[str, Rung], task: Task = Task()) -> None:  # noqa: B008 - immutable
+    """Checks names, kinds and controls of a ladder's methods, and how they are compared.
 
     Raises:
       ValueError: with the name and the remedy.
     """
     if not rungs:
         raise ValueError("rungs are empty; give at least one method")
+    if task.measure not in MEASURES:
+        raise ValueError(f"measure={task.measure} must be one of {', '.join(MEASURES)}")
+    if task.budget is not None and task.budget < 1:
+        raise ValueError(f"budget={task.budget} must be at least 1 token, or left out")
     for name, rung in rungs.items():
         folder.plain(name)
         if rung.kind not in KINDS:
@@ -189,6 +243,7 @@ def _drill(
     faults: Faults,
     directory: Path,
     *,
+    measure: str,
     show: cells.Show,
 ) -> list[dict[str, Any]]:
     """Runs the drills of a ladder with every seed, and returns their rows."""
@@ -203,7 +258,8 @@ def _drill(
     ]
     if not planned:
         return []
-    return carry_out(planned, faults.chosen, faults.settings, show=show)
+    settings = faults.settings._replace(measure=measure)
+    return carry_out(planned, faults.chosen, settings, show=show)
 
 
 def _read_or_make(path: Path, make: Callable[[], Any]) -> Mapping[str, Any]:

@@ -63,18 +63,19 @@ def chance_of(parts: Parts) -> float:
 
 
 def gate_of(
-    directory: Path, chance: float, *, manual: str, soft: str, full: str
+    directory: Path, chance: float, *, measure: str, manual: str, soft: str, full: str
 ) -> dict[str, float | None]:
     """Returns the figures that show whether a base model can be prompted, as means over seeds.
 
     Args:
       directory: of the ladder.
       chance: as returned by `chance_of`, in [0, 1].
+      measure: the score by which cells are compared.
       manual: name of the rung with a manual prompt.
       soft: name of the rung with a soft prompt that is trained by gradients.
       full: name of the rung whose gain over `manual` the soft prompt's gain is divided by.
     """
-    base, tuned, best = (_scores(directory / name) for name in (manual, soft, full))
+    base, tuned, best = (_scores(directory / name, measure) for name in (manual, soft, full))
     if base is None or tuned is None or best is None:
         return {"manual_prompt": base, "chance": chance, "soft_prompt_share": None}
     gain = best - base
@@ -124,12 +125,12 @@ def _passport(passport: read.Passport) -> dict[str, Any]:
     }
 
 
-def _scores(folder: Path) -> float | None:
-    """Returns the mean final exact match over finished seeds; None if any lacks it."""
-    found = [_exact(path) for path in sorted(folder.glob("seed-*/summary.json"))]
+def _scores(folder: Path, measure: str) -> float | None:
+    """Returns the mean final score over finished seeds; None if any lacks it."""
+    found = [_final(path, measure) for path in sorted(folder.glob("seed-*/summary.json"))]
     known = [value for value in found if value is not None]
     return sum(known) / len(known) if known and len(known) == len(found) else None
 
 
-def _exact(path: Path) -> float | None:
-    return (read_summary(path.parent).get("final") or {}).get("exact_match")
+def _final(path: Path, measure: str) -> float | None:
+    return (read_summary(path.parent).get("final") or {}).get(measure)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -66,6 +66,14 @@ def counted(models: Any, meter: Meter, *, pad_id: int, silent: bool = False) -> 
     return Metered(models, meter, pad_id=pad_id, silent=silent)
 
 
+class Played(NamedTuple):
+    """What some visits have sent to the target."""
+
+    told: Carried  # by the algorithm
+    metered: Carried
+    num_visits: int
+
+
 def confirm(
     algorithm: Algorithm,
     models: Any,
@@ -94,24 +102,51 @@ def confirm(
     Raises:
       ValueError: if they differ, naming the count.
     """
+    given = algorithm, models, params, data
+    found = play(*given, form=form, examples=meter.examples, max_steps=_STEPS)
+    if found is not None:
+        ledger.confirm(found.told, found.metered, method=method)
+
+
+def play(
+    algorithm: Algorithm,
+    models: Any,
+    params: PyTree,
+    data: Loaded,
+    *,
+    form: Form,
+    examples: Examples,
+    max_steps: int | None = None,
+) -> Played | None:
+    """Returns what the visits of the first and the last client send; None if they never ask.
+
+    Args:
+      algorithm: the algorithm.
+      models: its models, with the target of which only shapes matter: it answers zeros.
+      params: initial parameters; only shapes matter.
+      data: the clients.
+      form: of a query.
+      examples: finds rows in prompts.
+      max_steps: of a visit; None for all.
+    """
     if "target" not in algorithm.access or access.Access.READ in algorithm.access["target"]:
-        return
+        return None
     pad_id = data.heldout.pad_id if data.heldout is not None else OUTSIDE
-    counting = Meter(form, meter.examples)
+    counting = Meter(form, examples)
     silent = counted(models, counting, pad_id=pad_id, silent=True)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), params)
     visit_fn = partial(_visit, algorithm, _at_client(silent))
     ids = sorted({0, len(data.clients) - 1})
-    visits = [_shortened(data.clients.visit(i, data_rng(0, 0, i))) for i in ids]
+    visits = [_shortened(data.clients.visit(i, data_rng(0, 0, i)), max_steps) for i in ids]
     traced = jax.jit(visit_fn).lower(zeros, visits[0], jnp.int32(0))
     if not counting.num_traced:
-        return
+        return None
     program = traced.compile()
     metrics = [program(zeros, visit, jnp.int32(i)) for visit, i in zip(visits, ids, strict=True)]
     told = add([ledger.carried_in(one, form) for one in jax.device_get(metrics)])
     jax.effects_barrier()
     metered = counting.take().get(Purpose.TRAINING, Carried())
-    ledger.confirm(told, metered, method=method)
+    return Played(told, metered, len(ids))
 
 
 def sent_by_journal(directory: Path) -> list[ledger.Sent]:
@@ -138,9 +173,11 @@ def _at_client(models: Any) -> Any:
     return models.at(0, 0)
 
 
-def _shortened(data: ClientData) -> ClientData:
+def _shortened(data: ClientData, max_steps: int | None) -> ClientData:
     """Returns a visit with its first steps alone."""
-    return data._replace(step_mask=data.step_mask & (np.arange(len(data.step_mask)) < _STEPS))
+    if max_steps is None:
+        return data
+    return data._replace(step_mask=data.step_mask & (np.arange(len(data.step_mask)) < max_steps))
 
 
 def _rows_of(table: TokenTable, special_ids: list[int]) -> Iterator[Row]:

@@ -68,12 +68,13 @@ def see(directory: str | Path, *, adversary: str = "server", **supplied: Any) ->
     return Recovered(Seen(adversary, _public(parts), tuple(sent)), parts)
 
 
-def truth(parts: Parts, sent: Sent) -> list[tuple[int, ...]]:
+def truth(parts: Parts, sent: Sent, *, answers: bool = True) -> list[tuple[int, ...]]:
     """Returns the different rows, as tokens without padding, that a message comes from.
 
     Args:
       parts: of the run.
       sent: a message; without clients, those of its round are taken.
+      answers: whether rows have their answers; without, they are questions.
     """
     clients = list(sent.clients) or draw(
         parts.plan.sampler, len(parts.data.clients), seed=parts.plan.seed, round=sent.round
@@ -84,12 +85,12 @@ def truth(parts: Parts, sent: Sent) -> list[tuple[int, ...]]:
         data = parts.data.clients.visit(int(client), rng)
         steps = np.asarray(data.step_mask, bool)
         batches = {name: np.asarray(x)[steps] for name, x in data.batches.items()}
-        for row in _rows(batches, parts.tokenizer.pad_token_id):
+        for row in _rows(batches, parts.tokenizer.pad_token_id, answers=answers):
             found.setdefault(row)
     return list(found)
 
 
-def _rows(batches: dict[str, np.ndarray], pad_id: int) -> list[tuple[int, ...]]:
+def _rows(batches: dict[str, np.ndarray], pad_id: int, *, answers: bool) -> list[tuple[int, ...]]:
     """Returns the rows of some batches, packed ones taken apart."""
     width = batches["tokens"].shape[-1]
     tokens, masks = (batches[name].reshape(-1, width) for name in ("tokens", "loss_mask"))
@@ -98,10 +99,11 @@ def _rows(batches: dict[str, np.ndarray], pad_id: int) -> list[tuple[int, ...]]:
     for i, row in enumerate(tokens):
         if segments is None:
             last = np.flatnonzero((row != pad_id) | masks[i])
-            parts += [row[: last[-1] + 1]] if masks[i].any() else []
+            places = [np.arange(last[-1] + 1)] if masks[i].any() else []
         else:
             own = segments.reshape(-1, width)[i]
-            parts += [row[own == number] for number in np.unique(own[own > 0])]
+            places = [np.flatnonzero(own == number) for number in np.unique(own[own > 0])]
+        parts += [row[p if answers else p[~masks[i][p]]] for p in places]
     return [tuple(part.tolist()) for part in parts]
 
 

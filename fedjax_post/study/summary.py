@@ -17,7 +17,16 @@ from fedjax_post.evaluate.heldout import HeldOut, is_compared
 from fedjax_post.evaluate.scores import Scores, left_out
 from fedjax_post.model.emulator import emulator_bytes
 from fedjax_post.report.records import read_records
-from fedjax_post.study import factories, hostile, hosting, ledgers, patience, private, secure
+from fedjax_post.study import (
+    costs,
+    factories,
+    hostile,
+    hosting,
+    ledgers,
+    patience,
+    private,
+    secure,
+)
 from fedjax_post.study.build import Parts
 from fedjax_post.study.files import identity
 from fedjax_post.study.plan import count
@@ -53,7 +62,7 @@ def summarize(
     records = read_records(parts.plan.directory or "")
     total = {
         name: sum(record[name] for record in records)
-        for name in ("bytes_up", "bytes_down", "num_read", "seconds", "cohort")
+        for name in ("bytes_up", "bytes_down", "num_read", "num_steps", "seconds", "cohort")
     }
     counted = {name: _sum(records, name) for name in SUMMED}
     last = records[-1]
@@ -82,7 +91,7 @@ def summarize(
         "secure_sum": secure.secure_summary(parts.agreed, records),
         "poison": hostile.poison_summary(parts.poisoned, parts.spec),
         "provider": hosting.provider_summary(Path(parts.plan.directory or "")),
-        "tokens": int(total["num_read"]),
+        **_tokens(parts, total, disclosed),
         # The median leaves out rounds that compile, which are slow but few
         "tokens_per_second": median_high(record["tokens_per_second"] for record in records),
         "visits": visits,
@@ -100,6 +109,13 @@ def summarize(
         "command": shlex.join(command),
         "warnings": _warnings(records) + secure.warnings_of(parts.agreed, records),
     }
+
+
+def _tokens(parts: Parts, total: dict[str, Any], disclosed: ledgers.Ledger) -> dict[str, int]:
+    """Returns the tokens of the rows that were read, and those through the model."""
+    read, num_steps = total["num_read"], total["num_steps"]
+    passed = costs.model_tokens(parts, read=read, num_steps=num_steps, sent=disclosed.sent)
+    return {"tokens": int(read), "model_tokens": int(passed)}
 
 
 def _scored(parts: Parts, base: Result, final: Result) -> dict[str, Any]:

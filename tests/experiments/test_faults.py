@@ -7,9 +7,10 @@ import pytest
 
 from fedjax_post.experiments import drills
 from fedjax_post.study import faults, licence
-from fedjax_post.study.autonomy import DRILLS, EXCLUSIONS, SHUT_OUT
+from fedjax_post.study.autonomy import DRILLS, EXCLUSIONS, HELD, SHUT_OUT
 
 CLOSED = "manual_prompt:adapter=text_prompt:prompt_text=say"  # quick to compile
+OF_HOLDERS = (*HELD, "forgotten")  # that can hurt whoever holds the weights
 SEARCH = "fed_bpt:adapter=soft_prompt:prompt_length=2:search_dim=2:generations=1:num_points=2"
 SMALL = ("--lora_rank=2", "--cohort_size=2", "--batch_size=2", "--eval_batch_size=4")
 
@@ -21,7 +22,8 @@ def command(tiny_folder, tiny_rows, tmp_path_factory):
         *("drills", f"--methods=fed_avg,{CLOSED}", f"--model={tiny_folder}"),
         *(f"--dataset={tiny_rows}", "--heldout_fraction=0.25", "--template={instruction} ->"),
         *("--labels=cat,dog,hen,pig,cow", "--num_rounds=2", "--local_steps=1", *SMALL),
-        "--drills=shutdown,changed,refused,excluded_price,artefact",
+        f"--drills=shutdown,changed,refused,excluded_price,artefact,{','.join(OF_HOLDERS)}",
+        *("--least_memory=0.001", "--most_memory=0.01"),
         *("--data_licence=CC-BY-4.0", "--passport=llama-3.1", f"--output_dir={directory}"),
     ]
 
@@ -41,11 +43,27 @@ def rows_of(command):
 @pytest.mark.heavy
 def test_a_method_that_holds_its_weights_loses_nothing(found):
     for (drill, method), row in found.items():
-        if method == "fed_avg":
+        if method == "fed_avg" and not drill.startswith(OF_HOLDERS):
             assert row["lost"] == [0.0], drill
             assert row["can_train"]
             assert row["can_serve"]
             assert row["by_definition"] == [True], drill
+
+
+@pytest.mark.heavy
+def test_whoever_holds_the_weights_can_lose_and_it_is_measured(found):
+    for name in OF_HOLDERS:
+        if name != "excluded_memory":
+            assert found[name, "fed_avg"]["by_definition"] == [False], name
+    nobody = found["excluded_memory", "fed_avg"]  # its clients have less than the weights take
+    assert nobody["clients"] == [[0, 1, 2, 3]]
+    assert not nobody["can_train"]
+    assert len(found["withdrawn", "fed_avg"]["clients"][0]) == 2  # of 4, 2 of which came first
+    assert "European Union" in found["excluded_weights_licence", "fed_avg"]["note"]
+    for name in HELD:
+        assert found[name, CLOSED]["lost"] == [0.0]
+        assert found[name, CLOSED]["by_definition"] == [True]
+    assert found["forgotten", CLOSED]["by_definition"] == [False]  # a prompt is learned again
 
 
 @pytest.mark.heavy
@@ -90,7 +108,7 @@ def test_every_drill_has_rows(found, command, tmp_path):
     other = [*command, "--drills=all", f"--methods=fed_avg,{SEARCH}", f"--output_dir={tmp_path}"]
     assert drills.main(other) == 0
     rows = rows_of(other)
-    own = ("refused", *EXCLUSIONS)
+    own = ("refused", *EXCLUSIONS, "excluded_memory", "excluded_weights_licence", "withdrawn")
     assert {row["drill"] for row in rows} == {*DRILLS, *(f"{name}{SHUT_OUT}" for name in own)}
     for row in rows:
         if (row["drill"], row["method"]) in found:

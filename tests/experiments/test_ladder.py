@@ -93,7 +93,7 @@ def test_a_typed_model_does_not_replace_that_of_a_control():
 def test_all_seeds_of_all_cells_are_runs_with_their_own_flags_last(own, tmp_path):
     text = SMALL + '[bases]\nnames = ["builtin"]\ncells = ["lora"]\n'
     ladder = read_ladder(own(text), {"training.rounds": 2})
-    runs = plan_cells(ladder.rungs, [0, 3], ladder.bases, tmp_path)
+    runs = plan_cells(ladder.rungs, [0, 3], ladder.extras.bases, tmp_path)
     folders = [str(run.directory.relative_to(tmp_path)) for run in runs]
     assert folders == [
         *("lora/seed-0", "manual_prompt/seed-0", "lora/seed-3", "manual_prompt/seed-3"),
@@ -102,6 +102,36 @@ def test_all_seeds_of_all_cells_are_runs_with_their_own_flags_last(own, tmp_path
     assert {run.spec.training.rounds for run in runs} == {2}  # what was typed counts
     assert (runs[0].spec.seed, runs[0].spec.adapter.rank) == (0, 2)
     assert (runs[-1].spec.seed, runs[-1].spec.model.name) == (3, "builtin")
+
+
+SEARCHED = """
+[search]
+seed = 9
+trials = 2
+[search.cells.lora]
+client_lr = [0.1, 0.2]
+lora_rank = [2, 4]
+"""
+
+
+def test_a_search_changes_what_it_names_and_nothing_that_was_typed(own):
+    (settings,) = read_ladder(own(SMALL + SEARCHED), {}).extras.search.settings.values()
+    assert len(settings) == 4
+    assert settings[-1].told == {"client_lr": 0.2, "lora_rank": 4}
+    assert settings[-1].changes == {"method.client_lr": 0.2, "adapter.rank": 4}
+    assert settings[0].changes == {"method.client_lr": 0.1}  # the file's own rank
+    typed = {"method.client_lr": 0.3}
+    (settings,) = read_ladder(own(SMALL + SEARCHED), typed).extras.search.settings.values()
+    assert settings[-1].changes == {"adapter.rank": 4}
+
+
+def test_a_longer_ladder_has_more_rounds_and_more_budget(own):
+    text = SMALL.replace("[common]", "budget = 50\n[common]")
+    text = text.replace("lora_rank = 2", "lora_rank = 2\nnum_rounds = 3")
+    ladder = read_ladder(own(text), {}, times=10)
+    assert ladder.task.budget == 500
+    rounds = {name: rung.spec.training.rounds for name, rung in ladder.rungs.items()}
+    assert rounds == {"lora": 30, "manual_prompt": 1}  # one round is all that a prompt takes
 
 
 @pytest.mark.parametrize(
@@ -118,6 +148,15 @@ def test_all_seeds_of_all_cells_are_runs_with_their_own_flags_last(own, tmp_path
         ),
         (SMALL + "control = 'proxy'\n", "manual_prompt has kind='baseline' and control='proxy'"),
         (SMALL + "nonsense = 1\n", "--nonsense is not a flag"),
+        (SMALL.replace("[common]", "measure = 'loss'\n[common]"), "measure=loss must be one of"),
+        (SMALL.replace("[common]", "budget = 0\n[common]"), "budget=0 must be at least 1 token"),
+        (SMALL + SEARCHED.replace("9", "0"), "search.seed=0 is one of the seeds"),
+        (SMALL + SEARCHED.replace("cells.lora", "cells.sgd"), "there is no [cells.sgd]"),
+        (
+            SMALL + "[attacks]\ncells = ['manual_prompt']\n",
+            "attacks name manual_prompt, which is no",
+        ),
+        (SMALL + "[attacks]\nattacks = ['guess']\n", "guess"),
         (SMALL.replace("cells.lora", 'cells."../../escaped"'), "cannot name a folder"),
         (SMALL.replace('"fed_avg"', '"os:getcwd"'), "names code, --algorithm=os:getcwd"),
     ],
@@ -186,5 +225,5 @@ def test_a_base_that_answers_nothing_has_a_gate_that_was_measured(tmp_path):
         folder.mkdir(parents=True)
         (folder / "summary.json").write_text(seal_file({"final": {"exact_match": score}}))
     cells = {"manual": "manual_prompt", "soft": "soft_prompt", "full": "lora"}
-    gate = ladder_facts.gate_of(tmp_path, 0.5, **cells)
+    gate = ladder_facts.gate_of(tmp_path, 0.5, measure="exact_match", **cells)
     assert (gate["manual_prompt"], gate["soft_prompt_share"]) == (0.0, 0.5)

@@ -8,10 +8,12 @@ import pytest
 import fedjax_post as fp
 from fedjax_post import algorithms
 from fedjax_post.core.access import Access
+from fedjax_post.openness import licences
 from fedjax_post.openness.artefact import artefact_terms, passport_of
 from fedjax_post.openness.read import load_passport, passport_names
 from fedjax_post.simulate.cohort import draw
 from fedjax_post.study import autonomy
+from fedjax_post.study.faults import LLAMA_4
 from fedjax_post.testing import toy_clients, toy_loss, toy_model, toy_params
 from fedjax_post.testing.models import tiny_model
 
@@ -91,6 +93,30 @@ def test_licences_exclude_anybody_by_the_seed():
 def test_an_exclusion_leaves_somebody_and_shuts_somebody_out(num):
     with pytest.raises(ValueError, match=f"excluded_clients={num} must be from 1 to 4"):
         excluded("excluded_price", num=num)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_memories_lie_between_their_ends_and_grow_with_the_model(seed):
+    drawn = autonomy.client_memory(1000, size=100, least=2.0, most=32.0, seed=seed)
+    assert (drawn.min() >= 200, drawn.max() <= 3200) == (True, True)
+    # log-uniform: the middle of the logarithm is the median, the geometric mean of the ends
+    np.testing.assert_allclose(np.median(drawn), 800, rtol=0.15)
+    twice = autonomy.client_memory(1000, size=200, least=2.0, most=32.0, seed=seed)
+    np.testing.assert_allclose(twice, 2 * drawn)
+
+
+@pytest.mark.parametrize(("least", "most"), [(0.0, 1.0), (2.0, 1.0)])
+def test_a_range_of_memories_is_not_empty(least, most):
+    with pytest.raises(ValueError, match=f"least_memory={least:g} must be above 0"):
+        autonomy.client_memory(4, size=1, least=least, most=most, seed=0)
+
+
+def test_a_licence_bars_whom_its_terms_name():
+    assert licences.bars(LLAMA_4, "European Union")
+    assert not licences.bars(LLAMA_4, "Moon")
+    assert not licences.bars("Apache-2.0", "European Union")
+    with pytest.raises(ValueError, match="weights_licence=mine is not in the table"):
+        licences.bars("mine", "European Union")
 
 
 def test_another_version_is_as_far_as_it_is_said_to_be():

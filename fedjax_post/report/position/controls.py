@@ -25,7 +25,7 @@ class Side(NamedTuple):
     """The scores that a contrast compares."""
 
     name: str
-    scores: dict[int, float]  # exact match in [0, 1], by seed
+    scores: dict[int, float]  # by seed, in [0, 1]
     chosen: tuple[str, ...] = ()  # labels of the cells that were the best, without repetition
 
 
@@ -87,6 +87,6 @@ def best_of(name: str, cells: Iterable[Cell]) -> Side:
 
 
 def scores_of(cell: Cell) -> dict[int, float]:
-    """Returns a cell's exact match by seed, where it is known."""
-    known = {seed: run.exact_match for seed, run in cell.runs.items()}
+    """Returns a cell's score by seed, where it is known, in [0, 1]."""
+    known = {seed: run.right for seed, run in cell.runs.items()}
     return {seed: score for seed, score in known.items() if score is not None}

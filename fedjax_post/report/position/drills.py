@@ -5,6 +5,7 @@ from typing import Any
 
 from fedjax_post.report.position.rules import numbers, points
 
+FORGOTTEN = "forgotten"  # the drill in which a client is unlearned, which is no fault
 SHUT_OUT = ", those shut out"  # end of the name of a drill that is scored on their own rows
 
 
@@ -35,7 +36,7 @@ def is_measured(row: Mapping[str, Any], kind: str) -> bool:
 
 
 def losses(row: Mapping[str, Any]) -> list[float]:
-    """Returns a drill's loss of exact match for each seed: `lost`, or before - after."""
+    """Returns a drill's loss of score for each seed: `lost`, or before - after."""
     if row.get("lost") is not None:
         return numbers(row["lost"])
     before, after = numbers(row.get("before")), numbers(row.get("after"))

@@ -8,7 +8,8 @@ was not at hand. H3, and the part of H7 on updates, go beyond the paper.
 
 Verdicts use the measured part alone. What is so by definition is shown beside it, and is no
 evidence. These rules were written on 2026-11-29, after the ladders of docs/results.md had been run
-and read; those ladders are judged by them again.
+and read; those ladders are judged by them again. On 2026-11-30 'exact match' became 'score', which
+a ladder's file may set to the rank of labels, and the text of H2 named the drills of its rule.
 """
 
 from typing import NamedTuple
@@ -28,6 +29,8 @@ class Hypothesis(NamedTuple):
 
 
 METHOD = (
+    "A score is the share of held-out rows that are right: by exact match of the answer, or by the "
+    "rank of the labels' log-probabilities, as the ladder's file says. "
     "The unit is a seed, which sets the split, the clients, the cohorts and the start. Two cells "
     "are compared on the same held-out rows of a seed, so that items are paired within it; their "
     "difference has a mean, a 95 % interval and a p by Student's t over the seeds. A contrast "
@@ -51,7 +54,7 @@ HYPOTHESES = (
         "A method that asks a hosted target shows it every question, in training and in use; one "
         "that holds the weights asks nobody. This follows from the access that a method declares, "
         "and the counts say only how much.",
-        "Exact match of each closed-side method that asks nothing in training, less that of its "
+        "Score of each closed-side method that asks nothing in training, less that of its "
         "control: the proxy alone, or the better stand-in alone.",
         "Tokens are counted while methods learn. In use, every question goes to whoever hosts the "
         "model, with any method. Where inference runs decides what is shown: a target that the "
@@ -62,15 +65,13 @@ HYPOTHESES = (
         "H2",
         "Black-box use breaks autonomy.",
         "Abstract; Table 1, weights and autonomy: without weights, clients control less.",
-        "Drills that can hurt either side cost closed-side methods more exact match than open "
-        "methods.",
+        "Drills that can hurt either side cost closed-side methods more score than open methods.",
         "They cost closed-side methods no more than open methods.",
         "A shutdown ends training and use with a hosted target, and what was learned is useless "
         "without it. A method that asks nobody runs the same with and without a host's fault, so "
         "that its loss is 0.",
-        "Mean loss of exact match over closed-side drills that leave a score, less that over "
-        "drills that can hurt an open method (a memory below the need, a checkpoint withdrawn, an "
-        "update of the base).",
+        "Mean loss of score over closed-side drills that leave a score, less that over "
+        "drills that can hurt an open method (a checkpoint withdrawn, an update of the base).",
         "How often providers stop, change or refuse is not measured, nor what contracts promise.",
     ),
     Hypothesis(
@@ -81,10 +82,11 @@ HYPOTHESES = (
         "target without its weights.",
         "It does not lead.",
         "",
-        "Exact match of the best open method that gains over one client alone, less that of the "
+        "Score of the best open method that gains over one client alone, less that of the "
         "best rival: closed-side methods that ask the target, those that gain over their control, "
         "in-context examples, and the best of ten manual prompts.",
-        "Budgets of the cells differ, see the table. Other tasks, larger models, and hosted "
+        "Cells whose spending differs from the budget are named, and spending without a stated "
+        "budget differs, see the table. Other tasks, larger models, and hosted "
         "models that are better than any open one: both sides have the same base here.",
     ),
     Hypothesis(
@@ -115,11 +117,11 @@ HYPOTHESES = (
         "H6",
         "Whether pre-training data are open hardly matters.",
         "Table 1, pre-training data: minimal effect, since clients tune on their own data.",
-        "Each tuned method's exact match on a base of other data lies within five points.",
+        "Each tuned method's score on a base of other data lies within five points.",
         "That of one tuned method lies further away.",
         "Only an open corpus can be searched for the evaluation's rows. What the search finds is "
         "a condition for reading the scores, and no evidence.",
-        "Exact match of each tuned method on this base, less that on a base of another producer, "
+        "Score of each tuned method on this base, less that on a base of another producer, "
         "which shares no training data.",
         "Other data are not hidden data: if both corpora are open, the contrast shows only that "
         "other data do not matter.",
@@ -131,19 +133,21 @@ HYPOTHESES = (
         "An attack on an open method's updates recovers more private text than guessing.",
         "None of the attacks that were tried does.",
         "Updates of open methods travel to the federation's server.",
-        "Share of private text that each attack recovers, less that of guessing.",
-        "Attacks that were not tried may succeed.",
+        "Share of the private tokens of questions that each attack recovers from updates on a wire "
+        "without a protection, less that of guessing.",
+        "Attacks that were not tried may succeed. Runs with noise and secure sums are shown beside "
+        "these, and decide nothing.",
     ),
     Hypothesis(
         "H8",
         "Closed models add to the harm of heterogeneity.",
         "Table 1, weights and heterogeneity: limited and indirect, some clients are shut out.",
-        "Shutting clients out costs the federation more exact match with closed-side methods than "
+        "Shutting clients out costs the federation more score with closed-side methods than "
         "what shuts clients out of open ones.",
         "It costs no more.",
         "Who is shut out can neither train nor be served. An open method shuts nobody out by "
         "region, price or terms of use, so that its loss in those drills is 0.",
-        "Mean loss of exact match on all held-out rows over the drills that shut clients out of a "
+        "Mean loss of score on all held-out rows over the drills that shut clients out of a "
         "closed model, less that over those that shut clients out of an open one (memory, licence "
         "of the weights).",
         "How many clients a provider's price, region or terms would shut out in practice.",

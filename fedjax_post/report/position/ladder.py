@@ -9,13 +9,14 @@ is 0.
 `ladder.json` contains the following; each may be missing:
 
 - `task`, `model`, `labels`, `commands`, and `chance`, the share of the commonest answer;
+- `measure`: by which score cells are compared, a key of `MEASURES`; exact_match if it is missing;
 - `cells`: a list of `method` (its folder), `label` (for people), `tier` (of the target), `kind`
   (open, closed, baseline or control), `control` (which one, see `position.controls`) and `score`
   (which of a summary's scores: final, personal or base);
 - `gate`: `manual_prompt`, `chance`, `soft_prompt_share` and `gain` (that of LoRA), in [0, 1];
   `passed`;
 - `drills` and `excluded`: lists of `drill`, `method` (or its label), `before`, `after`, `lost`
-  (exact match, a number or a list with one for each seed), `can_train`, `can_serve`, `note` and
+  (by `measure`, a number or a list with one for each seed), `can_train`, `can_serve`, `note` and
   `by_definition` (whether the loss follows from what a method declares, so that it is none
   measured);
 - `other_bases`: name -> `shares_data`, whether it and the model have read the same data;
@@ -25,8 +26,12 @@ is 0.
 - `passports`: name -> `class`, `licence`, `tier`, `own` (whether this project trained it) and the
   licence's `rules`;
 - `matrix`: `methods`, the number of registered methods, and for each tier how many of them run;
-- `attacks`: a list of `attack`, `method`, `recovered` and `guess`, shares of private text, a
-  number or a list with one for each seed.
+- `attacks`: a list of `attack`, `method`, `recovered` and `guess`, shares of the private tokens of
+  questions, a number or a list with one for each seed; `tokens`, how many there were; `party` that
+  attacks (server); `wire`, and its `protection` (none if it is missing);
+- `budget`: tokens through the model that a run of each cell should take;
+- `search`: `seed`, `trials`, and `cells`: method -> `tried` settings, their `scores`, and `chosen`,
+  the number of the best.
 """
 
 from collections.abc import Callable, Mapping
@@ -40,21 +45,24 @@ from fedjax_post.report.records import Record, read_records, read_summary
 # Access tiers, most closed first. FINETUNE: the host of a closed model trains it on rows that are
 # sent there. EMULATOR: clients train an emulator of a model that stays closed.
 TIERS = ("TEXT", "LOGITS", "EMBEDDINGS", "FINETUNE", "EMULATOR", "WEIGHTS", "GRADIENTS")
+UNPROTECTED = "none"  # the protection of a wire that has none
 _SPENT = ("queries", "tokens_sent", "labels_sent")
+# Scores by which cells can be compared, and their names for people
+MEASURES = {"exact_match": "exact match", "accuracy": "rank accuracy"}
 
 
 class Point(NamedTuple):
     """A point of a run's curve, after some round."""
 
     queries: float  # rows sent to the target so far
-    exact_match: float  # on held-out rows, in [0, 1]
+    right: float  # share of held-out rows, in [0, 1], by the ladder's measure
 
 
 class Run(NamedTuple):
     """The results of one seed of a cell; None for values that its summary lacks."""
 
-    exact_match: float | None  # in [0, 1], of the cell's `score`
-    base: float | None  # exact match of the base model, before any round
+    right: float | None  # share of held-out rows, in [0, 1], of the cell's `score`
+    base: float | None  # the same of the base model, before any round
     bytes_up: float | None
     bytes_down: float | None
     spent: dict[str, float | None]  # queries, tokens_sent, labels_sent
@@ -90,7 +98,7 @@ def read_ladder(directory: Path) -> Ladder:
     Raises:
       FileNotFoundError: if there is no ladder.json.
       DamagedError: if it has changed since it was written.
-      ValueError: if a cell lacks its method, tier or kind.
+      ValueError: if a cell lacks its method, tier or kind, or the measure is none of `MEASURES`.
     """
     path = Path(directory) / "ladder.json"
     facts = integrity.read_file(path)
@@ -101,7 +109,10 @@ def read_ladder(directory: Path) -> Ladder:
         lacking = {"method", "tier", "kind"} - set(row if isinstance(row, dict) else ())
         if lacking:
             raise ValueError(f"{path}: the cell {row} lacks {', '.join(sorted(lacking))}")
-    read = lambda folder: [_cell(folder, row) for row in cells]
+    measure = facts.get("measure", "exact_match")
+    if measure not in MEASURES:
+        raise ValueError(f"{path}: measure={measure!r} must be one of {', '.join(MEASURES)}")
+    read = lambda folder: [_cell(folder, row, measure) for row in cells]
     others = sorted(path for path in (Path(directory) / "bases").glob("*") if path.is_dir())
     bases = {path.name: [cell for cell in read(path) if cell.runs] for path in others}
     return Ladder(read(Path(directory)), facts, bases)
@@ -120,8 +131,13 @@ def over_seeds(cell: Cell, value_fn: Callable[[Run], float | None]) -> Interval 
 
 
 def accuracy(cell: Cell) -> Interval | None:
-    """Returns the held-out exact match over the seeds, in [0, 1]."""
-    return over_seeds(cell, lambda run: run.exact_match)
+    """Returns the share of held-out rows that are right, over the seeds, in [0, 1]."""
+    return over_seeds(cell, lambda run: run.right)
+
+
+def measure_of(ladder: Ladder) -> str:
+    """Returns the name, for people, of the score by which cells are compared."""
+    return MEASURES[ladder.facts.get("measure", "exact_match")]
 
 
 def ranked(cell: Cell) -> Interval | None:
@@ -165,38 +181,38 @@ def asks(cell: Cell) -> bool:
     return cell.tier in ("TEXT", "LOGITS", "EMBEDDINGS", "FINETUNE")
 
 
-def _cell(directory: Path, row: Mapping[str, Any]) -> Cell:
+def _cell(directory: Path, row: Mapping[str, Any], measure: str) -> Cell:
     method, score = row["method"], row.get("score", "final")
     folders = (directory / folder_of(method)).glob("seed-*/summary.json")
     found = sorted((int(path.parent.name.split("-")[-1]), path.parent) for path in folders)
-    runs = {seed: _run(folder, score) for seed, folder in found}
+    runs = {seed: _run(folder, score, measure) for seed, folder in found}
     label, control = row.get("label", method), row.get("control", "")
     return Cell(method, label, row["tier"], row["kind"], score, runs, control)
 
 
-def _run(folder: Path, score: str) -> Run:
+def _run(folder: Path, score: str, measure: str) -> Run:
     summary = read_summary(folder)
     records = read_records(folder) if (folder / "records.jsonl").exists() else []
-    exact = lambda name: (summary.get(name) or {}).get("exact_match")
+    right = lambda name: (summary.get(name) or {}).get(measure)
     disclosure = summary.get("disclosure") or {}
     return Run(
-        exact(score),
-        exact("base"),
+        right(score),
+        right("base"),
         summary.get("bytes_up"),
         summary.get("bytes_down"),
         {name: summary[name] or 0 if name in summary else None for name in _SPENT},
         summary.get("inference"),
         {name: value for name, value in disclosure.items() if value is not None},
-        _curve(records),
+        _curve(records, f"eval_{measure}"),
         summary,
     )
 
 
-def _curve(records: list[Record]) -> list[Point]:
-    """Returns a point for each round in which exact match was scored."""
+def _curve(records: list[Record], name: str) -> list[Point]:
+    """Returns a point for each round whose record has a score of a name."""
     points, queries = [], 0.0
     for record in records:
         queries += record.get("queries") or 0
-        if record.get("eval_exact_match") is not None:
-            points.append(Point(queries, record["eval_exact_match"]))
+        if record.get(name) is not None:
+            points.append(Point(queries, record[name]))
     return points

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from fedjax_post.report.position.budgets import off_budget
 from fedjax_post.report.position.contrasts import (
     Contrast,
     Shown,
@@ -18,8 +19,9 @@ from fedjax_post.report.position.controls import (
     manual_prompts,
     scores_of,
 )
-from fedjax_post.report.position.drills import is_measured, mean_losses, shuts_out
+from fedjax_post.report.position.drills import FORGOTTEN, is_measured, mean_losses, shuts_out
 from fedjax_post.report.position.ladder import Cell, Ladder, of_kind
+from fedjax_post.report.position.leaks import is_plain
 from fedjax_post.report.position.rules import gate, numbers, points, unreadable
 from fedjax_post.report.position.statistics import share_interval
 from fedjax_post.report.position.thresholds import ALPHA, CEILING, RARE
@@ -85,6 +87,8 @@ def utility(ladder: Ladder) -> Evidence:
     contrast = less(f"{named(best)} less {named(rival)}", best, rival, least=_row(ladder))
     dropped = [cell.label for cell in silent if cell not in counted[1]]
     told = [f"not counted as using the target: {', '.join(dropped)}"] if dropped else []
+    if off := [cell.label for cell in off_budget(ladder)]:
+        told.append(f"spending differs from the budget: {', '.join(off)}")
     own = [cell.label for cell in (*asking, *others) if cell.score == "personal"]
     if own:
         told.append(f"scored on each client's own tasks, not on all rows: {', '.join(own)}")
@@ -94,7 +98,9 @@ def utility(ladder: Ladder) -> Evidence:
 def autonomy(ladder: Ladder) -> Evidence:
     """Returns the evidence on H2: losses in drills that can hurt either side."""
     return _losses(
-        ladder, lambda row: not shuts_out(row), "no drill that can hurt an open method was run"
+        ladder,
+        lambda row: not shuts_out(row) and row.get("drill") != FORGOTTEN,
+        "no drill that can hurt an open method was run",
     )
 
 
@@ -142,7 +148,8 @@ def updates(ladder: Ladder) -> Evidence:
     """Returns the evidence on H7: what attacks recover beyond guessing."""
     contrasts = [
         Contrast(
-            f"{row.get('attack')} on {row.get('method')}, recovered less guessed",
+            f"{row.get('attack')} on {row.get('method')}, {row.get('wire', 'updates')}: recovered "
+            "less guessed",
             [
                 a - b
                 for a, b in zip(
@@ -151,6 +158,7 @@ def updates(ladder: Ladder) -> Evidence:
             ],
         )
         for row in ladder.facts.get("attacks") or []
+        if is_plain(row)
     ]
     return _judged(contrasts, any_ahead, lacking="" if contrasts else "no attack was run")
 

@@ -21,7 +21,7 @@ from fedjax_post.report.position.verdicts import verdicts
 
 WORLDS = ("noise", "the paper's side", "its opposite")
 _SPREAD = 0.01  # of scores over seeds, where they are no noise
-# cell -> (kind, tier, control, mean exact match on the paper's side, on the opposite side)
+# cell -> (kind, tier, control, mean score on the paper's side, on the opposite side)
 _CELLS: Mapping[str, tuple[str, str, str, float, float]] = {
     "lora": ("open", "GRADIENTS", "", 0.85, 0.65),
     "bdpl": ("closed", "LOGITS", "", 0.60, 0.85),
@@ -158,7 +158,7 @@ def _facts(draw: Callable[..., list[float]]) -> dict[str, Any]:
 def _cell(name: str, scores: list[float], kind: str, tier: str, control: str) -> Cell:
     asked = 0.0 if name in ("fed_pt", "offsite_tuning") else 700.0
     one = Run(
-        exact_match=None,
+        right=None,
         base=0.4,
         bytes_up=1000.0,
         bytes_down=1000.0,
@@ -168,5 +168,5 @@ def _cell(name: str, scores: list[float], kind: str, tier: str, control: str) ->
         curve=[],
         summary={"heldout_examples": 240},
     )
-    runs = {seed: one._replace(exact_match=score) for seed, score in enumerate(scores)}
+    runs = {seed: one._replace(right=score) for seed, score in enumerate(scores)}
     return Cell(name, name, tier, kind, "final", runs, control)

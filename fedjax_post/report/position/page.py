@@ -6,12 +6,14 @@ from typing import Any
 
 from fedjax_post.report.markup import Block, Bullets, Heading, Picture, Prose, Table
 from fedjax_post.report.position.aspects import ASPECTS, PROPERTIES, Square
+from fedjax_post.report.position.budgets import budget, searched
 from fedjax_post.report.position.drills import is_measured, losses
 from fedjax_post.report.position.hypotheses import METHOD
-from fedjax_post.report.position.ladder import Ladder
+from fedjax_post.report.position.ladder import Ladder, measure_of
+from fedjax_post.report.position.leaks import leaks
 from fedjax_post.report.position.rules import gate, points
+from fedjax_post.report.position.stages import stages
 from fedjax_post.report.position.tables import (
-    budget,
     controlled,
     distinct,
     provenance,
@@ -27,13 +29,13 @@ from fedjax_post.report.position.verdicts import (
 )
 
 CAPTIONS = {
-    "position_tiers.png": "Exact match by tier of access, most closed first: the mean over the "
+    "position_tiers.png": "Score by tier of access, most closed first: the mean over the "
     "seeds, its 95 % interval, and each seed as a tick. A closed-side score that cannot be read, "
     "since the base was not shown to follow prompts, is hollow.",
-    "position_queries.png": "Exact match against rows asked of the target. Lines are means over "
+    "position_queries.png": "Score against rows asked of the target. Lines are means over "
     "the seeds on the rows that are scored during training, symbols the final scores with their "
     "95 % intervals; methods that ask nothing have none.",
-    "position_costs.png": "Exact match against private tokens that a provider sees or would see, "
+    "position_costs.png": "Score against private tokens that a provider sees or would see, "
     "and against bytes on the wire. Blue: with the weights; orange: without; grey: baselines.",
 }
 
@@ -61,6 +63,8 @@ def blocks(
         Heading(2, "What it costs"),
         *_pictures(costs, pictures),
         *budget(ladder),
+        Heading(2, "Search of settings"),
+        *searched(ladder),
         Heading(2, "Controls"),
         *controlled(ladder),
         Heading(2, "Hypotheses"),
@@ -70,6 +74,10 @@ def blocks(
         *thresholds(),
         Heading(2, "Drills"),
         *_drills(ladder),
+        Heading(2, "What each party recovers"),
+        *leaks(ladder),
+        Heading(2, "Other stages"),
+        *stages(ladder),
         Heading(2, "What was run"),
         *provenance(ladder),
         Heading(2, "Limits"),
@@ -171,7 +179,15 @@ def _drills(ladder: Ladder) -> list[Block]:
     able = {True: "yes", False: "no", None: "missing"}
     lost = lambda row: points(losses(row)) if losses(row) else "missing"
     kinds = {name: cell.kind for cell in ladder.cells for name in (cell.method, cell.label)}
-    head = ("drill", "method", "loss of exact match", "counts", "can train", "can serve", "note")
+    head = (
+        "drill",
+        "method",
+        f"loss of {measure_of(ladder)}",
+        "counts",
+        "can train",
+        "can serve",
+        "note",
+    )
     return [
         Table(
             head,
@@ -209,7 +225,7 @@ def _limits(ladder: Ladder) -> list[str]:
         *differ,
         "One task and one base. A larger base, another task or another split can turn any verdict "
         "that rests on a score.",
-        "Scores are the simulator's view: greedy answers on held-out rows, made on a model held "
+        f"Scores are the simulator's view: {measure_of(ladder)} on held-out rows, by a model held "
         "here, for all tiers alike. Scoring is not counted as queries.",
         "Intervals are over seeds alone: the split, the cohorts, the batches and the start.",
         "The matrix is Table 1 of the paper, condensed; the hypotheses are our reading of it.",

@@ -1,4 +1,4 @@
-"""Plots of a ladder: exact match by access tier, queries, private tokens and bytes.
+"""Plots of a ladder: scores by access tier, queries, private tokens and bytes.
 
 The colours are those of Okabe and Ito, which colour-blind readers can distinguish. Kinds and
 methods also differ in their markers.
@@ -11,7 +11,16 @@ from typing import Any
 
 from fedjax_post.report.comparison import Interval
 from fedjax_post.report.drawing import LINES, MARKERS, add_legend, new_figure, save
-from fedjax_post.report.position.ladder import TIERS, Cell, Ladder, Run, accuracy, over_seeds, shown
+from fedjax_post.report.position.ladder import (
+    TIERS,
+    Cell,
+    Ladder,
+    Run,
+    accuracy,
+    measure_of,
+    over_seeds,
+    shown,
+)
 from fedjax_post.report.position.rules import best, gate, unreadable
 
 _KINDS = {"open": ("#0072B2", "o"), "closed": ("#D55E00", "s"), "baseline": ("#555555", "D"),
@@ -20,7 +29,7 @@ _COLOURS = ("#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#
 
 
 def draw_tiers(ladder: Ladder, path: Path) -> bool:
-    """Draws the exact match of every cell with its interval and its seeds, grouped by tier.
+    """Draws the score of every cell with its interval and its seeds, grouped by tier.
 
     Returns:
       Whether there was anything to draw.
@@ -33,7 +42,7 @@ def draw_tiers(ladder: Ladder, path: Path) -> bool:
     axes = figure.subplots()
     for (cell, found), y in zip(cells, places, strict=True):
         style = _style(ladder, cell)
-        seeds = [100 * (run.exact_match or 0.0) for run in cell.runs.values()]
+        seeds = [100 * (run.right or 0.0) for run in cell.runs.values()]
         axes.plot(seeds, [y] * len(seeds), "|", color=style["color"], markersize=9, alpha=0.6)
         axes.errorbar(100 * found.mean, y, xerr=_half(found), **style)
     axes.set_yticks(places, [cell.label for cell, _ in cells])
@@ -41,7 +50,7 @@ def draw_tiers(ladder: Ladder, path: Path) -> bool:
         axes.axhline(last + 0.75, color="#cccccc", linewidth=0.8)
         where = axes.get_yaxis_transform()
         axes.text(1.01, (first + last) / 2, tier, transform=where, va="center", fontsize=8)
-    axes.set(ylim=(places[-1] + 0.75, -0.75), xlim=(0, 102), xlabel="exact match, held out, %")
+    axes.set(ylim=(places[-1] + 0.75, -0.75), xlim=(0, 102), xlabel=_title(ladder))
     _chance(ladder, axes.axvline)
     for kind in dict.fromkeys(cell.kind for cell, _ in cells):
         axes.plot([], [], _KINDS[kind][1], color=_KINDS[kind][0], label=kind)
@@ -50,7 +59,7 @@ def draw_tiers(ladder: Ladder, path: Path) -> bool:
 
 
 def draw_queries(ladder: Ladder, path: Path) -> bool:
-    """Draws exact match over the rows sent to the target, for the methods that query it.
+    """Draws scores over the rows sent to the target, for the methods that query it.
 
     Lines are means over the seeds at the scored rounds; the last point is the final score with
     its interval. A horizontal line shows the best method with access to the weights.
@@ -79,13 +88,13 @@ def draw_queries(ladder: Ladder, path: Path) -> bool:
         axes.axhline(100 * height.mean, color="#0072B2", linestyle="--", label=label)
     _chance(ladder, axes.axhline)
     axes.set(xscale="log", xlabel="rows asked of the target, all clients and rounds")
-    axes.set(ylabel="exact match, held out, %", ylim=(0, 102))
+    axes.set(ylabel=_title(ladder), ylim=(0, 102))
     _finish(figure, [axes], path, columns=2)
     return True
 
 
 def draw_costs(ladder: Ladder, path: Path) -> bool:
-    """Draws exact match over the private tokens that the target's host sees, and over bytes.
+    """Draws scores over the private tokens that the target's host sees, and over bytes.
 
     Returns:
       Whether there was anything to draw.
@@ -108,24 +117,24 @@ def draw_costs(ladder: Ladder, path: Path) -> bool:
         _logarithmic(axes, spent)
         _chance(ladder, axes.axhline, label=False)
         axes.set(xlabel=title)
-    both[0].set(ylabel="exact match, held out, %", ylim=(0, 102))
+    both[0].set(ylabel=_title(ladder), ylim=(0, 102))
     _finish(figure, both, path, columns=3)
     return True
 
 
 def mean_curve(cell: Cell) -> tuple[list[float], list[float]]:
-    """Returns mean queries and mean exact match in %, at the scored rounds."""
+    """Returns mean queries and mean scores in %, at the scored rounds."""
     curves = [run.curve for run in cell.runs.values()]
     if len({len(curve) for curve in curves}) != 1:
         return [], []
     mean = lambda values: sum(values) / len(values)
     rounds = list(zip(*curves, strict=True))
     queries = [mean([point.queries for point in seeds]) for seeds in rounds]
-    return queries, [100 * mean([point.exact_match for point in seeds]) for seeds in rounds]
+    return queries, [100 * mean([point.right for point in seeds]) for seeds in rounds]
 
 
 def scored(ladder: Ladder) -> list[tuple[Cell, Interval]]:
-    """Returns the cells that have an exact match for every seed, with its interval."""
+    """Returns the cells that have a score for every seed, with its interval."""
     found = [(cell, accuracy(cell)) for cell in ladder.cells]
     return [(cell, score) for cell, score in found if score is not None]
 
@@ -161,6 +170,10 @@ def _places(cells: Sequence[Cell]) -> tuple[list[float], dict[str, tuple[float, 
         places.append(number + gap)
         ends[cell.tier] = (ends.get(cell.tier, (places[-1], 0))[0], places[-1])
     return places, ends
+
+
+def _title(ladder: Ladder) -> str:
+    return f"{measure_of(ladder)}, held out, %"
 
 
 def _tier(cell: Cell) -> int:

@@ -65,7 +65,7 @@ def numbers(value: Any) -> list[float]:
 
 
 def best(cells: Iterable[Cell]) -> Cell | None:
-    """Returns the scored cell with the highest mean exact match, or None."""
+    """Returns the scored cell with the highest mean score, or None."""
     scored = [(found.mean, cell) for cell in cells if (found := accuracy(cell))]
     return max(scored, key=lambda pair: pair[0])[1] if scored else None
 

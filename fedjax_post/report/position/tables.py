@@ -14,10 +14,12 @@ from fedjax_post.report.position.controls import (
     scores_of,
 )
 from fedjax_post.report.position.ladder import (
+    MEASURES,
     Cell,
     Ladder,
     accuracy,
     counts_templates,
+    measure_of,
     of_kind,
     over_seeds,
     ranked,
@@ -32,8 +34,9 @@ def reached(ladder: Ladder) -> list[Block]:
     """Returns the ladder's table, with one row for each method, and a legend of its columns."""
     if not ladder.cells:
         return [Prose("Missing: the ladder's cells.")]
-    has_labels = any(ranked(cell) for cell in ladder.cells)
-    head = ("method", "tier", "kind", "exact match", *(["accuracy"] if has_labels else []), "up",
+    measure = measure_of(ladder)
+    has_labels = measure != MEASURES["accuracy"] and any(map(ranked, ladder.cells))
+    head = ("method", "tier", "kind", measure, *(["accuracy"] if has_labels else []), "up",
             "down", "queries", "private tokens left", "if hosted", "unique", "labels", "cost",
             "use discloses", "seeds")  # fmt: skip
     rows = [_row(ladder, cell, has_labels) for cell in ladder.cells if cell.runs]
@@ -111,7 +114,7 @@ def controlled(ladder: Ladder) -> list[Block]:
         )
     ]
     if rows:
-        head = ("method", "control", "control's exact match", "gain over it", "missing")
+        head = ("method", "control", f"control's {measure_of(ladder)}", "gain over it", "missing")
         found.append(Table(head, rows))
     if absent:
         found.append(Prose(f"Missing controls: {'; '.join(absent)}."))
@@ -141,20 +144,6 @@ def thresholds() -> list[Block]:
         ),
         Table(head, rows),
     ]
-
-
-def budget(ladder: Ladder) -> list[Block]:
-    """Returns a table of the budget of each cell: rounds, visits, tokens and time."""
-    told = lambda cell, name: count(over_seeds(cell, lambda run: run.summary.get(name)))
-    cells = [cell for cell in ladder.cells if cell.runs]
-    names = ("rounds", "visits", "tokens", "trained_parameters")
-    rows = [
-        (cell.label, *(told(cell, name) for name in names), _minutes(cell), _curve_told(cell))
-        for cell in cells
-    ]
-    head = ("method", "rounds", "client visits", "tokens read", "trained parameters", "minutes",
-            "last score on the way, at queries")  # fmt: skip
-    return [Table(head, rows)] if rows else []
 
 
 def provenance(ladder: Ladder) -> list[Block]:
@@ -220,18 +209,3 @@ def _templates(ladder: Ladder) -> str:
 
 def _bytes(value: Interval | None) -> str:
     return "missing" if value is None else format_bytes(value.mean)
-
-
-def _minutes(cell: Cell) -> str:
-    found = over_seeds(cell, lambda run: run.summary.get("train_seconds"))
-    return "missing" if found is None else f"{found.mean / 60:.1f}"
-
-
-def _curve_told(cell: Cell) -> str:
-    ends = [run.curve[-1] for run in cell.runs.values() if run.curve]
-    if not ends:
-        return "missing"
-    mean = lambda values: sum(values) / len(values)
-    return (
-        f"{percent(mean([e.exact_match for e in ends]))} at {mean([e.queries for e in ends]):,.0f}"
-    )

@@ -33,13 +33,13 @@ class Threshold(NamedTuple):
 
 MARGIN = Threshold(
     "margin",
-    "exact match",
+    "score",
     "an advantage below it counts as none",
     (Change("2026-11-22", 0.02, "two points: less is not worth a choice of method", True),),
 )
 ALIKE = Threshold(
     "alike",
-    "exact match",
+    "score",
     "two bases whose tuned scores differ by less count as equal",
     (Change("2026-11-22", 0.05, "five points: the gain whose power is printed", True),),
 )
@@ -60,7 +60,7 @@ RARE = Threshold(
 )
 CEILING = Threshold(
     "ceiling",
-    "exact match",
+    "score",
     "a contrast of which both sides reach it shows no difference",
     (
         Change("2026-11-22", 0.98, "both sides of H3 had reached it on the first ladder", False),
@@ -69,7 +69,7 @@ CEILING = Threshold(
 )
 PROMPTED = Threshold(
     "prompted",
-    "exact match",
+    "score",
     "the manual prompt must be this far above the commonest answer",
     (Change("2026-11-22", 0.15, "a base that ignores prompts says nothing of them", True),),
 )
@@ -81,7 +81,7 @@ RECOVERED = Threshold(
 )
 LEAST_GAIN = Threshold(
     "least gain",
-    "exact match",
+    "score",
     "LoRA must gain it, or a share of its gain means nothing",
     (Change("2026-11-22", 0.05, "a share of 4 of a gain of one point had passed", False),),
 )
@@ -96,7 +96,7 @@ ALPHA = Threshold(
 )
 GAIN = Threshold(
     "gain",
-    "exact match",
+    "score",
     "the true difference whose power is printed beside each verdict",
     (Change("2026-11-29", 0.05, "five points, a difference that a user notices", False),),
 )
@@ -119,7 +119,13 @@ BEST_OF = Threshold(
     "so many manual prompts must have been tried, the best of which is chosen on other seeds",
     (Change("2026-11-29", 10, "searches try many prompts; one by hand is no rival", False),),
 )
+BUDGET = Threshold(
+    "budget",
+    "share of the budget",
+    "a cell whose spending differs by more is marked; no verdict depends on it",
+    (Change("2026-11-30", 0.15, "a round more or less of the longest visits", False),),
+)
 THRESHOLDS = (
     *(MARGIN, ALIKE, RARE, CEILING, PROMPTED, RECOVERED),
-    *(LEAST_GAIN, ALPHA, GAIN, POWER, BEST_OF),
+    *(LEAST_GAIN, ALPHA, GAIN, POWER, BEST_OF, BUDGET),
 )

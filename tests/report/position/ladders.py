@@ -52,7 +52,7 @@ def write_ladder(directory, cells, **facts):
 def write_run(folder, one, found):
     """Writes a run's summary and its records, with two scores on the way."""
     folder.mkdir(parents=True)
-    scores = {"base": {"exact_match": found.base}, one.score: {"exact_match": found.exact_match}}
+    scores = {"base": {"exact_match": found.base}, one.score: {"exact_match": found.right}}
     place = {"inference": found.inference, "disclosure": found.disclosure}
     sent = {"bytes_up": found.bytes_up, "bytes_down": found.bytes_down}
     (folder / "summary.json").write_text(

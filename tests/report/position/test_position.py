@@ -91,7 +91,7 @@ def test_missing_controls_and_the_history_of_thresholds_are_shown(report):
     text = (report[0] / "position.md").read_text()
     assert "| Lora | missing | missing | missing | one client alone, without a federation |" in text
     assert "Missing controls: the proxy alone" in text
-    row = r"\| ceiling \| 0.98 \| exact match \| [^|]* \| 2026-11-22 \| no \|"
+    row = r"\| ceiling \| 0.98 \| score \| [^|]* \| 2026-11-22 \| no \|"
     assert re.search(row, text)
 
 

@@ -327,4 +327,4 @@ def test_numbers_are_told_with_their_intervals():
     assert percent(interval([0.5, 0.5])) == "50.0 ± 0.0 %"
     assert percent(interval([0.5])) == "50.0 %"
     assert percent(None) == "missing"
-    assert MANUAL.runs[0].exact_match == 0.4
+    assert MANUAL.runs[0].right == 0.4

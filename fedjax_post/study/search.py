@@ -1,0 +1,128 @@
+"""A search of settings before a ladder: as many trials for each method, on a seed not reported."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fedjax_post.report.records import read_summary
+from fedjax_post.study import cells
+from fedjax_post.study.ladder_facts import Rung
+
+
+class Setting(NamedTuple):
+    """One setting that may be tried."""
+
+    told: Mapping[str, Any]  # what is searched, by name, for the report
+    changes: Mapping[str, Any]  # to the experiment, by path
+
+
+class Search(NamedTuple):
+    """Which settings are tried before a ladder is run."""
+
+    settings: Mapping[str, Sequence[Setting]] = {}  # by rung, all that may be tried
+    trials: int = 0  # for each of these rungs
+    seed: int = 100  # of all trials
+
+
+class Found(NamedTuple):
+    """Methods with the best settings, and how these were found."""
+
+    rungs: dict[str, Rung]
+    record: dict[str, Any]  # for `ladder.json`, see `report.position.ladder`
+
+
+def check(search: Search, rungs: Mapping[str, Rung], seeds: Sequence[int]) -> None:
+    """Checks a search.
+
+    Raises:
+      ValueError: with the value and the remedy.
+    """
+    if not search.settings:
+        return
+    if search.seed in seeds:
+        raise ValueError(
+            f"search.seed={search.seed} is one of the seeds that are reported; give another one"
+        )
+    for name, settings in search.settings.items():
+        if name not in rungs:
+            raise ValueError(f"search names {name}, which is none of {', '.join(rungs)}")
+        if not 1 <= search.trials <= len(settings):
+            raise ValueError(
+                f"search.trials={search.trials} must be from 1 to {len(settings)}, the settings of "
+                f"{name}; give more values, or fewer trials"
+            )
+
+
+class Trial(NamedTuple):
+    """One run of a search."""
+
+    setting: Setting
+    cell: cells.Cell
+
+
+def plan(search: Search, rungs: Mapping[str, Rung], directory: Path) -> dict[str, list[Trial]]:
+    """Returns the trials of each method; which settings are tried is drawn with the search's seed.
+
+    Args:
+      search: as checked by `check`.
+      rungs: the methods by name.
+      directory: of the ladder.
+    """
+    found = {}
+    for number, (name, settings) in enumerate(search.settings.items()):
+        rng = np.random.default_rng((search.seed, number))
+        drawn = sorted(rng.choice(len(settings), search.trials, replace=False))
+        spec = rungs[name].spec.replace(seed=search.seed)
+        label, own = rungs[name].title or name, directory / "search" / name
+        found[name] = [
+            Trial(
+                settings[i],
+                cells.Cell(
+                    f"{label}, trial {n + 1}", spec.put(settings[i].changes), own / f"trial-{n}"
+                ),
+            )
+            for n, i in enumerate(drawn)
+        ]
+    return found
+
+
+def best(
+    search: Search,
+    rungs: Mapping[str, Rung],
+    directory: Path,
+    *,
+    measure: str,
+    show: cells.Show,
+) -> Found:
+    """Runs the trials, and returns the methods with the best settings of each.
+
+    Args:
+      search: as checked by `check`.
+      rungs: the methods by name.
+      directory: of the ladder.
+      measure: the score that is largest for the best one.
+      show: called with each line of progress.
+    """
+    planned = plan(search, rungs, directory)
+    cells.carry_out_all([trial.cell for trials in planned.values() for trial in trials], show=show)
+    chosen, record = dict(rungs), {}
+    for name, trials in planned.items():
+        scores = [_score(trial.cell, rungs[name], measure) for trial in trials]
+        first = int(np.argmax(scores))
+        chosen[name] = rungs[name]._replace(
+            spec=trials[first].cell.spec.replace(seed=rungs[name].spec.seed)
+        )
+        record[name] = {
+            "tried": [dict(trial.setting.told) for trial in trials],
+            "scores": scores,
+            "chosen": first,
+        }
+    told = {"seed": search.seed, "trials": search.trials, "cells": record} if record else {}
+    return Found(chosen, told)
+
+
+def _score(cell: cells.Cell, rung: Rung, measure: str) -> float:
+    name = "personal" if rung.spec.scoring.personal else "final"
+    return float((read_summary(cell.directory).get(name) or {})[measure])
