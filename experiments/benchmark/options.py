@@ -15,6 +15,7 @@ SUITES = {
     "peers": "against torch + peft, Flower and FedJAX",
     "memory": "peak memory, from the compiler",
     "population": "a million clients against a thousand",
+    "soak": "a long run: memory, disk, compilation and time at its end against its start",
     "startup": "imports, and the time to the first round",
     "models": "loading a checkpoint, plain and quantized, and compiling its depth",
     "prefix": "rows that begin with the same tokens, which are read once or in every row",

@@ -7,7 +7,7 @@ the number behind its weight is in the list. Only the current user can read the 
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -52,7 +52,8 @@ class Recorder(NamedTuple):
     """What a run needs to record its messages."""
 
     recording: Recording
-    algorithm: Algorithm
+    encode: Callable  # (shared) -> message to all clients, compiled
+    finish: Callable  # (total) -> outcome, compiled
     directory: Path  # of the run
 
 
@@ -68,7 +69,9 @@ def recorder(
         return None
     if directory is None:
         raise ValueError("a plan with `recording` writes files; give `directory`")
-    return Recorder(recording, algorithm, Path(directory))
+    encode = jax.jit(partial(call, algorithm, "downlink.encode"))
+    finish = jax.jit(partial(engine.finish, algorithm))
+    return Recorder(recording, encode, finish, Path(directory))
 
 
 def begin(recorder: Recorder | None, round: int, state: engine.State) -> list[Recorded] | None:
@@ -81,8 +84,7 @@ def begin(recorder: Recorder | None, round: int, state: engine.State) -> list[Re
     """
     if recorder is None or round not in recorder.recording.rounds:
         return None
-    message = jax.jit(partial(call, recorder.algorithm, "downlink.encode"))(state.shared)
-    return [Recorded(DOWN, (), pack(message), round)]
+    return [Recorded(DOWN, (), pack(recorder.encode(state.shared)), round)]
 
 
 def uploads(recording: Recording, chunk: Chunk, reports: engine.Report) -> list[Recorded]:
@@ -126,12 +128,11 @@ def end(
     if recorder is None or sent is None or not processes.is_first():
         return
     if recorder.recording.only_sums:
-        sent = [*sent, _sum_of(recorder.algorithm, total, chunks, reports)]
+        sent = [*sent, _sum_of(recorder.finish(total), chunks, reports)]
     write(recorder.directory, round, sent)
 
 
-def _sum_of(algorithm, total, chunks, reports) -> Recorded:
-    outcome = jax.jit(partial(engine.finish, algorithm))(total)
+def _sum_of(outcome, chunks, reports) -> Recorded:
     clients, steps = [], 0.0
     for chunk, report in zip(chunks, reports, strict=True):
         clients += np.asarray(chunk.client_ids)[report.kept].tolist()

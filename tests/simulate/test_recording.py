@@ -72,6 +72,25 @@ def test_chosen_clients_alone_are_recorded(tmp_path):
     assert down == messages[0]
 
 
+@pytest.mark.parametrize("only_sums", [False, True])
+def test_recording_compiles_nothing_after_its_first_round(tmp_path, only_sums):
+    """Functions of an algorithm are called only while a program is traced."""
+
+    def traced(rounds):
+        algorithm, calls = with_uplink(fed_avg(toy_loss, optax.sgd(0.1)), clip(1.0)), []
+        if only_sums:
+            algorithm = secure_sum(algorithm, threshold=2, max_clients=4, max_weight=64.0, seed=0)
+        count = lambda fn: lambda *args: [calls.append(fn), fn(*args)][1]
+        algorithm = algorithm._replace(
+            downlink=algorithm.downlink._replace(encode=count(algorithm.downlink.encode)),
+            aggregate=algorithm.aggregate._replace(finish=count(algorithm.aggregate.finish)),
+        )
+        run(algorithm, tmp_path / str(len(rounds)), rounds=rounds, only_sums=only_sums)
+        return len(calls)
+
+    assert traced(range(3)) == traced(range(1)) > 0
+
+
 def test_under_secure_sums_no_upload_is_recorded(tmp_path):
     base = with_uplink(fed_avg(toy_loss, optax.sgd(0.1)), clip(1.0))
     algorithm = secure_sum(base, threshold=2, max_clients=4, max_weight=64.0, seed=0)
