@@ -12,9 +12,10 @@ sum of several steps.
 
 Deviations: the gradients of queries, keys and values are used together, where the paper uses the
 queries', because ranks then add up and a row's first token has no query gradient; the noise of
-float32 weights sets the rank, in place of a tolerance for each batch size; a row's first token
-is not looked for inside a row; the last token of a row
-is never an input with a gradient and is left out; rows that nearly pass are not proposed.
+float32 weights sets the rank, in place of a tolerance for each batch size; a first token that
+begins every row is not looked for inside a row; a row that begins with one token twice is not
+found, since its first two beginnings have the same inputs; the last token of a row is never an
+input with a gradient and is left out; rows that nearly pass are not proposed.
 """
 
 from collections.abc import Sequence
@@ -152,7 +153,8 @@ def _grow(public, tokens, passes, most):
         if len(growing) > most or len(growing[0]) >= public.max_length:
             full = f"more than {most} beginnings pass; the check distinguishes too little"
             return [*whole, *growing[:most]], full if len(growing) > most else ""
-        longer = [(*row, token) for row in growing for token in inner]
+        # A token repeated from the start on has the same inputs everywhere, so it always passes
+        longer = [(*row, token) for row in growing for token in inner if {*row} != {token}]
         kept = [row for row, ok in zip(longer, passes(longer), strict=True) if ok]
         continued = {row[:-1] for row in kept}
         whole += [row for row in growing if row not in continued and len(row) > 1]

@@ -48,8 +48,8 @@ def checks(sent: Sent, place: int) -> list[Check]:
     """Returns what the inputs of an attention can be checked with; empty if with nothing.
 
     A space that is whole distinguishes nothing and is left out. Of the matrices or A on one side
-    and B on the other, those are taken that show more inputs: a gradient so small that rounding
-    hides a part of it would rule out true inputs.
+    and B on the other, those are taken that show more inputs, and of equals those farther above
+    the noise: a gradient so small that rounding hides a part of it would rule out true inputs.
 
     Args:
       sent: a change.
@@ -57,8 +57,11 @@ def checks(sent: Sent, place: int) -> list[Check]:
     """
     both = (_joined(sent, place), _of_b(sent, place))
     parts = [[check for check in found if not check.space.is_whole] for found in both]
-    most = lambda found: max((check.space.rank for check in found), default=-1)
-    return max(parts, key=most)
+    shown = lambda found: (
+        max((check.space.rank for check in found), default=-1),
+        min((check.space.margin for check in found), default=0.0),
+    )
+    return max(parts, key=shown)
 
 
 def ranks(sent: Sent, place: int) -> dict[str, Any]:

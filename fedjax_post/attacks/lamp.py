@@ -168,11 +168,11 @@ def _vocabulary(public: Public, sent: Sent) -> np.ndarray:
 
 
 def _tokens(public: Public, scores: jax.Array, known: np.ndarray) -> jax.Array:
-    """Returns distributions over all tokens; a row's first token is known if there is one."""
+    """Returns distributions over all tokens; a row's first token is known if all begin with it."""
     size = public.model.config.vocab_size
     tokens = jnp.zeros((*scores.shape[:2], size)).at[..., known].set(jax.nn.softmax(scores))
     bos = public.model.config.bos_id
-    if bos is None:
+    if bos not in known:
         return tokens
     return tokens.at[:, 0].set(jax.nn.one_hot(bos, tokens.shape[-1])[None])
 

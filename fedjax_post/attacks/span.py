@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 _EPS = float(np.finfo(np.float32).eps)
+_TINY = float(np.finfo(np.float64).tiny)
 _SUMS = 10  # errors of float32 sums, in last places of the largest singular value
 
 
@@ -16,6 +17,7 @@ class Space(NamedTuple):
     """A subspace of R^dim."""
 
     basis: np.ndarray  # [dim, rank], float64, orthonormal columns
+    margin: float = np.inf  # of the smallest singular value that counts over the limit of noise
 
     @property
     def is_whole(self) -> bool:
@@ -41,7 +43,8 @@ def space_of(matrix: np.ndarray, *, noise: float = 0.0) -> Space:
     left, values, _ = np.linalg.svd(np.asarray(matrix, np.float64), full_matrices=False)
     limit = noise * (np.sqrt(matrix.shape[0]) + np.sqrt(matrix.shape[1]))
     limit = max(limit, _SUMS * _EPS * values[0])
-    return Space(left[:, values > limit])
+    counts = values > limit
+    return Space(left[:, counts], float(values[counts].min(initial=np.inf) / max(limit, _TINY)))
 
 
 def distances(space: Space, vectors: np.ndarray) -> np.ndarray:
@@ -56,7 +59,7 @@ def distances(space: Space, vectors: np.ndarray) -> np.ndarray:
     """
     vectors = np.asarray(vectors, np.float64)
     length = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    vectors = vectors / np.maximum(length, np.finfo(np.float64).tiny)
+    vectors = vectors / np.maximum(length, _TINY)
     return np.linalg.norm(vectors - (vectors @ space.basis) @ space.basis.T, axis=-1)
 
 

@@ -109,7 +109,7 @@ def _evidence(far: np.ndarray) -> np.ndarray:
 def _search(public, sent, bag, gain, *, width, prior, used) -> list[_Beam]:
     """Returns complete rows with their scores, by a beam search; `used` tokens are no evidence."""
     bos = public.model.config.bos_id
-    starts = [(token,) for token in ([bos] if bos is not None else bag)]
+    starts = [(token,) for token in ([bos] if bos in bag else bag)]
     beams = [_Beam(row, float(more)) for row, more in zip(starts, gain(starts), strict=True)]
     whole: list[_Beam] = []
     inner = [token for token in bag if token not in (bos, public.eos_id, public.pad_id)]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fedjax_post import attacks
-from fedjax_post.attacks import span
+from fedjax_post.attacks import evidence, span
 
 
 def test_distance_from_a_span_is_the_residual_of_least_squares():
@@ -30,6 +30,23 @@ def test_noise_beyond_the_signal_is_not_taken_for_rank():
     noise = 1e-3 * rng.normal(size=(30, 40))
     assert span.space_of(signal + noise, noise=1e-3).rank == 4
     assert span.space_of(signal + noise).is_whole
+
+
+def test_of_two_sides_with_equal_ranks_the_one_above_the_noise_is_believed():
+    """The gradient of A is as small as B, and rounding turns its weakest direction."""
+    rng = np.random.default_rng(3)
+    inputs, a = rng.normal(size=(3, 16)), rng.normal(size=(16, 8)).astype(np.float32)
+    start = {
+        "lora": {"layers": {"attention": {"k_proj": {"a": a[None], "b": np.zeros((1, 8, 5))}}}}
+    }
+    b = (inputs @ a).T @ rng.normal(size=(3, 5))
+    for size, side in ((1e-5, "b"), (1.0, "a")):
+        change = size * (inputs.T @ rng.normal(size=(3, 8))) + 1e-8 * rng.normal(size=(16, 8))
+        change = {"k_proj": {"a": change[None], "b": 1e-3 * b[None]}}
+        sent = attacks.Sent(0, (0,), start, {"lora": {"layers": {"attention": change}}}, 1.0)
+        (found,) = evidence.checks(sent, 0)
+        assert found.space.rank == 3
+        assert (found.through is None) == (side == "a")
 
 
 def test_rouge_equals_the_values_of_its_package():

@@ -22,6 +22,14 @@ def test_a_step_on_all_weights_shows_every_row_exactly(count):
     assert guess.stopped == ""
 
 
+def test_rows_without_a_common_first_token_are_found_and_nothing_else():
+    """As of models whose tokenizer puts none; a token repeated from the start on always passes."""
+    rows = rows_of(0, 2)[:, 1:]
+    guess, found = scored(*visit(*full(), [rows]), rows)
+    assert (found.exact, found.guessed) == (1, 2)
+    assert guess.stopped == ""
+
+
 @pytest.mark.heavy
 def test_b_alone_shows_every_row_if_the_rank_exceeds_the_tokens():
     """Before the first round B is 0, so the gradient of A is 0 and that of B shows x A."""

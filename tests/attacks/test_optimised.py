@@ -36,6 +36,13 @@ def test_utr_finds_rows_after_several_steps():
     assert found.rouge1 > 80
 
 
+def test_utr_finds_rows_without_a_common_first_token():
+    rows = rows_of(0, 1)[:, 1:]
+    given, sent = visit(*lora(16), [rows])
+    _, found = scored(attacks.utr(), given, sent, rows.tolist())
+    assert found.rouge1 > 80
+
+
 def test_utr_is_stopped_by_more_tokens_than_ranks():
     rows = rows_of(2, 12)
     given, sent = visit(*lora(2), [rows])

@@ -1,9 +1,9 @@
-"""Key agreement, authenticated encryption and key streams, from the package `cryptography`.
+"""Key agreement, encryption, signatures and key streams, from the package `cryptography`.
 
 X25519 (RFC 7748) with HKDF-SHA256 for keys of pairs, ChaCha20-Poly1305 (RFC 8439) for what one
-client sends another through the server, and the key stream of ChaCha20 for masks. A key serves one
-purpose, of one round and one direction, so that nonces are zero. The package comes with the extra
-`[secure]`.
+client sends another through the server, Ed25519 (RFC 8032) for signatures, and the key stream of
+ChaCha20 for masks. A key serves one purpose, of one round and one direction, so that nonces are
+zero. The package comes with the extra `[secure]`.
 """
 
 import functools
@@ -55,6 +55,28 @@ def unseal(key: bytes, sealed: bytes, context: bytes) -> bytes:
         raise ValueError("a sealed message was changed, or is for somebody else") from None
 
 
+def identity_of(signing: bytes) -> bytes:
+    """Returns the public key of a private signing key; both have 32 bytes."""
+    raw = _library().serialization
+    public = _library().ed25519.Ed25519PrivateKey.from_private_bytes(signing).public_key()
+    return public.public_bytes(raw.Encoding.Raw, raw.PublicFormat.Raw)
+
+
+def sign(signing: bytes, text: bytes) -> bytes:
+    """Returns a signature of 64 bytes."""
+    return _library().ed25519.Ed25519PrivateKey.from_private_bytes(signing).sign(text)
+
+
+def is_signed(identity: bytes, signature: bytes, text: bytes) -> bool:
+    """Returns whether the owner of a public signing key signed a text."""
+    library = _library()
+    try:
+        library.ed25519.Ed25519PublicKey.from_public_bytes(identity).verify(signature, text)
+    except library.InvalidSignature:
+        return False
+    return True
+
+
 def stream(key: bytes, size: int) -> np.ndarray:
     """Returns the key stream as numbers, `[size]` uint32."""
     return np.frombuffer(stream_bytes(key, 4 * size), "<u4").astype(np.uint32)
@@ -75,9 +97,9 @@ def _private(private: bytes) -> Any:
 def _library() -> Any:
     """Returns the modules of `cryptography` that are used here, as one namespace."""
     try:
-        from cryptography.exceptions import InvalidTag
+        from cryptography.exceptions import InvalidSignature, InvalidTag
         from cryptography.hazmat.primitives import ciphers, hashes, serialization
-        from cryptography.hazmat.primitives.asymmetric import x25519
+        from cryptography.hazmat.primitives.asymmetric import ed25519, x25519
         from cryptography.hazmat.primitives.ciphers import aead, algorithms
         from cryptography.hazmat.primitives.kdf import hkdf
     except ImportError as error:
@@ -86,10 +108,12 @@ def _library() -> Any:
             "pip install 'fedjax_post[secure]'"
         ) from error
     return SimpleNamespace(
+        InvalidSignature=InvalidSignature,
         InvalidTag=InvalidTag,
         aead=aead,
         algorithms=algorithms,
         ciphers=ciphers,
+        ed25519=ed25519,
         hashes=hashes,
         hkdf=hkdf,
         serialization=serialization,

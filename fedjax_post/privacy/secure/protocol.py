@@ -1,9 +1,8 @@
 """Secure aggregation between real clients and a server: one pure function for each step.
 
 Bonawitz et al., "Practical Secure Aggregation for Privacy-Preserving Machine Learning", CCS 2017,
-figure 4, for a server that follows the protocol but is curious. The additions of that figure
-against a server that lies (signatures of keys, the consistency check) are left out: run it
-over connections that prove who a client is.
+figure 4, for a server that follows the protocol but is curious. `agreement` adds what is needed
+against one that lies.
 
 | step | client | server |
 | --- | --- | --- |
@@ -34,7 +33,7 @@ class Session(NamedTuple):
     """What clients and server agree on before a round."""
 
     round: int
-    threshold: int  # least number of clients after every step; more than half of the clients
+    threshold: int  # least number of clients after every step; more than half of the roster
 
 
 class Advert(NamedTuple):
@@ -69,6 +68,7 @@ class Party(NamedTuple):
     roster: Mapping[int, Advert] = {}  # U1
     held: Held | None = None  # its shares of its own secrets
     inbox: Mapping[int, bytes] = {}  # the others' shares, sealed, from the clients of U2
+    confirmed: frozenset[int] | None = None  # U3 as it signed it, see `agreement`
     revealed: bool = False
 
 
@@ -99,13 +99,20 @@ def gather(adverts: Mapping[int, Advert], session: Session) -> dict[int, Advert]
 
     Raises:
       ThresholdError: for fewer clients than the threshold.
-      ValueError: if two clients have a public key in common, or the threshold is below 2.
+      ValueError: if two clients have a public key in common, or the threshold is below 2 or not
+        above half of the clients.
     """
     if session.threshold < 2:
         raise ValueError(
             f"threshold={session.threshold} must be at least 2: a sum of one upload is that upload"
         )
-    _check_number(adverts, session, "advertised keys")
+    check_number(adverts, session, "advertised keys")
+    if 2 * session.threshold <= len(adverts):
+        raise ValueError(
+            f"threshold={session.threshold} must be more than half of the {len(adverts)} clients: "
+            "else a server could tell one half that a client dropped out, the other half that it "
+            "stayed, and open its upload"
+        )
     public = [key for advert in adverts.values() for key in advert]
     if len(set(public)) < len(public):
         raise ValueError("two public keys are equal; every client needs entropy of its own")
@@ -117,7 +124,7 @@ def share(party: Party, roster: Mapping[int, Advert]) -> tuple[Party, dict[int, 
 
     Raises:
       ThresholdError: for a roster of fewer clients than the threshold.
-      ValueError: if the client's own keys are not in it.
+      ValueError: if the client's own keys are not in it, and as for `gather`.
     """
     gather(roster, party.session)
     own_id, secrets = party.client_id, party.secrets
@@ -154,7 +161,7 @@ def route(
     Raises:
       ThresholdError: if fewer clients than the threshold sent shares.
     """
-    _check_number(sealed, session, "sent shares")
+    check_number(sealed, session, "sent shares")
     return {to: {by: sealed[by][to] for by in sorted(sealed) if by != to} for to in sorted(sealed)}
 
 
@@ -177,7 +184,7 @@ def mask(
         raise ValueError(f"clients {sorted(strangers)} sent shares, but no keys before")
     if codes.dtype != np.uint32:
         raise ValueError(f"codes must be uint32, got {codes.dtype}; see fixed_point.encode")
-    _check_number({*inbox, own_id}, session, "sent shares")
+    check_number({*inbox, own_id}, session, "sent shares")
     total = codes + keys.stream(party.secrets.own, codes.size)
     for other in inbox:
         key = _mask_key(party.secrets.masking, party.roster, session, pair=(own_id, other))
@@ -204,7 +211,7 @@ def reveal(party: Party, survivors: Collection[int]) -> tuple[Party, dict[int, b
         raise ValueError(f"client {party.client_id} reveals once in a round, after its upload")
     if strangers := set(survivors) - {*party.inbox, party.client_id}:
         raise ValueError(f"clients {sorted(strangers)} uploaded, but sent no shares before")
-    _check_number(set(survivors), party.session, "uploaded")
+    check_number(set(survivors), party.session, "uploaded")
     found = {party.client_id: party.held}
     for by, sealed in party.inbox.items():
         key = _sealing_key(party, by=by, to=party.client_id)
@@ -235,8 +242,8 @@ def open_sum(
       ThresholdError: if fewer clients than the threshold uploaded or answered.
       ValueError: if shares are not those of the keys in the roster.
     """
-    _check_number(uploads, session, "uploaded")
-    _check_number(revealed, session, "revealed shares")
+    check_number(uploads, session, "uploaded")
+    check_number(revealed, session, "revealed shares")
     secret_of = lambda owner: shamir.join(
         {_point(by): shares[owner] for by, shares in revealed.items()}, session.threshold
     )
@@ -253,7 +260,8 @@ def open_sum(
     return total
 
 
-def _check_number(clients: Collection[int], session: Session, did: str) -> None:
+def check_number(clients: Collection[int], session: Session, did: str) -> None:
+    """Raises ThresholdError if fewer clients than the threshold did something."""
     if len(clients) < session.threshold:
         raise ThresholdError(
             f"round {session.round}: {len(clients)} clients {did}, fewer than "

@@ -132,6 +132,19 @@ def test_a_client_reveals_only_one_of_the_two_shares():
         protocol.reveal(played.parties[0], [0, 1, 7])
 
 
+def test_a_threshold_of_half_is_refused_by_server_and_client():
+    """Two of four could be told one thing, and two the other."""
+    half = SESSION._replace(threshold=2)
+    parties = [protocol.start(k, half, entropy=bytes([k]) * 32) for k in range(4)]
+    adverts = {party.client_id: protocol.advertise(party) for party in parties}
+    for step in (
+        lambda: protocol.gather(adverts, half),
+        lambda: protocol.share(parties[0], adverts),
+    ):
+        with pytest.raises(ValueError, match="threshold=2 must be more than half of the 4 clients"):
+            step()
+
+
 def test_what_was_changed_on_the_way_is_noticed():
     played = Round()
     inbox = played.inboxes[0] | {1: bytes([played.inboxes[0][1][0] ^ 1]) + played.inboxes[0][1][1:]}
