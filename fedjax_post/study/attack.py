@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedjax_post import attacks
-from fedjax_post.integrity import read_lines
 from fedjax_post.report.table import columns
 from fedjax_post.study import folder
 from fedjax_post.study.seen import see, truth
@@ -72,9 +71,7 @@ def attack(
                 "command": list(command),
             }
         )
-    path = Path(directory) / folder.ATTACKS
-    before = list(read_lines(path)) if path.exists() else []
-    folder.write_lines(path, [*before, *records])
+    folder.add_lines(Path(directory) / folder.ATTACKS, records)
     return Attacked(records)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from fedjax_post.integrity import seal_file, seal_line
+from fedjax_post.integrity import read_lines, seal_file, seal_line
 
 SPEC, CLIENTS, HARNESS = "spec.json", "clients.jsonl", "harness.jsonl"
 ATTACKS = "attacks.jsonl"
@@ -161,6 +161,16 @@ def write_text(path: Path, text: str) -> None:
 def write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
     """Writes objects as lines of JSON, each with its checksum."""
     write_text(path, "".join(map(seal_line, lines)))
+
+
+def add_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
+    """Adds lines to those of a file, which is new if there is none.
+
+    Raises:
+      DamagedError: if a line of the file has changed since it was written.
+    """
+    before = list(read_lines(path)) if path.exists() else []
+    write_lines(path, [*before, *lines])
 
 
 def _remove(path: Path) -> None:

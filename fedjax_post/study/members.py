@@ -1,6 +1,6 @@
 """Membership attacks on a run's model: can its rows of training be told from held-out ones?"""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -12,6 +12,7 @@ from fedjax_post.attacks.membership import Worth, all_scores, token_scores, wort
 from fedjax_post.core.access import Access
 from fedjax_post.data.table import TokenTable, response_tokens
 from fedjax_post.report.table import columns
+from fedjax_post.study import folder
 from fedjax_post.study.served import load_rows, serve
 
 _NONE: Mapping[str, Any] = MappingProxyType({})
@@ -39,11 +40,13 @@ def membership(
     *,
     num_rows: int = 512,
     batch_size: int = 32,
+    command: Sequence[str] = (),
 ) -> Membership:
     """Returns what membership attacks learn of a run's rows from its model.
 
     The adversary has the trained model, the base as a reference, and rows, of which it must say
-    whether a client holds them. Rows of clients that never took part count as members too.
+    whether a client holds them. Rows of clients that never took part count as members too. The
+    result is added to the `attacks.jsonl` of a run.
 
     Args:
       what: as for `serve`.
@@ -51,10 +54,14 @@ def membership(
       num_rows: rows of training and held-out rows to score, as many of each, chosen at random;
         0: all.
       batch_size: rows in one compiled call.
+      command: the command line, for the record.
 
     Raises:
-      ValueError, OSError: for a model or rows that cannot be read or scored.
+      ValueError, OSError: for a number below 1, or a model or rows that cannot be read or scored.
     """
+    for name, value, low in (("num_rows", num_rows, 0), ("batch_size", batch_size, 1)):
+        if value < low:
+            raise ValueError(f"{name} must be at least {low}, got {value}")
     served = serve(what, changes)
     model, params, tokenizer, _ = served
     if Access.LOGITS not in model.access:
@@ -71,7 +78,19 @@ def membership(
         after, before = score(params), score({})
         found.append(all_scores(after, before, _texts(table, own, tokenizer)))
     scores = {name: worth(found[0][name], found[1][name]) for name in found[0]}
-    return Membership(scores, *map(len, chosen))
+    made = Membership(scores, *map(len, chosen))
+    if (Path(what) / folder.SPEC).exists():
+        folder.add_lines(Path(what) / folder.ATTACKS, [_record(made, command)])
+    return made
+
+
+def _record(made: Membership, command: Sequence[str]) -> dict[str, Any]:
+    scores = {
+        name: {"auc": found.auc, **{f"found_at_{rate:g}": x for rate, x in found.tpr.items()}}
+        for name, found in made.scores.items()
+    }
+    numbers = {"members": made.members, "others": made.others}
+    return {"attack": "membership", **numbers, "scores": scores, "command": list(command)}
 
 
 def _texts(table: TokenTable, own: np.ndarray, tokenizer: Any) -> list[str]:

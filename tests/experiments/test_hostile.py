@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from fedjax_post import study
+from fedjax_post.experiments import attack
+from fedjax_post.integrity import read_lines
 from fedjax_post.report.records import read_records
 from fedjax_post.study.hostile import _chance_of_more, tolerated
 
@@ -64,13 +66,21 @@ def test_an_audit_finds_canaries_without_noise_and_none_with_it(call, tmp_path):
 
 
 @pytest.mark.heavy
-def test_membership_of_a_run_is_told_in_a_table(call, tmp_path):
+def test_membership_of_a_run_is_told_in_a_table(call, tmp_path, capsys):
     assert call(*KINDS, "--num_rounds=1") == 0
     found = study.membership(tmp_path / "run", num_rows=40)
     assert (found.members, found.others) == (40, 40)
     assert set(found.scores) == {"loss", "reference", "zlib", "min_k", "min_k_plus_plus"}
     assert all(0 <= each.auc <= 1 for each in found.scores.values())
     assert found.table().splitlines()[0].split()[:2] == ["score", "AUC"]
+    given = ["attack", str(tmp_path / "run"), "--attack=membership(num_rows=40)"]
+    assert attack.main(given) == 0
+    assert found.table() in capsys.readouterr().out
+    lines = list(read_lines(tmp_path / "run" / "attacks.jsonl"))
+    assert [line["command"] for line in lines] == [[], given]
+    assert lines[0]["scores"] == lines[1]["scores"]
+    assert attack.main([*given, "--adversary=server"]) == 2
+    assert "--adversary: membership needs" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
