@@ -12,8 +12,11 @@ distance from the span at the next adapted layer, plus `prior` times its log-pro
 public base. A token counts as evidence once: what an earlier row or place has explained only ranks
 the continuations. The base alone decides where a row ends, since a last token has no gradient.
 
-Only the paper's abstract was at hand: stages and their purposes are the paper's,
-the formulas are ours. Left out: attention patterns, as evidence of tokens.
+Of the paper, the abstract and the authors' code were at hand (github.com/shwksnshwowk-wq/GIA). That
+code attacks another kind of adapter: bottlenecks with biases and ReLU between the layers, whose
+inputs it reads from gradients of weights over those of biases. LoRA has neither, so that stages and
+their purposes are the paper's and the formulas are ours. Left out: attention patterns, as evidence
+of tokens.
 """
 
 from collections.abc import Sequence
