@@ -12,7 +12,7 @@ no recording: it is given the trained model, and rows of which some were trained
 
 import operator
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from absl import flags
@@ -29,7 +29,7 @@ class Members(NamedTuple):
     num_rows: int  # of training, and as many held-out ones; 0: all
 
 
-_ATTACKS = {
+_ATTACKS: Mapping[str, Callable[..., Any]] = {
     **attacks.ATTACKS,
     "membership": lambda num_rows=512: Members(operator.index(num_rows)),
 }

@@ -40,9 +40,12 @@ def measure(settings: Settings) -> Iterator[Figure]:
     """Yields what grew between a tenth of a run and its end, and what was compiled."""
     rounds = 10 * _EVERY if settings.tiny else _ROUNDS
     seconds, compiled, moments = list[float](), list[str](), list[Moment]()
-    jax.monitoring.register_event_duration_secs_listener(
-        lambda name, _, **__: compiled.append(name) if name == _COMPILED else None
-    )
+
+    def listen(event: str, duration_secs: float, **_: str | int) -> None:
+        if event == _COMPILED:
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder) / "run"
         job = study.prepare(_spec(rounds), directory=directory)
@@ -95,7 +98,7 @@ def _at_most(name: str, value: float, limit: float, **details: float) -> Figure:
 
 def _spec(rounds: int) -> study.Spec:
     return study.Spec(
-        model="builtin-small",
+        model=study.Model("builtin-small"),
         data=study.Data("builtin", num_clients=_CLIENTS),
         adapter=study.Adapter(rank=2),
         method=study.Method("scaffold", client_lr=0.05),

@@ -30,7 +30,8 @@ from fedjax_post.attacks.seen import Public, Sent
 
 # Largest distance of a token from the first layer's span; tokens are far apart, so it is generous
 NEAR = 0.02
-_FEW, _MANY = 32, 512  # beginnings that are computed together, in two programs
+_SIZES = (32, 128, 512)  # numbers of beginnings that are computed together
+PLACES = 8  # their lengths are multiples of this; both keep programs and padding few
 
 
 def dager(
@@ -128,8 +129,8 @@ def distances_of(
       layer: from 0.
     """
     length, out = len(rows[0]), []
-    width = max(length, public.max_length)  # one program for all lengths; attention is causal
-    at_once = _FEW if len(rows) <= 4 * _FEW else _MANY
+    width = -(-length // PLACES) * PLACES  # attention is causal
+    at_once = next((size for size in _SIZES if len(rows) <= 4 * size), _SIZES[-1])
     for first in range(0, len(rows), at_once):
         part = np.asarray(rows[first : first + at_once], np.int32)
         padded = np.zeros((at_once, width), np.int32)

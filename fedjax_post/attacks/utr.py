@@ -28,11 +28,10 @@ import numpy as np
 
 from fedjax_post.attacks import evidence
 from fedjax_post.attacks.attack import Attack, Guess
-from fedjax_post.attacks.dager import NEAR, distances_of, token_distances
+from fedjax_post.attacks.dager import NEAR, PLACES, distances_of, token_distances
 from fedjax_post.attacks.seen import Public, Sent
 
 _CLOSEST = 1e-6
-_PLACES = 8  # the base reads beginnings of rows at multiples of this length: few programs, few pads
 
 
 class _Beam(NamedTuple):
@@ -150,7 +149,7 @@ def _longer(beam, token, expected, more, *, most, used) -> _Beam:
 
 def _next(public: Public, sent: Sent, rows: Sequence[Sequence[int]], width: int) -> np.ndarray:
     """Returns the base's log-probabilities of the next token, `[rows, V]`."""
-    length = -(-len(rows[0]) // _PLACES) * _PLACES
+    length = -(-len(rows[0]) // PLACES) * PLACES
     tokens = np.full((width, length), public.pad_id, np.int32)
     tokens[: len(rows), : len(rows[0])] = rows
     base = sent.start if "params" in sent.start else {}

@@ -22,6 +22,7 @@ def test_a_step_on_all_weights_shows_every_row_exactly(count):
     assert guess.stopped == ""
 
 
+@pytest.mark.heavy
 def test_rows_without_a_common_first_token_are_found_and_nothing_else():
     """As of models whose tokenizer puts none; a token repeated from the start on always passes."""
     rows = rows_of(0, 2)[:, 1:]

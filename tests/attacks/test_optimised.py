@@ -36,6 +36,7 @@ def test_utr_finds_rows_after_several_steps():
     assert found.rouge1 > 80
 
 
+@pytest.mark.heavy
 def test_utr_finds_rows_without_a_common_first_token():
     rows = rows_of(0, 1)[:, 1:]
     given, sent = visit(*lora(16), [rows])

@@ -19,7 +19,7 @@ from fedjax_post.simulate.recording import DOWN, SUM, UP, Recorded
 from fedjax_post.study import folder
 
 # The same examples in every run
-drawn = settings(max_examples=25, deadline=None, derandomize=True, database=None)
+drawn = settings(max_examples=15, deadline=None, derandomize=True, database=None)
 DTYPES = (np.float32, ml_dtypes.bfloat16, np.int8, np.uint32, np.int32)
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 IDS = st.lists(st.integers(0, 2**31 - 1), max_size=4).map(tuple)
