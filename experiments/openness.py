@@ -17,15 +17,12 @@ continues.
 import shlex
 import sys
 from collections.abc import Sequence
-from typing import Any
-
-from absl import flags
 
 from fedjax_post import study
-from fedjax_post.core.access import LEVELS
 from fedjax_post.experiments import program
 from fedjax_post.experiments.flags import lists, parse
 from fedjax_post.experiments.flags.ladder import read_ladder
+from fedjax_post.experiments.flags.openness import define_openness
 from fedjax_post.study.catalogue import answer
 from fedjax_post.study.ladder import plan
 
@@ -36,26 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return program.run(lambda: _openness(argv), continues=True)
 
 
-def _define(values: flags.FlagValues) -> None:
-    give: dict[str, Any] = {"flag_values": values}
-    flags.DEFINE_string("passport", None, "print a model's passport; 'all': a table of all", **give)
-    about = "print which methods a model's access allows, and why not the others; 'all': a matrix"
-    flags.DEFINE_string("what_can_i_run", None, about, **give)
-    about = "with --what_can_i_run: print what would be lost if it were open only to this tier"
-    tiers = [str(level.name) for level in LEVELS]
-    flags.DEFINE_enum("downgrade", None, tiers, about, case_sensitive=False, **give)
-    task = "run a task at every level of access: a ladder's name, or the path of your own .toml"
-    flags.DEFINE_string("task", None, task, **give)
-    about = "with --task: check every run, print its cost, and exit"
-    flags.DEFINE_bool("dry_run", False, about, **give)
-    about = "with --task: factor of the budget and of the rounds, such as 10"
-    flags.DEFINE_integer("times", 1, about, lower_bound=1, **give)
-    flags.DEFINE_bool("trust_code", False, "import functions that the ladder's file names", **give)
-    lists.define_many(values, usual="0", of="ladder")
-
-
 def _openness(argv: Sequence[str]) -> int:
-    line = parse(argv, about=__doc__, own=[_define], without=("seed",))
+    line = parse(argv, about=__doc__, own=[define_openness], without=("seed",))
     values = line.values
     if line.help is not None:
         print(line.help)
