@@ -55,8 +55,7 @@ def model_tokens(parts: Parts, *, read: float, num_steps: float, sent: Sequence[
     access = parts.algorithm.access
     if asks(access):
         training = add([carried for _, purpose, carried in sent if purpose == Purpose.TRAINING])
-        asked = training.tokens - training.filed + training.places
-        return asked + _BACKWARD * training.trained
+        return _read(training) + _BACKWARD * training.trained
     places = prompts.places_of(parts.spec, parts.tokenizer)
     return _passes(access) * (read + num_steps * parts.spec.training.batch_size * places)
 
@@ -64,8 +63,7 @@ def model_tokens(parts: Parts, *, read: float, num_steps: float, sent: Sequence[
 def expected(parts: Parts) -> Cost:
     """Returns what a run will cost, from visits that are drawn, and played where they ask.
 
-    A method that asks more at its first visit than later costs less than this. What a host's job
-    trains on is not foreseen: it is no part of a visit.
+    A method that asks more at its first visit than later costs less than this.
     """
     spec, clients = parts.spec, parts.data.clients
     cohort = rows.cohort_size(spec, len(clients))
@@ -74,7 +72,7 @@ def expected(parts: Parts) -> Cost:
         clients.visit(i, data_rng(spec.seed, 0, i)) for i in range(min(_SAMPLED, len(clients)))
     ]
     each = lambda name: float(np.mean([np.sum(getattr(one, name)) for one in drawn]))
-    sent = _times(_played(parts), visits)
+    sent = _with_training(parts, _times(_played(parts), visits))
     tokens = model_tokens(
         parts,
         read=visits * each("num_read"),
@@ -87,7 +85,7 @@ def expected(parts: Parts) -> Cost:
         tokens=tokens,
         queries=sent.queries,
         private_tokens=sent.private_tokens,
-        money=price * (sent.tokens + sent.places + sent.answers) / 1e6,
+        money=price * (_read(sent) + sent.answers + sent.trained) / 1e6,
         bytes_up=_bytes_up(parts, visits),
         scoring=_scoring(parts),
     )
@@ -124,6 +122,19 @@ def _played(parts: Parts) -> Carried:
         examples=parts.meter.examples,
     )
     return Carried() if played is None else _times(played.metered, 1 / played.num_visits)
+
+
+def _with_training(parts: Parts, sent: Carried) -> Carried:
+    """Adds what a host trains on: in each epoch all rows, with their prompts and ends."""
+    if not sent.filed:
+        return sent
+    epochs = parts.spec.method.params["num_epochs"]
+    return sent._replace(trained=epochs * (sent.filed + sent.queries * (parts.form.prompt + 1)))
+
+
+def _read(sent: Carried) -> int:
+    """Returns the tokens and places that calls have the target read; files are trained on alone."""
+    return sent.tokens - sent.filed + sent.places
 
 
 def _times(carried: Carried, factor: float) -> Carried:
