@@ -14,6 +14,7 @@ from fedjax_post.study.carry_out import carry_out
 from fedjax_post.study.compare import Comparison, compare, sweep
 from fedjax_post.study.drills import drills
 from fedjax_post.study.evaluate import Evaluation, evaluate
+from fedjax_post.study.factories import declared_access
 from fedjax_post.study.job import Job, prepare
 from fedjax_post.study.ladder import Extras, Faults, ladder
 from fedjax_post.study.ladder_facts import Rung
