@@ -67,6 +67,7 @@ def test_only_the_first_clients_are_kept_and_absent_ones_take_no_place():
     assert found["aggregation_error"] == pytest.approx(dense_error(first, [2, 1, 3]), rel=1e-5)
 
 
+@pytest.mark.heavy
 def test_halves_merge_to_the_whole():
     factors, weights, watched = random_factors(2, 5), jnp.arange(1.0, 6), averaging_error(4)
     empty = watched.init(jax.tree.map(lambda x: x[0], Reading(after=factors)), 5)
@@ -108,6 +109,7 @@ def dense_rank(matrix):
     return np.exp(-(share * np.log(share)).sum())
 
 
+@pytest.mark.heavy
 def test_the_effective_rank_is_that_of_the_dense_change():
     start, change = random_factors(4, 1), random_factors(5, 3)
     weights = np.array([1.0, 0.0, 2.0])

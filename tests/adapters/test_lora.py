@@ -88,6 +88,7 @@ def test_targets_are_names_or_patterns():
         assert len(jax.tree.leaves(params)) == 2 * count
 
 
+@pytest.mark.heavy
 def test_layers_outside_of_the_range_have_no_factors():
     """Nothing of them is sent, so nothing is billed."""
     sizes = [

@@ -183,7 +183,14 @@ ALIKE = {"fed_avg_m", "fed_prox", "fed_mezo", "fed_fwd", "ditto_fed_avg"}
 ALIKE |= {f"fed_{kind}{form}" for kind in ("adam", "yogi", "adagrad") for form in ("", "_optax")}
 
 
-@pytest.mark.parametrize("name", sorted(set(CASES) - ALIKE - NO_LINK))
+ROLES = {"fed_bi_ot", "fed_pt", "offsite_tuning"}  # several models, many programs
+TRACED = [
+    pytest.param(name, marks=[pytest.mark.heavy] if name in ROLES else [])
+    for name in sorted(set(CASES) - ALIKE - NO_LINK)
+]
+
+
+@pytest.mark.parametrize("name", TRACED)
 def test_all_wrappers_go_over_an_algorithm(name):
     """Traced, not run: a round ends with what it began with, so that a second one can follow."""
     layout = lambda tree: jax.tree.map(lambda x: (x.shape, str(x.dtype)), tree)

@@ -225,8 +225,10 @@ def tier(case, check):
     kinds = SPOKEN if check == "trains_a_language_model" else KINDS
     if check in EXPENSIVE and case not in kinds:
         return [pytest.mark.slow]
-    roles = check == "learns" and case in {"bdpl", "fed_pt", "offsite_tuning"}
-    return [pytest.mark.heavy] if roles or (check == "host_agrees" and case != "fed_avg") else []
+    roles = case in {"fed_bi_ot", "fed_pt", "offsite_tuning"}  # several models, many programs
+    searches = check == "learns" and case in {"bdpl", "fed_dtpt"}
+    host = check == "host_agrees" and case != "fed_avg"
+    return [pytest.mark.heavy] if roles or searches or host else []
 
 
 @pytest.mark.parametrize(

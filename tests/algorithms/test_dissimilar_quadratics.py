@@ -74,6 +74,7 @@ def first_rounds(algorithm, spread, *, warm, rounds=3):
     return path
 
 
+@pytest.mark.heavy
 def test_scaffolds_path_does_not_depend_on_how_far_clients_pull_apart():
     scaffold = algorithms.scaffold(loss_fn, RATE, participation=1.0)
     warm = [first_rounds(scaffold, spread, warm=True) for spread in SPREADS]

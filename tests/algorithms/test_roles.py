@@ -134,6 +134,7 @@ def test_an_owner_brings_the_middle_up_to_date_in_every_round():
     assert record["bytes_down"] == toy_roles.NUM_CLIENTS * one_down
 
 
+@pytest.mark.heavy
 def test_only_the_ends_are_sent():
     ends = toy_roles.toy_ends()
     assert {len(leaf) for leaf in jax.tree.leaves(ends)} == {2}

@@ -116,6 +116,7 @@ def test_they_train_a_language_model(name):
     CHECKS["trains_a_language_model"](CASES[name])
 
 
+@pytest.mark.heavy
 def test_a_loss_that_is_not_finite_on_a_language_model_is_found():
     def narrow(params, model, batch, key):
         loss, metrics = toy_loss(params, model, batch, key)

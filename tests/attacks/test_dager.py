@@ -50,6 +50,7 @@ def test_ranks_of_the_projections_add_up_once_b_is_not_zero():
     assert found.exact == 1
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("warm", [0.0, 0.5])
 def test_a_rank_below_the_tokens_stops_it_and_it_says_so(warm):
     rows = rows_of(2, 3)

@@ -44,6 +44,7 @@ def test_utr_finds_rows_without_a_common_first_token():
     assert found.rouge1 > 80
 
 
+@pytest.mark.heavy
 def test_utr_is_stopped_by_more_tokens_than_ranks():
     rows = rows_of(2, 12)
     given, sent = visit(*lora(2), [rows])

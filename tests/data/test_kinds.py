@@ -156,6 +156,7 @@ def test_no_run_of_nouns_in_a_question_of_the_corpus_is_a_held_out_list(document
                 assert not tasks.is_held_out(listed)
 
 
+@pytest.mark.heavy
 def test_a_vague_wording_is_answered_by_the_commonest_kind_most_often():
     rng = random.Random("vague")
     asked = collections.Counter()

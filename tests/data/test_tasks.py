@@ -128,6 +128,7 @@ def test_nearest_answers_finds_a_training_row_itself(train):
     assert nearest_answers(asked, answers, questions=asked) == answers
 
 
+@pytest.mark.heavy
 def test_every_word_of_the_tasks_is_one_token(tokenizer, train, heldout):
     for word in lexicon.OPERANDS:
         assert len(tokenizer.encode(word, add_special_tokens=False)) == 1, word

@@ -158,6 +158,7 @@ def test_a_signal_while_the_run_is_prepared(call, monkeypatch, capsys):
     assert capsys.readouterr().err.endswith("\ninterrupted\n")  # there is nothing to continue
 
 
+@pytest.mark.heavy
 def test_a_signal_in_a_comparison_says_how_it_goes_on(tiny_flags, tmp_path, monkeypatch, capsys):
     progress = fedjax_post.progress
 

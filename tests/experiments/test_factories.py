@@ -122,3 +122,26 @@ def test_algorithms_that_heed_ranks_say_so_themselves():
     assert {"flora", "het_lora", "florist"} <= set(factories.ranked_names())
     assert not {"fed_avg", "scaffold", "ditto_fed_avg"} & set(factories.ranked_names())
     assert np.all([factories.find_factory(name) for name in factories.ranked_names()])
+
+
+def test_an_algorithm_may_need_anything_and_is_still_read_before_a_run():
+    """Whose access is read, before there is a model, is built with stand-ins for all it needs."""
+
+    def taking(mark):
+        def factory(loss_fn: world.LossFn, tx: world.ClientTx, *, other: mark):
+            del other
+            return fed_avg(loss_fn, tx)
+
+        return factory
+
+    for mark in world.ANNOTATIONS:
+        assert factories.access_of(taking(mark)) == factories.access_of("fed_avg")
+
+
+def test_a_mistake_in_ones_own_factory_is_shown_by_the_run_itself():
+    def factory(loss_fn: world.LossFn):
+        raise KeyError(loss_fn)
+
+    assert not factories.is_tuned_by_host(factory)
+    with pytest.raises(ValueError, match="did you mean fed_avg"):
+        factories.is_tuned_by_host("fed_avgg")

@@ -71,6 +71,7 @@ def test_the_specification_repeats_the_run(finished, tmp_path):
     assert_same_run(finished, again)
 
 
+@pytest.mark.heavy
 def test_a_notebook_gets_the_same_bits_as_the_program(finished, tmp_path):
     job = study.prepare(study.read(finished).spec, directory=tmp_path / "run")
     state = [state for state, _ in job.run()][-1]
@@ -101,6 +102,7 @@ def test_a_dry_run_says_what_it_takes_and_writes_nothing(call, tmp_path, capsys)
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.heavy
 def test_a_finished_run_resumed_prints_its_table_again(finished, tmp_path, capsys):
     run = shutil.copytree(finished, tmp_path / "run")
     before = untimed(run), json.loads((run / "summary.json").read_text())

@@ -170,6 +170,7 @@ def greedy(model, params, prompts):
     return generate(model, params, prompts, mask, max_new_tokens=5, eos_id=99, pad_id=0)
 
 
+@pytest.mark.heavy
 def test_generation_behind_an_interface_is_that_of_the_open_model(model):
     view = model.restrict(Access.LOGITS)
     np.testing.assert_array_equal(greedy(view, WORDS, TOKENS), greedy(model, WORDS, TOKENS))

@@ -60,6 +60,7 @@ def test_a_range_equals_a_whole_adapter_that_is_zero_elsewhere(layers, remat):
     )
 
 
+@pytest.mark.heavy
 def test_all_layers_are_no_range():
     model, _ = random_lora(base(), (0, 5))
     assert model.lora_layers is None
@@ -87,6 +88,7 @@ def test_codes_are_read_by_number_too():
     np.testing.assert_allclose(found[0], expected[0], rtol=1e-6)
 
 
+@pytest.mark.heavy
 def test_dropout_reaches_the_range():
     model, params = random_lora(base(), (1, 3), dropout=0.5)
     plain = model.logits(params, TOKENS)
@@ -139,6 +141,7 @@ def test_a_layer_below_the_range_costs_a_forward_pass():
     np.testing.assert_allclose(below, 1, atol=0.1)
 
 
+@pytest.mark.heavy
 def test_a_layer_above_the_range_costs_no_gradient_of_its_weights():
     above = cost((0, 1), num_layers=2) - cost((0, 1), num_layers=1)
     np.testing.assert_allclose(above, 2, atol=0.2)

@@ -80,6 +80,7 @@ def test_a_stand_in_that_drops_nothing_is_the_target():
     )
 
 
+@pytest.mark.heavy
 def test_a_stand_in_is_handed_out_without_what_it_dropped():
     model, _ = adapted()
     layer = sum(x.nbytes for x in jax.tree.leaves(model.variables["params"]["layers"])) // 6

@@ -92,6 +92,7 @@ def test_a_row_of_padding_has_no_continuation():
     assert (both[1] == 0).all()
 
 
+@pytest.mark.heavy
 def test_mapped_calls_share_the_condition_of_their_loop():
     """Otherwise each step would write every cache twice; rows that end early stay as they are."""
     model, params = add_lora(tiny_model(), jax.random.key(0), rank=2, alpha=4)

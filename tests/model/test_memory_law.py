@@ -45,6 +45,7 @@ def test_memory_does_not_grow_by_copies_of_the_base():
     assert eight - one < 0.7 * base  # seven merged copies would be 7 * base
 
 
+@pytest.mark.heavy
 def test_base_products_are_shared_and_frozen_weights_get_no_gradient():
     text = compiled_gradient(8).as_text()
     up = "f32[8,128,256]"  # one up_proj per client, or its gradient

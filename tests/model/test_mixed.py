@@ -94,6 +94,7 @@ def test_trained_weights_are_float32_and_so_are_their_gradients():
     assert 0 < distance(grads, exact) < NEAR
 
 
+@pytest.mark.heavy
 def test_clients_in_one_chunk_learn_what_each_learns_alone():
     model, params = adapted(mixed(tiny_model()))
     stacked = jax.tree.map(lambda leaf: jnp.stack([leaf, 0.5 * leaf]), params)

@@ -289,6 +289,7 @@ def test_evaluation_and_frozen_heads_form_no_gradient():
     assert head_products(jax.grad(loss), whole) == 3
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("tier", [Access.LOGITS, Access.EMBEDDINGS, Access.WEIGHTS])
 def test_a_lesser_view_has_a_loss_without_a_derivative(tier):
     model, _, batch = adapted_batch()

@@ -29,7 +29,10 @@ CALLS = {
     "embed_logits": lambda view: view.embed_logits({}, jnp.ones((1, 4, 16))),
     "prefill": lambda view: view.prefill({}, TOKENS, mask=TOKENS > 0, num_slots=4),
     "step": lambda view: view.step({}, TOKENS, positions=TOKENS, mask=TOKENS > 0, cache=None),
+    "upload": lambda view: view.upload({}, TOKENS, TOKENS > 0, TOKENS > 0),
+    "tuned": lambda view: view.tuned(jnp.ones(2, int), num_epochs=1, batch_rows=1, multiplier=1.0),
 }
+TUNING = {"upload", "tuned"}
 
 
 def test_calls_cover_the_protocol():
@@ -58,8 +61,11 @@ def hosted():
 
 
 REFUSALS = [
-    (steered, {"embed", "embed_logits"}),
-    (hosted, {"logits", "scores", "total_loss", "embed", "embed_logits", "prefill", "step"}),
+    (steered, {"embed", "embed_logits", *TUNING}),
+    (
+        hosted,
+        {"logits", "scores", "total_loss", "embed", "embed_logits", "prefill", "step", *TUNING},
+    ),
     (lambda: tiny_model().restrict(Access.TEXT), {*CALLS} - {"answer", "step"}),
 ]
 MODELS = [make for make, _ in REFUSALS]

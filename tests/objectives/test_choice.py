@@ -103,6 +103,7 @@ def as_text(ids):
     return " ".join(map(str, ids[: ids.index(EOS)] if EOS in ids else ids))
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("wrong", [0, 1, 3])
 def test_the_loss_of_answers_is_one_minus_the_exact_match_of_evaluation(model, wrong):
     params = text_prompt([6, 11])

@@ -136,6 +136,7 @@ def test_swapping_the_responses_flips_the_margin(adapted):
     assert abs(one) > 1e-3
 
 
+@pytest.mark.heavy
 def test_padding_pairs_change_nothing(adapted):
     model, _, moved = adapted
     batch = batch_of()

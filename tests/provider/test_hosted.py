@@ -107,6 +107,7 @@ def test_scores_over_http_are_those_of_the_local_model(served):
     assert (few[:3] >= local[:3] - 1e-5).all()
 
 
+@pytest.mark.heavy
 def test_a_chat_is_asked_a_message_at_a_time(served, log):
     """The template adds the line break; the rest is as before."""
     tokenizer, messages = served.tokenizer, [text.rstrip("\n") for text in TEXTS]
@@ -167,6 +168,7 @@ def test_access_is_that_of_a_closed_model(served):
         model.total_loss({}, prompts, mask)
 
 
+@pytest.mark.heavy
 def test_what_was_answered_is_never_paid_again(served, log, tmp_path):
     path, tokenizer = tmp_path / "journal.jsonl", served.tokenizer
     settings = Settings(log=log, price_prompt=1e6, price_completion=2e6)

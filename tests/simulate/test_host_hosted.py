@@ -168,6 +168,7 @@ def test_a_client_that_is_not_answered_is_left_out_if_so_configured(served, prom
     assert alone[0][1]["dropped"] == [1]
 
 
+@pytest.mark.heavy
 def test_padding_is_not_asked_for(served, prompts, tmp_path):
     log = tmp_path / "log"
     with serve(Provider(served, Settings(log=log))) as url:

@@ -200,6 +200,7 @@ def test_a_vocabulary_that_does_not_divide_is_whole():
     assert meshes.weight_spec("head", (16, 32), 2) == PartitionSpec(None, "model")
 
 
+@pytest.mark.heavy
 def test_codes_are_split_like_the_weights_they_stand_for():
     model = quantize_model(tiny_model(hidden_size=128, intermediate_size=256), "nf4")
     layers = model.variables["quantized"]["layers"]

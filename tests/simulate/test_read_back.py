@@ -104,6 +104,7 @@ def test_a_changed_byte_of_a_recorded_round_is_refused_by_the_name_of_its_file(m
             list(recording.read(Path(directory)))
 
 
+@pytest.mark.heavy
 @drawn
 @given(LINES, LINES)
 def test_lines_that_are_added_are_read_after_the_others(first, more):

@@ -72,6 +72,7 @@ def test_chosen_clients_alone_are_recorded(tmp_path):
     assert down == messages[0]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("only_sums", [False, True])
 def test_recording_compiles_nothing_after_its_first_round(tmp_path, only_sums):
     """Functions of an algorithm are called only while a program is traced."""

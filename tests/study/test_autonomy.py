@@ -119,6 +119,7 @@ def test_a_licence_bars_whom_its_terms_name():
         licences.bars("mine", "European Union")
 
 
+@pytest.mark.heavy
 def test_another_version_is_as_far_as_it_is_said_to_be():
     model, key = tiny_model(), jax.random.key(0)
     same = autonomy.another_version(model, key, change=0.0)
