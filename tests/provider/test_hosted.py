@@ -296,8 +296,9 @@ def test_the_key_of_the_environment_opens_the_provider(served, monkeypatch, tmp_
 
 
 def test_refusals_are_retried_and_lost_answers_are_not(served, log):
-    settings = Settings(log=log, rate_limit=(1, 0.2))
-    with serve(Provider(served, settings)) as url:
+    with serve(Provider(served, Settings())) as url:  # compiles: both questions fall in one second
+        ask(connect(url, "builtin", served.tokenizer), served.tokenizer, TEXTS[:1])
+    with serve(Provider(served, Settings(log=log, rate_limit=(1, 1.0)))) as url:
         model = connect(url, "builtin", served.tokenizer)
         ask(model, served.tokenizer, TEXTS[:1])
         ask(model, served.tokenizer, TEXTS[:1])
