@@ -75,6 +75,11 @@ def asks(access: Mapping[str, Access]) -> bool:
     return Access.READ not in union(access)
 
 
+def is_tuned_by_host(access: Mapping[str, Access]) -> bool:
+    """Returns whether a method has the target's host fine-tune it."""
+    return Access.FINETUNE in access.get("target", Access.TEXT)
+
+
 def serves_elsewhere(access: Mapping[str, Access]) -> bool:
     """Returns whether a method's result can be used only where the target's owner runs it."""
     return Access.READ not in access.get("target", Access.TEXT)

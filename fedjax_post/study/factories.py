@@ -13,6 +13,7 @@ from fedjax_post.core import world
 from fedjax_post.core.access import Access
 from fedjax_post.core.checked import check_parts
 from fedjax_post.core.local import by_tokens
+from fedjax_post.disclosure import ledger
 from fedjax_post.study.calls import parse
 from fedjax_post.study.fields import unknown
 from fedjax_post.study.files import load_code
@@ -134,7 +135,7 @@ def is_tuned_by_host(name: str | Callable) -> bool:
         needed = _toy_of(factory).access
     except Exception:  # of somebody's own code; the run builds it again, with what it really takes
         return False
-    return Access.FINETUNE in needed.get("target", Access.TEXT)
+    return ledger.is_tuned_by_host(needed)
 
 
 def ranked_names() -> list[str]:

@@ -77,7 +77,9 @@ def form_of(
     needed = access["target"]
     answer = 1 if Access.SCORES in needed else longest
     prompt = prompts.places_of(spec, tokenizer)
-    shot = 0 if Access.FINETUNE in needed else around  # an upload shows answers without a template
+    shot = (
+        0 if ledger.is_tuned_by_host(access) else around
+    )  # an upload shows answers without a template
     return Form(template=head + around, prompt=prompt, answer=answer, shot=shot)
 
 
@@ -200,7 +202,7 @@ def tier_of(access: Mapping[str, Access]) -> str:
     """
     if "emulator" in access:
         return "EMULATOR"
-    return "FINETUNE" if Access.FINETUNE in access["target"] else spoken(access["target"])
+    return "FINETUNE" if ledger.is_tuned_by_host(access) else spoken(access["target"])
 
 
 def place_of(spec: Spec, access: Mapping[str, Access]) -> str | None:

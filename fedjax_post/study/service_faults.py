@@ -12,8 +12,8 @@ from typing import Any
 
 import jax
 
-from fedjax_post.core.access import Access
 from fedjax_post.core.engine import State
+from fedjax_post.disclosure.ledger import is_tuned_by_host
 from fedjax_post.disclosure.meter import Purpose, add
 from fedjax_post.study import autonomy, metering, other_hosts
 from fedjax_post.study.autonomy import Row
@@ -30,7 +30,7 @@ from fedjax_post.study.faults import (
 def drill_tuned_withdrawn(stage: Stage, name: str, state: State) -> list[Row]:
     """Returns the rows of a host that withdraws the model that it has fine-tuned."""
     del state
-    if not _is_tuned(stage):
+    if not is_tuned_by_host(stage.parts.algorithm.access):
         note = "no host keeps a model that was fine-tuned for it"
         return [row_of(stage, name, stage.base, note, by_definition=True)]
     return [_tuned_anew(stage, name, lambda model: model)]
@@ -41,16 +41,11 @@ def drill_base_retired(stage: Stage, name: str, state: State) -> list[Row]:
     if autonomy.serves_alone(stage.parts.algorithm.access):
         return [unchanged_row(stage, name)]
     key, change = jax.random.key(stage.spec.seed), stage.settings.change
-    if _is_tuned(stage):
+    if is_tuned_by_host(stage.parts.algorithm.access):
         change_fn = lambda model: autonomy.another_version(model, key, change=change)
         return [_tuned_anew(stage, name, change_fn)]
     after = score_state(stage, state, model=other_version(stage))
     return [row_of(stage, name, after, "what was learned is used with the next version")]
-
-
-def _is_tuned(stage: Stage) -> bool:
-    needed = stage.parts.algorithm.access.get("target", Access.TEXT)
-    return Access.FINETUNE in needed
 
 
 def _tuned_anew(stage: Stage, name: str, change_fn: Callable[[Any], Any]) -> Row:
