@@ -18,7 +18,7 @@ from fedjax_post.provider.address import check_url, read_key, without_key
 from fedjax_post.provider.calls import BudgetError, LostError, ProviderError
 from fedjax_post.provider.hosted import connect
 from fedjax_post.provider.line import Line
-from fedjax_post.provider.terms import Terms
+from fedjax_post.provider.terms import Terms, check_terms
 
 KEY = "sk-a-key-of-mine"
 PRIVATE = "sort: pear fig\n"
@@ -321,3 +321,21 @@ def test_without_the_extra_it_is_named(tokenizer, monkeypatch):
     monkeypatch.delitem(sys.modules, "fedjax_post.provider.line", raising=False)
     with pytest.raises(ImportError, match=r"pip install 'fedjax_post\[hosted\]'"):
         hosted.connect("http://127.0.0.1:9/v1", "m", tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("terms", "message"),
+    [
+        ({"style": "edits"}, "style must be one of"),
+        ({"on_failure": "ignore"}, r"on_failure must be one of \('stop', 'drop'\)"),
+        ({"max_queries": 0}, "max_queries must be a number of at least 1, got 0"),
+        ({"timeout": float("inf")}, "timeout must be a number of at least 0.001, got inf"),
+        ({"price_prompt": float("nan")}, "price_prompt must be a number of at least 0, got nan"),
+        ({"price_prompt": 1.0}, "come together"),
+        ({"max_cost": 5.0}, "max_cost=5 needs prices.*give `price`"),
+        ({"max_cost": 5.0, "price_prompt": 0, "price_completion": 0}, "give `price`"),
+    ],
+)
+def test_terms_that_cannot_be_kept_are_refused(terms, message):
+    with pytest.raises(ValueError, match=message):
+        check_terms(Terms(**terms), access=Access.TEXT)

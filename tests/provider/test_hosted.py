@@ -15,19 +15,13 @@ from fedjax_post.core.access import Access, AccessError
 from fedjax_post.provider import journal
 from fedjax_post.provider.calls import BudgetError, ProviderError
 from fedjax_post.provider.hosted import connect, score_of, show_queries
-from fedjax_post.provider.journal import Journal, JournalError
-from fedjax_post.provider.served import load_served
+from fedjax_post.provider.journal import JournalError
 from fedjax_post.provider.service import Provider, Settings
 from fedjax_post.provider.serving import serve
-from fedjax_post.provider.terms import Terms, check_terms
+from fedjax_post.provider.terms import Terms
 
 TEXTS = ["sort: pear fig apple\n", "reverse: cat dog\n", "a longer question about pear fig\n"]
 LIMITS = {"max_new_tokens": 8, "eos_id": 1, "pad_id": 2}  # of the built-in tokenizer
-
-
-@pytest.fixture(scope="module")
-def served():
-    return load_served("builtin")
 
 
 @pytest.fixture
@@ -215,13 +209,6 @@ def test_a_call_that_a_killed_process_had_under_way_is_told_not_repeated(served,
     assert journal.spent(path).queries == 6
 
 
-def test_a_journal_is_refused_if_it_is_none(tmp_path):
-    path = tmp_path / "journal.jsonl"
-    path.write_text('{"round": 1}\n')
-    with pytest.raises(JournalError, match="journal.jsonl, line 1: .*no journal of calls"):
-        Journal(path)
-
-
 @pytest.mark.parametrize(
     ("terms", "message"),
     [
@@ -396,21 +383,3 @@ def test_a_change_of_model_is_told_and_journalled(served, tmp_path):
 )
 def test_a_candidate_that_is_not_told_of_has_the_most_that_it_can_have(top, score):
     assert score_of("c", top) == pytest.approx(score)
-
-
-@pytest.mark.parametrize(
-    ("terms", "message"),
-    [
-        ({"style": "edits"}, "style must be one of"),
-        ({"on_failure": "ignore"}, r"on_failure must be one of \('stop', 'drop'\)"),
-        ({"max_queries": 0}, "max_queries must be a number of at least 1, got 0"),
-        ({"timeout": float("inf")}, "timeout must be a number of at least 0.001, got inf"),
-        ({"price_prompt": float("nan")}, "price_prompt must be a number of at least 0, got nan"),
-        ({"price_prompt": 1.0}, "come together"),
-        ({"max_cost": 5.0}, "max_cost=5 needs prices.*give `price`"),
-        ({"max_cost": 5.0, "price_prompt": 0, "price_completion": 0}, "give `price`"),
-    ],
-)
-def test_terms_that_cannot_be_kept_are_refused(terms, message):
-    with pytest.raises(ValueError, match=message):
-        check_terms(Terms(**terms), access=Access.TEXT)

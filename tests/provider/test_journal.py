@@ -112,3 +112,10 @@ def test_a_pipe_is_no_journal_and_is_not_waited_for(path):
     os.mkfifo(path)
     with pytest.raises(OSError, match="is no file"):
         Journal(path)
+
+
+def test_a_journal_is_refused_if_it_is_none(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    path.write_text('{"round": 1}\n')
+    with pytest.raises(JournalError, match="journal.jsonl, line 1: .*no journal of calls"):
+        Journal(path)
