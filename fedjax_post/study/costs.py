@@ -60,6 +60,15 @@ def model_tokens(parts: Parts, *, read: float, num_steps: float, sent: Sequence[
     return _passes(access) * (read + num_steps * parts.spec.training.batch_size * places)
 
 
+def question_tokens(parts: Parts) -> float:
+    """Returns the tokens through the target for a use: a held-out row with its prompt and answer.
+
+    The prompt is as long as at its start. Examples that a client adds to it are not in it.
+    """
+    places = prompts.places_of(parts.spec, parts.tokenizer)
+    return places + float(parts.heldout.table.length[parts.heldout.rows].mean())
+
+
 def expected(parts: Parts) -> Cost:
     """Returns what a run will cost, from visits that are drawn, and played where they ask.
 

@@ -111,11 +111,12 @@ def summarize(
     }
 
 
-def _tokens(parts: Parts, total: dict[str, Any], disclosed: ledgers.Ledger) -> dict[str, int]:
-    """Returns the tokens of the rows that were read, and those through the model."""
+def _tokens(parts: Parts, total: dict[str, Any], disclosed: ledgers.Ledger) -> dict[str, float]:
+    """Returns the tokens of the rows that were read, and those through the model, also in use."""
     read, num_steps = total["num_read"], total["num_steps"]
     passed = costs.model_tokens(parts, read=read, num_steps=num_steps, sent=disclosed.sent)
-    return {"tokens": int(read), "model_tokens": int(passed)}
+    use = costs.question_tokens(parts)
+    return {"tokens": int(read), "model_tokens": int(passed), "question_tokens": use}
 
 
 def _scored(parts: Parts, base: Result, final: Result) -> dict[str, Any]:

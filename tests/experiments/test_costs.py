@@ -11,6 +11,8 @@ pytestmark = pytest.mark.heavy
 def test_gradients_take_three_passes_over_what_is_read(finished):
     told = read_summary(finished)
     assert told["model_tokens"] == 3 * told["tokens"] > 0
+    heldout = build.build(resolve(read(finished).spec)).heldout
+    assert told["question_tokens"] == heldout.table.length[heldout.rows].mean()
 
 
 def test_what_is_expected_is_near_what_was_spent(finished):

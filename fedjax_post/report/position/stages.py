@@ -45,6 +45,7 @@ def stages(ladder: Ladder) -> list[Block]:
         ),
         ("use: the open side has shown less after", "", *_less_shown(asking)),
         ("use: the open side has cost less after", "", *_break_even(asking, held)),
+        ("use: the open side has taken less energy after", "", *_energy(asking, held)),
         (
             "unlearning one client",
             _forgotten(ladder, "closed"),
@@ -62,16 +63,16 @@ def stages(ladder: Ladder) -> list[Block]:
     return [
         Prose(
             f"Money assumes that an hour of a client's machine costs {HOUR:g} in the unit of the "
-            "price, and that use takes as long for a token as training did. Energy is not shown: a "
-            "provider does not state it, and on equal machines a question takes equal energy on "
-            "both sides, so that training is never paid back."
+            "price, and that use takes as long for a token as training did. Energy is counted in "
+            "tokens through the model, a backward pass as two, as if each took as much on both "
+            "sides: a provider does not state its own."
         ),
         Table(("stage", "without the weights", "with the weights", "how it is known"), rows),
     ]
 
 
 def break_even(fixed: tuple[float, float], each: tuple[float, float]) -> float | None:
-    """Returns after how many uses the first side costs no more than the second; None if never.
+    """Returns after how many uses the first side costs no more from then on; None if never.
 
     >>> break_even((10.0, 4.0), (0.5, 2.5))
     3.0
@@ -104,7 +105,28 @@ def _break_even(asking: Sequence[Cell], held: Sequence[Cell]) -> tuple[str, str]
         f"training {own.mean:.3g} against {paid.mean:.3g}, a question {used:.2g} against "
         f"{each.mean:.2g}"
     )
-    return ("never" if found is None else f"{found:,.0f} questions"), told
+    return _told(found), told
+
+
+def _energy(asking: Sequence[Cell], held: Sequence[Cell]) -> tuple[str, str]:
+    fixed, each = (_means(held, asking, name=name) for name in ("model_tokens", "question_tokens"))
+    if fixed is None or each is None:
+        return "missing", ""
+    told = (
+        f"training {fixed[0]:,.0f} tokens against {fixed[1]:,.0f}, a question {each[0]:.1f} "
+        f"against {each[1]:.1f}"
+    )
+    return _told(break_even(fixed, each)), told
+
+
+def _means(*sides: Sequence[Cell], name: str) -> tuple[float, float] | None:
+    """Returns the mean of a number of the summaries on each of two sides; None if one lacks it."""
+    first, second = (_over(cells, lambda run: run.summary.get(name)) for cells in sides)
+    return None if first is None or second is None else (first.mean, second.mean)
+
+
+def _told(found: float | None) -> str:
+    return "never" if found is None else f"{found:,.0f} questions"
 
 
 def _own_cost(run: Run) -> float | None:

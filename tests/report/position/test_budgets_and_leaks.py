@@ -107,6 +107,22 @@ def test_costs_are_equal_after_the_break_even(fixed, each, expected):
         assert math.isclose(fixed[0] + found * each[0], fixed[1] + found * each[1])
 
 
+def test_energy_is_paid_back_by_shorter_questions():
+    def told(cell, training, question):
+        more = {"model_tokens": training, "question_tokens": question}
+        return cell._replace(
+            runs={s: run._replace(summary=run.summary | more) for s, run in cell.runs.items()}
+        )
+
+    def energy(*cells):
+        (table,) = tables(stages(ladder(cells)))
+        return next(row for row in table.rows if "energy" in row[0])
+
+    assert energy(told(OPEN, 900, 10.0), told(CLOSED, 600, 25.0))[2] == "20 questions"
+    assert energy(told(OPEN, 900, 25.0), told(CLOSED, 600, 25.0))[2] == "never"
+    assert energy(OPEN, told(CLOSED, 600, 25.0))[2] == "missing"
+
+
 def test_a_ladder_may_be_compared_by_the_rank_of_labels(tmp_path):
     write_ladder(tmp_path, [OPEN, CLOSED], measure="accuracy")
     path = tmp_path / "lora" / "seed-0" / "summary.json"
