@@ -145,7 +145,8 @@ def _conversion(passport: Passport, sources: list) -> list[str]:
 
 def _access(passport: Passport) -> dict[str, read.Statement]:
     found = {"tier": passport.tier, "inference may run at": passport.inference}
-    return found if passport.scores is None else found | {"probabilities": passport.scores}
+    api = {"probabilities": passport.scores, "fine-tuning by its host": passport.fine_tuning}
+    return found | {name: one for name, one in api.items() if one is not None}
 
 
 def _retirement(passport: Passport, sources: list) -> list[str]:

@@ -54,6 +54,7 @@ class Passport(NamedTuple):
     terms: Statement  # licence that applies to derived models
     conversion: Mapping[str, Statement]  # by `CONVERSION`, if the file is another's; else empty
     scores: Statement | None  # what the API tells of probabilities, where it is less than LOGITS
+    fine_tuning: Statement | None  # whether the API fine-tunes it: yes or no; None if not hosted
     retirement: Mapping[str, Statement]  # by the keys of `RETIREMENT`; empty if none is known
 
 
@@ -104,9 +105,13 @@ def transferred(statements: Iterable[Statement | Release]) -> list[str]:
 
 
 def granted_access(passport: Passport) -> Access:
-    """Returns the access that a model grants; TEXT, the least possible, if it is unknown."""
-    tier = passport.tier.value
-    return Access.TEXT if tier == UNKNOWN else Access[tier]
+    """Returns the access that a model grants; TEXT, the least possible, if it is unknown.
+
+    FINETUNE is added for a hosted model that its API fine-tunes.
+    """
+    tier, tuned = passport.tier.value, passport.fine_tuning
+    service = Access.FINETUNE if tuned is not None and tuned.value == "yes" else Access(0)
+    return service | (Access.TEXT if tier == UNKNOWN else Access[tier])
 
 
 def may_relicense(passport: Passport) -> bool:

@@ -12,7 +12,8 @@ A passport is one file in `passports/`:
     [definition]                      the Open Source AI Definition: 3 parts, and OSI's verdict
     [index]                           the European Open Source AI Index: 12 dimensions
     [access]                          tier that the model grants, and where inference may run; with
-                                      `scores`, what an API tells of probabilities
+                                      `scores`, what an API tells of probabilities, and
+                                      `fine_tuning`, whether it trains the model on uploaded rows
     [retirement]                      of a hosted model: announced, shut_down, fine_tunes, notice
     [terms]                           the licence that applies to derived models
     [conversion]                      optional: whose file it is, if somebody converted the weights
@@ -51,6 +52,8 @@ _FIELDS = (
     *("title", "producer", "model_type", "checkpoint", "sources", "project"),
     *("components", "definition", "index", "access", "terms", "conversion", "retirement"),
 )
+_ACCESS = ("tier", "inference")
+_OF_AN_API: Mapping[str, tuple[str, ...] | None] = {"scores": None, "fine_tuning": _YES}
 _PROJECT = ("code", "data", "document", "distribution")
 
 
@@ -185,8 +188,8 @@ def _read(reader: _Reader, name: str) -> Passport:
         )
         for key in (*PARTS, "verdict")
     }
-    access = reader.table("access", ("tier", "inference", "scores"), all_of=False)
-    for key in ("tier", "inference"):
+    access = reader.table("access", (*_ACCESS, *_OF_AN_API), all_of=False)
+    for key in _ACCESS:
         if key not in access:
             raise reader.refuse(f"access.{key}", None, 'state it, as "unknown" if it is')
     terms = reader.table("terms", ("licence",))
@@ -206,9 +209,10 @@ def _read(reader: _Reader, name: str) -> Passport:
         inference=reader.statement("access.inference", access["inference"], (*PLACES, UNKNOWN)),
         terms=reader.statement("terms.licence", terms["licence"], None),
         conversion=statements("conversion", CONVERSION, None, all_of="conversion" in reader.raw),
-        scores=reader.statement("access.scores", access["scores"], None)
-        if "scores" in access
-        else None,
+        **{
+            key: reader.statement(f"access.{key}", access[key], allowed) if key in access else None
+            for key, allowed in _OF_AN_API.items()
+        },
         retirement=statements("retirement", RETIREMENT, None, all_of=False),
     )
 

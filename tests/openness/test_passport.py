@@ -17,6 +17,7 @@ EVERY = pytest.mark.parametrize("passport", PASSPORTS, ids=lambda p: p.name)
 def statements(passport):
     said = [*passport.project.values(), *passport.definition.values(), *passport.eu_index.values()]
     said += [passport.tier, passport.inference, passport.terms]
+    said += [one for one in (passport.scores, passport.fine_tuning) if one is not None]
     return [(one.value, one.source, one.date) for one in said] + [
         (part.released, part.source, part.date) for part in passport.components.values()
     ]
@@ -34,6 +35,18 @@ def test_the_models_that_are_asked_for_have_one():
 def test_every_statement_has_a_source_or_is_unknown(passport):
     for value, source, date in statements(passport):
         assert (source != "unknown" and len(date) == 10) or value == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("name", "tuned"),
+    [("hosted-api", True), ("hosted-gemini", True), ("hosted-claude", False), ("olmo-2", False)],
+)
+def test_a_host_that_fine_tunes_grants_it(name, tuned):
+    access = passports.granted_access(read.load_passport(name))
+    assert (Access.FINETUNE in access) == tuned
+    needed = {"host_tuning": {"target": Access.TEXT | Access.FINETUNE}}
+    refused = runnable.refusals(needed, runnable.roles(access))
+    assert bool(refused) == (name == "hosted-claude")  # whoever holds weights can run a service
 
 
 @EVERY
