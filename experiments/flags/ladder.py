@@ -13,7 +13,9 @@ A task is a file in `experiments/ladders`, or your own file, named by a path tha
     [drills]            cells and drills; flags for their runs; other keys as in experiments.drills
     [attacks]           cells, attacks and rounds; [attacks.wires] and [attacks.protected]: flags
                         for the runs that are attacked, by name
-    [search]            seed and trials; [search.cells.NAME]: flags, each with a list of values
+    [search]            seed and trials; [search.cells.NAME]: flags, each with a list of values, of
+                        which all combinations may be tried; [[search.cells.NAME]]: flags of one
+                        setting, where some change together to keep to the budget
 """
 
 import itertools
@@ -82,10 +84,19 @@ def _times(ladder: Ladder, times: int) -> Ladder:
         rounds = spec.training.rounds
         return spec.put({"training.rounds": rounds * times}) if rounds > 1 else spec
 
+    def longer_setting(one: Setting) -> Setting:
+        rounds = one.changes.get("training.rounds")
+        more = {} if rounds is None else {"training.rounds": rounds * times}
+        return one._replace(changes={**one.changes, **more})
+
     rungs = {name: rung._replace(spec=longer(rung.spec)) for name, rung in ladder.rungs.items()}
-    budget = ladder.task.budget
-    task = ladder.task._replace(budget=budget and budget * times)
-    return ladder._replace(task=task, rungs=rungs)
+    budget, search = ladder.task.budget, ladder.extras.search
+    settings = {cell: [*map(longer_setting, one)] for cell, one in search.settings.items()}
+    return ladder._replace(
+        task=ladder.task._replace(budget=budget and budget * times),
+        rungs=rungs,
+        extras=ladder.extras._replace(search=search._replace(settings=settings)),
+    )
 
 
 def _read(path: Path, content, typed: Mapping[str, Any], trust_code: bool) -> Ladder:
@@ -183,20 +194,29 @@ def _leaks(table: Mapping[str, Any], trust_code: bool) -> Leaks:
     return Leaks(attacks=calls, wires=wires, protected=protected, **rest)
 
 
-def _settings(
-    table: Mapping[str, Any], values: Mapping[str, Any], typed, trust_code: bool
-) -> list[Setting]:
-    """Returns all combinations of the values of some flags of a cell."""
+def _settings(table: Mapping[str, Any], values: Any, typed, trust_code: bool) -> list[Setting]:
+    """Returns the settings of a cell: those that are listed, or all combinations of values."""
     own = {key: value for key, value in table.items() if key not in _NOT_FLAGS}
     before, found = _changes(own, trust_code), []
-    for combination in itertools.product(*values.values()):
-        told = dict(zip(values, combination, strict=True))
+    for told in _listed(values):
         changed = _changes(own | told, trust_code)
         new = {
             path: x for path, x in changed.items() if path not in typed and before.get(path) != x
         }
         found.append(Setting(told, new))
     return found
+
+
+def _listed(values: Any) -> list[dict[str, Any]]:
+    """Returns the flags of each setting that a table of lists, or a list of tables, describes."""
+    if isinstance(values, list) and all(isinstance(one, dict) for one in values):
+        return values
+    if isinstance(values, dict) and all(isinstance(one, list) for one in values.values()):
+        combinations = itertools.product(*values.values())
+        return [dict(zip(values, one, strict=True)) for one in combinations]
+    raise ValueError(
+        f"[search.cells] has {values!r}; give each flag a list of values, as client_lr = [0.1, 0.2]"
+    )
 
 
 def _changes(table: Mapping[str, Any], trust_code: bool) -> dict[str, Any]:

@@ -125,6 +125,29 @@ def test_a_search_changes_what_it_names_and_nothing_that_was_typed(own):
     assert settings[-1].changes == {"adapter.rank": 4}
 
 
+TOGETHER = """
+[search]
+seed = 9
+trials = 2
+[[search.cells.lora]]
+client_lr = 0.1
+num_rounds = 3
+[[search.cells.lora]]
+client_lr = 0.2
+num_rounds = 6
+"""
+
+
+def test_settings_may_change_together(own):
+    (settings,) = read_ladder(own(SMALL + TOGETHER), {}).extras.search.settings.values()
+    assert [one.changes for one in settings] == [
+        {"method.client_lr": 0.1, "training.rounds": 3},
+        {"method.client_lr": 0.2, "training.rounds": 6},
+    ]
+    (longer,) = read_ladder(own(SMALL + TOGETHER), {}, times=10).extras.search.settings.values()
+    assert [one.changes["training.rounds"] for one in longer] == [30, 60]
+
+
 def test_a_longer_ladder_has_more_rounds_and_more_budget(own):
     text = SMALL.replace("[common]", "budget = 50\n[common]")
     text = text.replace("lora_rank = 2", "lora_rank = 2\nnum_rounds = 3")
@@ -152,6 +175,7 @@ def test_a_longer_ladder_has_more_rounds_and_more_budget(own):
         (SMALL.replace("[common]", "budget = 0\n[common]"), "budget=0 must be at least 1 token"),
         (SMALL + SEARCHED.replace("9", "0"), "search.seed=0 is one of the seeds"),
         (SMALL + SEARCHED.replace("cells.lora", "cells.sgd"), "there is no [cells.sgd]"),
+        (SMALL + SEARCHED.replace("[0.1, 0.2]", "0.1"), "give each flag a list of values"),
         (
             SMALL + "[attacks]\ncells = ['manual_prompt']\n",
             "attacks name manual_prompt, which is no",
