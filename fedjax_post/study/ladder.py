@@ -13,6 +13,7 @@ from fedjax_post.integrity import read_file
 from fedjax_post.report import position
 from fedjax_post.report.position.controls import CONTROLS
 from fedjax_post.report.position.ladder import MEASURES
+from fedjax_post.report.position.thresholds import BUDGET
 from fedjax_post.study import audits, cells, costs, folder, ladder_facts, leaks, search
 from fedjax_post.study.autonomy import DRILLS
 from fedjax_post.study.build import build
@@ -101,6 +102,7 @@ def ladder(
     cells.check_seeds(seeds)
     search.check(extras.search, rungs, seeds)
     cells.check(leaks.plan_cells(extras.leaks, rungs, seeds, directory))
+    cells.check(search.plan_cells(extras.search, rungs, directory))
     if extras.search.settings:  # whose results change the rungs; else they are checked below
         cells.check(plan_cells(rungs, seeds, extras.bases, directory / "search"))
     found = search.best(extras.search, rungs, directory, measure=task.measure, show=show)
@@ -160,13 +162,15 @@ def plan(
     directory = Path(folder.fresh("ladder"))
     planned = plan_cells(rungs, seeds, extras.bases, directory)
     attacked = leaks.plan_cells(extras.leaks, rungs, seeds, directory)
-    trials = [t for found in search.plan(extras.search, rungs, directory).values() for t in found]
+    trials = search.plan_cells(extras.search, rungs, directory)
     found: dict[str, costs.Cost] = {}
+    tried: dict[str, costs.Cost] = {}
 
-    def note(cell: cells.Cell, job: Job) -> None:
-        found[cell.label] = costs.expected(job.parts)
+    def note_in(costs_of: dict[str, costs.Cost]) -> Callable[[cells.Cell, Job], None]:
+        return lambda cell, job: costs_of.update({cell.label: costs.expected(job.parts)})
 
-    cells.check(planned, note_fn=note)
+    cells.check(planned, note_fn=note_in(found))
+    cells.check(trials, note_fn=note_in(tried))
     cells.check(attacked)
     lines = [f"{name}: {rung.kind} {rung.control}".rstrip() for name, rung in rungs.items()]
     more = f"{len(trials)} trials before them, {len(attacked)} runs that are attacked"
@@ -175,10 +179,20 @@ def plan(
             *lines,
             "",
             costs.table(found, budget=task.budget),
+            *_off_budget(tried, task.budget),
             "",
             f"{len(planned)} runs, without drills; all can start; {more}",
         ]
     )
+
+
+def _off_budget(tried: Mapping[str, costs.Cost], budget: int | None) -> list[str]:
+    """Returns lines on the trials that will spend another amount than the ladder's budget."""
+    shares = {} if budget is None else {name: cost.tokens / budget for name, cost in tried.items()}
+    off = [
+        f"{name}: {share:.2f}" for name, share in shares.items() if abs(share - 1) > BUDGET.value
+    ]
+    return ["", "trials off the budget:", *off] if off else []
 
 
 def plan_cells(

@@ -88,6 +88,12 @@ def plan(search: Search, rungs: Mapping[str, Rung], directory: Path) -> dict[str
     return found
 
 
+def plan_cells(search: Search, rungs: Mapping[str, Rung], directory: Path) -> list[cells.Cell]:
+    """Returns the runs of all trials; see `plan`."""
+    planned = plan(search, rungs, directory)
+    return [trial.cell for trials in planned.values() for trial in trials]
+
+
 def best(
     search: Search,
     rungs: Mapping[str, Rung],
@@ -106,7 +112,7 @@ def best(
       show: called with each line of progress.
     """
     planned = plan(search, rungs, directory)
-    cells.carry_out_all([trial.cell for trials in planned.values() for trial in trials], show=show)
+    cells.carry_out_all(plan_cells(search, rungs, directory), show=show)
     chosen, record = dict(rungs), {}
     for name, trials in planned.items():
         scores = [_score(trial.cell, rungs[name], measure) for trial in trials]

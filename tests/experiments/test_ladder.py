@@ -201,6 +201,24 @@ def test_a_dry_run_checks_every_run_and_starts_none(own, tmp_path, capsys):
     assert "has no proxy; leave it out" in refused(capsys, f"--task={bad}", "--dry_run")
 
 
+@pytest.mark.heavy
+def test_trials_are_checked_before_any_run(own, tmp_path, capsys):
+    bad = TOGETHER.replace("num_rounds = 6", "cohort_size = 5")  # of 4 clients
+    given = [f"--task={own(SMALL + bad)}", "--seeds=0", f"--output_dir={tmp_path / 'out'}"]
+    for more in ([], ["--dry_run"]):
+        assert "trial 2: " in refused(capsys, *given, *more)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.heavy
+def test_a_dry_run_names_trials_off_the_budget(own, capsys):
+    text = SMALL.replace("[common]", "budget = 700\n[common]") + TOGETHER
+    assert openness.main(["openness", f"--task={own(text)}", "--dry_run"]) == 0
+    told = capsys.readouterr().out.partition("trials off the budget:")[2].split()
+    shares = [float(share) for share in told if share.replace(".", "").isdigit() and "." in share]
+    assert shares[-1] == pytest.approx(2 * shares[0], rel=0.05)  # twice the rounds
+
+
 def test_bases_of_one_producer_share_data():
     found = ladder_facts.base_entries("builtin-instruct", ["builtin", "Qwen/Qwen3-0.6B", "mine"])
     shared = {base: entry["shares_data"] for base, entry in found.items()}
