@@ -50,7 +50,7 @@ def _climb(line, argv: Sequence[str]) -> None:
     for name in ("passport", "what_can_i_run", "downgrade"):
         if values[name].value is not None:
             raise ValueError(f"--{name}={values[name].value} and --task exclude each other")
-    task = read_ladder(values.task, line.typed, trust_code=values.trust_code, times=values.times)
+    task = read_ladder(values.task, line.typed, trust_code=values.trust_code)
     if values.dry_run:
         print(plan(seeds=lists.seeds(values), **task._asdict()))
         return

@@ -13,6 +13,8 @@ A task is a file in `experiments/ladders`, or your own file, named by a path tha
     [drills]            cells and drills; flags for their runs; other keys as in experiments.drills
     [attacks]           cells, attacks and rounds; [attacks.wires] and [attacks.protected]: flags
                         for the runs that are attacked, by name
+    [longer]            times, cells and seeds: which are run with several times the budget, and
+                        with how many seeds; [longer.flags.NAME]: what a cell of one round has more
     [search]            seed and trials; [search.cells.NAME]: flags, each with a list of values, of
                         which all combinations may be tried; [[search.cells.NAME]]: flags of one
                         setting, where some change together to keep to the budget
@@ -32,11 +34,12 @@ from fedjax_post.study.faults import Settings
 from fedjax_post.study.files import check_trusted
 from fedjax_post.study.ladder import KINDS, Task, check
 from fedjax_post.study.leaks import Leaks
+from fedjax_post.study.longer import Longer
 from fedjax_post.study.search import Search, Setting
 
 FOLDER = Path(__file__).parent.parent / "ladders"
 _NOT_FLAGS = ("title", "kind", "control")
-_TABLES = ("task", "common", "cells", "bases", "drills", "attacks", "search")
+_TABLES = ("task", "common", "cells", "bases", "drills", "attacks", "longer", "search")
 
 
 class Ladder(NamedTuple):
@@ -52,16 +55,13 @@ def ladder_names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
 
 
-def read_ladder(
-    name: str, typed: Mapping[str, Any], *, trust_code: bool = False, times: int = 1
-) -> Ladder:
+def read_ladder(name: str, typed: Mapping[str, Any], *, trust_code: bool = False) -> Ladder:
     """Returns the ladder of a task, checked.
 
     Args:
       name: one of `ladder_names()`, or the path of your own file, ending in .toml.
       typed: fields of every experiment, by path; they replace the file's.
       trust_code: whether functions that the file names may be imported.
-      times: factor of the budget, and of the rounds of every run that has more than one.
 
     Raises:
       ValueError: if the file is not a ladder; names the file, the field and the remedy.
@@ -70,33 +70,11 @@ def read_ladder(
     path = Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml"
     content = _content(path, name)
     try:
-        return _times(_read(path, content, typed, trust_code), times)
+        return _read(path, content, typed, trust_code)
     except ValueError as error:
         if str(path) in str(error):
             raise
         raise ValueError(f"{path}: {error}") from None
-
-
-def _times(ladder: Ladder, times: int) -> Ladder:
-    """Returns a ladder with another budget; drills and attacks keep their rounds."""
-
-    def longer(spec: Spec) -> Spec:
-        rounds = spec.training.rounds
-        return spec.put({"training.rounds": rounds * times}) if rounds > 1 else spec
-
-    def longer_setting(one: Setting) -> Setting:
-        rounds = one.changes.get("training.rounds")
-        more = {} if rounds is None else {"training.rounds": rounds * times}
-        return one._replace(changes={**one.changes, **more})
-
-    rungs = {name: rung._replace(spec=longer(rung.spec)) for name, rung in ladder.rungs.items()}
-    budget, search = ladder.task.budget, ladder.extras.search
-    settings = {cell: [*map(longer_setting, one)] for cell, one in search.settings.items()}
-    return ladder._replace(
-        task=ladder.task._replace(budget=budget and budget * times),
-        rungs=rungs,
-        extras=ladder.extras._replace(search=search._replace(settings=settings)),
-    )
 
 
 def _read(path: Path, content, typed: Mapping[str, Any], trust_code: bool) -> Ladder:
@@ -111,11 +89,12 @@ def _read(path: Path, content, typed: Mapping[str, Any], trust_code: bool) -> La
     check(rungs, task)
     faults = _faults(content.get("drills", {}), trust_code)
     leaks = _leaks(content.get("attacks", {}), trust_code)
+    more = _longer(content.get("longer", {}), trust_code)
     searched = dict(content.get("search", {}))
     named = searched.pop("cells", {})
     for cell in (
         *(*task.gate.values(), *bases.get("cells", ()), *faults.cells),
-        *(*leaks.cells, *named),
+        *(*leaks.cells, *more.cells, *named),
     ):
         if cell not in rungs and cell not in Task().gate.values():
             raise ValueError(
@@ -130,6 +109,7 @@ def _read(path: Path, content, typed: Mapping[str, Any], trust_code: bool) -> La
         faults=faults,
         leaks=leaks,
         search=Search(settings, **searched),
+        longer=more,
     )
     return Ladder(task, rungs, extras)
 
@@ -192,6 +172,13 @@ def _leaks(table: Mapping[str, Any], trust_code: bool) -> Leaks:
     )
     calls = [parse_call(text, ATTACKS)[0] for text in rest.pop("attacks", [])]
     return Leaks(attacks=calls, wires=wires, protected=protected, **rest)
+
+
+def _longer(table: Mapping[str, Any], trust_code: bool) -> Longer:
+    rest = dict(table)
+    flags = rest.pop("flags", {})
+    changes = {cell: _changes(own, trust_code) for cell, own in flags.items()}
+    return Longer(changes=changes, **rest)
 
 
 def _settings(table: Mapping[str, Any], values: Any, typed, trust_code: bool) -> list[Setting]:

@@ -21,7 +21,5 @@ def define_openness(values: flags.FlagValues) -> None:
     flags.DEFINE_string("task", None, task, **give)
     about = "with --task: check every run, print its cost, and exit"
     flags.DEFINE_bool("dry_run", False, about, **give)
-    about = "with --task: factor of the budget and of the rounds, such as 10"
-    flags.DEFINE_integer("times", 1, about, lower_bound=1, **give)
     flags.DEFINE_bool("trust_code", False, "import functions that the ladder's file names", **give)
     lists.define_many(values, usual="0", of="ladder")

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 from fedjax_post.integrity import read_file
 from fedjax_post.report import position
 from fedjax_post.report.position.controls import CONTROLS
-from fedjax_post.report.position.ladder import MEASURES
+from fedjax_post.report.position.ladder import LONGER, MEASURES
 from fedjax_post.report.position.thresholds import BUDGET
-from fedjax_post.study import audits, cells, costs, folder, ladder_facts, leaks, search
+from fedjax_post.study import audits, cells, costs, folder, ladder_facts, leaks, longer, search
 from fedjax_post.study.autonomy import DRILLS
 from fedjax_post.study.build import build
 from fedjax_post.study.drills import carry_out
@@ -22,6 +22,7 @@ from fedjax_post.study.faults import Settings
 from fedjax_post.study.job import Job
 from fedjax_post.study.ladder_facts import Rung
 from fedjax_post.study.leaks import Leaks
+from fedjax_post.study.longer import Longer
 from fedjax_post.study.resolve import resolve
 from fedjax_post.study.search import Search
 
@@ -55,6 +56,7 @@ class Extras(NamedTuple):
     faults: Faults = Faults()
     leaks: Leaks = Leaks()
     search: Search = Search()
+    longer: Longer = Longer()
 
 
 class Position(NamedTuple):
@@ -89,7 +91,8 @@ def ladder(
         ("soft") and of the method whose gain the soft prompt is compared with ("full"); the score
         by which cells are compared, and the budget of each.
       seeds: of the runs.
-      extras: other base models, drills, attacks, and the search of settings that comes first.
+      extras: other base models, drills, attacks, longer runs, and the search of settings that
+        comes first.
       directory: a new folder, or that of a ladder to continue; by default one below `runs`.
       command: how the ladder was made, recorded in the report.
       show: called with each line of progress.
@@ -101,14 +104,14 @@ def ladder(
     check(rungs, task)
     cells.check_seeds(seeds)
     search.check(extras.search, rungs, seeds)
-    cells.check(leaks.plan_cells(extras.leaks, rungs, seeds, directory))
+    longer.check(extras.longer, rungs)
     cells.check(search.plan_cells(extras.search, rungs, directory))
     if extras.search.settings:  # whose results change the rungs; else they are checked below
-        cells.check(plan_cells(rungs, seeds, extras.bases, directory / "search"))
+        cells.check(_plan_all(rungs, seeds, extras, directory / "search"))
     found = search.best(extras.search, rungs, directory, measure=task.measure, show=show)
     rungs = found.rungs
+    cells.check(_plan_all(rungs, seeds, extras, directory))
     planned = plan_cells(rungs, seeds, extras.bases, directory)
-    cells.check(planned)
     done = sum(cell.done for cell in planned)
     show(f"{len(planned)} runs, {done} of them finished, in {directory}")
     cells.carry_out_all(planned, show=show)
@@ -132,6 +135,7 @@ def ladder(
         "audit": _read_or_make(directory / "audit.json", lambda: audits.audit_of(parts)),
         "drills": _drill(rungs, seeds, extras.faults, directory, measure=task.measure, show=show),
         "attacks": leaks.carry_out(extras.leaks, rungs, seeds, directory, show=show),
+        LONGER: _go_on(extras.longer, rungs, seeds, directory, show=show),
         "commands": _commands(directory, command),
     }
     folder.write_json(directory / "ladder.json", content)
@@ -159,9 +163,10 @@ def plan(
     check(rungs, task)
     cells.check_seeds(seeds)
     search.check(extras.search, rungs, seeds)
+    longer.check(extras.longer, rungs)
     directory = Path(folder.fresh("ladder"))
     planned = plan_cells(rungs, seeds, extras.bases, directory)
-    attacked = leaks.plan_cells(extras.leaks, rungs, seeds, directory)
+    more = _plan_all(rungs, seeds, extras, directory)[len(planned) :]
     trials = search.plan_cells(extras.search, rungs, directory)
     found: dict[str, costs.Cost] = {}
     tried: dict[str, costs.Cost] = {}
@@ -171,9 +176,9 @@ def plan(
 
     cells.check(planned, note_fn=note_in(found))
     cells.check(trials, note_fn=note_in(tried))
-    cells.check(attacked)
+    cells.check(more)
     lines = [f"{name}: {rung.kind} {rung.control}".rstrip() for name, rung in rungs.items()]
-    more = f"{len(trials)} trials before them, {len(attacked)} runs that are attacked"
+    told = f"{len(trials)} trials before them, {len(more)} that are attacked or longer"
     return "\n".join(
         [
             *lines,
@@ -181,7 +186,7 @@ def plan(
             costs.table(found, budget=task.budget),
             *_off_budget(tried, task.budget),
             "",
-            f"{len(planned)} runs, without drills; all can start; {more}",
+            f"{len(planned)} runs, without drills; all can start; {told}",
         ]
     )
 
@@ -249,6 +254,31 @@ def check(rungs: Mapping[str, Rung], task: Task = Task()) -> None:  # noqa: B008
                 f"{name} has kind={rung.kind!r} and control={rung.control!r}; a control, and "
                 f"nothing else, names one of {', '.join(CONTROLS)}"
             )
+
+
+def _plan_all(
+    rungs: Mapping[str, Rung], seeds: Sequence[int], extras: Extras, directory: Path
+) -> list[cells.Cell]:
+    """Returns all runs that can be checked beforehand; those of drills depend on what they find."""
+    return [
+        *plan_cells(rungs, seeds, extras.bases, directory),
+        *leaks.plan_cells(extras.leaks, rungs, seeds, directory),
+        *longer.plan_cells(extras.longer, rungs, seeds, directory),
+    ]
+
+
+def _go_on(
+    longer_ones: Longer,
+    rungs: Mapping[str, Rung],
+    seeds: Sequence[int],
+    directory: Path,
+    *,
+    show: cells.Show,
+) -> dict[str, Any]:
+    """Runs methods with several times the budget, and returns what `ladder.json` says of them."""
+    planned = longer.plan_cells(longer_ones, rungs, seeds, directory)
+    cells.carry_out_all(planned, show=show)
+    return {"times": longer_ones.times} if planned else {}
 
 
 def _drill(

@@ -9,7 +9,7 @@ from fedjax_post.experiments import openness
 from fedjax_post.experiments.flags.ladder import FOLDER, ladder_names, read_ladder
 from fedjax_post.integrity import seal_file
 from fedjax_post.report.position.ladder import TIERS
-from fedjax_post.study import ladder_facts
+from fedjax_post.study import ladder_facts, longer
 from fedjax_post.study.factories import declared_access
 from fedjax_post.study.ladder import plan_cells
 
@@ -144,17 +144,25 @@ def test_settings_may_change_together(own):
         {"method.client_lr": 0.1, "training.rounds": 3},
         {"method.client_lr": 0.2, "training.rounds": 6},
     ]
-    (longer,) = read_ladder(own(SMALL + TOGETHER), {}, times=10).extras.search.settings.values()
-    assert [one.changes["training.rounds"] for one in longer] == [30, 60]
 
 
-def test_a_longer_ladder_has_more_rounds_and_more_budget(own):
-    text = SMALL.replace("[common]", "budget = 50\n[common]")
-    text = text.replace("lora_rank = 2", "lora_rank = 2\nnum_rounds = 3")
-    ladder = read_ladder(own(text), {}, times=10)
-    assert ladder.task.budget == 500
-    rounds = {name: rung.spec.training.rounds for name, rung in ladder.rungs.items()}
-    assert rounds == {"lora": 30, "manual_prompt": 1}  # one round is all that a prompt takes
+LONGER = """
+[longer]
+times = 10
+cells = ["lora"]
+"""
+
+
+def test_longer_runs_have_more_rounds(own, tmp_path):
+    text = SMALL.replace("lora_rank = 2", "lora_rank = 2\nnum_rounds = 3") + LONGER
+    ladder = read_ladder(own(text), {})
+    (run,) = longer.plan_cells(ladder.extras.longer, ladder.rungs, [4, 5], tmp_path)
+    assert (run.spec.training.rounds, run.spec.seed) == (30, 4)
+    assert run.directory == tmp_path / "longer" / "lora" / "seed-4"
+    flags = "[longer.flags.lora]\nlocal_steps = 10\n"
+    ladder = read_ladder(own(SMALL + LONGER + flags), {})  # a method of one round
+    (run,) = longer.plan_cells(ladder.extras.longer, ladder.rungs, [4], tmp_path)
+    assert (run.spec.training.rounds, run.spec.training.local_steps) == (1, 10)
 
 
 @pytest.mark.parametrize(
@@ -180,6 +188,9 @@ def test_a_longer_ladder_has_more_rounds_and_more_budget(own):
             SMALL + "[attacks]\ncells = ['manual_prompt']\n",
             "attacks name manual_prompt, which is no",
         ),
+        (SMALL + LONGER, "longer names lora, which has one round; state what it has more of"),
+        (SMALL + LONGER.replace("10", "1"), "longer.times=1 must be at least 2"),
+        (SMALL + LONGER.replace("lora", "manual_prompt"), "which is no open or closed method"),
         (SMALL + "[attacks]\nattacks = ['guess']\n", "guess"),
         (SMALL.replace("cells.lora", 'cells."../../escaped"'), "cannot name a folder"),
         (SMALL.replace('"fed_avg"', '"os:getcwd"'), "names code, --algorithm=os:getcwd"),

@@ -4,7 +4,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedjax_post.report.markup import Block, Prose, Table
-from fedjax_post.report.position.ladder import Cell, Ladder, accuracy, measure_of, over_seeds
+from fedjax_post.report.position.ladder import (
+    LONGER,
+    Cell,
+    Ladder,
+    accuracy,
+    measure_of,
+    over_seeds,
+)
 from fedjax_post.report.position.rules import count, percent
 from fedjax_post.report.position.thresholds import BUDGET
 
@@ -16,9 +23,11 @@ def budget(ladder: Ladder) -> list[Block]:
     cells = [cell for cell in ladder.cells if cell.runs]
     if not cells:
         return []
-    head = ("method", measure_of(ladder), "tokens through the model", "of the budget", "rows asked",
-            "money", "minutes", "rounds", "client visits", "tokens read", "trained parameters",
-            "last score on the way, at queries")  # fmt: skip
+    times = (ladder.facts.get(LONGER) or {}).get("times")
+    more = (f"at {times} times the budget",) if ladder.longer else ()
+    head = ("method", measure_of(ladder), *more, "tokens through the model", "of the budget",
+            "rows asked", "money", "minutes", "rounds", "client visits", "tokens read",
+            "trained parameters", "last score on the way, at queries")  # fmt: skip
     rows = [_row(ladder, cell) for cell in cells]
     return [Prose(_told(ladder)), Table(head, rows)]
 
@@ -76,6 +85,7 @@ def _row(ladder: Ladder, cell: Cell) -> tuple[str, ...]:
     return (
         cell.label,
         percent(accuracy(cell)),
+        *([_longer_told(ladder, cell)] if ladder.longer else []),
         count(_spent(cell)),
         "" if share is None else f"{share:.2f}{mark}",
         count(over_seeds(cell, lambda run: run.spent["queries"])),
@@ -88,6 +98,17 @@ def _row(ladder: Ladder, cell: Cell) -> tuple[str, ...]:
 
 def _spent(cell: Cell) -> Any:
     return over_seeds(cell, lambda run: run.summary.get("model_tokens"))
+
+
+def _longer_told(ladder: Ladder, cell: Cell) -> str:
+    """Returns the score of a cell's longer runs, and by how much more they spent."""
+    longer = ladder.longer.get(cell.method)
+    if longer is None:
+        return "not run"
+    before, after = _spent(cell), _spent(longer)
+    if before is None or after is None or not before.mean:
+        return percent(accuracy(longer))
+    return f"{percent(accuracy(longer))}, {after.mean / before.mean:.1f} times the tokens"
 
 
 def _told(ladder: Ladder) -> str:

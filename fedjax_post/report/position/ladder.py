@@ -1,7 +1,8 @@
 """Reads a ladder's results: the run folders of every method and seed, and `ladder.json`.
 
 A cell of the ladder is a method at its access tier, run with every seed in the folder
-`<directory>/<method>/seed-<seed>`; runs on another base model are in `<directory>/bases/<base>`.
+`<directory>/<method>/seed-<seed>`; runs on another base model are in `<directory>/bases/<base>`,
+and those with several times the budget in `<directory>/longer`.
 Values that the folders and the file do not contain are None here. The only exception: if a summary
 has null for `queries`, `tokens_sent` or `labels_sent`, the method queried nothing, and the value
 is 0.
@@ -30,6 +31,7 @@ is 0.
   questions, a number or a list with one for each seed; `tokens`, how many there were; `party` that
   attacks (server); `wire`, and its `protection` (none if it is missing);
 - `budget`: tokens through the model that a run of each cell should take;
+- `longer`: `times`, the factor of the budget of the longer runs;
 - `search`: `seed`, `trials`, and `cells`: method -> `tried` settings, their `scores`, and `chosen`,
   the number of the best.
 """
@@ -45,6 +47,7 @@ from fedjax_post.report.records import Record, read_records, read_summary
 # Access tiers, most closed first. FINETUNE: the host of a closed model trains it on rows that are
 # sent there. EMULATOR: clients train an emulator of a model that stays closed.
 TIERS = ("TEXT", "LOGITS", "EMBEDDINGS", "FINETUNE", "EMULATOR", "WEIGHTS", "GRADIENTS")
+LONGER = "longer"  # folder of the runs with several times the budget
 UNPROTECTED = "none"  # the protection of a wire that has none
 _SPENT = ("queries", "tokens_sent", "labels_sent")
 # Scores by which cells can be compared, and their names for people
@@ -90,6 +93,7 @@ class Ladder(NamedTuple):
     cells: list[Cell]
     facts: Mapping[str, Any]  # content of `ladder.json`
     bases: dict[str, list[Cell]]  # other base model -> the cells that were run on it too
+    longer: Mapping[str, Cell] = {}  # method -> its cell with several times the budget
 
 
 def read_ladder(directory: Path) -> Ladder:
@@ -115,7 +119,8 @@ def read_ladder(directory: Path) -> Ladder:
     read = lambda folder: [_cell(folder, row, measure) for row in cells]
     others = sorted(path for path in (Path(directory) / "bases").glob("*") if path.is_dir())
     bases = {path.name: [cell for cell in read(path) if cell.runs] for path in others}
-    return Ladder(read(Path(directory)), facts, bases)
+    longer = {cell.method: cell for cell in read(Path(directory) / LONGER) if cell.runs}
+    return Ladder(read(Path(directory)), facts, bases, longer)
 
 
 def of_kind(ladder: Ladder, kind: str) -> list[Cell]:

@@ -49,6 +49,16 @@ def test_without_a_budget_nothing_is_marked():
     assert "No budget was stated" in budget(found)[0].text
 
 
+def test_longer_runs_are_a_second_column():
+    cells = [spending(OPEN, 100), spending(CLOSED, 100)]
+    found = ladder(cells, budget=100, longer={"times": 10})
+    assert "at 10 times the budget" not in tables(budget(found))[0].head  # none has finished
+    more = spending(cell("lora", "open", (0.9,)), 980)
+    (table,) = tables(budget(found._replace(longer={"lora": more})))
+    column = table.head.index("at 10 times the budget")
+    assert [row[column] for row in table.rows] == ["90.0 %, 9.8 times the tokens", "not run"]
+
+
 def test_a_search_is_told_with_all_its_trials():
     tried = [{"client_lr": 0.1}, {"client_lr": 0.2}]
     record = {"lora": {"tried": tried, "scores": [0.5, 0.75], "chosen": 1}}
