@@ -45,7 +45,7 @@ class Row(NamedTuple):
     label: str
     seeds: list[int]
     scores: dict[str, Interval]
-    ahead: dict[str, Interval]  # scores minus the first algorithm's, paired by seed
+    ahead: dict[str, Interval]  # scores that both have, minus the first algorithm's, by seed
     bytes_up: Interval
     bytes_down: Interval
 
@@ -72,11 +72,12 @@ def read_run(directory: Path) -> RunScores:
 
 
 def describe(run: RunScores) -> str:
-    """Returns a run's results as one line of text."""
+    """Returns a run's results as one line of text; a model that only answers has no loss."""
+    nats = [f"{run.scores['loss']:.3f} nats per token"] if "loss" in run.scores else []
     shares = [name for name in ("exact_match", "accuracy") if name in run.scores]
-    told = "".join(f", {SCORES[name]} {run.scores[name]:.1%}" for name in shares)
+    told = ", ".join([*nats, *(f"{SCORES[name]} {run.scores[name]:.1%}" for name in shares)])
     sent = f"{format_bytes(run.bytes_up)} up and {format_bytes(run.bytes_down)} down"
-    return f"{run.scores['loss']:.3f} nats per token{told}; {sent}; {run.seconds:.0f} s of rounds"
+    return f"{told}; {sent}; {run.seconds:.0f} s of rounds"
 
 
 def interval(values: Sequence[float]) -> Interval:
@@ -128,6 +129,7 @@ def rows_of(runs: Mapping[str, Mapping[int, RunScores]]) -> list[Row]:
     for label, own in runs.items():
         names = [name for name in _SCORES if all(name in run.scores for run in own.values())]
         common = [seed for seed in own if seed in first]
+        both = [name for name in names if all(name in first[seed].scores for seed in common)]
         gap = lambda name, own=own, common=common: [
             own[seed].scores[name] - first[seed].scores[name] for seed in common
         ]
@@ -136,7 +138,7 @@ def rows_of(runs: Mapping[str, Mapping[int, RunScores]]) -> list[Row]:
                 label,
                 list(own),
                 {name: interval([run.scores[name] for run in own.values()]) for name in names},
-                {name: interval(gap(name)) for name in names},
+                {name: interval(gap(name)) for name in both},
                 interval([run.bytes_up for run in own.values()]),
                 interval([run.bytes_down for run in own.values()]),
             )
@@ -173,13 +175,18 @@ def table(rows: Sequence[Row]) -> str:
     lines = [[*header, "up", "down", "seeds"]]
     for row in sorted(rows, key=lambda row: _order(row, names)):
         scores = [score_text(name, row.scores[name]) for name in names]
-        ahead = "" if row is rows[0] else score_text("loss", row.ahead["loss"], sign="+")
+        ahead = "" if row is rows[0] else nats_ahead(row)
         sent = [format_bytes(row.bytes_up.mean), format_bytes(row.bytes_down.mean)]
         lines.append([row.label, *scores, ahead, *sent, str(len(row.seeds))])
     widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
     lines.insert(1, ["-" * width for width in widths])
     padded = [[c.ljust(w) for c, w in zip(line, widths, strict=True)] for line in lines]
     return "\n".join(f"| {' | '.join(line)} |" for line in padded)
+
+
+def nats_ahead(row: Row) -> str:
+    """Returns the loss less that of the first algorithm, as text; "-" if one of them has none."""
+    return score_text("loss", row.ahead["loss"], sign="+") if "loss" in row.ahead else "-"
 
 
 def folder_of(label: str) -> str:
@@ -198,7 +205,7 @@ def _finished_runs(directory: Path) -> dict[int, RunScores]:
 def _order(row: Row, names: Sequence[str]) -> tuple[float, ...]:
     """Returns a key to sort by: accuracy where rows have labels, then exact match, then loss."""
     shares = [-row.scores[name].mean for name in ("accuracy", "exact_match") if name in names]
-    return *shares, row.scores["loss"].mean
+    return *shares, *([row.scores["loss"].mean] if "loss" in names else [])
 
 
 def score_text(name: str, value: Interval, *, sign: str = "") -> str:

@@ -9,8 +9,10 @@ from typing import Any
 from fedjax_post.report.drawing import MARKERS, add_legend, colour, new_panels, save
 
 
-def draw_comparison(rows: Sequence[Any], path: Path) -> Path:
-    """Draws mean scores with intervals over the bytes sent in both directions; returns the path.
+def draw_comparison(rows: Sequence[Any], path: Path) -> bool:
+    """Draws mean scores with intervals over the bytes sent in both directions.
+
+    Returns whether there is a picture; there is none without a score that all rows have.
 
     Args:
       rows: `comparison.Row`s.
@@ -20,6 +22,8 @@ def draw_comparison(rows: Sequence[Any], path: Path) -> Path:
 
     titles = {"exact_match": "exact match, %", "accuracy": "accuracy, %", "loss": "nats per token"}
     names = [name for name in titles if all(name in row.scores for row in rows)]
+    if not names:
+        return False
     figure, plots = new_panels(len(names), height=3.8)
     for axes, name in zip(plots, names, strict=True):
         factor = 1 if name == "loss" else 100
@@ -36,7 +40,8 @@ def draw_comparison(rows: Sequence[Any], path: Path) -> Path:
         axes.xaxis.set_minor_formatter("")
         axes.spines[["top", "right"]].set_visible(False)
     add_legend(figure, *plots[0].get_legend_handles_labels())
-    return save(figure, path)
+    save(figure, path)
+    return True
 
 
 def readable(label: str) -> str:

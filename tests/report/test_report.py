@@ -6,11 +6,13 @@ import sys
 import pytest
 
 from fedjax_post.integrity import seal_line
+from fedjax_post.report import comparison
 from fedjax_post.report.comparison import student_t
 from fedjax_post.report.curve import draw_curve, panels_of
 from fedjax_post.report.drawing import add_legend, colour, new_panels
 from fedjax_post.report.markup import Table, page
 from fedjax_post.report.records import read_records, series
+from fedjax_post.report.scatter import draw_comparison
 from fedjax_post.report.table import format_bytes, summary_table
 
 RECORDS = [
@@ -165,6 +167,26 @@ def test_ranks_are_shown_beside_exact_match_and_what_they_leave_out_is_said():
     ]
     assert shown[3].split() == ["cut", "1.000", "1.000", *["-"] * 6]
     assert "left out   3 rows from accuracy; cut, too long or without a label" in shown
+
+
+def run_with(**scores):
+    return comparison.RunScores(scores, 2000, 1000, 3.0, {})
+
+
+def test_a_model_that_only_answers_is_compared_by_what_it_has(tmp_path):
+    tuned, asked = run_with(loss=0.5, exact_match=0.75, accuracy=0.8), run_with(exact_match=0.5)
+    assert comparison.describe(asked) == "exact match 50.0%; 2 kB up and 1 kB down; 3 s of rounds"
+    for pair in ({"lora": tuned, "host": asked}, {"host": asked, "lora": tuned}):
+        rows = comparison.rows_of({name: {0: run} for name, run in pair.items()})
+        lines = comparison.table(rows).splitlines()
+        assert "exact match" in lines[0]
+        assert [line.split()[1] for line in lines[2:]] == ["lora", "host"]
+        second = next(line for line in lines if line.split()[1] == rows[1].label)
+        assert second.split("|")[3].strip() == "-"  # one of them has no loss
+        assert draw_comparison(rows, tmp_path / "a.png")
+    rows = comparison.rows_of({"lora": {0: run_with(loss=0.5)}, "host": {0: asked}})
+    assert comparison.table(rows)
+    assert not draw_comparison(rows, tmp_path / "b.png")  # there is no axis that suits both
 
 
 def test_a_reference_point_has_no_bytes_to_show():

@@ -32,12 +32,11 @@ def draw_entries(experiments: Sequence[Experiment], path: Path, panels: Sequence
 
 
 def draw_utility(experiments: Sequence[Experiment], path: Path) -> bool:
-    """Draws scores over bytes for experiments that send some; returns whether there are any."""
+    """Draws scores over bytes for experiments that send some; returns whether it did."""
     sends = [e for e in experiments if any(run.summary["bytes_up"] for run in e.ended.values())]
-    if not sends:
-        return False
-    draw_comparison(rows_of({one.label: one.scores() for one in sends}), path)
-    return True
+    return bool(sends) and draw_comparison(
+        rows_of({one.label: one.scores() for one in sends}), path
+    )
 
 
 def draw_clients(experiments: Sequence[Experiment], path: Path, table: str) -> bool:

@@ -7,7 +7,7 @@ from statistics import median
 from typing import Any
 
 from fedjax_post.report import clients as by_client
-from fedjax_post.report.comparison import interval, rows_of
+from fedjax_post.report.comparison import interval, nats_ahead, rows_of
 from fedjax_post.report.comparison import score_text as with_half
 from fedjax_post.report.holdings import holdings_rows
 from fedjax_post.report.markup import Block, Code, Prose, Table
@@ -34,7 +34,7 @@ def scores(experiments: Sequence[Experiment]) -> list[Block]:
     for one, row in zip(ended, rows, strict=True):
         base = score_cells(one.any.summary["base"], names)
         final = [with_half(n, row.scores[n]) if n in row.scores else "-" for n in names]
-        apart = "" if row is rows[0] else with_half("loss", row.ahead["loss"], sign="+")
+        apart = "" if row is rows[0] else nats_ahead(row)
         cells = [f"{was} → {now}" for was, now in zip(base, final, strict=True)]
         seeds = ", ".join(map(str, row.seeds))
         lines.append([readable(one.label), seeds, *cells, apart])
