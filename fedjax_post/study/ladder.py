@@ -25,6 +25,7 @@ from fedjax_post.study.leaks import Leaks
 from fedjax_post.study.longer import Longer
 from fedjax_post.study.resolve import resolve
 from fedjax_post.study.search import Search
+from fedjax_post.study.spec import Spec
 
 KINDS = ("open", "closed", "baseline", "control")
 _GATE = {"manual": "manual_prompt", "soft": "soft_prompt", "full": "lora"}
@@ -83,7 +84,8 @@ def ladder(
     """Runs one task at every level of access, and returns the report.
 
     After an interruption, the same call on the same folder continues. Methods and seeds may be
-    added in the same way.
+    added in the same way. The report is written when all cells have run, and again after the
+    drills, the attacks and the longer runs.
 
     Args:
       rungs: the methods by name; each name is also that of a folder.
@@ -115,14 +117,34 @@ def ladder(
     done = sum(cell.done for cell in planned)
     show(f"{len(planned)} runs, {done} of them finished, in {directory}")
     cells.carry_out_all(planned, show=show)
-    parts = build(resolve(planned[0].spec))
+    facts = _facts(rungs, task, extras, directory, first=planned[0].spec)
+    facts |= {"search": found.record, "commands": _commands(directory, command)}
+    report = _write(directory, facts)
+    given: Any = rungs, seeds, directory
+    for name, make in {
+        "drills": lambda: _drill(extras.faults, *given, measure=task.measure, show=show),
+        "attacks": lambda: leaks.carry_out(extras.leaks, *given, show=show),
+        LONGER: lambda: _go_on(extras.longer, *given, show=show),
+    }.items():
+        facts[name] = make()
+        report = _write(directory, facts)
+    return Position(directory, report)
+
+
+def _facts(
+    rungs: Mapping[str, Rung], task: Task, extras: Extras, directory: Path, *, first: Spec
+) -> dict[str, Any]:
+    """Returns what `ladder.json` says of the cells, and what it said before of the rest."""
+    parts = build(resolve(first))
     chance = ladder_facts.chance_of(parts)
-    content = {
+    path = directory / "ladder.json"
+    before = read_file(path) if path.exists() else {}
+    return {
+        **before,
         "task": task.title,
         "model": parts.spec.model.name,
         "measure": task.measure,
         "budget": task.budget,
-        "search": found.record,
         "chance": chance,
         "labels": list(parts.spec.data.labels),
         "cells": ladder_facts.cell_entries(rungs),
@@ -133,13 +155,13 @@ def ladder(
         "passports": ladder_facts.passport_entries(),
         "other_bases": ladder_facts.base_entries(parts.spec.model.name, extras.bases),
         "audit": _read_or_make(directory / "audit.json", lambda: audits.audit_of(parts)),
-        "drills": _drill(rungs, seeds, extras.faults, directory, measure=task.measure, show=show),
-        "attacks": leaks.carry_out(extras.leaks, rungs, seeds, directory, show=show),
-        LONGER: _go_on(extras.longer, rungs, seeds, directory, show=show),
-        "commands": _commands(directory, command),
     }
-    folder.write_json(directory / "ladder.json", content)
-    return Position(directory, position.write(directory))
+
+
+def _write(directory: Path, facts: Mapping[str, Any]) -> str:
+    """Writes `ladder.json` and the report, and returns the report."""
+    folder.write_json(directory / "ladder.json", facts)
+    return position.write(directory)
 
 
 def plan(
@@ -282,9 +304,9 @@ def _go_on(
 
 
 def _drill(
+    faults: Faults,
     rungs: Mapping[str, Rung],
     seeds: Sequence[int],
-    faults: Faults,
     directory: Path,
     *,
     measure: str,

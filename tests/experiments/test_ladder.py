@@ -9,7 +9,7 @@ from fedjax_post.experiments import openness
 from fedjax_post.experiments.flags.ladder import FOLDER, ladder_names, read_ladder
 from fedjax_post.integrity import seal_file
 from fedjax_post.report.position.ladder import TIERS
-from fedjax_post.study import ladder_facts, longer
+from fedjax_post.study import ladder_facts, leaks, longer
 from fedjax_post.study.factories import declared_access
 from fedjax_post.study.ladder import plan_cells
 
@@ -213,6 +213,19 @@ def test_a_dry_run_checks_every_run_and_starts_none(own, tmp_path, capsys):
 
 
 @pytest.mark.heavy
+def test_the_report_does_not_wait_for_attacks(own, tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(leaks, "carry_out", fail)
+    (tmp_path / "audit.json").write_text(seal_file({"contamination": {"rows": 0.0}}))
+    given = [f"--task={own(SMALL)}", "--seeds=0", f"--output_dir={tmp_path}"]
+    assert openness.main(["openness", *given]) == 130
+    assert "attacks" not in json.loads((tmp_path / "ladder.json").read_text())
+    assert (tmp_path / "position.html").stat().st_size > 1000
+
+
+@pytest.mark.heavy
 def test_trials_are_checked_before_any_run(own, tmp_path, capsys):
     bad = TOGETHER.replace("num_rounds = 6", "cohort_size = 5")  # of 4 clients
     given = [f"--task={own(SMALL + bad)}", "--seeds=0", f"--output_dir={tmp_path / 'out'}"]
@@ -259,7 +272,8 @@ def test_a_ladder_ends_in_a_report_and_is_not_repeated(own, tmp_path, capsys):
     (tmp_path / "out" / "audit.json").write_text(seal_file(audit))
     assert openness.main(["openness", *given]) == 0
     first = capsys.readouterr().out
-    facts = json.loads((tmp_path / "out" / "ladder.json").read_text())
+    written = (tmp_path / "out" / "ladder.json").read_text()
+    facts = json.loads(written)
     assert facts["chance"] == pytest.approx(0.2, abs=0.1)
     assert facts["gate"]["soft_prompt_share"] is None  # there is no such cell
     assert facts["audit"] == audit
@@ -269,6 +283,7 @@ def test_a_ladder_ends_in_a_report_and_is_not_repeated(own, tmp_path, capsys):
     records = [path.stat().st_mtime_ns for path in tmp_path.rglob("records.jsonl")]
     assert openness.main(["openness", *given]) == 0
     assert "2 runs, 2 of them finished" in capsys.readouterr().out
+    assert (tmp_path / "out" / "ladder.json").read_text() == written
     assert records == [path.stat().st_mtime_ns for path in tmp_path.rglob("records.jsonl")]
 
 
