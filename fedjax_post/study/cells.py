@@ -1,5 +1,6 @@
 """Many experiments with several seeds, each run in its own folder; finished runs are kept."""
 
+import gc
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -109,6 +110,8 @@ def check(cells: Sequence[Cell], *, note_fn: Callable[[Cell, Job], object] | Non
                 job = prepare(cell.spec, directory=cell.directory)
                 if note_fn is not None:
                     note_fn(cell, job)
+                del job
+                gc.collect()  # a job holds a model in cycles of references; many would pile up
         except (ValueError, OSError, AccessError) as error:
             error.args = (f"{cell.label}: {error}",)
             raise
@@ -124,6 +127,8 @@ def carry_out_all(cells: Sequence[Cell], *, show: Show = print) -> None:
         resume = (cell.directory / folder.SPEC).exists()
         job = prepare(cell.spec, directory=cell.directory, resume=resume)
         carry_out(job)
+        del job
+        gc.collect()  # its model is gone before the next one is read
         jax.clear_caches()  # the next experiment shares none of the compiled programs
         minutes = (time.perf_counter() - began) / number * (len(left) - number) / 60
         scores = comparison.describe(comparison.read_run(cell.directory))
