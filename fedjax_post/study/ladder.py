@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from fedjax_post.integrity import read_file
 from fedjax_post.report import position
+from fedjax_post.report.comparison import folder_of
 from fedjax_post.report.position.controls import CONTROLS
 from fedjax_post.report.position.ladder import LONGER, MEASURES
 from fedjax_post.report.position.thresholds import BUDGET
@@ -247,7 +248,7 @@ def plan_cells(
         cells.Cell(
             rungs[name].title or name,
             rungs[name].spec.replace(seed=seed).put({"model.name": base}),
-            directory / "bases" / folder.plain(base) / name / f"seed-{seed}",
+            directory / "bases" / folder_of(base) / name / f"seed-{seed}",
         )
         for seed in seeds
         for base, names in bases.items()

@@ -2,7 +2,8 @@
 
 A cell of the ladder is a method at its access tier, run with every seed in the folder
 `<directory>/<method>/seed-<seed>`; runs on another base model are in `<directory>/bases/<base>`,
-and those with several times the budget in `<directory>/longer`.
+and those with several times the budget in `<directory>/longer`. A base's folder is its name, in
+which unsafe characters are replaced.
 Values that the folders and the file do not contain are None here. The only exception: if a summary
 has null for `queries`, `tokens_sent` or `labels_sent`, the method queried nothing, and the value
 is 0.
@@ -118,7 +119,11 @@ def read_ladder(directory: Path) -> Ladder:
         raise ValueError(f"{path}: measure={measure!r} must be one of {', '.join(MEASURES)}")
     read = lambda folder: [_cell(folder, row, measure) for row in cells]
     others = sorted(path for path in (Path(directory) / "bases").glob("*") if path.is_dir())
-    bases = {path.name: [cell for cell in read(path) if cell.runs] for path in others}
+    names = {folder_of(name): name for name in facts.get("other_bases") or {}}
+    bases = {
+        names.get(path.name, path.name): [cell for cell in read(path) if cell.runs]
+        for path in others
+    }
     longer = {cell.method: cell for cell in read(Path(directory) / LONGER) if cell.runs}
     return Ladder(read(Path(directory)), facts, bases, longer)
 

@@ -22,6 +22,7 @@ FACTS = {
         {"drill": "shutdown", "method": "lora", "lost": 0.0, "can_train": True, "can_serve": True},
     ],
     "matrix": {"methods": 50, "EMBEDDINGS": 9, "GRADIENTS": 50},
+    "other_bases": {"org/second": {"shares_data": None}},
 }
 
 
@@ -30,7 +31,7 @@ def report(tmp_path_factory):
     """A folder with a report in it: three cells, and one that was never run."""
     folder = tmp_path_factory.mktemp("ladder")
     write_ladder(folder, [OPEN, CLOSED, MANUAL, cell("bdpl", "closed", [])], **FACTS)
-    write_run(folder / "bases" / "second" / "lora" / "seed-0", OPEN, OPEN.runs[0])
+    write_run(folder / "bases" / "org-second" / "lora" / "seed-0", OPEN, OPEN.runs[0])
     return folder, position.write(folder)
 
 
@@ -51,7 +52,7 @@ def test_a_ladder_is_read_as_it_was_written(report):
             spent = {name: value or 0 for name, value in wanted.spent.items()}
             assert read._replace(curve=[], summary={}) == wanted._replace(spent=spent, summary={})
     assert kept["bdpl"].runs == {}
-    assert [one.method for one in found.bases["second"]] == ["lora"]
+    assert [one.method for one in found.bases["org/second"]] == ["lora"]
     assert [point.queries for point in kept["fed_bpt"].runs[0].curve] == [5, 10]
 
 
