@@ -1,8 +1,10 @@
 """Many experiments with several seeds, each run in its own folder; finished runs are kept."""
 
+import contextlib
 import gc
+import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -90,6 +92,36 @@ def where(directory: Path, label: str, seed: int) -> Path:
     return directory / comparison.folder_of(label) / f"seed-{seed}"
 
 
+class _Once(logging.Filter):
+    """Lets each message of a handler through once."""
+
+    def __init__(self):
+        super().__init__()
+        self.said: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Returns whether a message is new."""
+        message = record.getMessage()
+        new = message not in self.said
+        self.said.add(message)
+        return new
+
+
+@contextlib.contextmanager
+def _saying_once() -> Iterator[None]:
+    """A context in which a message is logged once: many runs read the same data."""
+    handlers = logging.getLogger().handlers or filter(None, [logging.lastResort])
+    filters = [(handler, _Once()) for handler in handlers]
+    for handler, once in filters:
+        handler.addFilter(once)
+    try:
+        yield
+    finally:
+        for handler, once in filters:
+            handler.removeFilter(once)
+
+
+@_saying_once()
 def check(cells: Sequence[Cell], *, note_fn: Callable[[Cell, Job], object] | None = None) -> None:
     """Checks all experiments, and that folders hold no other runs, before any run starts.
 
@@ -118,6 +150,7 @@ def check(cells: Sequence[Cell], *, note_fn: Callable[[Cell, Job], object] | Non
         seen.add(cell.label)
 
 
+@_saying_once()
 def carry_out_all(cells: Sequence[Cell], *, show: Show = print) -> None:
     """Runs the unfinished cells one after the other, and shows a line before and after each."""
     left = [cell for cell in cells if not cell.done]

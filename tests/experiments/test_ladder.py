@@ -9,7 +9,7 @@ from fedjax_post.experiments import openness
 from fedjax_post.experiments.flags.ladder import FOLDER, ladder_names, read_ladder
 from fedjax_post.integrity import seal_file
 from fedjax_post.report.position.ladder import TIERS
-from fedjax_post.study import ladder_facts, leaks, longer
+from fedjax_post.study import cells, ladder_facts, leaks, longer
 from fedjax_post.study.factories import declared_access
 from fedjax_post.study.ladder import plan_cells
 
@@ -241,6 +241,18 @@ def test_a_dry_run_names_trials_off_the_budget(own, capsys):
     told = capsys.readouterr().out.partition("trials off the budget:")[2].split()
     shares = [float(share) for share in told if share.replace(".", "").isdigit() and "." in share]
     assert shares[-1] == pytest.approx(2 * shares[0], rel=0.05)  # twice the rounds
+
+
+def test_what_is_said_of_the_data_is_said_once(own, tmp_path, caplog):
+    data = tmp_path / "rows.tsv"
+    data.write_text("".join(f"word {n}\t{n % 2}\n" for n in range(40)))
+    text = SMALL.replace('"builtin-kinds"', f'"{data}"').replace("{instruction}", "{text}")
+    text = text.replace("[common]", '[common]\nprompt_column = "text"\nresponse_column = "label"')
+    text = text.replace('["animal", "food", "tool", "garment", "vehicle"]', '["0", "1"]')
+    runs = plan_cells(read_ladder(own(text), {}).rungs, [0], {}, tmp_path / "out")
+    assert len(runs) == 2
+    cells.check(runs)
+    assert caplog.text.count("has no column names") == 1
 
 
 def test_bases_of_one_producer_share_data():
