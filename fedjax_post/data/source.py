@@ -3,6 +3,7 @@
 | `dataset` | rows to train on | held-out rows |
 | --- | --- | --- |
 | `builtin` | the built-in tasks | the tasks' test split |
+| `builtin-corpus` | formulas of the base's corpus; see `documents` | its test split |
 | `builtin-kinds`, `..-mixed` | lists of nouns, answered by one kind; see `kinds` | its test split |
 | a json, jsonl, csv, tsv or parquet file | its rows | none |
 | a folder, see `folders` | one client for each file, or split train | files or splits for testing |
@@ -26,7 +27,7 @@ from fedjax_post.data.typed import from_memory
 if TYPE_CHECKING:
     from datasets import Dataset
 
-BUILTIN = ("builtin", "builtin-kinds", "builtin-kinds-mixed")
+BUILTIN = ("builtin", "builtin-kinds", "builtin-kinds-mixed", "builtin-corpus")
 
 
 def load_splits(
@@ -96,12 +97,14 @@ def _load_named(name: str, *, split: str | None, num_clients: int | None, seed: 
         assert file is not None  # `check_source` has refused this case
         read = read_parquet if file.kind == "parquet" else lambda file: read_text([file])
         return Splits(read(file), None, Origin(files=(file,)))
-    from fedjax_post.data import kinds
+    from fedjax_post.data import documents, kinds
     from fedjax_post.data.builtin import tasks
 
     given: dict[str, Any] = {} if num_clients is None else {"num_clients": num_clients}
     if name == "builtin":
         made = tasks.rows(**given, seed=seed)
+    elif name == "builtin-corpus":
+        made = documents.rows(**given, seed=seed)
     else:
         convention = "mixed" if name.endswith("mixed") else "last"
         made = kinds.rows(**given, seed=seed, convention=convention)
