@@ -246,7 +246,7 @@ def plan_cells(
     ]
     return found + [
         cells.Cell(
-            rungs[name].title or name,
+            f"{rungs[name].title or name}, on {base}",
             rungs[name].spec.replace(seed=seed).put({"model.name": base}),
             directory / "bases" / folder_of(base) / name / f"seed-{seed}",
         )

@@ -100,6 +100,7 @@ def test_all_seeds_of_all_cells_are_runs_with_their_own_flags_last(own, tmp_path
         *("bases/builtin/lora/seed-0", "bases/builtin/lora/seed-3"),
     ]
     assert {run.spec.training.rounds for run in runs} == {2}  # what was typed counts
+    assert runs[-1].label == "lora, on builtin"  # a label is checked once
     assert (runs[0].spec.seed, runs[0].spec.adapter.rank) == (0, 2)
     assert (runs[-1].spec.seed, runs[-1].spec.model.name) == (3, "builtin")
 
