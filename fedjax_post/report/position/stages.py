@@ -126,7 +126,10 @@ def _means(*sides: Sequence[Cell], name: str) -> tuple[float, float] | None:
 
 
 def _told(found: float | None) -> str:
-    return "never" if found is None else f"{found:,.0f} questions"
+    """Returns after how many questions costs are equal, as text."""
+    if not found:
+        return "never" if found is None else "the first question"
+    return f"{found:,.0f} questions"
 
 
 def _own_cost(run: Run) -> float | None:

@@ -130,6 +130,7 @@ def test_energy_is_paid_back_by_shorter_questions():
 
     assert energy(told(OPEN, 900, 10.0), told(CLOSED, 600, 25.0))[2] == "20 questions"
     assert energy(told(OPEN, 900, 25.0), told(CLOSED, 600, 25.0))[2] == "never"
+    assert energy(told(OPEN, 500, 25.0), told(CLOSED, 600, 25.0))[2] == "the first question"
     assert energy(OPEN, told(CLOSED, 600, 25.0))[2] == "missing"
 
 
