@@ -125,7 +125,7 @@ def ladder(
     for name, make in {
         "drills": lambda: _drill(extras.faults, *given, measure=task.measure, show=show),
         "attacks": lambda: leaks.carry_out(extras.leaks, *given, show=show),
-        LONGER: lambda: _go_on(extras.longer, *given, show=show),
+        LONGER: lambda: _go_on(extras.longer, *given, told=facts[LONGER], show=show),
     }.items():
         facts[name] = make()
         report = _write(directory, facts)
@@ -155,6 +155,7 @@ def _facts(
         "matrix": ladder_facts.matrix_entry(),
         "passports": ladder_facts.passport_entries(),
         "other_bases": ladder_facts.base_entries(parts.spec.model.name, extras.bases),
+        LONGER: {"times": extras.longer.times} if extras.longer.cells else {},
         "audit": _read_or_make(directory / "audit.json", lambda: audits.audit_of(parts)),
     }
 
@@ -296,12 +297,12 @@ def _go_on(
     seeds: Sequence[int],
     directory: Path,
     *,
+    told: Mapping[str, Any],
     show: cells.Show,
-) -> dict[str, Any]:
-    """Runs methods with several times the budget, and returns what `ladder.json` says of them."""
-    planned = longer.plan_cells(longer_ones, rungs, seeds, directory)
-    cells.carry_out_all(planned, show=show)
-    return {"times": longer_ones.times} if planned else {}
+) -> Mapping[str, Any]:
+    """Runs methods with several times the budget, and returns what `ladder.json` tells of them."""
+    cells.carry_out_all(longer.plan_cells(longer_ones, rungs, seeds, directory), show=show)
+    return told
 
 
 def _drill(
