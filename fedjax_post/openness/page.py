@@ -97,10 +97,11 @@ def downgrade_page(
       tier: the lower access.
     """
     granted = read.granted_access(passport)
-    if not granted & ~tier:
-        return f"{passport.title} grants {granted.name}; at {tier.name} nothing would be lost."
     gone: list[Refusal] = lost_methods(methods, granted, tier)
-    lines = [f"{passport.title}, open to {tier.name} and not to {granted.name}, would lose", ""]
+    told, open_to = spoken(granted), spoken(tier)
+    if not gone:
+        return f"{passport.title} grants {told}; at {open_to} nothing would be lost."
+    lines = [f"{passport.title}, open to {open_to} and not to {told}, would lose", ""]
     lines.append(_columns([("method", "reason"), *gone]))
     return "\n".join([*lines, "", f"{len(gone)} of {len(methods)} methods lost."])
 

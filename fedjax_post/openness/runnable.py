@@ -49,13 +49,15 @@ def lost_methods(
 ) -> list[Refusal]:
     """Returns the methods that run at one access tier and would not at a lower one.
 
+    A service of the host that fine-tunes the model is of no tier, and stays.
+
     Args:
       methods: name -> the access that the method declares for each model role.
       granted: the present access to the target.
       lowered: the lower access.
     """
     before = {refusal.method for refusal in refusals(methods, roles(granted))}
-    after = refusals(methods, roles(granted & lowered))
+    after = refusals(methods, roles(granted & (lowered | Access.FINETUNE)))
     return [refusal for refusal in after if refusal.method not in before]
 
 

@@ -34,7 +34,7 @@ _PROGRAMS = {
     *("algorithms", "seeds", "grid", "methods", "drills", "task", "passport", "what_can_i_run"),
     *("downgrade", "port", "log", "host", "api_key_env", "price_training"),
     *("prompt", "max_new_tokens", "temperature", "tasks", "num_fewshot", "limit"),
-    *("output", "public", "adversary", "attack", "times"),
+    *("output", "public", "adversary", "attack", "num_steps"),
     *("least_memory", "most_memory", "next_version", "weights_licence"),
     *("no_deps", "xla_force_host_platform_device_count", "heads", "dist"),
 }

@@ -122,7 +122,7 @@ LADDER = '[common]\nnum_rounds = 1\n[cells.lora]\nkind = "open"\nalgorithm = "fe
         (LADDER.replace("cells.lora", "cells.'../../escaped'"), "'../../escaped' cannot name"),
         (LADDER.replace("cells.lora", "cells.'/tmp/escaped'"), "'/tmp/escaped' cannot name"),
         (LADDER.replace("cells.lora", "cells.'..'"), "'..' cannot name"),
-        (LADDER + '[bases]\nnames = ["../up"]\ncells = ["lora"]\n', "'../up' cannot name"),
+        (LADDER + '[bases]\nnames = ["../up"]\ncells = ["lora"]\n', "../up: there is no such"),
         (LADDER + '[bases]\ncells = ["x"]\n', "there is no [cells.x]; the cells are lora"),
         (LADDER + '[drills]\ncells = ["../x"]\n', "there is no [cells.../x]"),
         (LADDER + '[task]\ngate = { soft = "../../x" }\n', "there is no [cells.../../x]"),
