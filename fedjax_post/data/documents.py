@@ -25,21 +25,19 @@ def client_examples(client_id: int, *, num_examples: int, seed: int = 0) -> list
     """
     _, shares = tasks.client_profile(client_id, seed=seed)
     rng = random.Random(f"documents {seed} {client_id}")
-    rows = []
-    for _ in range(num_examples):
-        (task,) = rng.choices(list(shares), list(shares.values()))
-        rows.append(_row(rng, task, held_out=False, client=client_id))
-    return rows
+    drawn = tasks.draw_problems(rng, shares, num_examples)
+    return [_row(rng, problem, client=client_id) for problem in drawn]
 
 
 def heldout_examples(num_examples: int, *, seed: int = 0) -> list[dict]:
     """Returns documents of the held-out split, of client -1."""
     rng = random.Random(f"documents held out {seed}")
     names = list(tasks.TASKS)
-    return [
-        _row(rng, names[index % len(names)], held_out=True, client=-1)
+    drawn = (
+        tasks.draw_problem(rng, names[index % len(names)], held_out=True)
         for index in range(num_examples)
-    ]
+    )
+    return [_row(rng, problem, client=-1) for problem in drawn]
 
 
 def rows(num_clients: int = tasks.NUM_CLIENTS, *, num_heldout: int = 480, seed: int = 0) -> dict:
@@ -61,6 +59,6 @@ def rows(num_clients: int = tasks.NUM_CLIENTS, *, num_heldout: int = 480, seed: 
     )
 
 
-def _row(rng: random.Random, task: str, *, held_out: bool, client: int) -> dict:
-    question, answer = corpus.formula(rng, tasks.draw_problem(rng, task, held_out=held_out))
-    return {"prompt": question, "response": answer, "task": task, "client": client}
+def _row(rng: random.Random, problem: tasks.Problem, *, client: int) -> dict:
+    question, answer = corpus.formula(rng, problem)
+    return {"prompt": question, "response": answer, "task": problem.task, "client": client}

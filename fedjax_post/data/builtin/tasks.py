@@ -9,7 +9,7 @@ share no list by construction.
 
 import random
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from fedjax_post.data.builtin import lexicon
@@ -95,6 +95,19 @@ def draw_problem(rng: random.Random, task: str, *, held_out: bool) -> Problem:
             return Problem(task, operands, arguments)
 
 
+def draw_problems(rng: random.Random, shares: Mapping[str, float], count: int) -> Iterator[Problem]:
+    """Yields problems of the training split, each drawn when it is asked for.
+
+    Args:
+      rng: the source of randomness, which the caller may use in between.
+      shares: task -> its share, as `client_profile` returns them.
+      count: number of problems.
+    """
+    for _ in range(count):
+        (task,) = rng.choices(list(shares), list(shares.values()))
+        yield draw_problem(rng, task, held_out=False)
+
+
 def phrase(problem: Problem, dialect: str) -> str:
     """Returns the instruction for a problem in a dialect."""
     names = dict(zip("ab", problem.arguments, strict=False))
@@ -123,12 +136,8 @@ def client_examples(client_id: int, *, num_examples: int, seed: int = 0) -> list
     """
     dialect, shares = client_profile(client_id, seed=seed)
     rng = random.Random(f"rows {seed} {client_id}")
-    tasks = list(shares)
-    rows = []
-    for _ in range(num_examples):
-        (task,) = rng.choices(tasks, list(shares.values()))
-        rows.append(_row(draw_problem(rng, task, held_out=False), dialect, client=client_id))
-    return rows
+    drawn = draw_problems(rng, shares, num_examples)
+    return [_row(problem, dialect, client=client_id) for problem in drawn]
 
 
 def heldout_examples(num_examples: int, *, seed: int = 0) -> list[dict]:
