@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 from fedjax_post.integrity import read_file
 from fedjax_post.report import position
 from fedjax_post.report.comparison import folder_of
+from fedjax_post.report.position.budgets import is_off
 from fedjax_post.report.position.controls import CONTROLS
 from fedjax_post.report.position.ladder import LONGER, MEASURES
-from fedjax_post.report.position.thresholds import BUDGET
 from fedjax_post.study import audits, cells, costs, folder, ladder_facts, leaks, longer, search
 from fedjax_post.study.autonomy import DRILLS
 from fedjax_post.study.build import build
@@ -118,22 +118,30 @@ def ladder(
     done = sum(cell.done for cell in planned)
     show(f"{len(planned)} runs, {done} of them finished, in {directory}")
     cells.carry_out_all(planned, show=show)
-    facts = _facts(rungs, task, extras, directory, first=planned[0].spec)
-    facts |= {"search": found.record, "commands": _commands(directory, command)}
+    facts = _facts(rungs, task, extras, directory, first=planned[0].spec, command=command)
+    facts["search"] = found.record
     report = _write(directory, facts)
     given: Any = rungs, seeds, directory
     for name, make in {
         "drills": lambda: _drill(extras.faults, *given, measure=task.measure, show=show),
         "attacks": lambda: leaks.carry_out(extras.leaks, *given, show=show),
-        LONGER: lambda: _go_on(extras.longer, *given, told=facts[LONGER], show=show),
     }.items():
         facts[name] = make()
         report = _write(directory, facts)
+    if more := longer.plan_cells(extras.longer, *given):
+        cells.carry_out_all(more, show=show)
+        report = position.write(directory)
     return Position(directory, report)
 
 
 def _facts(
-    rungs: Mapping[str, Rung], task: Task, extras: Extras, directory: Path, *, first: Spec
+    rungs: Mapping[str, Rung],
+    task: Task,
+    extras: Extras,
+    directory: Path,
+    *,
+    first: Spec,
+    command: str,
 ) -> dict[str, Any]:
     """Returns what `ladder.json` says of the cells, and what it said before of the rest."""
     parts = build(resolve(first))
@@ -157,6 +165,7 @@ def _facts(
         "other_bases": ladder_facts.base_entries(parts.spec.model.name, extras.bases),
         LONGER: {"times": extras.longer.times} if extras.longer.cells else {},
         "audit": _read_or_make(directory / "audit.json", lambda: audits.audit_of(parts)),
+        "commands": list(dict.fromkeys([*before.get("commands", []), *filter(None, [command])])),
     }
 
 
@@ -218,9 +227,7 @@ def plan(
 def _off_budget(tried: Mapping[str, costs.Cost], budget: int | None) -> list[str]:
     """Returns lines on the trials that will spend another amount than the ladder's budget."""
     shares = {} if budget is None else {name: cost.tokens / budget for name, cost in tried.items()}
-    off = [
-        f"{name}: {share:.2f}" for name, share in shares.items() if abs(share - 1) > BUDGET.value
-    ]
+    off = [f"{name}: {share:.2f}" for name, share in shares.items() if is_off(share)]
     return ["", "trials off the budget:", *off] if off else []
 
 
@@ -291,20 +298,6 @@ def _plan_all(
     ]
 
 
-def _go_on(
-    longer_ones: Longer,
-    rungs: Mapping[str, Rung],
-    seeds: Sequence[int],
-    directory: Path,
-    *,
-    told: Mapping[str, Any],
-    show: cells.Show,
-) -> Mapping[str, Any]:
-    """Runs methods with several times the budget, and returns what `ladder.json` tells of them."""
-    cells.carry_out_all(longer.plan_cells(longer_ones, rungs, seeds, directory), show=show)
-    return told
-
-
 def _drill(
     faults: Faults,
     rungs: Mapping[str, Rung],
@@ -335,10 +328,3 @@ def _read_or_make(path: Path, make: Callable[[], Any]) -> Mapping[str, Any]:
     if not path.exists():
         folder.write_json(path, make())
     return read_file(path)
-
-
-def _commands(directory: Path, command: str) -> list[str]:
-    """Returns the distinct commands that have made the ladder so far."""
-    path = directory / "ladder.json"
-    before = read_file(path)["commands"] if path.exists() else []
-    return list(dict.fromkeys([*before, *filter(None, [command])]))

@@ -4,12 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fedjax_post.report.position.ladder import LONGER
+from fedjax_post.report.position.ladder import COMPARED, LONGER
 from fedjax_post.study import cells
 from fedjax_post.study.ladder_facts import Rung
 from fedjax_post.study.spec import Spec
-
-_COMPARED = ("open", "closed")
 
 
 class Longer(NamedTuple):
@@ -38,7 +36,7 @@ def check(longer: Longer, rungs: Mapping[str, Rung]) -> None:
         if value < least:
             raise ValueError(f"longer.{name}={value} must be at least {least}")
     for name in (*longer.cells, *longer.changes):
-        if name not in rungs or rungs[name].kind not in _COMPARED:
+        if name not in rungs or rungs[name].kind not in COMPARED:
             raise ValueError(f"longer names {name}, which is no open or closed method")
     for name in longer.cells:
         if rungs[name].spec.training.rounds == 1 and not longer.changes.get(name):

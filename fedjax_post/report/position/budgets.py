@@ -5,6 +5,7 @@ from typing import Any
 
 from fedjax_post.report.markup import Block, Prose, Table
 from fedjax_post.report.position.ladder import (
+    COMPARED,
     LONGER,
     Cell,
     Ladder,
@@ -14,8 +15,6 @@ from fedjax_post.report.position.ladder import (
 )
 from fedjax_post.report.position.rules import count, percent
 from fedjax_post.report.position.thresholds import BUDGET
-
-_COMPARED = ("open", "closed")  # kinds whose scores verdicts compare at equal budget
 
 
 def budget(ladder: Ladder) -> list[Block]:
@@ -34,9 +33,14 @@ def budget(ladder: Ladder) -> list[Block]:
 
 def off_budget(ladder: Ladder) -> list[Cell]:
     """Returns the compared cells whose spending differs from the budget beyond the tolerance."""
-    found = [cell for cell in ladder.cells if cell.kind in _COMPARED and cell.runs]
+    found = [cell for cell in ladder.cells if cell.kind in COMPARED and cell.runs]
     shares = [(cell, share_of_budget(ladder, cell)) for cell in found]
-    return [cell for cell, s in shares if s is not None and abs(s - 1) > BUDGET.value]
+    return [cell for cell, share in shares if share is not None and is_off(share)]
+
+
+def is_off(share: float) -> bool:
+    """Returns whether spending, as a share of the budget, differs from it beyond the tolerance."""
+    return abs(share - 1) > BUDGET.value
 
 
 def share_of_budget(ladder: Ladder, cell: Cell) -> float | None:
@@ -50,7 +54,7 @@ def searched(ladder: Ladder) -> list[Block]:
     found: Mapping[str, Any] = ladder.facts.get("search") or {}
     cells = found.get("cells") or {}
     label = {cell.method: cell.label for cell in ladder.cells}
-    without = [c.label for c in ladder.cells if c.kind in _COMPARED and c.method not in cells]
+    without = [c.label for c in ladder.cells if c.kind in COMPARED and c.method not in cells]
     if not cells:
         return [Prose("No settings were searched in this ladder: those of its file were used.")]
     rows = [

@@ -48,6 +48,7 @@ from fedjax_post.report.records import Record, read_records, read_summary
 # Access tiers, most closed first. FINETUNE: the host of a closed model trains it on rows that are
 # sent there. EMULATOR: clients train an emulator of a model that stays closed.
 TIERS = ("TEXT", "LOGITS", "EMBEDDINGS", "FINETUNE", "EMULATOR", "WEIGHTS", "GRADIENTS")
+COMPARED = ("open", "closed")  # kinds whose scores verdicts compare at equal budget
 LONGER = "longer"  # folder of the runs with several times the budget
 UNPROTECTED = "none"  # the protection of a wire that has none
 _SPENT = ("queries", "tokens_sent", "labels_sent")
