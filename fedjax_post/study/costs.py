@@ -77,9 +77,8 @@ def expected(parts: Parts) -> Cost:
     spec, clients = parts.spec, parts.data.clients
     cohort = rows.cohort_size(spec, len(clients))
     visits = spec.training.rounds * cohort
-    drawn = [
-        clients.visit(i, data_rng(spec.seed, 0, i)) for i in range(min(_SAMPLED, len(clients)))
-    ]
+    ids = metering.evenly(len(clients), _SAMPLED)
+    drawn = [clients.visit(i, data_rng(spec.seed, 0, i)) for i in ids]
     each = lambda name: float(np.mean([np.sum(getattr(one, name)) for one in drawn]))
     sent = _with_training(parts, _times(_played(parts), visits))
     tokens = model_tokens(
@@ -122,13 +121,14 @@ def _passes(access: Mapping[str, Access]) -> int:
 
 
 def _played(parts: Parts) -> Carried:
-    """Returns what a visit sends to the target on average, of the first and the last client."""
+    """Returns what a visit sends to the target on average, over some clients."""
     if not asks(parts.algorithm.access):
         return Carried()
     played = metering.play(
         *(parts.algorithm, parts.model, parts.params, parts.data),
         form=parts.form,
         examples=parts.meter.examples,
+        num_clients=_SAMPLED,
     )
     return Carried() if played is None else _times(played.metered, 1 / played.num_visits)
 

@@ -117,8 +117,9 @@ def play(
     form: Form,
     examples: Examples,
     max_steps: int | None = None,
+    num_clients: int = 2,
 ) -> Played | None:
-    """Returns what the visits of the first and the last client send; None if they never ask.
+    """Returns what the first visits of some clients send; None if they never ask.
 
     Args:
       algorithm: the algorithm.
@@ -128,6 +129,7 @@ def play(
       form: of a query.
       examples: finds rows in prompts.
       max_steps: of a visit; None for all.
+      num_clients: the first, the last, and so many between them, evenly spaced.
     """
     if "target" not in algorithm.access or access.Access.READ in algorithm.access["target"]:
         return None
@@ -136,7 +138,7 @@ def play(
     silent = counted(models, counting, pad_id=pad_id, silent=True)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), params)
     visit_fn = partial(_visit, algorithm, _at_client(silent))
-    ids = sorted({0, len(data.clients) - 1})
+    ids = evenly(len(data.clients), num_clients)
     visits = [_shortened(data.clients.visit(i, data_rng(0, 0, i)), max_steps) for i in ids]
     traced = jax.jit(visit_fn).lower(zeros, visits[0], jnp.int32(0))
     if not counting.num_traced:
@@ -147,6 +149,11 @@ def play(
     jax.effects_barrier()
     metered = counting.take().get(Purpose.TRAINING, Carried())
     return Played(told, metered, len(ids))
+
+
+def evenly(num_clients: int, num: int) -> list[int]:
+    """Returns the numbers of at most `num` clients, from the first to the last, evenly spaced."""
+    return np.unique(np.linspace(0, num_clients - 1, num).round().astype(int)).tolist()
 
 
 def sent_by_journal(directory: Path) -> list[ledger.Sent]:

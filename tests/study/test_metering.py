@@ -200,3 +200,11 @@ def test_a_run_that_may_not_disclose_stops_before_its_first_private_question(
         with pytest.raises(DisclosureError, match="nothing was sent"):
             study.carry_out(job)
     assert not log.exists() or "arrived" not in log.read_text()
+
+
+def test_clients_that_are_played_are_spread_over_all():
+    assert metering.evenly(16, 2) == [0, 15]
+    assert metering.evenly(1, 8) == [0]
+    assert metering.evenly(5, 8) == [0, 1, 2, 3, 4]
+    found = metering.evenly(128, 8)
+    assert len(found) == 8 and (found[0], found[-1]) == (0, 127)
