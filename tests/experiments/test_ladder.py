@@ -139,6 +139,19 @@ num_rounds = 6
 """
 
 
+@pytest.mark.parametrize("name", ladder_names())
+def test_the_controls_of_our_ladders_are_searched_like_the_methods(name):
+    ladder = read_ladder(name, {})
+    searched = ladder.extras.search.settings
+    nothing_to_search = {"manual_prompt", "in_context", "stand_in_untuned"}
+    left = [
+        cell
+        for cell, rung in ladder.rungs.items()
+        if cell not in searched and not {cell, rung.control} & {*nothing_to_search, "manual"}
+    ]
+    assert not searched or not left
+
+
 def test_settings_may_change_together(own):
     (settings,) = read_ladder(own(SMALL + TOGETHER), {}).extras.search.settings.values()
     assert [one.changes for one in settings] == [

@@ -207,4 +207,4 @@ def test_clients_that_are_played_are_spread_over_all():
     assert metering.evenly(1, 8) == [0]
     assert metering.evenly(5, 8) == [0, 1, 2, 3, 4]
     found = metering.evenly(128, 8)
-    assert len(found) == 8 and (found[0], found[-1]) == (0, 127)
+    assert (len(found), found[0], found[-1]) == (8, 0, 127)

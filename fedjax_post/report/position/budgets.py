@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedjax_post.report.markup import Block, Prose, Table
+from fedjax_post.report.position.controls import learns
 from fedjax_post.report.position.ladder import (
-    COMPARED,
     LONGER,
     Cell,
     Ladder,
@@ -32,8 +32,8 @@ def budget(ladder: Ladder) -> list[Block]:
 
 
 def off_budget(ladder: Ladder) -> list[Cell]:
-    """Returns the compared cells whose spending differs from the budget beyond the tolerance."""
-    found = [cell for cell in ladder.cells if cell.kind in COMPARED and cell.runs]
+    """Returns the cells that learn and whose spending differs from the budget too much."""
+    found = [cell for cell in ladder.cells if learns(cell) and cell.runs]
     shares = [(cell, share_of_budget(ladder, cell)) for cell in found]
     return [cell for cell, share in shares if share is not None and is_off(share)]
 
@@ -54,7 +54,7 @@ def searched(ladder: Ladder) -> list[Block]:
     found: Mapping[str, Any] = ladder.facts.get("search") or {}
     cells = found.get("cells") or {}
     label = {cell.method: cell.label for cell in ladder.cells}
-    without = [c.label for c in ladder.cells if c.kind in COMPARED and c.method not in cells]
+    without = [c.label for c in ladder.cells if learns(c) and c.method not in cells]
     if not cells:
         return [Prose("No settings were searched in this ladder: those of its file were used.")]
     rows = [
@@ -127,7 +127,7 @@ def _told(ladder: Ladder) -> str:
     off = [cell.label for cell in off_budget(ladder)]
     which = f"these differ: {', '.join(off)}" if off else "none differs"
     return (
-        f"{unit} The budget of each cell is {whole:,}; of the open and closed cells that spent "
+        f"{unit} The budget of each cell is {whole:,}; of the cells that learn and spent "
         f"{100 * BUDGET.value:.0f} % more or less, {which}."
     )
 

@@ -8,7 +8,7 @@ it gains over its control. A ladder's file marks a cell as a control by `kind = 
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from fedjax_post.report.position.ladder import Cell, Ladder, if_hosted, of_kind
+from fedjax_post.report.position.ladder import COMPARED, Cell, Ladder, if_hosted, of_kind
 from fedjax_post.report.position.thresholds import BEST_OF
 
 CONTROLS: Mapping[str, str] = {
@@ -19,6 +19,7 @@ CONTROLS: Mapping[str, str] = {
     "central": "LoRA on the same rows in one place, without a federation",
     "manual": "a manual prompt, one of ten",
 }
+_LEARNED = ("proxy", "stand_in", "one_client", "central")
 
 
 class Side(NamedTuple):
@@ -27,6 +28,11 @@ class Side(NamedTuple):
     name: str
     scores: dict[int, float]  # by seed, in [0, 1]
     chosen: tuple[str, ...] = ()  # labels of the cells that were the best, without repetition
+
+
+def learns(cell: Cell) -> bool:
+    """Returns whether a cell has a budget and settings: methods, and the controls that train."""
+    return cell.kind in COMPARED or cell.control in _LEARNED
 
 
 def controls(ladder: Ladder, key: str) -> list[Cell]:

@@ -33,10 +33,14 @@ def tables(blocks):
 )
 def test_a_cell_off_the_budget_is_marked(tokens, differs):
     found = ladder(
-        [spending(OPEN, tokens), spending(CLOSED, 1000), spending(MANUAL, 0)], budget=1000
+        [
+            *(spending(OPEN, tokens), spending(CLOSED, 1000), spending(MANUAL, 0)),
+            *(spending(control("central", 0.8), tokens), spending(PROMPTS[0], 0)),
+        ],
+        budget=1000,
     )
     assert share_of_budget(found, found.cells[0]) == tokens / 1000
-    assert [one.method for one in off_budget(found)] == (["lora"] if differs else [])
+    assert [one.method for one in off_budget(found)] == (["lora", "central"] if differs else [])
     (table,) = tables(budget(found))
     assert ("differs" in table.rows[0][3]) == differs
     assert "differs" not in table.rows[2][3]  # a baseline needs no budget
@@ -60,16 +64,17 @@ def test_longer_runs_are_a_second_column():
 
 
 def test_a_search_is_told_with_all_its_trials():
+    alone = control("one_client", 0.6, name="alone")
     tried = [{"client_lr": 0.1}, {"client_lr": 0.2}]
     record = {"lora": {"tried": tried, "scores": [0.5, 0.75], "chosen": 1}}
     prose, table = searched(
-        ladder([OPEN, CLOSED], search={"seed": 9, "trials": 2, "cells": record})
+        ladder([OPEN, CLOSED, alone, *PROMPTS], search={"seed": 9, "trials": 2, "cells": record})
     )
     assert table.rows == [
         ("Lora", "client_lr 0.2", "75.0 %", "client_lr 0.1: 50.0 %; client_lr 0.2: 75.0 %")
     ]
     assert "seed 9" in prose.text
-    assert "Not searched: Fed_Bpt" in prose.text
+    assert prose.text.endswith("Not searched: Fed_Bpt, Alone.")  # a prompt by hand has no settings
     assert "No settings were searched" in searched(ladder([OPEN]))[0].text
 
 
