@@ -15,7 +15,7 @@ CONTROLS: Mapping[str, str] = {
     "proxy": "the proxy alone, tuned, without the target",
     "stand_in": "the stand-in alone, tuned, without the target",
     "stand_in_untuned": "the stand-in alone, untuned",
-    "one_client": "one client alone, without a federation",
+    "one_client": "one client alone, without a federation, for as many steps",
     "central": "LoRA on the same rows in one place, without a federation",
     "manual": "a manual prompt, one of ten",
 }
