@@ -17,19 +17,20 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
+from fedjax_post.model.views import LanguageModel
 from fedjax_post.provider import formats, job_requests, soft_prompts, streaming, uploads
 from fedjax_post.provider.codec import encode_prompt
 from fedjax_post.provider.formats import Asked
 from fedjax_post.provider.jobs import Jobs
 from fedjax_post.provider.log import Log
 from fedjax_post.provider.refusals import Refusal
-from fedjax_post.provider.served import Completion, Served, complete
+from fedjax_post.provider.served import Completion, Served, adapted, complete
 from fedjax_post.provider.training import Recipe
 from fedjax_post.provider.training_rows import learned, read_lines, texts_of
 
@@ -118,6 +119,18 @@ class Provider:
     def models(self) -> list[str]:
         """Returns the names of all models, those that were fine-tuned last."""
         return [self.served.name, *(self._jobs.models if self._jobs else ())]
+
+    def replace_weights(self, change_fn: Callable[[LanguageModel], LanguageModel]) -> None:
+        """Serves other weights under the same names; fine-tuned models keep their adapters.
+
+        Args:
+          change_fn: returns the other model from one that is served.
+        """
+        other = lambda served: adapted(served, served.name, change_fn(served.model), served.params)
+        self.served = other(self.served)
+        if self._jobs is not None:
+            tuned = self._jobs.models
+            tuned.update({name: other(served) for name, served in tuned.items()})
 
     def close(self) -> None:
         """Cancels all fine-tuning jobs, and returns once none is trained."""

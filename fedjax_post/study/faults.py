@@ -15,9 +15,11 @@ import numpy as np
 
 import fedjax_post
 from fedjax_post.core.engine import State
+from fedjax_post.disclosure.ledger import is_tuned_by_host
 from fedjax_post.evaluate.heldout import choose_rows
 from fedjax_post.evaluate.scores import score
 from fedjax_post.hub import artefact
+from fedjax_post.simulate.cohort import draw
 from fedjax_post.study import autonomy, folder, hosting, licence, other_hosts
 from fedjax_post.study.autonomy import Row
 from fedjax_post.study.build import Parts, build
@@ -91,6 +93,8 @@ def drill_rate_limited(stage: Stage, name: str, state: State) -> list[Row]:
     """Returns the rows of a host that answers a few clients a round."""
     if trains_alone(stage):
         return [unchanged_row(stage, name)]
+    if has_uploaded(stage):
+        return [uploaded_row(stage, name)]
     count = stage.settings.rate_limit
     sampler = autonomy.at_most(stage.parts.plan.sampler, count)
     after = score_state(stage, play(stage, name, after="fault", sampler=sampler))
@@ -99,6 +103,8 @@ def drill_rate_limited(stage: Stage, name: str, state: State) -> list[Row]:
 
 def drill_refused(stage: Stage, name: str, state: State) -> list[Row]:
     """Returns the rows of a host that refuses one client from some round on."""
+    if has_uploaded(stage):
+        return [uploaded_row(stage, name)]
     client = np.array([stage.settings.refused_client])
     return leave_out(stage, name, state, clients=client, after="fault")
 
@@ -168,7 +174,8 @@ def rows_without(
     reason = f": {why}" if why else ""
     who = f"{len(clients)} of {len(stage.parts.data.clients)} clients"
     if not clients.size:
-        return [row_of(stage, name, stage.base, f"nobody is shut out{reason}")]
+        note = f"nobody is shut out{reason}"
+        return [row_of(stage, name, stage.base, note, by_definition=True)]
     before = score_own(stage, state, clients)
     sampler = autonomy.without(stage.parts.plan.sampler, clients.tolist())
     without = play(stage, name, after=after, sampler=sampler)
@@ -294,13 +301,35 @@ def table_and_partition(parts: Parts):
 
 def row_of(stage: Stage, name: str, after: float, note: str, *, can=(True, True), **extra) -> Row:
     """Returns a row; a loss that follows from what cannot be done is so by definition."""
-    extra = {"by_definition": False in can} | extra
+    extra = {"by_definition": False in can, "rounds": stage.spec.training.rounds} | extra
     return Row(name, stage.method, stage.base, after, can[0], can[1], note, extra)
 
 
 def unchanged_row(stage: Stage, name: str) -> Row:
     """Returns the row of a method whose run is the same with and without a fault."""
     note = "it queries no host: the run is the same with and without the fault"
+    return row_of(stage, name, stage.base, note, by_definition=True)
+
+
+def has_uploaded(stage: Stage) -> bool:
+    """Returns whether clients have sent all that a host trains on before a fault begins."""
+    if not is_tuned_by_host(stage.parts.algorithm.access):
+        return False
+    at_round, rounds = stage.settings.at_round or 0, stage.spec.training.rounds
+    before, later = (drawn_in(stage, r) for r in (range(at_round), range(at_round, rounds)))
+    return set(later) <= set(before)
+
+
+def drawn_in(stage: Stage, rounds: range) -> np.ndarray:
+    """Returns the ids of the clients that are drawn in some rounds, ascending."""
+    plan, population = stage.parts.plan, len(stage.parts.data.clients)
+    drawn = [draw(plan.sampler, population, seed=plan.seed, round=r) for r in rounds]
+    return np.unique(np.concatenate([np.zeros(0, int), *drawn]))
+
+
+def uploaded_row(stage: Stage, name: str) -> Row:
+    """Returns the row of a fault that comes after the last upload."""
+    note = "all rows were uploaded before: the run is the same with and without the fault"
     return row_of(stage, name, stage.base, note, by_definition=True)
 
 

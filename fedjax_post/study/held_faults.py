@@ -11,13 +11,13 @@ from fedjax_post.core.engine import State
 from fedjax_post.core.wire import num_bytes
 from fedjax_post.openness import licences
 from fedjax_post.report.table import format_bytes
-from fedjax_post.simulate.cohort import draw
 from fedjax_post.simulate.memory import visit_memory
 from fedjax_post.study import autonomy
 from fedjax_post.study.autonomy import Row
 from fedjax_post.study.faults import (
     Stage,
     choose_clients,
+    drawn_in,
     other_version,
     play,
     row_of,
@@ -78,10 +78,8 @@ def drill_withdrawn(stage: Stage, name: str, state: State) -> list[Row]:
     """
     if not autonomy.serves_alone(stage.parts.algorithm.access):
         return [row_of(stage, name, stage.base, _NO_WEIGHTS, by_definition=True)]
-    plan, population = stage.parts.plan, len(stage.parts.data.clients)
     before = stage.settings.at_round or 0
-    held = [draw(plan.sampler, population, seed=plan.seed, round=r) for r in range(before)]
-    clients = np.setdiff1d(np.arange(population), np.concatenate([np.zeros(0, int), *held]))
+    clients = np.setdiff1d(np.arange(len(stage.parts.data.clients)), drawn_in(stage, range(before)))
     why = f"they had not taken part before round {before}, and hold no copy of the base"
     return rows_without(stage, name, state, clients=clients, after="fault", why=why)
 

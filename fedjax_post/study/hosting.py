@@ -94,7 +94,7 @@ def model_of(
     directory: Path | None,
     meter: Meter,
     ask_again: bool = False,
-    change_fn: Callable[[Any], Any] = lambda model: model,
+    change_fn: Callable[[Any], Any] | None = None,
 ) -> Hosted:
     """Returns the hosted target; sends nothing yet.
 
@@ -104,7 +104,8 @@ def model_of(
       directory: of the run, for its journal; None while the run is only prepared.
       meter: of the run.
       ask_again: whether to repeat calls that may have been paid for already.
-      change_fn: returns the model that a provider in this process serves from the loaded one.
+      change_fn: returns the model that a provider in this process serves from the loaded one; what
+        it has fine-tuned before keeps its adapter. None: it serves the loaded one.
 
     Raises:
       ImportError: if the extra that it needs is not installed, naming it.
@@ -139,15 +140,17 @@ def _in(directory: Path | None, name: str) -> Path | None:
 
 
 def _serve(
-    spec: Spec, tokenizer: Any, name: str, log: Path | None, change_fn: Callable[[Any], Any]
+    spec: Spec, tokenizer: Any, name: str, log: Path | None, change_fn: Callable[[Any], Any] | None
 ) -> Service:
     """Returns the provider in this process; with a log, as it was at its end."""
     price = spec.hosting.price
     settings = Settings(price_prompt=price, price_completion=price, price_training=price)
-    model = change_fn(load_model(spec.model.name, dtype=spec.model.dtype))
+    model = load_model(spec.model.name, dtype=spec.model.dtype)
     service = Service(make_served(name, model, tokenizer), settings)
     if log is not None:
         restore(service, log)
+    if change_fn is not None:
+        service.replace_weights(change_fn)
     return service
 
 

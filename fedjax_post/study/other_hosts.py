@@ -18,7 +18,7 @@ def make(
     directory: Path,
     meter: Meter | None = None,
     of: Path | None = None,
-    change_fn: Callable[[Any], Any] = lambda model: model,
+    change_fn: Callable[[Any], Any] | None = None,
 ) -> Hosted:
     """Returns the target at another provider in this process.
 
@@ -28,7 +28,7 @@ def make(
       directory: of its journal and its log, created if missing.
       meter: counts what calls carry; None counts every token as private.
       of: folder with the journal and the log of a host whose files it has too; None: it has none.
-      change_fn: returns the model that it serves from the loaded one.
+      change_fn: as for `hosting.model_of`.
 
     Raises:
       ValueError: for a provider at an address, whose model nobody here can change.

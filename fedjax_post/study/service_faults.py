@@ -1,9 +1,10 @@
 """Faults of a host that fine-tunes its model: the result is withdrawn, or its base retires.
 
-Both are announced with a notice, in which a federation can have its rows trained on again: in the
-first case on the same base, in the second on its next version. What that yields is measured, and so
-is what it takes: all rows are disclosed once more, and paid for once more. Whoever does not act
-within the notice has nothing that answers. Passports name the notices of real hosts (`retirement`).
+Both are announced with a notice, in which a federation can have its rows trained on again. In the
+first case this is on the same base, which by definition gives the same model: measured is only what
+it takes, since all rows are disclosed and paid for once more. In the second case it is on the next
+version of the base, and what that yields is measured too. Whoever does not act within the notice
+has nothing that answers. Passports name the notices of real hosts (`retirement`).
 """
 
 import time
@@ -33,7 +34,8 @@ def drill_tuned_withdrawn(stage: Stage, name: str, state: State) -> list[Row]:
     if not is_tuned_by_host(stage.parts.algorithm.access):
         note = "no host keeps a model that was fine-tuned for it"
         return [row_of(stage, name, stage.base, note, by_definition=True)]
-    return [_tuned_anew(stage, name, lambda model: model)]
+    found = _tuned_anew(stage, name, None)
+    return [found._replace(extra={**found.extra, "by_definition": True})]
 
 
 def drill_base_retired(stage: Stage, name: str, state: State) -> list[Row]:
@@ -48,7 +50,7 @@ def drill_base_retired(stage: Stage, name: str, state: State) -> list[Row]:
     return [row_of(stage, name, after, "what was learned is used with the next version")]
 
 
-def _tuned_anew(stage: Stage, name: str, change_fn: Callable[[Any], Any]) -> Row:
+def _tuned_anew(stage: Stage, name: str, change_fn: Callable[[Any], Any] | None) -> Row:
     """Returns the row of a federation that uploads its rows to a host without any of its files."""
     where, began = stage.directory / name, time.perf_counter()
     parts = stage.parts

@@ -146,6 +146,7 @@ def test_drills_of_a_host_that_trains_cost_a_second_disclosure(tiny_folder, tmp_
     rounds = {"training.rounds": 2, "training.sampling": "uniform", "training.cohort_size": 2}
     specs = {"tuned": spec_of("host_tuning", tiny_folder).put(rounds)}
     chosen = ("tuned_withdrawn", "base_retired", "changed", "shutdown", "artefact")
+    chosen += ("rate_limited", "refused")
     found = study.drills(specs, chosen=chosen, directory=tmp_path / "drills", show=str)
     rows = {row["drill"]: row for row in found.rows}
     own = uploaded(tmp_path / "drills" / "tuned" / "seed-0")
@@ -153,8 +154,12 @@ def test_drills_of_a_host_that_trains_cost_a_second_disclosure(tiny_folder, tmp_
         assert rows[name]["labels_again"] == [len(own)]
         assert rows[name]["private_tokens_again"][0] > len(own)
         assert rows[name]["trained_tokens_again"][0] > 0
-        assert (rows[name]["can_serve"], rows[name]["by_definition"]) == (True, [False])
+        assert rows[name]["can_serve"]
     assert rows["tuned_withdrawn"]["lost"] == [0.0]  # the same rows, base and seed
+    assert rows["tuned_withdrawn"]["by_definition"] == [True]
+    assert rows["base_retired"]["by_definition"] == [False]
+    for name in ("rate_limited", "refused"):  # all rows had been uploaded
+        assert (rows[name]["by_definition"], rows[name]["lost"]) == ([True], [0.0])
     assert not rows["shutdown"]["can_serve"]
     assert not rows["artefact"]["can_serve"]
     again = study.drills(specs, chosen=chosen, directory=tmp_path / "drills", show=str)

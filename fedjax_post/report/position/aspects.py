@@ -29,6 +29,7 @@ class Square(NamedTuple):
     property: str
     claim: str  # of the paper, condensed
     finding: Finding
+    hypothesis: str = ""  # the key of the one that it rests on, whose section has all numbers
 
 
 class _Cell(NamedTuple):
@@ -95,12 +96,16 @@ def matrix(ladder: Ladder, judged: Sequence[Verdict]) -> list[Square]:
       judged: its `verdicts`.
     """
     by = {verdict.claim.key: verdict.finding for verdict in judged}
-    by |= judge({"licence": licence_barrier(ladder)})
-    return [Square(c.aspect, c.property, c.claim, _finding(c, by)) for c in _CELLS]
+    apart = judge({"licence": licence_barrier(ladder)})
+    return [
+        Square(
+            *(cell.aspect, cell.property, cell.claim),
+            by.get(cell.basis) or apart.get(cell.basis) or _unmeasured(cell),
+            cell.basis if cell.basis in by else "",
+        )
+        for cell in _CELLS
+    ]
 
 
-def _finding(cell: _Cell, by: dict[str, Finding]) -> Finding:
-    if cell.basis not in by:
-        return Finding(cell.basis, "", [], [cell.told])
-    found = by[cell.basis]
-    return found._replace(numbers=[f"{cell.basis}: {line}" for line in found.numbers[:2]])
+def _unmeasured(cell: _Cell) -> Finding:
+    return Finding(cell.basis, "", [], [cell.told])

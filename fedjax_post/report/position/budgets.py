@@ -3,12 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
+from fedjax_post.report.comparison import Interval
 from fedjax_post.report.markup import Block, Prose, Table
 from fedjax_post.report.position.controls import learns
 from fedjax_post.report.position.ladder import (
     LONGER,
     Cell,
     Ladder,
+    Run,
     accuracy,
     measure_of,
     over_seeds,
@@ -32,10 +34,27 @@ def budget(ladder: Ladder) -> list[Block]:
 
 
 def off_budget(ladder: Ladder) -> list[Cell]:
-    """Returns the cells that learn and whose spending differs from the budget too much."""
-    found = [cell for cell in ladder.cells if learns(cell) and cell.runs]
+    """Returns the cells that learn and whose spending differs from the budget too much.
+
+    One client alone is none of them: it has the steps of the shared model, and its own rows only.
+    """
+    found = [c for c in ladder.cells if learns(c) and not _alone(c) and c.runs]
     shares = [(cell, share_of_budget(ladder, cell)) for cell in found]
     return [cell for cell, share in shares if share is not None and is_off(share)]
+
+
+def spent_of(cell: Cell) -> Interval | None:
+    """Returns the tokens through the model that training took, over the seeds.
+
+    Where each client trains a model alone, they are those of one model.
+    """
+
+    def spent(run: Run) -> float | None:
+        models = (run.summary.get("population") or {}).get("clients", 1) if _alone(cell) else 1
+        tokens = run.summary.get("model_tokens")
+        return None if tokens is None else tokens / models
+
+    return over_seeds(cell, spent)
 
 
 def is_off(share: float) -> bool:
@@ -45,7 +64,7 @@ def is_off(share: float) -> bool:
 
 def share_of_budget(ladder: Ladder, cell: Cell) -> float | None:
     """Returns the tokens through the model over the budget; None if either is not known."""
-    spent, whole = _spent(cell), ladder.facts.get("budget")
+    spent, whole = spent_of(cell), ladder.facts.get("budget")
     return spent.mean / whole if spent is not None and whole else None
 
 
@@ -86,11 +105,12 @@ def _row(ladder: Ladder, cell: Cell) -> tuple[str, ...]:
         over_seeds(cell, lambda r: r.disclosure.get("cost")),
     )
     mark = " (differs)" if cell in off_budget(ladder) else ""
+    mark = " a model, in as many steps" if _alone(cell) else mark
     return (
         cell.label,
         percent(accuracy(cell)),
         *([_longer_told(ladder, cell)] if ladder.longer else []),
-        count(_spent(cell)),
+        count(spent_of(cell)),
         "" if share is None else f"{share:.2f}{mark}",
         count(over_seeds(cell, lambda run: run.spent["queries"])),
         "missing" if cost is None else f"{cost.mean:.4g}",
@@ -100,16 +120,12 @@ def _row(ladder: Ladder, cell: Cell) -> tuple[str, ...]:
     )
 
 
-def _spent(cell: Cell) -> Any:
-    return over_seeds(cell, lambda run: run.summary.get("model_tokens"))
-
-
 def _longer_told(ladder: Ladder, cell: Cell) -> str:
     """Returns the score of a cell's longer runs, and by how much more they spent."""
     longer = ladder.longer.get(cell.method)
     if longer is None:
         return "not run"
-    before, after = _spent(cell), _spent(longer)
+    before, after = spent_of(cell), spent_of(longer)
     if before is None or after is None or not before.mean:
         return percent(accuracy(longer))
     return f"{percent(accuracy(longer))}, {after.mean / before.mean:.1f} times the tokens"
@@ -147,3 +163,7 @@ def _curve_told(cell: Cell) -> str:
         return "missing"
     mean = lambda values: sum(values) / len(values)
     return f"{percent(mean([e.right for e in ends]))} at {mean([e.queries for e in ends]):,.0f}"
+
+
+def _alone(cell: Cell) -> bool:
+    return cell.control == "one_client"

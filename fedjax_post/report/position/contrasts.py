@@ -15,7 +15,13 @@ class Contrast(NamedTuple):
     name: str
     differences: list[float]
     least: float = 0.0  # the spread is taken to be no smaller: one held-out row
-    solved: bool = False  # whether both sides reach the ceiling, so that nothing can show
+    can_lead: bool = True  # whether an advantage could show: the second side is below the ceiling
+    below: float | None = MARGIN.value  # a mean below it is no advantage; None: nothing shows that
+
+    @property
+    def solved(self) -> bool:
+        """Whether nothing can show."""
+        return not self.can_lead and self.below is None
 
 
 class Shown(NamedTuple):
@@ -25,12 +31,17 @@ class Shown(NamedTuple):
     p_against: float
     deviation_for: float  # over seeds, of the contrast that decides for it
     deviation_against: float
+    name_for: str  # of the contrast that decides for it
+    name_against: str
     num_seeds: int
     tests: int  # number of contrasts among which one can decide
 
 
 def less(name: str, first: Side, second: Side, *, least: float = 0.0) -> Contrast:
     """Returns the first side's score minus the second's, for the seeds that both have.
+
+    Nothing is ahead of a side at the ceiling, so that only a first side that lies below it shows
+    that it has no advantage. Two sides at the ceiling show nothing.
 
     Args:
       name: of the contrast.
@@ -39,11 +50,11 @@ def less(name: str, first: Side, second: Side, *, least: float = 0.0) -> Contras
       least: one held-out row, as a share.
     """
     seeds = [seed for seed in first.scores if seed in second.scores]
-    mean = lambda side: sum(side.scores[seed] for seed in seeds) / len(seeds)
-    solved = bool(seeds) and min(mean(first), mean(second)) >= CEILING.value
-    return Contrast(
-        name, [first.scores[seed] - second.scores[seed] for seed in seeds], least, solved
-    )
+    full = lambda side: sum(side.scores[seed] for seed in seeds) / len(seeds) >= CEILING.value
+    capped = bool(seeds) and full(second)
+    below = None if capped and full(first) else 0.0 if capped else MARGIN.value
+    differences = [first.scores[seed] - second.scores[seed] for seed in seeds]
+    return Contrast(name, differences, least, not capped, below)
 
 
 def any_ahead(contrasts: Sequence[Contrast]) -> Shown:
@@ -51,12 +62,12 @@ def any_ahead(contrasts: Sequence[Contrast]) -> Shown:
 
     By Bonferroni for some, and by the weakest for none.
     """
-    p_for = [1.0 if c.solved else above(c.differences, 0, least=c.least) for c in contrasts]
+    some = [above(c.differences, 0, least=c.least) if c.can_lead else 1.0 for c in contrasts]
     none = [
-        1.0 if c.solved else above([MARGIN.value - d for d in c.differences], 0, least=c.least)
+        1.0 if c.below is None else above([c.below - d for d in c.differences], 0, least=c.least)
         for c in contrasts
     ]
-    return _joined(contrasts, p_for, none)
+    return _joined(contrasts, some, none)
 
 
 def all_alike(contrasts: Sequence[Contrast]) -> Shown:
@@ -77,6 +88,8 @@ def all_alike(contrasts: Sequence[Contrast]) -> Shown:
         p_against=found.p_for,
         deviation_for=found.deviation_against,
         deviation_against=found.deviation_for,
+        name_for=found.name_against,
+        name_against=found.name_for,
     )
 
 
@@ -87,12 +100,14 @@ def power_of(spread: float, num_seeds: int, level: float) -> float:
 
 def _joined(contrasts: Sequence[Contrast], some: list[float], none: list[float]) -> Shown:
     spreads = [deviation(c.differences, c.least) for c in contrasts]
-    decides = some.index(min(some))
+    decides, weakest = some.index(min(some)), none.index(max(none))
     return Shown(
         min(1.0, len(some) * some[decides]),
-        max(none),
+        none[weakest],
         spreads[decides],
         math.nan if any(map(math.isnan, spreads)) else max(spreads),
+        contrasts[decides].name,
+        contrasts[weakest].name,
         min(len(c.differences) for c in contrasts),
         len(contrasts),
     )

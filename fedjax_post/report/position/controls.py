@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from fedjax_post.report.position.ladder import COMPARED, Cell, Ladder, if_hosted, of_kind
-from fedjax_post.report.position.thresholds import BEST_OF
+from fedjax_post.report.position.thresholds import BEST_OF, LEAST_GAIN
 
 CONTROLS: Mapping[str, str] = {
     "proxy": "the proxy alone, tuned, without the target",
@@ -28,6 +28,8 @@ class Side(NamedTuple):
     name: str
     scores: dict[int, float]  # by seed, in [0, 1]
     chosen: tuple[str, ...] = ()  # labels of the cells that were the best, without repetition
+    left: tuple[str, ...] = ()  # labels of the cells that lack seeds and had no part in the choice
+    lacking: str = ""  # why no best one is known
 
 
 def learns(cell: Cell) -> bool:
@@ -53,6 +55,16 @@ def control_of(ladder: Ladder, cell: Cell) -> tuple[list[Cell], list[str]]:
     return [one for cells in found.values() for one in cells], missing
 
 
+def learned(cell: Cell) -> bool:
+    """Returns whether a method gained enough over its untuned start to say anything of learning."""
+    gains = [
+        run.right - run.base
+        for run in cell.runs.values()
+        if run.right is not None and run.base is not None
+    ]
+    return not gains or sum(gains) / len(gains) >= LEAST_GAIN.value
+
+
 def is_silent(cell: Cell) -> bool:
     """Returns whether a closed-side method shows the host of its target nothing in training."""
     values = [if_hosted(run) for run in cell.runs.values()]
@@ -71,25 +83,35 @@ def manual_prompts(ladder: Ladder) -> tuple[list[Cell], list[str]]:
 def best_of(name: str, cells: Iterable[Cell]) -> Side:
     """Returns, for each seed, the score of the cell that is best by the mean of the other seeds.
 
-    So no cell is chosen by the rows that it is then scored on. Seeds that a cell lacks are left
-    out; one cell needs no choice.
+    So no cell is chosen by the rows that it is then scored on; one cell needs no choice. A cell
+    that lacks seeds which others have leaves the choice. If it is ahead on the seeds that it has,
+    no best one is known.
     """
-    tables = {cell.label: scores_of(cell) for cell in cells}
-    tables = {label: table for label, table in tables.items() if table}
+    found = {cell.method: (cell.label, scores_of(cell)) for cell in cells}
+    tables = {method: table for method, (_, table) in found.items() if table}
     if not tables:
         return Side(name, {})
-    seeds = set.intersection(*(set(table) for table in tables.values()))
-    if len(tables) == 1:
-        label, table = next(iter(tables.items()))
-        return Side(name, table, (label,))
-    if len(seeds) < 2:
-        return Side(name, {})
+    most = max(map(len, tables.values()))
+    whole = {method: table for method, table in tables.items() if len(table) == most}
+    seeds = set.intersection(*map(set, whole.values()))
+    if len(whole) > 1 and len(seeds) < 2:
+        return Side(name, {}, lacking=f"{name} of {len(whole)} is chosen with two seeds or more")
     scores, chosen = {}, []
     for seed in sorted(seeds):
-        rest = lambda label, seed=seed: sum(tables[label][s] for s in seeds if s != seed)
-        chosen.append(max(tables, key=rest))
-        scores[seed] = tables[chosen[-1]][seed]
-    return Side(name, scores, tuple(dict.fromkeys(chosen)))
+        rest = lambda method, seed=seed: sum(whole[method][s] for s in seeds if s != seed)
+        chosen.append(max(whole, key=rest))
+        scores[seed] = whole[chosen[-1]][seed]
+    left = [method for method in tables if method not in whole]
+    ahead = [found[method][0] for method in left if _is_ahead(tables[method], scores)]
+    lacking = f"seeds are missing of {', '.join(ahead)}, ahead on those it has" if ahead else ""
+    labels = lambda methods: tuple(found[method][0] for method in dict.fromkeys(methods))
+    return Side(name, scores, labels(chosen), labels(left), lacking)
+
+
+def _is_ahead(table: Mapping[int, float], scores: Mapping[int, float]) -> bool:
+    """Returns whether a cell is better in the mean over the seeds that it shares with a side."""
+    shared = [seed for seed in table if seed in scores]
+    return not shared or sum(table[seed] - scores[seed] for seed in shared) > 0
 
 
 def scores_of(cell: Cell) -> dict[int, float]:

@@ -3,15 +3,30 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fedjax_post.report.position.ladder import Ladder
 from fedjax_post.report.position.rules import numbers, points
+from fedjax_post.report.position.thresholds import MARGIN
 
 FORGOTTEN = "forgotten"  # the drill in which a client is unlearned, which is no fault
 SHUT_OUT = ", those shut out"  # end of the name of a drill that is scored on their own rows
 
 
-def shuts_out(row: Mapping[str, Any]) -> bool:
-    """Returns whether a drill shuts clients out."""
-    return str(row.get("drill")).startswith("excluded")
+def rows_of(ladder: Ladder) -> list[Mapping[str, Any]]:
+    """Returns the rows of all drills."""
+    return [*(ladder.facts.get("drills") or []), *(ladder.facts.get("excluded") or [])]
+
+
+def drill_of(row: Mapping[str, Any]) -> str:
+    """Returns the name of a row's drill."""
+    return str(row.get("drill"))
+
+
+def bites(row: Mapping[str, Any]) -> bool:
+    """Returns whether a fault cost the margin in the mean over seeds, at once or in the end."""
+    before, after = numbers(row.get("at_fault")), numbers(row.get("at_change"))
+    at_once = [b - a for b, a in zip(before, after, strict=False)]
+    means = [sum(values) / len(values) for values in (at_once, losses(row)) if values]
+    return any(mean >= MARGIN.value for mean in means)
 
 
 def is_measured(row: Mapping[str, Any], kind: str) -> bool:

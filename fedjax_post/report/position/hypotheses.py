@@ -9,7 +9,10 @@ was not at hand. H3, and the part of H7 on updates, go beyond the paper.
 Verdicts use the measured part alone. What is so by definition is shown beside it, and is no
 evidence. These rules were written on 2026-11-29, after the ladders of docs/results.md had been run
 and read; those ladders are judged by them again. On 2026-11-30 'exact match' became 'score', which
-a ladder's file may set to the rank of labels, and the text of H2 named the drills of its rule.
+a ladder's file may set to the rank of labels, and a hostile reading changed rules that could come
+out wrong, or by construction: H1 counts methods that learned; H2 and H8 compare pairs of faults; H3
+asks for a rival that the host fine-tunes, for equal budgets and complete seeds; H6 for a search of
+the whole corpus; H7 takes a spread of at least one token; an advantage below the margin is none.
 """
 
 from typing import NamedTuple
@@ -49,7 +52,8 @@ HYPOTHESES = (
         "Abstract; Table 1, weights and privacy: without weights, clients must use a provider "
         "that they may not trust.",
         "Every closed-side method that shows the host nothing in training gains nothing over its "
-        "control, which does without the target: privacy costs what the target is worth.",
+        "control, which does without the target: privacy costs what the target is worth. Methods "
+        "that learned nothing, or whose control is at the ceiling, do not count.",
         "A closed-side method that shows the host nothing in training gains over its control.",
         "A method that asks a hosted target shows it every question, in training and in use; one "
         "that holds the weights asks nobody. This follows from the access that a method declares, "
@@ -65,13 +69,14 @@ HYPOTHESES = (
         "H2",
         "Black-box use breaks autonomy.",
         "Abstract; Table 1, weights and autonomy: without weights, clients control less.",
-        "Drills that can hurt either side cost closed-side methods more score than open methods.",
-        "They cost closed-side methods no more than open methods.",
+        "A fault of the host costs closed-side methods more score than its like costs open ones.",
+        "None does, and of each pair of faults one costs a side the margin.",
         "A shutdown ends training and use with a hosted target, and what was learned is useless "
         "without it. A method that asks nobody runs the same with and without a host's fault, so "
         "that its loss is 0.",
-        "Mean loss of score over closed-side drills that leave a score, less that over "
-        "drills that can hurt an open method (a checkpoint withdrawn, an update of the base).",
+        "Loss of score by a host that changes its model or refuses clients, less that by what "
+        "corresponds to it where clients hold the weights: an update of the base, which nobody "
+        "has to make, or a checkpoint that is withdrawn.",
         "How often providers stop, change or refuse is not measured, nor what contracts promise.",
     ),
     Hypothesis(
@@ -84,10 +89,11 @@ HYPOTHESES = (
         "",
         "Score of the best open method that gains over one client alone, less that of the "
         "best rival: closed-side methods that ask the target, those that gain over their control, "
-        "in-context examples, and the best of ten manual prompts.",
-        "Cells whose spending differs from the budget are named, and spending without a stated "
-        "budget differs, see the table. Other tasks, larger models, and hosted "
-        "models that are better than any open one: both sides have the same base here.",
+        "in-context examples, and the best of ten manual prompts. Where no host fine-tunes its "
+        "model, LoRA on all rows in one place stands for it. The open cells that are the best must "
+        "not have spent more than the budget, nor closed ones less.",
+        "Other tasks, larger models, and hosted models that are better than any open one: both "
+        "sides have the same base here.",
     ),
     Hypothesis(
         "H4",
@@ -117,10 +123,10 @@ HYPOTHESES = (
         "H6",
         "Whether pre-training data are open hardly matters.",
         "Table 1, pre-training data: minimal effect, since clients tune on their own data.",
-        "Each tuned method's score on a base of other data lies within five points.",
+        "The score of each method that learned lies within five points on a base of other data.",
         "That of one tuned method lies further away.",
         "Only an open corpus can be searched for the evaluation's rows. What the search finds is "
-        "a condition for reading the scores, and no evidence.",
+        "a condition for reading the scores, and no evidence: all of the corpus must be searched.",
         "Score of each tuned method on this base, less that on a base of another producer, "
         "which shares no training data.",
         "Other data are not hidden data: if both corpora are open, the contrast shows only that "
@@ -142,14 +148,14 @@ HYPOTHESES = (
         "H8",
         "Closed models add to the harm of heterogeneity.",
         "Table 1, weights and heterogeneity: limited and indirect, some clients are shut out.",
-        "Shutting clients out costs the federation more score with closed-side methods than "
-        "what shuts clients out of open ones.",
-        "It costs no more.",
+        "A reason that shuts clients out of a closed model costs the federation more score than "
+        "one that shuts them out of open weights.",
+        "None does, and of each pair of reasons one costs a side the margin.",
         "Who is shut out can neither train nor be served. An open method shuts nobody out by "
         "region, price or terms of use, so that its loss in those drills is 0.",
-        "Mean loss of score on all held-out rows over the drills that shut clients out of a "
-        "closed model, less that over those that shut clients out of an open one (memory, licence "
-        "of the weights).",
+        "Loss of score on all held-out rows by what shuts clients out of a closed model, less that "
+        "by what corresponds to it where they hold the weights: price and memory; region or "
+        "licence, and the licence of the weights.",
         "How many clients a provider's price, region or terms would shut out in practice.",
     ),
 )

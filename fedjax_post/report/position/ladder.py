@@ -18,9 +18,9 @@ is 0.
 - `gate`: `manual_prompt`, `chance`, `soft_prompt_share` and `gain` (that of LoRA), in [0, 1];
   `passed`;
 - `drills` and `excluded`: lists of `drill`, `method` (or its label), `before`, `after`, `lost`
-  (by `measure`, a number or a list with one for each seed), `can_train`, `can_serve`, `note` and
-  `by_definition` (whether the loss follows from what a method declares, so that it is none
-  measured);
+  (by `measure`, a number or a list with one for each seed), `rounds` (of these runs), `can_train`,
+  `can_serve`, `note` and `by_definition` (whether the loss follows from what a method declares, so
+  that it is none measured);
 - `other_bases`: name -> `shares_data`, whether it and the model have read the same data;
 - `audit`: `contamination`, with `rows`, the share of evaluation rows whose question and answer
   are in the corpus, `num_rows` and further results; `sampled`, whether a part of the corpus was
@@ -29,8 +29,9 @@ is 0.
   licence's `rules`;
 - `matrix`: `methods`, the number of registered methods, and for each tier how many of them run;
 - `attacks`: a list of `attack`, `method`, `recovered` and `guess`, shares of the private tokens of
-  questions, a number or a list with one for each seed; `tokens`, how many there were; `party` that
-  attacks (server); `wire`, and its `protection` (none if it is missing);
+  questions, a number or a list with one for each seed, `guess` being the mean over many draws of
+  questions; `tokens`, how many there were; `party` that attacks (server); `wire`, and its
+  `protection` (none if it is missing);
 - `budget`: tokens through the model that a run of each cell should take;
 - `longer`: `times`, the factor of the budget of the longer runs;
 - `search`: `seed`, `trials`, and `cells`: method -> `tried` settings, their `scores`, and `chosen`,
@@ -139,6 +140,13 @@ def over_seeds(cell: Cell, value_fn: Callable[[Run], float | None]) -> Interval 
     values = [value_fn(run) for run in cell.runs.values()]
     known = [value for value in values if value is not None]
     return interval(known) if known and len(known) == len(values) else None
+
+
+def least_row(ladder: Ladder) -> float:
+    """Returns one held-out row as a share, 0 where their number is unknown."""
+    runs = [run for cell in ladder.cells for run in cell.runs.values()]
+    known = [n for run in runs if (n := run.summary.get("heldout_examples"))]
+    return 1 / max(known) if known else 0.0
 
 
 def accuracy(cell: Cell) -> Interval | None:

@@ -1,14 +1,17 @@
-"""The noise test: what the rules make of noise, of the paper's side, and of its opposite.
+"""What the rules make of made-up ladders: of noise, of either side, and of known differences.
 
-A rule that comes out the same whatever the scores are is no rule. Made-up ladders are complete:
-every control and every drill is there, the base can be prompted, and only numbers vary.
+A rule that comes out the same whatever the scores are is no rule, and one that finds what is not
+there is no test. Made-up ladders are complete: every control and every drill is there, the base can
+be prompted, and only numbers vary.
 
     from fedjax_post.report.position import noise
     print(noise.table())
+    print(noise.rates())
 """
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -17,7 +20,7 @@ from fedjax_post.report.position.aspects import matrix
 from fedjax_post.report.position.ladder import Cell, Ladder, Run
 from fedjax_post.report.position.measured import MEASURES
 from fedjax_post.report.position.thresholds import BEST_OF
-from fedjax_post.report.position.verdicts import verdicts
+from fedjax_post.report.position.verdicts import NOT_SUPPORTED, SUPPORTED, verdicts
 
 WORLDS = ("noise", "the paper's side", "its opposite")
 _SPREAD = 0.01  # of scores over seeds, where they are no noise
@@ -32,15 +35,21 @@ _CELLS: Mapping[str, tuple[str, str, str, float, float]] = {
     "stand_in": ("control", "EMULATOR", "stand_in", 0.53, 0.50),
     "stand_in_untuned": ("control", "EMULATOR", "stand_in_untuned", 0.40, 0.40),
     "one_client": ("control", "GRADIENTS", "one_client", 0.50, 0.50),
+    "central": ("control", "GRADIENTS", "central", 0.55, 0.55),
     **{
         f"manual_{n}": ("control", "TEXT", "manual", 0.42, 0.42)
         for n in range(1, int(BEST_OF.value))
     },
 }
+# In ladders of known differences: the means without one, and the cells that have it in addition
+_EVEN = {"lora": 0.75, "bdpl": 0.75, "fed_pt": 0.6, "offsite_tuning": 0.6, "proxy": 0.6,
+         "stand_in": 0.6}  # fmt: skip
+_AHEAD = ("lora", "fed_pt", "offsite_tuning")
 # quantity -> (mean on the paper's side, on the opposite side)
 _OTHERS = {
     "base": (0.85, 0.45),  # LoRA on a second base
-    "recovered": (0.60, 0.07),  # by an attack, where guessing recovers 0.10
+    "recovered": (0.60, 0.07),  # by an attack
+    "guess": (0.10, 0.10),
     "closed lost": (0.20, 0.01),
     "open lost": (0.01, 0.05),
     "memory lost": (0.00, 0.09),
@@ -68,7 +77,30 @@ def ladder(world: str, rng: np.random.Generator, *, num_seeds: int = 5) -> Ladde
         for name, (kind, tier, control, *means) in _CELLS.items()
     ]
     other = _cell("lora", draw(*_OTHERS["base"]), "open", "GRADIENTS", "")
-    return Ladder(cells, _facts(draw), {"second": [other]})
+    return Ladder(cells, _facts(lambda name: draw(*_OTHERS[name])), {"second": [other]})
+
+
+def known(
+    difference: float, spread: float, rng: np.random.Generator, *, num_seeds: int = 5
+) -> Ladder:
+    """Returns a complete ladder in which the contrast of each hypothesis has a known mean.
+
+    Args:
+      difference: of the first side of each contrast from the second, as a share.
+      spread: standard deviation of this difference over seeds.
+      rng: draws the scores.
+      num_seeds: of each cell.
+    """
+    noise = lambda: spread / np.sqrt(2) * rng.standard_normal(num_seeds)
+    draw = lambda mean: list(mean + noise())
+    cells = [
+        _cell(name, draw(_EVEN.get(name, low) + difference * (name in _AHEAD)), *kind)
+        for name, (*kind, low, _) in _CELLS.items()
+    ]
+    other = _cell("lora", draw(_EVEN["lora"]), "open", "GRADIENTS", "")
+    lost = {name: 0.1 + difference * (name == "closed lost") for name in _OTHERS}
+    lost |= {"recovered": 0.3 + difference, "guess": 0.3}
+    return Ladder(cells, _facts(lambda name: draw(lost[name])), {"second": [other]})
 
 
 def tally(world: str, *, draws: int, seed: int = 0, num_seeds: int = 5) -> dict[str, Counter[str]]:
@@ -116,6 +148,49 @@ def table(*, draws: int = 400, seed: int = 0, num_seeds: int = 5) -> str:
     return "\n".join(lines)
 
 
+def found_rates(
+    difference: float, spread: float, *, draws: int, seed: int = 0, num_seeds: int = 5
+) -> dict[str, tuple[float, float]]:
+    """Returns for each measured hypothesis how often an advantage is found, and how often none.
+
+    H6 has no sides: for it, 'an advantage' is a base that differs, and 'none' one that does not.
+
+    Args:
+      difference: as for `known`.
+      spread: as for `known`.
+      draws: number of ladders.
+      seed: of the draws.
+      num_seeds: of each cell.
+    """
+    rng = np.random.default_rng(seed)
+    counted: dict[str, Counter[str]] = {key: Counter() for key in MEASURES}
+    for _ in range(draws):
+        for one in verdicts(known(difference, spread, rng, num_seeds=num_seeds)):
+            if one.claim.key in counted:
+                counted[one.claim.key][one.finding.verdict] += 1
+    ahead = {key: NOT_SUPPORTED if key in ("H1", "H6") else SUPPORTED for key in MEASURES}
+    none = {key: SUPPORTED if key in ("H1", "H6") else NOT_SUPPORTED for key in MEASURES}
+    return {key: (n[ahead[key]] / draws, n[none[key]] / draws) for key, n in counted.items()}
+
+
+def rates(*, draws: int = 200, seed: int = 0, num_seeds: int = 5) -> str:
+    """Returns how often true differences are found, as a Markdown table.
+
+    Args:
+      draws: number of ladders for each line.
+      seed: of the draws.
+      num_seeds: of each cell.
+    """
+    keys = [key for key in MEASURES if key != "H6"]
+    head = f"| true difference | spread over seeds | {' | '.join([*keys, 'H6'])} |"
+    lines = [head, f"| --- | --- |{' --- |' * (len(keys) + 1)}"]
+    for difference, spread in product((0.0, 0.01, 0.02, 0.05), (0.005, 0.01, 0.02, 0.03)):
+        found = found_rates(difference, spread, draws=draws, seed=seed, num_seeds=num_seeds)
+        told = [f"{100 * a:.0f} / {100 * n:.0f}" for a, n in (found[k] for k in [*keys, "H6"])]
+        lines.append(f"| {100 * difference:g} | {100 * spread:g} | {' | '.join(told)} |")
+    return "\n".join(lines)
+
+
 def is_measured(key: str) -> bool:
     """Returns whether a hypothesis has a measured part, which noise must leave undecided."""
     return key in MEASURES
@@ -126,9 +201,9 @@ def _told(counted: Counter[str]) -> str:
     return ", ".join(f"{verdict} {100 * n / whole:.0f} %" for verdict, n in counted.most_common())
 
 
-def _facts(draw: Callable[..., list[float]]) -> dict[str, Any]:
+def _facts(draw: Callable[[str], list[float]]) -> dict[str, Any]:
     def drill(name: str, method: str, cost: str) -> dict[str, Any]:
-        lost = draw(*_OTHERS[f"{cost} lost"])
+        lost = draw(f"{cost} lost")
         return {"drill": name, "method": method, "lost": lost, "by_definition": False}
 
     return {
@@ -141,8 +216,9 @@ def _facts(draw: Callable[..., list[float]]) -> dict[str, Any]:
             {
                 "attack": "inversion",
                 "method": "lora",
-                "recovered": draw(*_OTHERS["recovered"]),
-                "guess": draw(0.1, 0.1),
+                "recovered": draw("recovered"),
+                "guess": draw("guess"),
+                "tokens": [1000],
             }
         ],
         "drills": [
@@ -150,7 +226,7 @@ def _facts(draw: Callable[..., list[float]]) -> dict[str, Any]:
             drill("base_update", "lora", "open"),
             drill("excluded_price", "bdpl", "closed"),
             drill("excluded_memory", "lora", "memory"),
-            drill("excluded_licence", "lora", "licence"),
+            drill("excluded_weights_licence", "lora", "licence"),
         ],
     }
 

@@ -4,14 +4,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fedjax_post.report.comparison import interval
 from fedjax_post.report.markup import Block, Bullets, Heading, Picture, Prose, Table
 from fedjax_post.report.position.aspects import ASPECTS, PROPERTIES, Square
 from fedjax_post.report.position.budgets import budget, searched
-from fedjax_post.report.position.drills import is_measured, losses
+from fedjax_post.report.position.drills import FORGOTTEN, is_measured, losses
 from fedjax_post.report.position.hypotheses import METHOD
 from fedjax_post.report.position.ladder import Ladder, measure_of
 from fedjax_post.report.position.leaks import leaks
-from fedjax_post.report.position.rules import gate, points
+from fedjax_post.report.position.rules import gate, numbers, percent, points
 from fedjax_post.report.position.stages import stages
 from fedjax_post.report.position.tables import (
     controlled,
@@ -28,6 +29,7 @@ from fedjax_post.report.position.verdicts import (
     Verdict,
 )
 
+_SENTENCES, _LETTERS = 3, 300  # at most so many in a cell of the matrix, so that it is read
 CAPTIONS = {
     "position_tiers.png": "Score by tier of access, most closed first: the mean over the "
     "seeds, its 95 % interval, and each seed as a tick. A closed-side score that cannot be read, "
@@ -135,23 +137,33 @@ def _matrix(squares: Sequence[Square]) -> list[Block]:
         for aspect in ASPECTS
     ]
     told = [
-        (
-            f"{square.aspect}, {square.property}",
-            square.claim,
-            "; ".join([*square.finding.numbers, *square.finding.by_definition]),
-            square.finding.told,
-        )
-        for square in squares
+        (f"{one.aspect}, {one.property}", one.claim, _basis(one), one.finding.told)
+        for one in squares
     ]
     return [
         Prose(
             "Four aspects of openness against three properties; whether what the paper claims of "
             "a cell is borne out. A cell that reads 'by definition' or 'not measured' reads so "
-            "whatever the data are."
+            "whatever the data are. 'See H1' points to that hypothesis below, which has all "
+            "numbers of the cell, and what is so by definition."
         ),
         Table(("aspect", *PROPERTIES), short),
         Table(("cell", "the paper", "measured here, or by definition", "verdict"), told),
     ]
+
+
+def _basis(square: Square) -> str:
+    """Returns what a cell of the matrix rests on, as a few short sentences.
+
+    Lists that the section of its hypothesis has are left out.
+    """
+    finding, key = square.finding, square.hypothesis
+    lines = list(finding.numbers) if key else [*finding.numbers, *finding.by_definition]
+    del lines[_SENTENCES:]
+    while len(lines) > 1 and sum(map(len, lines)) > _LETTERS:
+        lines.pop()
+    told = [*lines, *([f"see {key}"] if key else [])]
+    return " ".join(f"{line[:1].upper()}{line[1:]}." for line in told)
 
 
 def _hypothesis(verdict: Verdict) -> list[Block]:
@@ -176,39 +188,39 @@ def _drills(ladder: Ladder) -> list[Block]:
     rows = [*(ladder.facts.get("drills") or []), *(ladder.facts.get("excluded") or [])]
     if not rows:
         return [_missing("drills")]
-    able = {True: "yes", False: "no", None: "missing"}
-    lost = lambda row: points(losses(row)) if losses(row) else "missing"
     kinds = {name: cell.kind for cell in ladder.cells for name in (cell.method, cell.label)}
-    head = (
-        "drill",
-        "method",
-        f"loss of {measure_of(ladder)}",
-        "counts",
-        "can train",
-        "can serve",
-        "note",
-    )
+    head = ("drill", "method", "rounds", "score before", f"loss of {measure_of(ladder)}", "counts",
+            "can train", "can serve", "note")  # fmt: skip
     return [
-        Table(
-            head,
-            [
-                (
-                    str(row.get("drill")),
-                    str(row.get("method")),
-                    lost(row),
-                    _counts(row, kinds.get(str(row.get("method")), "")),
-                    able.get(row.get("can_train"), "missing"),
-                    able.get(row.get("can_serve"), "missing"),
-                    str(row.get("note") or ""),
-                )
-                for row in rows
-            ],
-        )
+        Prose(
+            "Drills are runs of their own, so that their scores need not be those of the ladder. "
+            f"'Score before' is the {measure_of(ladder)} of the same run without the fault: on all "
+            "held-out rows, or on those of the clients who are shut out."
+        ),
+        Table(head, [_drill(row, kinds.get(str(row.get("method")), "")) for row in rows]),
     ]
 
 
+def _drill(row: Mapping[str, Any], kind: str) -> tuple[str, ...]:
+    able = {True: "yes", False: "no", None: "missing"}
+    before = numbers(row.get("before"))
+    return (
+        str(row.get("drill")),
+        str(row.get("method")),
+        distinct(numbers(row.get("rounds"))),
+        percent(interval(before) if before else None),
+        points(losses(row)),
+        _counts(row, kind),
+        able.get(row.get("can_train"), "missing"),
+        able.get(row.get("can_serve"), "missing"),
+        str(row.get("note") or ""),
+    )
+
+
 def _counts(row: Mapping[str, Any], kind: str) -> str:
-    return "measured" if is_measured(row, kind) else "by definition"
+    if not is_measured(row, kind):
+        return "by definition"
+    return "measured, for the table of stages" if row.get("drill") == FORGOTTEN else "measured"
 
 
 def _limits(ladder: Ladder) -> list[str]:

@@ -85,7 +85,8 @@ def _as_dict(ladder: Ladder, judged: Sequence[Verdict], squares: Sequence[Square
         ],
         "hypotheses": [verdict.claim._asdict() | verdict.finding._asdict() for verdict in judged],
         "matrix": [
-            {"aspect": s.aspect, "property": s.property, "claim": s.claim, **s.finding._asdict()}
+            {name: value for name, value in s._asdict().items() if name != "finding"}
+            | s.finding._asdict()
             for s in squares
         ],
     }

@@ -4,48 +4,63 @@
 | --- | --- |
 | post-training | private tokens that the target's host sees, by the meter |
 | evaluation | the same, of the questions that are scored |
-| use | questions until the open side is cheaper, from the counts of this ladder |
+| use | questions until the open side is cheaper, for the best method of each side |
 | unlearning | the loss of score of a federation that is trained again without one client |
 | pre-training | nothing here: it needs the weights, and no rival has them |
 """
 
+import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
-from fedjax_post.report.comparison import Interval, interval
-from fedjax_post.report.markup import Block, Prose, Table
+from fedjax_post.report.comparison import interval
+from fedjax_post.report.markup import Block, Bullets, Prose, Table
+from fedjax_post.report.position.controls import is_silent
 from fedjax_post.report.position.drills import FORGOTTEN, losses
-from fedjax_post.report.position.ladder import Cell, Ladder, Run, asks, of_kind, shown
-from fedjax_post.report.position.rules import count, points
+from fedjax_post.report.position.ladder import (
+    Cell,
+    Ladder,
+    Run,
+    asks,
+    if_hosted,
+    measure_of,
+    of_kind,
+    over_seeds,
+)
+from fedjax_post.report.position.rules import best, count, points
+from fedjax_post.report.position.thresholds import BUDGET
 
 # What an hour of a client's machine costs, in the unit of the ladder's price: an assumption, as for
 # two cores that are rented
 HOUR = 0.05
+TOLERANCE = 0.01  # costs that differ by less than this share of the larger one count as equal
+_NONE = "0 by definition where clients hold the model"
+_UNPAIRED = "no open method, or no closed one that asks in training, has a score"
+
+_ValueFn = Callable[[Run], float | None]
+
+
+class _Pair(NamedTuple):
+    """The methods whose costs are compared: the best of each side, by mean score."""
+
+    held: Cell  # open
+    asking: Cell  # closed
+
+
+class _Costs(NamedTuple):
+    """What a pair of methods costs in one unit, the open one first; means over the seeds."""
+
+    training: tuple[float, float]
+    use: tuple[float, float]  # of one question
 
 
 def stages(ladder: Ladder) -> list[Block]:
-    """Returns a table of stages against both sides."""
-    asking = [cell for cell in of_kind(ladder, "closed") if asks(cell)]
-    held = of_kind(ladder, "open")
-    mean = lambda cells, value_fn: count(_over(cells, value_fn))
-    training = count(_joined([found for cell in asking if (found := shown(cell))]))
-    told = "measured: the mean over cells and seeds, by the meter"
+    """Returns a table of stages against both sides, and how its costs are counted."""
+    pair = _pair(ladder)
     rows = [
-        ("post-training: private tokens shown", training, "0", told),
-        (
-            "evaluation: private tokens shown",
-            mean(asking, lambda run: _evaluated(run, "private_tokens")),
-            mean(held, lambda run: _evaluated(run, "private_tokens")),
-            told,
-        ),
-        (
-            "use: private tokens of one question shown",
-            mean(asking, _each_question),
-            "0",
-            "counted in evaluation; 0 by definition where clients hold the model",
-        ),
-        ("use: the open side has shown less after", "", *_less_shown(asking)),
-        ("use: the open side has cost less after", "", *_break_even(asking, held)),
-        ("use: the open side has taken less energy after", "", *_energy(asking, held)),
+        *_shown(ladder),
+        ("use: the open side has cost less after", "", *_money(pair)),
+        ("use: the open side has taken less energy after", "", *_energy(pair)),
         (
             "unlearning one client",
             _forgotten(ladder, "closed"),
@@ -61,75 +76,183 @@ def stages(ladder: Ladder) -> list[Block]:
         ),
     ]
     return [
-        Prose(
-            f"Money assumes that an hour of a client's machine costs {HOUR:g} in the unit of the "
-            "price, and that use takes as long for a token as training did. Energy is counted in "
-            "tokens through the model, a backward pass as two, as if each took as much on both "
-            "sides: a provider does not state its own."
-        ),
         Table(("stage", "without the weights", "with the weights", "how it is known"), rows),
+        Prose("How costs are counted:"),
+        Bullets(_conventions(ladder)),
     ]
 
 
-def break_even(fixed: tuple[float, float], each: tuple[float, float]) -> float | None:
+def break_even(
+    fixed: tuple[float, float], each: tuple[float, float], *, tolerance: float = TOLERANCE
+) -> float | None:
     """Returns after how many uses the first side costs no more from then on; None if never.
+
+    If a use costs both sides the same, only training can make the first side cheaper: it then is
+    from the first use on, or never.
 
     >>> break_even((10.0, 4.0), (0.5, 2.5))
     3.0
+    >>> break_even((3.0, 4.0), (2.49, 2.5))
+    0.0
+    >>> break_even((10.0, 4.0), (2.49, 2.5))  # without the tolerance: 600 uses
 
     Args:
-      fixed: what training costs, of either side.
-      each: what a use costs, of either side.
+      fixed: what training costs, of either side, at least 0.
+      each: what a use costs, of either side, at least 0 and in the same unit.
+      tolerance: a difference below this share of the larger cost counts as none, in [0, 1].
     """
-    ahead, gained = fixed[0] - fixed[1], each[1] - each[0]
-    if ahead <= 0 <= gained:
-        return 0.0
-    return ahead / gained if gained > 0 else None
+    saved = _difference(each[1], each[0], tolerance)
+    if saved == 0:
+        return 0.0 if _difference(fixed[0], fixed[1], tolerance) < 0 else None
+    return None if saved < 0 else max(0.0, (fixed[0] - fixed[1]) / saved)
 
 
-def _less_shown(asking: Sequence[Cell]) -> tuple[str, str]:
-    if not asking:
-        return "missing", ""
-    return "the first question", "by definition: it shows a host nothing, in training and in use"
+def _difference(first: float, second: float, tolerance: float) -> float:
+    """Returns the first cost less the second; 0 if it is below a share of the larger one."""
+    found = first - second
+    return 0.0 if abs(found) < tolerance * max(first, second) else found
 
 
-def _break_even(asking: Sequence[Cell], held: Sequence[Cell]) -> tuple[str, str]:
-    own, per_token = _over(held, _own_cost), _over(held, _cost_of_token)
-    paid = _over(asking, lambda run: run.disclosure.get("cost"))
-    each, tokens = _over(asking, _paid_each), _over(asking, _each_question)
-    if own is None or per_token is None or paid is None or each is None or tokens is None:
-        return "missing", ""
-    used = per_token.mean * tokens.mean
-    found = break_even((own.mean, paid.mean), (used, each.mean))
-    told = (
-        f"training {own.mean:.3g} against {paid.mean:.3g}, a question {used:.2g} against "
-        f"{each.mean:.2g}"
+def _conventions(ladder: Ladder) -> list[str]:
+    """Returns what the costs of the table rest on, beside the measurements."""
+    whole = ladder.facts.get("budget")
+    budget = (
+        f"The ladder set the training of all methods to one budget, {whole:,} tokens through the "
+        f"model, and lets it differ by {100 * BUDGET.value:.0f} %: what training costs more or "
+        "less within that follows from whole rounds and epochs, and is no finding on either side."
+        if whole
+        else "No budget was stated, so that training took what each method's settings ask for."
     )
-    return _told(found), told
+    return [
+        "A mean over methods takes each by its mean over seeds; its 95 % interval is over methods.",
+        f"Money and energy compare one method of each side, that with the best mean "
+        f"{measure_of(ladder)}, and the first in the ladder among equals. A closed method that "
+        "asks its host nothing in training is left out, since no bill contains what its clients "
+        "train themselves.",
+        f"What a use costs counts as the same if it differs by less than {100 * TOLERANCE:.0f} %.",
+        budget,
+        f"Money: an hour of a client's machine is assumed to cost {HOUR:g} in the unit of the "
+        "price, and a token in use to take as long as one in training. The closed side costs what "
+        "its host billed, in training and for each question of the evaluation, without what its "
+        "clients compute themselves. A bill counts a token that the host trains on once, and the "
+        "budget counts it three times: what a host that trains costs follows in part from this "
+        "convention.",
+        "Energy: counted in tokens through the model, a backward pass as two, as if each took as "
+        "much on both sides. A provider does not state its own.",
+    ]
 
 
-def _energy(asking: Sequence[Cell], held: Sequence[Cell]) -> tuple[str, str]:
-    fixed, each = (_means(held, asking, name=name) for name in ("model_tokens", "question_tokens"))
-    if fixed is None or each is None:
-        return "missing", ""
-    told = (
-        f"training {fixed[0]:,.0f} tokens against {fixed[1]:,.0f}, a question {each[0]:.1f} "
-        f"against {each[1]:.1f}"
+def _shown(ladder: Ladder) -> list[tuple[str, str, str, str]]:
+    """Returns the rows on what a host is shown."""
+    asking = [cell for cell in of_kind(ladder, "closed") if asks(cell)]
+    scored_fn = lambda run: _evaluated(run, "private_tokens")
+    training, question = _means(asking, if_hosted), _means(asking, _tokens_of_question)
+    scored, held = _means(asking, scored_fn), _means(of_kind(ladder, "open"), scored_fn)
+    told = lambda values: f"measured by the meter: mean over {_methods(values)}"
+    less = "by definition: it shows a host nothing, in training and in use"
+    return [
+        ("post-training: private tokens shown", _mean(training), "0", f"{told(training)}; {_NONE}"),
+        (
+            "evaluation: private tokens shown",
+            *(_mean(scored), _mean(held)),
+            f"{told(scored)}, and with the weights over {_methods(held)}",
+        ),
+        (
+            "use: private tokens of one question shown",
+            *(_mean(question), "0"),
+            f"{told(question)}, counted in evaluation; {_NONE}",
+        ),
+        (
+            "use: the open side has shown less after",
+            "",
+            *(("the first question", less) if asking else ("missing", "")),
+        ),
+    ]
+
+
+def _methods(values: Sequence[float]) -> str:
+    return f"{len(values)} method{'' if len(values) == 1 else 's'}"
+
+
+def _mean(values: Sequence[float]) -> str:
+    return count(interval(values) if values else None)
+
+
+def _means(cells: Sequence[Cell], value_fn: _ValueFn) -> list[float]:
+    """Returns the mean over seeds of each cell, without those of which a seed lacks the value."""
+    return [found.mean for cell in cells if (found := over_seeds(cell, value_fn))]
+
+
+def _pair(ladder: Ladder) -> _Pair | None:
+    """Returns the best open method and the best closed one that asks in training, or None."""
+    closed = [cell for cell in of_kind(ladder, "closed") if asks(cell) and not is_silent(cell)]
+    held, asking = best(of_kind(ladder, "open")), best(closed)
+    return None if held is None or asking is None else _Pair(held, asking)
+
+
+def _money(pair: _Pair | None) -> tuple[str, str]:
+    if pair is None:
+        return "missing", _UNPAIRED
+    billed_fn = lambda run: run.disclosure.get("cost")
+    costs = _costs(pair, training=(_own_cost, billed_fn), use=(_own_use, _billed_use))
+    if costs is None:
+        return "missing", f"{_named(pair)}: a summary lacks what it cost"
+    (own, billed), (own_use, billed_use) = costs
+    return _after(costs), (
+        f"{_named(pair)}: training {own:.3g} against {billed:.3g}, a million questions "
+        f"{1e6 * own_use:.3g} against {1e6 * billed_use:.3g}{_tie_told(costs)}"
     )
-    return _told(break_even(fixed, each)), told
 
 
-def _means(*sides: Sequence[Cell], name: str) -> tuple[float, float] | None:
-    """Returns the mean of a number of the summaries on each of two sides; None if one lacks it."""
-    first, second = (_over(cells, lambda run: run.summary.get(name)) for cells in sides)
-    return None if first is None or second is None else (first.mean, second.mean)
+def _energy(pair: _Pair | None) -> tuple[str, str]:
+    if pair is None:
+        return "missing", _UNPAIRED
+    spent_fn = lambda run: run.summary.get("model_tokens")
+    costs = _costs(pair, training=(spent_fn, spent_fn), use=(_tokens_of_use, _tokens_of_use))
+    if costs is None:
+        return "missing", f"{_named(pair)}: a summary lacks its tokens"
+    (own, hosted), (own_use, hosted_use) = costs
+    if not _difference(own, hosted, BUDGET.value):  # one budget, of whole rounds and epochs
+        costs = costs._replace(training=(hosted, hosted))
+    return _after(costs), (
+        f"{_named(pair)}: training {own:,.0f} tokens against {hosted:,.0f}, a question "
+        f"{own_use:.1f} against {hosted_use:.1f}{_tie_told(costs)}"
+    )
 
 
-def _told(found: float | None) -> str:
-    """Returns after how many questions costs are equal, as text."""
-    if not found:
-        return "never" if found is None else "the first question"
-    return f"{found:,.0f} questions"
+def _named(pair: _Pair) -> str:
+    return f"{pair.held.label} against {pair.asking.label}, the best of each side"
+
+
+def _costs(
+    pair: _Pair, *, training: tuple[_ValueFn, _ValueFn], use: tuple[_ValueFn, _ValueFn]
+) -> _Costs | None:
+    """Returns what a pair costs, given functions of a run; None if a run lacks a value."""
+    found = [
+        over_seeds(cell, value_fn)
+        for value_fns in (training, use)
+        for cell, value_fn in zip(pair, value_fns, strict=True)
+    ]
+    means = [one.mean for one in found if one is not None]
+    return _Costs((means[0], means[1]), (means[2], means[3])) if len(means) == 4 else None
+
+
+def _after(costs: _Costs) -> str:
+    """Returns after how many questions the open side is cheaper, as text."""
+    found = break_even(*costs)
+    if found is not None:
+        whole = math.ceil(round(found, 6))  # not one more for the sake of a rounding error
+        return "the first question" if whole <= 1 else f"{whole:,} questions"
+    return f"never: a use costs {'both sides the same' if _is_tie(costs) else 'the open side more'}"
+
+
+def _tie_told(costs: _Costs) -> str:
+    return "; a use costs the same, so that training alone decides" if _is_tie(costs) else ""
+
+
+def _is_tie(costs: _Costs) -> bool:
+    """Returns whether a use costs both sides the same, within the tolerance."""
+    return _difference(*costs.use, TOLERANCE) == 0
 
 
 def _own_cost(run: Run) -> float | None:
@@ -137,21 +260,28 @@ def _own_cost(run: Run) -> float | None:
     return None if seconds is None else HOUR * seconds / 3600
 
 
-def _cost_of_token(run: Run) -> float | None:
-    cost, tokens = _own_cost(run), run.summary.get("model_tokens")
-    return cost / tokens if cost is not None and tokens else None
+def _own_use(run: Run) -> float | None:
+    """Returns what a question costs on a client's machine: its tokens, priced as in training."""
+    cost, tokens, used = _own_cost(run), run.summary.get("model_tokens"), _tokens_of_use(run)
+    return cost / tokens * used if cost is not None and used is not None and tokens else None
+
+
+def _tokens_of_use(run: Run) -> float | None:
+    """Returns the tokens through the model for one question: its template and prompt included."""
+    return run.summary.get("question_tokens")
 
 
 def _evaluated(run: Run, name: str) -> float | None:
     return ((run.summary.get("disclosure") or {}).get("evaluation") or {}).get(name)
 
 
-def _each_question(run: Run) -> float | None:
+def _tokens_of_question(run: Run) -> float | None:
+    """Returns the private tokens of one question, those of its template left out."""
     tokens, queries = _evaluated(run, "private_tokens"), _evaluated(run, "queries")
     return tokens / queries if tokens is not None and queries else None
 
 
-def _paid_each(run: Run) -> float | None:
+def _billed_use(run: Run) -> float | None:
     cost, queries = _evaluated(run, "cost"), _evaluated(run, "queries")
     return cost / queries if cost is not None and queries else None
 
@@ -165,14 +295,3 @@ def _forgotten(ladder: Ladder, kind: str) -> str:
     ]
     told = [f"{row['method']} loses {points(losses(row))}" for row in rows]
     return "; ".join(told) or "missing"
-
-
-def _over(cells: Sequence[Cell], value_fn: Callable[[Run], float | None]) -> Interval | None:
-    """Returns the mean over all runs of some cells that have a value; None without any."""
-    values = [value for cell in cells for run in cell.runs.values()
-              if (value := value_fn(run)) is not None]  # fmt: skip
-    return interval(values) if values else None
-
-
-def _joined(found: Sequence[Interval]) -> Interval | None:
-    return interval([one.mean for one in found]) if found else None

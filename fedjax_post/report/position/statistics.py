@@ -83,7 +83,8 @@ def _chi(freedom: int) -> tuple[np.ndarray, np.ndarray]:
 def above(values: Sequence[float], limit: float, *, least: float = 0.0) -> float:
     """Returns twice the one-sided p of 'the mean is not above a limit', at most 1.
 
-    Twice, so that it is below 0.05 exactly if the 95 % interval lies above the limit.
+    Twice, so that it is below 0.05 exactly if the 95 % interval lies above the limit. Values
+    without any spread show nothing, because nothing says how far they could differ.
 
     Args:
       values: one for each seed.
@@ -96,7 +97,7 @@ def above(values: Sequence[float], limit: float, *, least: float = 0.0) -> float
     error = deviation(values, least) / math.sqrt(count)
     excess = sum(values) / count - limit
     if error == 0:
-        return 0.0 if excess > 0 else 1.0
+        return 1.0
     return min(1.0, 2 * upper_tail(excess / error, count - 1))
 
 

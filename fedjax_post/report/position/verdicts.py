@@ -5,8 +5,9 @@
 | by definition | nothing of the hypothesis is measured |
 | undecided: control missing | the ladder lacks a cell that the contrast needs; it is named |
 | undecided: too few seeds | the power for a difference of five points is below one half |
+| undecided: its advantage is below two points | both p pass: there is one, and it counts as none |
 | undecided | scores cannot be read, both sides reach the ceiling, or no p passes |
-| supported, not supported | its p passes at the level of Holm's correction |
+| supported, not supported | its p alone passes at the level of Holm's correction |
 """
 
 from collections.abc import Mapping
@@ -18,12 +19,13 @@ from fedjax_post.report.position.hypotheses import HYPOTHESES, Hypothesis
 from fedjax_post.report.position.ladder import Ladder
 from fedjax_post.report.position.measured import MEASURES, Evidence
 from fedjax_post.report.position.statistics import holm
-from fedjax_post.report.position.thresholds import ALPHA, GAIN, POWER
+from fedjax_post.report.position.thresholds import ALPHA, GAIN, MARGIN, POWER
 
 SUPPORTED, NOT_SUPPORTED = "supported", "not supported"
 UNDECIDED, BY_DEFINITION = "undecided", "by definition"
 _AGAINST = ("H1",)  # hypotheses that an advantage speaks against
 TOO_FEW = "too few seeds"
+SMALL = f"its advantage is below {100 * MARGIN.value:.0f} points"
 
 
 class Finding(NamedTuple):
@@ -87,9 +89,14 @@ def _finding(key: str, one: Evidence, shown: Shown, level: float, passed: bool) 
         f"{shown.num_seeds} seeds, p = {p:.2g} at a level of {level:.2g}; power for "
         f"{100 * GAIN.value:.0f} points: {power:.2f}"
     )
-    verdict, why = UNDECIDED, "its interval allows both"
+    decides = shown.name_for if favours else shown.name_against
+    named = [f"decided by: {decides}"] if len(one.contrasts) > 1 else []
+    verdict, why = UNDECIDED, one.otherwise
     if power < POWER.value:
         why = TOO_FEW
+    elif max(shown.p_for, shown.p_against) <= level:
+        why = SMALL
     elif passed:
         verdict, why = SUPPORTED if favours != (key in _AGAINST) else NOT_SUPPORTED, ""
-    return Finding(verdict, why, [told, *one.numbers], [], p, level, power, shown.num_seeds)
+    numbers = [told, *named, *one.numbers]
+    return Finding(verdict, why, numbers, [], p, level, power, shown.num_seeds)

@@ -10,6 +10,7 @@ def run(exact_match, *, base=0.4, sent=0.0, asked=None, inference="client", quer
     """One seed: `sent` private tokens left; a provider would have been shown `asked`."""
     spent = {"queries": queries, "tokens_sent": asked, "labels_sent": 0}
     summary = {"model": "m", "rounds": 3, "command": "train", "commit": "c", "seed": 0}
+    summary |= {"heldout_examples": 240}
     disclosure = {"private_tokens": sent, "serving_discloses": inference == "provider"}
     return Run(exact_match, base, 1000, 2000, spent, inference, disclosure, [], summary)
 
@@ -34,6 +35,7 @@ def ladder(cells, *, bases=None, **facts):
 OPEN = cell("lora", "open", (0.80, 0.82, 0.81))
 CLOSED = cell("fed_bpt", "closed", (0.50, 0.52, 0.51), asked=700.0, queries=10.0)
 MANUAL = cell("manual_prompt", "baseline", (0.4, 0.4, 0.4))
+CENTRAL = control("central", 0.6, 0.62, 0.61)
 PROMPTS = [control("manual", 0.4, 0.4, 0.4, name=f"manual_{n}") for n in range(2, 11)]
 
 

@@ -1,7 +1,6 @@
-"""Budgets, searches, leaks and other stages: what the report makes of a ladder's numbers."""
+"""Budgets, searches and leaks: what the report makes of a ladder's numbers."""
 
 import json
-import math
 
 import pytest
 from ladders import CLOSED, MANUAL, OPEN, PROMPTS, cell, control, ladder, write_ladder
@@ -12,7 +11,6 @@ from fedjax_post.report.position.budgets import budget, off_budget, searched, sh
 from fedjax_post.report.position.ladder import accuracy, read_ladder
 from fedjax_post.report.position.leaks import leaks
 from fedjax_post.report.position.measured import autonomy, updates, utility
-from fedjax_post.report.position.stages import break_even, stages
 
 
 def spending(one, tokens):
@@ -100,43 +98,6 @@ def test_unlearning_is_no_fault():
         {"drill": "forgotten", "method": "lora"} | lost,
     ]
     assert "no drill that can hurt" in autonomy(ladder([OPEN, CLOSED], drills=rows)).lacking
-    (table,) = tables(stages(ladder([OPEN, CLOSED], drills=rows)))
-    forgotten = next(row for row in table.rows if "unlearning" in row[0])
-    assert forgotten[1] == "missing"
-    assert "lora loses +30.0" in forgotten[2]
-
-
-@pytest.mark.parametrize(
-    ("fixed", "each", "expected"),
-    [
-        ((10.0, 4.0), (0.5, 2.5), 3.0),
-        ((1.0, 4.0), (0.5, 2.5), 0.0),
-        ((10.0, 4.0), (2.5, 0.5), None),
-        ((10.0, 4.0), (1.0, 1.0), None),
-    ],
-)
-def test_costs_are_equal_after_the_break_even(fixed, each, expected):
-    found = break_even(fixed, each)
-    assert found == expected
-    if found:
-        assert math.isclose(fixed[0] + found * each[0], fixed[1] + found * each[1])
-
-
-def test_energy_is_paid_back_by_shorter_questions():
-    def told(cell, training, question):
-        more = {"model_tokens": training, "question_tokens": question}
-        return cell._replace(
-            runs={s: run._replace(summary=run.summary | more) for s, run in cell.runs.items()}
-        )
-
-    def energy(*cells):
-        (table,) = tables(stages(ladder(cells)))
-        return next(row for row in table.rows if "energy" in row[0])
-
-    assert energy(told(OPEN, 900, 10.0), told(CLOSED, 600, 25.0))[2] == "20 questions"
-    assert energy(told(OPEN, 900, 25.0), told(CLOSED, 600, 25.0))[2] == "never"
-    assert energy(told(OPEN, 500, 25.0), told(CLOSED, 600, 25.0))[2] == "the first question"
-    assert energy(OPEN, told(CLOSED, 600, 25.0))[2] == "missing"
 
 
 def test_a_ladder_may_be_compared_by_the_rank_of_labels(tmp_path):

@@ -3,6 +3,8 @@
 import base64
 import json
 import re
+import tarfile
+from pathlib import Path
 
 import pytest
 from ladders import CLOSED, GATE, MANUAL, OPEN, cell, ladder, write_ladder, write_run
@@ -10,9 +12,14 @@ from ladders import CLOSED, GATE, MANUAL, OPEN, cell, ladder, write_ladder, writ
 from fedjax_post.integrity import read_file, seal_file
 from fedjax_post.report import position
 from fedjax_post.report.markup import Heading, Prose, Table, markdown, page
+from fedjax_post.report.position.aspects import matrix
 from fedjax_post.report.position.ladder import read_ladder
+from fedjax_post.report.position.page import blocks
 from fedjax_post.report.position.rules import UNPROMPTED
 from fedjax_post.report.position.tables import reached
+from fedjax_post.report.position.verdicts import UNDECIDED, Finding, verdicts
+
+EVIDENCE = sorted((Path(__file__).parents[3] / "docs" / "evidence").glob("*.tar.xz"))
 
 FACTS = {
     "commands": ["python -m experiments.openness --task=kinds"],
@@ -90,7 +97,10 @@ def test_the_report_names_every_hypothesis_and_what_is_missing(report):
 
 def test_missing_controls_and_the_history_of_thresholds_are_shown(report):
     text = (report[0] / "position.md").read_text()
-    assert "| Lora | missing | missing | missing | one client alone, without a federation |" in text
+    assert (
+        "| Lora | missing | missing | missing | one client alone, without a federation, for as many steps |"
+        in text
+    )
     assert "Missing controls: the proxy alone" in text
     row = r"\| ceiling \| 0.98 \| score \| [^|]* \| 2026-11-22 \| no \|"
     assert re.search(row, text)
@@ -124,6 +134,59 @@ def test_verdicts_are_there_for_programs(report):
     assert {one["name"]: one["value"] for one in found["thresholds"]}["margin"] == 0.02
     assert len(found["matrix"]) == 12
     assert found["gate"]["passed"] is True
+
+
+def tables_of(found, squares=None):
+    """The tables of a ladder's page, those of position.md; it needs no pictures."""
+    judged = verdicts(found)
+    page_of = blocks(found, judged, squares or matrix(found, judged), [])
+    return [block for block in page_of if isinstance(block, Table)]
+
+
+def table_of(found, first, *, squares=None):
+    """The table whose first column has this name."""
+    tables = tables_of(found, squares)
+    return next(table for table in tables if table.head[0] == first)
+
+
+def test_drills_show_their_rounds_and_their_score_before_the_fault():
+    lost = {"lost": [0.1, 0.1], "by_definition": [False, False]}
+    rows = [
+        {"drill": "changed", "method": "fed_bpt", "before": [0.5, 0.5], "rounds": [8, 8], **lost},
+        {"drill": "forgotten", "method": "lora", "before": 0.75, "rounds": 6, **lost},
+        {"drill": "withdrawn", "method": "lora", "rounds": [6, 7], **lost},
+        {"drill": "shutdown", "method": "lora", **lost, "by_definition": True},
+    ]
+    table = table_of(ladder([OPEN, CLOSED], drills=rows), "drill")
+    column = lambda name: [row[table.head.index(name)] for row in table.rows]
+    assert column("rounds") == ["8", "6", "6, 7", "missing"]
+    assert column("score before") == ["50.0 ± 0.0 %", "75.0 %", "missing", "missing"]
+    used = "measured, for the table of stages"
+    assert column("counts") == ["measured", used, "measured", "by definition"]
+
+
+def test_a_cell_of_the_matrix_points_to_its_hypothesis_instead_of_its_lists():
+    found = ladder([OPEN, CLOSED])
+    squares = matrix(found, verdicts(found))
+    lists = Finding(UNDECIDED, "", [f"number {n}" for n in range(9)], ["a definition"] * 40)
+    filled = [s._replace(finding=lists) if s.hypothesis == "H2" else s for s in squares]
+    told = {row[0]: row[2] for row in table_of(found, "cell", squares=filled).rows}
+    assert told["weights, autonomy"] == "Number 0. Number 1. Number 2. See H2."
+    assert told["licence, privacy"] == "No licence enters the ledger of what is disclosed (H5)."
+    long = lists._replace(numbers=["x" * 250, "y" * 60])
+    cut = [s._replace(finding=long) if s.hypothesis == "H2" else s for s in squares]
+    told = {row[0]: row[2] for row in table_of(found, "cell", squares=cut).rows}
+    assert told["weights, autonomy"] == f"X{'x' * 249}. See H2."
+
+
+@pytest.mark.parametrize("path", EVIDENCE, ids=lambda path: path.name.partition(".")[0])
+def test_no_cell_of_a_table_is_longer_than_a_paragraph(path, tmp_path):
+    with tarfile.open(path) as archive:
+        archive.extractall(tmp_path, filter="data")
+    tables = tables_of(read_ladder(tmp_path))
+    assert len(tables) >= 8
+    longest = max((text for t in tables for row in t.rows for text in row), key=len)
+    assert len(longest) <= 400, longest
 
 
 def test_closed_cells_are_not_read_on_a_base_that_cannot_be_prompted(tmp_path):

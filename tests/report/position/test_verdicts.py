@@ -1,7 +1,7 @@
 """Each measured hypothesis can be supported, refuted or left undecided, with the reason."""
 
 import pytest
-from ladders import CLOSED, GATE, MANUAL, OPEN, PROMPTS, cell, control, ladder
+from ladders import CENTRAL, CLOSED, GATE, MANUAL, OPEN, PROMPTS, cell, control, ladder
 
 from fedjax_post.report.comparison import interval
 from fedjax_post.report.position.aspects import ASPECTS, PROPERTIES, matrix
@@ -21,6 +21,7 @@ from fedjax_post.report.position.verdicts import (
 
 FAILED = {"gate": GATE | {"manual_prompt": 0.25}}
 ALONE = control("one_client", 0.5, 0.5, 0.5)
+REST = [CENTRAL, MANUAL, *PROMPTS]
 FULL = cell("lora", "open", (1.0, 0.99, 1.0))
 SILENT = cell("fed_pt", "closed", (0.7, 0.71, 0.72), asked=0.0)
 
@@ -124,13 +125,65 @@ def test_the_better_stand_in_is_the_control_of_an_emulator():
     assert "stand-in alone, untuned" in judge("H1", ladder([own, weak])).told
 
 
-def test_a_ceiling_counts_for_its_contrast_alone():
+def test_a_control_at_the_ceiling_says_nothing_of_the_target():
     full = cell("fed_pt", "closed", (1.0, 1.0, 1.0), asked=0.0)
     cells = [full, control("proxy", 0.99, 1.0, 1.0)]
-    assert judge("H1", ladder(cells)).told == "undecided: both sides reach 98 %"
+    below = cell("fed_pt", "closed", (0.9, 0.91, 0.92), asked=0.0)
+    for first in (full, below):
+        finding = judge("H1", ladder([first, cells[1]]))
+        assert finding.why == "no method that asks nothing in training could show a gain"
+        assert "its control reaches 98 %: Fed_Pt" in finding.numbers
     own = cell("offsite_tuning", "closed", (0.9, 0.91, 0.92), tier="EMULATOR", asked=0.0)
     others = [control(k, 0.5, 0.5, 0.5) for k in ("stand_in", "stand_in_untuned")]
     assert judge("H1", ladder([*cells, own, *others])).verdict == NOT_SUPPORTED
+
+
+def test_a_method_that_learned_nothing_says_nothing_of_the_target():
+    failed = cell("fed_pt", "closed", (0.4, 0.41, 0.42), asked=0.0)
+    finding = judge("H1", ladder([failed, control("proxy", 0.53, 0.54, 0.55)]))
+    assert finding.why == "no method that asks nothing in training could show a gain"
+    assert "learned nothing: Fed_Pt" in finding.numbers
+
+
+def test_a_rival_at_the_ceiling_can_be_worse_to_be_behind_only():
+    """Nothing is ahead of 100 %: 'no advantage' must be a lag, and not lie within the margin."""
+    rest = [ALONE, CENTRAL, MANUAL, *PROMPTS]
+    rival = cell("x", "closed", (0.99, 1.0, 1.0), asked=7.0)
+    near = cell("lora", "open", (0.97, 0.99, 0.97))
+    assert judge("H3", ladder([near, rival, *rest])).verdict == UNDECIDED
+    assert judge("H3", ladder([OPEN, rival, *rest])).verdict == NOT_SUPPORTED
+
+
+def test_an_advantage_below_the_margin_is_none_and_no_equality():
+    rival = (0.70, 0.72, 0.71, 0.71, 0.71)
+    ours = cell("lora", "open", [score + 0.01 for score in rival])
+    cells = [ours, cell("x", "closed", rival, asked=7.0), ALONE, CENTRAL, MANUAL, *PROMPTS]
+    assert judge("H3", ladder(cells)).told == "undecided: its advantage is below 2 points"
+
+
+def spending(one, tokens):
+    runs = {
+        s: r._replace(summary=r.summary | {"model_tokens": tokens}) for s, r in one.runs.items()
+    }
+    return one._replace(runs=runs)
+
+
+@pytest.mark.parametrize(
+    ("held", "asking", "budget", "expected"),
+    [
+        (1000, 1000, 1000, SUPPORTED),
+        (2000, 1000, 1000, "undecided: unequal budgets: Lora"),
+        (1000, 500, 1000, "undecided: unequal budgets: Host"),
+        (500, 2000, 1000, SUPPORTED),  # the open side leads with less
+        (2000, 1000, None, "undecided: unequal budgets: none was stated, and the open side spent "
+         "more"),
+        (1000, 1000, None, SUPPORTED),
+    ],
+)  # fmt: skip
+def test_equal_budgets_are_a_condition(held, asking, budget, expected):
+    host = cell("host", "closed", (0.7, 0.72, 0.71), tier="FINETUNE", asked=7.0)
+    cells = [spending(OPEN, held), spending(host, asking), ALONE, MANUAL, *PROMPTS]
+    assert judge("H3", ladder(cells, budget=budget)).told == expected
 
 
 @pytest.mark.parametrize(
@@ -153,6 +206,38 @@ def test_drills_are_judged_by_what_they_cost_either_side(key, closed, free, fact
     assert judge(key, ladder([OPEN, CLOSED], drills=rows, **facts)).told == expected
 
 
+def drill(name, method, lost, **more):
+    return {"drill": name, "method": method, "lost": lost, "by_definition": False} | more
+
+
+def test_faults_are_compared_in_pairs_so_that_a_list_of_drills_decides_nothing():
+    strong, none = [0.2, 0.21, 0.19], [0.0, 0.002, 0.001]
+    rows = [drill("changed", "fed_bpt", strong), drill("base_update", "lora", [0.05, 0.051, 0.049])]
+    idle = [drill(n, "fed_bpt", none) for n in ("refused", "rate_limited", "tuned_withdrawn")]
+    more = [*rows, *idle, drill("withdrawn", "lora", none)]
+    for drills in (rows, more):
+        finding = judge("H2", ladder([OPEN, CLOSED], drills=drills))
+        assert finding.verdict == SUPPORTED
+    named = "decided by: loss by changed (fed_bpt) less that by base_update (lora)"
+    assert named in finding.numbers
+
+
+@pytest.mark.parametrize("key", ["H2", "H8"])
+def test_a_fault_that_hurts_nobody_shows_no_equality(key):
+    names = {"H2": ("changed", "base_update"), "H8": ("excluded_price", "excluded_memory")}[key]
+    lost = [0.0, 0.004, 0.0], [0.004, 0.0, 0.0]
+    rows = [drill(*one) for one in zip(names, ("fed_bpt", "lora"), lost, strict=True)]
+    finding = judge(key, ladder([OPEN, CLOSED], drills=rows))
+    assert finding.told == "undecided: no fault cost either side 2 points"
+
+
+def test_a_change_that_hurts_at_once_and_is_made_good_shows_equality():
+    lost = [0.0, 0.004, 0.0]
+    at_once = {"at_fault": [0.8, 0.8, 0.8], "at_change": [0.6, 0.6, 0.6]}
+    rows = [drill("changed", "fed_bpt", lost, **at_once), drill("base_update", "lora", lost)]
+    assert judge("H2", ladder([OPEN, CLOSED], drills=rows)).verdict == NOT_SUPPORTED
+
+
 @pytest.mark.parametrize("key", ["H2", "H8"])
 def test_a_drill_that_cannot_hurt_an_open_method_decides_nothing(key):
     name = {"H2": "changed", "H8": "excluded_price"}[key]
@@ -170,22 +255,35 @@ def test_a_drill_that_cannot_hurt_an_open_method_decides_nothing(key):
 @pytest.mark.parametrize(
     ("cells", "expected"),
     [
-        ([OPEN, CLOSED, ALONE, MANUAL, *PROMPTS], SUPPORTED),
-        ([OPEN, cell("x", "closed", (0.9, 0.92, 0.91), asked=7.0), ALONE, MANUAL, *PROMPTS],
+        ([OPEN, CLOSED, ALONE, *REST], SUPPORTED),
+        ([OPEN, cell("x", "closed", (0.9, 0.92, 0.91), asked=7.0), ALONE, *REST],
          NOT_SUPPORTED),
-        ([OPEN, CLOSED, cell("y", "baseline", (0.9, 0.92, 0.91)), ALONE, MANUAL, *PROMPTS],
+        ([OPEN, CLOSED, cell("y", "baseline", (0.9, 0.92, 0.91)), ALONE, *REST],
          NOT_SUPPORTED),
-        ([OPEN, CLOSED, ALONE, MANUAL],
+        ([OPEN, CLOSED, ALONE, CENTRAL, MANUAL],
          "undecided: control missing: the best of ten manual prompts (there are 1)"),
-        ([OPEN, CLOSED, MANUAL, *PROMPTS],
-         "undecided: control missing: one client alone, without a federation"),
-        ([OPEN, CLOSED, control("one_client", 0.8, 0.82, 0.81), MANUAL, *PROMPTS],
+        ([OPEN, CLOSED, *REST],
+         "undecided: control missing: one client alone, without a federation, for as many steps"),
+        ([OPEN, CLOSED, control("one_client", 0.8, 0.82, 0.81), *REST],
          "undecided: no open method was shown to gain over one client alone"),
-        ([FULL, cell("x", "closed", (0.98, 0.98, 0.98), asked=7.0), ALONE, MANUAL, *PROMPTS],
+        ([FULL, cell("x", "closed", (0.98, 0.98, 0.98), asked=7.0), ALONE, *REST],
          "undecided: both sides reach 98 %"),
-        ([FULL, cell("x", "closed", (0.96, 0.95, 0.96), asked=7.0), ALONE, MANUAL, *PROMPTS],
+        ([FULL, cell("x", "closed", (0.96, 0.95, 0.96), asked=7.0), ALONE, *REST],
          SUPPORTED),
         ([OPEN, ALONE], "undecided: no scored cell of one side"),
+        ([OPEN, CLOSED, ALONE, control("central", 0.9, 0.92, 0.91), MANUAL, *PROMPTS],
+         NOT_SUPPORTED),
+        ([OPEN, CLOSED, ALONE, MANUAL, *PROMPTS],
+         "undecided: control missing: fine-tuning by the host, or LoRA on the same rows in one "
+         "place, without a federation"),
+        ([OPEN, CLOSED, cell("host", "closed", (0.7, 0.72, 0.71), tier="FINETUNE", asked=7.0),
+          ALONE, MANUAL, *PROMPTS], SUPPORTED),
+        ([OPEN, CLOSED, cell("host", "closed", (), tier="FINETUNE"), ALONE,
+          *REST], "undecided: rivals without a score: Host"),
+        ([OPEN, CLOSED, cell("ahead", "closed", (0.9, 0.9), asked=7.0), ALONE,
+          *REST], "undecided: seeds are missing of Ahead, ahead on those it has"),
+        ([OPEN, CLOSED, cell("behind", "closed", (0.3, 0.3), asked=7.0), ALONE,
+          *REST], SUPPORTED),
     ],
 )  # fmt: skip
 def test_utility_is_judged_both_ways(cells, expected):
@@ -209,7 +307,7 @@ def test_cells_are_compared_on_the_same_rows_alone():
 
 def test_a_closed_method_that_its_proxy_does_alone_is_no_rival():
     silent = cell("fed_pt", "closed", (0.9, 0.91, 0.92), asked=0.0)
-    cells = [OPEN, CLOSED, silent, ALONE, MANUAL, *PROMPTS]
+    cells = [OPEN, CLOSED, silent, ALONE, CENTRAL, MANUAL, *PROMPTS]
     with_proxy = lambda *scores: ladder([*cells, control("proxy", *scores)])
     finding = judge("H3", with_proxy(0.9, 0.91, 0.92))
     assert finding.verdict == SUPPORTED
@@ -228,7 +326,8 @@ def test_the_best_cell_is_chosen_on_other_seeds():
 
 
 OTHER = {"other_bases": {"second": {"shares_data": False}}}
-CLEAN = {"contamination": {"rows": 0.0, "num_rows": 480}}
+CLEAN = {"contamination": {"rows": 0.0, "num_rows": 480}, "sampled": False}
+UNKNOWN = "undecided: whether the base has read the evaluation's rows is unknown"
 
 
 @pytest.mark.parametrize(
@@ -247,13 +346,24 @@ CLEAN = {"contamination": {"rows": 0.0, "num_rows": 480}}
          "undecided: the corpus contains rows of the evaluation"),
         # 7 of 480: the interval reaches from 0.7 to 3.0 %, and decides nothing
         ((0.80, 0.82, 0.81),
-         OTHER | {"audit": {"contamination": {"rows": 7 / 480, "num_rows": 480}}}, SUPPORTED),
+         OTHER | {"audit": CLEAN | {"contamination": {"rows": 7 / 480, "num_rows": 480}}},
+         SUPPORTED),
+        ((0.80, 0.82, 0.81), OTHER | {"audit": CLEAN | {"sampled": True}}, UNKNOWN),
+        ((0.80, 0.82, 0.81), OTHER | {"audit": {"refused": "no corpus"}}, UNKNOWN),
+        ((0.80, 0.82, 0.81), OTHER | {"audit": None}, UNKNOWN),
+        ((0.80, 0.82, 0.81), OTHER | FAILED, f"undecided: {UNPROMPTED}"),
     ],
 )  # fmt: skip
 def test_data_openness_needs_a_base_of_other_data(other, facts, expected):
     bases = {"second": [cell("lora", "open", other)]} if other else {}
     found = ladder([OPEN], bases=bases, **({"audit": CLEAN} | facts))
     assert judge("H6", found).told == expected
+
+
+def test_methods_that_learned_on_neither_base_say_nothing_of_them():
+    same = cell("lora", "open", (0.4, 0.41, 0.42))
+    found = ladder([same], bases={"second": [same]}, audit=CLEAN, **OTHER)
+    assert judge("H6", found).told == "undecided: no second base of other data"
 
 
 def test_a_baseline_on_another_base_says_nothing_of_tuning():
@@ -264,7 +374,8 @@ def test_a_baseline_on_another_base_says_nothing_of_tuning():
 
 def attack(recovered, guess=0.1):
     guesses = [guess] * len(recovered)
-    return {"attack": "inversion", "method": "lora", "recovered": recovered, "guess": guesses}
+    found = {"attack": "inversion", "method": "lora", "recovered": recovered, "guess": guesses}
+    return found | {"tokens": [330] * len(recovered)}
 
 
 @pytest.mark.parametrize(
@@ -275,6 +386,14 @@ def attack(recovered, guess=0.1):
         ([attack([0.1, 0.1, 0.1]), attack([0.9, 0.91, 0.92])], SUPPORTED),
         ([attack([0.9])], f"undecided: {TOO_FEW}"),
         ([], "undecided: no attack was run"),
+        (
+            [attack([0.0, 0.0, 0.0], 0.0) | {"tokens": [33, 0, 33], "wire": "own"}],
+            "undecided: no private token was there to be recovered from own",
+        ),
+        (
+            [attack([1 / 33, 1 / 33, 1 / 33], 0.0) | {"tokens": [33, 33, 33]}],
+            f"undecided: {TOO_FEW}",
+        ),  # one token
     ],
 )
 def test_updates_are_judged_by_attacks_alone(attacks, expected):
@@ -293,7 +412,7 @@ def test_the_power_is_printed_and_decides_whether_there_is_a_verdict():
 
 def test_several_hypotheses_are_corrected_together():
     rows = [{"drill": "changed", "method": "fed_bpt", "lost": [0.2, 0.2, 0.2]},
-            {"drill": "update", "method": "lora", "lost": [0.1, 0.1, 0.1],
+            {"drill": "base_update", "method": "lora", "lost": [0.1, 0.1, 0.1],
              "by_definition": False}]  # fmt: skip
     found = ladder([OPEN, CLOSED], attacks=[attack([0.9, 0.91, 0.92])], drills=rows)
     levels = sorted(judge(key, found).level for key in ("H2", "H7"))
@@ -317,8 +436,10 @@ def test_a_licence_of_open_weights_is_judged_by_its_own_drill():
         return next(s.finding for s in squares if (s.aspect, s.property) == cell_of)
 
     cell_of = ("licence", "heterogeneity")
-    row = {"drill": "excluded_licence", "lost": [0.1, 0.11, 0.12], "by_definition": False}
-    assert square(row | {"method": "fed_bpt"}).verdict == UNDECIDED  # that of a closed model
+    row = {"drill": "excluded_weights_licence", "lost": [0.1, 0.11, 0.12], "by_definition": False}
+    theirs = row | {"method": "fed_bpt", "drill": "excluded_licence"}
+    assert square(theirs).verdict == UNDECIDED  # that of a closed model
+    assert square(row | {"method": "lora", "by_definition": True}).verdict == UNDECIDED
     assert square(row | {"method": "lora"}).verdict == SUPPORTED
     assert square(row | {"method": "lora", "lost": [0.0, 0.0, 0.0]}).verdict == NOT_SUPPORTED
 

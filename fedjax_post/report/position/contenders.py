@@ -1,0 +1,117 @@
+"""Who is compared in H3: open methods that use the federation, and rivals that use the target."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from fedjax_post.report.position.budgets import is_off, share_of_budget, spent_of
+from fedjax_post.report.position.contrasts import Contrast, any_ahead, less
+from fedjax_post.report.position.controls import (
+    CONTROLS,
+    Side,
+    best_of,
+    control_of,
+    controls,
+    is_silent,
+    manual_prompts,
+    scores_of,
+)
+from fedjax_post.report.position.ladder import Cell, Ladder, least_row, of_kind
+from fedjax_post.report.position.thresholds import ALPHA, BUDGET
+
+_HOST = "fine-tuning by the host"
+
+
+class Contenders(NamedTuple):
+    """The cells of both sides that count."""
+
+    held: list[Cell]  # open methods that gain over one client alone
+    rivals: list[Cell]
+    missing: list[str]  # controls
+    unscored: list[str]  # labels of rivals
+    told: list[str]  # who does not count, and who stands for whom
+
+
+def contenders(ladder: Ladder) -> Contenders:
+    """Returns who is compared in H3.
+
+    A method that asks nothing in training is a rival only if it gains over its control. A host that
+    fine-tunes is the strongest rival: where a ladder has none, LoRA on all rows in one place stands
+    for it, since that is what such a host computes.
+    """
+    closed = of_kind(ladder, "closed")
+    silent = [cell for cell in closed if is_silent(cell)]
+    manual, missing = manual_prompts(ladder)
+    counted: list[list[Cell]] = []
+    for cells in (of_kind(ladder, "open"), silent):
+        gains, lacks = over_controls(ladder, cells)
+        missing += lacks
+        counted.append([c for c, gain in zip(cells, gains, strict=True) if _gains(gain)])
+    asking = [cell for cell in closed if cell not in silent]
+    others = [c for c in of_kind(ladder, "baseline") if c not in manual]
+    told = [f"not counted as using the target: {c.label}" for c in silent if c not in counted[1]]
+    in_place: list[Cell] = []
+    if not any(cell.tier == "FINETUNE" for cell in closed):
+        in_place = controls(ladder, "central")
+        missing += [] if in_place else [f"{_HOST}, or {CONTROLS['central']}"]
+        told += [f"stands for {_HOST}, which was not run: {cell.label}" for cell in in_place]
+    if own := [cell.label for cell in (*asking, *others) if cell.score == "personal"]:
+        told.append(f"scored on each client's own tasks, not on all rows: {', '.join(own)}")
+    return Contenders(
+        counted[0],
+        [*asking, *counted[1], *others, *manual, *in_place],
+        missing,
+        [c.label for c in ladder.cells if c.kind in ("closed", "baseline") and not scores_of(c)],
+        told,
+    )
+
+
+def over_controls(ladder: Ladder, cells: Sequence[Cell]) -> tuple[list[Contrast], list[str]]:
+    """Returns a contrast of each cell with its control, and the controls that are missing."""
+    contrasts, missing = [], []
+    for cell in cells:
+        others, lacks = control_of(ladder, cell)
+        control = best_of("its control", others)
+        missing += lacks or ([control.lacking] if control.lacking else [])
+        name = f"{cell.label} less its control ({', '.join(control.chosen) or 'missing'})"
+        own = Side(cell.label, scores_of(cell), (cell.label,))
+        contrasts.append(less(name, own, control, least=least_row(ladder)))
+    return contrasts, missing
+
+
+def unequal(ladder: Ladder, sides: Contenders, best: Side, rival: Side) -> str:
+    """Returns why the cells that were chosen had no equal budgets; "" if they had.
+
+    An open method must not have spent more than the budget, and a closed one not less. Baselines
+    learn nothing, so that more tokens would not serve them. Without a budget, spending is compared.
+    """
+    held = [cell for cell in sides.held if cell.label in best.chosen]
+    closed = [c for c in sides.rivals if c.label in rival.chosen and c.kind == "closed"]
+    more = [c.label for c in held if _differs(ladder, c) > 0]
+    less_ = [c.label for c in closed if _differs(ladder, c) < 0]
+    if more or less_:
+        return f"unequal budgets: {', '.join([*more, *less_])}"
+    spent = [[s.mean for c in cells if (s := spent_of(c))] for cells in (held, closed)]
+    stated = ladder.facts.get("budget") or not all(spent)
+    if stated or max(spent[0]) <= (1 + BUDGET.value) * min(spent[1]):
+        return ""
+    return "unequal budgets: none was stated, and the open side spent more"
+
+
+def left_told(*sides: Side) -> list[str]:
+    """Returns which cells had no part in a choice, because they lack seeds."""
+    return [
+        f"left out of {side.name}, for want of seeds: {', '.join(side.left)}"
+        for side in sides
+        if side.left
+    ]
+
+
+def _differs(ladder: Ladder, cell: Cell) -> float:
+    """Returns by which share of the budget a cell is off it; 0 within the tolerance."""
+    share = share_of_budget(ladder, cell)
+    return 0.0 if share is None or not is_off(share) else share - 1
+
+
+def _gains(contrast: Contrast) -> bool:
+    """Returns whether a cell gains over its control, uncorrected: it decides what is compared."""
+    return bool(contrast.differences) and any_ahead([contrast]).p_for <= ALPHA.value
