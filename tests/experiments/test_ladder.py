@@ -232,7 +232,7 @@ def test_the_report_does_not_wait_for_attacks(own, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(leaks, "carry_out", fail)
-    (tmp_path / "audit.json").write_text(seal_file({"contamination": {"rows": 0.0}}))
+    (tmp_path / "audit.json").write_text(seal_file({"seeds": [0]}))
     given = [f"--task={own(SMALL)}", "--seeds=0", f"--output_dir={tmp_path}"]
     assert openness.main(["openness", *given]) == 130
     assert "attacks" not in json.loads((tmp_path / "ladder.json").read_text())
@@ -294,7 +294,7 @@ def test_a_method_below_the_weights_runs_at_more_tiers():
 def test_a_ladder_ends_in_a_report_and_is_not_repeated(own, tmp_path, capsys):
     given = [f"--task={own(SMALL)}", "--seeds=0", f"--output_dir={tmp_path / 'out'}"]
     (tmp_path / "out").mkdir()
-    audit = {"contamination": {"rows": 0.0}}  # of an earlier call; `test_audit` makes them
+    audit = {"seeds": [0]}  # of an earlier call; tests/study/test_audits_of_ladders.py makes them
     (tmp_path / "out" / "audit.json").write_text(seal_file(audit))
     assert openness.main(["openness", *given]) == 0
     first = capsys.readouterr().out

@@ -97,10 +97,8 @@ def test_the_report_names_every_hypothesis_and_what_is_missing(report):
 
 def test_missing_controls_and_the_history_of_thresholds_are_shown(report):
     text = (report[0] / "position.md").read_text()
-    assert (
-        "| Lora | missing | missing | missing | one client alone, without a federation, for as many steps |"
-        in text
-    )
+    told = "one client alone, without a federation, for as many steps"
+    assert f"| Lora | missing | missing | missing | {told} |" in text
     assert "Missing controls: the proxy alone" in text
     row = r"\| ceiling \| 0.98 \| score \| [^|]* \| 2026-11-22 \| no \|"
     assert re.search(row, text)
