@@ -62,7 +62,7 @@ def form_of(
     table: TokenTable,
     longest: int,
 ) -> Form:
-    """Returns the number of tokens that every query of a run has in common.
+    """Returns the number of tokens that every query of a run has in common, in training or in use.
 
     Args:
       spec: the experiment.
@@ -71,15 +71,14 @@ def form_of(
       table: rows with the same template as the clients' rows.
       longest: number of tokens of the longest response, its end included.
     """
-    if not ledger.asks(access):
+    if not ledger.serves_elsewhere(access):
         return Form()
     head, around = _template_tokens(spec, tokenizer, table)
-    needed = access["target"]
+    needed = access.get("target", Access.TEXT)
     answer = 1 if Access.SCORES in needed else longest
     prompt = prompts.places_of(spec, tokenizer)
-    shot = (
-        0 if ledger.is_tuned_by_host(access) else around
-    )  # an upload shows answers without a template
+    # an upload shows answers without a template
+    shot = 0 if ledger.is_tuned_by_host(access) else around
     return Form(template=head + around, prompt=prompt, answer=answer, shot=shot)
 
 

@@ -1,6 +1,7 @@
 """Runs from flags: their ledgers, and the refusal before anything is sent."""
 
 import json
+from functools import partial
 
 import jax
 import pytest
@@ -79,10 +80,12 @@ def test_a_template_is_counted_without_its_row(tiny_flags, template, around):
     parts = study.prepare(study.Spec().put(changes_in(given))).parts
     table, tokenizer = parts.data.heldout, build_tokenizer()
     assert parts.form == Form(template=1 + around, prompt=3, answer=1, shot=around)
-    form = ledgers.form_of(
-        parts.spec, tokenizer, access={"target": Access.GRADIENTS}, table=table, longest=3
-    )
-    assert form == Form()
+    form_of = partial(ledgers.form_of, parts.spec, tokenizer, table=table, longest=3)
+    assert form_of(access={"target": Access.GRADIENTS}) == Form()
+    # those that ask nothing in training ask when they are evaluated
+    proxy = {"target": Access.LOGITS, "proxy": Access.GRADIENTS}
+    for silent in (proxy, {"emulator": Access.GRADIENTS}):
+        assert form_of(access=silent).template == 1 + around
 
 
 @pytest.mark.heavy
