@@ -3,7 +3,7 @@
 import itertools
 import random
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fedjax_post.data.builtin import corpus, instruct
 
@@ -14,6 +14,8 @@ class Reading(NamedTuple):
     document_fn: Callable[[random.Random], Iterable[tuple[str, bool]]]
     stream: str  # beginning of the streams' seeds
     num_calls: int
+    call_tokens: int  # tokens of a call, which its documents fill
+    init: str = ""  # the base whose weights training started from; "" for random weights
 
 
 def _formal(rng: random.Random) -> list[tuple[str, bool]]:
@@ -22,26 +24,45 @@ def _formal(rng: random.Random) -> list[tuple[str, bool]]:
 
 
 READINGS = {
-    "builtin": Reading(_formal, "corpus", 70),
-    "builtin-instruct": Reading(instruct.document, "instruct corpus", 80),
-    "builtin-small": Reading(instruct.document, "instruct corpus", 120),
+    "builtin": Reading(_formal, "corpus", 70, 81_920),
+    "builtin-instruct": Reading(instruct.document, "instruct corpus", 80, 40_960, "builtin"),
+    "builtin-small": Reading(instruct.document, "instruct corpus", 120, 40_960),
 }
 
 
-def read_texts(base: str, *, per_call: int = 100, seed: int = 0) -> Iterator[str]:
-    """Yields documents that a base was trained on: the first documents of every call.
+def all_texts(base: str) -> Iterator[str]:
+    """Yields every document that a base was trained on, those of the base it began as included.
 
     Args:
       base: a name in `READINGS`.
-      per_call: documents of each call, at most 1000, out of the 2,000 to 10,000 that it used.
+
+    Raises:
+      ValueError: if `base` is not in `READINGS`.
+    """
+    while base:
+        yield from read_texts(base)
+        base = READINGS[base].init
+
+
+def read_texts(base: str, *, per_call: int | None = None, seed: int = 0) -> Iterator[str]:
+    """Yields documents of a base's own training, in its order.
+
+    The last document of a call was cut where the call ended; here it is whole.
+
+    Args:
+      base: a name in `READINGS`.
+      per_call: the first documents of each call; None for all, about 2,000 or 6,200.
       seed: seed of the training.
 
     Raises:
       ValueError: if `base` is not in `READINGS`.
     """
     reading = _find(base)
+    tokenizer = corpus.build_tokenizer()
     for call in range(reading.num_calls):
-        yield from itertools.islice(_texts(reading, f"{seed} {call}"), per_call)
+        documents = _documents(reading, f"{seed} {call}")
+        filling = _filling(documents, tokenizer, reading.call_tokens)
+        yield from map(_text, itertools.islice(filling, per_call))
 
 
 def fresh_texts(base: str, num_texts: int, *, seed: int = 0) -> list[str]:
@@ -55,7 +76,8 @@ def fresh_texts(base: str, num_texts: int, *, seed: int = 0) -> list[str]:
     Raises:
       ValueError: if `base` is not in `READINGS`.
     """
-    return list(itertools.islice(_texts(_find(base), f"fresh {seed}"), num_texts))
+    documents = _documents(_find(base), f"fresh {seed}")
+    return list(map(_text, itertools.islice(documents, num_texts)))
 
 
 def _find(base: str) -> Reading:
@@ -64,12 +86,28 @@ def _find(base: str) -> Reading:
     return READINGS[base]
 
 
-def _texts(reading: Reading, seed: str) -> Iterator[str]:
+def _documents(reading: Reading, seed: str) -> Iterator[list[str]]:
+    """Yields documents without end, each as its pieces of text."""
     rng = random.Random(f"{reading.stream} {seed}")
     while True:
-        pieces = [text for text, _ in reading.document_fn(rng) if text]
-        # an end-of-turn token has no space around it: the space belongs to the next word
-        text = " ".join(pieces)
-        for mark in (corpus.BOS, corpus.EOS, "\n"):
-            text = text.replace(f" {mark}", mark)
-        yield text.replace(f"{corpus.BOS} ", corpus.BOS).replace(f"{corpus.EOS} ", corpus.EOS)
+        yield [text for text, _ in reading.document_fn(rng) if text]
+
+
+def _filling(documents: Iterator[list[str]], tokenizer: Any, left: int) -> Iterator[list[str]]:
+    """Yields documents until they fill `left` tokens, which are counted as in `corpus.pack`."""
+    sizes = dict.fromkeys((corpus.BOS, corpus.EOS, "\n"), 1)  # word -> tokens
+    while left > 0:
+        pieces = next(documents)
+        yield pieces
+        for word in (corpus.BOS, *" ".join(pieces).split(" "), corpus.EOS):
+            if word not in sizes:
+                sizes[word] = len(tokenizer.encode(word, add_special_tokens=False))
+            left -= sizes[word]
+
+
+def _text(pieces: list[str]) -> str:
+    # an end-of-turn token has no space around it: the space belongs to the next word
+    text = " ".join(pieces)
+    for mark in (corpus.BOS, corpus.EOS, "\n"):
+        text = text.replace(f" {mark}", mark)
+    return text.replace(f"{corpus.BOS} ", corpus.BOS).replace(f"{corpus.EOS} ", corpus.EOS)

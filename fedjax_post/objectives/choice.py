@@ -86,6 +86,7 @@ def answer_loss(
     eos_id: int | tuple[int, ...],
     pad_id: int,
     max_new_tokens: int,
+    begins: bool = False,
     prefix: Sequence[int] = (),
 ) -> Callable:
     """Returns the share of questions that the model answers wrongly, as a loss; needs TEXT.
@@ -97,6 +98,8 @@ def answer_loss(
       eos_id: end token or tokens.
       pad_id: the token that fills an answer after its end.
       max_new_tokens: longest answer, including its end, at least 1.
+      begins: whether an answer need only begin with the response, as evaluation has it for labels:
+        few base models end an answer after one word.
       prefix: as for `choice_loss`.
 
     Returns:
@@ -114,7 +117,8 @@ def answer_loss(
         widen = lambda rows: jnp.pad(
             rows, ((0, 0), (0, width - rows.shape[1])), constant_values=NOTHING
         )
-        right = (widen(answers) == widen(wanted)).all(axis=1)
+        equal = widen(answers) == widen(wanted)
+        right = (equal | (widen(wanted) == NOTHING) if begins else equal).all(axis=1)
         return _account(asked, 1.0 - right, right, num_shared=len(prefix))
 
     return loss_fn

@@ -145,7 +145,7 @@ def _make_algorithm(
 
     def loss_of(made: Algorithm) -> Callable:
         whole = objectives.loss_of(spec, made) or prompts.loss_of(
-            spec, made, tokenizer, longest=longest, prefix=prefix
+            spec, made, tokenizer, longest=longest, prefix=prefix, data=data
         )
         return objectives.accumulated(spec, made, whole)
 

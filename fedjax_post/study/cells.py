@@ -12,6 +12,7 @@ import jax
 
 from fedjax_post.core.access import AccessError
 from fedjax_post.report import comparison
+from fedjax_post.report.records import read_summary
 from fedjax_post.study import factories, folder
 from fedjax_post.study.carry_out import carry_out
 from fedjax_post.study.files import identity
@@ -166,6 +167,8 @@ def carry_out_all(cells: Sequence[Cell], *, show: Show = print) -> None:
         minutes = (time.perf_counter() - began) / number * (len(left) - number) / 60
         scores = comparison.describe(comparison.read_run(cell.directory))
         show(f"      {scores}; about {minutes:.0f} minutes left")
+        for warning in read_summary(cell.directory).get("warnings") or []:
+            show(f"      warning: {warning}")
 
 
 def _label(spec: Spec, settings: Mapping[str, object], common: Sequence[str]) -> str:

@@ -27,7 +27,9 @@ from fedjax_post.study.longer import Longer
 from fedjax_post.study.resolve import resolve
 from fedjax_post.study.search import Search
 from fedjax_post.study.spec import Spec
+from fedjax_post.study.summary import digest
 
+Note = Callable[[cells.Cell, Job], object]
 KINDS = ("open", "closed", "baseline", "control")
 _GATE = {"manual": "manual_prompt", "soft": "soft_prompt", "full": "lora"}
 
@@ -110,10 +112,10 @@ def ladder(
     longer.check(extras.longer, rungs)
     cells.check(search.plan_cells(extras.search, rungs, directory))
     if extras.search.settings:  # whose results change the rungs; else they are checked below
-        cells.check(_plan_all(rungs, seeds, extras, directory / "search"))
+        _check_all(rungs, seeds, extras, directory / "search")
     found = search.best(extras.search, rungs, directory, measure=task.measure, show=show)
     rungs = found.rungs
-    cells.check(_plan_all(rungs, seeds, extras, directory))
+    _check_all(rungs, seeds, extras, directory)
     planned = plan_cells(rungs, seeds, extras.bases, directory)
     done = sum(cell.done for cell in planned)
     show(f"{len(planned)} runs, {done} of them finished, in {directory}")
@@ -164,7 +166,7 @@ def _facts(
         "passports": ladder_facts.passport_entries(),
         "other_bases": ladder_facts.base_entries(parts.spec.model.name, extras.bases),
         LONGER: {"times": extras.longer.times} if extras.longer.cells else {},
-        "audit": _read_or_make(directory / "audit.json", lambda: audits.audit_of(parts)),
+        "audit": audits.read_or_make(directory, parts, list(rungs)),
         "commands": list(dict.fromkeys([*before.get("commands", []), *filter(None, [command])])),
     }
 
@@ -198,20 +200,17 @@ def plan(
     search.check(extras.search, rungs, seeds)
     longer.check(extras.longer, rungs)
     directory = Path(folder.fresh("ladder"))
-    planned = plan_cells(rungs, seeds, extras.bases, directory)
-    more = _plan_all(rungs, seeds, extras, directory)[len(planned) :]
     trials = search.plan_cells(extras.search, rungs, directory)
     found: dict[str, costs.Cost] = {}
     tried: dict[str, costs.Cost] = {}
 
-    def note_in(costs_of: dict[str, costs.Cost]) -> Callable[[cells.Cell, Job], None]:
+    def note_in(costs_of: dict[str, costs.Cost]) -> Note:
         return lambda cell, job: costs_of.update({cell.label: costs.expected(job.parts)})
 
-    cells.check(planned, note_fn=note_in(found))
+    num_planned, num_more = _check_all(rungs, seeds, extras, directory, note_fn=note_in(found))
     cells.check(trials, note_fn=note_in(tried))
-    cells.check(more)
     lines = [f"{name}: {rung.kind} {rung.control}".rstrip() for name, rung in rungs.items()]
-    told = f"{len(trials)} trials before them, {len(more)} that are attacked or longer"
+    told = f"{len(trials)} trials before them, {num_more} that are attacked or longer"
     return "\n".join(
         [
             *lines,
@@ -219,7 +218,7 @@ def plan(
             costs.table(found, budget=task.budget),
             *_off_budget(tried, task.budget),
             "",
-            f"{len(planned)} runs, without drills; all can start; {told}",
+            f"{num_planned} runs, without drills; all can start; {told}",
         ]
     )
 
@@ -287,15 +286,48 @@ def check(rungs: Mapping[str, Rung], task: Task = Task()) -> None:  # noqa: B008
             )
 
 
-def _plan_all(
-    rungs: Mapping[str, Rung], seeds: Sequence[int], extras: Extras, directory: Path
-) -> list[cells.Cell]:
-    """Returns all runs that can be checked beforehand; those of drills depend on what they find."""
-    return [
-        *plan_cells(rungs, seeds, extras.bases, directory),
+def _check_all(
+    rungs: Mapping[str, Rung],
+    seeds: Sequence[int],
+    extras: Extras,
+    directory: Path,
+    *,
+    note_fn: Note = lambda cell, job: None,
+) -> tuple[int, int]:
+    """Checks all runs that can be checked beforehand; those of drills depend on what they find.
+
+    Args:
+      rungs: the methods by name.
+      seeds: of the runs.
+      extras: other base models, attacks and longer runs.
+      directory: of the ladder.
+      note_fn: called with the first run of each cell, and its job, unless the run has begun.
+
+    Returns:
+      The number of cells' runs, and of those that are attacked or longer.
+    """
+    planned = plan_cells(rungs, seeds, {}, directory)
+    rows: dict[str, str] = {}
+
+    def note(cell: cells.Cell, job: Job) -> None:
+        note_fn(cell, job)
+        rows[cell.label] = digest(job.parts.heldout)
+
+    cells.check(planned, note_fn=note)
+    differ = list({value: label for label, value in rows.items()}.values())
+    if len(differ) > 1:
+        raise ValueError(
+            f"{differ[0]} and {differ[1]} would be scored on different held-out rows, and cannot "
+            "be compared: a prompt leaves out rows that are too long; raise max_length"
+        )
+    others = plan_cells(rungs, seeds, extras.bases, directory)[len(planned) :]
+    more = [
         *leaks.plan_cells(extras.leaks, rungs, seeds, directory),
         *longer.plan_cells(extras.longer, rungs, seeds, directory),
     ]
+    cells.check(others, note_fn=note_fn)
+    cells.check(more)
+    return len(planned) + len(others), len(more)
 
 
 def _drill(
@@ -321,10 +353,3 @@ def _drill(
         return []
     settings = faults.settings._replace(measure=measure)
     return carry_out(planned, faults.chosen, settings, show=show)
-
-
-def _read_or_make(path: Path, make: Callable[[], Any]) -> Mapping[str, Any]:
-    """Returns the content of a JSON file, which is made and written first if it is missing."""
-    if not path.exists():
-        folder.write_json(path, make())
-    return read_file(path)

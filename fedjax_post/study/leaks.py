@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from fedjax_post.attacks import SERVER, Attack, tokens_found
-from fedjax_post.data.table import gather
+from fedjax_post.data.table import TokenTable, gather
 from fedjax_post.report.position.ladder import UNPROTECTED
 from fedjax_post.study import cells
 from fedjax_post.study.build import Parts
@@ -22,6 +22,7 @@ from fedjax_post.study.ladder_facts import Rung
 from fedjax_post.study.seen import see, truth
 
 Row = tuple[int, ...]
+DRAWS = 200  # of held-out questions, over which guessing is averaged
 
 
 class Leaks(NamedTuple):
@@ -94,6 +95,9 @@ def carry_out(
       seeds: of the runs.
       directory: of the ladder.
       show: called with each line of progress.
+
+    Raises:
+      ValueError: if no private token was sent in a run, naming it and the remedy.
     """
     planned = plan(leaks, rungs, seeds, directory)
     cells.carry_out_all([cell for _, _, cell in planned], show=show)
@@ -121,23 +125,65 @@ def carry_out(
 def _attacked(leaks: Leaks, cell: cells.Cell) -> dict[str, tuple[float, float, int]]:
     """Returns the shares that attacks recover and that guessing finds, and the private tokens."""
     seen, parts = see(cell.directory)
+    visits = [(sent, _private(parts, truth(parts, sent, answers=False))) for sent in seen.sent]
+    whole = sum(len(row) for _, rows in visits for row in rows)
+    if not whole:
+        raise ValueError(_nothing_sent(leaks, cell, len(visits)))
+    others = [Counter(row) for row in _private(parts, _questions(parts.heldout.table))]
     found = {}
     for attack in leaks.attacks:
         rng = np.random.default_rng(cell.spec.seed)
-        recovered = guessed = whole = 0
-        for sent in seen.sent:
-            rows = truth(parts, sent, answers=False)
-            guess = attack.invert(seen.public, sent).rows
-            others = _others(parts, max(len(guess), len(rows)), rng)
-            whole += sum(map(len, _private(parts, rows)))
-            recovered += _common(parts, guess, rows)
-            guessed += _common(parts, others, rows)
-        found[attack.name] = recovered / max(whole, 1), guessed / max(whole, 1), whole
+        recovered = guessed = 0.0
+        for sent, rows in visits:
+            guess = _private(parts, attack.invert(seen.public, sent).rows)
+            recovered += tokens_found(guess, rows)
+            guessed += guessed_tokens(others, rows, max(len(guess), len(rows)), rng)
+        found[attack.name] = recovered / whole, guessed / whole, whole
     return found
 
 
-def _common(parts: Parts, guess: Sequence[Row], rows: Sequence[Row]) -> int:
-    return tokens_found(_private(parts, guess), _private(parts, rows))
+def _nothing_sent(leaks: Leaks, cell: cells.Cell, num_visits: int) -> str:
+    """Returns the message on a run without a private token, of which no share can be taken."""
+    if num_visits:
+        why = f"no question of the {num_visits} recorded visits has a private token"
+        remedy = "give clients rows with text that the template lacks"
+    else:
+        why = f"no visit was recorded in the rounds {leaks.rounds}"
+        remedy = "let `rounds` of [attacks] be some in which clients send updates"
+    return (
+        f"{cell.label}, seed {cell.spec.seed}: on the wire {cell.directory.parent.name} {why}, so "
+        f"that nothing can be recovered from the run in {cell.directory}; {remedy}, remove "
+        f"{cell.directory.parents[2]}, and repeat the command, which keeps all other runs"
+    )
+
+
+def guessed_tokens(
+    others: Sequence[Counter[int]], rows: Sequence[Row], num_guesses: int, rng: np.random.Generator
+) -> float:
+    """Returns how many tokens of the true rows random questions have, as `tokens_found` counts.
+
+    It is the mean over `DRAWS` draws, as a single one would differ more than attacks do.
+
+    Args:
+      others: the tokens of each question that may be drawn.
+      rows: the true rows.
+      num_guesses: of a draw; a question may be drawn more than once.
+      rng: the source of randomness.
+    """
+    if not rows:
+        return 0.0
+    tokens = sorted(set().union(*rows))
+    counts = np.array([[other[token] for token in tokens] for other in others])
+    wanted = np.array([[row.count(token) for token in tokens] for row in rows])
+    # common[i, j]: how many tokens the question i has in common with the true row j
+    common = np.stack([np.minimum(counts, row).sum(axis=1) for row in wanted], axis=1)
+    left = common[rng.integers(len(others), size=(DRAWS, num_guesses))]
+    found, draw = np.zeros(DRAWS), np.arange(DRAWS)
+    for _ in range(min(num_guesses, len(rows))):  # pairs with the most common tokens come first
+        i, j = np.divmod(left.reshape(DRAWS, -1).argmax(axis=1), len(rows))
+        found += left[draw, i, j]
+        left[draw, i, :] = left[draw, :, j] = 0
+    return float(found.mean())
 
 
 def _private(parts: Parts, rows: Sequence[Row]) -> list[Row]:
@@ -147,10 +193,8 @@ def _private(parts: Parts, rows: Sequence[Row]) -> list[Row]:
     return [tuple((Counter(row) - public).elements()) for row in rows]
 
 
-def _others(parts: Parts, count: int, rng: np.random.Generator) -> list[Row]:
-    """Returns the questions of held-out rows, drawn at random: what anybody could guess."""
-    table = parts.heldout.table
-    drawn = rng.integers(len(table.length), size=count)
-    tokens = gather(table, drawn)[0]
-    sizes = table.prompt_length[drawn]
+def _questions(table: TokenTable) -> list[Row]:
+    """Returns the questions of held-out rows, of which anybody could guess some."""
+    tokens = gather(table, np.arange(len(table.length)))[0]
+    sizes = table.prompt_length.tolist()
     return [tuple(ids[:size].tolist()) for ids, size in zip(tokens, sizes, strict=True)]

@@ -21,7 +21,7 @@ from fedjax_post.disclosure.meter import OUTSIDE, Carried, Form, Meter, Purpose,
 from fedjax_post.disclosure.metered import Metered
 from fedjax_post.provider import journal
 from fedjax_post.simulate.cohort import data_rng
-from fedjax_post.study import rows
+from fedjax_post.study import labels
 from fedjax_post.study.spec import Spec
 
 PyTree = Any
@@ -43,7 +43,7 @@ def make_meter(
     """
     hosting = ledger.hosting_of(algorithm.access, ledger.Hosting(spec.hosting.inference))
     refuses = spec.hosting.fail_on_disclosure and hosting == ledger.Hosting.PROVIDER
-    tables = rows.tables_of(data)
+    tables = labels.tables_of(data)
 
     def examples() -> Iterator[Row]:
         for table in tables:

@@ -10,11 +10,12 @@ import numpy as np
 from fedjax_post.adapters.prompt import add_soft_prompt, text_prompt
 from fedjax_post.core.access import Access, union
 from fedjax_post.core.algorithm import Algorithm
+from fedjax_post.data.load import Loaded
 from fedjax_post.hub.load import load_model
 from fedjax_post.hub.tokenizer import pad_id_of
 from fedjax_post.objectives.choice import answer_loss, choice_loss
 from fedjax_post.objectives.sft import sft_loss
-from fedjax_post.study import factories, hosting, roles
+from fedjax_post.study import factories, hosting, labels, roles
 from fedjax_post.study.spec import Spec
 
 PyTree = Any
@@ -96,7 +97,13 @@ def token_arguments(spec: Spec, factory: Callable, tokenizer: Any) -> dict[str, 
 
 
 def loss_of(
-    spec: Spec, algorithm: Algorithm, tokenizer: Any, *, longest: int, prefix: Sequence[int]
+    spec: Spec,
+    algorithm: Algorithm,
+    tokenizer: Any,
+    *,
+    longest: int,
+    prefix: Sequence[int],
+    data: Loaded,
 ) -> Callable:
     """Returns the loss that can be computed with an algorithm's access.
 
@@ -106,28 +113,32 @@ def loss_of(
       tokenizer: of the target.
       longest: number of tokens of the longest response, its end included.
       prefix: tokens with which all prompts begin.
+      data: the rows, whose responses spell the labels.
 
     Raises:
-      ValueError: if labels are needed and missing, or two begin with the same token.
+      ValueError: if labels are needed and missing, are no responses of the clients' rows, or two
+        begin with the same token.
     """
     if Access.READ in union(algorithm.access):
         return sft_loss
+    known = labels.find_labels(spec, data, tokenizer) if spec.data.labels else None
     if Access.SCORES not in union(algorithm.access):
         ends = {"eos_id": tokenizer.eos_token_id, "pad_id": pad_id_of(tokenizer)}
-        return answer_loss(**ends, max_new_tokens=longest, prefix=prefix)
-    if not spec.data.labels:
+        begins = known is not None and tokenizer.eos_token_id not in known.tokens
+        return answer_loss(**ends, max_new_tokens=longest, begins=begins, prefix=prefix)
+    if known is None:
         raise ValueError(
             f"method={spec.method.name} sees only the scores of answers; list all answers, "
             "such as labels=yes,no"
         )
+    labels.check_labels(known, data, tokenizer)
     # Among all tokens: runs are scored by generated text, in which any other token could win
-    candidates = first_tokens(tokenizer, spec.data.labels)
-    return choice_loss(candidates, among_all=True, prefix=prefix)
+    return choice_loss(known.tokens[:, 0].tolist(), among_all=True, prefix=prefix)
 
 
-def first_tokens(tokenizer: Any, labels: Sequence[str]) -> list[int]:
-    """Returns the first token of each label, tokenised like a response."""
-    return [tokenizer.encode(label, add_special_tokens=False)[0] for label in labels]
+def first_tokens(tokenizer: Any, words: Sequence[str]) -> list[int]:
+    """Returns the first token of each word."""
+    return [tokenizer.encode(word, add_special_tokens=False)[0] for word in words]
 
 
 def _tokens_of(spec: Spec, tokenizer: Any) -> list[int]:

@@ -12,10 +12,9 @@ from fedjax_post.data.pairs import load_pairs
 from fedjax_post.data.population import Population, count_clients
 from fedjax_post.data.source import check_source
 from fedjax_post.data.table import TokenTable, common_start
-from fedjax_post.evaluate.choices import Choices, find_choices
 from fedjax_post.evaluate.heldout import HeldOut, choose_rows
 from fedjax_post.simulate.cohort import Sampler, draw
-from fedjax_post.study import hosting, partitions, prompts
+from fedjax_post.study import hosting, labels, partitions, prompts
 from fedjax_post.study.spec import Spec
 
 _SHORT = 32  # tokens; answers up to this length are generated and compared by default
@@ -131,7 +130,7 @@ def make_heldout(spec: Spec, data: Loaded, tokenizer: Any, *, room: int) -> Held
         labels=tuple(spec.data.labels),
         rejected=data.rejected,
         batch_size=spec.scoring.batch_size,
-        choices=_choices(spec, data, tokenizer),
+        choices=labels.find_labels(spec, data, tokenizer),
         longest=_SHORT if spec.scoring.exact_match == "auto" else None,
         room=room,
         prefix=shared_tokens(data),
@@ -140,14 +139,7 @@ def make_heldout(spec: Spec, data: Loaded, tokenizer: Any, *, room: int) -> Held
 
 def shared_tokens(data: Loaded) -> tuple[int, ...]:
     """Returns the tokens with which all prompts begin, of held-out and of clients' rows."""
-    return tuple(common_start(tables_of(data)).tolist())
-
-
-def tables_of(data: Loaded) -> tuple[TokenTable, TokenTable]:
-    """Returns the held-out rows and those of the clients."""
-    clients: Any = getattr(data.clients, "clients", data.clients)
-    assert data.heldout is not None  # guaranteed by `load_data`
-    return data.heldout, clients.table
+    return tuple(common_start(labels.tables_of(data)).tolist())
 
 
 def why_no_match(table: TokenTable) -> str:
@@ -160,17 +152,6 @@ def why_no_match(table: TokenTable) -> str:
     return (
         f"only {is_short.sum():,} of {len(is_short):,} held-out responses are whole and have at "
         f"most {_SHORT} tokens"
-    )
-
-
-def _choices(spec: Spec, data: Loaded, tokenizer: Any) -> Choices | None:
-    """Returns the labels of the rows, held-out rows and clients' rows taken together, or None."""
-    return find_choices(
-        tables_of(data),
-        eos_id=tokenizer.eos_token_id,
-        decode_fn=lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
-        encode_fn=lambda text: tokenizer.encode(text, add_special_tokens=False),
-        labels=spec.data.labels,
     )
 
 

@@ -3,6 +3,8 @@
 import functools
 import itertools
 import random
+import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,7 @@ import numpy as np
 import optax
 import pytest
 
+from fedjax_post import hub
 from fedjax_post.core.access import AccessError
 from fedjax_post.data import kinds, reading
 from fedjax_post.data.builtin import corpus, instruct, lexicon
@@ -110,6 +113,42 @@ def test_the_texts_are_those_that_training_reads(base, tokenizer):
         one for text in texts for one in [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
     ]
     assert tokens[: len(read)] == read
+
+
+@pytest.mark.parametrize("base", ["builtin", "builtin-instruct"])
+def test_all_that_training_reads_is_read_and_no_more(base, tokenizer, monkeypatch):
+    packed = {"builtin": corpus, "builtin-instruct": instruct}[base].packed_rows
+    small = reading.READINGS[base]._replace(num_calls=2, call_tokens=20 * 64)
+    monkeypatch.setitem(reading.READINGS, base, small)
+    texts = list(reading.read_texts(base))
+    documents = [f"<s>{text}</s>".replace(" ", "") for text in texts]
+    for call in range(2):
+        tokens = packed(tokenizer, 20, length=64, seed=f"0 {call}")["tokens"].ravel()
+        packed_text = tokenizer.decode(tokens).replace(" ", "")
+        read = ""
+        while len(read) < len(packed_text):
+            read += documents.pop(0)
+        assert read.startswith(packed_text)  # the last document is cut
+    assert not documents
+    assert list(reading.read_texts(base, per_call=10**6)) == texts
+
+
+def test_a_base_has_also_read_what_the_one_it_began_as_has(monkeypatch):
+    for base in ("builtin", "builtin-instruct"):
+        small = reading.READINGS[base]._replace(num_calls=2, call_tokens=500)
+        monkeypatch.setitem(reading.READINGS, base, small)
+    own, before = (list(reading.read_texts(base)) for base in ("builtin-instruct", "builtin"))
+    assert list(reading.all_texts("builtin-instruct")) == own + before
+    assert list(reading.all_texts("builtin")) == before
+
+
+@pytest.mark.parametrize("base", reading.READINGS)
+def test_a_reading_has_the_tokens_that_its_card_states(base):
+    card = (Path(hub.__file__).parent / base.replace("-", "_") / "README.md").read_text()
+    (stated,) = re.findall(r"\| tokens \| ([\d,]+) \|", card)
+    read = reading.READINGS[base]
+    assert read.num_calls * read.call_tokens == int(stated.replace(",", ""))
+    assert (f"--init={read.init}" in card) == bool(read.init)
 
 
 def test_a_base_that_is_not_ours_has_no_corpus_here():

@@ -1,5 +1,9 @@
 """What is attacked on a ladder's wires, and that shares are of the questions' private tokens."""
 
+from collections import Counter
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 
 from fedjax_post import attacks
@@ -64,6 +68,46 @@ def test_what_sends_no_updates_is_not_attacked(given, message, tmp_path):
 )
 def test_tokens_are_found_once_in_the_row_that_they_stand_in(guesses, found):
     assert attacks.tokens_found(guesses, [(1, 2, 3), (4, 5)]) == found
+
+
+OTHERS = [(1, 2, 3), (4, 4), (5, 6, 1), (2, 2, 7, 9), (3,), ()]
+TRUE = [(1, 2, 3), (4, 5, 6), (2, 2, 7)]
+
+
+@pytest.mark.parametrize("num_guesses", [1, 3, 8])
+@pytest.mark.parametrize("rows", [TRUE, TRUE[:1], [()], []])
+def test_guessing_finds_the_mean_of_what_draws_find(num_guesses, rows):
+    count = lambda seed: leaks.guessed_tokens(
+        [Counter(row) for row in OTHERS], rows, num_guesses, np.random.default_rng(seed)
+    )
+    drawn = np.random.default_rng(0).integers(len(OTHERS), size=(leaks.DRAWS, num_guesses))
+    found = [attacks.tokens_found([OTHERS[i] for i in draw], rows) for draw in drawn.tolist()]
+    assert count(0) == pytest.approx(np.mean(found))
+
+
+def test_guessing_differs_little_between_seeds():
+    others = [Counter(row) for row in OTHERS]
+    found = [leaks.guessed_tokens(others, TRUE, 3, np.random.default_rng(s)) for s in range(20)]
+    one = [attacks.tokens_found([OTHERS[i] for i in np.random.default_rng(s).integers(6, size=3)],
+                                TRUE) for s in range(20)]  # fmt: skip
+    assert np.std(found) < 0.2 * np.std(one)
+
+
+@pytest.mark.parametrize(
+    ("sent", "message"),
+    [
+        ((), "no visit was recorded in the rounds 0:2, .*; let `rounds` of \\[attacks\\] be some"),
+        ((None, None), "no question of the 2 recorded visits has a private token, .*; give client"),
+    ],
+)
+def test_runs_without_private_tokens_are_no_evidence(sent, message, tmp_path, monkeypatch):
+    heldout = SimpleNamespace(choices=None, prefix=(5, 6))
+    found = SimpleNamespace(sent=sent), SimpleNamespace(heldout=heldout)
+    monkeypatch.setattr(leaks, "see", lambda directory: found)
+    monkeypatch.setattr(leaks, "truth", lambda parts, sent, answers: [(5, 6)])
+    monkeypatch.setattr(leaks.cells, "carry_out_all", lambda planned, show: None)
+    with pytest.raises(ValueError, match=f"lora, own, seed 3: on the wire own {message}"):
+        leaks.carry_out(SETTINGS, RUNGS, (3,), tmp_path, show=lambda line: None)
 
 
 @pytest.mark.heavy

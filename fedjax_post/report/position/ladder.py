@@ -215,7 +215,7 @@ def _run(folder: Path, score: str, measure: str) -> Run:
     right = lambda name: (summary.get(name) or {}).get(measure)
     disclosure = summary.get("disclosure") or {}
     return Run(
-        right(score),
+        right(score) if _counted(summary) else None,
         right("base"),
         summary.get("bytes_up"),
         summary.get("bytes_down"),
@@ -225,6 +225,12 @@ def _run(folder: Path, score: str, measure: str) -> Run:
         _curve(records, f"eval_{measure}"),
         summary,
     )
+
+
+def _counted(summary: Mapping[str, Any]) -> bool:
+    """Returns whether any visit counted: else the score is that of the start, and no result."""
+    visits = summary.get("visits") or 0
+    return not visits or summary.get("dropped_visits", 0) < visits
 
 
 def _curve(records: list[Record], name: str) -> list[Point]:
