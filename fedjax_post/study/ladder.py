@@ -207,8 +207,12 @@ def plan(
     def note_in(costs_of: dict[str, costs.Cost]) -> Note:
         return lambda cell, job: costs_of.update({cell.label: costs.expected(job.parts)})
 
+    def note_trial(cell: cells.Cell, job: Job) -> None:
+        if cell.spec.method.baseline != "local":  # whose budget is that of steps
+            note_in(tried)(cell, job)
+
     num_planned, num_more = _check_all(rungs, seeds, extras, directory, note_fn=note_in(found))
-    cells.check(trials, note_fn=note_in(tried))
+    cells.check(trials, note_fn=note_trial)
     lines = [f"{name}: {rung.kind} {rung.control}".rstrip() for name, rung in rungs.items()]
     told = f"{len(trials)} trials before them, {num_more} that are attacked or longer"
     return "\n".join(

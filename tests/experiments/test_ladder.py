@@ -160,6 +160,14 @@ def test_settings_may_change_together(own):
     ]
 
 
+def test_cells_that_would_be_scored_on_different_rows_are_refused(own, capsys):
+    """A prompt that is trained is no part of a row: other words make rows too long."""
+    short = SMALL.replace("num_rounds = 1", "num_rounds = 1\nmax_length = 13")
+    error = refused(capsys, f"--task={own(short)}", "--dry_run")
+    assert "would be scored on different held-out rows" in error
+    assert "raise max_length" in error
+
+
 LONGER = """
 [longer]
 times = 10

@@ -132,6 +132,22 @@ def test_an_answer_that_stops_early_or_late_is_wrong(model):
     assert float(answer_loss(**LIMITS)({}, model, batch, None)[0]) == pytest.approx(2 / 3)
 
 
+def test_an_answer_may_go_on_after_a_label_but_not_stop_before_its_end(model):
+    tokens, loss_mask, given = answered(model, {})
+    assert EOS not in np.asarray(given)[:2]
+    loss_mask[0, STARTS[0] + 1 :] = False  # row 0 asks for the first token of its answer
+    tokens[1, STARTS[1] + 1] = EOS  # row 1 for one token and the end
+    batch = {"tokens": jnp.asarray(tokens), "loss_mask": jnp.asarray(loss_mask)}
+    whole, begun = (
+        float(answer_loss(**LIMITS, begins=begins)({}, model, batch, None)[0])
+        for begins in (False, True)
+    )
+    assert (whole, begun) == (pytest.approx(2 / 3), 0.0)
+    tokens[0, STARTS[0]] = (tokens[0, STARTS[0]] + 1) % 20 + 3
+    batch = {"tokens": jnp.asarray(tokens), "loss_mask": jnp.asarray(loss_mask)}
+    assert float(answer_loss(**LIMITS, begins=True)({}, model, batch, None)[0]) > 0.3
+
+
 @pytest.mark.parametrize("loss_fn", [choice_loss(CANDIDATES), answer_loss(**LIMITS)])
 def test_objectives_are_the_same_mapped_over_clients(model, loss_fn):
     keys = jax.random.split(jax.random.key(0), 2)

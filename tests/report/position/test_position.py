@@ -241,3 +241,15 @@ def test_no_text_becomes_markup(tmp_path):
     assert "#222222" not in text
     assert "x\\*y \\<z" in markdown(blocks)
     assert "| a\\|b |" in markdown(blocks)
+
+
+def test_a_run_in_which_no_visit_counted_has_no_score(tmp_path):
+    """Its score is that of the start: the method did not run, and did not fail to learn."""
+    write_ladder(tmp_path, [OPEN, CLOSED])
+    path = tmp_path / CLOSED.method / "seed-1" / "summary.json"
+    summary = read_file(path)
+    path.write_text(seal_file(summary | {"visits": 8, "dropped_visits": 8}))
+    scores = [run.right for run in read_ladder(tmp_path).cells[1].runs.values()]
+    assert scores == [0.50, None, 0.51]
+    path.write_text(seal_file(summary | {"visits": 8, "dropped_visits": 7}))
+    assert None not in [run.right for run in read_ladder(tmp_path).cells[1].runs.values()]
