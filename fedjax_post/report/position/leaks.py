@@ -28,7 +28,8 @@ def leaks(ladder: Ladder) -> list[Block]:
     else:
         rows_told = (
             "Guessing takes as many held-out questions at random as the attack returns, or as "
-            "there are. A low share is a failure of these attacks, and no protection."
+            "there are, and is the mean over many draws. A low share is a failure of these "
+            "attacks, and no protection."
         )
     head = (
         "party",

@@ -56,6 +56,12 @@ RARE = Threshold(
             "its result followed from the size of that sample",
             False,
         ),
+        Change(
+            "2026-11-30",
+            0.01,
+            "the whole corpus is searched, for all rows that are scored; a sample decides nothing",
+            False,
+        ),
     ),
 )
 CEILING = Threshold(
