@@ -21,7 +21,7 @@ def progress(
     file: TextIO | None = None,
     clock_fn: Callable[[], float] = time.monotonic,
 ) -> Callback:
-    """Returns a callback that shows how far a run is, its latest scores and tokens/s.
+    """Returns a callback that shows how far a run is, its latest scores, tokens/s and who dropped.
 
     In a terminal and in a notebook it draws a bar, without colours. Elsewhere, as in a log file,
     it writes a line after the first and the last round, and between them one in 30 seconds.
@@ -36,12 +36,12 @@ def progress(
     if not is_redrawn(file):
         return _lines(rounds, start=start, file=file, clock_fn=clock_fn)
     bar = tqdm(total=rounds, initial=start, unit="round", dynamic_ncols=True, file=file)
-    seen: dict[str, str] = {}
+    seen = _Seen()
 
     def show(state: State, record: Record) -> None:
         del state
-        seen.update(_scores(record))
-        bar.set_postfix(seen, refresh=False)
+        seen.add(record)
+        bar.set_postfix(seen.told, refresh=False)
         bar.update()
         if _is_last(record, rounds):
             bar.close()
@@ -57,27 +57,41 @@ def is_redrawn(file: TextIO) -> bool:
 def _lines(rounds: int, *, start: int, file: TextIO, clock_fn: Callable[[], float]) -> Callback:
     began = clock_fn()
     written = None  # when the last line was
-    seen: dict[str, str] = {}
+    seen = _Seen()
 
     def show(state: State, record: Record) -> None:
         nonlocal written
         del state
-        seen.update(_scores(record))
+        seen.add(record)
         now, done = clock_fn(), record["round"] + 1
         if written is not None and now - written < _SPACING and not _is_last(record, rounds):
             return
         written = now
         left = (now - began) / (done - start) * (rounds - done)
-        told = "  ".join(f"{name} {value}" for name, value in seen.items())
+        told = "  ".join(f"{name} {value}" for name, value in seen.told.items())
         ending = "" if _is_last(record, rounds) else f"  about {_duration(left)} left"
         print(f"round {done}/{rounds}  {told}{ending}", file=file, flush=True)
 
     return show
 
 
-def _scores(record: Record) -> dict[str, str]:
-    shown = {name: f"{record[name]:.3f}" for name in _SHOWN if record.get(name) is not None}
-    return shown | {"tokens/s": f"{record['tokens_per_second']:,.0f}"}
+class _Seen:
+    """What is shown of the rounds so far."""
+
+    def __init__(self) -> None:
+        self.told: dict[str, str] = {}
+        self._visits = self._dropped = 0
+
+    def add(self, record: Record) -> None:
+        """Adds a round."""
+        self._visits += record.get("cohort", 0)
+        self._dropped += len(record.get("dropped", ()))
+        self.told |= {
+            name: f"{record[name]:.3f}" for name in _SHOWN if record.get(name) is not None
+        }
+        self.told["tokens/s"] = f"{record['tokens_per_second']:,.0f}"
+        if self._dropped:
+            self.told["dropped"] = f"{self._dropped:,} of {self._visits:,} visits"
 
 
 def _is_last(record: Record, rounds: int) -> bool:

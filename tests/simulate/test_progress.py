@@ -71,3 +71,14 @@ def test_a_notebook_is_drawn_like_a_terminal():
     assert is_redrawn(OutStream())
     assert is_redrawn(Terminal())
     assert not is_redrawn(io.StringIO())
+
+
+def test_clients_that_dropped_are_counted_from_the_first_line_on():
+    file = io.StringIO()
+    show = progress(2, file=file, clock_fn=lambda: 0.0)
+    record = {"loss": 2.0, "tokens_per_second": 0.0, "cohort": 3}
+    show(None, record | {"round": 0, "dropped": [4, 5, 6]})
+    show(None, record | {"round": 1, "dropped": []})
+    first, last = file.getvalue().splitlines()
+    assert "dropped 3 of 3 visits" in first
+    assert "dropped 3 of 6 visits" in last
