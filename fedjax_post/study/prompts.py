@@ -132,8 +132,9 @@ def loss_of(
             "such as labels=yes,no"
         )
     labels.check_labels(known, data, tokenizer)
-    # Among all tokens: runs are scored by generated text, in which any other token could win
-    return choice_loss(known.tokens[:, 0].tolist(), among_all=True, prefix=prefix)
+    # Where runs are scored by generated text any token could win, else only labels compete
+    among_all = spec.scoring.exact_match != "off"
+    return choice_loss(known.tokens[:, 0].tolist(), among_all=among_all, prefix=prefix)
 
 
 def first_tokens(tokenizer: Any, words: Sequence[str]) -> list[int]:

@@ -62,3 +62,13 @@ def test_a_label_after_a_space_is_another_token_and_is_found(method, tmp_path):
     (record,) = [record for _, record in study.prepare(spec).run()]
     assert record["dropped"] == []
     assert record["accuracy"] > 0
+
+
+def test_labels_compete_alone_where_runs_are_scored_by_their_rank(tiny_folder, tiny_rows):
+    labels = ("cat", "dog", "hen", "pig", "cow")
+    losses = {}
+    for exact in ("on", "off"):
+        spec = spec_of(tiny_folder, tiny_rows, labels, **{"scoring.exact_match": exact})
+        (record,) = [record for _, record in study.prepare(spec).run()]
+        losses[exact] = record["loss"]
+    assert losses["off"] < losses["on"]
