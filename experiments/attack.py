@@ -64,10 +64,18 @@ def _attack(argv: Sequence[str]) -> int:
     if isinstance(chosen, Members):
         if line.values["adversary"].present:
             raise ValueError("--adversary: membership needs the trained model alone; leave it out")
-        print(study.membership(line.words[0], num_rows=chosen.num_rows, command=argv).table())
+        print(
+            study.membership(
+                line.words[0], num_rows=chosen.num_rows, command=program.command("attack", argv)
+            ).table()
+        )
         return 0
     whose = line.values.adversary
-    print(study.attack(line.words[0], chosen, adversary=whose, command=argv).table())
+    print(
+        study.attack(
+            line.words[0], chosen, adversary=whose, command=program.command("attack", argv)
+        ).table()
+    )
     return 0
 
 

@@ -40,7 +40,7 @@ def _compare(argv: Sequence[str]) -> int:
         lists.experiments(line, "algorithms"),
         seeds=lists.seeds(line.values),
         directory=line.values.output_dir,
-        command=shlex.join(["compare", *argv[1:]]),
+        command=shlex.join(program.command("compare", argv)),
     )
     print(f"{found.table()}\n\nresults    {found.directory}")
     return 0

@@ -56,7 +56,13 @@ def _evaluate(argv: Sequence[str]) -> int:
         print(study.evaluate(line.words[0], line.typed).table())
         return 0
     own["trust_code"] = own["trust_code"] and "trust_code" in line.by_hand
-    found = study.evaluate_tasks(line.words[0], line.values.tasks, line.typed, **own, command=argv)
+    found = study.evaluate_tasks(
+        line.words[0],
+        line.values.tasks,
+        line.typed,
+        **own,
+        command=program.command("evaluate", argv),
+    )
     print(found.table())
     return 0
 

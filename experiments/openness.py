@@ -58,7 +58,7 @@ def _climb(line, argv: Sequence[str]) -> None:
         **task._asdict(),
         seeds=lists.seeds(values),
         directory=values.output_dir,
-        command=f"python -m experiments.openness {shlex.join(argv[1:])}",
+        command=shlex.join(program.command("openness", argv)),
     )
     print(found.table())
 

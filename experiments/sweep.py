@@ -39,7 +39,7 @@ def _sweep(argv: Sequence[str]) -> int:
         lists.grid(line.values.grid),
         seeds=lists.seeds(line.values),
         directory=line.values.output_dir,
-        command=shlex.join(["sweep", *argv[1:]]),
+        command=shlex.join(program.command("sweep", argv)),
     )
     print(f"{found.table()}\n\nresults    {found.directory}")
     return 0

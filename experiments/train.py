@@ -56,7 +56,7 @@ def _by_hand(spec: study.Spec) -> list[str]:
 
 
 def _carry_out(job: study.Job, argv: Sequence[str]) -> int:
-    summary = study.carry_out(job, command=argv)
+    summary = study.carry_out(job, command=program.command("train", argv))
     if not peers.is_first():
         return 0
     print(summary_table(summary, job.directory))

@@ -77,7 +77,8 @@ def test_membership_of_a_run_is_told_in_a_table(call, tmp_path, capsys):
     assert attack.main(given) == 0
     assert found.table() in capsys.readouterr().out
     lines = list(read_lines(tmp_path / "run" / "attacks.jsonl"))
-    assert [line["command"] for line in lines] == [[], given]
+    typed = ["python", "-m", "experiments.attack", *given[1:]]
+    assert [line["command"] for line in lines] == [[], typed]
     assert lines[0]["scores"] == lines[1]["scores"]
     assert attack.main([*given, "--adversary=server"]) == 2
     assert "--adversary: membership needs" in capsys.readouterr().err

@@ -48,7 +48,7 @@ def test_a_run_leaves_what_the_readme_promises(finished):
     assert summary["rounds"] == 4
     assert summary["bytes_up"] == sum(r["bytes_up"] for r in records)
     assert summary["bytes_up"] == 4 * 2 * summary["bytes_up_per_client"]
-    assert summary["command"].startswith("train --model=")
+    assert summary["command"].startswith("python -m experiments.train --model=")
     assert summary["inference"] is None  # an open model is asked nothing
     assert summary["emulator_bytes"] is None
 
