@@ -18,7 +18,7 @@ FILES = "fedjax_post_training_files"
 _HYPER = ("n_epochs", "batch_size", "learning_rate_multiplier")
 _HONOURED = {"model", "training_file", "suffix", "seed", "hyperparameters", "method", FILES}
 _SUFFIX = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_MOST = {"n_epochs": 50, "batch_size": 256}
+MOST = {"n_epochs": 50, "batch_size": 256}
 _MOST_FILES = 10_000
 
 
@@ -74,7 +74,7 @@ def _hyper(body: Mapping[str, Any]) -> tuple[int | None, int | None, float]:
         if name not in _HYPER:
             raise invalid(f"{where}.{name[:64]}", "is not supported here; leave it out")
     chosen = {k: v for k, v in given.items() if v is not None and v != "auto"}
-    for name, most in _MOST.items():
+    for name, most in MOST.items():
         if name in chosen and whole(chosen[name], f"{where}.{name}", 1) > most:
             raise invalid(f"{where}.{name}", f"must be at most {most}")
     factor = chosen.get(_HYPER[2], 1.0)

@@ -5,7 +5,7 @@ without an address at this project's own, in this process.
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from fedjax_post.hub.load import load_model
 from fedjax_post.provider.calls import Provider
 from fedjax_post.provider.hosted import Hosted, connect, make_hosted, show_queries
 from fedjax_post.provider.inside import PEER, Inside, restore
+from fedjax_post.provider.job_requests import MOST
 from fedjax_post.provider.journal import Journal, Spent, spent
 from fedjax_post.provider.served import make_served
 from fedjax_post.provider.service import Provider as Service
@@ -64,6 +65,19 @@ def check(spec: Spec) -> None:
             f"style={spec.hosting.style} cannot carry adapter=soft_prompt; give style=completions "
             "at a provider of this project, which reads soft prompts"
         )
+    if spec.hosting.url is None:
+        _check_job(spec.method.params)
+
+
+def _check_job(params: Mapping[str, Any]) -> None:
+    """Raises ValueError for a job that a provider in this process would refuse after the upload."""
+    for name, limited in (("num_epochs", "n_epochs"), ("batch_rows", "batch_size")):
+        value, most = params.get(name), MOST[limited]
+        if value is not None and value > most:
+            raise ValueError(
+                f"{name}={value}: a host takes at most {most} (`{limited}` in its format); give "
+                "less, or a larger `multiplier`"
+            )
 
 
 def is_hosted(spec: Spec) -> bool:

@@ -132,6 +132,13 @@ def test_a_budget_holds_for_uploads(tiny_folder, tmp_path):
     assert (tmp_path / "run" / folder.SPEC).exists()
 
 
+def test_a_job_that_the_host_would_refuse_is_refused_before_the_upload(tiny_folder):
+    spec = spec_of("host_tuning", tiny_folder)
+    with pytest.raises(ValueError, match="num_epochs=70: a host takes at most 50"):
+        hosting.check(spec.put({"method.params": {"num_epochs": 70}}))
+    hosting.check(spec.put({"method.params": {"num_epochs": 50}}))
+
+
 def test_an_open_method_is_not_taken_to_a_host(tiny_folder):
     assert not hosting.is_hosted(study.Spec(method="fed_avg"))
     assert not hosting.is_hosted(
