@@ -88,9 +88,12 @@ def blocks(
 
 
 def title_of(ladder: Ladder) -> str:
-    """Returns the task and the model."""
+    """Returns the task, the model, and the data if all runs have the same."""
     model = ladder.facts.get("model", "a model that ladder.json does not name")
-    return f"{ladder.facts.get('task', 'a task')} on {model}"
+    runs = [run for cell in ladder.cells for run in cell.runs.values()]
+    data = {run.summary.get("dataset") for run in runs}
+    told = f", {data.pop()}" if len(data) == 1 and None not in data else ""
+    return f"{ladder.facts.get('task', 'a task')} on {model}{told}"
 
 
 def _pictures(names: Sequence[str], drawn: Sequence[str]) -> list[Block]:

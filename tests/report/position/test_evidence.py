@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from fedjax_post.report.position.ladder import read_ladder
+from fedjax_post.report.position.budgets import spent_of
+from fedjax_post.report.position.ladder import accuracy, read_ladder
 from fedjax_post.report.position.verdicts import verdicts
 
 DOCS = Path(__file__).parents[3] / "docs"
@@ -21,7 +22,15 @@ def test_the_page_says_what_the_evidence_gives(path, tmp_path):
     _, begun, rest = text.partition(f"(evidence/{path.name})")
     assert begun, f"docs/results.md does not name {path.name}"
     told = dict(re.findall(r"^\| (H\d)[^|]*\| \*\*([^*]+)\*\*", rest.partition("\n## ")[0], re.M))
-    found = {one.claim.key: one.finding for one in verdicts(read_ladder(tmp_path))}
+    ladder = read_ladder(tmp_path)
+    found = {one.claim.key: one.finding for one in verdicts(ladder)}
     assert set(told) == set(found)
     for key, finding in found.items():
         assert finding.told.startswith(told[key]), (key, finding.told)
+    for cell in ladder.cells:
+        if cell.kind != "control" and cell.method != "manual_prompt":  # prompts have one row
+            score, spent = accuracy(cell), spent_of(cell)
+            numbers = f"{100 * score.mean:.1f} ± {100 * score.half:.1f} | {spent.mean:,.0f} |"
+            assert f"| {cell.label} | {cell.tier} | {numbers}" in text, (cell.label, numbers)
+    for cell in ladder.longer.values():
+        assert f"{100 * accuracy(cell).mean:.1f}".removesuffix(".0") + " % |" in text, cell.label

@@ -14,7 +14,7 @@ from fedjax_post.report import position
 from fedjax_post.report.markup import Heading, Prose, Table, markdown, page
 from fedjax_post.report.position.aspects import matrix
 from fedjax_post.report.position.ladder import read_ladder
-from fedjax_post.report.position.page import blocks
+from fedjax_post.report.position.page import blocks, title_of
 from fedjax_post.report.position.rules import UNPROMPTED
 from fedjax_post.report.position.tables import reached
 from fedjax_post.report.position.verdicts import UNDECIDED, Finding, verdicts
@@ -253,3 +253,14 @@ def test_a_run_in_which_no_visit_counted_has_no_score(tmp_path):
     assert scores == [0.50, None, 0.51]
     path.write_text(seal_file(summary | {"visits": 8, "dropped_visits": 7}))
     assert None not in [run.right for run in read_ladder(tmp_path).cells[1].runs.values()]
+
+
+def test_the_title_names_the_data_that_all_runs_have():
+    titled = lambda *names: title_of(
+        ladder([
+            one._replace(runs={0: one.runs[0]._replace(summary={"dataset": name})})
+            for one, name in zip((OPEN, CLOSED), names, strict=True)
+        ], task="t", model="m")
+    )  # fmt: skip
+    assert titled("d", "d") == "t on m, d"
+    assert titled("d", "e") == titled(None, None) == "t on m"
