@@ -1,5 +1,8 @@
 """Small made-up ladders, in memory and as folders."""
 
+import tarfile
+from pathlib import Path
+
 from fedjax_post.integrity import seal_file, seal_line
 from fedjax_post.report.position.ladder import Cell, Ladder, Run
 
@@ -66,3 +69,14 @@ def write_run(folder, one, found):
         {"round": 1, "eval_exact_match": 0.4, **share},
     ]
     (folder / "records.jsonl").write_text("".join(map(seal_line, records)))
+
+
+def names_in(path):
+    """The files of an archive."""
+    with tarfile.open(path) as archive:
+        return set(archive.getnames())
+
+
+DOCS = Path(__file__).parents[3] / "docs"
+ARCHIVES = sorted((DOCS / "evidence").glob("*.tar.xz"))
+EVIDENCE = [path for path in ARCHIVES if "ladder.json" in names_in(path)]  # others: a search alone

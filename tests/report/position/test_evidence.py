@@ -2,34 +2,22 @@
 
 import re
 import tarfile
-from pathlib import Path
 
 import pytest
+from ladders import ARCHIVES, DOCS, EVIDENCE
 
 from fedjax_post.report.position.budgets import spent_of
 from fedjax_post.report.position.ladder import accuracy, read_ladder
 from fedjax_post.report.position.verdicts import verdicts
 
-DOCS = Path(__file__).parents[3] / "docs"
-KEPT = sorted((DOCS / "evidence").glob("*.tar.xz"))
-
-
-def names_in(path):
-    with tarfile.open(path) as archive:
-        return set(archive.getnames())
-
 
 def test_every_archive_is_named_on_the_page():
     text = (DOCS / "results.md").read_text(encoding="utf-8")
-    assert all(f"(evidence/{path.name})" in text for path in KEPT)
-    assert any("ladder.json" in names_in(path) for path in KEPT)
+    assert all(f"(evidence/{path.name})" in text for path in ARCHIVES)
+    assert EVIDENCE
 
 
-@pytest.mark.parametrize(
-    "path",
-    [path for path in KEPT if "ladder.json" in names_in(path)],  # the others are of a search alone
-    ids=lambda path: path.name.partition(".")[0],
-)
+@pytest.mark.parametrize("path", EVIDENCE, ids=lambda path: path.name.partition(".")[0])
 def test_the_page_says_what_the_evidence_gives(path, tmp_path):
     with tarfile.open(path) as archive:
         archive.extractall(tmp_path, filter="data")

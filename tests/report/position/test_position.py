@@ -4,10 +4,9 @@ import base64
 import json
 import re
 import tarfile
-from pathlib import Path
 
 import pytest
-from ladders import CLOSED, GATE, MANUAL, OPEN, cell, ladder, write_ladder, write_run
+from ladders import CLOSED, EVIDENCE, GATE, MANUAL, OPEN, cell, ladder, write_ladder, write_run
 
 from fedjax_post.integrity import read_file, seal_file
 from fedjax_post.report import position
@@ -18,8 +17,6 @@ from fedjax_post.report.position.page import blocks, title_of
 from fedjax_post.report.position.rules import UNPROMPTED
 from fedjax_post.report.position.tables import reached
 from fedjax_post.report.position.verdicts import UNDECIDED, Finding, verdicts
-
-EVIDENCE = sorted((Path(__file__).parents[3] / "docs" / "evidence").glob("*.tar.xz"))
 
 FACTS = {
     "commands": ["python -m experiments.openness --task=kinds"],
