@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from absl import flags
 
 from fedjax_post import attacks, study
-from fedjax_post.experiments import program
+from fedjax_post.experiments import process, program
 from fedjax_post.experiments.flags import parse
 from fedjax_post.study.calls import parse as parse_call
 
@@ -61,21 +61,14 @@ def _attack(argv: Sequence[str]) -> int:
         (chosen,) = parse_call(line.values.attack, _ATTACKS)
     except ValueError as error:
         raise ValueError(f"--attack={line.values.attack}: {error}") from error
+    run, command = line.words[0], process.command("attack", argv)
     if isinstance(chosen, Members):
         if line.values["adversary"].present:
             raise ValueError("--adversary: membership needs the trained model alone; leave it out")
-        print(
-            study.membership(
-                line.words[0], num_rows=chosen.num_rows, command=program.command("attack", argv)
-            ).table()
-        )
+        print(study.membership(run, num_rows=chosen.num_rows, command=command).table())
         return 0
     whose = line.values.adversary
-    print(
-        study.attack(
-            line.words[0], chosen, adversary=whose, command=program.command("attack", argv)
-        ).table()
-    )
+    print(study.attack(run, chosen, adversary=whose, command=command).table())
     return 0
 
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from fedjax_post import study
-from fedjax_post.experiments import program
+from fedjax_post.experiments import process, program
 from fedjax_post.experiments.flags import lists, parse
 
 
@@ -40,7 +40,7 @@ def _compare(argv: Sequence[str]) -> int:
         lists.experiments(line, "algorithms"),
         seeds=lists.seeds(line.values),
         directory=line.values.output_dir,
-        command=shlex.join(program.command("compare", argv)),
+        command=shlex.join(process.command("compare", argv)),
     )
     print(f"{found.table()}\n\nresults    {found.directory}")
     return 0

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from fedjax_post import study
-from fedjax_post.experiments import program
+from fedjax_post.experiments import process, program
 from fedjax_post.experiments.flags import lists, parse
 from fedjax_post.experiments.flags.drills import define_drills
 from fedjax_post.study.autonomy import DRILLS
@@ -38,7 +38,7 @@ def _drill(argv: Sequence[str]) -> int:
         seeds=lists.seeds(values),
         settings=Settings(**{name: values[name].value for name in Settings._fields}),
         directory=values.output_dir,
-        command=shlex.join(program.command("drills", argv)),
+        command=shlex.join(process.command("drills", argv)),
     )
     print(found.table(), f"\nresults  {found.directory}/drills.json", sep="\n")
     return 0

@@ -22,7 +22,7 @@ from typing import Any
 from absl import flags
 
 from fedjax_post import study
-from fedjax_post.experiments import program
+from fedjax_post.experiments import process, program
 from fedjax_post.experiments.flags import parse
 
 
@@ -61,7 +61,7 @@ def _evaluate(argv: Sequence[str]) -> int:
         line.values.tasks,
         line.typed,
         **own,
-        command=program.command("evaluate", argv),
+        command=process.command("evaluate", argv),
     )
     print(found.table())
     return 0

@@ -19,7 +19,7 @@ import sys
 from collections.abc import Sequence
 
 from fedjax_post import study
-from fedjax_post.experiments import program
+from fedjax_post.experiments import process, program
 from fedjax_post.experiments.flags import lists, parse
 from fedjax_post.experiments.flags.ladder import read_ladder
 from fedjax_post.experiments.flags.openness import define_openness
@@ -58,7 +58,7 @@ def _climb(line, argv: Sequence[str]) -> None:
         **task._asdict(),
         seeds=lists.seeds(values),
         directory=values.output_dir,
-        command=shlex.join(program.command("openness", argv)),
+        command=shlex.join(process.command("openness", argv)),
     )
     print(found.table())
 

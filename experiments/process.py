@@ -1,7 +1,8 @@
-"""What a program sets up once, before it computes: compiled programs and memory are kept."""
+"""What a program sets up once, before it computes, and the words that call it again."""
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -41,3 +42,16 @@ def keep_compiled() -> Path | None:
     # By default jax keeps what took a second to compile; a start compiles dozens of smaller ones.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     return folder
+
+
+def command(name: str, argv: Sequence[str]) -> list[str]:
+    """Returns the words of a command that repeats a call, without the place of this installation.
+
+    >>> command("train", ["/some/place/train.py", "--seed=1"])
+    ['python', '-m', 'experiments.train', '--seed=1']
+
+    Args:
+      name: of the program.
+      argv: of the call, the program's path first.
+    """
+    return ["python", "-m", f"experiments.{name}", *argv[1:]]

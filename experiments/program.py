@@ -12,19 +12,6 @@ from fedjax_post.study import Job, peers
 from fedjax_post.study.folder import SPEC
 
 
-def command(name: str, argv: Sequence[str]) -> list[str]:
-    """Returns the words of a command that repeats a call, without the place of this installation.
-
-    >>> command("train", ["/some/place/train.py", "--seed=1"])
-    ['python', '-m', 'experiments.train', '--seed=1']
-
-    Args:
-      name: of the program.
-      argv: of the call, the program's path first.
-    """
-    return ["python", "-m", f"experiments.{name}", *argv[1:]]
-
-
 def run(work: Callable[[], int], *, continues: bool = False) -> int:
     """Returns the exit code of a program's work.
 

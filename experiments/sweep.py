@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from fedjax_post import study
-from fedjax_post.experiments import program
+from fedjax_post.experiments import process, program
 from fedjax_post.experiments.flags import lists, parse
 
 
@@ -39,7 +39,7 @@ def _sweep(argv: Sequence[str]) -> int:
         lists.grid(line.values.grid),
         seeds=lists.seeds(line.values),
         directory=line.values.output_dir,
-        command=shlex.join(program.command("sweep", argv)),
+        command=shlex.join(process.command("sweep", argv)),
     )
     print(f"{found.table()}\n\nresults    {found.directory}")
     return 0

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from fedjax_post import study
-from fedjax_post.experiments import program
+from fedjax_post.experiments import process, program
 from fedjax_post.experiments.flags import define_launch, distributed, parse
 from fedjax_post.report.clients import spread_table
 from fedjax_post.report.table import SCORES, summary_table
@@ -56,7 +56,7 @@ def _by_hand(spec: study.Spec) -> list[str]:
 
 
 def _carry_out(job: study.Job, argv: Sequence[str]) -> int:
-    summary = study.carry_out(job, command=program.command("train", argv))
+    summary = study.carry_out(job, command=process.command("train", argv))
     if not peers.is_first():
         return 0
     print(summary_table(summary, job.directory))

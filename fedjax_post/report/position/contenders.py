@@ -14,6 +14,7 @@ from fedjax_post.report.position.controls import (
     is_silent,
     manual_prompts,
     scores_of,
+    side_of,
 )
 from fedjax_post.report.position.ladder import Cell, Ladder, least_row, of_kind
 from fedjax_post.report.position.thresholds import ALPHA, BUDGET
@@ -73,8 +74,7 @@ def over_controls(ladder: Ladder, cells: Sequence[Cell]) -> tuple[list[Contrast]
         control = best_of("its control", others)
         missing += lacks or ([control.lacking] if control.lacking else [])
         name = f"{cell.label} less its control ({', '.join(control.chosen) or 'missing'})"
-        own = Side(cell.label, scores_of(cell), (cell.label,))
-        contrasts.append(less(name, own, control, least=least_row(ladder)))
+        contrasts.append(less(name, side_of(cell), control, least=least_row(ladder)))
     return contrasts, missing
 
 

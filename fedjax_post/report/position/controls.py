@@ -32,6 +32,11 @@ class Side(NamedTuple):
     lacking: str = ""  # why no best one is known
 
 
+def side_of(cell: Cell) -> Side:
+    """Returns a cell as one side of a contrast."""
+    return Side(cell.label, scores_of(cell), (cell.label,))
+
+
 def learns(cell: Cell) -> bool:
     """Returns whether a cell has a budget and settings: methods, and the controls that train."""
     return cell.kind in COMPARED or cell.control in _LEARNED

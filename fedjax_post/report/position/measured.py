@@ -18,9 +18,9 @@ from fedjax_post.report.position.contrasts import (
     any_ahead,
     less,
 )
-from fedjax_post.report.position.controls import Side, best_of, is_silent, learned, scores_of
+from fedjax_post.report.position.controls import best_of, is_silent, learned, side_of
 from fedjax_post.report.position.drills import mean_losses
-from fedjax_post.report.position.ladder import Cell, Ladder, least_row, of_kind
+from fedjax_post.report.position.ladder import Ladder, least_row, of_kind
 from fedjax_post.report.position.leaks import is_plain
 from fedjax_post.report.position.rules import gate, numbers, points, unreadable
 from fedjax_post.report.position.statistics import share_interval
@@ -128,7 +128,7 @@ def data_openness(ladder: Ladder) -> Evidence:
     for base, others in ladder.bases.items():
         shared = (facts.get(base) or {}).get("shares_data")
         pairs = [
-            less(f"{o.label}, this base less {base}", _side(cells[o.method]), _side(o))
+            less(f"{o.label}, this base less {base}", side_of(cells[o.method]), side_of(o))
             for o in others
             if o.method in cells and (learned(cells[o.method]) or learned(o))
         ]
@@ -220,10 +220,6 @@ def _contaminated(ladder: Ladder) -> tuple[str, list[str]]:
         return "the corpus contains rows of the evaluation", [told]
     sampled = audit.get("sampled", True)
     return unknown if sampled else "", [told + (_SAMPLED if sampled else "")]
-
-
-def _side(cell: Cell) -> Side:
-    return Side(cell.label, scores_of(cell), (cell.label,))
 
 
 def _missing(controls: Sequence[str] | Mapping[str, Any]) -> str:
