@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from fedjax_post.evaluate.widths import padded_width
 from fedjax_post.model.views import LanguageModel
 
 PyTree = Any
@@ -20,7 +21,6 @@ PyTree = Any
 # Tokens of one batch when scoring, and slots of one cache when generating
 BATCH, SLOTS = 2**11, 2**13
 BATCH_ACCELERATOR, SLOTS_ACCELERATOR = 2**15, 2**17
-NARROWEST = 16
 PIECE = 16  # tokens that are generated between two looks at what has been generated
 
 
@@ -158,7 +158,7 @@ def _batches(
     """
     by_width: dict[int, list[int]] = {}
     for number in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        by_width.setdefault(min(_width(lengths[number]), most), []).append(number)
+        by_width.setdefault(min(padded_width(lengths[number]), most), []).append(number)
     with tqdm(total=len(lengths), desc=about, unit="row", leave=False, disable=None) as bar:
         for width, numbers in by_width.items():
             num_batches = -(-len(numbers) // max(1, size // (width + extra)))
@@ -167,13 +167,3 @@ def _batches(
                 part = numbers[start : start + num_rows]
                 yield part, width, num_rows
                 bar.update(len(part))
-
-
-def _width(length: int) -> int:
-    """Returns the next power of two, or three quarters of it, so that few shapes are compiled.
-
-    >>> [_width(length) for length in (1, 16, 17, 25, 33, 50, 100)]
-    [16, 16, 24, 32, 48, 64, 128]
-    """
-    power = max(NARROWEST, 1 << (length - 1).bit_length())
-    return power * 3 // 4 if power > NARROWEST and length <= power * 3 // 4 else power

@@ -22,8 +22,8 @@ def greedy_answers(
     """Returns the model's answer to each held-out row's prompt, by greedy decoding.
 
     An answer may be as long as the longest response that is compared, if the model's context has
-    room for it after the longest prompt. One shape is compiled for each table, whatever the number
-    of rows: the last batch is padded. What all prompts begin with is read once for a batch.
+    room for it after the longest prompt. Prompts of similar lengths are read together, padded to one
+    of a few widths. What all prompts begin with is read once for a batch.
 
     Args:
       model: the frozen model, another object with the method `answer`, or stacked models.
@@ -34,16 +34,16 @@ def greedy_answers(
     table, rows, eos_id = heldout.table, heldout.rows, heldout.eos_id
     asked = is_compared(heldout)
     asked[rows] = True
-    width, num_new = int(table.prompt_length[asked].max()), answer_length(heldout)
+    longest, num_new = int(table.prompt_length[asked].max()), answer_length(heldout)
     like, given = shapes_of(model, params)
     if hasattr(like, "config"):  # a hosted model raises an error itself if this is too long
-        num_new = min(num_new, like.config.max_positions - like.prompt_length(given) - width)
+        num_new = min(num_new, like.config.max_positions - like.prompt_length(given) - longest)
     form: dict[str, Any] = {"max_new_tokens": num_new, "eos_id": eos_id, "pad_id": table.pad_id}
     form["prefix"] = heldout.prefix
-    answers = [""] * len(rows)
-    for places in in_batches(model, owner_of(model, rows), heldout.batch_size):
-        part = rows_at(rows, places)
-        prompts, mask = _pad_left(table, part, width=width, first=len(heldout.prefix))
+    answers, first = [""] * len(rows), len(heldout.prefix)
+    owner, sizes = owner_of(model, rows), table.prompt_length[rows] - first
+    for places, width in in_batches(model, owner, heldout.batch_size, sizes=sizes):
+        prompts, mask = _pad_left(table, rows_at(rows, places), width=width, first=first)
         if note_fn is not None:
             note_fn(params, prompts, mask, prefix=heldout.prefix, answer=num_new)
         tokens = apply(_answer, model, params, jnp.asarray(prompts), jnp.asarray(mask), **form)
@@ -111,11 +111,11 @@ def _pad_left(
     Args:
       table: tokenised rows.
       rows: row numbers, -1 for padding.
-      width: tokens of the longest prompt.
+      width: W, tokens of the result, at least those of the longest prompt without its first ones.
       first: F, tokens that are left out at the start of every prompt.
 
     Returns:
-      `[n, width - F]` int32 and bool.
+      `[n, W]` int32 and bool.
     """
     tokens, _ = gather(table, rows)
     prompts = np.full((len(rows), width), table.pad_id, np.int32)
@@ -124,4 +124,4 @@ def _pad_left(
         if rows[i] >= 0:
             place = width - (length - first)
             prompts[i, place:], mask[i, place:] = tokens[i, first:length], True
-    return prompts[:, first:], mask[:, first:]
+    return prompts, mask

@@ -1,4 +1,4 @@
-"""Held-out loss in nats per response token, computed in batches of one compiled shape."""
+"""Held-out loss in nats per response token, computed in batches of rows of similar lengths."""
 
 from typing import Any, NamedTuple
 
@@ -31,7 +31,8 @@ def row_losses(
 ) -> RowLosses:
     """Returns the summed negative log-likelihood of each row's response.
 
-    One shape is compiled, whatever the number of rows: the last batch is padded.
+    Few shapes are compiled, whatever the number of rows: rows of similar lengths are padded to one
+    of a few widths, and the last batch is filled up.
 
     Args:
       model: the frozen model, or stacked models.
@@ -45,8 +46,9 @@ def row_losses(
     """
     nats_fn = _loaded_nats if as_loaded else _batch_nats
     nats, num_tokens = np.zeros(len(rows)), np.zeros(len(rows), np.int64)
-    for places in in_batches(model, owner_of(model, rows), batch_size):
-        tokens, mask = gather(table, rows_at(rows, places))
+    sizes = table.length[rows]
+    for places, width in in_batches(model, owner_of(model, rows), batch_size, sizes=sizes):
+        tokens, mask = (x[:, :width] for x in gather(table, rows_at(rows, places)))
         found = np.asarray(apply(nats_fn, model, params, tokens, mask))
         real = places >= 0
         nats[places[real]], num_tokens[places[real]] = found[real], mask.sum(axis=1)[real]

@@ -26,7 +26,6 @@ from fedjax_post.evaluate.heldout import HeldOut
 from fedjax_post.evaluate.stacked import apply, in_batches, num_models, owner_of
 
 PyTree = Any
-_STEP = 32  # widths of batches are multiples of it, so that few shapes are compiled
 
 
 def right_labels(heldout: HeldOut) -> np.ndarray:
@@ -109,15 +108,13 @@ def choice_log_probs(
       prefix: tokens that precede every prompt.
     """
     sizes = np.array([len(prompt) for prompt in prompts])
-    order = np.argsort(sizes, kind="stable")
     pairs = zip(choices.tokens.tolist(), choices.length.tolist(), strict=True)
     labels = tuple(tuple(ids[:length]) for ids, length in pairs)
     found = np.zeros((len(prompts), len(labels)))
     owner = np.zeros(len(prompts), np.int64) if owner is None else owner
-    for places in in_batches(model, owner[order], batch_size):
+    for places, width in in_batches(model, owner, batch_size, sizes=sizes):
         real = np.flatnonzero(places >= 0)
-        part = order[places[real]]
-        width = -(-int(sizes[part].max()) // _STEP) * _STEP
+        part = places[real]
         tokens, mask = np.zeros((2, len(places), width), np.int32)
         for row, i in zip(real.tolist(), part.tolist(), strict=True):
             tokens[row, width - sizes[i] :], mask[row, width - sizes[i] :] = prompts[i], 1

@@ -1,8 +1,8 @@
 """The models of several clients, scored side by side in the batches of one model.
 
 Every function that scores rows takes them in the batches of `in_batches`, and calls the model
-through `apply`. With one model, batches are consecutive rows and the call is an ordinary one. With
-`Stacked` models each client has an equal part of every batch, and the call is mapped over the
+through `apply`. With one model, batches are rows of similar sizes and the call is an ordinary one.
+With `Stacked` models each client has an equal part of every batch, and the call is mapped over the
 clients. What a client's state does not change, such as the weights of the base, is not mapped.
 """
 
@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+
+from fedjax_post.evaluate.widths import padded_width
 
 PyTree = Any
 
@@ -43,31 +45,43 @@ def shapes_of(model: Any, params: PyTree) -> tuple[Any, PyTree]:
     return jax.eval_shape(model.deploy, model.shared, one)
 
 
-def in_batches(model: Any, owner: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
-    """Returns an iterator over batches of rows.
+class Batch(NamedTuple):
+    """Rows that are read together."""
+
+    places: np.ndarray  # [B], int64, among the n rows; -1 for padding
+    width: int  # tokens that each row is padded to
+
+
+def in_batches(
+    model: Any, owner: np.ndarray, batch_size: int, *, sizes: np.ndarray
+) -> Iterator[Batch]:
+    """Returns an iterator over batches of rows of similar sizes, the shortest first.
+
+    Few widths occur, and none is above the largest size.
 
     Args:
       model: a model, or `Stacked`.
       owner: `[n]` int, the client of each row, see `owner_of`.
-      batch_size: B, rows of a batch, a multiple of the number of clients.
-
-    Returns:
-      Places of rows among the n, `[B]` int; -1 for padding. Each client has one part of a batch,
-      and its rows are in their order.
+      batch_size: B, rows of a batch, a multiple of the number of clients. Each client has one part
+        of a batch, and its rows are in the order of their sizes.
+      sizes: `[n]` int, tokens of each row.
 
     Example:
-      >>> [places.tolist() for places in in_batches(None, np.zeros(3, int), 2)]
-      [[0, 1], [2, -1]]
+      >>> batches = in_batches(None, np.zeros(3, int), 2, sizes=np.array([9, 40, 30]))
+      >>> [(batch.places.tolist(), batch.width) for batch in batches]
+      [([0, 2], 32), ([1, -1], 40)]
     """
     num_clients = num_models(model)
     each = batch_size // num_clients
     counts = np.bincount(owner, minlength=num_clients)
-    order = np.argsort(owner, kind="stable")
+    order = np.lexsort((sizes, owner))
     number = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
     client = owner[order]
     batches = np.full((-(-int(counts.max(initial=0)) // each), num_clients, each), -1, np.int64)
     batches[number // each, client, number % each] = order
-    yield from batches.reshape(len(batches), num_clients * each)
+    for places in batches.reshape(len(batches), num_clients * each):
+        longest = int(sizes[places[places >= 0]].max())
+        yield Batch(places, min(padded_width(longest), int(sizes.max())))
 
 
 def rows_at(rows: np.ndarray, places: np.ndarray) -> np.ndarray:

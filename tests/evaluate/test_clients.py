@@ -80,12 +80,20 @@ def test_the_base_is_not_mapped(lora, table):
 @pytest.mark.parametrize("owner", [[0, 2, 0, 0, 2], [1, 1, 1, 1], [2], []])
 def test_every_row_is_in_one_batch_in_its_clients_part(owner):
     owner = np.array(owner, int)
+    sizes = 20 + 30 * np.arange(len(owner))[::-1]  # the last row is the shortest
     models = Stacked(deploy, None, np.zeros((3, 1)))
-    batches = list(in_batches(models, owner, batch_size=6))
+    batches = list(in_batches(models, owner, batch_size=6, sizes=sizes))
     assert len(batches) == -(-np.bincount(owner, minlength=1).max() // 2)
-    seen = [[place for batch in batches for place in batch[2 * c : 2 * c + 2] if place >= 0]
+    seen = [[i for batch in batches for i in batch.places[2 * c : 2 * c + 2] if i >= 0]
             for c in range(3)]  # fmt: skip
-    assert seen == [np.flatnonzero(owner == c).tolist() for c in range(3)]
+    assert seen == [np.flatnonzero(owner == c)[::-1].tolist() for c in range(3)]
+
+
+def test_a_batch_is_as_wide_as_its_longest_row_needs():
+    sizes = np.array([90, 7, 33, 16, 70, 17])
+    batches = list(in_batches(None, np.zeros(6, int), batch_size=2, sizes=sizes))
+    assert [sizes[batch.places].tolist() for batch in batches] == [[7, 16], [17, 33], [70, 90]]
+    assert [batch.width for batch in batches] == [16, 48, 90]  # never wider than the longest row
 
 
 def test_clients_without_rows_are_not_computed(lora, table):
