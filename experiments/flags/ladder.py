@@ -22,24 +22,42 @@ A task is a file in `experiments/ladders`, or your own file, named by a path tha
 
 import itertools
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedjax_post.attacks import ATTACKS
 from fedjax_post.experiments.flags.parse import changes_in
-from fedjax_post.study import Extras, Faults, Rung, Spec
+from fedjax_post.study import Extras, Faults, Rung, Spec, Task
 from fedjax_post.study.calls import parse as parse_call
 from fedjax_post.study.faults import Settings
+from fedjax_post.study.fields import conform, kinds_of, unknown
 from fedjax_post.study.files import check_trusted
-from fedjax_post.study.ladder import KINDS, Task, check
+from fedjax_post.study.ladder_parts import KINDS, check
 from fedjax_post.study.leaks import Leaks
 from fedjax_post.study.longer import Longer
 from fedjax_post.study.search import Search, Setting
 
 FOLDER = Path(__file__).parent.parent / "ladders"
 _NOT_FLAGS = ("title", "kind", "control")
-_TABLES = ("task", "common", "cells", "bases", "drills", "attacks", "longer", "search")
+_FLAGS = Mapping[str, Any]
+_SETTINGS = {key: kind for key, kind in kinds_of(Settings).items() if key != "measure"}
+# The tables, the keys of each and the types of their values; None for a table of any keys
+_TABLES: Mapping[str, Mapping[str, Any] | None] = {
+    "task": kinds_of(Task),
+    "common": None,
+    "cells": None,
+    "bases": {"names": Sequence[str], "cells": Sequence[str]},
+    "drills": {"cells": Sequence[str], "drills": Sequence[str], "flags": _FLAGS, **_SETTINGS},
+    "attacks": {
+        **{"cells": Sequence[str], "attacks": Sequence[str], "rounds": str},
+        **{"wires": Mapping[str, _FLAGS], "protected": Mapping[str, _FLAGS]},
+    },
+    "longer": {
+        **{"cells": Sequence[str], "times": int, "seeds": int, "flags": Mapping[str, _FLAGS]}
+    },
+    "search": {"seed": int, "trials": int, "cells": Mapping[str, Any]},
+}
 
 
 class Ladder(NamedTuple):
@@ -77,7 +95,8 @@ def read_ladder(name: str, typed: Mapping[str, Any], *, trust_code: bool = False
         raise ValueError(f"{path}: {error}") from None
 
 
-def _read(path: Path, content, typed: Mapping[str, Any], trust_code: bool) -> Ladder:
+def _read(path: Path, raw, typed: Mapping[str, Any], trust_code: bool) -> Ladder:
+    content = {table: _typed(table, lines) for table, lines in raw.items()}
     common = _changes(content.get("common", {}), trust_code)
     rungs = {
         cell: _rung(path, cell, table, common, typed, trust_code)
@@ -86,7 +105,6 @@ def _read(path: Path, content, typed: Mapping[str, Any], trust_code: bool) -> La
     for rung in rungs.values():
         check_trusted(rung.spec, typed, source=path, trust_code=trust_code)
     task, bases = Task(**content.get("task", {})), content.get("bases", {})
-    check(rungs, task)
     faults = _faults(content.get("drills", {}), trust_code)
     leaks = _leaks(content.get("attacks", {}), trust_code)
     more = _longer(content.get("longer", {}), trust_code)
@@ -100,6 +118,8 @@ def _read(path: Path, content, typed: Mapping[str, Any], trust_code: bool) -> La
             raise ValueError(
                 f"{path}: there is no [cells.{cell}]; the cells are {', '.join(rungs)}"
             )
+    if bases.get("cells") and not bases.get("names"):
+        raise ValueError("[bases] has cells, but no names of bases that they run on; give some")
     settings = {
         cell: _settings(content["cells"][cell], values, typed, trust_code)
         for cell, values in named.items()
@@ -111,6 +131,7 @@ def _read(path: Path, content, typed: Mapping[str, Any], trust_code: bool) -> La
         search=Search(settings, **searched),
         longer=more,
     )
+    check(rungs, task, extras)
     return Ladder(task, rungs, extras)
 
 
@@ -124,19 +145,27 @@ def _content(path: Path, name: str) -> Mapping[str, Any]:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"--task={name}: {path} is not TOML: {error}") from None
-    unknown = [table for table in content if table not in _TABLES]
+    others = [table for table in content if table not in _TABLES]
     missing = not isinstance(content.get("cells"), dict) or not content["cells"]
-    if unknown or missing:
+    if others or missing:
         raise ValueError(
-            f"--task={name}: {f'[{unknown[0]}] is unknown' if unknown else '[cells] is missing'}; "
+            f"--task={name}: {f'[{others[0]}] is unknown' if others else '[cells] is missing'}; "
             f"the tables are {', '.join(_TABLES)}"
         )
-    for table, lines in content.items():
-        if not isinstance(lines, dict):
-            raise ValueError(
-                f"--task={name}: {table} is not a table; write [{table}] above its lines"
-            )
     return content
+
+
+def _typed(table: str, lines: Any) -> dict[str, Any]:
+    """Returns the lines of a table, whose keys and types are those of `_TABLES`."""
+    if not isinstance(lines, dict):
+        raise ValueError(f"{table} is not a table; write [{table}] above its lines")
+    kinds = _TABLES[table]
+    if kinds is None:
+        return lines
+    for key in lines:
+        if key not in kinds:
+            raise ValueError(unknown(key, kinds, what=f"key of [{table}]"))
+    return {key: conform(value, kinds[key], f"{table}.{key}") for key, value in lines.items()}
 
 
 def _rung(path, name: str, table: Any, common, typed, trust_code: bool) -> Rung:

@@ -16,8 +16,9 @@ from fedjax_post.study.drills import drills
 from fedjax_post.study.evaluate import Evaluation, evaluate
 from fedjax_post.study.factories import declared_access
 from fedjax_post.study.job import Job, prepare
-from fedjax_post.study.ladder import Extras, Faults, ladder
+from fedjax_post.study.ladder import ladder
 from fedjax_post.study.ladder_facts import Rung
+from fedjax_post.study.ladder_parts import Extras, Faults, Task
 from fedjax_post.study.learning import Adapter, Data, Method, Model, Objective, Poison
 from fedjax_post.study.members import Membership, membership
 from fedjax_post.study.push import push

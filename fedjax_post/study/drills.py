@@ -70,13 +70,19 @@ def drills(
     Raises:
       ValueError, OSError, AccessError: for invalid input.
     """
-    if wrong := [name for name in chosen if name not in faults_of.DRILLS] or not chosen:
-        raise ValueError(f"drills={wrong or chosen}: give some of {', '.join(faults_of.DRILLS)}")
+    check(chosen)
     directory = Path(directory or folder.fresh("drills"))
     planned = cells.plan_runs(cells.label_specs(specs), seeds, directory)
     found = Drilled(directory, carry_out(planned, chosen, settings, show=show))
     folder.write_json(directory / "drills.json", {"command": command, "rows": found.rows})
     return found
+
+
+def check(chosen: Sequence[str]) -> None:
+    """Raises ValueError unless the names are some of `study.autonomy.DRILLS`."""
+    wrong = [name for name in chosen if name not in faults_of.DRILLS]
+    if wrong or not chosen:
+        raise ValueError(f"drills={wrong or chosen}: give some of {', '.join(faults_of.DRILLS)}")
 
 
 def carry_out(

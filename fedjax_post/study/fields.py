@@ -5,7 +5,7 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple, TypeVar
 
@@ -66,7 +66,7 @@ def check(section: Any) -> None:
         if meaning is None:
             continue
         given = getattr(section, field.name)
-        value = _conform(given, kinds_of(section.__class__)[field.name], field.name)
+        value = conform(given, kinds_of(section.__class__)[field.name], field.name)
         _check_range(value, meaning, field.name)
         object.__setattr__(section, field.name, value)
 
@@ -100,7 +100,17 @@ def unknown(name: str, known: Iterable[str], *, what: str = "field") -> str:
     return f"{name} is no {what}; {meant}"
 
 
-def _conform(value: Any, kind: Any, name: str) -> Any:
+def conform(value: Any, kind: Any, name: str) -> Any:
+    """Returns a value, converted to an annotated type as `check` does.
+
+    Args:
+      value: as given.
+      kind: the annotation, of texts, numbers, lists and mappings.
+      name: of the value, for the error.
+
+    Raises:
+      ValueError: with the name, the value and the type.
+    """
     if kind is Any:
         return value
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
@@ -108,13 +118,13 @@ def _conform(value: Any, kind: Any, name: str) -> Any:
         if value is None and type(None) in arguments:
             return None
         (kind,) = (argument for argument in arguments if argument is not type(None))
-        return _conform(value, kind, name)
-    if origin is tuple:
+        return conform(value, kind, name)
+    if origin in (tuple, Sequence):
         if isinstance(value, list | tuple):
-            return tuple(_conform(item, arguments[0], name) for item in value)
+            return tuple(conform(item, arguments[0], name) for item in value)
     elif origin is not None and issubclass(origin, Mapping):
         if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
-            return {key: _conform(item, arguments[1], name) for key, item in value.items()}
+            return {key: conform(item, arguments[1], name) for key, item in value.items()}
     elif kind is float and type(value) is int:
         return float(value)
     elif type(value) is kind:
@@ -145,7 +155,7 @@ def _check_range(value: Any, meaning: Meaning, name: str) -> None:
 def _kind_name(kind: Any) -> str:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     words = {str: "a text", int: "a whole number", float: "a number", bool: "True or False"}
-    if origin is tuple:
+    if origin in (tuple, Sequence):
         return f"a list, each item {_kind_name(arguments[0])}"
     if origin is not None:
         return "a mapping from texts"

@@ -13,54 +13,18 @@ from fedjax_post.integrity import read_file
 from fedjax_post.report import position
 from fedjax_post.report.comparison import folder_of
 from fedjax_post.report.position.budgets import is_off
-from fedjax_post.report.position.controls import CONTROLS
-from fedjax_post.report.position.ladder import LONGER, MEASURES
+from fedjax_post.report.position.ladder import LONGER
 from fedjax_post.study import audits, cells, costs, folder, ladder_facts, leaks, longer, search
-from fedjax_post.study.autonomy import DRILLS
 from fedjax_post.study.build import build
 from fedjax_post.study.drills import carry_out
-from fedjax_post.study.faults import Settings
 from fedjax_post.study.job import Job
 from fedjax_post.study.ladder_facts import Rung
-from fedjax_post.study.leaks import Leaks
-from fedjax_post.study.longer import Longer
+from fedjax_post.study.ladder_parts import GATE, Extras, Faults, Task, check
 from fedjax_post.study.resolve import resolve
-from fedjax_post.study.search import Search
 from fedjax_post.study.spec import Spec
 from fedjax_post.study.summary import digest
 
 Note = Callable[[cells.Cell, Job], object]
-KINDS = ("open", "closed", "baseline", "control")
-_GATE = {"manual": "manual_prompt", "soft": "soft_prompt", "full": "lora"}
-
-
-class Task(NamedTuple):
-    """The task of a ladder."""
-
-    title: str = "a task"
-    # Names of the rungs that show whether the base model can be prompted, by the keys of `_GATE`
-    gate: Mapping[str, str] = _GATE
-    measure: str = "exact_match"  # the score by which cells are compared, of `MEASURES`
-    budget: int | None = None  # tokens through the model for a run of each cell; None: not stated
-
-
-class Faults(NamedTuple):
-    """Which methods of a ladder are drilled, and how."""
-
-    cells: Sequence[str] = ()  # names of rungs
-    chosen: Sequence[str] = DRILLS
-    changes: Mapping[str, Any] = {}  # to their experiments, by path
-    settings: Settings = Settings()
-
-
-class Extras(NamedTuple):
-    """What a ladder measures beside its cells, and how their settings were found."""
-
-    bases: Mapping[str, Sequence[str]] = {}  # other base -> names of the rungs that run on it too
-    faults: Faults = Faults()
-    leaks: Leaks = Leaks()
-    search: Search = Search()
-    longer: Longer = Longer()
 
 
 class Position(NamedTuple):
@@ -106,10 +70,7 @@ def ladder(
       ValueError, OSError, AccessError: for invalid input, before any run starts.
     """
     directory = Path(directory or folder.fresh("ladder"))
-    check(rungs, task)
-    cells.check_seeds(seeds)
-    search.check(extras.search, rungs, seeds)
-    longer.check(extras.longer, rungs)
+    check(rungs, task, extras, seeds)
     cells.check(search.plan_cells(extras.search, rungs, directory))
     if extras.search.settings:  # whose results change the rungs; else they are checked below
         _check_all(rungs, seeds, extras, directory / "search")
@@ -160,7 +121,7 @@ def _facts(
         "labels": list(parts.spec.data.labels),
         "cells": ladder_facts.cell_entries(rungs),
         "gate": ladder_facts.gate_of(
-            directory, chance, measure=task.measure, **(_GATE | dict(task.gate))
+            directory, chance, measure=task.measure, **(GATE | dict(task.gate))
         ),
         "matrix": ladder_facts.matrix_entry(),
         "passports": ladder_facts.passport_entries(),
@@ -195,10 +156,7 @@ def plan(
     Raises:
       ValueError, OSError, AccessError: as `ladder` does before any run starts.
     """
-    check(rungs, task)
-    cells.check_seeds(seeds)
-    search.check(extras.search, rungs, seeds)
-    longer.check(extras.longer, rungs)
+    check(rungs, task, extras, seeds)
     directory = Path(folder.fresh("ladder"))
     trials = search.plan_cells(extras.search, rungs, directory)
     found: dict[str, costs.Cost] = {}
@@ -265,29 +223,6 @@ def plan_cells(
         for base, names in bases.items()
         for name in names
     ]
-
-
-def check(rungs: Mapping[str, Rung], task: Task = Task()) -> None:  # noqa: B008 - immutable
-    """Checks names, kinds and controls of a ladder's methods, and how they are compared.
-
-    Raises:
-      ValueError: with the name and the remedy.
-    """
-    if not rungs:
-        raise ValueError("rungs are empty; give at least one method")
-    if task.measure not in MEASURES:
-        raise ValueError(f"measure={task.measure} must be one of {', '.join(MEASURES)}")
-    if task.budget is not None and task.budget < 1:
-        raise ValueError(f"budget={task.budget} must be at least 1 token, or left out")
-    for name, rung in rungs.items():
-        folder.plain(name)
-        if rung.kind not in KINDS:
-            raise ValueError(f"{name} has kind={rung.kind!r}; give one of {', '.join(KINDS)}")
-        if (rung.control in CONTROLS) != (rung.kind == "control"):
-            raise ValueError(
-                f"{name} has kind={rung.kind!r} and control={rung.control!r}; a control, and "
-                f"nothing else, names one of {', '.join(CONTROLS)}"
-            )
 
 
 def _check_all(

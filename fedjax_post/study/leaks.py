@@ -35,6 +35,25 @@ class Leaks(NamedTuple):
     rounds: str = "0:2"  # that are recorded, as for `execution.record_wire`
 
 
+def check(leaks: Leaks, rungs: Mapping[str, Rung]) -> None:
+    """Checks what is attacked.
+
+    Raises:
+      ValueError: for a rung that is not open, wires of the same name, or if there are cells,
+        attacks or wires without the others.
+    """
+    if twice := set(leaks.wires) & set(leaks.protected):
+        raise ValueError(f"attacks have two wires named {min(twice)}; rename one")
+    for name in leaks.cells:
+        if name not in rungs or rungs[name].kind != "open":
+            raise ValueError(f"attacks name {name}, which is no open method; its updates are sent")
+    wires = {**leaks.wires, **leaks.protected}
+    given = {"cells": leaks.cells, "attacks": leaks.attacks, "wires": wires}
+    missing = [name for name, value in given.items() if not value]
+    if missing and len(missing) < len(given):
+        raise ValueError(f"attacks have no {missing[0]}, so that nothing is attacked; give some")
+
+
 def plan(
     leaks: Leaks, rungs: Mapping[str, Rung], seeds: Sequence[int], directory: Path
 ) -> list[tuple[str, str, cells.Cell]]:
@@ -45,15 +64,7 @@ def plan(
       rungs: the methods by name.
       seeds: of the runs.
       directory: of the ladder.
-
-    Raises:
-      ValueError: for a rung that is not open, or wires of the same name.
     """
-    if twice := set(leaks.wires) & set(leaks.protected):
-        raise ValueError(f"attacks have two wires named {min(twice)}; rename one")
-    for name in leaks.cells:
-        if name not in rungs or rungs[name].kind != "open":
-            raise ValueError(f"attacks name {name}, which is no open method; its updates are sent")
     last = int(leaks.rounds.partition(":")[2] or 1)
     usual = {"execution.record_wire": leaks.rounds, "training.rounds": last, "scoring.every": 0}
     return [

@@ -38,6 +38,9 @@ def check(longer: Longer, rungs: Mapping[str, Rung]) -> None:
     for name in (*longer.cells, *longer.changes):
         if name not in rungs or rungs[name].kind not in COMPARED:
             raise ValueError(f"longer names {name}, which is no open or closed method")
+    for name in longer.changes:
+        if name not in longer.cells:
+            raise ValueError(f"longer has flags for {name}, which is none of its cells; add it")
     for name in longer.cells:
         if rungs[name].spec.training.rounds == 1 and not longer.changes.get(name):
             raise ValueError(

@@ -40,6 +40,8 @@ def check(search: Search, rungs: Mapping[str, Rung], seeds: Sequence[int]) -> No
       ValueError: with the value and the remedy.
     """
     if not search.settings:
+        if search.trials:
+            raise ValueError(f"search.trials={search.trials}, but there are no settings to try")
         return
     if search.seed in seeds:
         raise ValueError(

@@ -48,11 +48,13 @@ def test_every_wire_is_run_with_every_seed_and_recorded(tmp_path):
     [
         (SETTINGS._replace(cells=("bdpl",)), "attacks name bdpl, which is no open method"),
         (SETTINGS._replace(protected={"own": {}}), "attacks have two wires named own"),
+        (SETTINGS._replace(wires={}), "attacks have no wires, so that nothing is attacked"),
+        (SETTINGS._replace(cells=()), "attacks have no cells, so that nothing is attacked"),
     ],
 )
-def test_what_sends_no_updates_is_not_attacked(given, message, tmp_path):
+def test_attacks_of_nothing_are_refused(given, message):
     with pytest.raises(ValueError, match=message):
-        leaks.plan(given, RUNGS, (0,), tmp_path)
+        leaks.check(given, RUNGS)
 
 
 @pytest.mark.parametrize(
