@@ -5,6 +5,7 @@ from pathlib import Path
 
 from fedjax_post.integrity import seal_file, seal_line
 from fedjax_post.report.position.ladder import Cell, Ladder, Run
+from fedjax_post.report.position.verdicts import verdicts
 
 GATE = {"manual_prompt": 0.4, "chance": 0.2, "soft_prompt_share": 0.7, "passed": True}
 
@@ -40,6 +41,21 @@ CLOSED = cell("fed_bpt", "closed", (0.50, 0.52, 0.51), asked=700.0, queries=10.0
 MANUAL = cell("manual_prompt", "baseline", (0.4, 0.4, 0.4))
 CENTRAL = control("central", 0.6, 0.62, 0.61)
 PROMPTS = [control("manual", 0.4, 0.4, 0.4, name=f"manual_{n}") for n in range(2, 11)]
+
+
+FAILED = {"gate": GATE | {"manual_prompt": 0.25}}  # facts of a ladder whose base is not prompted
+
+
+def attack(recovered, guess=0.1):
+    """An attack of H7: the shares that it recovers, and those that guessing finds."""
+    guesses = [guess] * len(recovered)
+    found = {"attack": "inversion", "method": "lora", "recovered": recovered, "guess": guesses}
+    return found | {"tokens": [330] * len(recovered)}
+
+
+def judge(key, found):
+    """What H1 to H8 come to, one of them."""
+    return next(v.finding for v in verdicts(found) if v.claim.key == key)
 
 
 def write_ladder(directory, cells, **facts):

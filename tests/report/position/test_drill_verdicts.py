@@ -1,0 +1,95 @@
+"""H2 and H8 can be supported, refuted or left undecided: what faults cost either side."""
+
+import pytest
+from ladders import CLOSED, FAILED, OPEN, judge, ladder
+
+from fedjax_post.report.position.aspects import matrix
+from fedjax_post.report.position.rules import UNPROMPTED
+from fedjax_post.report.position.verdicts import (
+    NOT_SUPPORTED,
+    SUPPORTED,
+    TOO_FEW,
+    UNDECIDED,
+    verdicts,
+)
+
+
+@pytest.mark.parametrize(
+    ("closed", "free", "facts", "expected"),
+    [
+        ([0.2, 0.21, 0.22], [0.0, 0.01, 0.01], {}, SUPPORTED),
+        ([0.0, 0.01, 0.01], [0.1, 0.11, 0.12], {}, NOT_SUPPORTED),
+        ([0.0, 0.4, 0.2], [0.1, 0.1, 0.1], {}, f"undecided: {TOO_FEW}"),
+        ([0.2, 0.21, 0.22], [0.0, 0.01, 0.01], FAILED, f"undecided: {UNPROMPTED}"),
+        ([0.2], [0.0], {}, f"undecided: {TOO_FEW}"),
+    ],
+)
+@pytest.mark.parametrize("key", ["H2", "H8"])
+def test_drills_are_judged_by_what_they_cost_either_side(key, closed, free, facts, expected):
+    names = {"H2": ("changed", "base_update"), "H8": ("excluded_price", "excluded_memory")}[key]
+    rows = [
+        {"drill": name, "method": method, "lost": lost, "by_definition": False}
+        for name, method, lost in zip(names, ("fed_bpt", "lora"), (closed, free), strict=True)
+    ]
+    assert judge(key, ladder([OPEN, CLOSED], drills=rows, **facts)).told == expected
+
+
+def drill(name, method, lost, **more):
+    return {"drill": name, "method": method, "lost": lost, "by_definition": False} | more
+
+
+def test_faults_are_compared_in_pairs_so_that_a_list_of_drills_decides_nothing():
+    strong, none = [0.2, 0.21, 0.19], [0.0, 0.002, 0.001]
+    rows = [drill("changed", "fed_bpt", strong), drill("base_update", "lora", [0.05, 0.051, 0.049])]
+    idle = [drill(n, "fed_bpt", none) for n in ("refused", "rate_limited", "tuned_withdrawn")]
+    more = [*rows, *idle, drill("withdrawn", "lora", none)]
+    for drills in (rows, more):
+        finding = judge("H2", ladder([OPEN, CLOSED], drills=drills))
+        assert finding.verdict == SUPPORTED
+    named = "decided by: loss by changed (fed_bpt) less that by base_update (lora)"
+    assert named in finding.numbers
+
+
+@pytest.mark.parametrize("key", ["H2", "H8"])
+def test_a_fault_that_hurts_nobody_shows_no_equality(key):
+    names = {"H2": ("changed", "base_update"), "H8": ("excluded_price", "excluded_memory")}[key]
+    lost = [0.0, 0.004, 0.0], [0.004, 0.0, 0.0]
+    rows = [drill(*one) for one in zip(names, ("fed_bpt", "lora"), lost, strict=True)]
+    finding = judge(key, ladder([OPEN, CLOSED], drills=rows))
+    assert finding.told == "undecided: no fault cost either side 2 points"
+
+
+def test_a_change_that_hurts_at_once_and_is_made_good_shows_equality():
+    lost = [0.0, 0.004, 0.0]
+    at_once = {"at_fault": [0.8, 0.8, 0.8], "at_change": [0.6, 0.6, 0.6]}
+    rows = [drill("changed", "fed_bpt", lost, **at_once), drill("base_update", "lora", lost)]
+    assert judge("H2", ladder([OPEN, CLOSED], drills=rows)).verdict == NOT_SUPPORTED
+
+
+@pytest.mark.parametrize("key", ["H2", "H8"])
+def test_a_drill_that_cannot_hurt_an_open_method_decides_nothing(key):
+    name = {"H2": "changed", "H8": "excluded_price"}[key]
+    rows = [
+        {"drill": "shutdown", "method": "fed_bpt", "can_serve": False, "lost": [0.9, 0.9, 0.9]},
+        {"drill": name, "method": "fed_bpt", "lost": [0.2, 0.21, 0.22]},
+        {"drill": f"{name}, those shut out", "method": "fed_bpt", "lost": [0.9, 0.9, 0.9]},
+        {"drill": name, "method": "lora", "lost": [0.0, 0.0, 0.0]},  # it ran undisturbed
+    ]
+    finding = judge(key, ladder([OPEN, CLOSED], drills=rows))
+    assert finding.verdict == UNDECIDED
+    assert "an open m" in finding.why
+
+
+def test_a_licence_of_open_weights_is_judged_by_its_own_drill():
+    def square(*rows):
+        found = ladder([OPEN, CLOSED], drills=rows)
+        squares = matrix(found, verdicts(found))
+        return next(s.finding for s in squares if (s.aspect, s.property) == cell_of)
+
+    cell_of = ("licence", "heterogeneity")
+    row = {"drill": "excluded_weights_licence", "lost": [0.1, 0.11, 0.12], "by_definition": False}
+    theirs = row | {"method": "fed_bpt", "drill": "excluded_licence"}
+    assert square(theirs).verdict == UNDECIDED  # that of a closed model
+    assert square(row | {"method": "lora", "by_definition": True}).verdict == UNDECIDED
+    assert square(row | {"method": "lora"}).verdict == SUPPORTED
+    assert square(row | {"method": "lora", "lost": [0.0, 0.0, 0.0]}).verdict == NOT_SUPPORTED

@@ -1,0 +1,110 @@
+"""H3 can be supported, refuted or left undecided: the scores of either side at equal budgets."""
+
+import pytest
+from ladders import CENTRAL, CLOSED, MANUAL, OPEN, PROMPTS, cell, control, judge, ladder
+
+from fedjax_post.report.position.controls import best_of
+from fedjax_post.report.position.verdicts import NOT_SUPPORTED, SUPPORTED, UNDECIDED
+
+ALONE = control("one_client", 0.5, 0.5, 0.5)
+REST = [CENTRAL, MANUAL, *PROMPTS]
+FULL = cell("lora", "open", (1.0, 0.99, 1.0))
+
+
+def test_a_rival_at_the_ceiling_can_be_worse_to_be_behind_only():
+    """Nothing is ahead of 100 %: 'no advantage' must be a lag, and not lie within the margin."""
+    rest = [ALONE, CENTRAL, MANUAL, *PROMPTS]
+    rival = cell("x", "closed", (0.99, 1.0, 1.0), asked=7.0)
+    near = cell("lora", "open", (0.97, 0.99, 0.97))
+    assert judge("H3", ladder([near, rival, *rest])).verdict == UNDECIDED
+    assert judge("H3", ladder([OPEN, rival, *rest])).verdict == NOT_SUPPORTED
+
+
+def test_an_advantage_below_the_margin_is_none_and_no_equality():
+    rival = (0.70, 0.72, 0.71, 0.71, 0.71)
+    ours = cell("lora", "open", [score + 0.01 for score in rival])
+    cells = [ours, cell("x", "closed", rival, asked=7.0), ALONE, CENTRAL, MANUAL, *PROMPTS]
+    assert judge("H3", ladder(cells)).told == "undecided: its advantage is below 2 points"
+
+
+def spending(one, tokens):
+    runs = {
+        s: r._replace(summary=r.summary | {"model_tokens": tokens}) for s, r in one.runs.items()
+    }
+    return one._replace(runs=runs)
+
+
+@pytest.mark.parametrize(
+    ("held", "asking", "budget", "expected"),
+    [
+        (1000, 1000, 1000, SUPPORTED),
+        (2000, 1000, 1000, "undecided: unequal budgets: Lora"),
+        (1000, 500, 1000, "undecided: unequal budgets: Host"),
+        (500, 2000, 1000, SUPPORTED),  # the open side leads with less
+        (2000, 1000, None, "undecided: unequal budgets: none was stated, and the open side spent "
+         "more"),
+        (1000, 1000, None, SUPPORTED),
+    ],
+)  # fmt: skip
+def test_equal_budgets_are_a_condition(held, asking, budget, expected):
+    host = cell("host", "closed", (0.7, 0.72, 0.71), tier="FINETUNE", asked=7.0)
+    cells = [spending(OPEN, held), spending(host, asking), ALONE, MANUAL, *PROMPTS]
+    assert judge("H3", ladder(cells, budget=budget)).told == expected
+
+
+@pytest.mark.parametrize(
+    ("cells", "expected"),
+    [
+        ([OPEN, CLOSED, ALONE, *REST], SUPPORTED),
+        ([OPEN, cell("x", "closed", (0.9, 0.92, 0.91), asked=7.0), ALONE, *REST],
+         NOT_SUPPORTED),
+        ([OPEN, CLOSED, cell("y", "baseline", (0.9, 0.92, 0.91)), ALONE, *REST],
+         NOT_SUPPORTED),
+        ([OPEN, CLOSED, ALONE, CENTRAL, MANUAL],
+         "undecided: control missing: the best of ten manual prompts (there are 1)"),
+        ([OPEN, CLOSED, *REST],
+         "undecided: control missing: one client alone, without a federation, for as many steps"),
+        ([OPEN, CLOSED, control("one_client", 0.8, 0.82, 0.81), *REST],
+         "undecided: no open method was shown to gain over one client alone"),
+        ([FULL, cell("x", "closed", (0.98, 0.98, 0.98), asked=7.0), ALONE, *REST],
+         "undecided: both sides reach 98 %"),
+        ([FULL, cell("x", "closed", (0.96, 0.95, 0.96), asked=7.0), ALONE, *REST],
+         SUPPORTED),
+        ([OPEN, ALONE], "undecided: no scored cell of one side"),
+        ([OPEN, CLOSED, ALONE, control("central", 0.9, 0.92, 0.91), MANUAL, *PROMPTS],
+         NOT_SUPPORTED),
+        ([OPEN, CLOSED, ALONE, MANUAL, *PROMPTS],
+         "undecided: control missing: fine-tuning by the host, or LoRA on the same rows in one "
+         "place, without a federation"),
+        ([OPEN, CLOSED, cell("host", "closed", (0.7, 0.72, 0.71), tier="FINETUNE", asked=7.0),
+          ALONE, MANUAL, *PROMPTS], SUPPORTED),
+        ([OPEN, CLOSED, cell("host", "closed", (), tier="FINETUNE"), ALONE,
+          *REST], "undecided: rivals without a score: Host"),
+        ([OPEN, CLOSED, cell("ahead", "closed", (0.9, 0.9), asked=7.0), ALONE,
+          *REST], "undecided: seeds are missing of Ahead, ahead on those it has"),
+        ([OPEN, CLOSED, cell("behind", "closed", (0.3, 0.3), asked=7.0), ALONE,
+          *REST], SUPPORTED),
+    ],
+)  # fmt: skip
+def test_utility_is_judged_both_ways(cells, expected):
+    assert judge("H3", ladder(cells)).told == expected
+
+
+def test_a_closed_method_that_its_proxy_does_alone_is_no_rival():
+    silent = cell("fed_pt", "closed", (0.9, 0.91, 0.92), asked=0.0)
+    cells = [OPEN, CLOSED, silent, ALONE, CENTRAL, MANUAL, *PROMPTS]
+    with_proxy = lambda *scores: ladder([*cells, control("proxy", *scores)])
+    finding = judge("H3", with_proxy(0.9, 0.91, 0.92))
+    assert finding.verdict == SUPPORTED
+    assert "not counted as using the target: Fed_Pt" in finding.numbers
+    assert judge("H3", with_proxy(0.5, 0.51, 0.52)).verdict == NOT_SUPPORTED
+    assert "the proxy alone" in judge("H3", ladder(cells)).why
+
+
+def test_the_best_cell_is_chosen_on_other_seeds():
+    first = cell("a", "open", (0.9, 0.1, 0.1))
+    second = cell("b", "open", (0.2, 0.8, 0.8))
+    found = best_of("best", [first, second])
+    assert found.scores == {0: 0.2, 1: 0.1, 2: 0.1}  # each time the winner of the other two seeds
+    assert best_of("best", [first]).scores == {0: 0.9, 1: 0.1, 2: 0.1}
+    assert best_of("best", [cell("c", "open", [0.5]), cell("d", "open", [0.6])]).scores == {}
