@@ -37,11 +37,19 @@ def keep_compiled() -> Path | None:
     if getattr(jax.config, _NAME) is not None or not getattr(jax.config, _ENABLED):
         return None
     above = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(above) / "fedjax_post" / "jax"
+    # A program for one core uses one core wherever it runs, and jax does not tell the two apart
+    folder = Path(above) / "fedjax_post" / f"jax-{num_cores()}-cores"
     jax.config.update(_NAME, str(folder))
     # By default jax keeps what took a second to compile; a start compiles dozens of smaller ones.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     return folder
+
+
+def num_cores() -> int:
+    """Returns the number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def command(name: str, argv: Sequence[str]) -> list[str]:

@@ -1,5 +1,6 @@
 """Where compiled programs are stored, and which memory is freed."""
 
+import os
 import platform
 import subprocess
 import sys
@@ -7,7 +8,7 @@ import sys
 import jax
 import pytest
 
-from fedjax_post.experiments.process import keep_compiled
+from fedjax_post.experiments.process import keep_compiled, num_cores
 
 NAMES = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
 
@@ -23,8 +24,16 @@ def _restored():
 def test_programs_are_kept_in_the_users_cache(monkeypatch, tmp_path):
     jax.config.update(NAMES[0], None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert keep_compiled() == tmp_path / "fedjax_post" / "jax"
-    assert jax.config.jax_compilation_cache_dir == str(tmp_path / "fedjax_post" / "jax")
+    kept = tmp_path / "fedjax_post" / f"jax-{num_cores()}-cores"
+    assert keep_compiled() == kept
+    assert jax.config.jax_compilation_cache_dir == str(kept)
+
+
+def test_programs_for_one_core_are_kept_apart(monkeypatch, tmp_path):
+    jax.config.update(NAMES[0], None)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3}, raising=False)
+    assert keep_compiled() == tmp_path / "fedjax_post" / "jax-1-cores"
 
 
 def test_a_place_that_is_set_is_left_alone(tmp_path):
