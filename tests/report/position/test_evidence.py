@@ -23,7 +23,8 @@ def test_the_page_says_what_the_evidence_gives(path, tmp_path):
         archive.extractall(tmp_path, filter="data")
     text = (DOCS / "results.md").read_text(encoding="utf-8")
     _, _, rest = text.partition(f"(evidence/{path.name})")
-    told = dict(re.findall(r"^\| (H\d)[^|]*\| \*\*([^*]+)\*\*", rest.partition("\n## ")[0], re.M))
+    section = re.split(r"\n##+ ", rest)[0]
+    told = dict(re.findall(r"^\| (H\d)[^|]*\| \*\*([^*]+)\*\*", section, re.M))
     ladder = read_ladder(tmp_path)
     found = {one.claim.key: one.finding for one in verdicts(ladder)}
     assert set(told) == set(found)
