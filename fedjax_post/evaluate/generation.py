@@ -22,8 +22,8 @@ def greedy_answers(
     """Returns the model's answer to each held-out row's prompt, by greedy decoding.
 
     An answer may be as long as the longest response that is compared, if the model's context has
-    room for it after the longest prompt. Prompts of similar lengths are read together, padded to
-    one of a few widths. What all prompts begin with is read once for a batch.
+    room for it after the longest prompt. Prompts of similar lengths are read together. What all
+    prompts begin with is read once for a batch.
 
     Args:
       model: the frozen model, another object with the method `answer`, or stacked models.

@@ -31,8 +31,8 @@ def row_losses(
 ) -> RowLosses:
     """Returns the summed negative log-likelihood of each row's response.
 
-    Few shapes are compiled, whatever the number of rows: rows of similar lengths are padded to one
-    of a few widths, and the last batch is filled up.
+    Rows of similar lengths are read together, and the last batch is filled up, so that few shapes
+    are compiled, whatever the number of rows.
 
     Args:
       model: the frozen model, or stacked models.

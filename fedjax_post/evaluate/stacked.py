@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from fedjax_post.evaluate.widths import padded_width
+from fedjax_post.evaluate.widths import WORTH, WORTH_ACCELERATOR, choose_widths
 
 PyTree = Any
 
@@ -57,7 +57,8 @@ def in_batches(
 ) -> Iterator[Batch]:
     """Returns an iterator over batches of rows of similar sizes, the shortest first.
 
-    Few widths occur, and none is above the largest size.
+    A batch is as wide as the longest row of all, or narrower where this saves more time than it
+    takes to compile another width.
 
     Args:
       model: a model, or `Stacked`.
@@ -69,7 +70,7 @@ def in_batches(
     Example:
       >>> batches = in_batches(None, np.zeros(3, int), 2, sizes=np.array([9, 40, 30]))
       >>> [(batch.places.tolist(), batch.width) for batch in batches]
-      [([0, 2], 32), ([1, -1], 40)]
+      [([0, 2], 40), ([1, -1], 40)]
     """
     num_clients = num_models(model)
     each = batch_size // num_clients
@@ -79,9 +80,16 @@ def in_batches(
     client = owner[order]
     batches = np.full((-(-int(counts.max(initial=0)) // each), num_clients, each), -1, np.int64)
     batches[number // each, client, number % each] = order
-    for places in batches.reshape(len(batches), num_clients * each):
-        longest = int(sizes[places[places >= 0]].max())
-        yield Batch(places, min(padded_width(longest), int(sizes.max())))
+    flat = batches.reshape(len(batches), num_clients * each)
+    longest = [int(sizes[places[places >= 0]].max()) for places in flat]
+    worth = WORTH if jax.default_backend() == "cpu" else WORTH_ACCELERATOR
+    worth /= max(1, _num_weights(model))
+    yield from map(Batch, flat, choose_widths(longest, size=flat.shape[1], worth=worth))
+
+
+def _num_weights(model: Any) -> int:
+    """Returns the number of weights, or 0 of a model that is elsewhere."""
+    return sum(getattr(leaf, "size", 0) for leaf in jax.tree.leaves(model))
 
 
 def rows_at(rows: np.ndarray, places: np.ndarray) -> np.ndarray:

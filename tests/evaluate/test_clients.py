@@ -12,6 +12,7 @@ from fedjax_post.evaluate.clients import ClientTable, Line, measure_each, num_la
 from fedjax_post.evaluate.heldout import HeldOut
 from fedjax_post.evaluate.scores import Outcomes, measure, summarize
 from fedjax_post.evaluate.stacked import Stacked, apply, in_batches
+from fedjax_post.evaluate.widths import choose_widths
 from fedjax_post.testing.models import tiny_model
 
 ROWS = [np.array([4, 0, 2]), np.array([], int), np.array([1])]
@@ -89,11 +90,23 @@ def test_every_row_is_in_one_batch_in_its_clients_part(owner):
     assert seen == [np.flatnonzero(owner == c)[::-1].tolist() for c in range(3)]
 
 
-def test_a_batch_is_as_wide_as_its_longest_row_needs():
+def test_batches_are_narrow_where_that_saves_more_than_it_takes_to_compile():
     sizes = np.array([90, 7, 33, 16, 70, 17])
-    batches = list(in_batches(None, np.zeros(6, int), batch_size=2, sizes=sizes))
-    assert [sizes[batch.places].tolist() for batch in batches] == [[7, 16], [17, 33], [70, 90]]
-    assert [batch.width for batch in batches] == [16, 48, 90]  # never wider than the longest row
+    weights = lambda count: jax.ShapeDtypeStruct((count,), np.int8)
+    of = lambda count: list(in_batches(weights(count), np.zeros(6, int), 2, sizes=sizes))
+    small, large = of(1000), of(2_500_000_000)
+    assert [batch.width for batch in small] == [90, 90, 90]
+    assert [batch.width for batch in large] == [48, 48, 90]  # 120 tokens have to be saved
+    for batches in (small, large):
+        assert [sizes[batch.places].tolist() for batch in batches] == [[7, 16], [17, 33], [70, 90]]
+
+
+def test_a_width_pays_for_itself_over_all_batches_that_are_no_wider():
+    longest = [12, 100, 20, 40, 15]
+    assert choose_widths(longest, size=8, worth=0) == [16, 100, 24, 48, 16]
+    assert choose_widths(longest, size=8, worth=8 * 52 * 4) == [48, 100, 48, 48, 48]
+    assert choose_widths(longest, size=8, worth=8 * 52 * 4 + 1) == [24, 100, 24, 100, 24]
+    assert choose_widths([], size=8, worth=0) == []
 
 
 def test_clients_without_rows_are_not_computed(lora, table):
