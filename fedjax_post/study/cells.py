@@ -20,6 +20,7 @@ from fedjax_post.study.job import Job, check_same, prepare
 from fedjax_post.study.spec import Spec
 
 Show = Callable[[str], object]
+_PAUSE = 5.0  # seconds between two looks at runs of other processes
 
 
 class Cell(NamedTuple):
@@ -153,22 +154,44 @@ def check(cells: Sequence[Cell], *, note_fn: Callable[[Cell, Job], object] | Non
 
 @_saying_once()
 def carry_out_all(cells: Sequence[Cell], *, show: Show = print) -> None:
-    """Runs the unfinished cells one after the other, and shows a line before and after each."""
+    """Runs the unfinished cells one after the other, and shows a line before and after each.
+
+    Several processes may do so with the same cells: each takes those that no other one runs, and
+    returns when all cells are done. If a process ends early, another one continues its run.
+    """
     left = [cell for cell in cells if not cell.done]
-    began = time.perf_counter()
-    for number, cell in enumerate(left, 1):
-        show(f"{number}/{len(left)}  {cell.label}, seed {cell.spec.seed}")
+    total, began, waits = len(left), time.perf_counter(), False
+    while left:
+        number = total - len(left) + 1
+        mine = next((c for c in left if _carry_out(c, show, f"{number}/{total}")), None)
+        left = [cell for cell in left if not cell.done]
+        if mine is not None:
+            done = total - len(left)
+            minutes = (time.perf_counter() - began) / max(done, 1) * len(left) / 60
+            scores = comparison.describe(comparison.read_run(mine.directory))
+            show(f"      {scores}; about {minutes:.0f} minutes left")
+            for warning in read_summary(mine.directory).get("warnings") or []:
+                show(f"      warning: {warning}")
+        elif left:
+            if not waits:
+                show(f"waiting for {len(left)} runs of other processes")
+            waits = True
+            time.sleep(_PAUSE)
+
+
+def _carry_out(cell: Cell, show: Show, place: str) -> bool:
+    """Runs a cell unless it is done or another process runs it, and returns whether it was run."""
+    with folder.claim(cell.directory) as mine:
+        if not mine or cell.done:
+            return False
+        show(f"{place}  {cell.label}, seed {cell.spec.seed}")
         resume = (cell.directory / folder.SPEC).exists()
         job = prepare(cell.spec, directory=cell.directory, resume=resume)
         carry_out(job)
         del job
         gc.collect()  # its model is gone before the next one is read
         jax.clear_caches()  # the next experiment shares none of the compiled programs
-        minutes = (time.perf_counter() - began) / number * (len(left) - number) / 60
-        scores = comparison.describe(comparison.read_run(cell.directory))
-        show(f"      {scores}; about {minutes:.0f} minutes left")
-        for warning in read_summary(cell.directory).get("warnings") or []:
-            show(f"      warning: {warning}")
+    return True
 
 
 def _label(spec: Spec, settings: Mapping[str, object], common: Sequence[str]) -> str:

@@ -54,7 +54,8 @@ def compare(
     """Returns the comparison of some experiments; finished runs are not repeated.
 
     After an interruption, the same call on the same folder continues. Experiments and seeds may
-    be added to a finished comparison in the same way.
+    be added to a finished comparison in the same way. Several processes that make the same call
+    share its runs.
 
     Args:
       specs: the experiments, by label or in order; the others are compared with the first.

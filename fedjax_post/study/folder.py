@@ -121,6 +121,25 @@ def hold(
         yield
 
 
+@contextlib.contextmanager
+def claim(directory: Path) -> Iterator[bool]:
+    """Returns a context with whether this process alone works on a folder, which is created.
+
+    A process that comes second gets False, and does not wait. A claim ends with its process.
+
+    Args:
+      directory: of a run, or of several.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with open(directory / ".claimed", "a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            mine = True
+        except BlockingIOError:
+            mine = False
+        yield mine
+
+
 def _take(file: IO[str], lock: int | None, directory: Path) -> None:
     if lock is None:
         return

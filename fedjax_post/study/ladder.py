@@ -52,7 +52,8 @@ def ladder(
 
     After an interruption, the same call on the same folder continues. Methods and seeds may be
     added in the same way. The report is written when all cells have run, and again after the
-    drills, the attacks and the longer runs.
+    drills, the attacks and the longer runs. Several processes may make the same call: they share
+    the cells, and the first one that finds all of them done makes the report.
 
     Args:
       rungs: the methods by name; each name is also that of a folder.
@@ -81,12 +82,28 @@ def ladder(
     done = sum(cell.done for cell in planned)
     show(f"{len(planned)} runs, {done} of them finished, in {directory}")
     cells.carry_out_all(planned, show=show)
-    facts = _facts(rungs, task, extras, directory, first=planned[0].spec, command=command)
-    facts["search"] = found.record
-    report = _write(directory, facts)
+    with folder.claim(directory) as mine:
+        if not mine:
+            return Position(directory, f"another process makes the report, in {directory}")
+        facts = _facts(rungs, task, extras, directory, first=planned[0].spec, command=command)
+        facts["search"] = found.record
+        return Position(directory, _report(facts, rungs, seeds, extras, directory, show=show))
+
+
+def _report(
+    facts: dict[str, Any],
+    rungs: Mapping[str, Rung],
+    seeds: Sequence[int],
+    extras: Extras,
+    directory: Path,
+    *,
+    show: cells.Show,
+) -> str:
+    """Writes the report on the cells, and again after the drills, attacks and longer runs."""
     given: Any = rungs, seeds, directory
+    report, measure = _write(directory, facts), facts["measure"]
     for name, make in {
-        "drills": lambda: _drill(extras.faults, *given, measure=task.measure, show=show),
+        "drills": lambda: _drill(extras.faults, *given, measure=measure, show=show),
         "attacks": lambda: leaks.carry_out(extras.leaks, *given, show=show),
     }.items():
         facts[name] = make()
@@ -94,7 +111,7 @@ def ladder(
     if more := longer.plan_cells(extras.longer, *given):
         cells.carry_out_all(more, show=show)
         report = position.write(directory)
-    return Position(directory, report)
+    return report
 
 
 def _facts(
