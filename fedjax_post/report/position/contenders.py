@@ -16,7 +16,7 @@ from fedjax_post.report.position.controls import (
     scores_of,
     side_of,
 )
-from fedjax_post.report.position.ladder import Cell, Ladder, least_row, of_kind
+from fedjax_post.report.position.ladder import Cell, Ladder, comparable, least_row, on_all_rows
 from fedjax_post.report.position.thresholds import ALPHA, BUDGET
 
 _HOST = "fine-tuning by the host"
@@ -39,24 +39,23 @@ def contenders(ladder: Ladder) -> Contenders:
     fine-tunes is the strongest rival: where a ladder has none, LoRA on all rows in one place stands
     for it, since that is what such a host computes.
     """
-    closed = of_kind(ladder, "closed")
+    closed = comparable(ladder, "closed")
     silent = [cell for cell in closed if is_silent(cell)]
     manual, missing = manual_prompts(ladder)
     counted: list[list[Cell]] = []
-    for cells in (of_kind(ladder, "open"), silent):
+    for cells in (comparable(ladder, "open"), silent):
         gains, lacks = over_controls(ladder, cells)
         missing += lacks
         counted.append([c for c, gain in zip(cells, gains, strict=True) if _gains(gain)])
     asking = [cell for cell in closed if cell not in silent]
-    others = [c for c in of_kind(ladder, "baseline") if c not in manual]
+    others = [c for c in comparable(ladder, "baseline") if c not in manual]
     told = [f"not counted as using the target: {c.label}" for c in silent if c not in counted[1]]
     in_place: list[Cell] = []
     if not any(cell.tier == "FINETUNE" for cell in closed):
         in_place = controls(ladder, "central")
         missing += [] if in_place else [f"{_HOST}, or {CONTROLS['central']}"]
         told += [f"stands for {_HOST}, which was not run: {cell.label}" for cell in in_place]
-    if own := [cell.label for cell in (*asking, *others) if cell.score == "personal"]:
-        told.append(f"scored on each client's own tasks, not on all rows: {', '.join(own)}")
+    told += own_rows_told(ladder)
     return Contenders(
         counted[0],
         [*asking, *counted[1], *others, *manual, *in_place],
@@ -64,6 +63,12 @@ def contenders(ladder: Ladder) -> Contenders:
         [c.label for c in ladder.cells if c.kind in ("closed", "baseline") and not scores_of(c)],
         told,
     )
+
+
+def own_rows_told(ladder: Ladder) -> list[str]:
+    """Returns which cells are compared with no other, because their rows are others."""
+    own = [cell.label for cell in ladder.cells if cell.runs and not on_all_rows(cell)]
+    return [f"scored on each client's own rows, and not compared: {', '.join(own)}"] if own else []
 
 
 def over_controls(ladder: Ladder, cells: Sequence[Cell]) -> tuple[list[Contrast], list[str]]:

@@ -13,6 +13,9 @@ a ladder's file may set to the rank of labels, and a hostile reading changed rul
 out wrong, or by construction: H1 counts methods that learned; H2 and H8 compare pairs of faults; H3
 asks for a rival that the host fine-tunes, for equal budgets and complete seeds; H6 for a search of
 the whole corpus; H7 takes a spread of at least one token; an advantage below the margin is none.
+On the same day a first ladder on a real task showed that a method of each client, scored on that
+client's own rows, gains from their mixture of labels: it is compared with no method that is scored
+on all rows.
 """
 
 from typing import NamedTuple
@@ -89,9 +92,9 @@ HYPOTHESES = (
         "",
         "Score of the best open method that gains over one client alone, less that of the "
         "best rival: closed-side methods that ask the target, those that gain over their control, "
-        "in-context examples, and the best of ten manual prompts. Where no host fine-tunes its "
-        "model, LoRA on all rows in one place stands for it. The open cells that are the best must "
-        "not have spent more than the budget, nor closed ones less.",
+        "in-context examples that are scored on all rows, and the best of ten manual prompts. "
+        "Where no host fine-tunes its model, LoRA on all rows in one place stands for it. The open "
+        "cells that are the best must not have spent more than the budget, nor closed ones less.",
         "Other tasks, larger models, and hosted models that are better than any open one: both "
         "sides have the same base here.",
     ),

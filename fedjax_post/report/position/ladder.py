@@ -135,6 +135,24 @@ def of_kind(ladder: Ladder, kind: str) -> list[Cell]:
     return [cell for cell in ladder.cells if cell.kind == kind and cell.runs]
 
 
+def on_all_rows(cell: Cell) -> bool:
+    """Returns whether a cell is scored on all held-out rows, and not each client on its own.
+
+    A client's own rows have its own mixture of labels, of which any method of its own gains.
+    """
+    if cell.score != "personal":
+        return True
+    tables = [
+        (run.summary.get("clients") or {}).get("personal") or {} for run in cell.runs.values()
+    ]
+    return all(table.get("rows") == "all" for table in tables)
+
+
+def comparable(ladder: Ladder, kind: str) -> list[Cell]:
+    """Returns the finished cells of a kind that are scored on the rows of the other cells."""
+    return [cell for cell in of_kind(ladder, kind) if on_all_rows(cell)]
+
+
 def over_seeds(cell: Cell, value_fn: Callable[[Run], float | None]) -> Interval | None:
     """Returns the mean and interval of a number over a cell's seeds; None if a seed lacks it."""
     values = [value_fn(run) for run in cell.runs.values()]

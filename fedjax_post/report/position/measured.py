@@ -9,6 +9,7 @@ from fedjax_post.report.position.contenders import (
     contenders,
     left_told,
     over_controls,
+    own_rows_told,
     unequal,
 )
 from fedjax_post.report.position.contrasts import (
@@ -20,7 +21,7 @@ from fedjax_post.report.position.contrasts import (
 )
 from fedjax_post.report.position.controls import best_of, is_silent, learned, side_of
 from fedjax_post.report.position.drills import mean_losses
-from fedjax_post.report.position.ladder import Ladder, least_row, of_kind
+from fedjax_post.report.position.ladder import Ladder, comparable, least_row
 from fedjax_post.report.position.leaks import is_plain
 from fedjax_post.report.position.rules import gate, numbers, points, unreadable
 from fedjax_post.report.position.statistics import share_interval
@@ -64,13 +65,14 @@ def privacy(ladder: Ladder) -> Evidence:
     A method that learned nothing says nothing of the target's worth, and nor does one whose control
     is at the ceiling.
     """
-    silent = [cell for cell in of_kind(ladder, "closed") if is_silent(cell)]
+    silent = [cell for cell in comparable(ladder, "closed") if is_silent(cell)]
     found, missing = over_controls(ladder, silent)
     each = list(zip(silent, found, strict=True))
     counted = [c for cell, c in each if learned(cell) and c.can_lead]
     told = [
         *(f"learned nothing: {cell.label}" for cell in silent if not learned(cell)),
         *(f"its control reaches {_CEILING}: {cell.label}" for cell, c in each if not c.can_lead),
+        *own_rows_told(ladder),
     ]
     lacking = _unreadable(ladder) or _missing(missing)
     if not silent:
@@ -86,7 +88,7 @@ def utility(ladder: Ladder) -> Evidence:
     best = best_of("the best open method", sides.held)
     rival = best_of("the best rival", sides.rivals)
     lacking = _unreadable(ladder) or _missing(dict.fromkeys(sides.missing))
-    if not of_kind(ladder, "open") or not of_kind(ladder, "closed"):
+    if not comparable(ladder, "open") or not comparable(ladder, "closed"):
         lacking = "no scored cell of one side"
     elif not lacking and not sides.held:
         lacking = "no open method was shown to gain over one client alone"

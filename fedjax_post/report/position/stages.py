@@ -22,6 +22,7 @@ from fedjax_post.report.position.ladder import (
     Ladder,
     Run,
     asks,
+    comparable,
     if_hosted,
     measure_of,
     of_kind,
@@ -185,8 +186,8 @@ def _means(cells: Sequence[Cell], value_fn: _ValueFn) -> list[float]:
 
 def _pair(ladder: Ladder) -> _Pair | None:
     """Returns the best open method and the best closed one that asks in training, or None."""
-    closed = [cell for cell in of_kind(ladder, "closed") if asks(cell) and not is_silent(cell)]
-    held, asking = best(of_kind(ladder, "open")), best(closed)
+    closed = [c for c in comparable(ladder, "closed") if asks(c) and not is_silent(c)]
+    held, asking = best(comparable(ladder, "open")), best(closed)
     return None if held is None or asking is None else _Pair(held, asking)
 
 

@@ -108,3 +108,22 @@ def test_the_best_cell_is_chosen_on_other_seeds():
     assert found.scores == {0: 0.2, 1: 0.1, 2: 0.1}  # each time the winner of the other two seeds
     assert best_of("best", [first]).scores == {0: 0.9, 1: 0.1, 2: 0.1}
     assert best_of("best", [cell("c", "open", [0.5]), cell("d", "open", [0.6])]).scores == {}
+
+
+def test_a_method_scored_on_each_clients_own_rows_is_compared_with_none():
+    """A client with one label is right on its own rows whatever it is asked."""
+
+    def own(rows, kind="baseline"):
+        made = cell("own", kind, (0.9, 0.92, 0.91))._replace(score="personal")
+        clients = {"clients": {"personal": {"rows": rows}}}
+        runs = {s: r._replace(summary=r.summary | clients) for s, r in made.runs.items()}
+        return made._replace(runs=runs)
+
+    rest = [OPEN, CLOSED, ALONE, CENTRAL, MANUAL, *PROMPTS]
+    finding = judge("H3", ladder([*rest, own("own")]))
+    assert finding.verdict == SUPPORTED
+    assert "scored on each client's own rows, and not compared: Own" in finding.numbers
+    assert judge("H3", ladder([*rest, own("labels")])).verdict == SUPPORTED
+    assert judge("H3", ladder([*rest, own("all")])).verdict == NOT_SUPPORTED
+    lone = [own("own", "open"), CLOSED, ALONE, CENTRAL, MANUAL, *PROMPTS]
+    assert judge("H3", ladder(lone)).why == "no scored cell of one side"
