@@ -72,8 +72,9 @@ def ladder(
     """
     directory = Path(directory or folder.fresh("ladder"))
     check(rungs, task, extras, seeds)
-    cells.check(search.plan_cells(extras.search, rungs, directory))
-    if extras.search.settings:  # whose results change the rungs; else they are checked below
+    trials = search.plan_cells(extras.search, rungs, directory)
+    cells.check(trials)
+    if not all(trial.done for trial in trials):  # else all is checked below, with what they found
         _check_all(rungs, seeds, extras, directory / "search")
     found = search.best(extras.search, rungs, directory, measure=task.measure, show=show)
     rungs = found.rungs
