@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from fedjax_post.report.comparison import Interval, interval
+from fedjax_post.report.position.controls import best_of, manual_prompts
 from fedjax_post.report.position.ladder import Cell, Ladder, accuracy
 from fedjax_post.report.position.thresholds import LEAST_GAIN, PROMPTED, RECOVERED
 
@@ -21,9 +22,10 @@ class Gate(NamedTuple):
 def gate(ladder: Ladder) -> Gate:
     """Returns whether closed methods can be judged on this base.
 
-    They can if the manual prompt is 15 points above chance and a soft prompt trained by gradients
-    recovers half of LoRA's gain; `passed` in the file can only make this stricter. If LoRA gains
-    less than five points, there is nothing to recover, and the gate counts as not measured.
+    They can if the manual prompt is 15 points above chance, and if a soft prompt trained by
+    gradients, or the best of the manual prompts, recovers half of LoRA's gain; `passed` in the file
+    can only make this stricter. If LoRA gains less than five points, there is nothing to recover,
+    and the gate counts as not measured.
     """
     found = ladder.facts.get("gate")
     if not found:
@@ -38,15 +40,25 @@ def gate(ladder: Ladder) -> Gate:
         told = f"LoRA gains {100 * found['gain']:+.1f} points, too little to hold anything against"
         return Gate(None, f"not measured: {told}")
     high = round(manual - chance, 9) >= PROMPTED.value
-    follows = round(share, 9) >= RECOVERED.value
+    other = _share_of_manual(ladder, manual, found.get("gain"))
+    follows = round(max(share, other or share), 9) >= RECOVERED.value
+    beside = "" if other is None else f", and the best manual prompt {percent(other)}"
     passed = high and follows and bool(found.get("passed", True))
     return Gate(
         passed,
         f"{'passed' if passed else 'failed'}: the manual prompt scores {percent(manual)}, "
         f"{100 * (manual - chance):+.1f} points from chance ({percent(chance)}; +15 are asked), "
-        f"and a soft prompt trained by gradients recovers {percent(share)} of LoRA's gain "
+        f"and a soft prompt trained by gradients recovers {percent(share)} of LoRA's gain{beside} "
         "(50 % are asked)",
     )
+
+
+def _share_of_manual(ladder: Ladder, first: float, gain: float | None) -> float | None:
+    """Returns the share of LoRA's gain that the best manual prompt recovers, if it is known."""
+    scores = best_of("the best manual prompt", manual_prompts(ladder)[0]).scores
+    if not scores or gain is None:
+        return None
+    return (sum(scores.values()) / len(scores) - first) / gain
 
 
 def unreadable(found: Gate) -> str:

@@ -1,7 +1,7 @@
 """What all hypotheses have in common: the gate, thresholds, corrections and the matrix."""
 
 import pytest
-from ladders import CLOSED, GATE, MANUAL, OPEN, attack, judge, ladder
+from ladders import CLOSED, GATE, MANUAL, OPEN, attack, control, judge, ladder
 
 from fedjax_post.report.comparison import interval
 from fedjax_post.report.position.aspects import ASPECTS, PROPERTIES, matrix
@@ -28,6 +28,18 @@ from fedjax_post.report.position.verdicts import BY_DEFINITION, UNDECIDED, verdi
 )
 def test_the_gate_asks_for_its_two_numbers(given, passed):
     assert gate(ladder([], gate=given)).passed is passed
+
+
+@pytest.mark.parametrize(
+    ("scores", "passed"),
+    [((0.6, 0.6, 0.6), True), ((0.49, 0.49, 0.49), False), ((0.9, 0.3, 0.3), False)],
+)
+def test_a_base_that_the_best_manual_prompt_moves_can_be_prompted(scores, passed):
+    """LoRA gains 20 points over the first prompt; the best one is chosen on other seeds."""
+    failed = GATE | {"soft_prompt_share": -1.8, "gain": 0.2}
+    found = gate(ladder([MANUAL, control("manual", *scores)], gate=failed))
+    assert found.passed is passed
+    assert "recovers -180.0 % of LoRA's gain, and the best manual prompt" in found.told
 
 
 def test_every_hypothesis_says_beforehand_what_would_decide_it():
