@@ -7,6 +7,9 @@
     prefill and decoding                          no: a cache        XLA, a dense mask
     a soft cap (Gemma 2), float32, TPU, CPU       either             XLA, a dense mask
 
+On a CPU, training and scoring take queries in strips, each with the keys up to its end: those after
+it would be masked, and are three eighths of all with four strips.
+
 Segments use XLA: cuDNN takes them as an additive bias of `[B, N, L, S]`, and its backward pass
 writes the gradient of that bias too, so that no memory is saved. Under vmap, jax also requires
 that this bias is broadcast explicitly.
@@ -30,6 +33,10 @@ import jax.numpy as jnp
 from fedjax_post.model.config import DecoderConfig
 
 AMPERE, HOPPER = (8, 0), (9, 0)  # CUDA compute capabilities
+
+
+# Queries of a strip, and strips of a row, that are worth their own products
+STRIP, MOST_STRIPS = 64, 4
 
 
 class Device(NamedTuple):
@@ -135,7 +142,7 @@ def _refuse(primals, tangents):
     )
 
 
-def attend(q, k, v, *, mask, scale: float, cap: float | None):
+def attend(q, k, v, *, mask, scale: float, cap: float | None, causal: bool = False):
     """Returns softmax(cap(q k' scale) where mask) v, `[B, L, N, H]`; the softmax is float32.
 
     `jax.nn.dot_product_attention` has no soft cap, and on a CPU its forward and backward passes
@@ -148,10 +155,26 @@ def attend(q, k, v, *, mask, scale: float, cap: float | None):
       mask: bool `[B, 1, L, S]`, True where a query may attend to a key.
       scale: factor on q k'.
       cap: soft cap of the logits, cap tanh(logits / cap); None is none.
+      causal: whether S is L, and the mask is False wherever a key comes after the query.
     """
-    if cap is None and find_device().platform != "cpu":
+    on_cpu, length = find_device().platform == "cpu", q.shape[1]
+    if cap is None and not on_cpu:
         return jax.nn.dot_product_attention(q, k, v, mask=mask, scale=scale, implementation="xla")
-    return attend_grouped(q, k, v, mask=mask, scale=scale, cap=cap)
+    num_strips = min(MOST_STRIPS, length // STRIP) if causal and on_cpu else 1
+    if num_strips < 2:
+        return attend_grouped(q, k, v, mask=mask, scale=scale, cap=cap)
+    size = -(-length // num_strips)
+    ends = [(start, min(start + size, length)) for start in range(0, length, size)]
+    strips = [
+        attend_grouped(
+            *(q[:, start:end], k[:, :end], v[:, :end]),
+            mask=mask[:, :, start:end, :end],
+            scale=scale,
+            cap=cap,
+        )
+        for start, end in ends
+    ]
+    return jnp.concatenate(strips, axis=1)
 
 
 def attend_grouped(q, k, v, *, mask, scale: float, cap: float | None, shared=None):

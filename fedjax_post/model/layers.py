@@ -217,7 +217,7 @@ class Attention(nn.Module):
         }
         if shared is not None:
             return attend_grouped(q, *own, shared=shared, **how)
-        return attend(q, *own, **how)
+        return attend(q, *own, causal=where.slot is None, **how)
 
     def _project(self, x):
         """Returns queries `[B, L, N, H]`, keys and values `[B, L, K, H]`, after any qk-norm."""

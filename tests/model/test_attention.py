@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from fedjax_post.adapters.lora import add_lora
+from fedjax_post.adapters.prompt import add_soft_prompt
 from fedjax_post.model import attention
 from fedjax_post.model.attention import (
     Device,
@@ -81,8 +82,49 @@ def test_masked_attention_is_the_sum_by_hand(monkeypatch, rule, platform):
     np.testing.assert_allclose(mapped, summed_by_hand(q, k, v, mask, 0.5), atol=1e-5)
 
 
-def attend_with_mask(q, k, v, mask, *, cap):
-    return attend(q, k, v, mask=mask, scale=0.5, cap=cap)
+@pytest.mark.parametrize("rule", ["causal", "window", "segments"])
+@pytest.mark.parametrize("strip", [1, 2, 3])
+def test_strips_of_queries_read_the_keys_up_to_their_end(monkeypatch, rule, strip):
+    monkeypatch.setattr(attention, "STRIP", strip)
+    grouped, widths = attention.attend_grouped, []
+
+    def count(q, k, v, **how):
+        widths.append((q.shape[1], k.shape[1]))
+        return grouped(q, k, v, **how)
+
+    monkeypatch.setattr(attention, "attend_grouped", count)
+    (q, k, v), mask = random_qkv(), visible(rule)
+    attend_fn = functools.partial(attend_with_mask, cap=None, causal=True)
+    mapped = jax.jit(jax.vmap(attend_fn))(q, k, v, mask)
+    np.testing.assert_allclose(mapped, summed_by_hand(q, k, v, mask, 0.5), atol=1e-5)
+    first = {1: [(2, 2), (2, 4), (2, 6), (1, 7)], 2: [(3, 3), (3, 6), (1, 7)], 3: [(4, 4), (3, 7)]}
+    assert widths == first[strip]
+
+
+def attend_with_mask(q, k, v, mask, *, cap, causal=False):
+    return attend(q, k, v, mask=mask, scale=0.5, cap=cap, causal=causal)
+
+
+@pytest.mark.parametrize("form", ["whole", "segments", "prompt"])
+def test_every_mask_without_a_cache_is_causal_by_place(monkeypatch, form):
+    """So that strips lose nothing: what a model computes in strips is what it computes whole."""
+    model = tiny_model(max_positions=256)
+    params, more = {}, {}
+    if form == "prompt":
+        params = add_soft_prompt(model, jax.random.key(1), length=5)
+    if form != "whole":
+        more = {"segments": jnp.repeat(jnp.arange(4, dtype=jnp.int32), 40)[None]}
+    tokens = jax.random.randint(jax.random.key(0), (1, 160), 3, model.config.vocab_size)
+    mask = jnp.ones((1, 160), bool)
+
+    def loss(params):
+        return model.total_loss(params, tokens, mask, **more).nats
+
+    in_strips = loss(params)
+    jax.clear_caches()
+    monkeypatch.setattr(attention, "MOST_STRIPS", 1)
+    np.testing.assert_allclose(in_strips, loss(params), rtol=1e-6)
+    jax.clear_caches()
 
 
 @pytest.mark.parametrize(
