@@ -50,11 +50,17 @@ _TABLES: Mapping[str, Mapping[str, Any] | None] = {
     "bases": {"names": Sequence[str], "cells": Sequence[str]},
     "drills": {"cells": Sequence[str], "drills": Sequence[str], "flags": _FLAGS, **_SETTINGS},
     "attacks": {
-        **{"cells": Sequence[str], "attacks": Sequence[str], "rounds": str},
-        **{"wires": Mapping[str, _FLAGS], "protected": Mapping[str, _FLAGS]},
+        "cells": Sequence[str],
+        "attacks": Sequence[str],
+        "rounds": str,
+        "wires": Mapping[str, _FLAGS],
+        "protected": Mapping[str, _FLAGS],
     },
     "longer": {
-        **{"cells": Sequence[str], "times": int, "seeds": int, "flags": Mapping[str, _FLAGS]}
+        "cells": Sequence[str],
+        "times": int,
+        "seeds": int,
+        "flags": Mapping[str, _FLAGS],
     },
     "search": {"seed": int, "trials": int, "cells": Mapping[str, Any]},
 }
@@ -110,10 +116,7 @@ def _read(path: Path, raw, typed: Mapping[str, Any], trust_code: bool) -> Ladder
     more = _longer(content.get("longer", {}), trust_code)
     searched = dict(content.get("search", {}))
     named = searched.pop("cells", {})
-    for cell in (
-        *(*task.gate.values(), *bases.get("cells", ()), *faults.cells),
-        *(*leaks.cells, *more.cells, *named),
-    ):
+    for cell in (*task.gate.values(), *named):  # `check` knows of the others
         if cell not in rungs and cell not in Task().gate.values():
             raise ValueError(
                 f"{path}: there is no [cells.{cell}]; the cells are {', '.join(rungs)}"

@@ -167,7 +167,7 @@ def carry_out_all(cells: Sequence[Cell], *, show: Show = print) -> None:
         left = [cell for cell in left if not cell.done]
         if mine is not None:
             done = total - len(left)
-            minutes = (time.perf_counter() - began) / max(done, 1) * len(left) / 60
+            minutes = (time.perf_counter() - began) / done * len(left) / 60
             scores = comparison.describe(comparison.read_run(mine.directory))
             show(f"      {scores}; about {minutes:.0f} minutes left")
             for warning in read_summary(mine.directory).get("warnings") or []:

@@ -125,7 +125,8 @@ def hold(
 def claim(directory: Path) -> Iterator[bool]:
     """Returns a context with whether this process alone works on a folder, which is created.
 
-    A process that comes second gets False, and does not wait. A claim ends with its process.
+    A process that comes second gets False, and does not wait. A claim ends with its process. It
+    is another lock than that of `hold`, which a run takes for itself within a claim.
 
     Args:
       directory: of a run, or of several.

@@ -86,7 +86,7 @@ def plan(
 def plan_cells(
     leaks: Leaks, rungs: Mapping[str, Rung], seeds: Sequence[int], directory: Path
 ) -> list[cells.Cell]:
-    """Returns the runs that are attacked; arguments and errors are those of `plan`."""
+    """Returns the runs that are attacked; arguments are those of `plan`."""
     return [cell for _, _, cell in plan(leaks, rungs, seeds, directory)]
 
 

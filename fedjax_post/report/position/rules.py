@@ -41,7 +41,8 @@ def gate(ladder: Ladder) -> Gate:
         return Gate(None, f"not measured: {told}")
     high = round(manual - chance, 9) >= PROMPTED.value
     other = _share_of_manual(ladder, manual, found.get("gain"))
-    follows = round(max(share, other or share), 9) >= RECOVERED.value
+    recovered = share if other is None else max(share, other)
+    follows = round(recovered, 9) >= RECOVERED.value
     beside = "" if other is None else f", and the best manual prompt {percent(other)}"
     passed = high and follows and bool(found.get("passed", True))
     return Gate(
