@@ -18,7 +18,7 @@ from fedjax_post.evaluate.heldout import HeldOut
 from fedjax_post.hub.load import load_config
 from fedjax_post.hub.tokenizer import check_tokenizer
 from fedjax_post.model.views import LanguageModel
-from fedjax_post.simulate import client_state_like
+from fedjax_post.simulate import client_state_like, wire_bytes_of
 from fedjax_post.simulate.memory import largest_chunk
 from fedjax_post.study import (
     canary_clients,
@@ -64,6 +64,7 @@ class Parts(NamedTuple):
     agreed: secure.Agreed | None = None  # None without secure sums
     poisoned: hostile.Poisoned | None = None  # None without hostile clients
     canaries: CanaryClients | None = None  # None without an audit of the privacy
+    has_shared_model: bool = True  # False if clients are sent nothing, and each has its own
 
     @property
     def target(self) -> LanguageModel:
@@ -109,7 +110,7 @@ def build(spec: Spec) -> Parts:
     target = trained.load_target(spec, tokenizer, mesh)
     train = lambda model: trained.make_trainable(spec, model, tokenizer)
     model, params = devices.place(roles.assemble(spec, algorithm, target, train), mesh)
-    _check_personal(spec, algorithm, model, params, data)
+    has_shared_model = _has_shared_model(spec, algorithm, model, params, data)
     special_ids = tokenizer.all_special_ids
     meter = metering.make_meter(spec, algorithm, data, form, special_ids=special_ids)
     name = factories.display_name(spec.method.name)
@@ -132,6 +133,7 @@ def build(spec: Spec) -> Parts:
         agreed=agreed,
         canaries=canaries,
         poisoned=hostile.add_heldout(poisoned, heldout),
+        has_shared_model=has_shared_model,
     )
     return _add_identity(spec, parts)
 
@@ -185,12 +187,16 @@ def _check_trainable(spec: Spec) -> None:
         )
 
 
-def _check_personal(spec: Spec, algorithm, model, params, data: Loaded) -> None:
-    """Raises ValueError for scores of personal models where clients have no models of their own."""
-    if not spec.scoring.personal or spec.method.baseline != "none":
-        return
+def _has_shared_model(spec: Spec, algorithm, model, params, data: Loaded) -> bool:
+    """Returns whether a model is shared: not if clients are sent nothing and each has its own.
+
+    Raises:
+      ValueError: for scores of personal models where clients have no models of their own.
+    """
     kept = client_state_like(algorithm, model, data.clients, params)
-    if not deploys_client(algorithm, model, params, kept):
+    if deploys_client(algorithm, model, params, kept):
+        return wire_bytes_of(algorithm, model, data.clients, params).down > 0
+    if spec.scoring.personal and spec.method.baseline == "none":
         kept_there = "what its clients keep is no part of a model"
         raise ValueError(
             f"scoring.personal=True: method={factories.display_name(spec.method.name)} has no "
@@ -198,6 +204,7 @@ def _check_personal(spec: Spec, algorithm, model, params, data: Loaded) -> None:
             f"{kept_there if jax.tree.leaves(kept.local) else 'its clients keep nothing'}; leave "
             "it out, or use a method with personal models, such as ditto(fed_avg)"
         )
+    return True
 
 
 def _chunk_size(spec: Spec, algorithm, model, params, data) -> int | None:

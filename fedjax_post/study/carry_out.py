@@ -54,7 +54,7 @@ def carry_out(
         state = _train(job, parts, callbacks)
         final = scoring.final(parts, state)
         scores = base.scores | final.scores
-        if parts.spec.method.baseline != "local" and not export.serves_stand_in(parts, state):
+        if parts.has_shared_model and not export.serves_stand_in(parts, state):
             export.write(parts, state, job.directory / "adapter", scores=scores)
         evaluated += metered.evaluated(parts, rounds=parts.spec.training.rounds)
         given = parts.spec, parts.algorithm, parts.data, parts.plan, parts.form

@@ -27,6 +27,7 @@ from fedjax_post.simulate import wire_bytes_of
 from fedjax_post.simulate.cohort import data_rng
 from fedjax_post.study import metering, prompts, rows
 from fedjax_post.study.build import Parts
+from fedjax_post.study.personal_scores import most_scored
 
 _BACKWARD, _TWO_SIDED = 3, 2  # passes over a token
 _SAMPLED = 8  # clients whose first visits are averaged
@@ -40,7 +41,7 @@ class Cost(NamedTuple):
     private_tokens: float  # in these queries
     money: float  # in the unit of `hosting.price`, in training
     bytes_up: int
-    scoring: int  # tokens through the model before and after training, to score it
+    scoring: int  # tokens through the model to score all rows, before and after training
 
 
 def model_tokens(parts: Parts, *, read: float, num_steps: float, sent: Sequence[Sent]) -> float:
@@ -160,4 +161,6 @@ def _bytes_up(parts: Parts, visits: int) -> int:
 def _scoring(parts: Parts) -> int:
     heldout = parts.heldout
     length = heldout.table.prompt_length if is_ranked(heldout) else heldout.table.length
-    return 2 * int(length[heldout.rows].sum())
+    models = 1 if parts.has_shared_model else most_scored(parts)
+    places = len(heldout.rows) * prompts.places_of(parts.spec, parts.tokenizer)
+    return (1 + models) * (int(length[heldout.rows].sum()) + places)

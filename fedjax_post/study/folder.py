@@ -45,11 +45,16 @@ def adapter_of(path: Path) -> Path:
     """Returns the folder of a run's adapter, or the path itself where it is no run.
 
     Raises:
-      FileNotFoundError: for a run that has not ended.
+      FileNotFoundError: for a run that has not ended, or that has no model to share.
     """
     if not (path / SPEC).exists():
         return path
     if not (path / "adapter").is_dir():
+        if (path / "summary.json").exists():
+            raise FileNotFoundError(
+                f"{path} contains no adapter: each of its clients kept a model of its own, or it "
+                "served a stand-in; give a run of a method that shares a model"
+            )
         raise FileNotFoundError(f"{path} contains no adapter; let the run end, or resume it")
     return path / "adapter"
 

@@ -14,6 +14,7 @@ from fedjax_post.core.engine import State
 from fedjax_post.evaluate.heldout import is_ranked
 from fedjax_post.integrity import DamagedError, read_lines
 from fedjax_post.simulate.record import Callback, Record
+from fedjax_post.study import factories
 from fedjax_post.study.build import Parts
 from fedjax_post.study.private_checks import is_on
 from fedjax_post.study.spec import Spec
@@ -38,8 +39,6 @@ def check(spec: Spec) -> None:
         return
     if not spec.scoring.every:
         raise ValueError(f"{given} watches the learning curve, and every=0 makes none; raise it")
-    if spec.method.baseline == "local":
-        raise ValueError(f"{given}: baseline=local has no learning curve; leave it out")
     if is_on(spec):
         raise ValueError(
             f"{given} decides by scores that the privacy guarantee does not cover; leave it out"
@@ -47,19 +46,27 @@ def check(spec: Spec) -> None:
 
 
 def check_scored(parts: Parts) -> None:
-    """Checks that the held-out rows have the score that is watched.
+    """Checks that there is a shared model to watch, and that its rows have the score.
 
     Raises:
-      ValueError: naming the score.
+      ValueError: naming the method or the score.
     """
     spec, heldout = parts.spec, parts.heldout
+    if spec.scoring.patience is None:
+        return
+    if not parts.has_shared_model:
+        name = factories.display_name(spec.method.name)
+        raise ValueError(
+            f"patience={spec.scoring.patience}: {name} with baseline={spec.method.baseline} shares "
+            "no model, so that it has no learning curve; leave it out"
+        )
     has = {
         "loss": heldout.loss,
         "exact_match": heldout.exact_match,
         "accuracy": is_ranked(heldout),
         "preference": heldout.rejected is not None,
     }
-    if spec.scoring.patience is not None and not has[spec.scoring.patience_score]:
+    if not has[spec.scoring.patience_score]:
         there = ", ".join(name for name, found in has.items() if found)
         raise ValueError(
             f"patience_score={spec.scoring.patience_score}: the held-out rows are not scored by "

@@ -57,10 +57,16 @@ def measure_personal(parts: Parts, state: State, *, everywhere: bool) -> Persona
         return Personal(kind, client_ids, own, measure_fn(parts, state, opened, client_ids, rows))
 
 
+def most_scored(parts: Parts) -> int:
+    """Returns the largest number of clients whose models are scored."""
+    limit = parts.spec.scoring.clients
+    population = len(parts.data.clients)
+    return min(_USUAL if limit is None else limit or population, population)
+
+
 def _choose(parts: Parts, seen: np.ndarray) -> tuple[str, np.ndarray, list[np.ndarray]]:
     """Returns the kind of the clients' own rows, the chosen clients and their places."""
-    limit = parts.spec.scoring.clients
-    limit = _USUAL if limit is None else limit or None
+    limit = most_scored(parts)
     kind = client_rows.kind_of(parts.data)
     if kind != "training":
         places = client_rows.places_of(parts.data, parts.heldout, seen)

@@ -23,6 +23,7 @@ from fedjax_post.study import (
     secure,
 )
 from fedjax_post.study.build import Parts
+from fedjax_post.study.personal_scores import most_scored
 from fedjax_post.study.rows import why_no_match
 
 _SHOWN = 6  # labels that are listed
@@ -78,7 +79,7 @@ def projection(parts: Parts) -> str:
 
 def _apart(parts: Parts) -> str:
     """Returns what is scored of held-out clients."""
-    if parts.spec.method.baseline == "local":
+    if not parts.has_shared_model:
         return "not scored, since there is no model that they could use"
     rows = min(len(parts.heldout.rows), parts.data.report["heldout_clients_examples"])
     return f"{rows:,} of these are scored with the shared model"
@@ -104,7 +105,7 @@ def _scoring(parts: Parts) -> str:
     size = f"{rows:,} held-out rows {_whose(parts.data.report)}"
     if table.fit.num_dropped:
         size += f" ({table.fit.num_dropped:,} more have no response within the length)"
-    told = [size, _ranked(parts)]
+    told = [size, _by_whom(parts), _ranked(parts)]
     if parts.heldout.exact_match:
         told.append("answers compared")
     else:
@@ -113,6 +114,16 @@ def _scoring(parts: Parts) -> str:
     for name, count in left_out(parts.heldout).items():
         told.append(f"{count:,} rows left out of {name}: cut, too long or without a label")
     return "; ".join(filter(None, told))
+
+
+def _by_whom(parts: Parts) -> str:
+    """Returns whose models are scored where none is shared; "" otherwise."""
+    if parts.has_shared_model:
+        return ""
+    return (
+        f"all of them by each of {most_scored(parts):,} clients' own models, since no model is "
+        "shared; no learning curve"
+    )
 
 
 def _ranked(parts: Parts) -> str:

@@ -43,7 +43,7 @@ def before(parts: Parts, start: State) -> Result:
     if parts.poisoned is not None and parts.poisoned.heldout is not None:
         base["backdoor_base"] = score_state(parts, start, parts.poisoned.heldout, rounds=0)
     apart = client_rows.rows_apart(parts.data, parts.heldout, seed=parts.spec.seed)
-    if apart is None or parts.spec.method.baseline == "local":
+    if apart is None or not parts.has_shared_model:
         return Result(base, {}, None)
     return Result(base, {}, score_state(parts, start, apart[0], rounds=0))
 
@@ -52,13 +52,15 @@ def final(parts: Parts, state: State) -> Result:
     """Returns the scores after the last round: "final", and "personal" if requested.
 
     With a backdoor, "backdoor" scores prompts with the trigger by whether its target is the answer.
-    Without a shared model (baseline local), "final" is the mean over personal models, each on all
-    held-out rows.
+    Without a shared model (baseline local, in-context examples), "final" is the mean over personal
+    models, each on all held-out rows.
     """
-    if parts.spec.method.baseline == "local":
+    if not parts.has_shared_model:
         found = measure_personal(parts, state, everywhere=True)
         means = mean_scores([scores_of(one, parts.heldout) for one in found.outcomes])
-        return Result({"final": means}, {"personal": _table(parts, found, found.own)}, None)
+        table = _table(parts, found, found.own)
+        own = {"personal": _over_clients(table)} if parts.spec.scoring.personal else {}
+        return Result({"final": means} | own, {"personal": table}, None)
     rounds = parts.spec.training.rounds
     measure_fn = lambda heldout: _measure_state(parts, state, heldout, rounds=rounds)
     outcomes = measure_fn(parts.heldout)
@@ -71,8 +73,7 @@ def final(parts: Parts, state: State) -> Result:
     if parts.spec.scoring.personal:
         found = measure_personal(parts, state, everywhere=False)
         tables["personal"] = _table(parts, found, [np.arange(len(own)) for own in found.own])
-        spread = tables["personal"].summary()["scores"]
-        scores["personal"] = {name: one["mean_by_clients"] for name, one in spread.items()}
+        scores["personal"] = _over_clients(tables["personal"])
     return Result(scores, tables, apart)
 
 
@@ -88,7 +89,7 @@ def callbacks(parts: Parts) -> list[Callback]:
         found.append(private.curve(parts.promised, spec))
     if parts.agreed is not None:
         found.append(secure.watch(parts.agreed))
-    if spec.scoring.every and spec.method.baseline != "local":
+    if spec.scoring.every and parts.has_shared_model:
         found.append(curve(parts))
     return found
 
@@ -101,6 +102,11 @@ def _measure_state(parts: Parts, state: State, heldout: HeldOut, *, rounds: int)
     asked: Any = model.at(rounds, -1)
     with stopping.defer_signals():  # an interrupted call may have been paid for
         return measure(asked, params, heldout)
+
+
+def _over_clients(table: ClientTable) -> Scores:
+    """Returns the means over clients of their scores."""
+    return {name: one["mean_by_clients"] for name, one in table.summary()["scores"].items()}
 
 
 def _table(parts: Parts, found: Personal, places: list[np.ndarray]) -> ClientTable:

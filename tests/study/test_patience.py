@@ -41,7 +41,6 @@ def test_a_score_that_is_not_finite_is_never_better():
     ("changes", "message"),
     [
         ({"scoring.every": 0}, "every=0 makes none; raise it"),
-        ({"method.baseline": "local"}, "baseline=local has no learning curve"),
         ({"privacy.noise_multiplier": 1.0}, "scores that the privacy guarantee does not cover"),
         (
             {"scoring.patience": None, "scoring.patience_score": "accuracy"},
@@ -101,6 +100,9 @@ def test_a_score_that_the_rows_do_not_have_is_refused(tiny_folder, tiny_rows):
     spec = spec_of(tiny_folder, tiny_rows, **{"scoring.patience_score": "preference"})
     with pytest.raises(ValueError, match="patience_score=preference: the held-out rows are not"):
         study.prepare(spec)
+    alone = spec_of(tiny_folder, tiny_rows, **{"method.baseline": "local"})
+    with pytest.raises(ValueError, match="baseline=local shares no model, so that it has no"):
+        study.prepare(alone)
     assert "at most 8 rounds, until loss is no better for 2 points" in str(
         study.prepare(spec_of(tiny_folder, tiny_rows))
     )
