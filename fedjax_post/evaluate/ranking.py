@@ -22,6 +22,7 @@ import numpy as np
 
 from fedjax_post.data.table import gather
 from fedjax_post.evaluate.choices import Choices, right_choices
+from fedjax_post.evaluate.generation import NoteFn
 from fedjax_post.evaluate.heldout import HeldOut
 from fedjax_post.evaluate.stacked import apply, in_batches, num_models, owner_of
 
@@ -44,13 +45,16 @@ def right_labels(heldout: HeldOut) -> np.ndarray:
     return np.where(fits, right, -1)
 
 
-def rank(model: Any, params: PyTree, heldout: HeldOut) -> dict[str, np.ndarray]:
+def rank(
+    model: Any, params: PyTree, heldout: HeldOut, *, note_fn: NoteFn | None = None
+) -> dict[str, np.ndarray]:
     """Returns by score whether each row's label is ranked first, float64 `[n]`; NaN if left out.
 
     Args:
       model: the frozen model, with access to LOGITS, or stacked models.
       params: merged over the model.
       heldout: the rows, and their possible answers.
+      note_fn: called once with the prompts of all rows that are ranked; not with stacked models.
     """
     right, choices = right_labels(heldout), heldout.choices
     assert choices is not None
@@ -62,6 +66,9 @@ def rank(model: Any, params: PyTree, heldout: HeldOut) -> dict[str, np.ndarray]:
     owner, models = owner_of(model, rows), np.arange(num_models(model))
     prefix = heldout.prefix[: len(choices.null_prompt) - 1]
     whole = [*prompts, *[choices.null_prompt] * len(models)]  # one for each model
+    if note_fn is not None and len(prompts):
+        asked, mask = _padded([ids[len(prefix) :] for ids in prompts])
+        note_fn(params, asked, mask, prefix=prefix, answer=choices.tokens.shape[1])
     found_at = choice_log_probs(
         model,
         params,
@@ -116,12 +123,22 @@ def choice_log_probs(
         real = np.flatnonzero(places >= 0)
         part = places[real]
         tokens, mask = np.zeros((2, len(places), width), np.int32)
-        for row, i in zip(real.tolist(), part.tolist(), strict=True):
-            tokens[row, width - sizes[i] :], mask[row, width - sizes[i] :] = prompts[i], 1
+        tokens[real], mask[real] = _padded([prompts[i] for i in part.tolist()], width=width)
         given = {"labels": labels, "prefix": prefix}
         log_probs = apply(_batch_log_probs, model, params, tokens, mask, **given)
         found[part] = np.asarray(log_probs)[real]
     return found
+
+
+def _padded(
+    prompts: Sequence[np.ndarray], *, width: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns prompts padded on the left, and 1 for their tokens, int32 `[n, W]` each."""
+    width = max(map(len, prompts)) if width is None else width
+    tokens, mask = np.zeros((2, len(prompts), width), np.int32)
+    for row, ids in enumerate(prompts):
+        tokens[row, width - len(ids) :], mask[row, width - len(ids) :] = ids, 1
+    return tokens, mask
 
 
 @functools.partial(jax.jit, static_argnames=("labels", "prefix"))

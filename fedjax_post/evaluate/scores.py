@@ -77,7 +77,7 @@ def measure(
       model: the frozen model, or stacked models.
       params: merged over the model.
       heldout: the rows and settings.
-      note_fn: as for `greedy_answers`.
+      note_fn: as for `greedy_answers` and `rank`. Losses, which no host computes, are not noted.
     """
     table, rows = heldout.table, heldout.rows
     losses, shares = None, {}
@@ -86,7 +86,7 @@ def measure(
     if heldout.exact_match:
         shares["exact_match"] = _is_answered(model, params, heldout, note_fn)
     if is_ranked(heldout):
-        shares |= rank(model, params, heldout)
+        shares |= rank(model, params, heldout, note_fn=note_fn)
     if heldout.rejected is not None:
         margins = reward_margins(
             model,

@@ -8,6 +8,7 @@ from fedjax_post.adapters.lora import add_lora
 from fedjax_post.adapters.prompt import text_prompt
 from fedjax_post.adapters.steered import steer
 from fedjax_post.core.access import Access
+from fedjax_post.disclosure.metered import real_rows
 from fedjax_post.evaluate.choices import find_choices
 from fedjax_post.evaluate.heldout import HeldOut
 from fedjax_post.evaluate.ranking import choice_log_probs, rank
@@ -92,6 +93,19 @@ def test_a_shared_prefix_changes_no_rank(make):
     heldout = heldout_of(make)  # its null prompt is 2 4
     for name, flags in rank(BASE, {}, heldout._replace(prefix=(2,))).items():
         np.testing.assert_array_equal(flags, rank(BASE, {}, heldout)[name])
+
+
+def test_each_row_that_is_ranked_is_noted_once(make):
+    """As it would be sent to a host: with what precedes it, without its label or padding."""
+    noted = []
+
+    def note_fn(params, prompts, mask, *, prefix, answer):
+        noted.append((real_rows(prompts, mask, prefix=prefix), answer))
+
+    for heldout in (heldout_of(make), heldout_of(make)._replace(prefix=(2,))):
+        rank(BASE, {}, heldout, note_fn=note_fn)
+        assert noted.pop() == (PROMPTS, 3)
+    assert not noted
 
 
 def test_rows_without_a_label_are_left_out_and_counted(make):

@@ -1,4 +1,4 @@
-"""Who is compared in H3: open methods that use the federation, and rivals that use the target."""
+"""Who is compared in H3 and H9: open methods that use the federation, and their rivals."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -25,44 +25,51 @@ _HOST = "fine-tuning by the host"
 class Contenders(NamedTuple):
     """The cells of both sides that count."""
 
-    held: list[Cell]  # open methods that gain over one client alone
+    held: list[Cell]  # open methods that gain over one client alone and over their start
     rivals: list[Cell]
     missing: list[str]  # controls
     unscored: list[str]  # labels of rivals
     told: list[str]  # who does not count, and who stands for whom
 
 
-def contenders(ladder: Ladder) -> Contenders:
-    """Returns who is compared in H3.
+def without_weights(ladder: Ladder) -> Contenders:
+    """Returns who is compared in H3, where no host fine-tunes its model for the clients.
 
-    A method that asks nothing in training is a rival only if it gains over its control. A host that
-    fine-tunes is the strongest rival: where a ladder has none, LoRA on all rows in one place stands
-    for it, since that is what such a host computes.
+    A method that asks nothing in training is a rival only if it gains over its control.
     """
-    closed = comparable(ladder, "closed")
+    held, missing = _counted(ladder, comparable(ladder, "open"))
+    closed = [cell for cell in comparable(ladder, "closed") if not _is_tuned(cell)]
     silent = [cell for cell in closed if is_silent(cell)]
-    manual, missing = manual_prompts(ladder)
-    counted: list[list[Cell]] = []
-    for cells in (comparable(ladder, "open"), silent):
-        gains, lacks = over_controls(ladder, cells)
-        missing += lacks
-        counted.append([c for c, gain in zip(cells, gains, strict=True) if _gains(gain)])
-    asking = [cell for cell in closed if cell not in silent]
+    using, lacks = _counted(ladder, silent)
+    manual, few = manual_prompts(ladder)
     others = [c for c in comparable(ladder, "baseline") if c not in manual]
-    told = [f"not counted as using the target: {c.label}" for c in silent if c not in counted[1]]
-    in_place: list[Cell] = []
-    if not any(cell.tier == "FINETUNE" for cell in closed):
-        in_place = controls(ladder, "central")
-        missing += [] if in_place else [f"{_HOST}, or {CONTROLS['central']}"]
-        told += [f"stands for {_HOST}, which was not run: {cell.label}" for cell in in_place]
-    told += own_rows_told(ladder)
+    asking = [cell for cell in closed if cell not in silent]
+    told = [f"not counted as using the target: {c.label}" for c in silent if c not in using]
+    scored = [c for c in ladder.cells if c.kind in ("closed", "baseline") and not _is_tuned(c)]
     return Contenders(
-        counted[0],
-        [*asking, *counted[1], *others, *manual, *in_place],
-        missing,
-        [c.label for c in ladder.cells if c.kind in ("closed", "baseline") and not scores_of(c)],
-        told,
+        held,
+        [*asking, *using, *others, *manual],
+        [*few, *missing, *lacks],
+        [cell.label for cell in scored if not scores_of(cell)],
+        [*told, *own_rows_told(ladder)],
     )
+
+
+def tuned_by_host(ladder: Ladder) -> Contenders:
+    """Returns who is compared in H9, where a host fine-tunes its model on the clients' rows.
+
+    In a ladder without one, LoRA on all rows in one place stands for it, since that is what such a
+    host computes.
+    """
+    held, missing = _counted(ladder, comparable(ladder, "open"))
+    tuned = [cell for cell in comparable(ladder, "closed") if _is_tuned(cell)]
+    told = own_rows_told(ladder)
+    unscored = [c.label for c in ladder.cells if _is_tuned(c) and not scores_of(c)]
+    if not tuned and not unscored:
+        tuned = controls(ladder, "central")
+        missing += [] if tuned else [f"{_HOST}, or {CONTROLS['central']}"]
+        told += [f"stands for {_HOST}, which was not run: {cell.label}" for cell in tuned]
+    return Contenders(held, tuned, missing, unscored, told)
 
 
 def own_rows_told(ladder: Ladder) -> list[str]:
@@ -109,6 +116,16 @@ def left_told(*sides: Side) -> list[str]:
         for side in sides
         if side.left
     ]
+
+
+def _counted(ladder: Ladder, cells: Sequence[Cell]) -> tuple[list[Cell], list[str]]:
+    """Returns the cells that gain over their controls, and the controls that are missing."""
+    gains, missing = over_controls(ladder, cells)
+    return [cell for cell, gain in zip(cells, gains, strict=True) if _gains(gain)], missing
+
+
+def _is_tuned(cell: Cell) -> bool:
+    return cell.kind == "closed" and cell.tier == "FINETUNE"
 
 
 def _differs(ladder: Ladder, cell: Cell) -> float:

@@ -48,16 +48,28 @@ def controls(ladder: Ladder, key: str) -> list[Cell]:
 
 
 def control_of(ladder: Ladder, cell: Cell) -> tuple[list[Cell], list[str]]:
-    """Returns the control cells of a method, and what CONTROLS says of those that are missing."""
+    """Returns the control cells of a method, and what CONTROLS says of those that are missing.
+
+    One client alone can end below where it began, so that an open method has its start beside it.
+    """
+    more = []
     if cell.kind == "open":
-        keys = ["one_client"]
+        keys, more = ["one_client"], [start_of(cell)]
     elif cell.tier == "EMULATOR":
         keys = ["stand_in", "stand_in_untuned"]
     else:
         keys = ["proxy"] if is_silent(cell) else []
     found = {key: controls(ladder, key) for key in keys}
     missing = [CONTROLS[key] for key, cells in found.items() if not cells]
-    return [one for cells in found.values() for one in cells], missing
+    return [*(one for cells in found.values() for one in cells), *more], missing
+
+
+def start_of(cell: Cell) -> Cell:
+    """Returns a cell as it was before its first round: the base, as the method uses it."""
+    runs = {seed: run._replace(right=run.base) for seed, run in cell.runs.items()}
+    return cell._replace(
+        method=f"{cell.method}, untuned", label=f"{cell.label}, untuned", runs=runs
+    )
 
 
 def learned(cell: Cell) -> bool:

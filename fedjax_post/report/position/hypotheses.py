@@ -1,10 +1,10 @@
-"""The hypotheses H1 to H8, as data: what each claims, what is measured, and what would decide it.
+"""The hypotheses H1 to H9, as data: what each claims, what is measured, and what would decide it.
 
 Agrawal, Mayer and Mertel, "Federated foundation language model post-training should focus on
 open-source models", 2025, arXiv:2505.23593, argue from openness to privacy, autonomy and
 heterogeneity, without experiments. Places are those of version 3: its abstract, its introduction
 (section 1) and its Table 1, the latter as public summaries condense it, since the rest of the text
-was not at hand. H3, and the part of H7 on updates, go beyond the paper.
+was not at hand. H3, H9, and the part of H7 on updates, go beyond the paper.
 
 Verdicts use the measured part alone. What is so by definition is shown beside it, and is no
 evidence. These rules were written on 2026-11-29, after the ladders of docs/results.md had been run
@@ -15,7 +15,10 @@ asks for a rival that the host fine-tunes, for equal budgets and complete seeds;
 the whole corpus; H7 takes a spread of at least one token; an advantage below the margin is none.
 On the same day a first ladder on a real task showed that a method of each client, scored on that
 client's own rows, gains from their mixture of labels: it is compared with no method that is scored
-on all rows.
+on all rows. On 2026-12-01 another hostile reading found that H3 could hardly be supported, since
+its rival was the same base, tuned by its host on the same rows: that comparison is H9 now. It also
+found that one client alone may end below where it began, so that an open method must gain over its
+start too.
 """
 
 from typing import NamedTuple
@@ -84,17 +87,17 @@ HYPOTHESES = (
     ),
     Hypothesis(
         "H3",
-        "Open weights give better utility at equal budget.",
+        "Open weights give better utility at equal budget than a model that can only be asked.",
         "Not in the paper: it claims no utility.",
-        "The best open method that gains over one client alone leads the best rival that uses the "
-        "target without its weights.",
+        "The best open method that gains over one client alone, and over its start, leads the best "
+        "rival that uses the target without its weights.",
         "It does not lead.",
         "",
-        "Score of the best open method that gains over one client alone, less that of the "
-        "best rival: closed-side methods that ask the target, those that gain over their control, "
-        "in-context examples that are scored on all rows, and the best of ten manual prompts. "
-        "Where no host fine-tunes its model, LoRA on all rows in one place stands for it. The open "
-        "cells that are the best must not have spent more than the budget, nor closed ones less.",
+        "Score of the best open method that gains over one client alone and over its start, less "
+        "that of the best rival: closed-side methods that ask the target, those that gain over "
+        "their control, in-context examples that are scored on all rows, and the best of ten "
+        "manual prompts. The open cells that are the best must not have spent more than the "
+        "budget, nor closed ones less. A host that fine-tunes its model is H9.",
         "Other tasks, larger models, and hosted models that are better than any open one: both "
         "sides have the same base here.",
     ),
@@ -160,5 +163,20 @@ HYPOTHESES = (
         "by what corresponds to it where they hold the weights: price and memory; region or "
         "licence, and the licence of the weights.",
         "How many clients a provider's price, region or terms would shut out in practice.",
+    ),
+    Hypothesis(
+        "H9",
+        "Open weights give better utility at equal budget than fine-tuning by the host.",
+        "Not in the paper: it claims no utility.",
+        "The best open method that gains over one client alone, and over its start, leads the best "
+        "method whose host fine-tunes its model.",
+        "It does not lead.",
+        "",
+        "Score of the best open method that gains over one client alone and over its start, less "
+        "that of the best method whose host trains. Where none was run, LoRA on all rows in one "
+        "place stands for it. Budgets are compared as for H3.",
+        "Both sides train the same base on rows of the same clients, so that a federation leads "
+        "only a service that is limited in rows, epochs or settings: that it does not lead is "
+        "what to expect. What such a host is shown is H1.",
     ),
 )

@@ -182,6 +182,11 @@ def ranked(cell: Cell) -> Interval | None:
     return over_seeds(cell, lambda run: (run.summary.get(cell.score) or {}).get("accuracy"))
 
 
+def calibrated(cell: Cell) -> Interval | None:
+    """Returns the share of rows that are right by `accuracy_pmi`, in [0, 1], over the seeds."""
+    return over_seeds(cell, lambda run: (run.summary.get(cell.score) or {}).get("accuracy_pmi"))
+
+
 def disclosed(run: Run) -> float | None:
     """Returns the number of private tokens that left the federation in this run."""
     return run.disclosure.get("private_tokens")

@@ -6,11 +6,13 @@ from typing import Any, NamedTuple
 from fedjax_post.report.position import losses
 from fedjax_post.report.position.budgets import off_budget
 from fedjax_post.report.position.contenders import (
-    contenders,
+    Contenders,
     left_told,
     over_controls,
     own_rows_told,
+    tuned_by_host,
     unequal,
+    without_weights,
 )
 from fedjax_post.report.position.contrasts import (
     Contrast,
@@ -84,14 +86,23 @@ def privacy(ladder: Ladder) -> Evidence:
 
 def utility(ladder: Ladder) -> Evidence:
     """Returns the evidence on H3: the best open method against the best that uses the target."""
-    sides = contenders(ladder)
+    return _led(ladder, without_weights(ladder), "the best rival")
+
+
+def service(ladder: Ladder) -> Evidence:
+    """Returns the evidence on H9: the best open method against fine-tuning by the host."""
+    return _led(ladder, tuned_by_host(ladder), "the best tuning by the host")
+
+
+def _led(ladder: Ladder, sides: Contenders, name: str) -> Evidence:
+    """Returns the evidence on whether the best open method leads the best of its rivals."""
     best = best_of("the best open method", sides.held)
-    rival = best_of("the best rival", sides.rivals)
+    rival = best_of(name, sides.rivals)
     lacking = _unreadable(ladder) or _missing(dict.fromkeys(sides.missing))
     if not comparable(ladder, "open") or not comparable(ladder, "closed"):
         lacking = "no scored cell of one side"
     elif not lacking and not sides.held:
-        lacking = "no open method was shown to gain over one client alone"
+        lacking = "no open method was shown to gain over one client alone and over its start"
     elif not lacking and sides.unscored:
         lacking = f"rivals without a score: {', '.join(sides.unscored)}"
     lacking = lacking or best.lacking or rival.lacking or unequal(ladder, sides, best, rival)
@@ -164,6 +175,7 @@ MEASURES: Mapping[str, Callable[[Ladder], Evidence]] = {
     "H6": data_openness,
     "H7": updates,
     "H8": exclusion,
+    "H9": service,
 }
 
 

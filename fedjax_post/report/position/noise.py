@@ -30,20 +30,21 @@ _CELLS: Mapping[str, tuple[str, str, str, float, float]] = {
     "bdpl": ("closed", "LOGITS", "", 0.60, 0.85),
     "fed_pt": ("closed", "LOGITS", "", 0.50, 0.80),
     "offsite_tuning": ("closed", "EMULATOR", "", 0.50, 0.80),
+    "host_tuning": ("closed", "FINETUNE", "", 0.60, 0.85),  # limited, on the paper's side
     "manual_prompt": ("baseline", "TEXT", "", 0.45, 0.45),
     "proxy": ("control", "GRADIENTS", "proxy", 0.53, 0.50),
     "stand_in": ("control", "EMULATOR", "stand_in", 0.53, 0.50),
     "stand_in_untuned": ("control", "EMULATOR", "stand_in_untuned", 0.40, 0.40),
     "one_client": ("control", "GRADIENTS", "one_client", 0.50, 0.50),
-    "central": ("control", "GRADIENTS", "central", 0.55, 0.55),
+    "central": ("control", "GRADIENTS", "central", 0.85, 0.65),  # as LoRA
     **{
         f"manual_{n}": ("control", "TEXT", "manual", 0.42, 0.42)
         for n in range(1, int(BEST_OF.value))
     },
 }
 # In ladders of known differences: the means without one, and the cells that have it in addition
-_EVEN = {"lora": 0.75, "bdpl": 0.75, "fed_pt": 0.6, "offsite_tuning": 0.6, "proxy": 0.6,
-         "stand_in": 0.6}  # fmt: skip
+_EVEN = {"lora": 0.75, "bdpl": 0.75, "host_tuning": 0.75, "central": 0.75, "fed_pt": 0.6,
+         "offsite_tuning": 0.6, "proxy": 0.6, "stand_in": 0.6}  # fmt: skip
 _AHEAD = ("lora", "fed_pt", "offsite_tuning")
 # quantity -> (mean on the paper's side, on the opposite side)
 _OTHERS = {

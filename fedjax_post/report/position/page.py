@@ -49,7 +49,7 @@ def blocks(
 
     Args:
       ladder: the measurements.
-      judged: the verdicts on H1 to H8.
+      judged: the verdicts on H1 to H9.
       squares: the paper's matrix.
       pictures: names of the pictures that were drawn.
     """

@@ -3,7 +3,7 @@
 | stage | what is measured |
 | --- | --- |
 | post-training | private tokens that the target's host sees, by the meter |
-| evaluation | the same, of the questions that are scored |
+| evaluation | the same, for all held-out rows once |
 | use | questions until the open side is cheaper, for the best method of each side |
 | unlearning | the loss of score of a federation that is trained again without one client |
 | pre-training | nothing here: it needs the weights, and no rival has them |
@@ -13,7 +13,6 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from fedjax_post.report.comparison import interval
 from fedjax_post.report.markup import Block, Bullets, Prose, Table
 from fedjax_post.report.position.controls import is_silent
 from fedjax_post.report.position.drills import FORGOTTEN, losses
@@ -125,7 +124,8 @@ def _conventions(ladder: Ladder) -> list[str]:
         else "No budget was stated, so that training took what each method's settings ask for."
     )
     return [
-        "A mean over methods takes each by its mean over seeds; its 95 % interval is over methods.",
+        "A mean over methods takes each by its mean over seeds; the range beside it is that of the "
+        "methods. A method that asks nothing in training is none of those that ask.",
         f"Money and energy compare one method of each side, that with the best mean "
         f"{measure_of(ladder)}, and the first in the ladder among equals. A closed method that "
         "asks its host nothing in training is left out, since no bill contains what its clients "
@@ -145,16 +145,16 @@ def _conventions(ladder: Ladder) -> list[str]:
 
 def _shown(ladder: Ladder) -> list[tuple[str, str, str, str]]:
     """Returns the rows on what a host is shown."""
-    asking = [cell for cell in of_kind(ladder, "closed") if asks(cell)]
-    scored_fn = lambda run: _evaluated(run, "private_tokens")
+    asking = [cell for cell in of_kind(ladder, "closed") if asks(cell) and not is_silent(cell)]
     training, question = _means(asking, if_hosted), _means(asking, _tokens_of_question)
-    scored, held = _means(asking, scored_fn), _means(of_kind(ladder, "open"), scored_fn)
+    scored = _means(asking, _tokens_of_scoring)
+    held = _means(of_kind(ladder, "open"), _tokens_of_scoring)
     told = lambda values: f"measured by the meter: mean over {_methods(values)}"
     less = "by definition: it shows a host nothing, in training and in use"
     return [
         ("post-training: private tokens shown", _mean(training), "0", f"{told(training)}; {_NONE}"),
         (
-            "evaluation: private tokens shown",
+            "an evaluation of all held-out rows: private tokens shown",
             *(_mean(scored), _mean(held)),
             f"{told(scored)}, and with the weights over {_methods(held)}",
         ),
@@ -176,7 +176,11 @@ def _methods(values: Sequence[float]) -> str:
 
 
 def _mean(values: Sequence[float]) -> str:
-    return count(interval(values) if values else None)
+    """Returns the mean over methods as text, with their range if they differ."""
+    if not values:
+        return count(None)
+    low, high = f"{min(values):,.0f}", f"{max(values):,.0f}"
+    return f"{sum(values) / len(values):,.0f}" + (f" ({low} to {high})" if low != high else "")
 
 
 def _means(cells: Sequence[Cell], value_fn: _ValueFn) -> list[float]:
@@ -280,6 +284,13 @@ def _tokens_of_question(run: Run) -> float | None:
     """Returns the private tokens of one question, those of its template left out."""
     tokens, queries = _evaluated(run, "private_tokens"), _evaluated(run, "queries")
     return tokens / queries if tokens is not None and queries else None
+
+
+def _tokens_of_scoring(run: Run) -> float | None:
+    """Returns the private tokens of the questions of all held-out rows; 0 if none were shown."""
+    shown, rows = _evaluated(run, "private_tokens"), run.summary.get("heldout_examples")
+    tokens = _tokens_of_question(run) if shown else shown
+    return tokens * rows if tokens and rows else tokens
 
 
 def _billed_use(run: Run) -> float | None:

@@ -1,6 +1,6 @@
 """Tables of a ladder: scores and costs of each method, and what was run."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from fedjax_post.report.comparison import Interval, interval
@@ -18,6 +18,7 @@ from fedjax_post.report.position.ladder import (
     Cell,
     Ladder,
     accuracy,
+    calibrated,
     counts_templates,
     measure_of,
     of_kind,
@@ -35,11 +36,11 @@ def reached(ladder: Ladder) -> list[Block]:
     if not ladder.cells:
         return [Prose("Missing: the ladder's cells.")]
     measure = measure_of(ladder)
-    has_labels = measure != MEASURES["accuracy"] and any(map(ranked, ladder.cells))
-    head = ("method", "tier", "kind", measure, *(["accuracy"] if has_labels else []), "up",
+    more = _also(ladder)
+    head = ("method", "tier", "kind", measure, *more, "up",
             "down", "queries", "private tokens left", "if hosted", "unique", "labels", "cost",
             "use discloses", "seeds")  # fmt: skip
-    rows = [_row(ladder, cell, has_labels) for cell in ladder.cells if cell.runs]
+    rows = [_row(ladder, cell, more.values()) for cell in ladder.cells if cell.runs]
     absent = [cell.label for cell in ladder.cells if not cell.runs]
     found: list[Block] = [Table(head, rows)]
     if absent:
@@ -48,7 +49,7 @@ def reached(ladder: Ladder) -> list[Block]:
     found.append(
         Prose(
             f"Majority, the share of the commonest label: {percent(chance)}; chance, one of the "
-            f"labels at random: {_uniform(ladder)}. {_labels(has_labels)}"
+            f"labels at random: {_uniform(ladder)}. {_labels(more)}"
             "Means over the seeds with 95 % intervals (Student's t), sums over all clients and "
             "rounds. 'private tokens left' is what reached a party outside the federation as the "
             "cell was run, 'unique' and 'cost' as well; 'if hosted' is what a provider of the "
@@ -60,7 +61,16 @@ def reached(ladder: Ladder) -> list[Block]:
     return found
 
 
-def _row(ladder: Ladder, cell: Cell, has_labels: bool) -> tuple[str, ...]:
+def _also(ladder: Ladder) -> dict[str, Callable[[Cell], Interval | None]]:
+    """Returns the scores that are shown beside the one by which cells are compared, by name."""
+    by_rank = measure_of(ladder) == MEASURES["accuracy"]
+    beside = {"calibrated": calibrated} if by_rank else {"accuracy": ranked}
+    return {name: fn for name, fn in beside.items() if any(map(fn, ladder.cells))}
+
+
+def _row(
+    ladder: Ladder, cell: Cell, also: Iterable[Callable[[Cell], Interval | None]]
+) -> tuple[str, ...]:
     ledger = lambda name: over_seeds(cell, lambda run: run.disclosure.get(name))
     sent = lambda name: _bytes(over_seeds(cell, lambda run: getattr(run, name)))
     score = percent(accuracy(cell))
@@ -71,7 +81,7 @@ def _row(ladder: Ladder, cell: Cell, has_labels: bool) -> tuple[str, ...]:
         cell.tier,
         cell.kind,
         f"undecided: {why} (scored {score})" if why else score,
-        *([percent(ranked(cell))] if has_labels else []),
+        *(percent(score_fn(cell)) for score_fn in also),
         sent("bytes_up"),
         sent("bytes_down"),
         count(over_seeds(cell, lambda run: run.spent["queries"])),
@@ -109,7 +119,8 @@ def controlled(ladder: Ladder) -> list[Block]:
     found: list[Block] = [
         Prose(
             "A closed method that asks nothing in training counts as using the target, and an "
-            "open method as using the federation, only by what it gains over its control. The "
+            "open method as using the federation, only by what it gains over its control. That "
+            "of an open method is the better of one client alone and its own start. The "
             f"ladder has {len(manual)} manual prompts."
         )
     ]
@@ -190,9 +201,13 @@ def distinct(values: Iterable[Any]) -> str:
     return ", ".join(known) or "missing"
 
 
-def _labels(has_labels: bool) -> str:
-    told = "'accuracy' is the share of rows whose label is the most likely of all labels. "
-    return told if has_labels else ""
+def _labels(names: Iterable[str]) -> str:
+    told = {
+        "accuracy": "'accuracy' is the share of rows whose label is the most likely of all. ",
+        "calibrated": "'calibrated' is the same after subtraction of what the label's "
+        "log-probability is without the row (PMI). ",
+    }
+    return "".join(told[name] for name in names)
 
 
 def _uniform(ladder: Ladder) -> str:

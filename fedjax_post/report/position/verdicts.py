@@ -1,4 +1,4 @@
-"""The verdicts on H1 to H8: pure functions of a ladder's numbers.
+"""The verdicts on H1 to H9: pure functions of a ladder's numbers.
 
 | verdict | when |
 | --- | --- |
@@ -54,7 +54,7 @@ class Verdict(NamedTuple):
 
 
 def verdicts(ladder: Ladder) -> list[Verdict]:
-    """Returns the verdicts on H1 to H8 for a ladder."""
+    """Returns the verdicts on H1 to H9 for a ladder."""
     evidence = {key: measure(ladder) for key, measure in MEASURES.items()}
     found = judge(evidence)
     return [

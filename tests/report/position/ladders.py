@@ -54,7 +54,7 @@ def attack(recovered, guess=0.1):
 
 
 def judge(key, found):
-    """What H1 to H8 come to, one of them."""
+    """What H1 to H9 come to, one of them."""
     return next(v.finding for v in verdicts(found) if v.claim.key == key)
 
 

@@ -7,8 +7,16 @@ import pytest
 from ladders import ARCHIVES, DOCS, EVIDENCE
 
 from fedjax_post.report.position.budgets import spent_of
-from fedjax_post.report.position.ladder import accuracy, read_ladder
+from fedjax_post.report.position.ladder import (
+    MEASURES,
+    accuracy,
+    calibrated,
+    measure_of,
+    read_ladder,
+)
 from fedjax_post.report.position.verdicts import verdicts
+
+BY_RANK = MEASURES["accuracy"]
 
 
 def test_every_archive_is_named_on_the_page():
@@ -33,7 +41,9 @@ def test_the_page_says_what_the_evidence_gives(path, tmp_path):
     for cell in ladder.cells:
         if cell.kind != "control" and cell.method != "manual_prompt":  # prompts have one row
             score, spent = accuracy(cell), spent_of(cell)
-            numbers = f"{100 * score.mean:.1f} ± {100 * score.half:.1f} | {spent.mean:,.0f} |"
+            scores = [score, *([calibrated(cell)] if measure_of(ladder) == BY_RANK else [])]
+            numbers = "".join(f"{100 * one.mean:.1f} ± {100 * one.half:.1f} | " for one in scores)
+            numbers += f"{spent.mean:,.0f} |"
             assert f"| {cell.label} | {cell.tier} | {numbers}" in text, (cell.label, numbers)
     for cell in ladder.longer.values():
         assert f"| {100 * accuracy(cell).mean:.1f} % |" in text, cell.label

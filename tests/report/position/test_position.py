@@ -95,7 +95,9 @@ def test_the_report_names_every_hypothesis_and_what_is_missing(report):
 def test_missing_controls_and_the_history_of_thresholds_are_shown(report):
     text = (report[0] / "position.md").read_text()
     told = "one client alone, without a federation, for as many steps"
-    assert f"| Lora | missing | missing | missing | {told} |" in text
+    assert (
+        f"| Lora | Lora, untuned | 40.0 ± 0.0 % | +41.0 ± 2.5 points (3 seeds) | {told} |" in text
+    )
     assert "Missing controls: the proxy alone" in text
     row = r"\| ceiling \| 0.98 \| score \| [^|]* \| 2026-11-22 \| no \|"
     assert re.search(row, text)
@@ -105,7 +107,7 @@ def test_what_is_printed_fits_a_screen(report):
     lines = report[1].splitlines()
     assert any(line.split() == ["Lora", "GRADIENTS", "81.0", "±", "2.5", "%"] for line in lines)
     assert any(line.split()[:2] == ["Bdpl", "LOGITS"] and "missing" in line for line in lines)
-    assert sum(line.startswith("H") for line in lines) == 8
+    assert sum(line.startswith("H") for line in lines) == 9
     assert len(lines) < 40
 
 
@@ -124,7 +126,7 @@ def test_nothing_half_written_is_left(report):
 
 def test_verdicts_are_there_for_programs(report):
     found = json.loads((report[0] / "position.json").read_text())
-    assert [entry["key"] for entry in found["hypotheses"]] == [f"H{n}" for n in range(1, 9)]
+    assert [entry["key"] for entry in found["hypotheses"]] == [f"H{n}" for n in range(1, 10)]
     assert found["hypotheses"][3]["verdict"] == "by definition"
     assert {one["name"]: one["value"] for one in found["thresholds"]}["margin"] == 0.02
     assert len(found["matrix"]) == 12

@@ -124,9 +124,10 @@ def test_means_say_over_how_many_methods_they_are():
     second = costing(cell("bdpl", "closed", (0.3, 0.3, 0.3), asked=900.0))
     cells = [costing(OPEN), costing(CLOSED), second]
     training = row_of("post-training", *cells)
-    assert training[1].startswith("800 ± ")
+    assert training[1] == "800 (700 to 900)"
     assert "mean over 2 methods" in training[3]
-    scored = row_of("evaluation", *cells)
+    scored = row_of("an evaluation", *cells)
+    assert scored[1] == str(4 * 240)  # tokens of a question, held-out rows
     assert "mean over 2 methods, and with the weights over 1 method" in scored[3]
     assert row_of("of one question", *cells)[1] == "4"
     assert row_of("post-training", OPEN)[1] == "missing"

@@ -1,13 +1,15 @@
-"""H3 can be supported, refuted or left undecided: the scores of either side at equal budgets."""
+"""H3 and H9 can be supported, refuted or left undecided: either side's scores at equal budgets."""
 
 import pytest
 from ladders import CENTRAL, CLOSED, MANUAL, OPEN, PROMPTS, cell, control, judge, ladder
 
+from fedjax_post.report.position.contenders import without_weights
 from fedjax_post.report.position.controls import best_of
 from fedjax_post.report.position.verdicts import NOT_SUPPORTED, SUPPORTED, UNDECIDED
 
 ALONE = control("one_client", 0.5, 0.5, 0.5)
 REST = [CENTRAL, MANUAL, *PROMPTS]
+HOST = cell("host", "closed", (0.9, 0.92, 0.91), tier="FINETUNE", asked=7.0)
 FULL = cell("lora", "open", (1.0, 0.99, 1.0))
 
 
@@ -23,7 +25,8 @@ def test_a_rival_at_the_ceiling_can_be_worse_to_be_behind_only():
 def test_an_advantage_below_the_margin_is_none_and_no_equality():
     rival = (0.70, 0.72, 0.71, 0.71, 0.71)
     ours = cell("lora", "open", [score + 0.01 for score in rival])
-    cells = [ours, cell("x", "closed", rival, asked=7.0), ALONE, CENTRAL, MANUAL, *PROMPTS]
+    alone = control("one_client", 0.5, 0.5, 0.5, 0.5, 0.5)
+    cells = [ours, cell("x", "closed", rival, asked=7.0), alone, CENTRAL, MANUAL, *PROMPTS]
     assert judge("H3", ladder(cells)).told == "undecided: its advantage is below 2 points"
 
 
@@ -35,7 +38,7 @@ def spending(one, tokens):
 
 
 @pytest.mark.parametrize(
-    ("held", "asking", "budget", "expected"),
+    ("held", "hosted", "budget", "expected"),
     [
         (1000, 1000, 1000, SUPPORTED),
         (2000, 1000, 1000, "undecided: unequal budgets: Lora"),
@@ -46,10 +49,11 @@ def spending(one, tokens):
         (1000, 1000, None, SUPPORTED),
     ],
 )  # fmt: skip
-def test_equal_budgets_are_a_condition(held, asking, budget, expected):
-    host = cell("host", "closed", (0.7, 0.72, 0.71), tier="FINETUNE", asked=7.0)
-    cells = [spending(OPEN, held), spending(host, asking), ALONE, MANUAL, *PROMPTS]
-    assert judge("H3", ladder(cells, budget=budget)).told == expected
+def test_equal_budgets_are_a_condition(held, hosted, budget, expected):
+    for key, tier in (("H3", "LOGITS"), ("H9", "FINETUNE")):
+        host = cell("host", "closed", (0.7, 0.72, 0.71), tier=tier, asked=7.0)
+        cells = [spending(OPEN, held), spending(host, hosted), ALONE, MANUAL, *PROMPTS]
+        assert judge(key, ladder(cells, budget=budget)).told == expected
 
 
 @pytest.mark.parametrize(
@@ -65,21 +69,15 @@ def test_equal_budgets_are_a_condition(held, asking, budget, expected):
         ([OPEN, CLOSED, *REST],
          "undecided: control missing: one client alone, without a federation, for as many steps"),
         ([OPEN, CLOSED, control("one_client", 0.8, 0.82, 0.81), *REST],
-         "undecided: no open method was shown to gain over one client alone"),
+         "undecided: no open method was shown to gain over one client alone and over its start"),
         ([FULL, cell("x", "closed", (0.98, 0.98, 0.98), asked=7.0), ALONE, *REST],
          "undecided: both sides reach 98 %"),
         ([FULL, cell("x", "closed", (0.96, 0.95, 0.96), asked=7.0), ALONE, *REST],
          SUPPORTED),
         ([OPEN, ALONE], "undecided: no scored cell of one side"),
-        ([OPEN, CLOSED, ALONE, control("central", 0.9, 0.92, 0.91), MANUAL, *PROMPTS],
-         NOT_SUPPORTED),
-        ([OPEN, CLOSED, ALONE, MANUAL, *PROMPTS],
-         "undecided: control missing: fine-tuning by the host, or LoRA on the same rows in one "
-         "place, without a federation"),
-        ([OPEN, CLOSED, cell("host", "closed", (0.7, 0.72, 0.71), tier="FINETUNE", asked=7.0),
-          ALONE, MANUAL, *PROMPTS], SUPPORTED),
-        ([OPEN, CLOSED, cell("host", "closed", (), tier="FINETUNE"), ALONE,
-          *REST], "undecided: rivals without a score: Host"),
+        ([cell("lora", "open", (0.8, 0.82, 0.81), base=0.8), CLOSED, ALONE, *REST],
+         "undecided: no open method was shown to gain over one client alone and over its start"),
+        ([OPEN, CLOSED, HOST, ALONE, *REST], SUPPORTED),  # that is H9
         ([OPEN, CLOSED, cell("ahead", "closed", (0.9, 0.9), asked=7.0), ALONE,
           *REST], "undecided: seeds are missing of Ahead, ahead on those it has"),
         ([OPEN, CLOSED, cell("behind", "closed", (0.3, 0.3), asked=7.0), ALONE,
@@ -88,6 +86,37 @@ def test_equal_budgets_are_a_condition(held, asking, budget, expected):
 )  # fmt: skip
 def test_utility_is_judged_both_ways(cells, expected):
     assert judge("H3", ladder(cells)).told == expected
+
+
+@pytest.mark.parametrize(
+    ("cells", "expected"),
+    [
+        ([CENTRAL], SUPPORTED),
+        ([control("central", 0.9, 0.92, 0.91)], NOT_SUPPORTED),
+        ([], "undecided: control missing: fine-tuning by the host, or LoRA on the same rows in one "
+         "place, without a federation"),
+        ([HOST, CENTRAL], NOT_SUPPORTED),
+        ([cell("host", "closed", (0.7, 0.72, 0.71), tier="FINETUNE", asked=7.0),
+          control("central", 0.9, 0.92, 0.91)], SUPPORTED),  # one that was run stands for itself
+        ([cell("host", "closed", (), tier="FINETUNE"), CENTRAL],
+         "undecided: rivals without a score: Host"),
+    ],
+)  # fmt: skip
+def test_tuning_by_the_host_is_judged_both_ways(cells, expected):
+    assert judge("H9", ladder([OPEN, CLOSED, ALONE, MANUAL, *PROMPTS, *cells])).told == expected
+
+
+def test_a_method_that_learned_nothing_gains_over_one_client_that_lost_something():
+    """It is ahead of one client alone, and behind nobody else: only its start tells that."""
+    idle = cell("idle", "open", (0.7, 0.71, 0.7), base=0.7)
+    assert "Idle" not in held_of(idle)
+    assert "Idle" in held_of(idle._replace(runs=cell("idle", "open", (0.7, 0.71, 0.7)).runs))
+
+
+def held_of(one):
+    """The open methods that count beside LoRA, as they are told."""
+    sides = without_weights(ladder([OPEN, one, CLOSED, ALONE, *REST]))
+    return [cell.label for cell in sides.held]
 
 
 def test_a_closed_method_that_its_proxy_does_alone_is_no_rival():
