@@ -1,5 +1,6 @@
 """Loads a data set by name into clients and a held-out table, in one call."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -9,6 +10,7 @@ import numpy as np
 from fedjax_post.data.apart import Apart, Parted, set_apart
 from fedjax_post.data.batches import TokenClients
 from fedjax_post.data.columns import USUAL_NAMES, Columns, find_columns, match_columns
+from fedjax_post.data.overlap import also_trained
 from fedjax_post.data.partition import Partition, describe
 from fedjax_post.data.population import Population, settle
 from fedjax_post.data.shares import Shares, share_out
@@ -21,6 +23,8 @@ from fedjax_post.data.used import read_used
 if TYPE_CHECKING:
     from datasets import Dataset
 
+_LOG = logging.getLogger(__name__)
+_RARE = 0.01  # share of held-out rows that may be rows of clients before a warning
 _WORDS_COLUMN = "response_word"  # the column that is made for `response_words`
 
 
@@ -133,6 +137,7 @@ def assemble(
     others = () if rejected is None else (rejected,)
     named = match_columns(splits.train.column_names, text.columns).client
     splits = read_used(splits, columns, template=text.template, others=others)
+    is_given = splits.heldout is not None
     splits = hold_out(splits, population.heldout_fraction, seed=population.seed)
     available = len(splits.train)
     splits = limit(splits, population.max_examples, seed=population.seed)
@@ -174,6 +179,7 @@ def assemble(
         "columns": {role: name for role, name in columns._asdict().items() if name},
         **table.notes._asdict(),
         **_describe_heldout(heldout, parted, shares.heldout_by),
+        **_describe_overlap(heldout, table, is_given=is_given),
     }
     loaded = Loaded(clients, heldout, parted.names, report, heldout_other, parted.heldout)
     return loaded._replace(clusters=shares.clusters, apart=parted.apart), other
@@ -228,6 +234,39 @@ def _describe_heldout(heldout: TokenTable | None, parted: Parted, by: str | None
         "heldout_by": by,
         "clients_with_heldout": int(np.count_nonzero(np.diff(offsets))),
     }
+
+
+def _describe_overlap(
+    heldout: TokenTable | None, table: TokenTable, *, is_given: bool
+) -> dict[str, int]:
+    """Returns how many held-out rows clients have too, and how many clients have no other rows.
+
+    Warns of what makes scores look better than they are, and of clients that are not there.
+
+    Args:
+      heldout: the held-out rows, if there are any.
+      table: the rows of clients.
+      is_given: whether the source holds rows out itself, of whichever clients.
+    """
+    if heldout is None:
+        return {}
+    shared = int(also_trained(heldout, table).sum())
+    if shared > _RARE * len(heldout.length):
+        _LOG.warning(
+            "%d of %d held-out rows are rows that clients train on, word for word: scores are too "
+            "good; leave repeated rows out of the data",
+            *(shared, len(heldout.length)),
+        )
+    if is_given or table.client is None or heldout.client is None:
+        return {"heldout_also_trained": shared}
+    absent = len(np.setdiff1d(heldout.client.astype(str), table.client.astype(str)))
+    if absent:
+        _LOG.warning(
+            "%d clients have held-out rows alone, and do not train; hold out fewer rows, or "
+            "give these clients more",
+            absent,
+        )
+    return {"heldout_also_trained": shared, "clients_without_training": absent}
 
 
 def as_splits(dataset: Any, population: Population, *, split: str | None = None) -> Splits:

@@ -181,6 +181,12 @@ def response_tokens(table: TokenTable, rows: np.ndarray, *, width: int) -> np.nd
     return ~_signed(table, rows, first=table.prompt_length[rows], width=width, fill=0)
 
 
+def signed_rows(table: TokenTable, rows: np.ndarray) -> np.ndarray:
+    """Returns whole rows, response tokens as `~t`, 0 after their end, `[n, max_length]` int32."""
+    first = np.zeros(len(rows), np.int64)
+    return _signed(table, rows, first=first, width=table.max_length, fill=0)
+
+
 def common_start(tables: Sequence[TokenTable]) -> np.ndarray:
     """Returns the tokens with which the prompts of all rows begin, `[F]` int32.
 

@@ -47,7 +47,8 @@ def find_choices(
 ) -> Choices | None:
     """Returns the possible answers of labelled rows, see above; None if the rows have no labels.
 
-    The tokens of a label are those of the rows' responses, without the end of a response. Where
+    The tokens of a label are those of the rows' responses, without the end of a response. One that
+    no row has is spelled with the space before it that all others have. Where
     the tokens of a label begin with those of another one, all labels keep their end: a text is at
     most as likely as its beginning.
 
@@ -62,7 +63,10 @@ def find_choices(
     texts = tuple(dict.fromkeys(label.strip() for label in labels)) or _labels_of(found)
     if not texts:
         return None
-    made = [found[text].tokens if text in found else encode_fn(text) for text in texts]
+    seen = [decode_fn(found[text].tokens) for text in texts if text in found]
+    spaces = {text[: len(text) - len(text.lstrip())] for text in seen}
+    before = spaces.pop() if len(spaces) == 1 else ""
+    made = [found[text].tokens if text in found else encode_fn(before + text) for text in texts]
     if _is_prefix_of_another(made):
         made = [[*ids, eos_id] for ids in made]
     tokens = np.zeros((len(made), max(map(len, made))), np.int32)

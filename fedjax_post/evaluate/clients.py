@@ -1,6 +1,6 @@
 """Scores by client: a table with a line for each client, and models of several clients at once."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +23,7 @@ class Line(NamedTuple):
     id: int | None  # its number in the run; None if it never trains
     examples: int  # rows that are scored, at least 1
     scores: Scores
+    counts: Mapping[str, int]  # by score: rows that it does not leave out
 
 
 class ClientTable(NamedTuple):
@@ -48,8 +49,8 @@ class ClientTable(NamedTuple):
 
     def summary(self) -> dict[str, Any]:
         """Returns the spread of every score over the clients, for a run's summary."""
-        scores, examples = [x.scores for x in self.lines], [x.examples for x in self.lines]
-        found = spreads(scores, examples, num_clients=self.num_clients)
+        scores, counts = [x.scores for x in self.lines], [x.counts for x in self.lines]
+        found = spreads(scores, counts, num_clients=self.num_clients)
         spread = {name: one._asdict() for name, one in found.items()}
         return {"rows": self.rows, "clients": self.num_clients, "scores": spread}
 

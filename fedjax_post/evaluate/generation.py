@@ -80,16 +80,30 @@ def matches(
       [True, False]
       >>> matches(["tool and more"], ["tool"], labels=("tool", "food")).tolist()
       [True]
+      >>> matches(["1.5", "1."], ["1", "1"], labels=("1", "2")).tolist()
+      [False, True]
     """
     read = [_label_of(answer, labels) if labels else answer.strip() for answer in answers]
     pairs = zip(read, references, strict=True)
     return np.array([answer == reference.strip() for answer, reference in pairs], bool)
 
 
+def is_answerable(heldout: HeldOut) -> np.ndarray:
+    """Returns which held-out rows have an answer that a model's can be compared with, bool `[n]`.
+
+    With given labels, a row whose response is none of them has none; see also `is_compared`.
+    """
+    found = is_compared(heldout)[heldout.rows]
+    if heldout.labels:
+        known = set(map(str.strip, heldout.labels))
+        found &= np.array([text.strip() in known for text in reference_answers(heldout)], bool)
+    return found
+
+
 def _label_of(answer: str, labels: Sequence[str]) -> str | None:
     """Returns the longest label that the answer begins with, as whole words, or None."""
-    text = answer.strip()
-    fits = [label for label in labels if re.match(rf"{re.escape(label)}(?!\w)", text)]
+    text, each = answer.strip(), map(str.strip, labels)
+    fits = [label for label in each if re.match(rf"{re.escape(label)}(?!\w|[-.,'’]\w)", text)]
     return max(fits, key=len, default=None)
 
 

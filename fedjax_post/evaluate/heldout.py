@@ -56,10 +56,11 @@ def answer_length(heldout: HeldOut) -> int:
 def is_compared(heldout: HeldOut) -> np.ndarray:
     """Returns which rows of the table can be compared with generated answers, bool `[num_rows]`.
 
-    A row cannot be compared if it is cut, if its response is longer than `heldout.longest`, or if
-    its prompt and the longest response that is compared have no room in the model's context.
+    A row cannot be compared if it is cut or has no prompt, if its response is longer than
+    `heldout.longest`, or if its prompt and the longest response that is compared have no room in
+    the model's context.
     """
-    fits = _response_lengths(heldout) > 0
+    fits = (_response_lengths(heldout) > 0) & (heldout.table.prompt_length > 0)
     if heldout.room is not None:
         fits &= heldout.table.prompt_length + answer_length(heldout) <= heldout.room
     return fits

@@ -50,6 +50,8 @@ def rank(
 ) -> dict[str, np.ndarray]:
     """Returns by score whether each row's label is ranked first, float64 `[n]`; NaN if left out.
 
+    A model without a number for some label ranks none first: the row counts as wrong.
+
     Args:
       model: the frozen model, with access to LOGITS, or stacked models.
       params: merged over the model.
@@ -86,7 +88,8 @@ def rank(
     }
     found = {name: np.full(len(right), np.nan) for name in readings}
     for name, values in readings.items():
-        found[name][ranked] = values.argmax(axis=1) == right[ranked]
+        first = np.where(np.isnan(values).any(axis=1), -1, values.argmax(axis=1))
+        found[name][ranked] = first == right[ranked]
     return found
 
 

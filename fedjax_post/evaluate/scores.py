@@ -4,8 +4,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjax_post.evaluate.generation import NoteFn, greedy_answers, matches, reference_answers
-from fedjax_post.evaluate.heldout import HeldOut, is_compared, is_ranked
+from fedjax_post.evaluate.generation import (
+    NoteFn,
+    greedy_answers,
+    is_answerable,
+    matches,
+    reference_answers,
+)
+from fedjax_post.evaluate.heldout import HeldOut, is_ranked
 from fedjax_post.evaluate.loss import RowLosses, mean_loss, row_losses
 from fedjax_post.evaluate.preferences import reward_margins
 from fedjax_post.evaluate.ranking import rank, right_labels
@@ -115,6 +121,14 @@ def summarize(outcomes: Outcomes, places: np.ndarray) -> Scores:
     return scores if losses is None else {"loss": mean_loss(losses), **scores}
 
 
+def counted_by(outcomes: Outcomes, places: np.ndarray) -> dict[str, int]:
+    """Returns how many of some rows each score counts, see `summarize`."""
+    counts = {
+        name: int((~np.isnan(flags[places])).sum()) for name, flags in outcomes.shares.items()
+    }
+    return counts if outcomes.losses is None else {"loss": len(places), **counts}
+
+
 def select(outcomes: Outcomes, places: np.ndarray) -> Outcomes:
     """Returns the outcomes of some of the rows; see `summarize`."""
     losses, shares = outcomes
@@ -126,11 +140,11 @@ def select(outcomes: Outcomes, places: np.ndarray) -> Outcomes:
 def left_out(heldout: HeldOut) -> dict[str, int]:
     """Returns how many held-out rows a score leaves out, for scores that leave out any.
 
-    The rows are those that cannot be compared or ranked; see `is_compared` and `right_labels`.
+    The rows are those that cannot be compared or ranked; see `is_answerable` and `right_labels`.
     """
     counts = {}
     if heldout.exact_match:
-        counts["exact_match"] = int((~is_compared(heldout)[heldout.rows]).sum())
+        counts["exact_match"] = int((~is_answerable(heldout)).sum())
     if is_ranked(heldout):
         counts["accuracy"] = int((right_labels(heldout) < 0).sum())
     return {name: count for name, count in counts.items() if count}
@@ -153,7 +167,7 @@ def mean_scores(all_scores: list[Scores]) -> Scores:
 
 def _is_answered(model: Any, params: PyTree, heldout: HeldOut, note_fn) -> np.ndarray:
     """Returns whether each row is answered exactly, float64 `[n]`; NaN if it is not compared."""
-    compared = is_compared(heldout)[heldout.rows]
+    compared = is_answerable(heldout)
     asked = heldout._replace(rows=heldout.rows[compared])
     answers = greedy_answers(model, params, asked, note_fn=note_fn)
     found = np.full(len(compared), np.nan)

@@ -28,7 +28,7 @@ class Spread(NamedTuple):
     clients: int  # those that have the score
     unscored: int  # clients that do not
     mean_by_clients: float  # every client counts the same
-    mean_by_examples: float  # weighted by the clients' numbers of examples
+    mean_by_examples: float  # weighted by the clients' numbers of examples that it counts
     worst_tenth: float  # mean over the worst 10 % of the clients, rounded up
     variance: float  # of the population, in the unit squared
     jain: float  # (sum x)^2 / (n sum x^2), in [1 / n, 1]; 1 if all are equal
@@ -65,18 +65,22 @@ def spread(
 
 
 def spreads(
-    scores: Sequence[Mapping[str, float]], examples: Sequence[int], *, num_clients: int
+    scores: Sequence[Mapping[str, float]],
+    examples: Sequence[Mapping[str, int]],
+    *,
+    num_clients: int,
 ) -> dict[str, Spread]:
     """Returns the spread of every score over the clients that have it, by name.
 
     Args:
       scores: of clients, by name.
-      examples: number of examples of each of these clients.
+      examples: number of examples that each of these scores counts.
       num_clients: of which these are the clients with any score.
     """
     found = {}
     for name in dict.fromkeys(name for own in scores for name in own):
-        pairs = [(own[name], n) for own, n in zip(scores, examples, strict=True) if name in own]
+        both = zip(scores, examples, strict=True)
+        pairs = [(own[name], counts[name]) for own, counts in both if name in own]
         given = zip(*pairs, strict=True)
         one = spread(*given, lower_is_better=name in LOWER_IS_BETTER)
         found[name] = one._replace(unscored=num_clients - len(pairs))

@@ -26,6 +26,7 @@ from fedjax_post.study import (
     factories,
     hostile,
     initial,
+    labels,
     ledgers,
     metering,
     methods,
@@ -97,7 +98,7 @@ def build(spec: Spec) -> Parts:
     paced = pace.plan_of(spec, len(data.clients))
     sampler = rows.make_sampler(spec, len(data.clients))
     assert data.heldout is not None  # guaranteed by `load_data`
-    longest = longest_response(data.heldout)
+    longest = max(map(longest_response, labels.tables_of(data)))
     algorithm, promised, canaries, agreed = _make_algorithm(
         spec, data, tokenizer, room=room, longest=longest
     )

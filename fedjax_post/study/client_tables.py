@@ -8,7 +8,7 @@ import numpy as np
 from fedjax_post.data.load import Loaded
 from fedjax_post.evaluate.clients import ClientTable, Line
 from fedjax_post.evaluate.heldout import HeldOut, choose_rows
-from fedjax_post.evaluate.scores import Outcomes, Scores, scores_of, summarize
+from fedjax_post.evaluate.scores import Outcomes, Scores, counted_by, scores_of, summarize
 from fedjax_post.study import client_rows
 from fedjax_post.study.spec import Spec
 
@@ -80,7 +80,8 @@ def table_of(
         client_id = None if client_ids is None else int(client_ids[number])
         if len(own):
             name = _name(data, number, client_id)
-            lines.append(Line(name, client_id, len(own), summarize(outcomes, own)))
+            given = summarize(outcomes, own), counted_by(outcomes, own)
+            lines.append(Line(name, client_id, len(own), *given))
     return ClientTable(kind, len(places), tuple(lines))
 
 

@@ -10,6 +10,7 @@ from fedjax_post import attacks
 from fedjax_post.attacks.hostile_rows import place_of
 from fedjax_post.core.algorithm import Algorithm
 from fedjax_post.data.load import Loaded
+from fedjax_post.evaluate.generation import reference_answers
 from fedjax_post.evaluate.heldout import HeldOut
 from fedjax_post.study.calls import Factories, parse
 from fedjax_post.study.rows import cohort_size
@@ -161,17 +162,19 @@ def add_heldout(poisoned: Poisoned | None, heldout: HeldOut) -> Poisoned | None:
     if poisoned is None or poisoned.planted is None:
         return poisoned
     table = attacks.with_trigger(heldout.table, heldout.rows, **poisoned.planted._asdict())
-    return poisoned._replace(
-        heldout=heldout._replace(
-            table=table._replace(label=None),
-            rows=np.arange(len(table.length)),
-            exact_match=True,
-            rejected=None,
-            choices=None,
-            longest=None,
-            prefix=(),
-        )
+    triggered = heldout._replace(
+        table=table._replace(label=None),
+        rows=np.arange(len(table.length)),
+        exact_match=True,
+        rejected=None,
+        choices=None,
+        longest=None,
+        prefix=(),
     )
+    if heldout.labels:  # the target may be none of them
+        target = reference_answers(triggered)[0].strip()
+        triggered = triggered._replace(labels=tuple(dict.fromkeys((*heldout.labels, target))))
+    return poisoned._replace(heldout=triggered)
 
 
 def tolerated(aggregate: str | None, num_clients: int) -> int:

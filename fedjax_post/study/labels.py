@@ -33,7 +33,7 @@ def check_labels(known: Choices, data: Loaded, tokenizer: Any) -> None:
     """Checks that whole responses of clients' rows are labels: a loss over labels has no other.
 
     Raises:
-      ValueError: naming a response that is none.
+      ValueError: naming a response that is none, or one that begins with another token.
     """
     table, eos_id = tables_of(data)[1], tokenizer.eos_token_id
     decode_fn = partial(tokenizer.decode, skip_special_tokens=True)
@@ -46,4 +46,12 @@ def check_labels(known: Choices, data: Loaded, tokenizer: Any) -> None:
         raise ValueError(
             f"labels={','.join(known.texts)}: the response of {others.size} of {every.size} rows "
             f"is none of them, such as {text!r}; list all, or leave these rows out"
+        )
+    first = response_tokens(table, every, width=1)[:, 0]
+    if (others := every[first != known.tokens[right, 0]]).size:
+        text = decode_fn(response_tokens(table, others[:1], width=1)[0].tolist())
+        raise ValueError(
+            f"labels={','.join(known.texts)}: {others.size} of {every.size} rows spell theirs by "
+            f"another first token, such as {text!r}; write all responses of a label alike, spaces "
+            "before it included"
         )

@@ -105,6 +105,8 @@ def _scoring(parts: Parts) -> str:
     size = f"{rows:,} held-out rows {_whose(parts.data.report)}"
     if table.fit.num_dropped:
         size += f" ({table.fit.num_dropped:,} more have no response within the length)"
+    if also := parts.data.report["heldout_also_trained"]:
+        size += f", {also:,} of all held-out rows are rows of clients too"
     told = [size, _by_whom(parts), _ranked(parts)]
     if parts.heldout.exact_match:
         told.append("answers compared")

@@ -74,6 +74,15 @@ def test_given_labels_are_those_of_the_rows_or_encoded(make):
     assert choices.tokens.tolist() == [[11, 12, 0], [10, 0, 0], [14, 15, 16]]
 
 
+def test_a_given_label_that_no_row_has_is_spelled_with_the_space_of_the_others(make):
+    asked = []
+    spell = {"decode_fn": lambda ids: " " + decode(ids), "encode_fn": lambda t: asked.append(t)}
+    given = {"eos_id": EOS, "labels": ("10", "11 12", "14")}
+    with pytest.raises(TypeError):  # what is encoded is all that matters
+        find_choices([make(rows_of(GOOD, BAD))], **given, **spell)
+    assert asked == [" 14"]
+
+
 def test_the_null_prompt_is_the_template_without_the_row(make):
     assert find(make(rows_of(*[GOOD, BAD] * 3))).null_prompt.tolist() == [2, 3, 4]
     bare = make([([20 + i], answer) for i, answer in enumerate([GOOD, BAD] * 3)])

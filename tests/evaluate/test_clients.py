@@ -10,7 +10,7 @@ from fedjax_post.data.table import gather
 from fedjax_post.evaluate.choices import find_choices
 from fedjax_post.evaluate.clients import ClientTable, Line, measure_each, num_lanes
 from fedjax_post.evaluate.heldout import HeldOut
-from fedjax_post.evaluate.scores import Outcomes, measure, summarize
+from fedjax_post.evaluate.scores import Outcomes, counted_by, measure, summarize
 from fedjax_post.evaluate.stacked import Stacked, apply, in_batches
 from fedjax_post.evaluate.widths import choose_widths
 from fedjax_post.testing.models import tiny_model
@@ -118,16 +118,17 @@ def test_clients_without_rows_are_not_computed(lora, table):
 
 def test_the_mean_by_examples_is_the_share_over_all_rows():
     """If every row belongs to one client; the mean by clients is not."""
-    right = np.array([1, 1, 0, 1, 0, 1, 1], float)
-    places = [np.array([2, 4]), np.array([0, 1, 3, 5, 6]), np.array([], int)]
+    right = np.array([1, 1, 0, 1, 0, 1, 1, np.nan, np.nan])  # two rows are left out of the score
+    places = [np.array([2, 4, 7, 8]), np.array([0, 1, 3, 5, 6]), np.array([], int)]
+    outcomes = Outcomes(None, {"exact_match": right})
     lines = [
-        Line(str(k), k, len(own), summarize(Outcomes(None, {"exact_match": right}), own))
+        Line(str(k), k, len(own), summarize(outcomes, own), counted_by(outcomes, own))
         for k, own in enumerate(places)
         if len(own)
     ]
     spread = ClientTable("own", 3, tuple(lines)).summary()["scores"]["exact_match"]
     assert (spread["clients"], spread["unscored"]) == (2, 1)
-    assert spread["mean_by_examples"] == pytest.approx(right.mean())
+    assert spread["mean_by_examples"] == pytest.approx(np.nanmean(right))
     assert spread["mean_by_clients"] == 0.5
 
 

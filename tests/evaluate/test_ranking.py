@@ -1,6 +1,7 @@
 """Ranks of labels against their definitions: one sequence at a time, and torch's log-softmax."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -93,6 +94,13 @@ def test_a_shared_prefix_changes_no_rank(make):
     heldout = heldout_of(make)  # its null prompt is 2 4
     for name, flags in rank(BASE, {}, heldout._replace(prefix=(2,))).items():
         np.testing.assert_array_equal(flags, rank(BASE, {}, heldout)[name])
+
+
+def test_a_model_without_numbers_ranks_no_label_first(make):
+    """numpy's argmax of them is the first label."""
+    broken = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), BASE)
+    found = rank(broken, {}, heldout_of(make))
+    assert all(values.tolist() == [0.0] * 6 for values in found.values())
 
 
 def test_each_row_that_is_ranked_is_noted_once(make):

@@ -8,7 +8,7 @@ from fedjax_post.data.table import gather
 from fedjax_post.evaluate.generation import greedy_answers, matches, reference_answers
 from fedjax_post.evaluate.heldout import HeldOut, choose_rows
 from fedjax_post.evaluate.loss import mean_loss, row_losses
-from fedjax_post.evaluate.scores import mean_scores, score
+from fedjax_post.evaluate.scores import left_out, mean_scores, measure, score
 from fedjax_post.testing.models import tiny_model
 
 EOS = 1
@@ -108,6 +108,17 @@ def test_exact_match_counts_what_the_model_would_say(model, table, make):
     assert score(model, {}, heldout)["exact_match"] == pytest.approx(0.8)
 
 
+def test_rows_that_no_answer_can_match_are_left_out_of_exact_match(model, make):
+    """One without a prompt cannot be asked, and one whose response is no label is never right."""
+    table = make([([2, 3], [5]), ([], [5]), ([2, 4], [9])])
+    heldout = HeldOut(table, np.arange(3), decode, EOS, exact_match=True)
+    assert left_out(heldout) == {"exact_match": 1}
+    labelled = heldout._replace(labels=(" 5", "6"))
+    assert left_out(labelled) == {"exact_match": 2}
+    found = measure(model, {}, labelled).shares["exact_match"]
+    assert np.isnan(found).tolist() == [False, True, True]
+
+
 def test_without_exact_match_nothing_is_generated(model, table):
     assert "exact_match" not in score(model, {}, HeldOut(table, ROWS, None, EOS, False))
 
@@ -133,3 +144,7 @@ def test_an_answer_is_the_label_that_it_begins_with():
     read = matches(answers, references, labels=("happy", "sad", "very", "very bad"))
     assert read.tolist() == [True, True, False, True, False, False]
     assert matches(answers, references).tolist() == [False, False, False, True, False, False]
+    spaced = matches(
+        ["great", "not-good", "1.5"], ["great", "not", "1"], labels=(" great", "not", "1")
+    )
+    assert spaced.tolist() == [True, False, False]

@@ -45,13 +45,13 @@ def test_one_client_is_its_own_spread():
 
 def test_a_client_without_a_score_is_left_out_and_counted():
     scores = [{"loss": 1.0, "exact_match": 0.5}, {"loss": 3.0}]
-    found = spreads(scores, [1, 3], num_clients=3)
+    found = spreads(scores, [{"loss": 1, "exact_match": 1}, {"loss": 3}], num_clients=3)
     assert found["loss"][:5] == (2, 1, 2.0, 2.5, 3.0)
     assert found["exact_match"] == Spread(1, 2, 0.5, 0.5, 0.5, 0.0, 1.0)
 
 
 def test_without_any_score_there_is_no_spread():
-    assert spreads([{}, {}], [1, 1], num_clients=2) == {}
+    assert spreads([{}, {}], [{}, {}], num_clients=2) == {}
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

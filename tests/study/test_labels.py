@@ -36,6 +36,16 @@ def test_a_response_that_is_no_label_is_refused_with_an_example(tiny_folder, tin
         study.prepare(spec_of(tiny_folder, tiny_rows, ("cat", "dog")))
 
 
+def test_a_label_that_rows_spell_by_several_tokens_is_refused(tiny_folder, tmp_path):
+    """A loss over labels knows one spelling, and would be infinite for the rows with the other."""
+    spelled = ["cat", "dog", " cat"] * 8
+    rows = [{"instruction": f"say {i}", "response": word} for i, word in enumerate(spelled)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ValueError, match=r"\d of \d+ rows spell theirs by another first token"):
+        study.prepare(spec_of(tiny_folder, path, ("cat", "dog"), **{"data.num_clients": 1}))
+
+
 @pytest.mark.smollm2
 @pytest.mark.heavy
 @pytest.mark.parametrize("method", ["bdpl", "fed_dtpt"])
