@@ -67,14 +67,16 @@ def plan_runs(specs: Mapping[str, Spec], seeds: Sequence[int], directory: Path) 
       directory: parent of the runs' folders.
 
     Raises:
-      ValueError: for an empty list of seeds, or a repeated seed.
+      ValueError: for an empty list of seeds, a repeated seed, or two labels of one folder.
     """
     check_seeds(seeds)
-    return [
+    planned = [
         Cell(label, spec.replace(seed=seed), where(directory, label, seed))
         for seed in seeds
         for label, spec in specs.items()
     ]
+    _check_apart(planned)
+    return planned
 
 
 def check_seeds(seeds: Sequence[int]) -> None:
@@ -92,6 +94,19 @@ def where(directory: Path, label: str, seed: int) -> Path:
       seed: of the run.
     """
     return directory / comparison.folder_of(label) / f"seed-{seed}"
+
+
+def _check_apart(cells: Sequence[Cell]) -> None:
+    """Raises ValueError for two runs in one folder, of which one would be taken for the other."""
+    labels: dict[Path, str] = {}
+    for cell in cells:
+        other = labels.setdefault(cell.directory, cell.label)
+        if other != cell.label:
+            raise ValueError(
+                f"{other!r} and {cell.label!r} have the same folder, {cell.directory.parent.name}, "
+                "as only letters, digits and _.= are kept of a label; give one of them another "
+                "label, or another `directory`"
+            )
 
 
 class _Once(logging.Filter):
@@ -134,6 +149,7 @@ def check(cells: Sequence[Cell], *, note_fn: Callable[[Cell, Job], object] | Non
     Raises:
       ValueError, OSError, AccessError: for invalid input, naming the run.
     """
+    _check_apart(cells)
     seen = set()
     for cell in cells:
         try:

@@ -6,7 +6,8 @@ import time
 import pytest
 
 from fedjax_post.integrity import seal_file
-from fedjax_post.study import Spec, cells, folder
+from fedjax_post.study import Rung, Spec, cells, folder
+from fedjax_post.study.ladder import plan_cells
 
 
 @pytest.fixture
@@ -82,3 +83,20 @@ def test_a_run_that_ends_between_two_looks_is_not_repeated(ran, tmp_path, monkey
     monkeypatch.setattr(cells.folder, "claim", claim)
     cells.carry_out_all(planned(tmp_path), show=lambda line: None)
     assert ran == ["a", "c"]
+
+
+def test_labels_that_differ_in_unsafe_characters_alone_are_refused(tmp_path):
+    words = ["name the kind:", "name the kind?"]
+    labels = [f"adapter.prompt_text={text}" for text in words]
+    specs = {label: Spec(method="fed_avg") for label in labels}
+    with pytest.raises(ValueError, match="have the same folder") as refused:
+        cells.plan_runs(specs, [0, 1], tmp_path)
+    assert all(repr(label) in str(refused.value) for label in labels)
+
+
+def test_other_bases_of_one_folder_are_refused(tmp_path):
+    """A ladder names the folder of another base model after it, as a comparison does."""
+    bases = {"org/model-a": ["lora"], "org-model/a": ["lora"]}
+    rungs = {"lora": Rung(Spec(method="fed_avg"), "open")}
+    with pytest.raises(ValueError, match="'lora, on org/model-a' and 'lora, on org-model/a'"):
+        cells.check(plan_cells(rungs, [0], bases, tmp_path)[1:])
