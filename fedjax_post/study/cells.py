@@ -155,7 +155,7 @@ def check(cells: Sequence[Cell], *, note_fn: Callable[[Cell, Job], object] | Non
         try:
             stored = cell.directory / folder.SPEC
             if stored.exists():
-                check_same(cell.spec, stored, as_long=True)
+                check_same(cell.spec, stored, alike=True)
             elif cell.label not in seen:
                 job = prepare(cell.spec, directory=cell.directory)
                 if note_fn is not None:

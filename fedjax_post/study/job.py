@@ -38,6 +38,12 @@ from fedjax_post.study.files import Missing, plain_fields, read_unsupplied, supp
 from fedjax_post.study.resolve import resolve
 from fedjax_post.study.spec import PATHS, Spec
 
+# Free fields that change the scores of a run, or what attacks on it are given
+_COMPARED = (
+    *("scoring.examples", "scoring.exact_match", "scoring.personal", "scoring.clients"),
+    *("execution.record_wire", "execution.record_wire_clients"),
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Job:
@@ -173,13 +179,14 @@ def prepare(
     return Job(spec, parts, where, _found(parts, where) if resume else None, ask_again)
 
 
-def check_same(now: Spec, stored: Path, *, as_long: bool = False) -> None:
+def check_same(now: Spec, stored: Path, *, alike: bool = False) -> None:
     """Checks that an experiment is the one of a stored run.
 
     Args:
       now: the experiment.
       stored: file with the run's specification.
-      as_long: whether the number of rounds must be equal too.
+      alike: whether their scores are put in one table, so that the number of rounds must be equal
+        too, and the free fields that decide what is scored or recorded.
 
     Raises:
       ValueError: naming the first field that differs, and both values.
@@ -190,14 +197,15 @@ def check_same(now: Spec, stored: Path, *, as_long: bool = False) -> None:
         plain_fields(resolve(_without_missing(before, now))),
         plain_fields(resolve(now)),
     )
-    fixed = patience.DECIDES if now.scoring.patience is not None else ()
+    fixed = set(_COMPARED if alike else ())
+    fixed |= set(patience.DECIDES if now.scoring.patience is not None else ())
     for path, field in PATHS.items():
         meaning = meaning_of(field)
         is_free = meaning is not None and meaning.free and path not in fixed
         if written[path] == given[path] or is_free:
             continue
         why = _by_rounds(before) if path == "training.rounds" else ""
-        if path == "training.rounds" and not (why or as_long):
+        if path == "training.rounds" and not (why or alike):
             continue
         raise ValueError(
             f"{path}={given[path]} differs from the run in {stored.parent}, which has "

@@ -7,7 +7,11 @@ import pytest
 
 from fedjax_post.integrity import seal_file
 from fedjax_post.study import Rung, Spec, cells, folder
+from fedjax_post.study.files import write_spec
+from fedjax_post.study.job import check_same
 from fedjax_post.study.ladder import plan_cells
+
+SPEC = Spec(method="fed_avg")
 
 
 @pytest.fixture
@@ -32,8 +36,13 @@ def finish(directory):
     (directory / "summary.json").write_text(seal_file({"rounds": 1}))
 
 
+def begin(directory, spec):
+    directory.mkdir(parents=True, exist_ok=True)
+    write_spec(directory / folder.SPEC, spec)
+
+
 def planned(tmp_path):
-    return [cells.Cell(name, Spec(method="fed_avg"), tmp_path / name) for name in "abc"]
+    return [cells.Cell(name, SPEC, tmp_path / name) for name in "abc"]
 
 
 def carry_out_beside(tmp_path, *, until):
@@ -85,10 +94,43 @@ def test_a_run_that_ends_between_two_looks_is_not_repeated(ran, tmp_path, monkey
     assert ran == ["a", "c"]
 
 
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("scoring.examples", 8),
+        ("scoring.exact_match", "off"),
+        ("scoring.personal", True),
+        ("scoring.clients", 2),
+        ("execution.record_wire", "0:1"),
+    ],
+)
+def test_a_run_that_is_scored_or_recorded_otherwise_is_refused(tmp_path, path, value):
+    """It may be resumed alone, but its scores belong in no table with the others."""
+    begin(tmp_path, SPEC)
+    other = SPEC.put({path: value})
+    check_same(other, tmp_path / folder.SPEC)
+    with pytest.raises(ValueError, match=f"one: {path}={value} differs from the run in"):
+        cells.check([cells.Cell("one", other, tmp_path)])
+
+
+def test_who_is_recorded_must_be_equal_too(tmp_path):
+    recorded = SPEC.put({"execution.record_wire": "0:1"})
+    begin(tmp_path, recorded)
+    other = recorded.put({"execution.record_wire_clients": (1,)})
+    with pytest.raises(ValueError, match="record_wire_clients="):
+        cells.check([cells.Cell("one", other, tmp_path)])
+
+
+def test_how_a_run_is_computed_may_differ(tmp_path):
+    begin(tmp_path, SPEC)
+    other = SPEC.put({"execution.chunk_size": 1, "scoring.batch_size": 4})
+    cells.check([cells.Cell("one", other, tmp_path)])
+
+
 def test_labels_that_differ_in_unsafe_characters_alone_are_refused(tmp_path):
     words = ["name the kind:", "name the kind?"]
     labels = [f"adapter.prompt_text={text}" for text in words]
-    specs = {label: Spec(method="fed_avg") for label in labels}
+    specs = dict.fromkeys(labels, SPEC)
     with pytest.raises(ValueError, match="have the same folder") as refused:
         cells.plan_runs(specs, [0, 1], tmp_path)
     assert all(repr(label) in str(refused.value) for label in labels)
@@ -97,6 +139,6 @@ def test_labels_that_differ_in_unsafe_characters_alone_are_refused(tmp_path):
 def test_other_bases_of_one_folder_are_refused(tmp_path):
     """A ladder names the folder of another base model after it, as a comparison does."""
     bases = {"org/model-a": ["lora"], "org-model/a": ["lora"]}
-    rungs = {"lora": Rung(Spec(method="fed_avg"), "open")}
+    rungs = {"lora": Rung(SPEC, "open")}
     with pytest.raises(ValueError, match="'lora, on org/model-a' and 'lora, on org-model/a'"):
         cells.check(plan_cells(rungs, [0], bases, tmp_path)[1:])
