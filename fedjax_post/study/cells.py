@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import logging
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -142,6 +143,8 @@ def _saying_once() -> Iterator[None]:
 def check(cells: Sequence[Cell], *, note_fn: Callable[[Cell, Job], object] | None = None) -> None:
     """Checks all experiments, and that folders hold no other runs, before any run starts.
 
+    Runs with other seeds beside them, which a report reads too, must be the same experiments.
+
     Args:
       cells: the runs.
       note_fn: called with the first run of each label, and its job, unless the run has begun.
@@ -150,22 +153,48 @@ def check(cells: Sequence[Cell], *, note_fn: Callable[[Cell, Job], object] | Non
       ValueError, OSError, AccessError: for invalid input, naming the run.
     """
     _check_apart(cells)
+    _check_begun(cells)
     seen = set()
     for cell in cells:
-        try:
-            stored = cell.directory / folder.SPEC
-            if stored.exists():
-                check_same(cell.spec, stored, alike=True)
-            elif cell.label not in seen:
+        if cell.label not in seen and not (cell.directory / folder.SPEC).exists():
+            with _naming(cell):
                 job = prepare(cell.spec, directory=cell.directory)
                 if note_fn is not None:
                     note_fn(cell, job)
-                del job
-                gc.collect()  # a job holds a model in cycles of references; many would pile up
-        except (ValueError, OSError, AccessError) as error:
-            error.args = (f"{cell.label}: {error}",)
-            raise
+            del job
+            gc.collect()  # a job holds a model in cycles of references; many would pile up
         seen.add(cell.label)
+
+
+def _check_begun(cells: Sequence[Cell]) -> None:
+    """Raises ValueError for a run that has begun with other settings than a cell of its folder."""
+    checked = set()
+    for cell in cells:
+        for spec, stored in _begun(cell):
+            if stored not in checked:
+                checked.add(stored)
+                with _naming(cell):
+                    check_same(spec, stored, alike=True)
+
+
+def _begun(cell: Cell) -> Iterator[tuple[Spec, Path]]:
+    """Yields what a run and those with other seeds beside it should be, and the stored files."""
+    for stored in sorted(cell.directory.parent.glob(f"*/{folder.SPEC}")):
+        seed = re.fullmatch(r"seed-(\d+)", stored.parent.name)
+        if stored.parent == cell.directory:
+            yield cell.spec, stored
+        elif seed:
+            yield cell.spec.replace(seed=int(seed[1])), stored
+
+
+@contextlib.contextmanager
+def _naming(cell: Cell) -> Iterator[None]:
+    """A context whose errors begin with the label of a run."""
+    try:
+        yield
+    except (ValueError, OSError, AccessError) as error:
+        error.args = (f"{cell.label}: {error}",)
+        raise
 
 
 @_saying_once()

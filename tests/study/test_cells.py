@@ -127,6 +127,17 @@ def test_how_a_run_is_computed_may_differ(tmp_path):
     cells.check([cells.Cell("one", other, tmp_path)])
 
 
+def test_seeds_may_be_added_with_the_same_settings_alone(tmp_path):
+    """A report reads all seeds of a folder, also those that this call does not name."""
+    begin(tmp_path / "fed_avg" / "seed-0", SPEC)
+    added = SPEC.put({"method.client_lr": 0.3, "seed": 1})
+    other = cells.Cell("fed_avg", added, tmp_path / "fed_avg" / "seed-1")
+    with pytest.raises(ValueError, match=r"fed_avg: method.client_lr=0.3 differs .*seed-0, which"):
+        cells.check([other])
+    begin(other.directory, added.put({"method.client_lr": None}))
+    cells.check(cells.plan_runs({"fed_avg": SPEC}, [1], tmp_path))
+
+
 def test_labels_that_differ_in_unsafe_characters_alone_are_refused(tmp_path):
     words = ["name the kind:", "name the kind?"]
     labels = [f"adapter.prompt_text={text}" for text in words]
