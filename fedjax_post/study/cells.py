@@ -203,6 +203,9 @@ def carry_out_all(cells: Sequence[Cell], *, show: Show = print) -> None:
 
     Several processes may do so with the same cells: each takes those that no other one runs, and
     returns when all cells are done. If a process ends early, another one continues its run.
+
+    Raises:
+      ValueError: if another process has run a cell with other settings.
     """
     left = [cell for cell in cells if not cell.done]
     total, began, waits = len(left), time.perf_counter(), False
@@ -222,6 +225,7 @@ def carry_out_all(cells: Sequence[Cell], *, show: Show = print) -> None:
                 show(f"waiting for {len(left)} runs of other processes")
             waits = True
             time.sleep(_PAUSE)
+    _check_begun(cells)  # runs of other processes may have begun after `check`
 
 
 def _carry_out(cell: Cell, show: Show, place: str) -> bool:
@@ -231,6 +235,7 @@ def _carry_out(cell: Cell, show: Show, place: str) -> bool:
             return False
         show(f"{place}  {cell.label}, seed {cell.spec.seed}")
         resume = (cell.directory / folder.SPEC).exists()
+        _check_begun([cell])
         job = prepare(cell.spec, directory=cell.directory, resume=resume)
         carry_out(job)
         del job

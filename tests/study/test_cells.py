@@ -1,7 +1,7 @@
 """Runs that several processes share: none is run twice, and none is lost."""
 
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -48,16 +48,13 @@ def planned(tmp_path):
 def carry_out_beside(tmp_path, *, until):
     """Carries out the cells while another process holds the first one; returns what was shown."""
     shown = []
-    with folder.claim(tmp_path / "a") as mine:
+    with ThreadPoolExecutor() as pool, folder.claim(tmp_path / "a") as mine:
         assert mine
-        one = threading.Thread(
-            target=cells.carry_out_all, args=[planned(tmp_path)], kwargs={"show": shown.append}
-        )
-        one.start()
-        while one.is_alive() and not any("waiting" in line for line in shown):
+        one = pool.submit(cells.carry_out_all, planned(tmp_path), show=shown.append)
+        while not one.done() and not any("waiting" in line for line in shown):
             time.sleep(0.01)
         until()
-    one.join()
+    one.result()
     return shown
 
 
@@ -136,6 +133,20 @@ def test_seeds_may_be_added_with_the_same_settings_alone(tmp_path):
         cells.check([other])
     begin(other.directory, added.put({"method.client_lr": None}))
     cells.check(cells.plan_runs({"fed_avg": SPEC}, [1], tmp_path))
+
+
+@pytest.mark.parametrize("is_done", [True, False])
+def test_a_run_of_another_process_is_compared_before_it_is_accepted(ran, tmp_path, is_done):
+    """Both processes have checked their cells while the folder was empty."""
+
+    def until():
+        begin(tmp_path / "a", SPEC.put({"scoring.examples": 8}))
+        if is_done:
+            finish(tmp_path / "a")
+
+    with pytest.raises(ValueError, match="a: scoring.examples=0 differs from the run in"):
+        carry_out_beside(tmp_path, until=until)
+    assert ran == ["b", "c"]
 
 
 def test_labels_that_differ_in_unsafe_characters_alone_are_refused(tmp_path):
