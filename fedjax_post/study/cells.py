@@ -14,10 +14,11 @@ import jax
 from fedjax_post.core.access import AccessError
 from fedjax_post.report import comparison
 from fedjax_post.report.records import read_summary
-from fedjax_post.study import factories, folder
+from fedjax_post.study import factories, folder, precision
 from fedjax_post.study.carry_out import carry_out
-from fedjax_post.study.files import identity
+from fedjax_post.study.files import identity, read_unsupplied
 from fedjax_post.study.job import Job, check_same, prepare
+from fedjax_post.study.resolve import resolve
 from fedjax_post.study.spec import Spec
 
 Show = Callable[[str], object]
@@ -154,6 +155,7 @@ def check(cells: Sequence[Cell], *, note_fn: Callable[[Cell, Job], object] | Non
     """
     _check_apart(cells)
     _check_begun(cells)
+    check_dtypes(cells)
     seen = set()
     for cell in cells:
         if cell.label not in seen and not (cell.directory / folder.SPEC).exists():
@@ -175,6 +177,42 @@ def _check_begun(cells: Sequence[Cell]) -> None:
                 checked.add(stored)
                 with _naming(cell):
                     check_same(spec, stored, alike=True)
+
+
+def check_dtypes(cells: Sequence[Cell]) -> None:
+    """Checks that machines have chosen, and this one would choose, one dtype for runs of a model.
+
+    Args:
+      cells: the runs of a report.
+
+    Raises:
+      ValueError: naming a run of each dtype, and the remedy.
+    """
+    by_model: dict[tuple[str, str], list[Cell]] = {}
+    for cell in cells:
+        if precision.is_chosen(cell.spec):
+            model = cell.spec.model.name, cell.spec.model.quantize
+            by_model.setdefault(model, []).append(cell)
+    for own in by_model.values():
+        _check_dtype(own)
+
+
+def _check_dtype(cells: Sequence[Cell]) -> None:
+    """Raises ValueError if runs of one model have two dtypes, or would have."""
+    found: dict[str, str] = {}
+    for stored in [stored for cell in cells for _, stored in _begun(cell)]:
+        if (dtype := read_unsupplied(stored).model.dtype) is not None:
+            found.setdefault(dtype, f"the run in {stored.parent}")
+    first = next(iter(found), None)
+    new = next((cell for cell in cells if not (cell.directory / folder.SPEC).exists()), None)
+    if new is not None:
+        found.setdefault(str(resolve(new.spec).model.dtype), f"{new.label} on this machine")
+    if len(found) > 1:
+        told = " and ".join(f"{dtype} in {run}" for dtype, run in found.items())
+        raise ValueError(
+            f"runs of {cells[0].spec.model.name} would have {told}, and one table cannot mix "
+            f"them; give model.dtype={first}, and remove runs that have another one"
+        )
 
 
 def _begun(cell: Cell) -> Iterator[tuple[Spec, Path]]:
@@ -205,13 +243,13 @@ def carry_out_all(cells: Sequence[Cell], *, show: Show = print) -> None:
     returns when all cells are done. If a process ends early, another one continues its run.
 
     Raises:
-      ValueError: if another process has run a cell with other settings.
+      ValueError: if another process has run a cell with other settings or another dtype.
     """
     left = [cell for cell in cells if not cell.done]
     total, began, waits = len(left), time.perf_counter(), False
     while left:
         number = total - len(left) + 1
-        mine = next((c for c in left if _carry_out(c, show, f"{number}/{total}")), None)
+        mine = next((c for c in left if _carry_out(c, cells, show, f"{number}/{total}")), None)
         left = [cell for cell in left if not cell.done]
         if mine is not None:
             done = total - len(left)
@@ -226,16 +264,18 @@ def carry_out_all(cells: Sequence[Cell], *, show: Show = print) -> None:
             waits = True
             time.sleep(_PAUSE)
     _check_begun(cells)  # runs of other processes may have begun after `check`
+    check_dtypes(cells)
 
 
-def _carry_out(cell: Cell, show: Show, place: str) -> bool:
-    """Runs a cell unless it is done or another process runs it, and returns whether it was run."""
+def _carry_out(cell: Cell, cells: Sequence[Cell], show: Show, place: str) -> bool:
+    """Runs one of some cells unless it is done or another process runs it, and returns whether."""
     with folder.claim(cell.directory) as mine:
         if not mine or cell.done:
             return False
         show(f"{place}  {cell.label}, seed {cell.spec.seed}")
         resume = (cell.directory / folder.SPEC).exists()
         _check_begun([cell])
+        check_dtypes(cells)
         job = prepare(cell.spec, directory=cell.directory, resume=resume)
         carry_out(job)
         del job

@@ -284,6 +284,7 @@ def _check_all(
     ]
     cells.check(others, note_fn=note_fn)
     cells.check(more)
+    cells.check_dtypes([*planned, *others, *more])
     return len(planned) + len(others), len(more)
 
 
