@@ -88,8 +88,8 @@ class Job:
         Raises:
           BlockingIOError: if another process writes to the folder.
         """
-        with self.opened() as parts:
-            yield from rounds_of(parts, callbacks, rounds_done=self.rounds_done)
+        with self.opened() as job:
+            yield from rounds_of(job.parts, callbacks, rounds_done=job.rounds_done)
 
     def score(self, state: State) -> Scores:
         """Returns held-out scores of what is deployed; see `fedjax_post.evaluate.scores`."""
@@ -104,15 +104,18 @@ class Job:
         return Path(path)
 
     @contextlib.contextmanager
-    def opened(self) -> Iterator[Parts]:
-        """Returns a context with the parts of the run, which locks the folder while it is open.
+    def opened(self) -> Iterator["Job"]:
+        """Returns a context with this job, which locks the folder while it is open.
 
-        Writes the specification into the folder.
+        Writes the specification into the folder. Of a run that is resumed, the checkpoint is read
+        again, as other processes may have continued the run since the job was prepared.
 
         Raises:
           BlockingIOError: if another process holds the folder; nothing is written then.
+          ValueError: if the run has more rounds by now than this job; nothing is written either.
         """
         with peers.hold(self.directory):
+            resumed = _found(self.parts, self.directory) if self.parts.plan.resume else None
             with peers.together():
                 if peers.is_first():
                     write_spec(self.directory / folder.SPEC, self.spec)
@@ -127,7 +130,7 @@ class Job:
                     meter=parts.meter,
                 )
                 parts = parts._replace(model=model)
-            yield parts
+            yield dataclasses.replace(self, parts=parts, resumed=resumed)
 
 
 def prepare(
