@@ -55,7 +55,7 @@ def compare(
 
     After an interruption, the same call on the same folder continues. Experiments and seeds may
     be added to a finished comparison in the same way. Several processes that make the same call
-    share its runs.
+    share its runs, and the first one that finds all of them done writes the files.
 
     Args:
       specs: the experiments, by label or in order; the others are compared with the first.
@@ -74,7 +74,11 @@ def compare(
     done = sum(cell.done for cell in planned)
     show(f"{len(planned)} runs, {done} of them finished, in {directory}")
     cells.carry_out_all(planned, show=show)
-    comparison.write(directory, list(labelled), command=command)
+    with folder.claim(directory) as mine:
+        if mine:
+            comparison.write(directory, list(labelled), command=command)
+        else:
+            show(f"another process writes the files, in {directory}")
     return Comparison(directory, tuple(labelled))
 
 

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from fedjax_post.integrity import seal_file
-from fedjax_post.study import Rung, Spec, cells, folder
+from fedjax_post.study import Rung, Spec, cells, compare, folder
 from fedjax_post.study.files import write_spec
 from fedjax_post.study.job import check_same
 from fedjax_post.study.ladder import plan_cells
@@ -147,6 +147,23 @@ def test_a_run_of_another_process_is_compared_before_it_is_accepted(ran, tmp_pat
     with pytest.raises(ValueError, match="a: scoring.examples=0 differs from the run in"):
         carry_out_beside(tmp_path, until=until)
     assert ran == ["b", "c"]
+
+
+def test_one_process_writes_the_files_of_a_comparison(ran, tmp_path, monkeypatch):
+    """The others would write to the same temporary files."""
+    begin(tmp_path / "a" / "seed-0", SPEC)
+    finish(tmp_path / "a" / "seed-0")
+    written, shown = [], []
+    write = lambda directory, labels, *, command: written.append(labels)
+    monkeypatch.setattr(cells.comparison, "write", write)
+    call = lambda: compare({"a": SPEC}, seeds=[0], directory=tmp_path, show=shown.append)
+    with folder.claim(tmp_path) as mine:
+        assert mine
+        assert call().labels == ("a",)
+    assert written == []
+    assert shown[-1] == f"another process writes the files, in {tmp_path}"
+    call()
+    assert written == [["a"]]
 
 
 def test_labels_that_differ_in_unsafe_characters_alone_are_refused(tmp_path):
