@@ -73,7 +73,8 @@ def ladder(
     directory = Path(directory or folder.fresh("ladder"))
     check(rungs, task, extras, seeds)
     trials = search.plan_cells(extras.search, rungs, directory)
-    cells.check(trials)
+    note = lambda cell, job: search.check_scored(job.parts.heldout, task.measure)
+    cells.check(trials, note_fn=note)
     if not all(trial.done for trial in trials):  # else all is checked below, with what they found
         _check_all(rungs, seeds, extras, directory / "search")
     found = search.best(extras.search, rungs, directory, measure=task.measure, show=show)
@@ -184,6 +185,7 @@ def plan(
         return lambda cell, job: costs_of.update({cell.label: costs.expected(job.parts)})
 
     def note_trial(cell: cells.Cell, job: Job) -> None:
+        search.check_scored(job.parts.heldout, task.measure)
         if cell.spec.method.baseline != "local":  # whose budget is that of steps
             note_in(tried)(cell, job)
 
