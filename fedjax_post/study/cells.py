@@ -206,7 +206,9 @@ def _check_dtype(cells: Sequence[Cell]) -> None:
     first = next(iter(found), None)
     new = next((cell for cell in cells if not (cell.directory / folder.SPEC).exists()), None)
     if new is not None:
-        found.setdefault(str(resolve(new.spec).model.dtype), f"{new.label} on this machine")
+        with _naming(new):
+            chosen = str(resolve(new.spec).model.dtype)
+        found.setdefault(chosen, f"{new.label} on this machine")
     if len(found) > 1:
         told = " and ".join(f"{dtype} in {run}" for dtype, run in found.items())
         raise ValueError(
