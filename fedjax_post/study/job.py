@@ -34,7 +34,14 @@ from fedjax_post.study import (
 )
 from fedjax_post.study.build import Parts
 from fedjax_post.study.fields import meaning_of
-from fedjax_post.study.files import Missing, plain_fields, read_unsupplied, supply, write_spec
+from fedjax_post.study.files import (
+    Missing,
+    plain_fields,
+    read_unsupplied,
+    supply,
+    to_json,
+    write_spec,
+)
 from fedjax_post.study.resolve import resolve
 from fedjax_post.study.spec import PATHS, Spec
 
@@ -112,12 +119,14 @@ class Job:
 
         Raises:
           BlockingIOError: if another process holds the folder; nothing is written then.
+          FileExistsError: if another new run has been put there; nothing is written either.
           ValueError: if the run has more rounds by now than this job; nothing is written either.
         """
         with peers.hold(self.directory):
             resumed = _found(self.parts, self.directory) if self.parts.plan.resume else None
             with peers.together():
                 if peers.is_first():
+                    self._check_own()
                     write_spec(self.directory / folder.SPEC, self.spec)
             plan = self.parts.plan._replace(directory=self.directory)
             parts = self.parts._replace(plan=plan)
@@ -131,6 +140,14 @@ class Job:
                 )
                 parts = parts._replace(model=model)
             yield dataclasses.replace(self, parts=parts, resumed=resumed)
+
+    def _check_own(self) -> None:
+        """Raises FileExistsError if a new run finds another one, prepared in the same second."""
+        stored = self.directory / folder.SPEC
+        if self.parts.plan.resume or not stored.exists():
+            return
+        if stored.read_text(encoding="utf-8") != to_json(self.spec):
+            folder.check_unused(self.directory)
 
 
 def prepare(
@@ -177,7 +194,7 @@ def prepare(
     with peers.together():
         parts = build.build(resolved)
         patience.check_scored(parts)
-    where = peers.agree_on(where or folder.fresh(_label(spec)))
+    where = peers.agree_on(where or folder.unused(_label(spec)))
     parts = parts._replace(plan=parts.plan._replace(resume=resume))
     return Job(spec, parts, where, _found(parts, where) if resume else None, ask_again)
 

@@ -70,8 +70,22 @@ def ladder(
     Raises:
       ValueError, OSError, AccessError: for invalid input, before any run starts.
     """
-    directory = Path(directory or folder.fresh("ladder"))
     check(rungs, task, extras, seeds)
+    with folder.given_or_fresh(directory, "ladder") as where:
+        return _climb(rungs, task, seeds, extras, where, command=command, show=show)
+
+
+def _climb(
+    rungs: Mapping[str, Rung],
+    task: Task,
+    seeds: Sequence[int],
+    extras: Extras,
+    directory: Path,
+    *,
+    command: str,
+    show: cells.Show,
+) -> Position:
+    """Runs what `ladder` has checked, in a folder."""
     trials = search.plan_cells(extras.search, rungs, directory)
     note = lambda cell, job: search.check_scored(job.parts.heldout, task.measure)
     cells.check(trials, note_fn=note)
@@ -176,7 +190,7 @@ def plan(
       ValueError, OSError, AccessError: as `ladder` does before any run starts.
     """
     check(rungs, task, extras, seeds)
-    directory = Path(folder.fresh("ladder"))
+    directory = folder.unused("ladder")
     trials = search.plan_cells(extras.search, rungs, directory)
     found: dict[str, costs.Cost] = {}
     tried: dict[str, costs.Cost] = {}
