@@ -48,6 +48,17 @@ def is_ranked(heldout: HeldOut) -> bool:
     return heldout.choices is not None and heldout.loss
 
 
+def score_names(heldout: HeldOut) -> list[str]:
+    """Returns the names of the main scores that the rows allow, see `scores.score`."""
+    has = {
+        "loss": heldout.loss,
+        "exact_match": heldout.exact_match,
+        "accuracy": is_ranked(heldout),
+        "preference": heldout.rejected is not None,
+    }
+    return [name for name, found in has.items() if found]
+
+
 def answer_length(heldout: HeldOut) -> int:
     """Returns the tokens of the longest response that is compared, with its end; 0 without any."""
     return int(_response_lengths(heldout).max())

@@ -45,13 +45,14 @@ def carry_out(
       peers.Stopped: if all processes were asked to stop; the run is saved and can be resumed.
     """
     began = time.perf_counter()
-    with room_in(job.directory), job.opened() as parts:
+    with room_in(job.directory), job.opened() as job:
+        parts = job.parts
         with peers.together():
             if peers.is_first():
                 _write_holdings(job.directory, parts)
         base = scoring.before(parts, init(parts.algorithm, parts.params))
         evaluated = metered.evaluated(parts, rounds=0)
-        state = _train(job, parts, callbacks)
+        state = _train(job, callbacks)
         final = scoring.final(parts, state)
         scores = base.scores | final.scores
         if parts.has_shared_model and not export.serves_stand_in(parts, state):
@@ -72,13 +73,13 @@ def carry_out(
     return content
 
 
-def _train(job: Job, parts: Parts, callbacks: Sequence[Callback]) -> State:
-    """Runs the remaining rounds and returns the state after the last one."""
-    rounds = parts.spec.training.rounds
+def _train(job: Job, callbacks: Sequence[Callback]) -> State:
+    """Runs the remaining rounds of an opened job and returns the state after the last one."""
+    rounds = job.parts.spec.training.rounds
     if peers.is_first():
         callbacks = [*callbacks, fedjax_post.progress(rounds, start=job.rounds_done)]
     latest = job.start
-    for state, record in rounds_of(parts, callbacks, rounds_done=job.rounds_done):
+    for state, record in rounds_of(job.parts, callbacks, rounds_done=job.rounds_done):
         latest = state
         if peers.should_stop(record["round"]) and record["round"] + 1 < rounds:
             raise peers.Stopped

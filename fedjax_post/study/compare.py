@@ -55,7 +55,7 @@ def compare(
 
     After an interruption, the same call on the same folder continues. Experiments and seeds may
     be added to a finished comparison in the same way. Several processes that make the same call
-    share its runs.
+    share its runs, and the first one that finds all of them done writes the files.
 
     Args:
       specs: the experiments, by label or in order; the others are compared with the first.
@@ -67,15 +67,19 @@ def compare(
     Raises:
       ValueError, OSError, AccessError: for invalid input, before any run starts.
     """
-    directory = Path(directory or folder.fresh("comparison"))
     labelled = cells.label_specs(specs)
-    planned = cells.plan_runs(labelled, seeds, directory)
-    cells.check(planned)
-    done = sum(cell.done for cell in planned)
-    show(f"{len(planned)} runs, {done} of them finished, in {directory}")
-    cells.carry_out_all(planned, show=show)
-    comparison.write(directory, list(labelled), command=command)
-    return Comparison(directory, tuple(labelled))
+    with folder.given_or_fresh(directory, "comparison") as where:
+        planned = cells.plan_runs(labelled, seeds, where)
+        cells.check(planned)
+        done = sum(cell.done for cell in planned)
+        show(f"{len(planned)} runs, {done} of them finished, in {where}")
+        cells.carry_out_all(planned, show=show)
+        with folder.claim(where) as mine:
+            if mine:
+                comparison.write(where, list(labelled), command=command)
+            else:
+                show(f"another process writes the files, in {where}")
+    return Comparison(where, tuple(labelled))
 
 
 def sweep(

@@ -71,10 +71,10 @@ def drills(
       ValueError, OSError, AccessError: for invalid input.
     """
     check(chosen)
-    directory = Path(directory or folder.fresh("drills"))
-    planned = cells.plan_runs(cells.label_specs(specs), seeds, directory)
-    found = Drilled(directory, carry_out(planned, chosen, settings, show=show))
-    folder.write_json(directory / "drills.json", {"command": command, "rows": found.rows})
+    with folder.given_or_fresh(directory, "drills") as where:
+        planned = cells.plan_runs(cells.label_specs(specs), seeds, where)
+        found = Drilled(where, carry_out(planned, chosen, settings, show=show))
+        folder.write_json(where / "drills.json", {"command": command, "rows": found.rows})
     return found
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import itertools
 import os
 import re
 import shutil
@@ -30,15 +31,47 @@ _OURS = (
 )
 
 
-def fresh(label: str) -> Path:
-    """Returns a folder below `runs` that does not exist yet, named by the time and a label."""
+def unused(label: str) -> Path:
+    """Returns a path below `runs` that does not exist yet, named by the time and a label."""
+    return next(path for path in _names(label) if not path.exists())
+
+
+@contextlib.contextmanager
+def given_or_fresh(directory: str | Path | None, label: str) -> Iterator[Path]:
+    """Returns a context with a folder: the given one, or else a new one below `runs`.
+
+    The new one is made at once, so that two processes never share one by accident, and removed at
+    the end if nothing was written into it.
+
+    Args:
+      directory: as a user gave it; None for a new one.
+      label: of the new one, whose name begins with the time.
+    """
+    if directory:
+        yield Path(directory)
+        return
+    made = next(path for path in _names(label) if _make(path))
+    try:
+        yield made
+    finally:
+        with contextlib.suppress(OSError):  # it is not empty
+            made.rmdir()
+
+
+def _names(label: str) -> Iterator[Path]:
     what = re.sub(r"\W+", "-", label.rpartition(":")[2]).strip("-")
-    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{what}"
-    for number in range(1, 1000):
-        directory = Path("runs") / (name if number == 1 else f"{name}-{number}")
-        if not directory.exists():
-            return directory
-    raise FileExistsError(f"{Path('runs') / name} is taken; give a `directory`")
+    first = Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{what}"
+    yield first
+    yield from (first.with_name(f"{first.name}-{number}") for number in itertools.count(2))
+
+
+def _make(directory: Path) -> bool:
+    """Makes a folder, and returns False if it exists already."""
+    try:
+        directory.mkdir(parents=True)
+    except FileExistsError:
+        return False
+    return True
 
 
 def adapter_of(path: Path) -> Path:

@@ -34,9 +34,22 @@ from fedjax_post.study import (
 )
 from fedjax_post.study.build import Parts
 from fedjax_post.study.fields import meaning_of
-from fedjax_post.study.files import Missing, plain_fields, read_unsupplied, supply, write_spec
+from fedjax_post.study.files import (
+    Missing,
+    plain_fields,
+    read_unsupplied,
+    supply,
+    to_json,
+    write_spec,
+)
 from fedjax_post.study.resolve import resolve
 from fedjax_post.study.spec import PATHS, Spec
+
+# Free fields that change the scores of a run, or what attacks on it are given
+_COMPARED = (
+    *("scoring.examples", "scoring.exact_match", "scoring.personal", "scoring.clients"),
+    *("execution.record_wire", "execution.record_wire_clients"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,8 +95,8 @@ class Job:
         Raises:
           BlockingIOError: if another process writes to the folder.
         """
-        with self.opened() as parts:
-            yield from rounds_of(parts, callbacks, rounds_done=self.rounds_done)
+        with self.opened() as job:
+            yield from rounds_of(job.parts, callbacks, rounds_done=job.rounds_done)
 
     def score(self, state: State) -> Scores:
         """Returns held-out scores of what is deployed; see `fedjax_post.evaluate.scores`."""
@@ -98,17 +111,22 @@ class Job:
         return Path(path)
 
     @contextlib.contextmanager
-    def opened(self) -> Iterator[Parts]:
-        """Returns a context with the parts of the run, which locks the folder while it is open.
+    def opened(self) -> Iterator["Job"]:
+        """Returns a context with this job, which locks the folder while it is open.
 
-        Writes the specification into the folder.
+        Writes the specification into the folder. Of a run that is resumed, the checkpoint is read
+        again, as other processes may have continued the run since the job was prepared.
 
         Raises:
           BlockingIOError: if another process holds the folder; nothing is written then.
+          FileExistsError: if another new run has been put there; nothing is written either.
+          ValueError: if the run has more rounds by now than this job; nothing is written either.
         """
         with peers.hold(self.directory):
+            resumed = _found(self.parts, self.directory) if self.parts.plan.resume else None
             with peers.together():
                 if peers.is_first():
+                    self._check_own()
                     write_spec(self.directory / folder.SPEC, self.spec)
             plan = self.parts.plan._replace(directory=self.directory)
             parts = self.parts._replace(plan=plan)
@@ -121,7 +139,15 @@ class Job:
                     meter=parts.meter,
                 )
                 parts = parts._replace(model=model)
-            yield parts
+            yield dataclasses.replace(self, parts=parts, resumed=resumed)
+
+    def _check_own(self) -> None:
+        """Raises FileExistsError if a new run finds another one, prepared in the same second."""
+        stored = self.directory / folder.SPEC
+        if self.parts.plan.resume or not stored.exists():
+            return
+        if stored.read_text(encoding="utf-8") != to_json(self.spec):
+            folder.check_unused(self.directory)
 
 
 def prepare(
@@ -168,18 +194,19 @@ def prepare(
     with peers.together():
         parts = build.build(resolved)
         patience.check_scored(parts)
-    where = peers.agree_on(where or folder.fresh(_label(spec)))
+    where = peers.agree_on(where or folder.unused(_label(spec)))
     parts = parts._replace(plan=parts.plan._replace(resume=resume))
     return Job(spec, parts, where, _found(parts, where) if resume else None, ask_again)
 
 
-def check_same(now: Spec, stored: Path, *, as_long: bool = False) -> None:
+def check_same(now: Spec, stored: Path, *, alike: bool = False) -> None:
     """Checks that an experiment is the one of a stored run.
 
     Args:
       now: the experiment.
       stored: file with the run's specification.
-      as_long: whether the number of rounds must be equal too.
+      alike: whether their scores are put in one table, so that the number of rounds must be equal
+        too, and the free fields that decide what is scored or recorded.
 
     Raises:
       ValueError: naming the first field that differs, and both values.
@@ -190,14 +217,15 @@ def check_same(now: Spec, stored: Path, *, as_long: bool = False) -> None:
         plain_fields(resolve(_without_missing(before, now))),
         plain_fields(resolve(now)),
     )
-    fixed = patience.DECIDES if now.scoring.patience is not None else ()
+    fixed = set(_COMPARED if alike else ())
+    fixed |= set(patience.DECIDES if now.scoring.patience is not None else ())
     for path, field in PATHS.items():
         meaning = meaning_of(field)
         is_free = meaning is not None and meaning.free and path not in fixed
         if written[path] == given[path] or is_free:
             continue
         why = _by_rounds(before) if path == "training.rounds" else ""
-        if path == "training.rounds" and not (why or as_long):
+        if path == "training.rounds" and not (why or alike):
             continue
         raise ValueError(
             f"{path}={given[path]} differs from the run in {stored.parent}, which has "

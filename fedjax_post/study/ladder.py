@@ -70,10 +70,25 @@ def ladder(
     Raises:
       ValueError, OSError, AccessError: for invalid input, before any run starts.
     """
-    directory = Path(directory or folder.fresh("ladder"))
     check(rungs, task, extras, seeds)
+    with folder.given_or_fresh(directory, "ladder") as where:
+        return _climb(rungs, task, seeds, extras, where, command=command, show=show)
+
+
+def _climb(
+    rungs: Mapping[str, Rung],
+    task: Task,
+    seeds: Sequence[int],
+    extras: Extras,
+    directory: Path,
+    *,
+    command: str,
+    show: cells.Show,
+) -> Position:
+    """Runs what `ladder` has checked, in a folder."""
     trials = search.plan_cells(extras.search, rungs, directory)
-    cells.check(trials)
+    note = lambda cell, job: search.check_scored(job.parts.heldout, task.measure)
+    cells.check(trials, note_fn=note)
     if not all(trial.done for trial in trials):  # else all is checked below, with what they found
         _check_all(rungs, seeds, extras, directory / "search")
     found = search.best(extras.search, rungs, directory, measure=task.measure, show=show)
@@ -175,7 +190,7 @@ def plan(
       ValueError, OSError, AccessError: as `ladder` does before any run starts.
     """
     check(rungs, task, extras, seeds)
-    directory = Path(folder.fresh("ladder"))
+    directory = folder.unused("ladder")
     trials = search.plan_cells(extras.search, rungs, directory)
     found: dict[str, costs.Cost] = {}
     tried: dict[str, costs.Cost] = {}
@@ -184,6 +199,7 @@ def plan(
         return lambda cell, job: costs_of.update({cell.label: costs.expected(job.parts)})
 
     def note_trial(cell: cells.Cell, job: Job) -> None:
+        search.check_scored(job.parts.heldout, task.measure)
         if cell.spec.method.baseline != "local":  # whose budget is that of steps
             note_in(tried)(cell, job)
 
@@ -284,6 +300,7 @@ def _check_all(
     ]
     cells.check(others, note_fn=note_fn)
     cells.check(more)
+    cells.check_dtypes([*planned, *others, *more])
     return len(planned) + len(others), len(more)
 
 

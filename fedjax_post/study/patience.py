@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fedjax_post.core.engine import State
-from fedjax_post.evaluate.heldout import is_ranked
+from fedjax_post.evaluate.heldout import score_names
 from fedjax_post.integrity import DamagedError, read_lines
 from fedjax_post.simulate.record import Callback, Record
 from fedjax_post.study import factories
@@ -60,17 +60,11 @@ def check_scored(parts: Parts) -> None:
             f"patience={spec.scoring.patience}: {name} with baseline={spec.method.baseline} shares "
             "no model, so that it has no learning curve; leave it out"
         )
-    has = {
-        "loss": heldout.loss,
-        "exact_match": heldout.exact_match,
-        "accuracy": is_ranked(heldout),
-        "preference": heldout.rejected is not None,
-    }
-    if not has[spec.scoring.patience_score]:
-        there = ", ".join(name for name, found in has.items() if found)
+    names = score_names(heldout)
+    if spec.scoring.patience_score not in names:
         raise ValueError(
             f"patience_score={spec.scoring.patience_score}: the held-out rows are not scored by "
-            f"it; there is {there}"
+            f"it; there is {', '.join(names)}"
         )
 
 

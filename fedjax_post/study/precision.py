@@ -12,6 +12,13 @@ def fill_default(spec: Spec) -> Spec:
     """
     if spec.model.dtype is not None:
         return spec
+    chosen = "float32"
+    if is_chosen(spec):
+        chosen = choose_dtype(spec.model.name, quantize=spec.model.quantize)
+    return spec.put({"model.dtype": chosen})
+
+
+def is_chosen(spec: Spec) -> bool:
+    """Returns whether the machine decides: no dtype is given, and no weight is trained."""
     trained = spec.adapter.kind == "full" or hosting.is_hosted(spec)
-    chosen = choose_dtype(spec.model.name, quantize=spec.model.quantize)
-    return spec.put({"model.dtype": "float32" if trained else chosen})
+    return spec.model.dtype is None and not trained

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fedjax_post.evaluate.heldout import HeldOut, score_names
 from fedjax_post.report.records import read_summary
 from fedjax_post.study import cells
 from fedjax_post.study.ladder_facts import Rung
@@ -96,6 +97,22 @@ def plan_cells(search: Search, rungs: Mapping[str, Rung], directory: Path) -> li
     return [trial.cell for trials in planned.values() for trial in trials]
 
 
+def check_scored(heldout: HeldOut, measure: str) -> None:
+    """Raises ValueError unless the held-out rows of a trial have the score by which it is compared.
+
+    Args:
+      heldout: the rows of a trial.
+      measure: the score that is largest for the best one.
+    """
+    names = score_names(heldout)
+    if measure not in names:
+        raise ValueError(
+            f"measure={measure}: the held-out rows are not scored by it, so that no setting could "
+            f"be chosen; there is {', '.join(names)}; exact_match needs scoring.exact_match=on, "
+            "and accuracy needs `data.labels`"
+        )
+
+
 def best(
     search: Search,
     rungs: Mapping[str, Rung],
@@ -112,6 +129,9 @@ def best(
       directory: of the ladder.
       measure: the score that is largest for the best one.
       show: called with each line of progress.
+
+    Raises:
+      ValueError: if a trial has not been scored by the measure, naming it.
     """
     planned = plan(search, rungs, directory)
     cells.carry_out_all(plan_cells(search, rungs, directory), show=show)
@@ -133,4 +153,10 @@ def best(
 
 def _score(cell: cells.Cell, rung: Rung, measure: str) -> float:
     name = "personal" if rung.spec.scoring.personal else "final"
-    return float((read_summary(cell.directory).get(name) or {})[measure])
+    scores = read_summary(cell.directory).get(name) or {}
+    if measure not in scores:
+        raise ValueError(
+            f"{cell.label}: measure={measure} is none of the {name} scores in {cell.directory}; "
+            f"there is {', '.join(scores) or 'none'}"
+        )
+    return float(scores[measure])

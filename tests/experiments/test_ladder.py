@@ -276,6 +276,17 @@ def test_trials_are_checked_before_any_run(own, tmp_path, capsys):
 
 
 @pytest.mark.heavy
+def test_a_search_by_a_score_that_the_rows_lack_is_refused_before_any_run(own, tmp_path, capsys):
+    text = SMALL.replace('exact_match = "on"', 'exact_match = "off"') + TOGETHER
+    given = [f"--task={own(text)}", "--seeds=0", f"--output_dir={tmp_path / 'out'}"]
+    for more in (["--dry_run"], []):
+        error = refused(capsys, *given, *more)
+        assert "trial 1: measure=exact_match: the held-out rows are not scored by it" in error
+        assert "exact_match needs --exact_match=on" in error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.heavy
 def test_a_dry_run_names_trials_off_the_budget(own, capsys):
     text = SMALL.replace("[common]", "budget = 700\n[common]") + TOGETHER
     assert openness.main(["openness", f"--task={own(text)}", "--dry_run"]) == 0

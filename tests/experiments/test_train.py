@@ -94,6 +94,32 @@ def test_a_notebook_goes_on_with_a_run(finished, tmp_path):
         run.resume(rounds=3)
 
 
+@pytest.mark.heavy
+def test_a_run_that_another_process_plays_to_its_end_is_scored_at_its_end(finished, tmp_path):
+    spec, run = study.read(finished).spec, tmp_path / "run"
+    for _, record in study.prepare(spec, directory=run).run():
+        if record["round"] == 1:  # after which there is a checkpoint
+            break
+    late, other = (study.prepare(spec, directory=run, resume=True) for _ in range(2))
+    assert late.rounds_done == 2
+    for _ in other.run():
+        pass
+    summary = study.carry_out(late)
+    assert_same_run(finished, run)
+    assert summary["final"] == json.loads((finished / "summary.json").read_text())["final"]
+
+
+@pytest.mark.heavy
+def test_a_run_that_has_gone_on_for_more_rounds_is_not_cut_short(finished, tmp_path):
+    run = study.read(shutil.copytree(finished, tmp_path / "run"))
+    late = run.resume()
+    for _ in run.resume(rounds=6).run():
+        pass
+    with pytest.raises(ValueError, match="training.rounds=4.*has 6 rounds"):
+        study.carry_out(late)
+    assert study.read(run.directory).spec.training.rounds == 6
+
+
 def test_a_dry_run_says_what_it_takes_and_writes_nothing(call, tmp_path, capsys):
     assert call("--dry_run") == 0
     shown = capsys.readouterr().out

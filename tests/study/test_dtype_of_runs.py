@@ -5,8 +5,9 @@ import pytest
 from fedjax_post import study
 from fedjax_post.hub import precision
 from fedjax_post.hub.load import load_model, save_model
-from fedjax_post.study import Adapter, Data, Model, Scoring, Spec, Training
+from fedjax_post.study import Adapter, Data, Model, Scoring, Spec, Training, cells, folder
 from fedjax_post.study.evaluate import evaluate
+from fedjax_post.study.files import write_spec
 from fedjax_post.study.resolve import resolve
 from fedjax_post.study.served import serve
 
@@ -65,6 +66,57 @@ def test_a_given_dtype_is_not_changed(machine, narrow_folder, tiny_rows):
         for dtype in ("float32", "mixed"):
             spec = spec_of(narrow_folder, tiny_rows, **{"model.dtype": dtype})
             assert study.prepare(spec).parts.target.config.dtype == dtype
+
+
+def begin(cell, dtype):
+    cell.directory.mkdir(parents=True)
+    write_spec(cell.directory / folder.SPEC, cell.spec.put({"model.dtype": dtype}))
+
+
+def cells_of(model, rows, directory):
+    """Runs of two methods, of which the first one has begun in "mixed"."""
+    specs = {
+        name: spec_of(model, rows, **{"method.name": name}) for name in ("fed_avg", "fed_adam")
+    }
+    planned = cells.plan_runs(specs, [0], directory)
+    begin(planned[0], "mixed")
+    return planned
+
+
+def test_a_machine_that_would_choose_another_dtype_for_a_table_is_refused(
+    machine, narrow_folder, tiny_rows, tmp_path
+):
+    planned = cells_of(narrow_folder, tiny_rows, tmp_path / "table")
+    machine(True)
+    cells.check_dtypes(planned)
+    machine(False)
+    with pytest.raises(
+        ValueError, match=r"mixed in the run .* float32 in fed_adam on this machine"
+    ):
+        cells.check(planned)
+    given = [cell._replace(spec=cell.spec.put({"model.dtype": "mixed"})) for cell in planned]
+    cells.check(given)  # the remedy
+    with pytest.raises(ValueError, match="give model.dtype=mixed"):  # a machine that joined later
+        cells.carry_out_all(planned, show=lambda line: None)
+    assert not (planned[1].directory / folder.SPEC).exists()
+
+
+def test_two_machines_that_have_mixed_dtypes_are_found_out(narrow_folder, tiny_rows, tmp_path):
+    planned = cells_of(narrow_folder, tiny_rows, tmp_path)
+    begin(planned[1], "float32")
+    with pytest.raises(ValueError, match="remove runs that have another one"):
+        cells.check(planned)
+
+
+def test_dtypes_of_other_models_and_of_trained_weights_do_not_count(
+    machine, narrow_folder, tiny_folder, tiny_rows, tmp_path
+):
+    machine(True)
+    planned = cells_of(narrow_folder, tiny_rows, tmp_path)
+    for path, value in (("model.name", str(tiny_folder)), ("adapter.kind", "full")):
+        other = planned[1]._replace(spec=planned[1].spec.put({path: value}))
+        assert resolve(other.spec).model.dtype == "float32"
+        cells.check_dtypes([planned[0], other])
 
 
 def test_weights_that_are_trained_are_float32(machine, narrow_folder, tiny_rows):

@@ -46,3 +46,10 @@ def test_without_a_search_all_stays_as_it_is(tmp_path):
 def test_a_bad_search_is_refused(given, message):
     with pytest.raises(ValueError, match=message):
         search.check(given, RUNGS, seeds=(0, 1))
+
+
+def test_trials_without_the_measure_are_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(search.cells, "carry_out_all", lambda planned, show: None)
+    monkeypatch.setattr(search, "read_summary", lambda directory: {"final": {"loss": 1.0}})
+    with pytest.raises(ValueError, match="lora, trial 1: measure=accuracy is none of the final"):
+        search.best(GIVEN, RUNGS, tmp_path, measure="accuracy", show=print)
