@@ -38,6 +38,7 @@ def _drill(argv: Sequence[str]) -> int:
         seeds=lists.seeds(values),
         settings=Settings(**{name: values[name].value for name in Settings._fields}),
         directory=values.output_dir,
+        ask_again=values.ask_again,
         command=shlex.join(process.command("drills", argv)),
     )
     print(found.table(), f"\nresults  {found.directory}/drills.json", sep="\n")

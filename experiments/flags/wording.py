@@ -13,7 +13,7 @@ from fedjax_post.experiments.flags.define import FLAGS, OWN
 
 # Arguments of functions for which some programs have flags of the same name.
 _OWN = (
-    *("trust_code", "passport", "what_can_i_run", "downgrade", "seeds", "drills"),
+    *("ask_again", "trust_code", "passport", "what_can_i_run", "downgrade", "seeds", "drills"),
     *("tasks", "num_fewshot", "limit"),
     "adversary",
     *("port", "host", "log", "api_key_env", "change_after", "then_model", "then_adapter"),

@@ -153,17 +153,23 @@ def check(cells: Sequence[Cell], *, note_fn: Callable[[Cell, Job], object] | Non
 
 
 @_saying_once()
-def carry_out_all(cells: Sequence[Cell], *, show: Show = print) -> None:
+def carry_out_all(cells: Sequence[Cell], *, ask_again: bool = False, show: Show = print) -> None:
     """Runs the unfinished cells one after the other, and shows a line before and after each.
 
     Several processes may do so with the same cells: each takes those that no other one runs, and
     returns when all cells are done. If a process ends early, another one continues its run.
+
+    Args:
+      cells: the runs.
+      ask_again: as for `prepare`, of runs that are continued.
+      show: called with each line.
     """
     left = [cell for cell in cells if not cell.done]
     total, began, waits = len(left), time.perf_counter(), False
     while left:
         number = total - len(left) + 1
-        mine = next((c for c in left if _carry_out(c, show, f"{number}/{total}")), None)
+        place = f"{number}/{total}"
+        mine = next((c for c in left if _carry_out(c, show, place, ask_again=ask_again)), None)
         left = [cell for cell in left if not cell.done]
         if mine is not None:
             done = total - len(left)
@@ -179,14 +185,14 @@ def carry_out_all(cells: Sequence[Cell], *, show: Show = print) -> None:
             time.sleep(_PAUSE)
 
 
-def _carry_out(cell: Cell, show: Show, place: str) -> bool:
+def _carry_out(cell: Cell, show: Show, place: str, *, ask_again: bool) -> bool:
     """Runs a cell unless it is done or another process runs it, and returns whether it was run."""
     with folder.claim(cell.directory) as mine:
         if not mine or cell.done:
             return False
         show(f"{place}  {cell.label}, seed {cell.spec.seed}")
         resume = (cell.directory / folder.SPEC).exists()
-        job = prepare(cell.spec, directory=cell.directory, resume=resume)
+        job = prepare(cell.spec, directory=cell.directory, resume=resume, ask_again=ask_again)
         carry_out(job)
         del job
         gc.collect()  # its model is gone before the next one is read

@@ -50,6 +50,7 @@ def drills(
     seeds: Sequence[int] = (0,),
     settings: Settings = Settings(),  # noqa: B008 - immutable
     directory: str | Path | None = None,
+    ask_again: bool = False,
     command: str = "",
     show: cells.Show = print,
 ) -> Drilled:
@@ -64,6 +65,7 @@ def drills(
       seeds: of the runs.
       settings: when faults begin and how severe they are.
       directory: a new folder, or that of drills to continue; by default one below `runs`.
+      ask_again: whether to repeat calls to a provider that may have been paid for already.
       command: how the drills were made, recorded in their file.
       show: called with each line of progress.
 
@@ -73,9 +75,9 @@ def drills(
     check(chosen)
     directory = Path(directory or folder.fresh("drills"))
     planned = cells.plan_runs(cells.label_specs(specs), seeds, directory)
-    found = Drilled(directory, carry_out(planned, chosen, settings, show=show))
-    folder.write_json(directory / "drills.json", {"command": command, "rows": found.rows})
-    return found
+    rows = carry_out(planned, chosen, settings, ask_again=ask_again, show=show)
+    folder.write_json(directory / "drills.json", {"command": command, "rows": rows})
+    return Drilled(directory, rows)
 
 
 def check(chosen: Sequence[str]) -> None:
@@ -86,7 +88,12 @@ def check(chosen: Sequence[str]) -> None:
 
 
 def carry_out(
-    planned: Sequence[cells.Cell], chosen: Sequence[str], settings: Settings, *, show: cells.Show
+    planned: Sequence[cells.Cell],
+    chosen: Sequence[str],
+    settings: Settings,
+    *,
+    ask_again: bool = False,
+    show: cells.Show,
 ) -> list[dict[str, Any]]:
     """Runs all drills, and returns their rows as `study.autonomy.over_seeds` does.
 
@@ -94,17 +101,23 @@ def carry_out(
       planned: an experiment, seed and folder each.
       chosen: some of `study.autonomy.DRILLS`.
       settings: when faults begin and how severe they are.
+      ask_again: as for `drills`.
       show: called with each line of progress.
     """
     rows: list[faults_of.Row] = []
     for cell in planned:
-        rows += drill(cell, chosen, settings, show=show)
+        rows += drill(cell, chosen, settings, ask_again=ask_again, show=show)
         jax.clear_caches()  # the next method shares none of the compiled programs
     return faults_of.over_seeds(rows)
 
 
 def drill(
-    cell: cells.Cell, chosen: Sequence[str], settings: Settings, *, show: cells.Show
+    cell: cells.Cell,
+    chosen: Sequence[str],
+    settings: Settings,
+    *,
+    ask_again: bool = False,
+    show: cells.Show,
 ) -> list[faults_of.Row]:
     """Runs the drills of one method with one seed, and returns their rows.
 
@@ -112,6 +125,7 @@ def drill(
       cell: the experiment, its label in the rows, and the folder for its runs.
       chosen: some of `autonomy.DRILLS`.
       settings: when faults begin and how severe they are.
+      ask_again: as for `drills`.
       show: called with each line of progress.
 
     Raises:
@@ -123,7 +137,13 @@ def drill(
     faults.claim(cell.directory, spec)
     parts = build(spec)
     if hosting.is_hosted(spec):  # whose calls are kept for a resumption
-        host = hosting.model_of(spec, parts.tokenizer, directory=cell.directory, meter=parts.meter)
+        host = hosting.model_of(
+            spec,
+            parts.tokenizer,
+            directory=cell.directory,
+            meter=parts.meter,
+            ask_again=ask_again,
+        )
         parts = parts._replace(model=host)
     if any(name in chosen for name in (*faults_of.EXCLUSIONS, "excluded_weights_licence")):
         faults_of.check_excluded(faults.num_excluded(settings, parts), len(parts.data.clients))
