@@ -9,7 +9,15 @@ import jax
 
 from fedjax_post.report.position.drills import FORGOTTEN
 from fedjax_post.study import autonomy as faults_of
-from fedjax_post.study import cells, faults, folder, held_faults, hosting, service_faults
+from fedjax_post.study import (
+    cells,
+    faults,
+    folder,
+    held_faults,
+    hosting,
+    other_hosts,
+    service_faults,
+)
 from fedjax_post.study.build import build
 from fedjax_post.study.faults import Settings
 from fedjax_post.study.resolve import resolve
@@ -30,6 +38,7 @@ _DRILLS = {
     FORGOTTEN: held_faults.drill_forgotten,
     "artefact": faults.drill_artefact,
 }
+_CHANGES = ("changed", "base_retired")  # those of another version of the target
 
 
 class Drilled(NamedTuple):
@@ -57,7 +66,9 @@ def drills(
     """Returns the losses of some experiments under faults.
 
     A fault begins at a state of the undisturbed run, or at the first round where it is an
-    exclusion. After an interruption, the same call on the same folder continues.
+    exclusion. After an interruption, the same call on the same folder continues. At a provider,
+    calls are kept as those of any run are, and `max_queries` and `max_cost` hold for each run of a
+    drill, those of the run that it continues included.
 
     Args:
       specs: the experiments, by label or in order.
@@ -134,31 +145,24 @@ def drill(
     exact = settings.measure == "exact_match"
     spec = resolve(cell.spec.put({"scoring.exact_match": "on"}) if exact else cell.spec)
     settings = faults.fill_settings(settings, spec.training.rounds)
+    if hosting.is_hosted(spec) and set(chosen) & set(_CHANGES) and not settings.next_version:
+        other_hosts.check(spec)  # before anything is paid
     faults.claim(cell.directory, spec)
     parts = build(spec)
-    if hosting.is_hosted(spec):  # whose calls are kept for a resumption
-        host = hosting.model_of(
-            spec,
-            parts.tokenizer,
-            directory=cell.directory,
-            meter=parts.meter,
-            ask_again=ask_again,
-        )
-        parts = parts._replace(model=host)
     if any(name in chosen for name in (*faults_of.EXCLUSIONS, "excluded_weights_licence")):
         faults_of.check_excluded(faults.num_excluded(settings, parts), len(parts.data.clients))
     watch = () if parts.plan.telemetry is None else (parts.plan.telemetry,)
     programs = parts.plan.executor(parts.algorithm, *watch)
     plan = parts.plan._replace(executor=lambda *_: programs, resume=True)
     parts = parts._replace(plan=plan)
-    stage = faults.Stage(parts, spec, cell.label, cell.directory, settings, base=0.0)
+    stage = faults.Stage(parts, spec, cell.label, cell.directory, settings, 0.0, ask_again)
     faults.play(stage, "fault", rounds=settings.at_round)
-    state = faults.play(stage, "undisturbed", after="fault")
-    stage = stage._replace(base=faults.score_state(stage, state))
+    played = faults.play(stage, "undisturbed", after="fault")
+    stage = stage._replace(base=faults.score_state(stage, played))
     show(f"{cell.label}, seed {spec.seed}: {100 * stage.base:.1f} % undisturbed")
     rows = []
     for name in chosen:
         began = time.perf_counter()
-        rows += _DRILLS[name](stage, name, state)
+        rows += _DRILLS[name](stage, name, played)
         show(f"  {name}: {time.perf_counter() - began:.0f} s")
     return rows

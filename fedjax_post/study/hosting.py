@@ -26,8 +26,8 @@ from fedjax_post.simulate.progress import is_redrawn
 from fedjax_post.study import factories
 from fedjax_post.study.spec import Spec
 
-LOG, JOURNAL = "provider.jsonl", "journal.jsonl"  # in the folder of a run: of a provider in this
-FILES = (LOG, JOURNAL)  # process, and of the calls to any
+# In the folder of a run: of a provider in this process, and of the calls to any
+LOG, JOURNAL = "provider.jsonl", "journal.jsonl"
 # field -> the value that it must have for a hosted target
 _NEEDS = {"execution.executor": ("host",), "adapter.kind": ("text_prompt", "soft_prompt")}
 

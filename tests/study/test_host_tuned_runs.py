@@ -182,7 +182,7 @@ def test_drills_of_a_host_that_trains_cost_a_second_disclosure(tiny_folder, tmp_
     chosen += ("rate_limited", "refused")
     found = study.drills(specs, chosen=chosen, directory=tmp_path / "drills", show=str)
     rows = {row["drill"]: row for row in found.rows}
-    own = uploaded(tmp_path / "drills" / "tuned" / "seed-0")
+    own = uploaded(tmp_path / "drills" / "tuned" / "seed-0" / "undisturbed")
     for name in ("tuned_withdrawn", "base_retired"):
         assert rows[name]["labels_again"] == [len(own)]
         assert rows[name]["private_tokens_again"][0] > len(own)
