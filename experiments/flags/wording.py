@@ -17,7 +17,8 @@ _OWN = (
     *("tasks", "num_fewshot", "limit"),
     "adversary",
     *("port", "host", "log", "api_key_env", "change_after", "then_model", "then_adapter"),
-    *("at_round", "rate_limit", "refused_client", "excluded_clients"),
+    *("at_round", "rate_limit", "refused_client", "excluded_clients", "change"),
+    *("next_version", "least_memory", "most_memory", "weights_licence"),
 )
 # Arguments of the library whose flag has another name, in addition to fields of an experiment.
 _ARGUMENTS = {

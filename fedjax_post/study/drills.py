@@ -11,6 +11,7 @@ from fedjax_post.report.position.drills import FORGOTTEN
 from fedjax_post.study import autonomy as faults_of
 from fedjax_post.study import (
     cells,
+    drill_folder,
     faults,
     folder,
     held_faults,
@@ -66,9 +67,10 @@ def drills(
     """Returns the losses of some experiments under faults.
 
     A fault begins at a state of the undisturbed run, or at the first round where it is an
-    exclusion. After an interruption, the same call on the same folder continues. At a provider,
-    calls are kept as those of any run are, and `max_queries` and `max_cost` hold for each run of a
-    drill, those of the run that it continues included.
+    exclusion. After an interruption, the same call on the same folder continues; settings that
+    change no run, such as budgets, may then differ. At a provider, calls are kept as those of any
+    run are, and `max_queries` and `max_cost` hold for each run of a drill, the calls of the run
+    that it continues included.
 
     Args:
       specs: the experiments, by label or in order.
@@ -142,12 +144,28 @@ def drill(
     Raises:
       ValueError, OSError, AccessError: for invalid input.
     """
+    stage = _prepare(cell, chosen, settings)._replace(ask_again=ask_again)
+    rows = []
+    cell.directory.mkdir(parents=True, exist_ok=True)
+    drill_folder.claim(cell.directory, stage.spec, stage.settings)
+    faults.play(stage, "fault", rounds=stage.settings.at_round)
+    played = faults.play(stage, "undisturbed", after="fault")
+    stage = stage._replace(base=faults.score_state(stage, played))
+    show(f"{cell.label}, seed {stage.spec.seed}: {100 * stage.base:.1f} % undisturbed")
+    for name in chosen:
+        began = time.perf_counter()
+        rows += _DRILLS[name](stage, name, played)
+        show(f"  {name}: {time.perf_counter() - began:.0f} s")
+    return rows
+
+
+def _prepare(cell: cells.Cell, chosen: Sequence[str], settings: Settings) -> faults.Stage:
+    """Returns a method prepared for its drills, after all was checked; writes nothing."""
     exact = settings.measure == "exact_match"
     spec = resolve(cell.spec.put({"scoring.exact_match": "on"}) if exact else cell.spec)
     settings = faults.fill_settings(settings, spec.training.rounds)
     if hosting.is_hosted(spec) and set(chosen) & set(_CHANGES) and not settings.next_version:
         other_hosts.check(spec)  # before anything is paid
-    faults.claim(cell.directory, spec)
     parts = build(spec)
     if any(name in chosen for name in (*faults_of.EXCLUSIONS, "excluded_weights_licence")):
         faults_of.check_excluded(faults.num_excluded(settings, parts), len(parts.data.clients))
@@ -155,14 +173,4 @@ def drill(
     programs = parts.plan.executor(parts.algorithm, *watch)
     plan = parts.plan._replace(executor=lambda *_: programs, resume=True)
     parts = parts._replace(plan=plan)
-    stage = faults.Stage(parts, spec, cell.label, cell.directory, settings, 0.0, ask_again)
-    faults.play(stage, "fault", rounds=settings.at_round)
-    played = faults.play(stage, "undisturbed", after="fault")
-    stage = stage._replace(base=faults.score_state(stage, played))
-    show(f"{cell.label}, seed {spec.seed}: {100 * stage.base:.1f} % undisturbed")
-    rows = []
-    for name in chosen:
-        began = time.perf_counter()
-        rows += _DRILLS[name](stage, name, played)
-        show(f"  {name}: {time.perf_counter() - began:.0f} s")
-    return rows
+    return faults.Stage(parts, spec, cell.label, cell.directory, settings, base=0.0)

@@ -27,7 +27,6 @@ from fedjax_post.simulate.cohort import draw
 from fedjax_post.study import autonomy, folder, hosting, licence, other_hosts
 from fedjax_post.study.autonomy import Row
 from fedjax_post.study.build import Parts, build
-from fedjax_post.study.files import to_json, write_spec
 from fedjax_post.study.resolve import resolve
 from fedjax_post.study.spec import Spec
 
@@ -378,14 +377,3 @@ def fill_settings(settings: Settings, rounds: int) -> Settings:
             f"`training.rounds={rounds}`"
         )
     return settings._replace(at_round=at_round)
-
-
-def claim(directory: Path, spec: Spec) -> None:
-    """Writes the specification into the folder; raises ValueError if another one is there."""
-    stored = directory / folder.SPEC
-    if stored.exists() and stored.read_text(encoding="utf-8") != to_json(spec):
-        raise ValueError(
-            f"{directory} contains drills of another experiment; give another `directory`"
-        )
-    directory.mkdir(parents=True, exist_ok=True)
-    write_spec(stored, spec)

@@ -6,6 +6,7 @@ import pytest
 
 from fedjax_post import study
 from fedjax_post.provider import journal, lines
+from fedjax_post.provider.calls import BudgetError
 from fedjax_post.provider.line import Line
 from fedjax_post.provider.served import load_served
 from fedjax_post.provider.service import Provider, Settings
@@ -103,6 +104,14 @@ def test_ctrl_c_in_an_evaluation_breaks_no_paid_call(call, sent, monkeypatch):
     before = len(sent)
     assert call(chosen=("shutdown",))  # no call is in doubt
     assert len(sent) > before
+
+
+@pytest.mark.heavy
+def test_drills_that_a_budget_has_ended_go_on_with_a_larger_one(call):
+    with pytest.raises(BudgetError, match="max_queries=5 does not cover"):
+        call(chosen=("shutdown",), **{"hosting.max_queries": 5})
+    larger = {"hosting.max_queries": 10_000, "hosting.timeout": 30.0}
+    assert call(chosen=("shutdown",), **larger)
 
 
 def test_another_version_of_a_host_is_not_told_what_the_last_one_answered(tmp_path):
