@@ -17,7 +17,7 @@ _FREE = ("own_examples", "passport", "data_licence", "measure")
 
 
 def claim(directory: Path, spec: Spec, settings: Settings) -> None:
-    """Writes what drills are played with into their folder.
+    """Writes what drills are played with into their folder; the caller holds it.
 
     Runs that have ended are not played again, so that another setting would get their results.
 

@@ -17,6 +17,7 @@ from fedjax_post.study import (
     held_faults,
     hosting,
     other_hosts,
+    peers,
     service_faults,
 )
 from fedjax_post.study.build import build
@@ -142,20 +143,21 @@ def drill(
       show: called with each line of progress.
 
     Raises:
+      BlockingIOError: if another process works on the folder; nothing is written then.
       ValueError, OSError, AccessError: for invalid input.
     """
     stage = _prepare(cell, chosen, settings)._replace(ask_again=ask_again)
     rows = []
-    cell.directory.mkdir(parents=True, exist_ok=True)
-    drill_folder.claim(cell.directory, stage.spec, stage.settings)
-    faults.play(stage, "fault", rounds=stage.settings.at_round)
-    played = faults.play(stage, "undisturbed", after="fault")
-    stage = stage._replace(base=faults.score_state(stage, played))
-    show(f"{cell.label}, seed {stage.spec.seed}: {100 * stage.base:.1f} % undisturbed")
-    for name in chosen:
-        began = time.perf_counter()
-        rows += _DRILLS[name](stage, name, played)
-        show(f"  {name}: {time.perf_counter() - began:.0f} s")
+    with peers.hold(cell.directory):
+        drill_folder.claim(cell.directory, stage.spec, stage.settings)
+        faults.play(stage, "fault", rounds=stage.settings.at_round)
+        played = faults.play(stage, "undisturbed", after="fault")
+        stage = stage._replace(base=faults.score_state(stage, played))
+        show(f"{cell.label}, seed {stage.spec.seed}: {100 * stage.base:.1f} % undisturbed")
+        for name in chosen:
+            began = time.perf_counter()
+            rows += _DRILLS[name](stage, name, played)
+            show(f"  {name}: {time.perf_counter() - began:.0f} s")
     return rows
 
 

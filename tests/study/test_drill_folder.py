@@ -1,9 +1,9 @@
-"""A folder of drills belongs to one experiment and one choice of settings."""
+"""A folder of drills belongs to one experiment, one choice of settings and one process."""
 
 import pytest
 
 from fedjax_post import study
-from fedjax_post.study import drill_folder
+from fedjax_post.study import drill_folder, folder
 from fedjax_post.study.faults import Settings, fill_settings
 from fedjax_post.study.resolve import resolve
 
@@ -54,3 +54,21 @@ def test_drills_whose_settings_nobody_has_recorded_are_not_taken_over(claimed):
     (claimed / drill_folder.SETTINGS).unlink()
     with pytest.raises(ValueError, match="of an earlier version, .*; remove it to run them again"):
         drill_folder.claim(claimed, SPEC, SETTINGS)
+
+
+def test_a_second_start_leaves_the_folder_to_the_first(tiny_folder, tiny_rows, tmp_path):
+    spec = study.Spec(method="fed_avg").put(
+        {
+            "model.name": str(tiny_folder),
+            "data.source": str(tiny_rows),
+            "data.template": "{instruction} ->",
+            "adapter.rank": 2,
+            "training.rounds": 2,
+            "training.cohort_size": 2,
+        }
+    )
+    own = tmp_path / "one" / "seed-0"
+    own.mkdir(parents=True)
+    with folder.hold(own), pytest.raises(BlockingIOError, match="written to by another process"):
+        study.drills({"one": spec}, chosen=("shutdown",), directory=tmp_path, show=str)
+    assert [path.name for path in own.iterdir()] == [".held"]
