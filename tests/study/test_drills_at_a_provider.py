@@ -15,7 +15,6 @@ from fedjax_post.simulate import stopping
 from fedjax_post.study import faults
 
 CHOSEN = ("shutdown", "rate_limited", "refused", "excluded_price")
-USUAL = faults.Settings()
 
 
 @pytest.fixture
@@ -50,11 +49,9 @@ def call(url, tiny_folder, tiny_rows, tmp_path):
         }
     )
 
-    def call(*, chosen=CHOSEN, settings=USUAL, **changes):
-        specs = {"bdpl": spec.put(changes)}
-        return study.drills(
-            specs, chosen=chosen, settings=settings, directory=tmp_path, show=str
-        ).rows
+    def call(*, chosen=CHOSEN, ask_again=False, **changes):
+        given = {"chosen": chosen, "directory": tmp_path, "ask_again": ask_again, "show": str}
+        return study.drills({"bdpl": spec.put(changes)}, **given).rows
 
     return call
 
@@ -104,6 +101,29 @@ def test_ctrl_c_in_an_evaluation_breaks_no_paid_call(call, sent, monkeypatch):
     before = len(sent)
     assert call(chosen=("shutdown",))  # no call is in doubt
     assert len(sent) > before
+
+
+class Killed(BaseException):
+    """The end of a process after a request was sent."""
+
+
+@pytest.mark.heavy
+def test_drills_that_were_killed_in_a_paid_call_go_on_once_they_may_pay_again(call, monkeypatch):
+    post, sent = Line.post, []
+
+    def dying(self, *args):
+        sent.append(post(self, *args))
+        if len(sent) == 5:
+            raise Killed
+        return sent[-1]
+
+    monkeypatch.setattr(Line, "post", dying)
+    with pytest.raises(Killed):
+        call(chosen=("shutdown",))
+    with pytest.raises(journal.JournalError, match="`ask_again` sends them again"):
+        call(chosen=("shutdown",))
+    assert len(sent) == 5
+    assert call(chosen=("shutdown",), ask_again=True)
 
 
 @pytest.mark.heavy
