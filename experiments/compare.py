@@ -40,6 +40,7 @@ def _compare(argv: Sequence[str]) -> int:
         lists.experiments(line, "algorithms"),
         seeds=lists.seeds(line.values),
         directory=line.values.output_dir,
+        ask_again=line.values.ask_again,
         command=shlex.join(process.command("compare", argv)),
     )
     print(f"{found.table()}\n\nresults    {found.directory}")

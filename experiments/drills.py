@@ -4,8 +4,9 @@
 
 Methods are written as for experiments.compare; all other flags are those of experiments.train and
 apply to every method. Every drill is an ordinary run in a folder of its own below --output_dir,
-started from the same state as the run without the fault. After Ctrl-C the same command with its
---output_dir continues. The results are drills.json, a list of rows, and a table.
+started from the same state as the run without the fault; --max_queries and --max_cost hold for each
+of these runs. After Ctrl-C the same command with its --output_dir continues. The results are
+drills.json, a list of rows, and a table.
 """
 
 import shlex
@@ -38,6 +39,7 @@ def _drill(argv: Sequence[str]) -> int:
         seeds=lists.seeds(values),
         settings=Settings(**{name: values[name].value for name in Settings._fields}),
         directory=values.output_dir,
+        ask_again=values.ask_again,
         command=shlex.join(process.command("drills", argv)),
     )
     print(found.table(), f"\nresults  {found.directory}/drills.json", sep="\n")

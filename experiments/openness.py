@@ -58,6 +58,7 @@ def _climb(line, argv: Sequence[str]) -> None:
         **task._asdict(),
         seeds=lists.seeds(values),
         directory=values.output_dir,
+        ask_again=values.ask_again,
         command=shlex.join(process.command("openness", argv)),
     )
     print(found.table())

@@ -39,6 +39,7 @@ def _sweep(argv: Sequence[str]) -> int:
         lists.grid(line.values.grid),
         seeds=lists.seeds(line.values),
         directory=line.values.output_dir,
+        ask_again=line.values.ask_again,
         command=shlex.join(process.command("sweep", argv)),
     )
     print(f"{found.table()}\n\nresults    {found.directory}")

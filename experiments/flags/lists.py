@@ -6,7 +6,7 @@ from typing import Any
 
 from absl import flags
 
-from fedjax_post.experiments.flags.parse import CommandLine, changes_in
+from fedjax_post.experiments.flags.parse import CommandLine, changes_in, define_ask_again
 from fedjax_post.study.spec import Spec
 
 
@@ -21,6 +21,7 @@ def define_many(values: flags.FlagValues, *, usual: str, of: str) -> None:
     flags.DEFINE_list("seeds", usual.split(","), "seeds of the runs", flag_values=values)
     where = f"a new folder, or that of a {of} to continue (runs/<time>-{of})"
     flags.DEFINE_string("output_dir", None, where, flag_values=values)
+    define_ask_again(values)
 
 
 def seeds(values: flags.FlagValues) -> list[int]:

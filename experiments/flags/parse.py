@@ -39,8 +39,13 @@ def define_launch(values: flags.FlagValues) -> None:
     trust = "import functions that a run's folder or a file names"
     flags.DEFINE_bool("trust_code", False, trust, **give)
     flags.DEFINE_bool("dry_run", False, "print what the run needs, and exit", **give)
-    twice = "with --resume: repeat calls that may have been paid already"
-    flags.DEFINE_bool("ask_again", False, twice, **give)
+    define_ask_again(values)
+
+
+def define_ask_again(values: flags.FlagValues) -> None:
+    """Defines what becomes of the calls to a provider that a killed process had in progress."""
+    about = "when continuing: repeat calls that may have been paid already"
+    flags.DEFINE_bool("ask_again", False, about, flag_values=values)
 
 
 def parse(

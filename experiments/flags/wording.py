@@ -13,11 +13,12 @@ from fedjax_post.experiments.flags.define import FLAGS, OWN
 
 # Arguments of functions for which some programs have flags of the same name.
 _OWN = (
-    *("trust_code", "passport", "what_can_i_run", "downgrade", "seeds", "drills"),
+    *("ask_again", "trust_code", "passport", "what_can_i_run", "downgrade", "seeds", "drills"),
     *("tasks", "num_fewshot", "limit"),
     "adversary",
     *("port", "host", "log", "api_key_env", "change_after", "then_model", "then_adapter"),
-    *("at_round", "rate_limit", "refused_client", "excluded_clients"),
+    *("at_round", "rate_limit", "refused_client", "excluded_clients", "change"),
+    *("next_version", "least_memory", "most_memory", "weights_licence"),
 )
 # Arguments of the library whose flag has another name, in addition to fields of an experiment.
 _ARGUMENTS = {

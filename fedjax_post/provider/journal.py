@@ -187,6 +187,19 @@ def carried(path: str | Path) -> dict[Place, Carried]:
     return account.carried()
 
 
+def copy_training(source: Path, target: Path) -> None:
+    """Copies a journal without its evaluations, which the provider's next model answers otherwise.
+
+    Args:
+      source: the journal.
+      target: a new file.
+    """
+    target.touch(0o600)
+    for line, _ in _read(source):
+        if line["client"] != OUTSIDE:
+            lines.append(target, line)
+
+
 def digest(request: Mapping[str, Any]) -> str:
     """Returns the identifier of a request: 128 bits of a hash of its JSON form."""
     text = json.dumps(request, sort_keys=True)

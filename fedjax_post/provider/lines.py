@@ -28,13 +28,16 @@ def append(path: Path, content: Mapping[str, Any], *, is_durable: bool = False) 
     """
     text = json.dumps(content, allow_nan=False)
     line = f'{text[:-1]}{_CHECK}{_digest(text.encode())}"}}\n'.encode()
-    with open(path, "a+b", opener=lambda name, how: os.open(name, how, 0o600)) as file:
+    opener = lambda name, how: os.open(name, how, 0o600)
+    # Without a buffer: closing the file would write what is left of a line that was taken back
+    with open(path, "a+b", buffering=0, opener=opener) as file:
         size = file.seek(0, os.SEEK_END)
         if size and os.pread(file.fileno(), 1, size - 1) != b"\n":
             line = b"\n" + line
         try:
-            file.write(line)
-            file.flush()
+            left = line
+            while left:
+                left = left[file.write(left) :]
             if is_durable:
                 os.fsync(file.fileno())
         except OSError:

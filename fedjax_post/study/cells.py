@@ -6,6 +6,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -238,11 +239,16 @@ def _naming(cell: Cell) -> Iterator[None]:
 
 
 @_saying_once()
-def carry_out_all(cells: Sequence[Cell], *, show: Show = print) -> None:
+def carry_out_all(cells: Sequence[Cell], *, ask_again: bool = False, show: Show = print) -> None:
     """Runs the unfinished cells one after the other, and shows a line before and after each.
 
     Several processes may do so with the same cells: each takes those that no other one runs, and
     returns when all cells are done. If a process ends early, another one continues its run.
+
+    Args:
+      cells: the runs.
+      ask_again: as for `prepare`, of runs that are continued.
+      show: called with each line.
 
     Raises:
       ValueError: if another process has run a cell with other settings or another dtype.
@@ -251,7 +257,9 @@ def carry_out_all(cells: Sequence[Cell], *, show: Show = print) -> None:
     total, began, waits = len(left), time.perf_counter(), False
     while left:
         number = total - len(left) + 1
-        mine = next((c for c in left if _carry_out(c, cells, show, f"{number}/{total}")), None)
+        place = f"{number}/{total}"
+        run = partial(_carry_out, cells=cells, show=show, place=place, ask_again=ask_again)
+        mine = next((cell for cell in left if run(cell)), None)
         left = [cell for cell in left if not cell.done]
         if mine is not None:
             done = total - len(left)
@@ -269,7 +277,9 @@ def carry_out_all(cells: Sequence[Cell], *, show: Show = print) -> None:
     check_dtypes(cells)
 
 
-def _carry_out(cell: Cell, cells: Sequence[Cell], show: Show, place: str) -> bool:
+def _carry_out(
+    cell: Cell, *, cells: Sequence[Cell], show: Show, place: str, ask_again: bool
+) -> bool:
     """Runs one of some cells unless it is done or another process runs it, and returns whether."""
     with folder.claim(cell.directory) as mine:
         if not mine or cell.done:
@@ -278,7 +288,7 @@ def _carry_out(cell: Cell, cells: Sequence[Cell], show: Show, place: str) -> boo
         resume = (cell.directory / folder.SPEC).exists()
         _check_begun([cell])
         check_dtypes(cells)
-        job = prepare(cell.spec, directory=cell.directory, resume=resume)
+        job = prepare(cell.spec, directory=cell.directory, resume=resume, ask_again=ask_again)
         carry_out(job)
         del job
         gc.collect()  # its model is gone before the next one is read

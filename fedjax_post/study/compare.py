@@ -48,6 +48,7 @@ def compare(
     *,
     seeds: Sequence[int] = (0, 1, 2),
     directory: str | Path | None = None,
+    ask_again: bool = False,
     command: str = "",
     show: cells.Show = print,
 ) -> Comparison:
@@ -61,6 +62,7 @@ def compare(
       specs: the experiments, by label or in order; the others are compared with the first.
       seeds: of the runs; each replaces the experiment's own seed.
       directory: a new folder, or that of a comparison to continue; by default one below `runs`.
+      ask_again: whether to repeat calls to a provider that may have been paid for already.
       command: how the comparison was made, recorded in its files.
       show: called with each line of progress.
 
@@ -73,7 +75,7 @@ def compare(
         cells.check(planned)
         done = sum(cell.done for cell in planned)
         show(f"{len(planned)} runs, {done} of them finished, in {where}")
-        cells.carry_out_all(planned, show=show)
+        cells.carry_out_all(planned, ask_again=ask_again, show=show)
         with folder.claim(where) as mine:
             if mine:
                 comparison.write(where, list(labelled), command=command)
@@ -88,6 +90,7 @@ def sweep(
     *,
     seeds: Sequence[int] = (0,),
     directory: str | Path | None = None,
+    ask_again: bool = False,
     command: str = "",
     show: cells.Show = print,
 ) -> Comparison:
@@ -98,6 +101,7 @@ def sweep(
       grid: values by the paths of fields, such as `{"method.client_lr": [0.1, 0.3]}`.
       seeds: as for `compare`.
       directory: as for `compare`.
+      ask_again: as for `compare`.
       command: as for `compare`.
       show: as for `compare`.
 
@@ -108,7 +112,8 @@ def sweep(
     """
     points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     specs = {_label_of(point): spec.put(point) for point in points}
-    return compare(specs, seeds=seeds, directory=directory, command=command, show=show)
+    given: Any = {"seeds": seeds, "directory": directory, "ask_again": ask_again}
+    return compare(specs, **given, command=command, show=show)
 
 
 def _label_of(point: Mapping[str, Any]) -> str:

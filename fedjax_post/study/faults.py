@@ -3,7 +3,8 @@
 See `fedjax_post.study.autonomy` for their definitions, `study.service_faults` for those of a host
 that trains, `study.held_faults` for those that can hurt whoever holds the weights, and
 `study.drills` for how they are run. All drills of a method share the state at which faults begin,
-and one set of compiled programs.
+and one set of compiled programs. Each run has a folder and, at a provider, a journal of its own:
+runs with and without a fault ask different questions under the same round and client.
 """
 
 import shutil
@@ -16,14 +17,16 @@ import numpy as np
 import fedjax_post
 from fedjax_post.core.engine import State
 from fedjax_post.disclosure.ledger import is_tuned_by_host
-from fedjax_post.evaluate.heldout import choose_rows
+from fedjax_post.disclosure.meter import OUTSIDE
+from fedjax_post.evaluate.heldout import HeldOut, choose_rows
 from fedjax_post.evaluate.scores import score
 from fedjax_post.hub import artefact
+from fedjax_post.provider.hosted import Hosted
+from fedjax_post.simulate import stopping
 from fedjax_post.simulate.cohort import draw
 from fedjax_post.study import autonomy, folder, hosting, licence, other_hosts
 from fedjax_post.study.autonomy import Row
 from fedjax_post.study.build import Parts, build
-from fedjax_post.study.files import to_json, write_spec
 from fedjax_post.study.resolve import resolve
 from fedjax_post.study.spec import Spec
 
@@ -58,9 +61,18 @@ class Stage(NamedTuple):
     directory: Path
     settings: Settings
     base: float  # score at the end of the run without a fault, by `settings.measure`
+    ask_again: bool = False  # repeat calls to a provider that may have been paid for already
 
 
-def drill_shutdown(stage: Stage, name: str, state: State) -> list[Row]:
+class Played(NamedTuple):
+    """A run that has ended."""
+
+    state: State
+    model: Any  # of the run; calls to a hosted one are in the journal of the run's folder
+    rounds: int  # number of rounds done
+
+
+def drill_shutdown(stage: Stage, name: str, played: Played) -> list[Row]:
     """Returns the rows of a host that answers nothing from some round on."""
     if autonomy.serves_alone(stage.parts.algorithm.access):
         return [unchanged_row(stage, name)]
@@ -73,15 +85,15 @@ def drill_shutdown(stage: Stage, name: str, state: State) -> list[Row]:
     return [row_of(stage, name, 0.0, note, can=(False, False), at_fault=reached)]
 
 
-def drill_changed(stage: Stage, name: str, state: State) -> list[Row]:
+def drill_changed(stage: Stage, name: str, played: Played) -> list[Row]:
     """Returns the rows of a host whose model changes at some round."""
     if autonomy.serves_alone(stage.parts.algorithm.access):
         return [unchanged_row(stage, name)]
+    fault = play(stage, "fault", rounds=stage.settings.at_round)
+    before = score_state(stage, fault)  # what its host has tuned for it by now, the other one has
     other = other_version(stage)
-    fault = _state_of(stage, "fault")
-    before, at_change = score_state(stage, fault), score_state(stage, fault, model=other)
-    moved = play(stage, name, after="fault", model=other)
-    after = score_state(stage, moved, model=other)
+    at_change = score_state(stage, fault, model=other)
+    after = score_state(stage, play(stage, name, after="fault", model=other))
     note = (
         f"the change moved the score from {100 * before:.1f} % to {100 * at_change:.1f} % at "
         f"once, with noise of {stage.settings.change:g} deviations of each matrix"
@@ -89,7 +101,7 @@ def drill_changed(stage: Stage, name: str, state: State) -> list[Row]:
     return [row_of(stage, name, after, note, at_fault=before, at_change=at_change)]
 
 
-def drill_rate_limited(stage: Stage, name: str, state: State) -> list[Row]:
+def drill_rate_limited(stage: Stage, name: str, played: Played) -> list[Row]:
     """Returns the rows of a host that answers a few clients a round."""
     if trains_alone(stage):
         return [unchanged_row(stage, name)]
@@ -101,17 +113,17 @@ def drill_rate_limited(stage: Stage, name: str, state: State) -> list[Row]:
     return [row_of(stage, name, after, f"{count} clients per round were answered")]
 
 
-def drill_refused(stage: Stage, name: str, state: State) -> list[Row]:
+def drill_refused(stage: Stage, name: str, played: Played) -> list[Row]:
     """Returns the rows of a host that refuses one client from some round on."""
     if has_uploaded(stage):
         return [uploaded_row(stage, name)]
     client = np.array([stage.settings.refused_client])
-    return leave_out(stage, name, state, clients=client, after="fault")
+    return leave_out(stage, name, played, clients=client, after="fault")
 
 
-def drill_excluded(stage: Stage, name: str, state: State) -> list[Row]:
+def drill_excluded(stage: Stage, name: str, played: Played) -> list[Row]:
     """Returns the rows of a host that never answers some clients."""
-    return leave_out(stage, name, state, clients=choose_clients(stage, name))
+    return leave_out(stage, name, played, clients=choose_clients(stage, name))
 
 
 def choose_clients(stage: Stage, reason: str) -> np.ndarray:
@@ -139,12 +151,12 @@ def num_excluded(settings: Settings, parts: Parts) -> int:
 
 
 def leave_out(
-    stage: Stage, name: str, state: State, *, clients: np.ndarray, after: str | None = None
+    stage: Stage, name: str, played: Played, *, clients: np.ndarray, after: str | None = None
 ) -> list[Row]:
     """Returns the rows of clients whom a host does not answer, as `rows_without` does."""
     if not trains_alone(stage):
-        return rows_without(stage, name, state, clients=clients, after=after)
-    before = score_own(stage, state, clients)
+        return rows_without(stage, name, played, clients=clients, after=after)
+    before = score_own(stage, played, clients)
     own = unchanged_row(stage, f"{name}{autonomy.SHUT_OUT}")._replace(before=before, after=before)
     if not autonomy.serves_alone(stage.parts.algorithm.access):  # the owner serves nobody else
         note = "they train on the stand-in, for a model that does not serve them"
@@ -155,7 +167,7 @@ def leave_out(
 def rows_without(
     stage: Stage,
     name: str,
-    state: State,
+    played: Played,
     *,
     clients: np.ndarray,
     after: str | None = None,
@@ -166,7 +178,7 @@ def rows_without(
     Args:
       stage: the method.
       name: of the drill.
-      state: at the end of the run without a fault.
+      played: the run without a fault.
       clients: ids of those who are shut out; the run is the same if there are none.
       after: folder of the run to continue without them; None to start from the first round.
       why: why they are shut out, for the note.
@@ -176,7 +188,7 @@ def rows_without(
     if not clients.size:
         note = f"nobody is shut out{reason}"
         return [row_of(stage, name, stage.base, note, by_definition=True)]
-    before = score_own(stage, state, clients)
+    before = score_own(stage, played, clients)
     sampler = autonomy.without(stage.parts.plan.sampler, clients.tolist())
     without = play(stage, name, after=after, sampler=sampler)
     worth = score_own(stage, without, clients)
@@ -190,9 +202,9 @@ def rows_without(
     return [row, own._replace(before=before)]
 
 
-def drill_artefact(stage: Stage, name: str, state: State) -> list[Row]:
+def drill_artefact(stage: Stage, name: str, played: Played) -> list[Row]:
     """Returns the rows of what was made, read back without the host."""
-    made = fedjax_post.deployed(stage.parts.algorithm, stage.parts.model, state)
+    made = fedjax_post.deployed(stage.parts.algorithm, played.model, played.state)
     path = stage.directory / name
     holds_weights = artefact.write(path, *made, base=stage.spec.model.name)
     terms = licence.terms(
@@ -220,55 +232,62 @@ def play(
     after: str | None = None,
     sampler: Any = None,
     model: Any = None,
-) -> State:
-    """Runs in a folder of its own, and returns the last state.
+) -> Played:
+    """Runs in a folder of its own, and returns how it has ended.
 
     Args:
       stage: the method.
       name: of the folder.
       rounds: number of rounds; None for all of the experiment.
-      after: folder of the run to continue; None to start from the first round.
+      after: folder of the run to continue, with its journal; None to start from the first round.
       sampler: in place of the experiment's.
       model: in place of the experiment's.
     """
     parts, where = stage.parts, stage.directory / name
+    rounds = rounds or stage.spec.training.rounds
     if after is not None and not where.exists():
         folder.write_whole(where, lambda path: shutil.copytree(stage.directory / after, path))
+    model = _model_of(stage, where) if model is None else model
     plan = parts.plan._replace(directory=where, sampler=sampler or parts.plan.sampler)
     identity = {name: value for name, value in plan.identity.items() if name not in _FAULTS}
     plan = plan._replace(identity=identity, may_differ=() if after is None else _FAULTS)
     for _ in fedjax_post.run(
         parts.algorithm,
-        parts.model if model is None else model,
+        model,
         parts.data.clients,
         params=parts.params,
-        rounds=rounds or stage.spec.training.rounds,
+        rounds=rounds,
         plan=plan,
     ):
         pass
-    return _state_of(stage, name)
+    found = fedjax_post.restore(where, parts.algorithm, parts.params)
+    assert found is not None  # the run in this folder has just been finished
+    return Played(found.state, model, rounds)
 
 
-def _state_of(stage: Stage, name: str) -> State:
-    found = fedjax_post.restore(stage.directory / name, stage.parts.algorithm, stage.parts.params)
-    assert found is not None  # `play` has finished a run in this folder
-    return found.state
+def _model_of(stage: Stage, where: Path, *, spec: Spec | None = None) -> Any:
+    """Returns the models of a run; calls to a hosted one are kept in its folder."""
+    spec, parts = spec or stage.spec, stage.parts
+    if not hosting.is_hosted(spec):
+        return parts.model if spec is stage.spec else build(spec).model
+    return hosting.model_of(
+        spec, parts.tokenizer, directory=where, meter=parts.meter, ask_again=stage.ask_again
+    )
 
 
 def other_version(stage: Stage) -> Any:
     """Returns the models of a run with the next version of the target, or with changed weights."""
     if stage.settings.next_version:
-        other = stage.spec.put({"model.name": stage.settings.next_version})
-        return build(resolve(other)).model
+        other = resolve(stage.spec.put({"model.name": stage.settings.next_version}))
+        return _model_of(stage, stage.directory / "other", spec=other)
     key, change = jax.random.key(stage.spec.seed), stage.settings.change
     model = stage.parts.model
     if hosting.is_hosted(stage.spec):
-        where = stage.directory / "other"
         return other_hosts.make(
             stage.spec,
             stage.parts.tokenizer,
-            directory=where,
-            of=stage.directory,
+            directory=stage.directory / "other",
+            of=stage.directory / "fault",
             change_fn=lambda model: autonomy.another_version(model, key, change=change),
         )
     if isinstance(model, dict):
@@ -276,21 +295,28 @@ def other_version(stage: Stage) -> Any:
     return autonomy.another_version(model, key, change=change)
 
 
-def score_state(stage: Stage, state: State, *, model: Any = None) -> float:
-    """Returns the score of a state on the held-out rows, in [0, 1]."""
-    model = stage.parts.model if model is None else model
-    made = fedjax_post.deployed(stage.parts.algorithm, model, state)
-    return score(*made, stage.parts.heldout)[stage.settings.measure]
+def score_state(stage: Stage, played: Played, *, model: Any = None) -> float:
+    """Returns the score of a run's end on held-out rows, in [0, 1]; `model` replaces its own."""
+    played = played if model is None else played._replace(model=model)
+    return _score(stage, played, stage.parts.heldout)
 
 
-def score_own(stage: Stage, state: State, clients: np.ndarray) -> float:
-    """Returns the score on some clients' own training rows, in [0, 1]."""
+def score_own(stage: Stage, played: Played, clients: np.ndarray) -> float:
+    """Returns the score of a run's end on some clients' own training rows, in [0, 1]."""
     table, (offsets, indices) = table_and_partition(stage.parts)
     rows = np.concatenate([indices[offsets[i] : offsets[i + 1]] for i in clients])
     chosen = choose_rows(len(rows), stage.settings.own_examples, seed=stage.spec.seed)
-    heldout = stage.parts.heldout._replace(table=table, rows=rows[chosen])
-    made = fedjax_post.deployed(stage.parts.algorithm, stage.parts.model, state)
-    return score(*made, heldout)[stage.settings.measure]
+    return _score(stage, played, stage.parts.heldout._replace(table=table, rows=rows[chosen]))
+
+
+def _score(stage: Stage, played: Played, heldout: HeldOut) -> float:
+    model: Any
+    model, params = fedjax_post.deployed(stage.parts.algorithm, played.model, played.state)
+    if not isinstance(model, Hosted):
+        return score(model, params, heldout)[stage.settings.measure]
+    asked: Any = model.at(played.rounds, OUTSIDE)
+    with stopping.defer_signals():  # an interrupted call may have been paid for
+        return score(asked, params, heldout)[stage.settings.measure]
 
 
 def table_and_partition(parts: Parts):
@@ -351,14 +377,3 @@ def fill_settings(settings: Settings, rounds: int) -> Settings:
             f"`training.rounds={rounds}`"
         )
     return settings._replace(at_round=at_round)
-
-
-def claim(directory: Path, spec: Spec) -> None:
-    """Writes the specification into the folder; raises ValueError if another one is there."""
-    stored = directory / folder.SPEC
-    if stored.exists() and stored.read_text(encoding="utf-8") != to_json(spec):
-        raise ValueError(
-            f"{directory} contains drills of another experiment; give another `directory`"
-        )
-    directory.mkdir(parents=True, exist_ok=True)
-    write_spec(stored, spec)

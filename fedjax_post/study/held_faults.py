@@ -7,7 +7,6 @@ licence, and from who has taken part before.
 
 import numpy as np
 
-from fedjax_post.core.engine import State
 from fedjax_post.core.wire import num_bytes
 from fedjax_post.openness import licences
 from fedjax_post.report.table import format_bytes
@@ -15,6 +14,7 @@ from fedjax_post.simulate.memory import visit_memory
 from fedjax_post.study import autonomy
 from fedjax_post.study.autonomy import Row
 from fedjax_post.study.faults import (
+    Played,
     Stage,
     choose_clients,
     drawn_in,
@@ -32,7 +32,7 @@ _NO_MODEL = "clients hold no model"
 _NO_WEIGHTS = "clients do not hold the target's weights"
 
 
-def drill_memory(stage: Stage, name: str, state: State) -> list[Row]:
+def drill_memory(stage: Stage, name: str, played: Played) -> list[Row]:
     """Returns the rows of clients whose memory is below what a visit of the method takes.
 
     The need is that of the compiled visit of one client. Methods that ask a host need no memory
@@ -53,10 +53,10 @@ def drill_memory(stage: Stage, name: str, state: State) -> list[Row]:
     )
     why = f"their memory is below the {format_bytes(use.total)} that a visit takes"
     clients = np.flatnonzero(memory < use.total)
-    return rows_without(stage, name, state, clients=clients, why=why)
+    return rows_without(stage, name, played, clients=clients, why=why)
 
 
-def drill_weights_licence(stage: Stage, name: str, state: State) -> list[Row]:
+def drill_weights_licence(stage: Stage, name: str, played: Played) -> list[Row]:
     """Returns the rows of clients whom the terms of open weights bar, as if the base had them.
 
     Those who are barred are the clients of one region, see `autonomy.choose_excluded`.
@@ -68,10 +68,10 @@ def drill_weights_licence(stage: Stage, name: str, state: State) -> list[Row]:
     clients = choose_clients(stage, "excluded_region") if barred else np.zeros(0, np.int64)
     why = f"as if the base were under the {licence}, which {'' if barred else 'does not '}"
     why += f"bar{'s' if barred else ''} clients in the {_PLACE}"
-    return rows_without(stage, name, state, clients=clients, why=why)
+    return rows_without(stage, name, played, clients=clients, why=why)
 
 
-def drill_withdrawn(stage: Stage, name: str, state: State) -> list[Row]:
+def drill_withdrawn(stage: Stage, name: str, played: Played) -> list[Row]:
     """Returns the rows of a checkpoint that is withdrawn from its hub at some round.
 
     Whoever has taken part before holds a copy and continues. Nobody else can join.
@@ -81,10 +81,10 @@ def drill_withdrawn(stage: Stage, name: str, state: State) -> list[Row]:
     before = stage.settings.at_round or 0
     clients = np.setdiff1d(np.arange(len(stage.parts.data.clients)), drawn_in(stage, range(before)))
     why = f"they had not taken part before round {before}, and hold no copy of the base"
-    return rows_without(stage, name, state, clients=clients, after="fault", why=why)
+    return rows_without(stage, name, played, clients=clients, after="fault", why=why)
 
 
-def drill_forgotten(stage: Stage, name: str, state: State) -> list[Row]:
+def drill_forgotten(stage: Stage, name: str, played: Played) -> list[Row]:
     """Returns the row of unlearning a client exactly: all is trained again without it.
 
     `extra` has the score on the client's own rows before and after.
@@ -92,7 +92,7 @@ def drill_forgotten(stage: Stage, name: str, state: State) -> list[Row]:
     clients = np.array([stage.settings.refused_client])
     sampler = autonomy.without(stage.parts.plan.sampler, clients.tolist())
     again = play(stage, name, sampler=sampler)
-    own = [score_own(stage, s, clients) for s in (state, again)]
+    own = [score_own(stage, s, clients) for s in (played, again)]
     note = (
         f"trained again without client {clients[0]}: {100 * own[0]:.1f} % of its own rows were "
         f"right, and {100 * own[1]:.1f} % are"
@@ -103,14 +103,14 @@ def drill_forgotten(stage: Stage, name: str, state: State) -> list[Row]:
     return [found]
 
 
-def drill_base_update(stage: Stage, name: str, state: State) -> list[Row]:
+def drill_base_update(stage: Stage, name: str, played: Played) -> list[Row]:
     """Returns the row of what was trained on one version of the base and is used on the next.
 
     That of a host is `base_retired`.
     """
     if not autonomy.serves_alone(stage.parts.algorithm.access):
         return [row_of(stage, name, stage.base, _NO_WEIGHTS, by_definition=True)]
-    after = score_state(stage, state, model=other_version(stage))
+    after = score_state(stage, played, model=other_version(stage))
     version = stage.settings.next_version or (
         f"the base with noise of {stage.settings.change:g} deviations of each matrix"
     )

@@ -26,8 +26,8 @@ from fedjax_post.simulate.progress import is_redrawn
 from fedjax_post.study import factories
 from fedjax_post.study.spec import Spec
 
-LOG, JOURNAL = "provider.jsonl", "journal.jsonl"  # in the folder of a run: of a provider in this
-FILES = (LOG, JOURNAL)  # process, and of the calls to any
+# In the folder of a run: of a provider in this process, and of the calls to any
+LOG, JOURNAL = "provider.jsonl", "journal.jsonl"
 # field -> the value that it must have for a hosted target
 _NEEDS = {"execution.executor": ("host",), "adapter.kind": ("text_prompt", "soft_prompt")}
 
@@ -117,7 +117,8 @@ def model_of(
       tokenizer: that of the clients.
       directory: of the run, for its journal; None while the run is only prepared.
       meter: of the run.
-      ask_again: whether to repeat calls that may have been paid for already.
+      ask_again: whether to repeat calls that may have been paid for already; those to a provider in
+        this process, which nobody pays, always are.
       change_fn: returns the model that a provider in this process serves from the loaded one; what
         it has fine-tuned before keeps its adapter. None: it serves the loaded one.
 
@@ -145,7 +146,7 @@ def model_of(
         return connect(spec.hosting.url, name, tokenizer, journal=journal, watch=watch, **given)
     inside = Inside(lambda: _serve(spec, tokenizer, name, _in(directory, LOG), change_fn))
     provider = Provider(PEER, name, "", inside.post)
-    written = Journal(journal, ask_again=ask_again)
+    written = Journal(journal, ask_again=True)
     return make_hosted(provider, tokenizer, journal=written, watch=watch, **given)
 
 

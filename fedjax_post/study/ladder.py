@@ -45,6 +45,7 @@ def ladder(
     seeds: Sequence[int] = (0,),
     extras: Extras = Extras(),  # noqa: B008 - immutable
     directory: str | Path | None = None,
+    ask_again: bool = False,
     command: str = "",
     show: cells.Show = print,
 ) -> Position:
@@ -64,6 +65,7 @@ def ladder(
       extras: other base models, drills, attacks, longer runs, and the search of settings that
         comes first.
       directory: a new folder, or that of a ladder to continue; by default one below `runs`.
+      ask_again: whether to repeat calls to a provider that may have been paid for already.
       command: how the ladder was made, recorded in the report.
       show: called with each line of progress.
 
@@ -72,7 +74,8 @@ def ladder(
     """
     check(rungs, task, extras, seeds)
     with folder.given_or_fresh(directory, "ladder") as where:
-        return _climb(rungs, task, seeds, extras, where, command=command, show=show)
+        given = rungs, task, seeds, extras, where
+        return _climb(*given, command=command, ask_again=ask_again, show=show)
 
 
 def _climb(
@@ -83,27 +86,29 @@ def _climb(
     directory: Path,
     *,
     command: str,
+    ask_again: bool,
     show: cells.Show,
 ) -> Position:
     """Runs what `ladder` has checked, in a folder."""
+    how: Any = {"ask_again": ask_again, "show": show}
     trials = search.plan_cells(extras.search, rungs, directory)
     note = lambda cell, job: search.check_scored(job.parts.heldout, task.measure)
     cells.check(trials, note_fn=note)
     if not all(trial.done for trial in trials):  # else all is checked below, with what they found
         _check_all(rungs, seeds, extras, directory / "search")
-    found = search.best(extras.search, rungs, directory, measure=task.measure, show=show)
+    found = search.best(extras.search, rungs, directory, measure=task.measure, **how)
     rungs = found.rungs
     _check_all(rungs, seeds, extras, directory)
     planned = plan_cells(rungs, seeds, extras.bases, directory)
     done = sum(cell.done for cell in planned)
     show(f"{len(planned)} runs, {done} of them finished, in {directory}")
-    cells.carry_out_all(planned, show=show)
+    cells.carry_out_all(planned, **how)
     with folder.claim(directory) as mine:
         if not mine:
             return Position(directory, f"another process makes the report, in {directory}")
         facts = _facts(rungs, task, extras, directory, first=planned[0].spec, command=command)
         facts["search"] = found.record
-        return Position(directory, _report(facts, rungs, seeds, extras, directory, show=show))
+        return Position(directory, _report(facts, rungs, seeds, extras, directory, **how))
 
 
 def _report(
@@ -113,19 +118,21 @@ def _report(
     extras: Extras,
     directory: Path,
     *,
+    ask_again: bool,
     show: cells.Show,
 ) -> str:
     """Writes the report on the cells, and again after the drills, attacks and longer runs."""
     given: Any = rungs, seeds, directory
+    how: Any = {"ask_again": ask_again, "show": show}
     report, measure = _write(directory, facts), facts["measure"]
     for name, make in {
-        "drills": lambda: _drill(extras.faults, *given, measure=measure, show=show),
-        "attacks": lambda: leaks.carry_out(extras.leaks, *given, show=show),
+        "drills": lambda: _drill(extras.faults, *given, measure=measure, **how),
+        "attacks": lambda: leaks.carry_out(extras.leaks, *given, **how),
     }.items():
         facts[name] = make()
         report = _write(directory, facts)
     if more := longer.plan_cells(extras.longer, *given):
-        cells.carry_out_all(more, show=show)
+        cells.carry_out_all(more, **how)
         report = position.write(directory)
     return report
 
@@ -311,6 +318,7 @@ def _drill(
     directory: Path,
     *,
     measure: str,
+    ask_again: bool,
     show: cells.Show,
 ) -> list[dict[str, Any]]:
     """Runs the drills of a ladder with every seed, and returns their rows."""
@@ -326,4 +334,4 @@ def _drill(
     if not planned:
         return []
     settings = faults.settings._replace(measure=measure)
-    return carry_out(planned, faults.chosen, settings, show=show)
+    return carry_out(planned, faults.chosen, settings, ask_again=ask_again, show=show)

@@ -96,6 +96,7 @@ def carry_out(
     seeds: Sequence[int],
     directory: Path,
     *,
+    ask_again: bool = False,
     show: cells.Show,
 ) -> list[dict[str, Any]]:
     """Runs and attacks, and returns an entry for each method, wire and attack.
@@ -105,13 +106,15 @@ def carry_out(
       rungs: the methods by name.
       seeds: of the runs.
       directory: of the ladder.
+      ask_again: as for `cells.carry_out_all`.
       show: called with each line of progress.
 
     Raises:
       ValueError: if no private token was sent in a run, naming it and the remedy.
     """
     planned = plan(leaks, rungs, seeds, directory)
-    cells.carry_out_all([cell for _, _, cell in planned], show=show)
+    runs = [cell for _, _, cell in planned]
+    cells.carry_out_all(runs, ask_again=ask_again, show=show)
     found: dict[tuple[str, str, str], dict[str, Any]] = {}
     for name, wire, cell in planned:
         for attack, shares in _attacked(leaks, cell).items():

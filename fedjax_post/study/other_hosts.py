@@ -2,12 +2,14 @@
 
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fedjax_post.disclosure.meter import Meter
 from fedjax_post.provider.hosted import Hosted
-from fedjax_post.study import hosting
+from fedjax_post.provider.journal import copy_training
+from fedjax_post.study import folder, hosting
 from fedjax_post.study.spec import Spec
 
 
@@ -27,22 +29,31 @@ def make(
       tokenizer: that of the clients.
       directory: of its journal and its log, created if missing.
       meter: counts what calls carry; None counts every token as private.
-      of: folder with the journal and the log of a host whose files it has too; None: it has none.
+      of: folder with the journal and the log of a host whose files and jobs it has too; what that
+        one has answered in evaluations is asked anew. None: it has none.
       change_fn: as for `hosting.model_of`.
 
     Raises:
       ValueError: for a provider at an address, whose model nobody here can change.
     """
-    if spec.hosting.url is not None:
-        raise ValueError(
-            f"hosting.url={spec.hosting.url}: drills change the model of a host, and that one is "
-            "not ours; leave it out"
-        )
+    check(spec)
     directory.mkdir(parents=True, exist_ok=True)
-    kept = [] if of is None else [of / name for name in hosting.FILES]
-    for file in kept:
-        if file.exists() and not (directory / file.name).exists():
-            shutil.copy(file, directory)
+    copies: dict[str, Callable[[Path, Path], object]] = {
+        hosting.LOG: shutil.copy,
+        hosting.JOURNAL: copy_training,
+    }
+    for name, copy in copies.items():
+        if of is not None and (of / name).exists() and not (directory / name).exists():
+            folder.write_whole(directory / name, partial(copy, of / name))
     return hosting.model_of(
         spec, tokenizer, directory=directory, meter=meter or Meter(), change_fn=change_fn
     )
+
+
+def check(spec: Spec) -> None:
+    """Raises ValueError for a target at an address, whose host's model nobody here can change."""
+    if spec.hosting.url is not None:
+        raise ValueError(
+            f"hosting.url={spec.hosting.url}: drills such as changed and base_retired change the "
+            "model of a host, and that one is not ours; leave out these drills, or the address"
+        )

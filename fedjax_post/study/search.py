@@ -119,6 +119,7 @@ def best(
     directory: Path,
     *,
     measure: str,
+    ask_again: bool = False,
     show: cells.Show,
 ) -> Found:
     """Runs the trials, and returns the methods with the best settings of each.
@@ -128,13 +129,15 @@ def best(
       rungs: the methods by name.
       directory: of the ladder.
       measure: the score that is largest for the best one.
+      ask_again: as for `cells.carry_out_all`.
       show: called with each line of progress.
 
     Raises:
       ValueError: if a trial has not been scored by the measure, naming it.
     """
     planned = plan(search, rungs, directory)
-    cells.carry_out_all(plan_cells(search, rungs, directory), show=show)
+    trials_of_all = plan_cells(search, rungs, directory)
+    cells.carry_out_all(trials_of_all, ask_again=ask_again, show=show)
     chosen, record = dict(rungs), {}
     for name, trials in planned.items():
         scores = [_score(trial.cell, rungs[name], measure) for trial in trials]

@@ -13,12 +13,12 @@ from typing import Any
 
 import jax
 
-from fedjax_post.core.engine import State
 from fedjax_post.disclosure.ledger import is_tuned_by_host
 from fedjax_post.disclosure.meter import Purpose, add
 from fedjax_post.study import autonomy, metering, other_hosts
 from fedjax_post.study.autonomy import Row
 from fedjax_post.study.faults import (
+    Played,
     Stage,
     other_version,
     play,
@@ -28,9 +28,9 @@ from fedjax_post.study.faults import (
 )
 
 
-def drill_tuned_withdrawn(stage: Stage, name: str, state: State) -> list[Row]:
+def drill_tuned_withdrawn(stage: Stage, name: str, played: Played) -> list[Row]:
     """Returns the rows of a host that withdraws the model that it has fine-tuned."""
-    del state
+    del played
     if not is_tuned_by_host(stage.parts.algorithm.access):
         note = "no host keeps a model that was fine-tuned for it"
         return [row_of(stage, name, stage.base, note, by_definition=True)]
@@ -38,7 +38,7 @@ def drill_tuned_withdrawn(stage: Stage, name: str, state: State) -> list[Row]:
     return [found._replace(extra={**found.extra, "by_definition": True})]
 
 
-def drill_base_retired(stage: Stage, name: str, state: State) -> list[Row]:
+def drill_base_retired(stage: Stage, name: str, played: Played) -> list[Row]:
     """Returns the rows of a host that serves the next version of its base alone."""
     if autonomy.serves_alone(stage.parts.algorithm.access):
         return [unchanged_row(stage, name)]
@@ -46,7 +46,7 @@ def drill_base_retired(stage: Stage, name: str, state: State) -> list[Row]:
     if is_tuned_by_host(stage.parts.algorithm.access):
         change_fn = lambda model: autonomy.another_version(model, key, change=change)
         return [_tuned_anew(stage, name, change_fn)]
-    after = score_state(stage, state, model=other_version(stage))
+    after = score_state(stage, played, model=other_version(stage))
     return [row_of(stage, name, after, "what was learned is used with the next version")]
 
 
@@ -57,7 +57,7 @@ def _tuned_anew(stage: Stage, name: str, change_fn: Callable[[Any], Any] | None)
     host = other_hosts.make(
         stage.spec, parts.tokenizer, directory=where, meter=parts.meter, change_fn=change_fn
     )
-    after = score_state(stage, play(stage, name, model=host), model=host)
+    after = score_state(stage, play(stage, name, model=host))
     sent = metering.sent_by_journal(where)
     again = add([carried for _, purpose, carried in sent if purpose == Purpose.TRAINING])
     extra = {

@@ -122,13 +122,14 @@ def test_every_drill_has_rows(found, command, tmp_path):
         ("--drills=flood", "--drills=['flood']: give some of shutdown"),
         ("--at_round=2", "--at_round=2 must be from 1 to 1"),
         ("--excluded_clients=4", "--excluded_clients=4 must be from 1 to 3"),
-        ("--local_steps=2", "contains drills of another experiment"),
+        ("--local_steps=2", "--local_steps=2 differs from the run in"),
+        ("--rate_limit=2", "--rate_limit=2 differs from the drills in"),
         ("--methods=", "--methods is empty"),
         ("--nothing", "--nothing is not a flag"),
     ],
 )
 def test_bad_input_is_refused(found, command, given, message, capsys, tmp_path):
-    fresh = [] if "local_steps" in given else [f"--output_dir={tmp_path}"]
+    fresh = [] if given in ("--local_steps=2", "--rate_limit=2") else [f"--output_dir={tmp_path}"]
     assert drills.main([*command, *fresh, given]) == 2
     assert message in capsys.readouterr().err
 

@@ -5,7 +5,7 @@ import socket
 import pytest
 
 from fedjax_post import study
-from fedjax_post.experiments import compare, drills, openness, train
+from fedjax_post.experiments import compare, drills, openness, sweep, train
 from fedjax_post.experiments.flags import define_launch, parse
 from fedjax_post.experiments.flags.ladder import read_ladder
 from fedjax_post.study.files import write_spec
@@ -103,6 +103,29 @@ def test_programs_that_start_runs_ask_for_the_same(tmp_path, capsys, program, gi
     file.write_text(f"--provider_url={OTHER}\n")
     assert program.main(["program", *given, f"--flagfile={file}"]) == 2
     assert f"names a host, --provider_url={OTHER}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("program", "work", "given"),
+    [
+        (compare, "compare", "--algorithms=fed_bpt"),
+        (sweep, "sweep", "--grid=client_lr=0.1,0.3"),
+        (drills, "drills", "--methods=fed_bpt"),
+        (openness, "ladder", "--task=kinds"),
+    ],
+)
+def test_programs_that_start_runs_pay_twice_only_if_they_are_told(
+    program, work, given, monkeypatch
+):
+    told = []
+
+    def end(*args, ask_again, **kwargs):
+        told.append(ask_again)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(study, work, end)
+    assert [program.main(["program", given, *more]) for more in ([], ["--ask_again"])] == [130, 130]
+    assert told == [False, True]
 
 
 @pytest.mark.parametrize("table", ["common", "cells.lora"])

@@ -2,6 +2,8 @@
 
 import json
 import os
+import resource
+from contextlib import contextmanager
 
 import pytest
 
@@ -103,6 +105,27 @@ def test_a_line_that_could_not_be_written_leaves_no_half_behind(path, monkeypatc
         patch.setattr(os, "fsync", full)
         with pytest.raises(OSError, match="No space left"):
             lines.append(path, ANSWERED, is_durable=True)
+    assert path.read_bytes() == before
+    write(path, ANSWERED)
+    assert spent(path).queries == 1
+
+
+@contextmanager
+def room_for(num_bytes):
+    """No file may become larger, as on a disk that is full from there on."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_disk_that_is_full_in_the_middle_of_a_line_damages_no_journal(path):
+    write(path, ASKED)
+    before = path.read_bytes()
+    with room_for(len(before) + 40), pytest.raises(OSError, match="File too large"):
+        lines.append(path, ANSWERED, is_durable=True)
     assert path.read_bytes() == before
     write(path, ANSWERED)
     assert spent(path).queries == 1

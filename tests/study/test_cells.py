@@ -24,7 +24,7 @@ def ran(monkeypatch):
         found.append(directory.name)
         finish(directory)
 
-    monkeypatch.setattr(cells, "prepare", lambda spec, *, directory, resume: directory)
+    monkeypatch.setattr(cells, "prepare", lambda spec, *, directory, **given: directory)
     monkeypatch.setattr(cells, "carry_out", carry_out)
     monkeypatch.setattr(cells.comparison, "read_run", lambda directory: directory)
     monkeypatch.setattr(cells.comparison, "describe", str)

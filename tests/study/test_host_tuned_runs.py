@@ -8,6 +8,7 @@ import pytest
 from fedjax_post import study
 from fedjax_post.core.access import Access, AccessError, check_access
 from fedjax_post.provider import tuning
+from fedjax_post.provider.inside import Inside
 from fedjax_post.study import folder, hosting
 
 NOUNS = {"cat": ("hen", "pig"), "dog": ("cow", "cat")}
@@ -113,6 +114,31 @@ def test_a_killed_run_goes_on_without_a_second_upload_or_job(tiny_folder, tmp_pa
     assert [both[0][name] for name in names] == [both[1][name] for name in names]
 
 
+@pytest.mark.heavy
+@pytest.mark.parametrize(("where", "number"), [("/files", 2), ("/fine_tuning/jobs", 1)])
+def test_a_comparison_at_a_host_in_this_process_goes_on_wherever_it_was_killed(
+    where, number, tiny_folder, tmp_path, monkeypatch
+):
+    """Nobody pays a host in this process, so that it is asked again."""
+    specs, post, sent = {"tuned": spec_of("host_tuning", tiny_folder)}, Inside.post, []
+    given = {"seeds": (0,), "show": str}
+    whole = study.compare(specs, directory=tmp_path / "whole", **given)
+
+    def dying(self, path, content, *kind):
+        found = post(self, path, content, *kind)
+        sent.append(path)
+        if path == where and sent.count(path) == number:
+            raise Killed
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Inside, "post", dying)
+        with pytest.raises(Killed):
+            study.compare(specs, directory=tmp_path / "cut", **given)
+    again = study.compare(specs, directory=tmp_path / "cut", **given)
+    assert again.rows() == whole.rows()
+
+
 def test_what_a_run_at_a_host_needs_is_said_before_anything_is_sent(tiny_folder, tmp_path):
     spec = spec_of("host_tuning", tiny_folder)
     with pytest.raises(ValueError, match="fine-tune it.; give `executor=host`"):
@@ -156,7 +182,7 @@ def test_drills_of_a_host_that_trains_cost_a_second_disclosure(tiny_folder, tmp_
     chosen += ("rate_limited", "refused")
     found = study.drills(specs, chosen=chosen, directory=tmp_path / "drills", show=str)
     rows = {row["drill"]: row for row in found.rows}
-    own = uploaded(tmp_path / "drills" / "tuned" / "seed-0")
+    own = uploaded(tmp_path / "drills" / "tuned" / "seed-0" / "undisturbed")
     for name in ("tuned_withdrawn", "base_retired"):
         assert rows[name]["labels_again"] == [len(own)]
         assert rows[name]["private_tokens_again"][0] > len(own)

@@ -107,7 +107,7 @@ def test_runs_without_private_tokens_are_no_evidence(sent, message, tmp_path, mo
     found = SimpleNamespace(sent=sent), SimpleNamespace(heldout=heldout)
     monkeypatch.setattr(leaks, "see", lambda directory: found)
     monkeypatch.setattr(leaks, "truth", lambda parts, sent, answers: [(5, 6)])
-    monkeypatch.setattr(leaks.cells, "carry_out_all", lambda planned, show: None)
+    monkeypatch.setattr(leaks.cells, "carry_out_all", lambda planned, **given: None)
     with pytest.raises(ValueError, match=f"lora, own, seed 3: on the wire own {message}"):
         leaks.carry_out(SETTINGS, RUNGS, (3,), tmp_path, show=lambda line: None)
 

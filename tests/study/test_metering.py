@@ -1,6 +1,7 @@
 """Whole runs at a provider: the meter's record against the provider's own log, to the token."""
 
 import json
+from functools import partial
 
 import pytest
 
@@ -10,6 +11,7 @@ from fedjax_post.data.builtin.corpus import build_tokenizer
 from fedjax_post.disclosure.arrivals import Private, arrivals, index_of, offsets_of
 from fedjax_post.disclosure.ledger import carried_in
 from fedjax_post.disclosure.meter import Carried, DisclosureError, Meter, Purpose
+from fedjax_post.provider.journal import JournalError
 from fedjax_post.provider.line import Line
 from fedjax_post.provider.log import read_texts
 from fedjax_post.provider.served import load_served
@@ -143,12 +145,16 @@ def test_calls_of_a_killed_run_count_each_time_that_they_were_sent(
     served = load_served(str(tiny_folder))._replace(name="tiny")
     with serve(Provider(served, Settings(log=log))) as url:
         spec = spec_of("bdpl", tiny_folder, tiny_rows, url).put({"training.rounds": 1})
+        compare = partial(study.compare, {"bdpl": spec}, seeds=(0,), directory=tmp_path, show=str)
         monkeypatch.setattr(Line, "post", dying)
         with pytest.raises(Killed):
-            study.carry_out(study.prepare(spec, directory=tmp_path / "run"))
-        given = {"directory": tmp_path / "run", "resume": True, "ask_again": True}
-        study.carry_out(study.prepare(spec, **given))
-    seen, found = seen_by(log, tiny_rows), told(tmp_path / "run")
+            compare()
+        with pytest.raises(JournalError, match="`ask_again` sends them again"):
+            compare()
+        assert len(sent) == 5
+        compare(ask_again=True)
+    run = tmp_path / "bdpl" / "seed-0"
+    seen, found = seen_by(log, tiny_rows), told(run)
     assert len(sent) > 5
     assert found["queries"] == seen.queries
     assert found["private_tokens"] == seen.private_tokens
