@@ -33,7 +33,7 @@ def claim(directory: Path, spec: Spec, settings: Settings) -> None:
     stored, settled = directory / folder.SPEC, directory / SETTINGS
     given = {name: value for name, value in settings._asdict().items() if name not in _FREE}
     if stored.exists():
-        check_same(spec, stored, as_long=True)
+        check_same(spec, stored, alike=True)
         _check_settings(given, settled)
     folder.write_json(settled, given)
     write_spec(stored, spec)
