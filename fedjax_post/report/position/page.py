@@ -109,7 +109,7 @@ def _summary(ladder: Ladder, judged: Sequence[Verdict]) -> list[Block]:
         Prose(
             "Agrawal, Mayer and Mertel (arXiv:2505.23593) argue that black-box models contradict "
             "the principles of federated learning. Their argument has no experiments; here it is "
-            "held against one task, run with the same clients at every tier of access. Of eight "
+            "held against one task, run with the same clients at every tier of access. The "
             f"hypotheses: {told}. Every number is read from the files of the runs; what is not "
             "there is said to be missing. What is so by definition is no evidence."
         ),
