@@ -49,7 +49,7 @@ def test_a_bad_search_is_refused(given, message):
 
 
 def test_trials_without_the_measure_are_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(search.cells, "carry_out_all", lambda planned, show: None)
+    monkeypatch.setattr(search.cells, "carry_out_all", lambda planned, **how: None)
     monkeypatch.setattr(search, "read_summary", lambda directory: {"final": {"loss": 1.0}})
     with pytest.raises(ValueError, match="lora, trial 1: measure=accuracy is none of the final"):
         search.best(GIVEN, RUNGS, tmp_path, measure="accuracy", show=print)
