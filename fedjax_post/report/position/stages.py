@@ -147,7 +147,8 @@ def _shown(ladder: Ladder) -> list[tuple[str, str, str, str]]:
     """Returns the rows on what a host is shown."""
     asking = [cell for cell in of_kind(ladder, "closed") if asks(cell) and not is_silent(cell)]
     training, question = _means(asking, if_hosted), _means(asking, _tokens_of_question)
-    scored = _means(asking, _tokens_of_scoring)
+    # 0 of a method that asks is what a run says whose evaluation was not metered
+    scored = _means(asking, lambda run: _tokens_of_scoring(run) or None)
     held = _means(of_kind(ladder, "open"), _tokens_of_scoring)
     told = lambda values: f"measured by the meter: mean over {_methods(values)}"
     less = "by definition: it shows a host nothing, in training and in use"
