@@ -93,13 +93,15 @@ def adapter_of(path: Path) -> Path:
 
 
 def plain(name: str) -> str:
-    """Returns a name if it is safe as that of a folder: no separators, no leading dot.
+    """Returns a name if it is safe as that of a folder, and what reports would call its folder.
 
     Raises:
       ValueError: for any other name.
     """
-    if not re.fullmatch(r"[\w-][\w.=-]*", name):
-        raise ValueError(f"{name!r} cannot name a folder; use letters, digits, _, -, . and =")
+    if not re.fullmatch(r"[\w=]([\w.=-]*[\w=])?", name):
+        raise ValueError(
+            f"{name!r} cannot name a folder; use letters, digits, _, = and, in between, - and ."
+        )
     return name
 
 

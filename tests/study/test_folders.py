@@ -3,6 +3,7 @@
 import pytest
 
 from fedjax_post import study
+from fedjax_post.report.comparison import folder_of
 from fedjax_post.study import Spec, folder
 
 
@@ -49,3 +50,14 @@ def test_a_run_prepared_for_the_folder_of_another_one_does_not_write_there(
     with pytest.raises(FileExistsError, match="holds another run"), second.opened():
         pass
     assert study.read(tmp_path / "run").spec.seed == 0
+
+
+@pytest.mark.parametrize("name", ["a", "fed_avg", "lr=0.1", "a-b.c"])
+def test_a_plain_name_is_that_of_its_folder_in_reports(name):
+    assert folder.plain(name) == folder_of(name) == name
+
+
+@pytest.mark.parametrize("name", ["", "-a", "a-", ".a", "a.", "a/b", "a b", ".."])
+def test_other_names_are_refused(name):
+    with pytest.raises(ValueError, match="cannot name a folder"):
+        folder.plain(name)
