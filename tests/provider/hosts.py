@@ -16,9 +16,10 @@ class Heard(NamedTuple):
 
 
 def http(body, *, status="200 OK", headers=()) -> bytes:
-    """An answer, whole: bytes as they are, anything else as JSON."""
+    """An answer, whole: bytes as they are, anything else as JSON; `host` ends each connection."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(content)}", *headers, "", ""]
+    lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(content)}", *headers]
+    lines += ["Connection: close", "", ""]  # else a client may ask again on a connection that ends
     return "\r\n".join(lines).encode() + content
 
 
