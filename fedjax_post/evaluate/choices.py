@@ -48,9 +48,9 @@ def find_choices(
     """Returns the possible answers of labelled rows, see above; None if the rows have no labels.
 
     The tokens of a label are those of the rows' responses, without the end of a response. One that
-    no row has is spelled with the space before it that all others have. Where
-    the tokens of a label begin with those of another one, all labels keep their end: a text is at
-    most as likely as its beginning.
+    no row has is spelled with the space before it that all others have. Where the tokens of a label
+    begin with those of another one, all labels keep their end: a text is at most as likely as its
+    beginning.
 
     Args:
       tables: held-out rows, and those of the clients.

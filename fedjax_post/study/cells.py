@@ -201,7 +201,8 @@ def check_dtypes(cells: Sequence[Cell]) -> None:
 def _check_dtype(cells: Sequence[Cell]) -> None:
     """Raises ValueError if runs of one model have two dtypes, or would have."""
     found: dict[str, str] = {}
-    for stored in [stored for cell in cells for _, stored in _begun(cell)]:
+    # Cells of one label share the runs beside them
+    for stored in dict.fromkeys(stored for cell in cells for _, stored in _begun(cell)):
         if (dtype := read_unsupplied(stored).model.dtype) is not None:
             found.setdefault(dtype, f"the run in {stored.parent}")
     first = next(iter(found), None)
