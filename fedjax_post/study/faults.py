@@ -17,14 +17,11 @@ import numpy as np
 import fedjax_post
 from fedjax_post.core.engine import State
 from fedjax_post.disclosure.ledger import is_tuned_by_host
-from fedjax_post.disclosure.meter import OUTSIDE
 from fedjax_post.evaluate.heldout import HeldOut, choose_rows
-from fedjax_post.evaluate.scores import score
+from fedjax_post.evaluate.scores import score, scores_of
 from fedjax_post.hub import artefact
-from fedjax_post.provider.hosted import Hosted
-from fedjax_post.simulate import stopping
 from fedjax_post.simulate.cohort import draw
-from fedjax_post.study import autonomy, folder, hosting, licence, other_hosts
+from fedjax_post.study import autonomy, folder, hosting, licence, metered, other_hosts
 from fedjax_post.study.autonomy import Row
 from fedjax_post.study.build import Parts, build
 from fedjax_post.study.resolve import resolve
@@ -310,13 +307,9 @@ def score_own(stage: Stage, played: Played, clients: np.ndarray) -> float:
 
 
 def _score(stage: Stage, played: Played, heldout: HeldOut) -> float:
-    model: Any
-    model, params = fedjax_post.deployed(stage.parts.algorithm, played.model, played.state)
-    if not isinstance(model, Hosted):
-        return score(model, params, heldout)[stage.settings.measure]
-    asked: Any = model.at(played.rounds, OUTSIDE)
-    with stopping.defer_signals():  # an interrupted call may have been paid for
-        return score(asked, params, heldout)[stage.settings.measure]
+    made = fedjax_post.deployed(stage.parts.algorithm, played.model, played.state)
+    outcomes = metered.measure_at(made, heldout, rounds=played.rounds)
+    return scores_of(outcomes, heldout)[stage.settings.measure]
 
 
 def table_and_partition(parts: Parts):

@@ -10,6 +10,11 @@ from fedjax_post.core.values import SUMMED
 from fedjax_post.disclosure.ledger import Sent, serves_elsewhere
 from fedjax_post.disclosure.meter import OUTSIDE, Meter, Purpose, add
 from fedjax_post.disclosure.metered import real_rows
+from fedjax_post.evaluate.generation import NoteFn
+from fedjax_post.evaluate.heldout import HeldOut
+from fedjax_post.evaluate.scores import Outcomes, measure
+from fedjax_post.provider.hosted import Hosted
+from fedjax_post.simulate import stopping
 from fedjax_post.simulate.record import Callback, Record
 from fedjax_post.study import hosting, metering
 from fedjax_post.study.build import Parts
@@ -40,6 +45,26 @@ def note_fn(parts: Parts, rounds: int) -> Callable | None:
         meter.note(carried, round=rounds, client_id=OUTSIDE)
 
     return note
+
+
+def measure_at(
+    made: tuple[Any, Any], heldout: HeldOut, *, rounds: int, note_fn: NoteFn | None = None
+) -> Outcomes:
+    """Returns the outcomes of what is deployed after some rounds.
+
+    Args:
+      made: the model and its parameters. A hosted model journals its calls under these rounds.
+      heldout: the rows.
+      rounds: number of rounds done.
+      note_fn: counts the calls to a model in this process; a hosted one counts them itself.
+    """
+    model: Any
+    model, params = made
+    if not isinstance(model, Hosted):
+        return measure(model, params, heldout, note_fn=note_fn)
+    asked: Any = model.at(rounds, OUTSIDE)
+    with stopping.defer_signals():  # an interrupted call may have been paid for
+        return measure(asked, params, heldout)
 
 
 def evaluated(parts: Parts, *, rounds: int) -> list[Sent]:

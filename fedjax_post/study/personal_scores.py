@@ -9,10 +9,9 @@ import numpy as np
 import fedjax_post
 from fedjax_post.core.engine import State
 from fedjax_post.evaluate.clients import measure_each, num_lanes
-from fedjax_post.evaluate.scores import Outcomes, measure
+from fedjax_post.evaluate.scores import Outcomes
 from fedjax_post.evaluate.stacked import Stacked
 from fedjax_post.provider.hosted import Hosted
-from fedjax_post.simulate import stopping
 from fedjax_post.simulate.personal import Opened, evenly, open_clients
 from fedjax_post.simulate.run import chunk_size_of
 from fedjax_post.study import client_rows, metered
@@ -107,14 +106,9 @@ def _one_by_one(parts: Parts, state: State, opened: Opened, client_ids, rows) ->
     deploy, found, rounds = _deploy(parts), [], parts.spec.training.rounds
     for client_id, own in zip(client_ids.tolist(), rows, strict=True):
         client = jax.tree.map(lambda x: x[0], opened.read(np.array([client_id])))
-        model: Any
-        model, params = deploy((parts.model, state), client)
-        hosted = isinstance(model, Hosted)
-        asked = model.at(rounds, -1) if hosted else model
-        counting = None if hosted else metered.note_fn(parts, rounds)
-        with stopping.defer_signals():  # an interrupted call may have been paid for
-            scored = parts.heldout._replace(rows=own)
-            found.append(measure(asked, params, scored, note_fn=counting))
+        made, scored = deploy((parts.model, state), client), parts.heldout._replace(rows=own)
+        note_fn = metered.note_fn(parts, rounds)
+        found.append(metered.measure_at(made, scored, rounds=rounds, note_fn=note_fn))
     return found
 
 

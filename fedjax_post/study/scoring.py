@@ -8,9 +8,7 @@ import fedjax_post
 from fedjax_post.core.engine import State
 from fedjax_post.evaluate.clients import ClientTable
 from fedjax_post.evaluate.heldout import HeldOut, choose_rows
-from fedjax_post.evaluate.scores import Outcomes, Scores, mean_scores, measure, scores_of
-from fedjax_post.provider.hosted import Hosted
-from fedjax_post.simulate import stopping
+from fedjax_post.evaluate.scores import Outcomes, Scores, mean_scores, scores_of
 from fedjax_post.simulate.record import Callback, Record
 from fedjax_post.study import client_rows, client_tables, metered, private, secure
 from fedjax_post.study.build import Parts
@@ -95,13 +93,9 @@ def callbacks(parts: Parts) -> list[Callback]:
 
 
 def _measure_state(parts: Parts, state: State, heldout: HeldOut, *, rounds: int) -> Outcomes:
-    model: Any
-    model, params = fedjax_post.deployed(parts.algorithm, parts.model, state)
-    if not isinstance(model, Hosted):
-        return measure(model, params, heldout, note_fn=metered.note_fn(parts, rounds))
-    asked: Any = model.at(rounds, -1)
-    with stopping.defer_signals():  # an interrupted call may have been paid for
-        return measure(asked, params, heldout)
+    made = fedjax_post.deployed(parts.algorithm, parts.model, state)
+    note_fn = metered.note_fn(parts, rounds)
+    return metered.measure_at(made, heldout, rounds=rounds, note_fn=note_fn)
 
 
 def _over_clients(table: ClientTable) -> Scores:

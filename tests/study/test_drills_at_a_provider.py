@@ -12,7 +12,7 @@ from fedjax_post.provider.served import load_served
 from fedjax_post.provider.service import Provider, Settings
 from fedjax_post.provider.serving import serve
 from fedjax_post.simulate import stopping
-from fedjax_post.study import faults
+from fedjax_post.study import metered
 
 CHOSEN = ("shutdown", "rate_limited", "refused", "excluded_price")
 
@@ -81,11 +81,11 @@ def test_drills_ask_other_questions_each_and_the_same_call_pays_for_none_again(c
 
 @pytest.mark.heavy
 def test_ctrl_c_in_an_evaluation_breaks_no_paid_call(call, sent, monkeypatch):
-    score, post, waiting = faults.score, Line.post, []
+    measure, post, waiting = metered.measure, Line.post, []
 
     def scoring(*args):
         waiting.append(True)
-        return score(*args)
+        return measure(*args)
 
     def interrupted(self, *args):
         if waiting:
@@ -94,7 +94,7 @@ def test_ctrl_c_in_an_evaluation_breaks_no_paid_call(call, sent, monkeypatch):
         return post(self, *args)
 
     with monkeypatch.context() as patch, stopping.catch_signals():
-        patch.setattr(faults, "score", scoring)
+        patch.setattr(metered, "measure", scoring)
         patch.setattr(Line, "post", interrupted)
         with pytest.raises(stopping.Interrupted):
             call(chosen=("shutdown",))
