@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 import fedjax_post
-from fedjax_post.study import build, scoring, trained
+from fedjax_post.study import build, metered, trained
 from fedjax_post.study.files import read_spec, write_spec
 
 
@@ -20,7 +20,7 @@ def _nothing_runs(monkeypatch):
         raise AssertionError("the run began")
 
     monkeypatch.setattr(fedjax_post, "run", reached)
-    monkeypatch.setattr(scoring, "measure", reached)
+    monkeypatch.setattr(metered, "measure_at", reached)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
 
