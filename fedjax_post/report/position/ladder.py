@@ -55,6 +55,7 @@ UNPROTECTED = "none"  # the protection of a wire that has none
 _SPENT = ("queries", "tokens_sent", "labels_sent")
 # Scores by which cells can be compared, and their names for people
 MEASURES = {"exact_match": "exact match", "accuracy": "rank accuracy"}
+CALIBRATED = "accuracy_pmi"  # the score that is shown beside rank accuracy; see `calibrated`
 
 
 class Point(NamedTuple):
@@ -184,7 +185,7 @@ def ranked(cell: Cell) -> Interval | None:
 
 def calibrated(cell: Cell) -> Interval | None:
     """Returns the share of rows that are right by `accuracy_pmi`, in [0, 1], over the seeds."""
-    return over_seeds(cell, lambda run: (run.summary.get(cell.score) or {}).get("accuracy_pmi"))
+    return over_seeds(cell, lambda run: (run.summary.get(cell.score) or {}).get(CALIBRATED))
 
 
 def disclosed(run: Run) -> float | None:

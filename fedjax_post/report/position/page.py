@@ -9,6 +9,7 @@ from fedjax_post.report.markup import Block, Bullets, Heading, Picture, Prose, T
 from fedjax_post.report.position.aspects import ASPECTS, PROPERTIES, Square
 from fedjax_post.report.position.budgets import budget, searched
 from fedjax_post.report.position.drills import FORGOTTEN, is_measured, losses
+from fedjax_post.report.position.gains import gains
 from fedjax_post.report.position.hypotheses import METHOD
 from fedjax_post.report.position.ladder import Ladder, measure_of
 from fedjax_post.report.position.leaks import leaks
@@ -69,6 +70,8 @@ def blocks(
         *searched(ladder),
         Heading(2, "Controls"),
         *controlled(ladder),
+        Heading(2, "Gains"),
+        *gains(ladder),
         Heading(2, "Hypotheses"),
         Prose(METHOD),
         *(block for verdict in judged for block in _hypothesis(verdict)),
