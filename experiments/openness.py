@@ -51,12 +51,12 @@ def _climb(line, argv: Sequence[str]) -> None:
         if values[name].value is not None:
             raise ValueError(f"--{name}={values[name].value} and --task exclude each other")
     task = read_ladder(values.task, line.typed, trust_code=values.trust_code)
+    given = task._asdict() | {"seeds": lists.seeds(values), "only": values.only}
     if values.dry_run:
-        print(plan(seeds=lists.seeds(values), **task._asdict()))
+        print(plan(**given))
         return
     found = study.ladder(
-        **task._asdict(),
-        seeds=lists.seeds(values),
+        **given,
         directory=values.output_dir,
         ask_again=values.ask_again,
         command=shlex.join(process.command("openness", argv)),

@@ -19,6 +19,8 @@ def define_openness(values: flags.FlagValues) -> None:
     flags.DEFINE_enum("downgrade", None, tiers, about, case_sensitive=False, **give)
     task = "run a task at every level of access: a ladder's name, or the path of your own .toml"
     flags.DEFINE_string("task", None, task, **give)
+    about = "with --task: run these cells alone, and no drills or attacks; the report is of all"
+    flags.DEFINE_list("only", [], about, **give)
     about = "with --task: check every run, print its cost, and exit"
     flags.DEFINE_bool("dry_run", False, about, **give)
     flags.DEFINE_bool("trust_code", False, "import functions that the ladder's file names", **give)

@@ -19,7 +19,15 @@ from fedjax_post.study.build import build
 from fedjax_post.study.drills import carry_out
 from fedjax_post.study.job import Job
 from fedjax_post.study.ladder_facts import Rung
-from fedjax_post.study.ladder_parts import GATE, Extras, Faults, Task, check
+from fedjax_post.study.ladder_parts import (
+    GATE,
+    Extras,
+    Faults,
+    Task,
+    check,
+    check_named,
+    restrict,
+)
 from fedjax_post.study.resolve import resolve
 from fedjax_post.study.spec import Spec
 from fedjax_post.study.summary import digest
@@ -44,6 +52,7 @@ def ladder(
     task: Task = Task(),  # noqa: B008 - immutable
     seeds: Sequence[int] = (0,),
     extras: Extras = Extras(),  # noqa: B008 - immutable
+    only: Sequence[str] = (),
     directory: str | Path | None = None,
     ask_again: bool = False,
     command: str = "",
@@ -64,6 +73,8 @@ def ladder(
       seeds: of the runs.
       extras: other base models, drills, attacks, longer runs, and the search of settings that
         comes first.
+      only: names of rungs; the cells of others, drills, attacks and longer runs are left as they
+        are. The search, whose record is one, and the report are of all rungs.
       directory: a new folder, or that of a ladder to continue; by default one below `runs`.
       ask_again: whether to repeat calls to a provider that may have been paid for already.
       command: how the ladder was made, recorded in the report.
@@ -73,9 +84,10 @@ def ladder(
       ValueError, OSError, AccessError: for invalid input, before any run starts.
     """
     check(rungs, task, extras, seeds)
+    check_named("only", only, rungs)
     with folder.given_or_fresh(directory, "ladder") as where:
         given = rungs, task, seeds, extras, where
-        return _climb(*given, command=command, ask_again=ask_again, show=show)
+        return _climb(*given, only=only, command=command, ask_again=ask_again, show=show)
 
 
 def _climb(
@@ -85,6 +97,7 @@ def _climb(
     extras: Extras,
     directory: Path,
     *,
+    only: Sequence[str],
     command: str,
     ask_again: bool,
     show: cells.Show,
@@ -95,11 +108,12 @@ def _climb(
     note = lambda cell, job: search.check_scored(job.parts.heldout, task.measure)
     cells.check(trials, note_fn=note)
     if not all(trial.done for trial in trials):  # else all is checked below, with what they found
-        _check_all(rungs, seeds, extras, directory / "search")
+        _check_all(*restrict(rungs, extras, only), seeds, directory / "search")
     found = search.best(extras.search, rungs, directory, measure=task.measure, **how)
     rungs = found.rungs
-    _check_all(rungs, seeds, extras, directory)
-    planned = plan_cells(rungs, seeds, extras.bases, directory)
+    asked, beside = restrict(rungs, extras, only)
+    _check_all(asked, beside, seeds, directory)
+    planned = plan_cells(asked, seeds, beside.bases, directory)
     done = sum(cell.done for cell in planned)
     show(f"{len(planned)} runs, {done} of them finished, in {directory}")
     cells.carry_out_all(planned, **how)
@@ -108,6 +122,8 @@ def _climb(
             return Position(directory, f"another process makes the report, in {directory}")
         facts = _facts(rungs, task, extras, directory, first=planned[0].spec, command=command)
         facts["search"] = found.record
+        if only:
+            return Position(directory, _write(directory, facts))
         return Position(directory, _report(facts, rungs, seeds, extras, directory, **how))
 
 
@@ -184,6 +200,7 @@ def plan(
     task: Task = Task(),  # noqa: B008 - immutable
     seeds: Sequence[int] = (0,),
     extras: Extras = Extras(),  # noqa: B008 - immutable
+    only: Sequence[str] = (),
 ) -> str:
     """Returns the runs of a ladder and their costs as text, after each was checked; none is run.
 
@@ -192,11 +209,13 @@ def plan(
       task: with its budget.
       seeds: of the runs.
       extras: other base models, drills, attacks and the search.
+      only: as for `ladder`.
 
     Raises:
       ValueError, OSError, AccessError: as `ladder` does before any run starts.
     """
     check(rungs, task, extras, seeds)
+    check_named("only", only, rungs)
     directory = folder.unused("ladder")
     trials = search.plan_cells(extras.search, rungs, directory)
     found: dict[str, costs.Cost] = {}
@@ -210,9 +229,10 @@ def plan(
         if cell.spec.method.baseline != "local":  # whose budget is that of steps
             note_in(tried)(cell, job)
 
-    num_planned, num_more = _check_all(rungs, seeds, extras, directory, note_fn=note_in(found))
+    asked, beside = restrict(rungs, extras, only)
+    num_planned, num_more = _check_all(asked, beside, seeds, directory, note_fn=note_in(found))
     cells.check(trials, note_fn=note_trial)
-    lines = [f"{name}: {rung.kind} {rung.control}".rstrip() for name, rung in rungs.items()]
+    lines = [f"{name}: {rung.kind} {rung.control}".rstrip() for name, rung in asked.items()]
     told = f"{len(trials)} trials before them, {num_more} that are attacked or longer"
     return "\n".join(
         [
@@ -268,8 +288,8 @@ def plan_cells(
 
 def _check_all(
     rungs: Mapping[str, Rung],
-    seeds: Sequence[int],
     extras: Extras,
+    seeds: Sequence[int],
     directory: Path,
     *,
     note_fn: Note = lambda cell, job: None,
@@ -278,8 +298,8 @@ def _check_all(
 
     Args:
       rungs: the methods by name.
-      seeds: of the runs.
       extras: other base models, attacks and longer runs.
+      seeds: of the runs.
       directory: of the ladder.
       note_fn: called with the first run of each cell, and its job, unless the run has begun.
 

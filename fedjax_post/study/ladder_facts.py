@@ -64,8 +64,10 @@ def chance_of(parts: Parts) -> float:
 
 def gate_of(
     directory: Path, chance: float, *, measure: str, manual: str, soft: str, full: str
-) -> dict[str, float | None]:
-    """Returns the figures that show whether a base model can be prompted, as means over seeds.
+) -> dict[str, Any]:
+    """Returns the figures that show whether a base model can be prompted.
+
+    They are means over the seeds that all three rungs have, which are "seeds".
 
     Args:
       directory: of the ladder.
@@ -75,12 +77,17 @@ def gate_of(
       soft: name of the rung with a soft prompt that is trained by gradients.
       full: name of the rung whose gain over `manual` the soft prompt's gain is divided by.
     """
-    base, tuned, best = (_scores(directory / name, measure) for name in (manual, soft, full))
-    if base is None or tuned is None or best is None:
+    tables = [_scores(directory / name, measure) for name in (manual, soft, full)]
+    seeds = sorted(set.intersection(*map(set, tables)))
+    if not seeds:
+        own = list(tables[0].values())
+        base = sum(own) / len(own) if own else None
         return {"manual_prompt": base, "chance": chance, "soft_prompt_share": None}
+    base, tuned, best = (sum(table[seed] for seed in seeds) / len(seeds) for table in tables)
     gain = best - base
     share = (tuned - base) / gain if gain > 0 else None
-    return {"manual_prompt": base, "chance": chance, "soft_prompt_share": share, "gain": gain}
+    told = {"manual_prompt": base, "chance": chance, "soft_prompt_share": share, "gain": gain}
+    return told | {"seeds": seeds}
 
 
 def matrix_entry() -> dict[str, int]:
@@ -125,11 +132,14 @@ def _passport(passport: read.Passport) -> dict[str, Any]:
     }
 
 
-def _scores(folder: Path, measure: str) -> float | None:
-    """Returns the mean final score over finished seeds; None if any lacks it."""
-    found = [_final(path, measure) for path in sorted(folder.glob("seed-*/summary.json"))]
-    known = [value for value in found if value is not None]
-    return sum(known) / len(known) if known and len(known) == len(found) else None
+def _scores(folder: Path, measure: str) -> dict[int, float]:
+    """Returns the final score by finished seed; {} if any lacks it."""
+    found = {
+        int(path.parent.name.removeprefix("seed-")): _final(path, measure)
+        for path in sorted(folder.glob("seed-*/summary.json"))
+    }
+    known = {seed: value for seed, value in found.items() if value is not None}
+    return known if len(known) == len(found) else {}
 
 
 def _final(path: Path, measure: str) -> float | None:

@@ -70,11 +70,11 @@ def check(
     longer.check(extras.longer, rungs)
     leaks.check(extras.leaks, rungs)
     check_drills(extras.faults.chosen)
-    _check_named("drills", extras.faults.cells, rungs)
+    check_named("drills", extras.faults.cells, rungs)
     for base, names in extras.bases.items():
         if not names:
             raise ValueError(f"no method runs on the other base {base}; name some, or leave it out")
-        _check_named(f"the other base {base}", names, rungs)
+        check_named(f"the other base {base}", names, rungs)
 
 
 def _check_rungs(rungs: Mapping[str, Rung]) -> None:
@@ -101,7 +101,27 @@ def _check_task(task: Task) -> None:
         raise ValueError(f"budget={task.budget} must be at least 1 token, or left out")
 
 
-def _check_named(what: str, names: Iterable[str], rungs: Mapping[str, Rung]) -> None:
+def restrict(
+    rungs: Mapping[str, Rung], extras: Extras, only: Sequence[str]
+) -> tuple[Mapping[str, Rung], Extras]:
+    """Returns some rungs, and what is measured beside them: the search, and their other bases.
+
+    Args:
+      rungs: the methods by name.
+      extras: of the ladder.
+      only: names of the rungs; none for all, with all extras.
+    """
+    if not only:
+        return rungs, extras
+    bases = {base: [n for n in names if n in only] for base, names in extras.bases.items()}
+    some = {base: names for base, names in bases.items() if names}
+    return {name: rungs[name] for name in rungs if name in only}, Extras(
+        bases=some, search=extras.search
+    )
+
+
+def check_named(what: str, names: Iterable[str], rungs: Mapping[str, Rung]) -> None:
+    """Raises ValueError for a name that is none of the rungs'."""
     for name in names:
         if name not in rungs:
             raise ValueError(f"{what}: {unknown(name, rungs, what='method of the ladder')}")

@@ -9,7 +9,8 @@ from fedjax_post.experiments import openness
 from fedjax_post.experiments.flags.ladder import FOLDER, ladder_names, read_ladder
 from fedjax_post.integrity import seal_file
 from fedjax_post.report.position.ladder import TIERS
-from fedjax_post.study import cells, ladder_facts, leaks, longer
+from fedjax_post.report.position.ladder import read_ladder as read_report
+from fedjax_post.study import audits, cells, ladder_facts, leaks, longer
 from fedjax_post.study.factories import declared_access
 from fedjax_post.study.ladder import plan_cells
 
@@ -351,11 +352,69 @@ def test_a_ladder_ends_in_a_report_and_is_not_repeated(own, tmp_path, capsys):
     assert records == [path.stat().st_mtime_ns for path in tmp_path.rglob("records.jsonl")]
 
 
-def test_a_base_that_answers_nothing_has_a_gate_that_was_measured(tmp_path):
-    for name, score in (("manual_prompt", 0.0), ("soft_prompt", 0.25), ("lora", 0.5)):
-        folder = tmp_path / name / "seed-0"
-        folder.mkdir(parents=True)
-        (folder / "summary.json").write_text(seal_file({"final": {"exact_match": score}}))
-    cells = {"manual": "manual_prompt", "soft": "soft_prompt", "full": "lora"}
-    gate = ladder_facts.gate_of(tmp_path, 0.5, measure="exact_match", **cells)
+@pytest.mark.heavy
+def test_some_cells_can_have_more_seeds_than_others(own, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(audits, "read_or_make", lambda *given: {})
+    out = tmp_path / "out"
+    drilled = SMALL.replace("num_rounds = 1", "num_rounds = 2")
+    drilled += "[drills]\ncells = ['lora']\ndrills = ['withdrawn']\n"
+    given = [f"--task={own(drilled)}", f"--output_dir={out}"]
+    assert openness.main(["openness", *given, "--seeds=0"]) == 0
+    drills = json.loads((out / "ladder.json").read_text())["drills"]
+    capsys.readouterr()
+    assert openness.main(["openness", *given, "--seeds=0,1", "--only=lora"]) == 0
+    assert "2 runs, 1 of them finished" in capsys.readouterr().out
+    found = read_report(out)
+    assert {cell.method: list(cell.runs) for cell in found.cells} == {
+        "lora": [0, 1],
+        "manual_prompt": [0],
+    }
+    assert found.facts["drills"] == drills  # of the first call: none was made or removed
+
+
+@pytest.mark.heavy
+def test_only_the_cells_that_are_asked_for_are_checked_and_counted(own, capsys):
+    text = SMALL + "[bases]\nnames = ['builtin']\ncells = ['lora', 'manual_prompt']\n"
+    given = ["openness", f"--task={own(text)}", "--only=manual_prompt", "--dry_run"]
+    assert openness.main(given) == 0
+    told = capsys.readouterr().out
+    assert "2 runs, without drills" in told
+    assert "lora" not in told
+    error = refused(capsys, f"--task={own(SMALL)}", "--only=lore", "--dry_run")
+    assert "only: lore is no method of the ladder; did you mean lora?" in error
+
+
+@pytest.fixture
+def scored(tmp_path):
+    """A folder in which runs have final scores, given as method -> seed -> score."""
+
+    def write(scores):
+        for name, by_seed in scores.items():
+            for seed, score in by_seed.items():
+                folder = tmp_path / name / f"seed-{seed}"
+                folder.mkdir(parents=True)
+                (folder / "summary.json").write_text(seal_file({"final": {"exact_match": score}}))
+        cells = {"manual": "manual_prompt", "soft": "soft_prompt", "full": "lora"}
+        return ladder_facts.gate_of(tmp_path, 0.5, measure="exact_match", **cells)
+
+    return write
+
+
+def test_a_base_that_answers_nothing_has_a_gate_that_was_measured(scored):
+    gate = scored({"manual_prompt": {0: 0.0}, "soft_prompt": {0: 0.25}, "lora": {0: 0.5}})
     assert (gate["manual_prompt"], gate["soft_prompt_share"]) == (0.0, 0.5)
+
+
+def test_the_gate_is_of_the_seeds_that_its_cells_share(scored):
+    manual, lora = {0: 0.2, 1: 0.4, 2: 0.9}, {0: 0.6, 1: 0.8, 2: 0.1}
+    gate = scored({"manual_prompt": manual, "soft_prompt": {0: 0.4, 1: 0.6}, "lora": lora})
+    assert gate["seeds"] == [0, 1]
+    assert gate["manual_prompt"] == pytest.approx(0.3)
+    assert gate["gain"] == pytest.approx(0.4)
+    assert gate["soft_prompt_share"] == pytest.approx(0.5)
+
+
+def test_a_gate_without_a_shared_seed_has_the_manual_prompt_alone(scored):
+    gate = scored({"manual_prompt": {0: 0.2, 1: 0.4}, "soft_prompt": {2: 0.4}, "lora": {0: 0.5}})
+    assert gate["manual_prompt"] == pytest.approx(0.3)
+    assert gate["soft_prompt_share"] is None

@@ -16,7 +16,7 @@ is 0.
   (open, closed, baseline or control), `control` (which one, see `position.controls`) and `score`
   (which of a summary's scores: final, personal or base);
 - `gate`: `manual_prompt`, `chance`, `soft_prompt_share` and `gain` (that of LoRA), in [0, 1];
-  `passed`;
+  `seeds` that they are means over, all if they are missing; `passed`;
 - `drills` and `excluded`: lists of `drill`, `method` (or its label), `before`, `after`, `lost`
   (by `measure`, a number or a list with one for each seed), `rounds` (of these runs), `can_train`,
   `can_serve`, `note` and `by_definition` (whether the loss follows from what a method declares, so

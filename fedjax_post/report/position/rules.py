@@ -1,7 +1,7 @@
 """Whether a base can be prompted at all, and how numbers are written."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from fedjax_post.report.comparison import Interval, interval
@@ -40,7 +40,7 @@ def gate(ladder: Ladder) -> Gate:
         told = f"LoRA gains {100 * found['gain']:+.1f} points, too little to hold anything against"
         return Gate(None, f"not measured: {told}")
     high = round(manual - chance, 9) >= PROMPTED.value
-    other = _share_of_manual(ladder, manual, found.get("gain"))
+    other = _share_of_manual(ladder, found)
     recovered = share if other is None else max(share, other)
     follows = round(recovered, 9) >= RECOVERED.value
     beside = "" if other is None else f", and the best manual prompt {percent(other)}"
@@ -54,12 +54,13 @@ def gate(ladder: Ladder) -> Gate:
     )
 
 
-def _share_of_manual(ladder: Ladder, first: float, gain: float | None) -> float | None:
+def _share_of_manual(ladder: Ladder, found: Mapping[str, Any]) -> float | None:
     """Returns the share of LoRA's gain that the best manual prompt recovers, if it is known."""
     scores = best_of("the best manual prompt", manual_prompts(ladder)[0]).scores
-    if not scores or gain is None:
+    known = [scores[seed] for seed in found.get("seeds", scores) if seed in scores]
+    if not known or found.get("gain") is None:
         return None
-    return (sum(scores.values()) / len(scores) - first) / gain
+    return (sum(known) / len(known) - found["manual_prompt"]) / found["gain"]
 
 
 def unreadable(found: Gate) -> str:
