@@ -69,7 +69,9 @@ def _ranks(model: Any, rows: np.ndarray) -> tuple[Callable, Callable]:
     choices = Choices(tuple("abcd"), tokens, length, rows[0, :1])
 
     def score(prompts, **given):
-        return choice_log_probs(model, {}, list(prompts), choices, batch_size=len(rows), **given)
+        return choice_log_probs(
+            model, {}, list(prompts), choices, batch_size=len(rows), **given
+        ).labels
 
     prefix = tuple(rows[0, :PREFIX].tolist())
     return lambda: score(rows[:, PREFIX:], prefix=prefix), lambda: score(rows)

@@ -11,6 +11,7 @@ from fedjax_post.model.views import LanguageModel
 from fedjax_post.objectives.tokens import reference_of
 
 PyTree = Any
+_BLOCK = 2**12  # rows that are in memory at once
 
 
 class RowLosses(NamedTuple):
@@ -27,6 +28,7 @@ def row_losses(
     *,
     rows: np.ndarray,
     batch_size: int = 32,
+    known: np.ndarray | None = None,
     as_loaded: bool = False,
 ) -> RowLosses:
     """Returns the summed negative log-likelihood of each row's response.
@@ -41,18 +43,27 @@ def row_losses(
       rows: `[n]` int, row numbers.
       batch_size: rows in one compiled call. Logits are computed only where a response is, for
         a part of the tokens at a time.
+      known: `[n]` float, the sums that are known already, NaN for those that are not; None if none
+        is. Rows of known sums are not read.
       as_loaded: whether the model is taken without `params` and without what a federation added
         to its weights.
     """
     nats_fn = _loaded_nats if as_loaded else _batch_nats
-    nats, num_tokens = np.zeros(len(rows)), np.zeros(len(rows), np.int64)
-    sizes = table.length[rows]
-    for places, width in in_batches(model, owner_of(model, rows), batch_size, sizes=sizes):
-        tokens, mask = (x[:, :width] for x in gather(table, rows_at(rows, places)))
+    nats = np.full(len(rows), np.nan) if known is None else known.astype(np.float64)
+    left = np.flatnonzero(np.isnan(nats))
+    owner, sizes = owner_of(model, rows)[left], table.length[rows[left]]
+    for places, width in in_batches(model, owner, batch_size, sizes=sizes):
+        tokens, mask = (x[:, :width] for x in gather(table, rows_at(rows[left], places)))
         found = np.asarray(apply(nats_fn, model, params, tokens, mask))
         real = places >= 0
-        nats[places[real]], num_tokens[places[real]] = found[real], mask.sum(axis=1)[real]
-    return RowLosses(nats, num_tokens)
+        nats[left[places[real]]] = found[real]
+    return RowLosses(nats, _num_response_tokens(table, rows))
+
+
+def _num_response_tokens(table: TokenTable, rows: np.ndarray) -> np.ndarray:
+    """Returns the number of response tokens of rows, int64 `[n]`."""
+    parts = np.split(rows, range(_BLOCK, len(rows), _BLOCK))
+    return np.concatenate([gather(table, part)[1].sum(axis=1, dtype=np.int64) for part in parts])
 
 
 def mean_loss(losses: RowLosses) -> float:

@@ -86,13 +86,15 @@ def measure(
       note_fn: as for `greedy_answers` and `rank`. Losses, which no host computes, are not noted.
     """
     table, rows = heldout.table, heldout.rows
-    losses, shares = None, {}
-    if heldout.loss:
-        losses = row_losses(model, params, table, rows=rows, batch_size=heldout.batch_size)
+    losses, shares, known = None, {}, None
     if heldout.exact_match:
         shares["exact_match"] = _is_answered(model, params, heldout, note_fn)
     if is_ranked(heldout):
-        shares |= rank(model, params, heldout, note_fn=note_fn)
+        ranks = rank(model, params, heldout, note_fn=note_fn)
+        shares, known = shares | ranks.shares, ranks.nats
+    if heldout.loss:
+        size = heldout.batch_size
+        losses = row_losses(model, params, table, rows=rows, batch_size=size, known=known)
     if heldout.rejected is not None:
         margins = reward_margins(
             model,

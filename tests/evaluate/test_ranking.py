@@ -10,10 +10,13 @@ from fedjax_post.adapters.prompt import text_prompt
 from fedjax_post.adapters.steered import steer
 from fedjax_post.core.access import Access
 from fedjax_post.disclosure.metered import real_rows
+from fedjax_post.evaluate import loss
 from fedjax_post.evaluate.choices import find_choices
 from fedjax_post.evaluate.heldout import HeldOut
+from fedjax_post.evaluate.loss import row_losses
 from fedjax_post.evaluate.ranking import choice_log_probs, rank
-from fedjax_post.evaluate.scores import left_out, score
+from fedjax_post.evaluate.scores import left_out, measure, score
+from fedjax_post.evaluate.stacked import rows_at
 from fedjax_post.hub.load import load_model
 from fedjax_post.testing.models import tiny_model
 
@@ -66,7 +69,7 @@ def test_log_probs_are_those_of_single_rows(make, model, params):
     choices = heldout_of(make).choices
     prompts = list(map(np.array, PROMPTS))
     expected = table_of_log_probs(model, params, PROMPTS)
-    found = choice_log_probs(model, params, prompts, choices, batch_size=4)
+    found = choice_log_probs(model, params, prompts, choices, batch_size=4).labels
     np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
@@ -84,22 +87,92 @@ def test_scores_are_their_definitions(make):
 
 
 @pytest.mark.heavy
+@pytest.mark.parametrize("prefix", [(), (2,)])
+@pytest.mark.parametrize(("model", "params"), [pytest.param(m, p, id=n) for n, m, p in models()])
+def test_the_loss_of_a_ranked_row_is_that_of_the_row_alone(make, model, params, prefix):
+    heldout = heldout_of(make)._replace(prefix=prefix, batch_size=4)
+    expected = row_losses(model, params, heldout.table, rows=heldout.rows)
+    np.testing.assert_allclose(rank(model, params, heldout).nats, expected.nats, atol=3e-5)
+
+
+def test_a_ranked_row_is_read_once(make, monkeypatch):
+    heldout = heldout_of(make, cut=[0])
+    expected = row_losses(BASE, {}, heldout.table, rows=heldout.rows)
+    read = []
+    monkeypatch.setattr(
+        loss, "rows_at", lambda rows, places: read.extend(rows[places]) or rows_at(rows, places)
+    )
+    found = measure(BASE, {}, heldout).losses
+    assert set(read) == {0}  # cut, and so not ranked
+    np.testing.assert_allclose(found.nats, expected.nats, atol=3e-5)
+    np.testing.assert_array_equal(found.num_tokens, expected.num_tokens)
+
+
+def test_a_chat_of_two_answers_keeps_the_loss_of_both(make):
+    """Its last answer is the label; the first one counts in the loss too."""
+    plain = heldout_of(make)
+    table = make(
+        [([2, 3, ~20, ~EOS, 4], LABELS[0]), *zip(PROMPTS[1:], [*LABELS[1:], *LABELS], strict=True)]
+    )
+    chat = plain._replace(table=table)
+    expected = row_losses(BASE, {}, table, rows=chat.rows)
+    assert np.isnan(rank(BASE, {}, chat).nats).tolist() == [True, *[False] * 5]
+    found = measure(BASE, {}, chat).losses
+    np.testing.assert_allclose(found.nats, expected.nats, atol=3e-5)
+    assert found.num_tokens.tolist() == expected.num_tokens.tolist() == [4, 3, 4, 2, 3, 4]
+
+
+def test_a_response_that_is_longer_than_the_labels_is_read_apart(make):
+    """Spaces belong to no label, so that such a row is ranked too."""
+    plain = heldout_of(make)
+    spaced = lambda ids: decode(ids).replace("9", " ")
+    table = make(
+        [
+            (PROMPTS[0], [*LABELS[0], 9, 9, 9]),
+            *zip(PROMPTS[1:], [*LABELS[1:], *LABELS], strict=True),
+        ]
+    )
+    heldout = plain._replace(table=table, decode_fn=spaced)
+    expected = row_losses(BASE, {}, table, rows=heldout.rows)
+    ranks = rank(BASE, {}, heldout)
+    assert not np.isnan(ranks.shares["accuracy"]).any()
+    assert np.isnan(ranks.nats).tolist() == [True, *[False] * 5]
+    np.testing.assert_allclose(measure(BASE, {}, heldout).losses.nats, expected.nats, atol=3e-5)
+
+
+def test_a_model_without_numbers_has_a_loss_without_one(make):
+    broken = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), BASE)
+    losses = measure(broken, {}, heldout_of(make)).losses
+    assert np.isnan(losses.nats).all()
+    assert losses.num_tokens.tolist() == [2, 3, 4, 2, 3, 4]
+
+
+def test_pairs_that_nothing_has_changed_are_ties(make):
+    """Both sides of a margin have to be computed alike."""
+    heldout = heldout_of(make)
+    other = [*LABELS[1:], LABELS[0]]
+    rejected = make(list(zip(PROMPTS, [*other, *other], strict=True)))
+    found = measure(BASE, {}, heldout._replace(rejected=rejected))
+    assert found.shares["preference"].tolist() == [0.5] * 6
+
+
+@pytest.mark.heavy
 def test_a_shared_prefix_changes_no_rank(make):
     choices = heldout_of(make).choices
     prompts = [np.array(prompt) for prompt in ([2, 3, 20, 4], [2, 3, 4], [2, 3, 21, 22])]
-    whole = choice_log_probs(BASE, {}, prompts, choices, batch_size=4)
+    whole = choice_log_probs(BASE, {}, prompts, choices, batch_size=4).labels
     rest = [prompt[2:] for prompt in prompts]
-    shared = choice_log_probs(BASE, {}, rest, choices, batch_size=4, prefix=(2, 3))
+    shared = choice_log_probs(BASE, {}, rest, choices, batch_size=4, prefix=(2, 3)).labels
     np.testing.assert_allclose(shared, whole, atol=1e-5)
     heldout = heldout_of(make)  # its null prompt is 2 4
-    for name, flags in rank(BASE, {}, heldout._replace(prefix=(2,))).items():
-        np.testing.assert_array_equal(flags, rank(BASE, {}, heldout)[name])
+    for name, flags in rank(BASE, {}, heldout._replace(prefix=(2,))).shares.items():
+        np.testing.assert_array_equal(flags, rank(BASE, {}, heldout).shares[name])
 
 
 def test_a_model_without_numbers_ranks_no_label_first(make):
     """numpy's argmax of them is the first label."""
     broken = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), BASE)
-    found = rank(broken, {}, heldout_of(make))
+    found = rank(broken, {}, heldout_of(make)).shares
     assert all(values.tolist() == [0.0] * 6 for values in found.values())
 
 
@@ -118,7 +191,7 @@ def test_each_row_that_is_ranked_is_noted_once(make):
 
 def test_rows_without_a_label_are_left_out_and_counted(make):
     whole, cut = heldout_of(make), heldout_of(make, cut=[0, 5])
-    found, left = rank(BASE, {}, whole), rank(BASE, {}, cut)
+    found, left = rank(BASE, {}, whole).shares, rank(BASE, {}, cut).shares
     for name, flags in left.items():
         assert np.isnan(flags).tolist() == [True, False, False, False, False, True]
         np.testing.assert_array_equal(flags[1:5], found[name][1:5])
@@ -129,7 +202,7 @@ def test_rows_without_a_label_are_left_out_and_counted(make):
 
 def test_rows_that_leave_no_room_for_a_label_are_left_out(make):
     heldout = heldout_of(make)._replace(room=8)  # 6 + 3 tokens do not fit
-    assert np.isnan(rank(BASE, {}, heldout)["accuracy"]).tolist() == [
+    assert np.isnan(rank(BASE, {}, heldout).shares["accuracy"]).tolist() == [
         False, True, False, False, False, False,
     ]  # fmt: skip
 
@@ -166,5 +239,5 @@ def test_log_probs_are_those_of_transformers(make, tmp_path):
             log_probs = logits.log_softmax(-1)[len(prompt) - 1 : -1]
             expected[i, j] = log_probs[torch.arange(len(label)), torch.tensor(label)].sum()
     prompts, choices = list(map(np.array, PROMPTS)), heldout_of(make).choices
-    found = choice_log_probs(load_model(tmp_path), {}, prompts, choices)
+    found = choice_log_probs(load_model(tmp_path), {}, prompts, choices).labels
     np.testing.assert_allclose(found, expected, atol=1e-4)
