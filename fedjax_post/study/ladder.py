@@ -14,6 +14,7 @@ from fedjax_post.report import position
 from fedjax_post.report.comparison import folder_of
 from fedjax_post.report.position.budgets import is_off
 from fedjax_post.report.position.ladder import LONGER
+from fedjax_post.report.records import read_summary
 from fedjax_post.study import audits, cells, costs, folder, ladder_facts, leaks, longer, search
 from fedjax_post.study.build import build
 from fedjax_post.study.drills import carry_out
@@ -113,18 +114,31 @@ def _climb(
     rungs = found.rungs
     asked, beside = restrict(rungs, extras, only)
     _check_all(asked, beside, seeds, directory)
+    cells.check_dtypes(plan_cells(rungs, seeds, extras.bases, directory))
     planned = plan_cells(asked, seeds, beside.bases, directory)
     done = sum(cell.done for cell in planned)
     show(f"{len(planned)} runs, {done} of them finished, in {directory}")
     cells.carry_out_all(planned, **how)
     with folder.claim(directory) as mine:
         if not mine:
-            return Position(directory, f"another process makes the report, in {directory}")
-        facts = _facts(rungs, task, extras, directory, first=planned[0].spec, command=command)
+            told = "if it was called with fewer cells, repeat this command for drills and attacks"
+            return Position(directory, f"another process makes the report, in {directory}; {told}")
+        begun = _begun_seeds(rungs, seeds, directory)
+        methods = [
+            rung for rung in rungs.values() if rung.kind != "control"
+        ]  # of the ladder's base
+        first = (methods or list(rungs.values()))[0].spec.replace(seed=begun[0])
+        facts = _facts(rungs, task, extras, directory, first=first, command=command)
         facts["search"] = found.record
         if only:
             return Position(directory, _write(directory, facts))
-        return Position(directory, _report(facts, rungs, seeds, extras, directory, **how))
+        return Position(directory, _report(facts, rungs, begun, extras, directory, **how))
+
+
+def _begun_seeds(rungs: Mapping[str, Rung], seeds: Sequence[int], directory: Path) -> list[int]:
+    """Returns the seeds of this call and of all finished cells, ascending."""
+    found = (path for name in rungs for path in (directory / name).glob("seed-*/summary.json"))
+    return sorted({*seeds, *(int(path.parent.name.removeprefix("seed-")) for path in found)})
 
 
 def _report(
@@ -137,7 +151,10 @@ def _report(
     ask_again: bool,
     show: cells.Show,
 ) -> str:
-    """Writes the report on the cells, and again after the drills, attacks and longer runs."""
+    """Writes the report on the cells, and again after the drills, attacks and longer runs.
+
+    These are of all seeds that the cells have: a table of them is one, whatever call added a seed.
+    """
     given: Any = rungs, seeds, directory
     how: Any = {"ask_again": ask_again, "show": show}
     report, measure = _write(directory, facts), facts["measure"]
@@ -311,6 +328,8 @@ def _check_all(
 
     def note(cell: cells.Cell, job: Job) -> None:
         note_fn(cell, job)
+        if not rows:
+            rows.update(_scored_rows(directory, cell.spec.seed))
         rows[cell.label] = digest(job.parts.heldout)
 
     cells.check(planned, note_fn=note)
@@ -329,6 +348,13 @@ def _check_all(
     cells.check(more)
     cells.check_dtypes([*planned, *others, *more])
     return len(planned) + len(others), len(more)
+
+
+def _scored_rows(directory: Path, seed: int) -> dict[str, str]:
+    """Returns the digest of the held-out rows of each finished cell with a seed, by its folder."""
+    found = {path.parts[-3]: path.parent for path in directory.glob(f"*/seed-{seed}/summary.json")}
+    digests = {name: read_summary(path).get("heldout_digest") for name, path in found.items()}
+    return {name: value for name, value in digests.items() if value}
 
 
 def _drill(

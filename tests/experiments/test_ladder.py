@@ -161,6 +161,15 @@ def test_settings_may_change_together(own):
     ]
 
 
+def test_a_cell_is_held_against_the_rows_of_those_that_have_run(own, tmp_path, capsys):
+    done = tmp_path / "out" / "lora" / "seed-0"
+    done.mkdir(parents=True)
+    (done / "summary.json").write_text(seal_file({"heldout_digest": "of other rows"}))
+    given = [f"--task={own(SMALL)}", f"--output_dir={tmp_path / 'out'}", "--only=manual_prompt"]
+    error = refused(capsys, *given)
+    assert "lora and manual_prompt would be scored on different held-out rows" in error
+
+
 def test_cells_that_would_be_scored_on_different_rows_are_refused(own, capsys):
     """A prompt that is trained is no part of a row: other words make rows too long."""
     short = SMALL.replace("num_rounds = 1", "num_rounds = 1\nmax_length = 13")
@@ -352,24 +361,41 @@ def test_a_ladder_ends_in_a_report_and_is_not_repeated(own, tmp_path, capsys):
     assert records == [path.stat().st_mtime_ns for path in tmp_path.rglob("records.jsonl")]
 
 
+SMALLER = """
+[cells.proxy_alone]
+kind = "control"
+control = "proxy"
+algorithm = "fed_avg"
+model = "builtin-small"
+"""
+
+
 @pytest.mark.heavy
 def test_some_cells_can_have_more_seeds_than_others(own, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(audits, "read_or_make", lambda *given: {})
     out = tmp_path / "out"
-    drilled = SMALL.replace("num_rounds = 1", "num_rounds = 2")
-    drilled += "[drills]\ncells = ['lora']\ndrills = ['withdrawn']\n"
-    given = [f"--task={own(drilled)}", f"--output_dir={out}"]
-    assert openness.main(["openness", *given, "--seeds=0"]) == 0
-    drills = json.loads((out / "ladder.json").read_text())["drills"]
+    head, cells = SMALL.replace("num_rounds = 1", "num_rounds = 2").split("[cells.lora]")
+    drills = "[drills]\ncells = ['lora']\ndrills = ['withdrawn']\n"
+    given = [f"--task={own(head + SMALLER + '[cells.lora]' + cells + drills)}"]
+    call = lambda *more: openness.main(["openness", *given, f"--output_dir={out}", *more])
+    facts = lambda: json.loads((out / "ladder.json").read_text())
+    assert call("--seeds=0") == 0
+    first = facts()
     capsys.readouterr()
-    assert openness.main(["openness", *given, "--seeds=0,1", "--only=lora"]) == 0
-    assert "2 runs, 1 of them finished" in capsys.readouterr().out
-    found = read_report(out)
-    assert {cell.method: list(cell.runs) for cell in found.cells} == {
+    assert call("--seeds=0,1", "--only=proxy_alone,lora") == 0
+    assert "4 runs, 2 of them finished" in capsys.readouterr().out
+    assert {cell.method: list(cell.runs) for cell in read_report(out).cells} == {
+        "proxy_alone": [0, 1],
         "lora": [0, 1],
         "manual_prompt": [0],
     }
-    assert found.facts["drills"] == drills  # of the first call: none was made or removed
+    assert facts()["drills"] == first["drills"]  # none was made or removed
+    # They are of the ladder's base and of its first seed, whichever cells and seeds are asked for
+    assert facts()["model"] == first["model"] == "builtin-instruct"
+    assert facts()["chance"] == first["chance"]
+    assert call("--seeds=1") == 0  # all drills are of all seeds, also of those that a call adds
+    assert facts()["chance"] == first["chance"]
+    assert [len(row["before"]) for row in facts()["drills"]] == [2] * len(first["drills"])
 
 
 @pytest.mark.heavy

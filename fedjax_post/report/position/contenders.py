@@ -8,8 +8,7 @@ from fedjax_post.report.position.contrasts import Contrast, any_ahead, less
 from fedjax_post.report.position.controls import (
     CONTROLS,
     Side,
-    best_of,
-    control_of,
+    best_control,
     controls,
     is_silent,
     manual_prompts,
@@ -82,8 +81,7 @@ def over_controls(ladder: Ladder, cells: Sequence[Cell]) -> tuple[list[Contrast]
     """Returns a contrast of each cell with its control, and the controls that are missing."""
     contrasts, missing = [], []
     for cell in cells:
-        others, lacks = control_of(ladder, cell)
-        control = best_of("its control", others)
+        control, lacks = best_control(ladder, cell)
         missing += lacks or ([control.lacking] if control.lacking else [])
         name = f"{cell.label} less its control ({', '.join(control.chosen) or 'missing'})"
         contrasts.append(less(name, side_of(cell), control, least=least_row(ladder)))

@@ -5,7 +5,7 @@ it gains over its control. A ladder's file marks a cell as a control by `kind = 
 `control =` a key of `CONTROLS`.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 from fedjax_post.report.position.ladder import COMPARED, Cell, Ladder, if_hosted, of_kind
@@ -64,6 +64,17 @@ def control_of(ladder: Ladder, cell: Cell) -> tuple[list[Cell], list[str]]:
     return [*(one for cells in found.values() for one in cells), *more], missing
 
 
+def best_control(ladder: Ladder, cell: Cell) -> tuple[Side, list[str]]:
+    """Returns the best control of a method, and what CONTROLS says of those that are missing.
+
+    It is chosen and scored on the seeds that the method and all of its controls have.
+    """
+    others, missing = control_of(ladder, cell)
+    each = [set(table) for one in (cell, *others) if (table := scores_of(one))]
+    shared = set.intersection(*each) if each else set()
+    return best_of("its control", others, seeds=shared), missing
+
+
 def start_of(cell: Cell) -> Cell:
     """Returns a cell as it was before its first round: the base, as the method uses it."""
     runs = {seed: run._replace(right=run.base) for seed, run in cell.runs.items()}
@@ -97,25 +108,31 @@ def manual_prompts(ladder: Ladder) -> tuple[list[Cell], list[str]]:
     return found, [] if enough else [missing]
 
 
-def best_of(name: str, cells: Iterable[Cell]) -> Side:
+def best_of(name: str, cells: Iterable[Cell], *, seeds: Collection[int] | None = None) -> Side:
     """Returns, for each seed, the score of the cell that is best by the mean of the other seeds.
 
     So no cell is chosen by the rows that it is then scored on; one cell needs no choice. A cell
     that lacks seeds which others have leaves the choice. If it is ahead on the seeds that it has,
     no best one is known.
+
+    Args:
+      name: of the side.
+      cells: the choice.
+      seeds: of what the side is compared with, the only ones that count; None for all. A cell with
+        more seeds than others must not take their place in a comparison that has no use for them.
     """
-    found = {cell.method: (cell.label, scores_of(cell)) for cell in cells}
+    found = {cell.method: (cell.label, _some(scores_of(cell), seeds)) for cell in cells}
     tables = {method: table for method, (_, table) in found.items() if table}
     if not tables:
         return Side(name, {})
     most = max(map(len, tables.values()))
     whole = {method: table for method, table in tables.items() if len(table) == most}
-    seeds = set.intersection(*map(set, whole.values()))
-    if len(whole) > 1 and len(seeds) < 2:
+    shared = set.intersection(*map(set, whole.values()))
+    if len(whole) > 1 and len(shared) < 2:
         return Side(name, {}, lacking=f"{name} of {len(whole)} is chosen with two seeds or more")
     scores, chosen = {}, []
-    for seed in sorted(seeds):
-        rest = lambda method, seed=seed: sum(whole[method][s] for s in seeds if s != seed)
+    for seed in sorted(shared):
+        rest = lambda method, seed=seed: sum(whole[method][s] for s in shared if s != seed)
         chosen.append(max(whole, key=rest))
         scores[seed] = whole[chosen[-1]][seed]
     left = [method for method in tables if method not in whole]
@@ -123,6 +140,10 @@ def best_of(name: str, cells: Iterable[Cell]) -> Side:
     lacking = f"seeds are missing of {', '.join(ahead)}, ahead on those it has" if ahead else ""
     labels = lambda methods: tuple(found[method][0] for method in dict.fromkeys(methods))
     return Side(name, scores, labels(chosen), labels(left), lacking)
+
+
+def _some(table: Mapping[int, float], seeds: Collection[int] | None) -> dict[int, float]:
+    return {seed: score for seed, score in table.items() if seeds is None or seed in seeds}
 
 
 def _is_ahead(table: Mapping[int, float], scores: Mapping[int, float]) -> bool:

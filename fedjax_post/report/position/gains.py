@@ -5,20 +5,27 @@ rank of labels, a second table has calibrated scores, see `ladder.calibrated`: a
 the first table alone is one in how the labels are preferred without a row.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from fedjax_post.report.comparison import interval
 from fedjax_post.report.markup import Block, Prose, Table
 from fedjax_post.report.position.controls import (
-    Side,
     best_of,
     controls,
     learns,
     manual_prompts,
-    side_of,
+    scores_of,
     start_of,
 )
-from fedjax_post.report.position.ladder import CALIBRATED, MEASURES, Cell, Ladder, Run, measure_of
+from fedjax_post.report.position.ladder import (
+    CALIBRATED,
+    MEASURES,
+    Cell,
+    Ladder,
+    Run,
+    measure_of,
+    on_all_rows,
+)
 from fedjax_post.report.position.rules import percent, points
 
 
@@ -30,8 +37,9 @@ def gains(ladder: Ladder) -> list[Block]:
         Prose(
             "In points: paired differences over the seeds that both sides have, with 95 % "
             "intervals (Student's t). The best manual prompt is chosen, for each seed, by the "
-            "other seeds. 'own rows': models of each client's own on that client's rows, whose "
-            "labels have a mixture of their own; so they are compared with nothing."
+            "other seeds of the method that it is compared with. 'own rows': models of each "
+            "client's own on that client's rows, whose labels have a mixture of their own; so they "
+            "are compared with nothing."
         )
     ]
     measure = ladder.facts.get("measure", "exact_match")
@@ -50,8 +58,8 @@ def _table(ladder: Ladder, score: str) -> Table:
     rows = [
         (
             cell.label,
-            _less(cell, side_of(start_of(cell))),
-            *(_less(cell, side) for side in rivals.values()),
+            _less(cell, [start_of(cell)]),
+            *(_less(cell, others) for others in rivals.values()),
             _on_own_rows(cell, score),
             ", ".join(map(str, cell.runs)),
         )
@@ -66,23 +74,26 @@ def _is_shown(cell: Cell) -> bool:
     return bool(cell.runs) and (learns(cell) or cell.method == "in_context")
 
 
-def _rivals(ladder: Ladder) -> Mapping[str, Side]:
-    """Returns what methods are compared with, by name."""
+def _rivals(ladder: Ladder) -> Mapping[str, list[Cell]]:
+    """Returns the cells of which the best one is compared with methods, by name."""
     cells = {
         "one client alone": controls(ladder, "one_client"),
         "LoRA in one place": controls(ladder, "central"),
         "the best manual prompt": manual_prompts(ladder)[0],
     }
-    return {name: best_of(name, found) for name, found in cells.items() if found}
+    kept = {name: [cell for cell in found if on_all_rows(cell)] for name, found in cells.items()}
+    return {name: found for name, found in kept.items() if found}
 
 
-def _less(cell: Cell, other: Side) -> str:
-    """Returns a cell's score less that of the other side as text; "" if it is the other side."""
-    own = side_of(cell)
-    if own.chosen == other.chosen:
+def _less(cell: Cell, others: Sequence[Cell]) -> str:
+    """Returns a cell's score less that of the best other one as text; "" if it is that one."""
+    own = scores_of(cell)
+    best = best_of("the best one", others, seeds=own)
+    if best.chosen == (cell.label,) or not on_all_rows(cell):
         return ""
-    differences = [own.scores[s] - score for s, score in other.scores.items() if s in own.scores]
-    return points(differences).partition(" points")[0]
+    if best.lacking:
+        return f"missing: {best.lacking}"
+    return points([own[s] - score for s, score in best.scores.items()]).partition(" points")[0]
 
 
 def _scored(cell: Cell, score: str) -> Cell:

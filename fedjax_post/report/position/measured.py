@@ -97,7 +97,7 @@ def service(ladder: Ladder) -> Evidence:
 def _led(ladder: Ladder, sides: Contenders, name: str) -> Evidence:
     """Returns the evidence on whether the best open method leads the best of its rivals."""
     best = best_of("the best open method", sides.held)
-    rival = best_of(name, sides.rivals)
+    rival = best_of(name, sides.rivals, seeds=best.scores or None)
     lacking = _unreadable(ladder) or _missing(dict.fromkeys(sides.missing))
     if not comparable(ladder, "open") or not comparable(ladder, "closed"):
         lacking = "no scored cell of one side"

@@ -56,11 +56,13 @@ def gate(ladder: Ladder) -> Gate:
 
 def _share_of_manual(ladder: Ladder, found: Mapping[str, Any]) -> float | None:
     """Returns the share of LoRA's gain that the best manual prompt recovers, if it is known."""
-    scores = best_of("the best manual prompt", manual_prompts(ladder)[0]).scores
-    known = [scores[seed] for seed in found.get("seeds", scores) if seed in scores]
-    if not known or found.get("gain") is None:
+    seeds, prompts = found.get("seeds"), manual_prompts(ladder)[0]
+    best = best_of("the best manual prompt", prompts, seeds=seeds)
+    lacks = best.lacking or not best.scores or len(best.scores) < len(seeds or ())
+    if lacks or found.get("gain") is None:
         return None
-    return (sum(known) / len(known) - found["manual_prompt"]) / found["gain"]
+    mean = sum(best.scores.values()) / len(best.scores)
+    return (mean - found["manual_prompt"]) / found["gain"]
 
 
 def unreadable(found: Gate) -> str:

@@ -7,8 +7,7 @@ from fedjax_post.report.comparison import Interval, interval
 from fedjax_post.report.markup import Block, Bullets, Code, Prose, Table
 from fedjax_post.report.position.controls import (
     CONTROLS,
-    best_of,
-    control_of,
+    best_control,
     controls,
     manual_prompts,
     scores_of,
@@ -99,10 +98,9 @@ def controlled(ladder: Ladder) -> list[Block]:
     """Returns a table of what each method gains over its control, and which are missing."""
     rows = []
     for cell in [*of_kind(ladder, "closed"), *of_kind(ladder, "open")]:
-        others, missing = control_of(ladder, cell)
-        if not others and not missing:
+        control, missing = best_control(ladder, cell)
+        if not control.scores and not missing:
             continue
-        control = best_of("control", others)
         own = scores_of(cell)
         gains = [own[seed] - score for seed, score in control.scores.items() if seed in own]
         rows.append(

@@ -5,6 +5,8 @@ from ladders import CENTRAL, CLOSED, MANUAL, OPEN, PROMPTS, cell, control, judge
 
 from fedjax_post.report.position.contenders import without_weights
 from fedjax_post.report.position.controls import best_of
+from fedjax_post.report.position.gains import gains
+from fedjax_post.report.position.rules import gate
 from fedjax_post.report.position.verdicts import NOT_SUPPORTED, SUPPORTED, UNDECIDED
 
 ALONE = control("one_client", 0.5, 0.5, 0.5)
@@ -137,6 +139,44 @@ def test_the_best_cell_is_chosen_on_other_seeds():
     assert found.scores == {0: 0.2, 1: 0.1, 2: 0.1}  # each time the winner of the other two seeds
     assert best_of("best", [first]).scores == {0: 0.9, 1: 0.1, 2: 0.1}
     assert best_of("best", [cell("c", "open", [0.5]), cell("d", "open", [0.6])]).scores == {}
+
+
+def longer(one, *more):
+    """A cell with further seeds."""
+    runs = dict(one.runs)
+    for score in more:
+        runs[len(runs)] = runs[0]._replace(right=score)
+    return one._replace(runs=runs)
+
+
+def test_further_seeds_of_some_cells_put_no_others_out_of_the_comparison():
+    """A control with more seeds than a method's start must not take its place, nor the reverse."""
+    weaker = cell("soft_prompt", "open", (0.6, 0.62, 0.61), base=0.55)
+    cells = [OPEN, weaker, CLOSED, ALONE, CENTRAL, MANUAL, *PROMPTS]
+    before = judge("H3", ladder(cells))
+    assert before.verdict == SUPPORTED
+    more = {"lora": (0.81, 0.8), "one_client": (0.52, 0.5)}
+    for names in (["lora"], ["one_client"], ["lora", "one_client"]):
+        found = [longer(c, *more[c.method]) if c.method in names else c for c in cells]
+        finding = judge("H3", ladder(found))
+        assert (finding.verdict, finding.why) == (before.verdict, before.why), names
+
+
+def test_a_better_prompt_is_no_worse_rival_because_a_worse_one_has_more_seeds():
+    good = control("manual", 0.7, 0.72, 0.71, name="manual_2")
+    cells = [OPEN, CLOSED, ALONE, CENTRAL, longer(MANUAL, 0.4, 0.4), good, *PROMPTS[1:]]
+    found = {"measure": "exact_match", "gate": {"manual_prompt": 0.4, "chance": 0.2}}
+    found["gate"] |= {"soft_prompt_share": 0.1, "gain": 0.41, "seeds": [0, 1, 2]}
+    told = gate(ladder(cells, **found))
+    assert told.passed
+    assert "the best manual prompt 75.6 %" in told.told
+    without = found["gate"] | {"seeds": [0, 1, 2, 3, 4]}  # of which the better prompts lack two
+    assert not gate(ladder(cells, **found | {"gate": without})).passed
+    (row,) = [row for row in gains(ladder(cells))[1].rows if row[0] == "Lora"]
+    assert row[4].startswith("+10.0")
+    more = longer(OPEN, 0.8, 0.8)
+    (row,) = [row for row in gains(ladder([more, *cells[1:]]))[1].rows if row[0] == "Lora"]
+    assert "missing: seeds are missing of Manual_2" in row[4]
 
 
 def test_a_method_scored_on_each_clients_own_rows_is_compared_with_none():
