@@ -23,6 +23,8 @@ from fedjax_post.study.seen import see, truth
 
 Row = tuple[int, ...]
 DRAWS = 200  # of held-out questions, over which guessing is averaged
+# What a wire may change and stay that of its cell: how many visits and rounds there are
+_HOW_MANY = {"training.cohort_size", "training.rounds", "scoring.examples", "scoring.every"}
 
 
 class Leaks(NamedTuple):
@@ -127,6 +129,7 @@ def carry_out(
                     "attack": attack,
                     "wire": wire,
                     "protection": wire if wire in leaks.protected else UNPROTECTED,
+                    "own": not set(leaks.wires.get(wire, {})) - _HOW_MANY,
                     **{key: [] for key in ("recovered", "guess", "tokens")},
                 },
             )

@@ -18,7 +18,8 @@ client's own rows, gains from their mixture of labels: it is compared with no me
 on all rows. On 2026-12-01 another hostile reading found that H3 could hardly be supported, since
 its rival was the same base, tuned by its host on the same rows: that comparison is H9 now. It also
 found that one client alone may end below where it began, so that an open method must gain over its
-start too.
+start too. A third one, on that day, found that H7 was decided on a wire that no cell trained on:
+since then only cells that learned count, and one that sends such updates was added to the ladder.
 """
 
 from typing import NamedTuple
@@ -145,10 +146,10 @@ HYPOTHESES = (
         "An attack on an open method's updates recovers more private text than guessing.",
         "None of the attacks that were tried does.",
         "Updates of open methods travel to the federation's server.",
-        "Share of the private tokens of questions that each attack recovers from updates on a wire "
-        "without a protection, less that of guessing.",
-        "Attacks that were not tried may succeed. Runs with noise and secure sums are shown beside "
-        "these, and decide nothing.",
+        "Share of the private tokens of questions that each attack recovers from the updates of a "
+        "cell that learned, without a protection, less that of guessing.",
+        "Attacks that were not tried may succeed. Runs with noise and secure sums, and wires that "
+        "no cell trains on, are shown beside these, and decide nothing.",
     ),
     Hypothesis(
         "H8",

@@ -30,8 +30,8 @@ is 0.
 - `matrix`: `methods`, the number of registered methods, and for each tier how many of them run;
 - `attacks`: a list of `attack`, `method`, `recovered` and `guess`, shares of the private tokens of
   questions, a number or a list with one for each seed, `guess` being the mean over many draws of
-  questions; `tokens`, how many there were; `party` that attacks (server); `wire`, and its
-  `protection` (none if it is missing);
+  questions; `tokens`, how many there were; `party` that attacks (server); `wire`, its
+  `protection` (none if it is missing), and whether it is `own`, that of the method's cell;
 - `budget`: tokens through the model that a run of each cell should take;
 - `longer`: `times`, the factor of the budget of the longer runs;
 - `search`: `seed`, `trials`, and `cells`: method -> `tried` settings, their `scores`, and `chosen`,

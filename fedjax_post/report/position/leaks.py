@@ -57,6 +57,14 @@ def is_plain(row: Mapping[str, Any]) -> bool:
     return row.get("protection", UNPROTECTED) == UNPROTECTED
 
 
+def is_own(row: Mapping[str, Any]) -> bool:
+    """Returns whether an attack was made on updates as a cell of the ladder sends them.
+
+    Records that do not say so name the wire of a cell "own", or no wire.
+    """
+    return bool(row.get("own", row.get("wire", "own") == "own"))
+
+
 def _of_host(cell: Cell) -> tuple[str, ...]:
     seen = count(over_seeds(cell, if_hosted))
     return ("host of the target", cell.label, "reading", "queries", UNPROTECTED, seen, "all", "")

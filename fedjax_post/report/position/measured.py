@@ -23,8 +23,8 @@ from fedjax_post.report.position.contrasts import (
 )
 from fedjax_post.report.position.controls import best_of, is_silent, learned, side_of
 from fedjax_post.report.position.drills import mean_losses
-from fedjax_post.report.position.ladder import Ladder, comparable, least_row
-from fedjax_post.report.position.leaks import is_plain
+from fedjax_post.report.position.ladder import Ladder, comparable, least_row, of_kind
+from fedjax_post.report.position.leaks import is_own, is_plain
 from fedjax_post.report.position.rules import gate, numbers, points, unreadable
 from fedjax_post.report.position.statistics import share_interval
 from fedjax_post.report.position.thresholds import CEILING, RARE
@@ -159,13 +159,25 @@ def data_openness(ladder: Ladder) -> Evidence:
 
 
 def updates(ladder: Ladder) -> Evidence:
-    """Returns the evidence on H7: what attacks recover beyond guessing."""
-    rows = [row for row in ladder.facts.get("attacks") or [] if is_plain(row)]
+    """Returns the evidence on H7: what attacks recover beyond guessing.
+
+    A wire on which nothing is trained, or on which nothing is learned, shows nothing of updates
+    that anybody would send.
+    """
+    plain = [row for row in ladder.facts.get("attacks") or [] if is_plain(row)]
+    useful = {cell.method for cell in of_kind(ladder, "open") if learned(cell)}
+    rows = [row for row in plain if is_own(row) and row.get("method") in useful]
     empty = [row for row in rows if 0 in numbers(row.get("tokens"))]
-    lacking = "" if rows else "no attack was run"
-    if empty:
+    lacking = "" if plain else "no attack was run"
+    if plain and not rows:
+        lacking = "no attack was run on the wire of a cell that learned"
+    elif empty:
         lacking = f"no private token was there to be recovered from {empty[0].get('wire')}"
-    return _judged([_recovered(row) for row in rows], any_ahead, lacking=lacking)
+    told = [
+        f"{one.name}: {points(one.differences)} (not counted: no cell that learned sends it)"
+        for one in (_recovered(row) for row in plain if row not in rows)
+    ]
+    return _judged([_recovered(row) for row in rows], any_ahead, lacking=lacking, told=told)
 
 
 MEASURES: Mapping[str, Callable[[Ladder], Evidence]] = {
