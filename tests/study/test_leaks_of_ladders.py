@@ -120,3 +120,16 @@ def test_a_step_of_sgd_shows_more_than_guessing(tmp_path):
     assert row["guess"][0] < row["recovered"][0] <= 1
     # two visits of one question each, of four or five nouns
     assert 6 <= row["tokens"][0] <= 10
+
+
+def test_a_wire_that_trains_otherwise_is_not_that_of_its_cell(tmp_path, monkeypatch):
+    wires = {
+        "fewer": {"training.cohort_size": 2, "scoring.examples": 48},
+        "other": {"training.cohort_size": 2, "training.local_steps": 1},
+    }
+    settings = SETTINGS._replace(wires=wires, protected={"noise": {"privacy.clip": 1.0}})
+    monkeypatch.setattr(leaks.cells, "carry_out_all", lambda planned, **given: None)
+    monkeypatch.setattr(leaks, "_attacked", lambda given, cell: {"guess": (0.5, 0.1, 9)})
+    rows = leaks.carry_out(settings, RUNGS, (0,), tmp_path, show=lambda line: None)
+    own = {row["wire"]: row["own"] for row in rows if row["protection"] == "none"}
+    assert own == {"fewer": True, "other": False}

@@ -77,7 +77,7 @@ def test_a_search_is_told_with_all_its_trials():
 
 
 def attack(protection, recovered):
-    row = {"attack": "dager", "method": "lora", "wire": "w", "tokens": [20, 20, 20]}
+    row = {"attack": "dager", "method": "lora", "wire": "own", "tokens": [20, 20, 20]}
     return row | {"protection": protection, "recovered": recovered, "guess": [0.1, 0.1, 0.1]}
 
 

@@ -1,7 +1,7 @@
 """H7 can be supported, refuted or left undecided: what attacks recover from updates."""
 
 import pytest
-from ladders import OPEN, attack, judge, ladder
+from ladders import OPEN, attack, cell, judge, ladder
 
 from fedjax_post.report.position.verdicts import NOT_SUPPORTED, SUPPORTED, TOO_FEW
 
@@ -28,6 +28,21 @@ def test_updates_are_judged_by_attacks_alone(attacks, expected):
     finding = judge("H7", ladder([OPEN], attacks=attacks))
     assert finding.told == expected
     assert "Lora: 1,000 bytes of updates left the clients" in finding.by_definition
+
+
+def test_only_updates_that_a_cell_which_learned_sends_decide():
+    """Else one line of a ladder's file would decide H7: a wire that nobody has a use for."""
+    found, nothing = attack([0.9, 0.91, 0.92]), attack([0.1, 0.1, 0.1])
+    for other in ({"wire": "one_step"}, {"wire": "mine", "own": False}):
+        alone = judge("H7", ladder([OPEN], attacks=[found | other]))
+        assert alone.told == "undecided: no attack was run on the wire of a cell that learned"
+        beside = judge("H7", ladder([OPEN], attacks=[found | other, nothing]))
+        assert beside.told == NOT_SUPPORTED
+        assert any("not counted: no cell that learned sends it" in line for line in beside.numbers)
+    idle = cell("lora", "open", (0.41, 0.42, 0.4))
+    assert judge("H7", ladder([idle], attacks=[found])).told.startswith("undecided: no attack was")
+    told = judge("H7", ladder([OPEN], attacks=[found | {"wire": "own", "own": True}]))
+    assert told.verdict == SUPPORTED
 
 
 def test_the_power_is_printed_and_decides_whether_there_is_a_verdict():
