@@ -8,7 +8,8 @@ about its other rows after each set, and keeps the set of least loss; the set th
 last visit is one of the candidates.
 
 Every prompt begins with the shots, questions and answers alike: they are sent with every single
-question to wherever the model runs. `tokens_sent` and `labels_sent` count them in this way.
+question to wherever the model runs. `tokens_sent` and `labels_sent` count them in this way, and
+`places_sent` the rest of the prompt: what all clients share, and what is between the shots.
 """
 
 from typing import NamedTuple
@@ -79,12 +80,14 @@ def in_context(
 
         def ask(one):
             prompt = _join(replica, one)
+            places = len(prompt) - one.shown.num_tokens
             unseen = ~shots.is_shown(rows, one.shown.tokens, **layout) & one.chosen
             mask = batches["loss_mask"] & unseen.reshape(*taken.shape[:1], -1, 1)
             asked = data._replace(batches=data.batches | {"loss_mask": mask})
             losses, metrics = discrete.ask_visit(loss_fn, prompt[None], model, asked, ctx)
             metrics["tokens_sent"] += metrics["queries"] * one.shown.num_tokens
             metrics["labels_sent"] = metrics["queries"] * one.shown.num_labels
+            metrics["places_sent"] = metrics["queries"] * places
             return jnp.where(one.chosen, losses[0], jnp.inf), metrics
 
         drawn = jax.vmap(draw, (None, 0))(rows, jax.random.split(ctx.key, num_sets))

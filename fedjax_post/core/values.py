@@ -10,7 +10,7 @@ PyTree = Any
 Metrics = dict[str, jax.Array]
 
 # Metrics that count what left a client: summed over calls, steps and clients, never averaged
-SUMMED = ("queries", "tokens_sent", "labels_sent")
+SUMMED = ("queries", "tokens_sent", "labels_sent", "places_sent")
 
 
 def mean_of(total: Metrics, count: Any) -> Metrics:

@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedjax_post.core.access import Access, spoken, union
+from fedjax_post.core.values import SUMMED
 from fedjax_post.disclosure.arrivals import OffsetsFn, count_touching
 from fedjax_post.disclosure.meter import Carried, DisclosureError, Form, Purpose, digest
 
@@ -95,15 +96,16 @@ def carried_in(record: Mapping[str, Any], form: Form) -> Carried:
 
     Args:
       record: of `fedjax_post.run`, with `queries`, `tokens_sent` and `labels_sent` if the method
-        queries the target; these sums include dropped clients.
+        queries the target, and `places_sent` if its prompts have further tokens than `form.prompt`;
+        these sums include dropped clients.
       form: of the run's queries.
     """
     queries, tokens, labels = (
         int(record.get(name, 0)) for name in ("queries", "tokens_sent", "labels_sent")
     )
     private = tokens - queries * form.template - labels * form.shot
-    places, answers = queries * form.prompt, queries * form.answer
-    return Carried(queries, tokens, private, labels, places, answers)
+    places = int(record.get("places_sent", queries * form.prompt))
+    return Carried(queries, tokens, private, labels, places, queries * form.answer)
 
 
 def confirm(told: Carried, metered: Carried, *, method: str) -> None:
@@ -117,13 +119,18 @@ def confirm(told: Carried, metered: Carried, *, method: str) -> None:
     Raises:
       ValueError: naming the first count that differs, and both values.
     """
-    names = {"queries": "queries", "private_tokens": "private tokens", "labels": "labels"}
+    names = {
+        "queries": "queries",
+        "private_tokens": "private tokens",
+        "labels": "labels",
+        "places": "tokens of its prompts",
+    }
     for field, name in names.items():
         own, seen = getattr(told, field), getattr(metered, field)
         if own != seen:
             raise ValueError(
                 f"{method} counts {own} {name} in visits in which it sends {seen} to the target; "
-                "return the metrics `queries`, `tokens_sent` and `labels_sent` of all its calls, "
+                f"return the metrics {', '.join(f'`{one}`' for one in SUMMED)} of all its calls, "
                 "or run with executor=host, where the meter counts"
             )
 

@@ -92,7 +92,7 @@ def _watch(meter: Meter, *, replaces: bool) -> Callback:
         found: Record = {}
         trained = taken.get(Purpose.TRAINING)
         if replaces and trained is not None:
-            counts = trained.queries, trained.tokens, trained.labels
+            counts = trained.queries, trained.tokens, trained.labels, trained.places
             found |= dict(zip(SUMMED, map(float, counts), strict=True))
         if Purpose.EVALUATION in taken:
             # Its rows are among those of the evaluation after the last round, which names them

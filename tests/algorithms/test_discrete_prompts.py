@@ -182,12 +182,14 @@ def test_the_examples_that_help_most_are_kept(kept):
 
 def test_examples_are_sent_with_every_question(kept):
     """Three sets of two examples, each of two words and a label; 3 tokens of a question."""
-    _, upload, _, metrics, rows = kept
+    algorithm, upload, state, metrics, rows = kept
     assert upload.value == ()
+    seen = algorithm.deploy(None, toy.toy_params(), state)[1]["prompt"]["tokens"]
     queries = float(metrics["queries"])
     assert 3 * (len(rows["scale"]) - 12) <= queries < 3 * len(rows["scale"])
     assert metrics["labels_sent"] == 2 * queries
     assert metrics["tokens_sent"] == (3 + 2 * 3) * queries
+    assert metrics["places_sent"] == (len(seen) - 2 * 3) * queries
 
 
 def test_without_a_client_s_own_it_is_the_manual_prompt(kept):

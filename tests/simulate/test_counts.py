@@ -52,7 +52,8 @@ def dropping(algorithm, lost):
 def test_six_clients_of_three_steps_ask_eighteen_times(executor):
     """Chunks of 4 lanes: the second has two lanes of padding, which ask nothing."""
     for record in records(fed_avg(), executor=executor):
-        assert {name: record[name] for name in SUMMED} == {n: 18 * x for n, x in ASKED.items()}
+        counted = {name: record[name] for name in SUMMED if name in record}
+        assert counted == {n: 18 * x for n, x in ASKED.items()}
 
 
 def test_a_dropped_client_has_asked():

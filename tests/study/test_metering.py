@@ -99,7 +99,7 @@ def test_an_algorithm_s_counts_are_the_meter_s_over_several_rounds(name, tiny_fo
     sent = []
     for _, record in fp.run(parts.algorithm, model, parts.data.clients, rounds=3, **given):
         told, seen = carried_in(record, parts.form), meter.take().get(Purpose.TRAINING, Carried())
-        assert told[:4] == seen[:4]
+        assert told[:5] == seen[:5]
         sent.append(seen.queries > 0)
     nothing = [False] * 3  # of these rows no two can be crossed
     once = [True, False, False]  # rows are uploaded at a client's first visit
@@ -175,6 +175,7 @@ def silent_about(algorithm, name):
     [
         ("bdpl", "queries", "bdpl counts 0 queries in visits in which it sends"),
         ("in_context", "labels_sent", "in_context counts .* private tokens"),
+        ("in_context", "places_sent", "in_context counts .* tokens of its prompts"),
     ],
 )
 def test_an_algorithm_that_does_not_tell_what_it_sends_is_refused(
