@@ -51,7 +51,8 @@ def _climb(line, argv: Sequence[str]) -> None:
         if values[name].value is not None:
             raise ValueError(f"--{name}={values[name].value} and --task exclude each other")
     task = read_ladder(values.task, line.typed, trust_code=values.trust_code)
-    given = task._asdict() | {"seeds": lists.seeds(values), "only": values.only}
+    task = task._replace(extras=task.extras._replace(only=values.only))
+    given = task._asdict() | {"seeds": lists.seeds(values)}
     if values.dry_run:
         print(plan(**given))
         return

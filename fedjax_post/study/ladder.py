@@ -20,15 +20,7 @@ from fedjax_post.study.build import build
 from fedjax_post.study.drills import carry_out
 from fedjax_post.study.job import Job
 from fedjax_post.study.ladder_facts import Rung
-from fedjax_post.study.ladder_parts import (
-    GATE,
-    Extras,
-    Faults,
-    Task,
-    check,
-    check_named,
-    restrict,
-)
+from fedjax_post.study.ladder_parts import GATE, Extras, Faults, Task, check, restrict
 from fedjax_post.study.resolve import resolve
 from fedjax_post.study.spec import Spec
 from fedjax_post.study.summary import digest
@@ -53,7 +45,6 @@ def ladder(
     task: Task = Task(),  # noqa: B008 - immutable
     seeds: Sequence[int] = (0,),
     extras: Extras = Extras(),  # noqa: B008 - immutable
-    only: Sequence[str] = (),
     directory: str | Path | None = None,
     ask_again: bool = False,
     command: str = "",
@@ -72,10 +63,8 @@ def ladder(
         ("soft") and of the method whose gain the soft prompt is compared with ("full"); the score
         by which cells are compared, and the budget of each.
       seeds: of the runs.
-      extras: other base models, drills, attacks, longer runs, and the search of settings that
-        comes first.
-      only: names of rungs; the cells of others, drills, attacks and longer runs are left as they
-        are. The search, whose record is one, and the report are of all rungs.
+      extras: other base models, drills, attacks, longer runs, the search of settings that comes
+        first, and which cells are run, if not all.
       directory: a new folder, or that of a ladder to continue; by default one below `runs`.
       ask_again: whether to repeat calls to a provider that may have been paid for already.
       command: how the ladder was made, recorded in the report.
@@ -85,10 +74,9 @@ def ladder(
       ValueError, OSError, AccessError: for invalid input, before any run starts.
     """
     check(rungs, task, extras, seeds)
-    check_named("only", only, rungs)
     with folder.given_or_fresh(directory, "ladder") as where:
         given = rungs, task, seeds, extras, where
-        return _climb(*given, only=only, command=command, ask_again=ask_again, show=show)
+        return _climb(*given, command=command, ask_again=ask_again, show=show)
 
 
 def _climb(
@@ -98,7 +86,6 @@ def _climb(
     extras: Extras,
     directory: Path,
     *,
-    only: Sequence[str],
     command: str,
     ask_again: bool,
     show: cells.Show,
@@ -109,10 +96,10 @@ def _climb(
     note = lambda cell, job: search.check_scored(job.parts.heldout, task.measure)
     cells.check(trials, note_fn=note)
     if not all(trial.done for trial in trials):  # else all is checked below, with what they found
-        _check_all(*restrict(rungs, extras, only), seeds, directory / "search")
+        _check_all(*restrict(rungs, extras), seeds, directory / "search")
     found = search.best(extras.search, rungs, directory, measure=task.measure, **how)
     rungs = found.rungs
-    asked, beside = restrict(rungs, extras, only)
+    asked, beside = restrict(rungs, extras)
     _check_all(asked, beside, seeds, directory)
     cells.check_dtypes(plan_cells(rungs, seeds, extras.bases, directory))
     planned = plan_cells(asked, seeds, beside.bases, directory)
@@ -130,7 +117,7 @@ def _climb(
         first = (methods or list(rungs.values()))[0].spec.replace(seed=begun[0])
         facts = _facts(rungs, task, extras, directory, first=first, command=command)
         facts["search"] = found.record
-        if only:
+        if extras.only:
             return Position(directory, _write(directory, facts))
         return Position(directory, _report(facts, rungs, begun, extras, directory, **how))
 
@@ -217,7 +204,6 @@ def plan(
     task: Task = Task(),  # noqa: B008 - immutable
     seeds: Sequence[int] = (0,),
     extras: Extras = Extras(),  # noqa: B008 - immutable
-    only: Sequence[str] = (),
 ) -> str:
     """Returns the runs of a ladder and their costs as text, after each was checked; none is run.
 
@@ -226,13 +212,11 @@ def plan(
       task: with its budget.
       seeds: of the runs.
       extras: other base models, drills, attacks and the search.
-      only: as for `ladder`.
 
     Raises:
       ValueError, OSError, AccessError: as `ladder` does before any run starts.
     """
     check(rungs, task, extras, seeds)
-    check_named("only", only, rungs)
     directory = folder.unused("ladder")
     trials = search.plan_cells(extras.search, rungs, directory)
     found: dict[str, costs.Cost] = {}
@@ -246,7 +230,7 @@ def plan(
         if cell.spec.method.baseline != "local":  # whose budget is that of steps
             note_in(tried)(cell, job)
 
-    asked, beside = restrict(rungs, extras, only)
+    asked, beside = restrict(rungs, extras)
     num_planned, num_more = _check_all(asked, beside, seeds, directory, note_fn=note_in(found))
     cells.check(trials, note_fn=note_trial)
     lines = [f"{name}: {rung.kind} {rung.control}".rstrip() for name, rung in asked.items()]

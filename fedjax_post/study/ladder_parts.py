@@ -39,13 +39,16 @@ class Faults(NamedTuple):
 
 
 class Extras(NamedTuple):
-    """What a ladder measures beside its cells, and how their settings were found."""
+    """What a ladder measures beside its cells, how their settings are found, and which are run."""
 
     bases: Mapping[str, Sequence[str]] = {}  # other base -> names of the rungs that run on it too
     faults: Faults = Faults()
     leaks: Leaks = Leaks()
     search: Search = Search()
     longer: Longer = Longer()
+    # Names of rungs: the cells of others, drills, attacks and longer runs are left as they are. The
+    # search, whose record is one, and the report are of all rungs.
+    only: Sequence[str] = ()
 
 
 def check(
@@ -64,17 +67,18 @@ def check(
     """
     _check_rungs(rungs)
     _check_task(task)
+    _check_named("only", extras.only, rungs)
     if seeds is not None:
         cells.check_seeds(seeds)
     search.check(extras.search, rungs, seeds or ())
     longer.check(extras.longer, rungs)
     leaks.check(extras.leaks, rungs)
     check_drills(extras.faults.chosen)
-    check_named("drills", extras.faults.cells, rungs)
+    _check_named("drills", extras.faults.cells, rungs)
     for base, names in extras.bases.items():
         if not names:
             raise ValueError(f"no method runs on the other base {base}; name some, or leave it out")
-        check_named(f"the other base {base}", names, rungs)
+        _check_named(f"the other base {base}", names, rungs)
 
 
 def _check_rungs(rungs: Mapping[str, Rung]) -> None:
@@ -101,27 +105,22 @@ def _check_task(task: Task) -> None:
         raise ValueError(f"budget={task.budget} must be at least 1 token, or left out")
 
 
-def restrict(
-    rungs: Mapping[str, Rung], extras: Extras, only: Sequence[str]
-) -> tuple[Mapping[str, Rung], Extras]:
-    """Returns some rungs, and what is measured beside them: the search, and their other bases.
+def restrict(rungs: Mapping[str, Rung], extras: Extras) -> tuple[Mapping[str, Rung], Extras]:
+    """Returns the rungs that are run, and what is measured beside them.
 
     Args:
       rungs: the methods by name.
-      extras: of the ladder.
-      only: names of the rungs; none for all, with all extras.
+      extras: of the ladder. With `only`, the search and other bases are left of it.
     """
-    if not only:
+    if not extras.only:
         return rungs, extras
-    bases = {base: [n for n in names if n in only] for base, names in extras.bases.items()}
+    bases = {b: [n for n in names if n in extras.only] for b, names in extras.bases.items()}
     some = {base: names for base, names in bases.items() if names}
-    return {name: rungs[name] for name in rungs if name in only}, Extras(
-        bases=some, search=extras.search
-    )
+    kept = {name: rung for name, rung in rungs.items() if name in extras.only}
+    return kept, Extras(bases=some, search=extras.search)
 
 
-def check_named(what: str, names: Iterable[str], rungs: Mapping[str, Rung]) -> None:
-    """Raises ValueError for a name that is none of the rungs'."""
+def _check_named(what: str, names: Iterable[str], rungs: Mapping[str, Rung]) -> None:
     for name in names:
         if name not in rungs:
             raise ValueError(f"{what}: {unknown(name, rungs, what='method of the ladder')}")
