@@ -97,17 +97,28 @@ def changes_base(model: LanguageModel, params: PyTree) -> bool:
     return "residual" in model.variables or not set(params) <= {"prompt", "lora"}
 
 
-def read(directory: Path, *, base: str, dtype: Any = "float32") -> tuple[LanguageModel, PyTree]:
+def has_weights(directory: Path) -> bool:
+    """Returns whether a folder that `write` wrote has weights of its own, in place of the base."""
+    return (directory / "config.json").exists()
+
+
+def read(
+    directory: Path, *, base: str, dtype: Any = "float32", quantize: str = "none"
+) -> tuple[LanguageModel, PyTree]:
     """Returns the model and parameters that `write` wrote.
 
     Args:
       directory: the folder.
       base: name or folder of the base, which is read if the folder has no weights of its own.
       dtype: dtype of the model.
+      quantize: of the base, as for `load_model`. The folder's own weights are read as they were
+        deployed: what was trained on codes is in them, and to round it again would change it.
     """
     params: PyTree = {}
-    whole = (directory / "config.json").exists()
-    model = load_model(str(directory) if whole else base, dtype=dtype)
+    if has_weights(directory):
+        model = load_model(str(directory), dtype=dtype)
+    else:
+        model = load_model(base, dtype=dtype, quantize=quantize)
     if is_prompt(directory):
         return model, load_prompt(directory, model)
     if (directory / CONFIG).exists():

@@ -68,6 +68,20 @@ def test_what_is_read_back_answers_as_what_was_written(name, tmp_path):
     )
 
 
+@pytest.mark.parametrize("name", MADE)
+def test_a_base_is_read_in_codes_and_written_weights_as_they_are(name, tmp_path):
+    base, directory = tmp_path / "base", tmp_path / "made"
+    save_model(base, tiny_model())
+    model, params = MADE[name](tiny_model())
+    artefact.write(directory, model, params, base=str(base))
+    if not artefact.has_weights(directory):
+        model, params = MADE[name](load_model(base, quantize="nf4"))
+    again = artefact.read(directory, base=str(base), quantize="nf4")
+    np.testing.assert_allclose(
+        again[0].logits(again[1], TOKENS), model.logits(params, TOKENS), atol=1e-5
+    )
+
+
 @pytest.fixture
 def about():
     return artefact.About(
