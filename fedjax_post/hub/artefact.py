@@ -44,6 +44,8 @@ class About(NamedTuple):
     example: str = ""  # a prompt as it is served, with its special tokens spelled
     template: str = ""  # the format of prompts, if it is not the tokenizer's chat template
     facts: tuple[tuple[str, str], ...] = ()  # lines of the card: name and value
+    dtype: str = "float32"  # of the base, as it was loaded for training
+    quantize: str = "none"  # the same; see `load_model`
 
 
 def write(
@@ -147,7 +149,11 @@ def _describe(directory: Path, about: About, *, base: str, whole: bool) -> None:
             (directory / name).write_text(text, encoding="utf-8")
     files = {path.name for path in directory.iterdir()}
     facts = [*_header(base), *about.facts]
-    card = make_card(files, base=base, weights=fingerprint(base), facts=facts)
+    reading = {} if about.dtype == "float32" else {"dtype": about.dtype}
+    if about.quantize != "none":
+        facts.append(("layers of the base", f"rounded to {about.quantize} in training and scores"))
+        reading |= {} if whole else {"quantize": about.quantize}
+    card = make_card(files, base=base, weights=fingerprint(base), facts=facts, reading=reading)
     (directory / CARD).write_text(card, encoding="utf-8")
 
 

@@ -70,6 +70,8 @@ def test_a_run_on_codes_is_scored_as_its_summary_says(algorithm, tiny_folder, ti
     """Also where whole weights were written, which hold the codes' values and are not coded."""
     spec = spec_of(tiny_folder, tiny_rows, **NF4, **{"method.name": algorithm})
     study.carry_out(study.prepare(spec, directory=tmp_path), command=["test"])
+    card = (tmp_path / "adapter" / "README.md").read_text()
+    assert ('quantize="nf4"' in card) == (algorithm == "fed_avg")
     found, final = evaluate(tmp_path).scores, study.read(tmp_path).summary["final"]
     assert found["loss"] == pytest.approx(final["loss"], abs=1e-5)
     other = evaluate(tmp_path, {"model.quantize": "none"}).scores["loss"]
