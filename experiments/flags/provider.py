@@ -10,7 +10,7 @@ from fedjax_post.provider.service import Settings
 from fedjax_post.provider.training import Recipe
 
 _TEXTS = {
-    "model": "a built-in model, a Hugging Face folder, or a hub name",
+    "model": "a built-in model, smollm2, a Hugging Face folder, a .gguf file, or a hub name",
     "adapter": "a folder with a LoRA adapter or a prompt, merged over the model",
     "name": "what requests call the model (the last part of --model)",
     "then_model": "the model after --change_after (--model)",

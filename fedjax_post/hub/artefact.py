@@ -44,6 +44,8 @@ class About(NamedTuple):
     example: str = ""  # a prompt as it is served, with its special tokens spelled
     template: str = ""  # the format of prompts, if it is not the tokenizer's chat template
     facts: tuple[tuple[str, str], ...] = ()  # lines of the card: name and value
+    dtype: str = "float32"  # of the base, as it was loaded for training
+    quantize: str = "none"  # the same; see `load_model`
 
 
 def write(
@@ -97,17 +99,28 @@ def changes_base(model: LanguageModel, params: PyTree) -> bool:
     return "residual" in model.variables or not set(params) <= {"prompt", "lora"}
 
 
-def read(directory: Path, *, base: str, dtype: Any = "float32") -> tuple[LanguageModel, PyTree]:
+def has_weights(directory: Path) -> bool:
+    """Returns whether a folder that `write` wrote has weights of its own, in place of the base."""
+    return (directory / "config.json").exists()
+
+
+def read(
+    directory: Path, *, base: str, dtype: Any = "float32", quantize: str = "none"
+) -> tuple[LanguageModel, PyTree]:
     """Returns the model and parameters that `write` wrote.
 
     Args:
       directory: the folder.
       base: name or folder of the base, which is read if the folder has no weights of its own.
       dtype: dtype of the model.
+      quantize: of the base, as for `load_model`. The folder's own weights are read as they were
+        deployed: what was trained on codes is in them, and to round it again would change it.
     """
     params: PyTree = {}
-    whole = (directory / "config.json").exists()
-    model = load_model(str(directory) if whole else base, dtype=dtype)
+    if has_weights(directory):
+        model = load_model(str(directory), dtype=dtype)
+    else:
+        model = load_model(base, dtype=dtype, quantize=quantize)
     if is_prompt(directory):
         return model, load_prompt(directory, model)
     if (directory / CONFIG).exists():
@@ -136,7 +149,11 @@ def _describe(directory: Path, about: About, *, base: str, whole: bool) -> None:
             (directory / name).write_text(text, encoding="utf-8")
     files = {path.name for path in directory.iterdir()}
     facts = [*_header(base), *about.facts]
-    card = make_card(files, base=base, weights=fingerprint(base), facts=facts)
+    reading = {} if about.dtype == "float32" else {"dtype": about.dtype}
+    if about.quantize != "none":
+        facts.append(("layers of the base", f"rounded to {about.quantize} in training and scores"))
+        reading |= {} if whole else {"quantize": about.quantize}
+    card = make_card(files, base=base, weights=fingerprint(base), facts=facts, reading=reading)
     (directory / CARD).write_text(card, encoding="utf-8")
 
 

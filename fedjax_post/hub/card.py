@@ -1,7 +1,8 @@
 """Makes the card of an artefact: what it is, how it was made, how to load it, and its limits."""
 
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
+from types import MappingProxyType
 
 from fedjax_post.hub.adapter_config import CONFIG, WEIGHTS
 from fedjax_post.hub.facts import CHECKPOINTS
@@ -11,7 +12,7 @@ from fedjax_post.hub.tensors import SINGLE
 
 UNKNOWN = "not known"
 _OURS = """from fedjax_post.hub import artefact
-model, params = artefact.read(Path("this folder"), base="{base}")"""
+model, params = artefact.read(Path("this folder"), {arguments})"""
 _PEFT = """{imports}from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 base = AutoModelForCausalLM.from_pretrained({found})
@@ -63,7 +64,12 @@ _FILES = {
 
 
 def make_card(
-    files: Set[str], *, base: str, weights: str, facts: Iterable[tuple[str, str]] = ()
+    files: Set[str],
+    *,
+    base: str,
+    weights: str,
+    facts: Iterable[tuple[str, str]] = (),
+    reading: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
     """Returns the text of a folder's README.md.
 
@@ -72,6 +78,7 @@ def make_card(
       base: name or folder of the base, as the user gave it.
       weights: hash of the base's weights, "" if they are not available.
       facts: further lines of the table: name and value.
+      reading: further arguments of `artefact.read`, with which the model is the one that was run.
     """
     kind, loads = _kind(files)
     licence = next((entry.licence for entry in CHECKPOINTS if entry.name == base), None)
@@ -79,6 +86,7 @@ def make_card(
     rows = [("base", f"`{base}`"), ("SHA-256 of the base's weights", weights or UNKNOWN)]
     rows += [("licence of the base", given), *facts]
     ours = base in BUILTIN or base in PACKAGED
+    arguments = ", ".join(f'{name}="{value}"' for name, value in {"base": base, **reading}.items())
     loads = loads.format(found=_found(base), imports="import fedjax_post.hub.files\n" * ours)
     metadata = ["library_name: " + ("peft" if CONFIG in files else "transformers")]
     metadata += ["pipeline_tag: text-generation", "tags: [federated-learning, fedjax_post]"]
@@ -88,7 +96,7 @@ def make_card(
         metadata="\n".join(metadata),
         title=f"{kind}, trained by a federation",
         rows="\n".join(f"| {what} | {_cell(value)} |" for what, value in rows),
-        ours=_OURS.format(base=base),
+        ours=_OURS.format(arguments=arguments),
         others=f"\nWith other libraries:\n\n```python\n{loads}\n```\n" if loads else "",
         files="\n".join(f"- `{name}`: {text}" for name, text in _FILES.items() if name in files),
     )

@@ -29,7 +29,7 @@ def load_config(name_or_path: str | Path, *, revision: str | None = None) -> Dec
     """Returns the architecture of a model folder or hub name, without reading its weights.
 
     Args:
-      name_or_path: "builtin", a folder with config.json, or a hub name.
+      name_or_path: as for `load_model`.
       revision: branch, tag or commit, for a hub name.
 
     Raises:

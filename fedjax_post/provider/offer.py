@@ -11,7 +11,7 @@ from fedjax_post.provider.service import Provider, Settings
 class Offer(NamedTuple):
     """The models that a provider serves."""
 
-    model: str = "builtin-instruct"  # a built-in model, a Hugging Face folder, or a hub name
+    model: str = "builtin-instruct"  # as for `load_model`
     adapter: str | None = None  # a folder with a LoRA adapter or a prompt, merged over the model
     name: str | None = None  # that requests use; None: the last part of `model`
     dtype: str = "float32"  # of weights and products

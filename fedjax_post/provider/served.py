@@ -61,7 +61,7 @@ def load_served(name_or_path: str, *, adapter: str | None = None, dtype: str = "
     """Returns a model that is ready to be served under the last part of its name.
 
     Args:
-      name_or_path: hub name or folder, as for `load_model`.
+      name_or_path: hub name, folder or file, as for `load_model`.
       adapter: folder of a LoRA adapter or of a prompt; None: the model alone.
       dtype: of weights and matrix products.
 

@@ -101,7 +101,9 @@ def _about(parts: Parts, scores: Mapping[str, Scores]) -> artefact.About:
         numbers = [(k, v) for k, v in found.items() if isinstance(v, float)]
         text = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in numbers)
         facts.append((f"held out, {'before' if when == 'base' else when}", text))
-    return artefact.About(tokenizer, example, own, tuple(facts))
+    coded = "none" if "proxy" in parts.algorithm.access else spec.model.quantize
+    dtype = spec.model.dtype or "float32"
+    return artefact.About(tokenizer, example, own, tuple(facts), dtype, coded)
 
 
 def _name(source: object) -> str:

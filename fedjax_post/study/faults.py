@@ -215,7 +215,8 @@ def drill_artefact(stage: Stage, name: str, played: Played) -> list[Row]:
     if not autonomy.serves_alone(stage.parts.algorithm.access):
         note = "it was read back, but the model that it needs is not available"
         return [row_of(stage, name, 0.0, note, can=(trains_alone(stage), False), **extra)]
-    model, params = artefact.read(path, base=stage.spec.model.name, dtype=stage.spec.model.dtype)
+    base = stage.spec.model
+    model, params = artefact.read(path, base=base.name, dtype=base.dtype, quantize=base.quantize)
     after = score(model, params, stage.parts.heldout)[stage.settings.measure]
     note = "read back from files, without a provider"
     return [row_of(stage, name, after, note, by_definition=True, **extra)]

@@ -13,6 +13,7 @@ from fedjax_post.data.population import Population
 from fedjax_post.data.rules import RULES
 from fedjax_post.data.source import BUILTIN as TASKS
 from fedjax_post.hub.files import BUILTIN as MODELS
+from fedjax_post.hub.files import PACKAGED
 from fedjax_post.model.codes import KINDS
 from fedjax_post.study.fields import check, replaced, setting
 from fedjax_post.study.optimizers import SCHEDULES
@@ -26,7 +27,8 @@ class Model:
 
     name: Any = setting(
         "builtin",
-        f"base model: {', '.join(MODELS)}, a Hugging Face folder, or a hub name",
+        f"base model: {', '.join((*MODELS, *PACKAGED))}, a Hugging Face folder, a .gguf file, or a "
+        "hub name",
         flag="model",
         common=True,
     )
@@ -38,7 +40,7 @@ class Model:
         choices=("float32", "bfloat16", "mixed"),
     )
     quantize: str = setting(
-        "none", "quantization of the frozen layers, as in QLoRA", choices=("none", *KINDS)
+        "none", "quantization of the target's frozen layers, as in QLoRA", choices=("none", *KINDS)
     )
     remat: bool | None = setting(
         None,

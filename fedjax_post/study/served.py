@@ -43,10 +43,11 @@ def serve(what: str | Path, changes: Mapping[str, Any] = _NONE) -> Served:
     Args:
       what: the folder of a finished run, a PEFT folder, or a base model as in `Model.name`. A
         template that a PEFT folder has is used.
-      changes: to the run's specification, or to the default one, by path.
+      changes: to the run's specification, or to the default one, by path. The base is quantized
+        as the specification says; whole weights that a run wrote, and proxies, never are.
 
     Raises:
-      ValueError, OSError: if it is none of these.
+      ValueError, OSError: if it is none of these, or `changes` quantize what never is.
 
     >>> served = serve("builtin")
     >>> answer = "".join(stream(served, [{"role": "user", "content": "hello"}], max_new_tokens=2))
@@ -55,21 +56,41 @@ def serve(what: str | Path, changes: Mapping[str, Any] = _NONE) -> Served:
     """
     path = Path(what)
     if (path / folder.SPEC).exists():
-        spec = read_unsupplied(path / folder.SPEC).put(changes)
+        recorded = read_unsupplied(path / folder.SPEC)
         path = folder.adapter_of(path)
     elif (path / CONFIG).exists():
         base = read_adapter_config(path)["base_model_name_or_path"]
-        spec = Spec(model=Model(base)).put(_template_in(path)).put(changes)
-        spec = precision.fill_default(spec)
+        recorded = Spec(model=Model(base)).put(_template_in(path))
     else:
         spec = precision.fill_default(Spec(model=Model(str(what))).put(changes))
         tokenizer = _find_tokenizer(spec, spec.model.name)
-        model = load_model(spec.model.name, dtype=spec.model.dtype)
-        return Served(model, {}, tokenizer, spec)
-    base = spec.model.proxy or spec.model.name
+        name, dtype, quantize = spec.model.name, spec.model.dtype, spec.model.quantize
+        return Served(load_model(name, dtype=dtype, quantize=quantize), {}, tokenizer, spec)
+    spec = precision.fill_default(recorded.put(changes))
+    _check_quantize(spec, recorded, path)
+    base, quantize = spec.model.name, spec.model.quantize
+    if spec.model.proxy:
+        base, quantize = spec.model.proxy, "none"
     tokenizer = _find_tokenizer(spec, base)
-    model, params = artefact.read(path, base=base, dtype=spec.model.dtype)
+    model, params = artefact.read(path, base=base, dtype=spec.model.dtype, quantize=quantize)
     return Served(model, params, tokenizer, spec)
+
+
+def _check_quantize(spec: Spec, recorded: Spec, directory: Path) -> None:
+    """Raises ValueError for a new quantization of what is served without one."""
+    wanted = spec.model.quantize
+    if wanted in ("none", recorded.model.quantize):
+        return
+    if artefact.has_weights(directory):
+        raise ValueError(
+            f"quantize={wanted} is for a base, and {directory} holds whole weights, served as they "
+            f"were trained; leave it out, or give {directory} itself as the base"
+        )
+    if spec.model.proxy:
+        raise ValueError(
+            f"quantize={wanted} is for the target, and what was trained adapts its proxy "
+            f"{spec.model.proxy}; leave it out"
+        )
 
 
 def _template_in(folder: Path) -> dict[str, str]:

@@ -89,6 +89,7 @@ def evaluate_tasks(
         "seed": seed,
         "chat_template": chat,
         "dtype": served.spec.model.dtype,
+        "quantize": served.spec.model.quantize if "quantized" in served.model.variables else "none",
         "versions": versions_of(_PACKAGES),
         "commit": commit(),
         "command": shlex.join(command),

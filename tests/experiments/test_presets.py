@@ -22,6 +22,15 @@ PRESETS = sorted(FOLDER.glob("*.flags"))
 SMALL = [path.stem.removesuffix("_small") for path in PRESETS if path.stem.endswith("_small")]
 WHOLE = [path for path in PRESETS if not path.stem.endswith("_small")]
 PACKAGED = [path for path in WHOLE if path.stem.endswith("_smollm2")]
+# Text that people follow, besides the presets
+_OTHERS = [ROOT / "README.md"]
+for _name, _kind in (("docs", "md"), ("experiments", "toml"), ("experiments", "yaml")):
+    _OTHERS += sorted((ROOT / _name).rglob(f"*.{_kind}"))
+# A path of ours, or the bare name of a preset; a program
+_NAMED = re.compile(
+    r"(?<![\w./-])(?:(?:experiments|docs|fedjax_post|tests|colabs)/[\w./-]*\w\.\w+|\w+\.flags\b)"
+    r"(?!\.\w)|(?<=python -m )experiments\.[\w.]*\w"
+)
 WORDS = ["cat", "dog", "hen", "pig", "cow"]
 
 
@@ -82,6 +91,16 @@ def test_a_preset_states_its_command_and_each_flag_once(path):
     assert f"--flagfile=experiments/presets/{path.name}" in head
     names = [re.match(r"--(\w+)=", line)[1] for line in lines_of(path)]
     assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("path", [*PRESETS, *_OTHERS], ids=lambda path: path.name)
+def test_files_and_programs_that_are_named_exist(path):
+    for name in _NAMED.findall(path.read_text(encoding="utf-8")):
+        if name.startswith("experiments."):
+            module = ROOT / name.replace(".", "/")
+            assert module.with_suffix(".py").exists() or (module / "__main__.py").exists(), name
+        else:
+            assert (ROOT / name).exists() or (FOLDER / name).exists(), name
 
 
 def test_an_unknown_flag_of_a_preset_is_refused(tmp_path):

@@ -2,7 +2,9 @@
 
 import pytest
 
+from fedjax_post.experiments import serve_provider, train
 from fedjax_post.experiments.flags import in_flags
+from fedjax_post.hub.files import PACKAGED
 
 
 @pytest.mark.parametrize(
@@ -21,3 +23,11 @@ from fedjax_post.experiments.flags import in_flags
 )  # fmt: skip
 def test_arguments_become_flags(message, expected):
     assert in_flags(message) == expected
+
+
+@pytest.mark.parametrize("program", [train, serve_provider], ids=["train", "serve_provider"])
+def test_help_says_what_can_be_a_model(program, capsys):
+    assert program.main([program.__name__, "--help"]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    for name in (*PACKAGED, ".gguf file", "Hugging Face folder", "hub name"):
+        assert name in told

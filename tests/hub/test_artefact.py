@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import re
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -68,6 +70,20 @@ def test_what_is_read_back_answers_as_what_was_written(name, tmp_path):
     )
 
 
+@pytest.mark.parametrize("name", MADE)
+def test_a_base_is_read_in_codes_and_written_weights_as_they_are(name, tmp_path):
+    base, directory = tmp_path / "base", tmp_path / "made"
+    save_model(base, tiny_model())
+    model, params = MADE[name](tiny_model())
+    artefact.write(directory, model, params, base=str(base))
+    if not artefact.has_weights(directory):
+        model, params = MADE[name](load_model(base, quantize="nf4"))
+    again = artefact.read(directory, base=str(base), quantize="nf4")
+    np.testing.assert_allclose(
+        again[0].logits(again[1], TOKENS), model.logits(params, TOKENS), atol=1e-5
+    )
+
+
 @pytest.fixture
 def about():
     return artefact.About(
@@ -95,6 +111,22 @@ def test_a_folder_can_be_used_by_itself(made, tmp_path, about):
         ends = json.loads((tmp_path / "made" / "generation_config.json").read_text())
         assert ends["eos_token_id"] == about.tokenizer.eos_token_id
         load_model(tmp_path / "made")
+
+
+@pytest.mark.parametrize("made", [lora, trained])
+def test_the_card_says_how_the_base_was_loaded(made, tmp_path, about):
+    """What it says to run gives the model that was scored."""
+    save_model(tmp_path / "base", tiny_model())
+    model = load_model(tmp_path / "base", quantize="nf4") if made is lora else tiny_model()
+    about = about._replace(dtype="mixed", quantize="nf4")
+    artefact.write(tmp_path / "made", *made(model), base=str(tmp_path / "base"), about=about)
+    card = (tmp_path / "made" / "README.md").read_text()
+    assert "| layers of the base | rounded to nf4 in training and scores |" in card
+    (call,) = re.findall(r"artefact\.read\(.*\)", card)
+    call = call.replace("this folder", str(tmp_path / "made"))
+    read, _ = eval(call, {"artefact": artefact, "Path": Path})
+    assert read.config.dtype == "mixed"
+    assert ("quantized" in read.variables) == (made is lora)
 
 
 @pytest.mark.parametrize("made", [lora, trained])
