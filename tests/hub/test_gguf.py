@@ -298,8 +298,38 @@ WORDS = [
     ("add_tokenizer_pre", "gpt-2"),
     ("add_token_list", ["a", "b", "ab", *(f"word{i}" for i in range(57))]),
     ("add_token_merges", ["a b"]),
-    ("add_eos_token_id", 0),
+    ("add_eos_token_id", 59),
 ]
+
+
+def words_of(path, pre, *fields, bos=3):
+    """The tokenizer of a file of `WORDS`."""
+    raw, tensors = case_of("llama_tied", vocab_size=60, bos_token_id=bos)
+    named = [field for field in WORDS if field[0] != "add_tokenizer_pre"]
+    fields = [*named, ("add_tokenizer_pre", pre), *fields]
+    write_model(path, raw, tensors, tokenizer=fields)
+    return load_tokenizer(path)
+
+
+@pytest.mark.parametrize(
+    ("pre", "stated", "bos", "wanted"),
+    [
+        ("llama-bpe", None, 3, [3, 2]),
+        ("llama3", None, 3, [3, 2]),
+        ("llama-v3", None, 3, [3, 2]),
+        ("llama-bpe", False, 3, [2]),
+        ("llama-bpe", None, None, [2]),  # no token to begin with
+        ("gpt-2", None, 3, [2]),
+        ("qwen2", None, 3, [2]),
+        ("gpt-2", True, 3, [3, 2]),
+    ],
+)
+def test_rows_begin_with_bos_where_llama_cpp_adds_it(pre, stated, bos, wanted, tmp_path):
+    """Of Llama 3's names also where the file lacks the field, as published files do."""
+    fields = [] if stated is None else [("add_add_bos_token", stated)]
+    found = words_of(tmp_path / "m.gguf", pre, *fields, bos=bos)
+    assert found("ab")["input_ids"] == wanted
+    assert found("ab", add_special_tokens=False)["input_ids"] == [2]
 
 
 def cut(path):
