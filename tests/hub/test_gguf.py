@@ -296,7 +296,7 @@ def test_pieces_are_merged_by_their_scores(test_data, tmp_path):
 WORDS = [
     ("add_tokenizer_model", "gpt2"),
     ("add_tokenizer_pre", "gpt-2"),
-    ("add_token_list", ["a", "b", "ab", *(f"word{i}" for i in range(57))]),
+    ("add_token_list", ["a", "b", "ab", "begin", "abb", *(f"word{i}" for i in range(55))]),
     ("add_token_merges", ["a b"]),
     ("add_eos_token_id", 59),
 ]
@@ -330,6 +330,24 @@ def test_rows_begin_with_bos_where_llama_cpp_adds_it(pre, stated, bos, wanted, t
     found = words_of(tmp_path / "m.gguf", pre, *fields, bos=bos)
     assert found("ab")["input_ids"] == wanted
     assert found("ab", add_special_tokens=False)["input_ids"] == [2]
+
+
+def test_dbrx_is_llama_3s_cut_with_merges_and_without_bos(tmp_path):
+    """As phi-4's files have it; the pattern is that of the tiktoken files it came from."""
+    from tokenizers import Regex, pre_tokenizers
+    from transformers.convert_slow_tokenizer import TikTokenConverter
+
+    found, llama3 = (words_of(tmp_path / f"{pre}.gguf", pre) for pre in ("dbrx", "llama-bpe"))
+    split = pre_tokenizers.Split(Regex(TikTokenConverter().pattern), "isolated")
+    whole = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    wanted = pre_tokenizers.Sequence([split, whole])
+    for text in [*TEXTS, "IT'S 12345\r\n\r\n  a(b)!"]:
+        pieces = found.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text)
+        assert pieces == wanted.pre_tokenize_str(text)
+    # "abb" is a token that no merge makes
+    assert found("abb", add_special_tokens=False)["input_ids"] == [2, 1]
+    assert llama3("abb", add_special_tokens=False)["input_ids"] == [4]
+    assert found("ab")["input_ids"] == [2]
 
 
 def cut(path):

@@ -191,7 +191,7 @@ def _by_pattern(pattern: str) -> Any:
 
 _CUTS: Mapping[str, Callable[[], Any]] = {
     "gpt-2": _gpt2,
-    **dict.fromkeys(_OF_LLAMA3, lambda: _by_pattern(_LLAMA3)),
+    **dict.fromkeys((*_OF_LLAMA3, "dbrx"), lambda: _by_pattern(_LLAMA3)),
     "qwen2": lambda: _by_pattern(_QWEN2),
     "smollm": _smollm,
 }
