@@ -101,6 +101,45 @@ def test_a_file_is_the_folder_that_it_was_converted_from(name, tmp_path):
     jax.tree.map(close, found.variables, wanted.variables)
 
 
+@pytest.mark.parametrize(
+    ("kind", "factor", "wanted"),
+    [
+        (None, 4.0, 4.0),  # llama.cpp's default is linear
+        (gguf.RopeScalingType.LINEAR, 4.0, 4.0),
+        (gguf.RopeScalingType.NONE, 4.0, None),
+        (None, 1.0, None),
+        (None, 0.0, None),  # as llama.cpp reads it
+        (gguf.RopeScalingType.LINEAR, None, None),
+    ],
+)
+def test_a_factor_counts_unless_the_file_says_that_nothing_is_stretched(
+    kind, factor, wanted, tmp_path
+):
+    raw, tensors = case_of("llama_tied")
+    fields = [("add_rope_scaling_type", kind), ("add_rope_scaling_factor", factor)]
+    more = [field for field in fields if field[1] is not None]
+    write_model(tmp_path / "model.gguf", raw, tensors, more=more)
+    stated = {} if wanted is None else {"rope_scaling": {"rope_type": "linear", "factor": wanted}}
+    (tmp_path / "folder").mkdir()
+    same = folder_of(tmp_path / "folder", raw | {"rope_parameters": None} | stated, tensors)
+    found = load_model(tmp_path / "model.gguf")
+    ids = np.arange(20).reshape(2, 10)
+    np.testing.assert_array_equal(found.logits({}, ids), same.logits({}, ids))
+    bare = folder_of(tmp_path / "folder", raw | {"rope_parameters": None}, tensors).logits({}, ids)
+    assert np.array_equal(found.logits({}, ids), bare) == (wanted is None)
+
+
+@pytest.mark.parametrize("kind", [gguf.RopeScalingType.YARN, gguf.RopeScalingType.LINEAR, None])
+def test_two_stretches_of_positions_are_refused(kind, tmp_path):
+    """llama.cpp would apply the tensor's and the field's, one after the other."""
+    raw, tensors = case_of("llama_llama3")
+    more = [("add_rope_scaling_type", kind)] if kind else []
+    path = tmp_path / "model.gguf"
+    write_model(path, raw, tensors, more=[*more, ("add_rope_scaling_factor", 4.0)])
+    with pytest.raises(ValueError, match=r"factor=4\.0 and the tensor rope_freqs.weight is not"):
+        load_model(path)
+
+
 def test_headers_are_those_of_the_library(tmp_path):
     raw, tensors = case_of("llama_tied")
     write_model(tmp_path / "model.gguf", raw, tensors, more=MORE)
