@@ -15,12 +15,14 @@ gguf = pytest.importorskip("gguf")
 from gguf_files import finish, write_model  # noqa: E402
 
 from fedjax_post import study  # noqa: E402
-from fedjax_post.adapters.lora import add_lora, merge_lora  # noqa: E402
+from fedjax_post.adapters.lora import add_lora, lora_delta, merge_lora  # noqa: E402
+from fedjax_post.adapters.prompt import text_prompt  # noqa: E402
 from fedjax_post.hub import load  # noqa: E402
 from fedjax_post.hub.families import FAMILIES, read_config  # noqa: E402
 from fedjax_post.hub.gguf.container import read_gguf  # noqa: E402
 from fedjax_post.hub.gguf.write import save_gguf_adapter, save_gguf_model  # noqa: E402
 from fedjax_post.hub.load import load_config, load_model  # noqa: E402
+from fedjax_post.hub.peft import save_adapter  # noqa: E402
 from fedjax_post.hub.tokenizer import load_tokenizer  # noqa: E402
 from fedjax_post.hub.weights import expected_tensors  # noqa: E402
 from fedjax_post.study import Model, Spec  # noqa: E402
@@ -474,6 +476,37 @@ def test_an_adapter_is_written_as_llama_cpp_converts_one(name, tmp_path):
             np.testing.assert_array_equal(tensor.data, base[tensor.name])
     assert changed >= 4
     assert found == {}
+
+
+def test_what_a_file_has_no_place_for_is_refused(tmp_path):
+    """Whatever was folded into the base, or is read before a row, would be lost silently."""
+    raw, tensors = case_of("llama_tied")
+    write_model(tmp_path / "base.gguf", raw, tensors)
+    model, params = adapted(load_model(tmp_path / "base.gguf"))
+    words = text_prompt([1, 2])
+    holds = lambda **more: dataclasses.replace(model, variables={**model.variables, **more})
+    path, base = tmp_path / "out" / "a.gguf", tmp_path / "base.gguf"
+    for changed, lost in ((holds(residual=lora_delta(model, params)), "residual"),
+                          (holds(**words), "prompt")):  # fmt: skip
+        for save in (save_gguf_adapter, save_adapter):
+            with pytest.raises(ValueError, match=f"no place for .*{lost}.*; write"):
+                save(path, changed, params)
+    for changed, given in ((model, params | words), (holds(**words), params)):
+        with pytest.raises(ValueError, match="no place for a prompt; .*save_prompt"):
+            save_gguf_model(path, base, changed, given)
+    assert not path.parent.exists()
+
+
+def test_what_was_added_to_the_base_is_merged(tmp_path):
+    raw, tensors = case_of("llama_tied")
+    write_model(tmp_path / "base.gguf", raw, tensors)
+    model, params = adapted(load_model(tmp_path / "base.gguf"))
+    variables = {**model.variables, "residual": lora_delta(model, params)}
+    twice = dataclasses.replace(model, variables=variables)
+    save_gguf_model(tmp_path / "out.gguf", tmp_path / "base.gguf", twice, params, kind="F32")
+    ids = np.arange(20).reshape(2, 10)
+    found = load_model(tmp_path / "out.gguf").logits({}, ids)
+    np.testing.assert_allclose(found, twice.logits(params, ids), atol=1e-5)
 
 
 def adapted(model):

@@ -41,7 +41,8 @@ def save_gguf_adapter(path: str | Path, model: LanguageModel, params: PyTree) ->
 
     Raises:
       ImportError: without the library `gguf`.
-      ValueError: if `params` holds no adapter, or the architecture has no GGUF files here.
+      ValueError: if `params` holds no adapter, the model holds a residual or a prompt, which
+        the file would lack, or the architecture has no GGUF files here.
     """
     gguf = import_gguf()
     name, architecture = _architecture_of(model)
@@ -81,11 +82,17 @@ def save_gguf_model(
 
     Raises:
       ImportError: without the library `gguf`.
-      ValueError: for another kind, or a base of another architecture.
+      ValueError: for another kind, a base of another architecture, or a prompt, which cannot be
+        stored as weights.
     """
     gguf = import_gguf()
     if kind not in KINDS:
         raise ValueError(f"kind={kind} must be one of {', '.join(KINDS)}")
+    if model.prompt_length(params or {}):
+        raise ValueError(
+            "a GGUF file has no place for a prompt; leave it out of `params` and of the model, and "
+            "write it with save_prompt beside the file"
+        )
     base = read_gguf(Path(base)).path  # its header is sound
     name, architecture = _architecture_of(model)
     reader = gguf.GGUFReader(base)
