@@ -19,8 +19,9 @@ from fedjax_post.adapters.lora import add_lora, lora_delta, merge_lora  # noqa: 
 from fedjax_post.adapters.prompt import text_prompt  # noqa: E402
 from fedjax_post.hub import load  # noqa: E402
 from fedjax_post.hub.families import FAMILIES, read_config  # noqa: E402
+from fedjax_post.hub.gguf import header_facts  # noqa: E402
 from fedjax_post.hub.gguf.container import read_gguf  # noqa: E402
-from fedjax_post.hub.gguf.write import save_gguf_adapter, save_gguf_model  # noqa: E402
+from fedjax_post.hub.gguf.write import KINDS, save_gguf_adapter, save_gguf_model  # noqa: E402
 from fedjax_post.hub.load import load_config, load_model  # noqa: E402
 from fedjax_post.hub.peft import save_adapter  # noqa: E402
 from fedjax_post.hub.tokenizer import load_tokenizer  # noqa: E402
@@ -443,10 +444,59 @@ def test_a_merged_model_is_read_back_as_it_was_written(name, tmp_path):
     close = lambda a, b: np.testing.assert_allclose(a, b, atol=3e-7)
     jax.tree.map(close, found.variables["params"], wanted.variables["params"])
     before, after = (read_gguf(tmp_path / f"{file}.gguf").fields for file in ("base", "out"))
-    assert after == before
+    blocks = {"general.file_type": 0, "general.quantization_version": gguf.GGML_QUANT_VERSION}
+    assert after == before | blocks
     if name == "llama_tied":
         with pytest.raises(ValueError, match="kind=Q4_K must be one of F32"):
             save_gguf_model(tmp_path / "x", tmp_path / "base.gguf", model, kind="Q4_K")
+
+
+OF_BLOCKS = [
+    ("add_file_type", gguf.LlamaFileType.MOSTLY_Q4_1),
+    ("add_quantized_by", "someone"),
+    ("add_quantization_version", 1),
+    ("add_string", "quantize.imatrix.file", "someone.dat"),
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_merged_model_says_which_blocks_it_has(kind, tmp_path):
+    """And not which its base had, nor who made those."""
+    raw, tensors = case_of("llama_tied", hidden_size=32, intermediate_size=32, head_dim=8)
+    base, out = tmp_path / "base.gguf", tmp_path / "out.gguf"
+    write_model(base, raw, tensors, kind="Q4_1", more=[*MORE, *OF_BLOCKS])
+    save_gguf_model(out, base, load_model(base), kind=kind)
+    found = read_gguf(out)
+    named = gguf.LlamaFileType(found.fields["general.file_type"]).name
+    assert named.removeprefix("ALL_").removeprefix("MOSTLY_") == kind
+    assert {stored.kind.name for stored in found.tensors.values()} == {kind, "F32"}
+    said = dict(header_facts(found))
+    assert said["quantised by"] == "the header names nobody"
+    assert said["its header"] == "own"
+    assert not [name for name in found.fields if name.startswith("quantize.")]
+    assert found.fields["general.quantization_version"] == gguf.GGML_QUANT_VERSION
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden_size": 32, "head_dim": 8}, r"in \d+ tensors: blk.0.attn_k.weight is \(16, 32\)"),
+        ({"num_hidden_layers": 3}, r"in 9 tensors: blk.2.\S+ is \(.*\) and missing"),
+        ({"num_hidden_layers": 1}, r"in 9 tensors: blk.1.\S+ is missing and \("),
+        ({"vocab_size": 44}, r"in 1 tensors: token_embd.weight is \(44, 16\) and \(40, 16\)"),
+        ({"tie_word_embeddings": False}, "in 1 tensors: output.weight is .* and missing"),
+    ],
+)
+def test_a_base_of_another_size_is_refused(change, message, tmp_path):
+    """Its metadata would describe other tensors than those beside them."""
+    raw, tensors = case_of("llama_tied")
+    model = folder_of(tmp_path, raw, tensors)
+    write_model(tmp_path / "other.gguf", *case_of("llama_tied", **change))
+    with pytest.raises(ValueError, match=f"other.gguf and the model differ {message}.*; give the"):
+        save_gguf_model(tmp_path / "out.gguf", tmp_path / "other.gguf", model)
+    write_model(tmp_path / "other.gguf", *case_of("qwen2_tied"))
+    with pytest.raises(ValueError, match="is a qwen2 and the model a llama; give the"):
+        save_gguf_model(tmp_path / "out.gguf", tmp_path / "other.gguf", model)
 
 
 @pytest.mark.parametrize("name", ["llama_tied", "qwen2_tied", "phi3_plain"])

@@ -20,13 +20,17 @@ from fedjax_post.hub.gguf.architectures import (
     Architecture,
     row_order,
 )
-from fedjax_post.hub.gguf.container import import_gguf, read_gguf
+from fedjax_post.hub.gguf.container import Gguf, import_gguf, read_gguf
 from fedjax_post.hub.peft import PREFIX, adapter_tensors
-from fedjax_post.hub.weights import stored_tensors
+from fedjax_post.hub.tensors import shorten
+from fedjax_post.hub.weights import expected_tensors, stored_tensors
 from fedjax_post.model.views import LanguageModel
 
 PyTree = Any
-KINDS = ("F32", "F16", "BF16", "Q8_0")
+# blocks of matrices -> what `general.file_type` calls a file of them
+KINDS = {"F32": "ALL_F32", "F16": "MOSTLY_F16", "BF16": "MOSTLY_BF16", "Q8_0": "MOSTLY_Q8_0"}
+# of the blocks of the base, which the merged file does not have
+_OF_BLOCKS = ("general.file_type", "general.quantized_by", "general.quantization_version")
 
 
 def save_gguf_adapter(path: str | Path, model: LanguageModel, params: PyTree) -> None:
@@ -73,6 +77,8 @@ def save_gguf_model(
 ) -> None:
     """Writes a model with its adapter merged, with the metadata and tokenizer of its base.
 
+    What the base's metadata say of its own blocks is replaced by what is true of the new ones.
+
     Args:
       path: of the file; replaced as a whole if it exists.
       base: the GGUF file that the model was read from.
@@ -82,8 +88,8 @@ def save_gguf_model(
 
     Raises:
       ImportError: without the library `gguf`.
-      ValueError: for another kind, a base of another architecture, or a prompt, which cannot be
-        stored as weights.
+      ValueError: for another kind, a base whose architecture or tensors are not the model's, or a
+        prompt, which cannot be stored as weights.
     """
     gguf = import_gguf()
     if kind not in KINDS:
@@ -93,15 +99,16 @@ def save_gguf_model(
             "a GGUF file has no place for a prompt; leave it out of `params` and of the model, and "
             "write it with save_prompt beside the file"
         )
-    base = read_gguf(Path(base)).path  # its header is sound
     name, architecture = _architecture_of(model)
-    reader = gguf.GGUFReader(base)
-    if (found := reader.fields["general.architecture"].contents()) != name:
-        raise ValueError(f"base={base} is a {found} and the model a {name}")
+    header = read_gguf(Path(base))
+    _check_base(header, name, architecture, model)
+    reader = gguf.GGUFReader(header.path)
     writer = _writer(gguf, path, name)
     for field in reader.fields.values():
-        if not field.name.startswith("GGUF.") and field.name != "general.architecture":
+        if not _is_dropped(field.name):
             writer.add_key_value(field.name, *_value(field))
+    writer.add_file_type(gguf.LlamaFileType[KINDS[kind]])
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     block = gguf.GGMLQuantizationType[kind]
     for tensor in reader.tensors:
         if tensor.name == FREQUENCIES:
@@ -112,6 +119,30 @@ def save_gguf_model(
         else:
             writer.add_tensor(stored, gguf.quants.quantize(array, block), raw_dtype=block)
     _finish(writer, path)
+
+
+def _is_dropped(field: str) -> bool:
+    """Whether a field of the base is not of the merged file, or the writer adds it."""
+    begins = ("GGUF.", "quantize.")  # the reader's own, and how weights were quantised
+    return field in (*_OF_BLOCKS, "general.architecture") or field.startswith(begins)
+
+
+def _check_base(base: Gguf, name: str, architecture: Architecture, model: LanguageModel) -> None:
+    """Raises if the base's metadata cannot be those of the model."""
+    remedy = "give the GGUF file that the model was read from"
+    if (found := base.fields.get("general.architecture")) != name:
+        raise ValueError(f"base={base.path} is a {found} and the model a {name}; {remedy}")
+    family = find_family({"model_type": model.config.model_type})
+    expected = expected_tensors(family, model.config)
+    ours = {_stored_name(tensor, architecture): expected[tensor] for tensor in expected}
+    theirs = {each: stored.shape for each, stored in base.tensors.items() if each != FREQUENCIES}
+    if unlike := sorted(each for each in ours | theirs if ours.get(each) != theirs.get(each)):
+        shape = lambda tensors, each: tensors.get(each, "missing")
+        listed = (f"{n} is {shape(theirs, n)} and {shape(ours, n)}" for n in unlike)
+        raise ValueError(
+            f"base={base.path} and the model differ in {len(unlike)} tensors: {shorten(listed)}; "
+            f"{remedy}"
+        )
 
 
 def _stored_model(
