@@ -451,6 +451,48 @@ def test_a_merged_model_is_read_back_as_it_was_written(name, tmp_path):
             save_gguf_model(tmp_path / "x", tmp_path / "base.gguf", model, kind="Q4_K")
 
 
+@pytest.mark.parametrize("dtype", ["mixed", "bfloat16", "float16"])
+@pytest.mark.parametrize("name", ["llama_tied", "gemma2_default"])
+def test_a_merged_model_is_of_float32_sums_whatever_the_models_dtype(name, dtype, tmp_path):
+    base, out = tmp_path / "base.gguf", tmp_path / "out.gguf"
+    write_model(base, *case_of(name))
+    model, params = adapted(load_model(base, dtype=dtype))
+    params = jax.tree.map(lambda leaf: 0.01 * leaf, params)  # below bfloat16's step of a weight
+    exact = dataclasses.replace(load_model(base), lora_layers=model.lora_layers)
+    scales = {"lora_scale": model.variables["lora_scale"]}
+    exact = dataclasses.replace(exact, variables={**exact.variables, **scales})
+    save_gguf_model(out, base, model, params, kind="F32")
+    found, wanted = load_model(out), merge_lora(exact, params)
+    close = lambda a, b: np.testing.assert_allclose(a, b, atol=3e-7)
+    jax.tree.map(close, found.variables["params"], wanted.variables["params"])
+
+
+@pytest.mark.parametrize("within", [True, False])
+def test_weights_trained_in_bfloat16_are_written_as_they_are(within, tmp_path):
+    """The base's numbers stand in for the model's own only where these are their roundings."""
+    base, out = tmp_path / "base.gguf", tmp_path / "out.gguf"
+    write_model(base, *case_of("llama_tied"))
+    model = load_model(base, dtype="bfloat16")
+    trained = jax.tree.map(lambda leaf: leaf + 0.125, model.variables["params"])
+    changed = dataclasses.replace(model, variables={"params": trained})
+    model, params = (changed, None) if within else (model, {"params": trained})
+    save_gguf_model(out, base, model, params, kind="F32")
+    same = lambda a, b: np.testing.assert_array_equal(a, b.astype(np.float32))
+    jax.tree.map(same, load_model(out).variables["params"], trained)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "mixed"])
+def test_codes_that_an_adapter_was_trained_on_are_merged(dtype, tmp_path):
+    base, out = tmp_path / "base.gguf", tmp_path / "out.gguf"
+    write_model(base, *case_of("llama_tied", hidden_size=64, intermediate_size=64, head_dim=16))
+    model, params = adapted(load_model(base, dtype=dtype, quantize="nf4"))
+    save_gguf_model(out, base, model, params, kind="F32")
+    found, wanted = load_model(out), merge_lora(model, params, dtype="float32")
+    close = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6)
+    layers = found.variables["params"]["layers"], wanted.variables["params"]["layers"]
+    jax.tree.map(close, layers[0]["attention"], layers[1]["attention"])
+
+
 OF_BLOCKS = [
     ("add_file_type", gguf.LlamaFileType.MOSTLY_Q4_1),
     ("add_quantized_by", "someone"),

@@ -4,11 +4,14 @@ Names and layouts are those of llama.cpp's `convert_lora_to_gguf.py` and `conver
 This module reverses the changes that `architectures` makes.
 """
 
+import dataclasses
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from fedjax_post.adapters.lora import merge_lora
@@ -21,9 +24,11 @@ from fedjax_post.hub.gguf.architectures import (
     row_order,
 )
 from fedjax_post.hub.gguf.container import Gguf, import_gguf, read_gguf
+from fedjax_post.hub.load import load_model
 from fedjax_post.hub.peft import PREFIX, adapter_tensors
 from fedjax_post.hub.tensors import shorten
 from fedjax_post.hub.weights import expected_tensors, stored_tensors
+from fedjax_post.model.quantize import dequantize_model
 from fedjax_post.model.views import LanguageModel
 
 PyTree = Any
@@ -78,11 +83,14 @@ def save_gguf_model(
     """Writes a model with its adapter merged, with the metadata and tokenizer of its base.
 
     What the base's metadata say of its own blocks is replaced by what is true of the new ones.
+    The sum is float32 whatever the model's dtype is: weights that training left as they were
+    are those of `base`, not the model's roundings of them.
 
     Args:
       path: of the file; replaced as a whole if it exists.
       base: the GGUF file that the model was read from.
-      model: the model.
+      model: the model, of any dtype. Weights that were read as codes of int8 or nf4 are written
+        as the codes have them, since the adapter was trained on these.
       params: an adapter or trained weights that are merged into it first.
       kind: blocks of matrices, one of `KINDS`; vectors are float32.
 
@@ -113,7 +121,8 @@ def save_gguf_model(
     for tensor in reader.tensors:
         if tensor.name == FREQUENCIES:
             writer.add_tensor(tensor.name, np.array(tensor.data))
-    for stored, array in _stored_model(model, params, architecture):
+    model = merge_lora(_in_float32(model, header.path), params or {}, dtype=jnp.float32)
+    for stored, array in _stored_model(model, architecture):
         if array.ndim == 1 or array.shape[-1] % gguf.GGML_QUANT_SIZES[block][0]:
             writer.add_tensor(stored, np.ascontiguousarray(array))
         else:
@@ -145,13 +154,23 @@ def _check_base(base: Gguf, name: str, architecture: Architecture, model: Langua
         )
 
 
+def _in_float32(model: LanguageModel, base: Path) -> LanguageModel:
+    """Returns the model with the weights of its base's file, where its own are these, rounded."""
+    model = dequantize_model(model)
+    weights = model.variables["params"]
+    if all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(weights)):
+        return model
+    widen = lambda own, exact: jnp.where((exact.astype(own.dtype) == own).all(), exact, own)
+    wide = jax.tree.map(widen, weights, load_model(base).variables["params"])
+    return dataclasses.replace(model, variables={**model.variables, "params": wide})
+
+
 def _stored_model(
-    model: LanguageModel, params: PyTree, architecture: Architecture
+    model: LanguageModel, architecture: Architecture
 ) -> Iterator[tuple[str, np.ndarray]]:
-    merged = merge_lora(model, params or {})
-    family = find_family({"model_type": merged.config.model_type})
-    weights = merged.variables["params"]
-    found = stored_tensors(weights, family, config=merged.config, dtype=np.dtype("float32"))
+    family = find_family({"model_type": model.config.model_type})
+    weights = model.variables["params"]
+    found = stored_tensors(weights, family, config=model.config, dtype=np.dtype("float32"))
     for ours, array in found.items():
         stored = _stored_name(ours, architecture)
         array = _to_stored(stored, array, architecture, model)
