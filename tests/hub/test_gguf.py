@@ -601,6 +601,52 @@ def test_what_was_added_to_the_base_is_merged(tmp_path):
     np.testing.assert_allclose(found, twice.logits(params, ids), atol=1e-5)
 
 
+# What transformers assumes instead of reading it from a file
+ASSUMED = {
+    "llama_tied": {},
+    "qwen2_tied": {},
+    "qwen3_tied": {"head_dim": 128},
+    "phi3_plain": {},
+    "gemma2_default": {"head_dim": 256, "query_pre_attn_scalar": 256},
+    "gemma3_text_default": {"head_dim": 256, "query_pre_attn_scalar": 256},
+}
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("name", ASSUMED)
+def test_a_file_is_what_transformers_reads_in_it(name, tmp_path):
+    """The base as it was converted, and the model that was merged into it here.
+
+    The other cases cannot be compared with transformers 5.24: it refuses the architectures olmo2
+    and smollm3, and reads neither rope.scaling.* (the linear ones) nor rope_freqs.weight (Llama
+    3's factors), nor phi3's rope.dimension_count (phi3_partial), nor other caps than Gemma 2's
+    own (gemma2_caps): it computes other logits from such files, without a word.
+    """
+    raw, tensors = case_of(name, **ASSUMED[name])
+    # of large weights, a head of 256 makes 1e-4 from float32's rounding alone
+    tensors = {key: np.float32(0.5) * array for key, array in tensors.items()}
+    pad = [("add_pad_token_id", 0)]  # without it, transformers takes 32000 for phi3
+    write_model(tmp_path / "base.gguf", raw, tensors, more=pad)
+    model, params = adapted(load_model(tmp_path / "base.gguf"))
+    save_gguf_model(tmp_path / "out.gguf", tmp_path / "base.gguf", model, params, kind="F32")
+    ids = np.arange(20).reshape(2, 10)
+    for file, given in (("base", {}), ("out", params)):
+        wanted = transformers_logits(tmp_path / f"{file}.gguf", ids)
+        np.testing.assert_allclose(model.logits(given, ids), wanted, atol=1e-4)
+        assert np.abs(wanted).max() > 0.1
+
+
+def transformers_logits(path, ids):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    with torch.no_grad():
+        return model(torch.from_numpy(ids)).logits.numpy()
+
+
 def adapted(model):
     model, params = add_lora(model, jax.random.key(0), rank=2, alpha=4)
     return model, jax.tree.map(lambda leaf: leaf + 0.1, params)
