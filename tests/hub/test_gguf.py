@@ -649,4 +649,6 @@ def transformers_logits(path, ids):
 
 def adapted(model):
     model, params = add_lora(model, jax.random.key(0), rank=2, alpha=4)
-    return model, jax.tree.map(lambda leaf: leaf + 0.1, params)
+    # rows of B that differ, so that their order is seen
+    draw = lambda leaf: 0.1 * jax.random.normal(jax.random.key(leaf.size), leaf.shape)
+    return model, jax.tree.map(lambda leaf: leaf + draw(leaf), params)
