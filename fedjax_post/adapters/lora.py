@@ -235,15 +235,23 @@ def lora_delta(model: LanguageModel, params: PyTree) -> PyTree:
     return delta
 
 
-def merge_lora(model: LanguageModel, params: PyTree) -> LanguageModel:
+def merge_lora(model: LanguageModel, params: PyTree, *, dtype: Any = None) -> LanguageModel:
     """Returns a model whose weights include the residual, full updates and the adapter.
 
     A prompt is not a weight and remains a collection of its own. For export and tests only: in
     training the base weights are shared by all clients and not merged.
+
+    Args:
+      model: the model.
+      params: merged over its collections.
+      dtype: of the merged weights; None for those of the model. Narrow weights round what is
+        added to them: in bfloat16, what is below 1/512 of a weight is lost.
     """
     model = dequantize_model(model)
     variables = merge_collections(model.variables, params)
     weights = variables["params"]
+    if dtype is not None:
+        weights = jax.tree.map(lambda leaf: leaf.astype(dtype), weights)
     at = adapted_layers(model)
     deltas = [variables["residual"]] if "residual" in variables else []
     if "lora" in variables:

@@ -165,13 +165,15 @@ def save_model(
       ValueError: if the dtype is none of these, the architecture has no config.json, or
         there is a prompt, which cannot be stored as weights.
     """
-    merged = merge_lora(model, params or {})
+    config = model.config
+    dtype = _check_dtype(config.matrix_dtype if dtype is None else dtype, DTYPES)
+    # a file of another dtype than the model's is rounded once, when it is written
+    sum_dtype = None if dtype == config.matrix_dtype else jnp.float32
+    merged = merge_lora(model, params or {}, dtype=sum_dtype)
     if merged.prompt_length({}):
         raise ValueError(
             "a model folder has no place for a prompt; write it with save_prompt beside the base"
         )
-    config = merged.config
-    dtype = _check_dtype(config.matrix_dtype if dtype is None else dtype, DTYPES)
     raw = write_config(config)
     raw.pop("torch_dtype", None)
     raw["dtype"] = dtype

@@ -41,8 +41,9 @@ def save_adapter(
       run: description of the run that made the adapter, kept in the file's metadata.
 
     Raises:
-      ValueError: if `params` holds no adapter, or the scales of a layer's nonzero components
-        differ, which PEFT cannot express.
+      ValueError: if `params` holds no adapter, the model holds a residual or a prompt, which
+        the folder would lack, or the scales of a layer's nonzero components differ, which PEFT
+        cannot express.
 
     Example:
       >>> import jax, tempfile
@@ -83,6 +84,7 @@ def adapter_tensors(
             f"a file of an adapter holds an adapter, got the collections {sorted(params)}; "
             "write a merged model with save_model instead"
         )
+    _check_base_is_unchanged(model)
     tensors: dict[str, np.ndarray] = {}
     ranks: dict[str, int] = {}
     alphas: dict[str, float] = {}
@@ -105,6 +107,20 @@ def adapter_tensors(
     if not tensors:
         raise ValueError("the adapter is empty: no layer has factors and a scale that is not 0")
     return tensors, ranks, alphas
+
+
+def _check_base_is_unchanged(model: LanguageModel) -> None:
+    """Raises if the model is more than its base and factors, which are all that is written."""
+    if "residual" in model.variables:
+        raise ValueError(
+            "a file of an adapter has no place for what was added to the base (the collection "
+            "residual); write a merged model with save_model or save_gguf_model instead"
+        )
+    if model.prompt_length({}):
+        raise ValueError(
+            "a file of an adapter has no place for the prompt that the model holds; write it with "
+            "save_prompt, and the adapter with a model without it"
+        )
 
 
 def load_adapter(directory: str | Path, model: LanguageModel) -> tuple[LanguageModel, PyTree]:

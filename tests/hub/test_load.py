@@ -11,7 +11,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from fedjax_post.adapters.lora import add_lora
+from fedjax_post.adapters.lora import add_lora, lora_delta
 from fedjax_post.hub.files import find_folder
 from fedjax_post.hub.load import load_config, load_model, num_parameters, save_model
 from fedjax_post.hub.tokenizer import check_tokenizer, load_tokenizer
@@ -47,6 +47,21 @@ def test_saved_model_loads_the_same(tmp_path, tied):
     jax.tree.map(np.testing.assert_array_equal, again.variables, model.variables)
     np.testing.assert_array_equal(again.logits({}, TOKENS), model.logits({}, TOKENS))
     assert num_parameters(again) == num_parameters(model)
+
+
+@pytest.mark.parametrize("read", ["bfloat16", "mixed", "float16"])
+def test_a_folder_wider_than_the_model_has_the_whole_sum(tmp_path, read):
+    """An adapter's small additions are not rounded to the model's own steps."""
+    save_model(tmp_path / "base", tiny_model())
+    model, params = add_lora(
+        load_model(tmp_path / "base", dtype=read), jax.random.key(0), rank=2, alpha=4
+    )
+    params = jax.tree.map(lambda leaf: 0.01 * (leaf + 0.1), params)
+    save_model(tmp_path / "sum", model, params=params, dtype="float32")
+    kernels = lambda model: model.variables["params"]["layers"]["mlp"]["up_proj"]["kernel"]
+    added = lora_delta(model, params)["layers"]["mlp"]["up_proj"]["kernel"]
+    wanted = kernels(model).astype(jnp.float32) + added
+    np.testing.assert_allclose(kernels(load_model(tmp_path / "sum")), wanted, atol=1e-7)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])

@@ -240,18 +240,20 @@ def _token_ids(file: Gguf) -> Json:
 
 def _rope_scaling(fields: Fields, head_dim: int) -> Json:
     """Linear stretches, and those of Llama 3, whose factors are a tensor of the file."""
-    kind, factor = fields.get("rope.scaling.type", "none"), fields.get("rope.scaling.factor", 1.0)
+    kind = fields.get("rope.scaling.type", "linear")  # as llama.cpp has it: a factor alone counts
+    factor = fields.get("rope.scaling.factor") or 1.0
     fields.get("rope.scaling.original_context_length")
-    if FREQUENCIES in fields.file.tensors:
-        return {"rope_scaling": _llama3_scaling(fields, head_dim)}
-    if kind == "linear" and factor != 1:
-        return {"rope_scaling": {"rope_type": "linear", "factor": factor}}
-    if kind not in ("none", "linear"):
+    has_own = FREQUENCIES in fields.file.tensors
+    stretches = kind == "linear" and factor != 1
+    if kind not in ("none", "linear") or (has_own and stretches):
+        both = f" with factor={factor} and the tensor {FREQUENCIES}" if has_own else ""
         raise ValueError(
-            f"{fields.file.path}: {fields.kind}.rope.scaling.type={kind} is not supported; use the "
-            "safetensors files of this model"
+            f"{fields.file.path}: {fields.kind}.rope.scaling.type={kind}{both} is not supported; "
+            "use the safetensors files of this model"
         )
-    return {}
+    if has_own:
+        return {"rope_scaling": _llama3_scaling(fields, head_dim)}
+    return {"rope_scaling": {"rope_type": "linear", "factor": factor}} if stretches else {}
 
 
 def _llama3_scaling(fields: Fields, head_dim: int) -> Json:

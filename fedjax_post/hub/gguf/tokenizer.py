@@ -16,6 +16,9 @@ _QWEN2 = (
     r"\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _LLAMA3 = _QWEN2.replace(r"\p{N}|", r"\p{N}{1,3}|")
+# llama.cpp's names of Llama 3's tokenizer: a word that is a token is that token, whatever merges
+# say, and a text begins with bos unless the file says otherwise
+_OF_LLAMA3 = ("llama-bpe", "llama3", "llama-v3")
 
 
 def make_tokenizer(file: Gguf) -> Any:
@@ -84,13 +87,14 @@ def _byte_level(file: Gguf, tokens: list[str], pre: str) -> Any:
         raise ValueError("tokenizer.ggml.merges are missing, or not all two tokens and a blank")
     merges = [tuple(merge.split(" ", 1)) for merge in given]
     vocabulary = {token: number for number, token in enumerate(tokens)}
-    ignore = pre == "llama-bpe"  # a word that is a token is that token, whatever merges say
-    tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=ignore))
+    is_llama3 = pre in _OF_LLAMA3
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=is_llama3))
     tokenizer.pre_tokenizer = _CUTS[pre]()
     tokenizer.decoder = decoders.ByteLevel()
     if pre == "qwen2":
         tokenizer.normalizer = normalizers.NFC()
-    return _with_ends(file, tokenizer, tokens, usual=(False, False))
+    begins = is_llama3 and "tokenizer.ggml.bos_token_id" in file.fields
+    return _with_ends(file, tokenizer, tokens, usual=(begins, False))
 
 
 def _sentence_piece(file: Gguf, tokens: list[str], kinds: list[int]) -> Any:
@@ -187,7 +191,7 @@ def _by_pattern(pattern: str) -> Any:
 
 _CUTS: Mapping[str, Callable[[], Any]] = {
     "gpt-2": _gpt2,
-    "llama-bpe": lambda: _by_pattern(_LLAMA3),
+    **dict.fromkeys((*_OF_LLAMA3, "dbrx"), lambda: _by_pattern(_LLAMA3)),
     "qwen2": lambda: _by_pattern(_QWEN2),
     "smollm": _smollm,
 }

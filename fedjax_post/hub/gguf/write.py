@@ -4,11 +4,14 @@ Names and layouts are those of llama.cpp's `convert_lora_to_gguf.py` and `conver
 This module reverses the changes that `architectures` makes.
 """
 
+import dataclasses
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from fedjax_post.adapters.lora import merge_lora
@@ -20,13 +23,19 @@ from fedjax_post.hub.gguf.architectures import (
     Architecture,
     row_order,
 )
-from fedjax_post.hub.gguf.container import import_gguf, read_gguf
+from fedjax_post.hub.gguf.container import Gguf, import_gguf, read_gguf
+from fedjax_post.hub.load import load_model
 from fedjax_post.hub.peft import PREFIX, adapter_tensors
-from fedjax_post.hub.weights import stored_tensors
+from fedjax_post.hub.tensors import shorten
+from fedjax_post.hub.weights import expected_tensors, stored_tensors
+from fedjax_post.model.quantize import dequantize_model
 from fedjax_post.model.views import LanguageModel
 
 PyTree = Any
-KINDS = ("F32", "F16", "BF16", "Q8_0")
+# blocks of matrices -> what `general.file_type` calls a file of them
+KINDS = {"F32": "ALL_F32", "F16": "MOSTLY_F16", "BF16": "MOSTLY_BF16", "Q8_0": "MOSTLY_Q8_0"}
+# of the blocks of the base, which the merged file does not have
+_OF_BLOCKS = ("general.file_type", "general.quantized_by", "general.quantization_version")
 
 
 def save_gguf_adapter(path: str | Path, model: LanguageModel, params: PyTree) -> None:
@@ -41,7 +50,8 @@ def save_gguf_adapter(path: str | Path, model: LanguageModel, params: PyTree) ->
 
     Raises:
       ImportError: without the library `gguf`.
-      ValueError: if `params` holds no adapter, or the architecture has no GGUF files here.
+      ValueError: if `params` holds no adapter, the model holds a residual or a prompt, which
+        the file would lack, or the architecture has no GGUF files here.
     """
     gguf = import_gguf()
     name, architecture = _architecture_of(model)
@@ -72,34 +82,47 @@ def save_gguf_model(
 ) -> None:
     """Writes a model with its adapter merged, with the metadata and tokenizer of its base.
 
+    What the base's metadata say of its own blocks is replaced by what is true of the new ones.
+    The sum is float32 whatever the model's dtype is: weights that training left as they were
+    are those of `base`, not the model's roundings of them.
+
     Args:
       path: of the file; replaced as a whole if it exists.
       base: the GGUF file that the model was read from.
-      model: the model.
+      model: the model, of any dtype. Weights that were read as codes of int8 or nf4 are written
+        as the codes have them, since the adapter was trained on these.
       params: an adapter or trained weights that are merged into it first.
       kind: blocks of matrices, one of `KINDS`; vectors are float32.
 
     Raises:
       ImportError: without the library `gguf`.
-      ValueError: for another kind, or a base of another architecture.
+      ValueError: for another kind, a base whose architecture or tensors are not the model's, or a
+        prompt, which cannot be stored as weights.
     """
     gguf = import_gguf()
     if kind not in KINDS:
         raise ValueError(f"kind={kind} must be one of {', '.join(KINDS)}")
-    base = read_gguf(Path(base)).path  # its header is sound
+    if model.prompt_length(params or {}):
+        raise ValueError(
+            "a GGUF file has no place for a prompt; leave it out of `params` and of the model, and "
+            "write it with save_prompt beside the file"
+        )
     name, architecture = _architecture_of(model)
-    reader = gguf.GGUFReader(base)
-    if (found := reader.fields["general.architecture"].contents()) != name:
-        raise ValueError(f"base={base} is a {found} and the model a {name}")
+    header = read_gguf(Path(base))
+    _check_base(header, name, architecture, model)
+    reader = gguf.GGUFReader(header.path)
     writer = _writer(gguf, path, name)
     for field in reader.fields.values():
-        if not field.name.startswith("GGUF.") and field.name != "general.architecture":
+        if not _is_dropped(field.name):
             writer.add_key_value(field.name, *_value(field))
+    writer.add_file_type(gguf.LlamaFileType[KINDS[kind]])
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     block = gguf.GGMLQuantizationType[kind]
     for tensor in reader.tensors:
         if tensor.name == FREQUENCIES:
             writer.add_tensor(tensor.name, np.array(tensor.data))
-    for stored, array in _stored_model(model, params, architecture):
+    model = merge_lora(_in_float32(model, header.path), params or {}, dtype=jnp.float32)
+    for stored, array in _stored_model(model, architecture):
         if array.ndim == 1 or array.shape[-1] % gguf.GGML_QUANT_SIZES[block][0]:
             writer.add_tensor(stored, np.ascontiguousarray(array))
         else:
@@ -107,13 +130,47 @@ def save_gguf_model(
     _finish(writer, path)
 
 
+def _is_dropped(field: str) -> bool:
+    """Whether a field of the base is not of the merged file, or the writer adds it."""
+    begins = ("GGUF.", "quantize.")  # the reader's own, and how weights were quantised
+    return field in (*_OF_BLOCKS, "general.architecture") or field.startswith(begins)
+
+
+def _check_base(base: Gguf, name: str, architecture: Architecture, model: LanguageModel) -> None:
+    """Raises if the base's metadata cannot be those of the model."""
+    remedy = "give the GGUF file that the model was read from"
+    if (found := base.fields.get("general.architecture")) != name:
+        raise ValueError(f"base={base.path} is a {found} and the model a {name}; {remedy}")
+    family = find_family({"model_type": model.config.model_type})
+    expected = expected_tensors(family, model.config)
+    ours = {_stored_name(tensor, architecture): expected[tensor] for tensor in expected}
+    theirs = {each: stored.shape for each, stored in base.tensors.items() if each != FREQUENCIES}
+    if unlike := sorted(each for each in ours | theirs if ours.get(each) != theirs.get(each)):
+        shape = lambda tensors, each: tensors.get(each, "missing")
+        listed = (f"{n} is {shape(theirs, n)} and {shape(ours, n)}" for n in unlike)
+        raise ValueError(
+            f"base={base.path} and the model differ in {len(unlike)} tensors: {shorten(listed)}; "
+            f"{remedy}"
+        )
+
+
+def _in_float32(model: LanguageModel, base: Path) -> LanguageModel:
+    """Returns the model with the weights of its base's file, where its own are these, rounded."""
+    model = dequantize_model(model)
+    weights = model.variables["params"]
+    if all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(weights)):
+        return model
+    widen = lambda own, exact: jnp.where((exact.astype(own.dtype) == own).all(), exact, own)
+    wide = jax.tree.map(widen, weights, load_model(base).variables["params"])
+    return dataclasses.replace(model, variables={**model.variables, "params": wide})
+
+
 def _stored_model(
-    model: LanguageModel, params: PyTree, architecture: Architecture
+    model: LanguageModel, architecture: Architecture
 ) -> Iterator[tuple[str, np.ndarray]]:
-    merged = merge_lora(model, params or {})
-    family = find_family({"model_type": merged.config.model_type})
-    weights = merged.variables["params"]
-    found = stored_tensors(weights, family, config=merged.config, dtype=np.dtype("float32"))
+    family = find_family({"model_type": model.config.model_type})
+    weights = model.variables["params"]
+    found = stored_tensors(weights, family, config=model.config, dtype=np.dtype("float32"))
     for ours, array in found.items():
         stored = _stored_name(ours, architecture)
         array = _to_stored(stored, array, architecture, model)
