@@ -80,15 +80,13 @@ def in_context(
 
         def ask(one):
             prompt = _join(replica, one)
-            places = len(prompt) - one.shown.num_tokens
             unseen = ~shots.is_shown(rows, one.shown.tokens, **layout) & one.chosen
             mask = batches["loss_mask"] & unseen.reshape(*taken.shape[:1], -1, 1)
             asked = data._replace(batches=data.batches | {"loss_mask": mask})
             losses, metrics = discrete.ask_visit(loss_fn, prompt[None], model, asked, ctx)
-            metrics["tokens_sent"] += metrics["queries"] * one.shown.num_tokens
-            metrics["labels_sent"] = metrics["queries"] * one.shown.num_labels
-            metrics["places_sent"] = metrics["queries"] * places
-            return jnp.where(one.chosen, losses[0], jnp.inf), metrics
+            return jnp.where(one.chosen, losses[0], jnp.inf), _with_shots(
+                metrics, prompt, one.shown
+            )
 
         drawn = jax.vmap(draw, (None, 0))(rows, jax.random.split(ctx.key, num_sets))
         sets = jax.tree.map(lambda x, xs: jnp.concatenate([x[None], xs]), kept, drawn)
@@ -111,6 +109,18 @@ def in_context(
         value_like=lambda shared: (),
         refuses=dict.fromkeys(algorithm.Around, "nothing is sent"),
     )
+
+
+def _with_shots(
+    metrics: algorithm.Metrics, prompt: jax.Array, shown: shots.Shown
+) -> algorithm.Metrics:
+    """Returns the metrics of questions, with what was sent in front of each."""
+    queries = metrics["queries"]
+    return metrics | {
+        "tokens_sent": metrics["tokens_sent"] + queries * shown.num_tokens,
+        "labels_sent": queries * shown.num_labels,
+        "places_sent": queries * (len(prompt) - shown.num_tokens),
+    }
 
 
 def _join(replica: algorithm.PyTree, kept: Kept) -> jax.Array:
