@@ -1,12 +1,15 @@
 """Contrasts: differences over seeds, and what they show of an advantage or of equality."""
 
+import bisect
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from fedjax_post.report.position.controls import Side
 from fedjax_post.report.position.statistics import above, deviation, power
-from fedjax_post.report.position.thresholds import ALIKE, CEILING, GAIN, MARGIN
+from fedjax_post.report.position.thresholds import ALIKE, CEILING, GAIN, MARGIN, POWER
+
+MOST = 1000  # seeds, as a remedy for too few
 
 
 class Contrast(NamedTuple):
@@ -96,6 +99,19 @@ def all_alike(contrasts: Sequence[Contrast]) -> Shown:
 def power_of(spread: float, num_seeds: int, level: float) -> float:
     """Returns the power for a true difference of `GAIN`, 0 without a spread to compute it from."""
     return 0.0 if math.isnan(spread) else power(GAIN.value, spread, num_seeds, level=level)
+
+
+def seeds_needed(spread: float, level: float) -> int | None:
+    """Returns the least number of seeds whose power is `POWER`; None if `MOST` are too few.
+
+    Args:
+      spread: over seeds, as it was observed.
+      level: of the test, in (0, 1).
+    """
+    enough = lambda num_seeds: power_of(spread, num_seeds, level) >= POWER.value
+    if not enough(MOST):
+        return None
+    return bisect.bisect_left(range(MOST + 1), True, lo=2, key=enough)
 
 
 def _joined(contrasts: Sequence[Contrast], some: list[float], none: list[float]) -> Shown:

@@ -13,7 +13,7 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from fedjax_post.report.position.contrasts import Shown, power_of
+from fedjax_post.report.position.contrasts import MOST, Shown, power_of, seeds_needed
 from fedjax_post.report.position.definitions import DEFINED
 from fedjax_post.report.position.hypotheses import HYPOTHESES, Hypothesis
 from fedjax_post.report.position.ladder import Ladder
@@ -89,6 +89,11 @@ def _finding(key: str, one: Evidence, shown: Shown, level: float, passed: bool) 
         f"{shown.num_seeds} seeds, p = {p:.2g} at a level of {level:.2g}; power for "
         f"{100 * GAIN.value:.0f} points: {power:.2f}"
     )
+    if power < POWER.value:
+        needed = seeds_needed(spread, level / shown.tests)
+        told += (
+            f"; with this spread, {needed or f'more than {MOST}'} seeds would have {POWER.value:g}"
+        )
     decides = shown.name_for if favours else shown.name_against
     named = [f"decided by: {decides}"] if len(one.contrasts) > 1 else []
     verdict, why = UNDECIDED, one.otherwise

@@ -1,8 +1,11 @@
 """H7 can be supported, refuted or left undecided: what attacks recover from updates."""
 
+import math
+
 import pytest
 from ladders import OPEN, attack, cell, judge, ladder
 
+from fedjax_post.report.position.contrasts import power_of, seeds_needed
 from fedjax_post.report.position.verdicts import NOT_SUPPORTED, SUPPORTED, TOO_FEW
 
 
@@ -51,3 +54,16 @@ def test_the_power_is_printed_and_decides_whether_there_is_a_verdict():
     assert finding.power < 0.5
     assert finding.told == f"undecided: {TOO_FEW}"
     assert "power for 5 points: 0." in finding.numbers[0]
+
+
+def test_too_few_seeds_are_told_how_many_would_do():
+    spread, level = 0.077, 0.01
+    needed = seeds_needed(spread, level)
+    assert needed is not None
+    assert power_of(spread, needed - 1, level) < 0.5 <= power_of(spread, needed, level)
+    assert seeds_needed(1.0, level) is None
+    assert seeds_needed(math.nan, level) is None
+    assert seeds_needed(1e-6, level) == 2
+    few = judge("H7", ladder([OPEN], attacks=[attack([0.5, 0.6, 0.7])]))
+    told = int(few.numbers[0].split(" seeds would have 0.5")[0].split()[-1])
+    assert told == seeds_needed(0.1, few.level) > few.num_seeds
