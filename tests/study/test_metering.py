@@ -9,7 +9,7 @@ import fedjax_post as fp
 from fedjax_post import study
 from fedjax_post.data.builtin.corpus import build_tokenizer
 from fedjax_post.disclosure.arrivals import Private, arrivals, index_of, offsets_of
-from fedjax_post.disclosure.ledger import carried_in
+from fedjax_post.disclosure.ledger import asks, carried_in
 from fedjax_post.disclosure.meter import Carried, DisclosureError, Meter, Purpose
 from fedjax_post.provider.journal import JournalError
 from fedjax_post.provider.line import Line
@@ -18,6 +18,7 @@ from fedjax_post.provider.served import load_served
 from fedjax_post.provider.service import Provider, Settings
 from fedjax_post.provider.serving import serve
 from fedjax_post.study import build, metering
+from fedjax_post.study.factories import declared_access
 
 TEXT = {"adapter.kind": "text_prompt", "adapter.prompt_text": "name the kind of these words:"}
 SOFT = {"adapter.kind": "soft_prompt", "adapter.prompt_length": 2}
@@ -39,6 +40,10 @@ METHODS = {
     "fed_avg_bbt": SOFT | CMA,
     "fed_bbpt": SOFT | ONE,
 }
+
+
+def test_every_method_that_asks_is_held_against_the_meter():
+    assert set(METHODS) == {name for name, access in declared_access().items() if asks(access)}
 
 
 def spec_of(name, folder, rows, url=None):
