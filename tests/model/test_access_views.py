@@ -4,6 +4,7 @@ import dataclasses
 import re
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -227,3 +228,48 @@ def test_what_a_lesser_view_remembers_is_handed_back_and_not_read(model):
         with pytest.raises(AccessError, match="hand it back"):
             setattr(cache, name, 0)
     assert repr(cache) == "Handle()"
+
+
+def test_the_ways_around_a_view_are_those_that_the_page_lists(model):
+    """A view guards against mistakes; what it does not keep from code in its process is told."""
+    view = model.restrict(Access.LOGITS)
+    assert view._model.access == Access.LOGITS
+    program = jax.make_jaxpr(lambda tokens: view.logits({}, tokens))(TOKENS)
+    shown = [np.asarray(x) for x in program.consts if np.ndim(x)]
+    for weight in jax.tree.leaves(model):
+        assert any(x.shape == weight.shape and (x == np.asarray(weight)).all() for x in shown)
+    _, cache = view.prefill({}, TOKENS, mask=TOKENS >= 0, num_slots=5)
+    assert any(x.size and np.asarray(x).any() for x in jax.tree.leaves(cache))
+    edited = jax.tree.map(lambda x: x + 1 if jnp.issubdtype(x.dtype, jnp.floating) else x, cache)
+    next_ = {"positions": jnp.full((2, 1), 4), "mask": jnp.ones((2, 1), bool)}
+    before, _ = view.step({}, TOKENS[:, :1], **next_, cache=cache)
+    after, _ = view.step({}, TOKENS[:, :1], **next_, cache=edited)
+    assert not np.allclose(before, after)
+
+
+def without_rules(jaxpr, consts, *args):
+    """Evaluates a jaxpr as if its functions had no rules of differentiation of their own."""
+    known = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
+    read = lambda x: x.val if isinstance(x, jax.extend.core.Literal) else known[x]
+    for eqn in jaxpr.eqns:
+        inner = eqn.params.get("call_jaxpr", eqn.params.get("jaxpr"))
+        given = [read(x) for x in eqn.invars]
+        if eqn.primitive.name in ("custom_jvp_call", "pjit", "jit"):
+            found = without_rules(inner.jaxpr, inner.consts, *given)
+        else:
+            found = eqn.primitive.bind(*given, **eqn.params)
+            found = found if eqn.primitive.multiple_results else [found]
+        known.update(zip(eqn.outvars, found, strict=True))
+    return [read(x) for x in jaxpr.outvars]
+
+
+def test_a_jaxpr_without_its_rules_has_derivatives(model):
+    """The last of the ways around a view that the page lists."""
+    score = lambda m: lambda soft: m.logits({"prompt": {"embeddings": soft}}, TOKENS).sum()
+    soft, view = SOFT["prompt"]["embeddings"], model.restrict(Access.EMBEDDINGS)
+    with pytest.raises(AccessError, match="needs GRADIENTS"):
+        jax.grad(score(view))(soft)
+    program = jax.make_jaxpr(score(view))(soft)
+    found = jax.grad(lambda x: without_rules(program.jaxpr, program.consts, x)[0])(soft)
+    np.testing.assert_allclose(found, jax.grad(score(model))(soft), atol=1e-5)
+    assert np.abs(found).max() > 0
