@@ -8,10 +8,11 @@ it alone can serve:
     host:                          trains an adapter on all rows, which it keeps
     federation:                    asks the trained model by its name
 
-`tokens_sent` and `labels_sent` count all uploaded questions and answers. The federation's server
-receives nothing but who has uploaded. The host of this project trains LoRA (Hu et al., "LoRA:
-Low-Rank Adaptation of Large Language Models", ICLR 2022, arXiv:2106.09685); `provider.training` has
-the details. As a federated method it is this project's own.
+`tokens_sent` and `labels_sent` count all uploaded questions and answers; `places_sent` is 0, since
+no call reads the prompt with which the rows of a file begin. The federation's server receives
+nothing but who has uploaded. The host of this project trains LoRA (Hu et al., "LoRA: Low-Rank
+Adaptation of Large Language Models", ICLR 2022, arXiv:2106.09685); `provider.training` has the
+details. As a federated method it is this project's own.
 """
 
 from collections.abc import Callable
@@ -99,7 +100,8 @@ def uploading(
         _, question, answer = rows
         number = question.any(axis=1).sum().astype(jnp.float32)
         sent = (question.sum() + answer.sum()).astype(jnp.float32)
-        metrics = {"queries": number, "tokens_sent": sent, "labels_sent": number}
+        told = {"queries": number, "tokens_sent": sent, "labels_sent": number}
+        metrics = told | {"places_sent": jnp.float32(0)}
         mark = Mark(jnp.int32(ctx.client_id), jnp.int32(ctx.round) + 1)
         return algorithm.Upload(mark, jnp.float32(number > 0)), state, metrics
 

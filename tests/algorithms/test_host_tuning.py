@@ -58,7 +58,7 @@ def test_a_client_uploads_its_rows_at_its_first_visit_alone():
     upload, _, told = visit(algorithm, shared, heard, client_id=1, round=4)
     assert heard.calls == [[[8, 1, 2, 5], [8, 3, 4, 5], [8, 1, 2, 6]]]
     assert {name: float(value) for name, value in told.items()} == {
-        "queries": 3.0, "tokens_sent": 12.0, "labels_sent": 3.0,
+        "queries": 3.0, "tokens_sent": 12.0, "labels_sent": 3.0, "places_sent": 0.0,
     }  # fmt: skip
     assert upload.weight == 1
     stacked = jax.tree.map(lambda x: jnp.stack([x, x * 0]), upload.value), jnp.array([1.0, 0.0])
