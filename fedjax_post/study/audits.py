@@ -4,7 +4,7 @@ Possible only where the corpus of the base model is open. What is searched is al
 read, and what is sought are the rows that the ladder's methods are scored on, of all seeds.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +36,17 @@ def read_or_make(directory: Path, parts: Parts, methods: Sequence[str]) -> Mappi
       methods: names of the rungs, whose folders show which seeds there are.
     """
     path = directory / "audit.json"
-    finished = [p for name in methods for p in (directory / name).glob("seed-*/summary.json")]
-    seeds = sorted({int(found.parent.name.removeprefix("seed-")) for found in finished})
+    seeds = finished_seeds(directory, methods)
     if path.exists() and (before := read_file(path)).get("seeds") == seeds:
         return before
     folder.write_json(path, audit_of(parts, seeds))
     return read_file(path)
+
+
+def finished_seeds(directory: Path, methods: Iterable[str]) -> list[int]:
+    """Returns the seeds of all finished cells, ascending; arguments are those of `read_or_make`."""
+    finished = (p for name in methods for p in (directory / name).glob("seed-*/summary.json"))
+    return sorted({int(found.parent.name.removeprefix("seed-")) for found in finished})
 
 
 def audit_of(parts: Parts, seeds: Sequence[int]) -> dict[str, Any]:

@@ -110,7 +110,7 @@ def _climb(
         if not mine:
             told = "if it was called with fewer cells, repeat this command for drills and attacks"
             return Position(directory, f"another process makes the report, in {directory}; {told}")
-        begun = _begun_seeds(rungs, seeds, directory)
+        begun = sorted({*seeds, *audits.finished_seeds(directory, rungs)})
         methods = [
             rung for rung in rungs.values() if rung.kind != "control"
         ]  # of the ladder's base
@@ -120,12 +120,6 @@ def _climb(
         if extras.only:
             return Position(directory, _write(directory, facts))
         return Position(directory, _report(facts, rungs, begun, extras, directory, **how))
-
-
-def _begun_seeds(rungs: Mapping[str, Rung], seeds: Sequence[int], directory: Path) -> list[int]:
-    """Returns the seeds of this call and of all finished cells, ascending."""
-    found = (path for name in rungs for path in (directory / name).glob("seed-*/summary.json"))
-    return sorted({*seeds, *(int(path.parent.name.removeprefix("seed-")) for path in found)})
 
 
 def _report(

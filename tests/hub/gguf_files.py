@@ -1,9 +1,19 @@
 """GGUF files as llama.cpp's converter writes them, from a config.json and its tensors."""
 
+import json
 import re
+from pathlib import Path
 
 import gguf
 import numpy as np
+from safetensors.numpy import save_file
+
+from fedjax_post.hub.families import FAMILIES, read_config
+from fedjax_post.hub.load import load_model
+from fedjax_post.hub.weights import expected_tensors
+from fedjax_post.testing.models import seeded_tensors
+
+GOLDEN = Path(__file__).parent.parent / "model" / "golden"
 
 ARCHITECTURES = {"gemma3_text": "gemma3"}
 # the converter's own table of names, from the library that the converter uses
@@ -105,3 +115,48 @@ def _add_rope(writer, raw, head_dim):
                 smooth = (old / length - low) / (high - low)
                 factors.append(1 / ((1 - smooth) / stated["factor"] + smooth))
         writer.add_tensor("rope_freqs.weight", np.array(factors, np.float32))
+
+
+# what was published; a file has no place for other values
+PUBLISHED = {
+    "llama_llama3": {
+        "rope_theta": 500000.0,
+        "rope_parameters": None,
+        "rope_scaling": {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+    },
+    "gemma2": {"query_pre_attn_scalar": 8, "head_dim": 8},
+    "gemma3_text": {
+        "query_pre_attn_scalar": 8,
+        "head_dim": 8,
+        "rope_local_base_freq": 10000.0,
+        "sliding_window_pattern": 6,
+        "_sliding_window_pattern": 6,
+    },
+}
+PUBLISHED["gemma3_text_linear"] = PUBLISHED["gemma3_text"] | {
+    "num_hidden_layers": 7,
+    "layer_types": None,
+    "rope_parameters": {
+        "full_attention": {"factor": 8.0, "rope_theta": 1000.0, "rope_type": "linear"},
+        "sliding_attention": {"rope_theta": 10000.0, "rope_type": "default"},
+    },
+}
+
+
+def case_of(name, **changes):
+    """A config.json as its own family has it, and seeded tensors."""
+    raw = json.loads(str(np.load(GOLDEN / f"{name}.npz")["config"]))
+    raw |= PUBLISHED.get(name, PUBLISHED.get(raw["model_type"], {})) | changes
+    return raw, seeded_tensors(expected_tensors(FAMILIES[raw["model_type"]], read_config(raw)), 7)
+
+
+def folder_of(tmp_path, raw, tensors):
+    save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    return load_model(tmp_path)
