@@ -6,7 +6,7 @@ import tarfile
 import pytest
 from ladders import ARCHIVES, DOCS, EVIDENCE
 
-from fedjax_post.report.markup import markdown
+from fedjax_post.report.markup import Table, markdown
 from fedjax_post.report.position.budgets import spent_of
 from fedjax_post.report.position.joint import joint
 from fedjax_post.report.position.ladder import (
@@ -16,6 +16,7 @@ from fedjax_post.report.position.ladder import (
     measure_of,
     read_ladder,
 )
+from fedjax_post.report.position.stages import stages
 from fedjax_post.report.position.tasks import compared, read_tasks
 from fedjax_post.report.position.verdicts import verdicts
 
@@ -66,3 +67,13 @@ def test_the_page_has_the_verdicts_over_all_tasks(unpacked):
     ladders = read_tasks(list(unpacked.values()))
     found = joint({task: verdicts(ladder) for task, ladder in ladders.items()})
     assert markdown([compared(found)]) in section.partition("\n## ")[0]
+
+
+def test_the_page_has_the_stages_of_the_first_ladder(unpacked):
+    """The section's two tables are those of the report, by capability and what the sides cost."""
+    section = (DOCS / "results.md").read_text(encoding="utf-8").partition("\n### Other stages\n")[2]
+    (folder,) = [where for path, where in unpacked.items() if path.name.startswith("kinds_mixed")]
+    tables = [block for block in stages(read_ladder(folder)) if isinstance(block, Table)]
+    assert len(tables) == 2
+    for table in tables:
+        assert markdown([table]) in section.partition("\n### ")[0]
