@@ -1,85 +1,52 @@
 """Whole runs at a provider: the meter's record against the provider's own log, to the token."""
 
 import json
+import re
 from functools import partial
+from pathlib import Path
 
 import pytest
 
 import fedjax_post as fp
 from fedjax_post import study
-from fedjax_post.data.builtin.corpus import build_tokenizer
-from fedjax_post.disclosure.arrivals import Private, arrivals, index_of, offsets_of
 from fedjax_post.disclosure.ledger import asks, carried_in
 from fedjax_post.disclosure.meter import Carried, DisclosureError, Meter, Purpose
 from fedjax_post.provider.journal import JournalError
 from fedjax_post.provider.line import Line
-from fedjax_post.provider.log import read_texts
 from fedjax_post.provider.served import load_served
 from fedjax_post.provider.service import Provider, Settings
 from fedjax_post.provider.serving import serve
 from fedjax_post.study import build, metering
 from fedjax_post.study.factories import declared_access
-
-TEXT = {"adapter.kind": "text_prompt", "adapter.prompt_text": "name the kind of these words:"}
-SOFT = {"adapter.kind": "soft_prompt", "adapter.prompt_length": 2}
-CMA = {"method.params": {"search_dim": 2, "generations": 1, "num_points": 2}}
-SHOTS = {"method.params": {"num_shots": 2, "num_sets": 2, "shots_length": 12}}
-EDITS = {"method.params": {"num_edits": 2}}
-FEW = {"method.params": {"num_samples": 2}}
-ONE = {"method.params": {"generator_rank": 2, "num_directions": 1}}
-WORDS = {"adapter.candidates": ("name", "kind", "these", "words")}
-METHODS = {
-    "manual_prompt": TEXT,
-    "in_context": TEXT | SHOTS | {"scoring.personal": True},
-    "host_tuning": TEXT | {"method.params": {"num_epochs": 1}},
-    "synthetic_tuning": TEXT | {"method.params": {"num_epochs": 1, "num_synthetic": 9}},
-    "fed_dtpt": TEXT | WORDS | EDITS,
-    "fed_prompt_search": TEXT | WORDS | EDITS,
-    "bdpl": TEXT | WORDS | FEW,
-    "fed_bpt": SOFT | CMA,
-    "fed_avg_bbt": SOFT | CMA,
-    "fed_bbpt": SOFT | ONE,
-}
+from fedjax_post.study.reconciled import ASKING, counted_in, reconcile, spec_of
 
 
 def test_every_method_that_asks_is_held_against_the_meter():
-    assert set(METHODS) == {name for name, access in declared_access().items() if asks(access)}
+    assert set(ASKING) == {name for name, access in declared_access().items() if asks(access)}
 
 
-def spec_of(name, folder, rows, url=None):
-    base = study.Spec(method=name).put(
-        {
-            "model.name": str(folder),
-            "data.source": str(rows),
-            "data.template": "{instruction}\\n",
-            "data.labels": ("cat", "dog", "hen", "pig", "cow"),
-            "training.batch_size": 2,
-            "data.heldout_fraction": 0.25,
-            "training.rounds": 2,
-            "training.cohort_size": 2,
-            "training.local_steps": 2,
-            "scoring.every": 1,
-            "scoring.batch_size": 4,
-            "execution.executor": "host",
-            "hosting.on_failure": "drop",
-        }
-    )
-    spec = base.put(METHODS[name])
-    return spec if url is None else spec.put({"hosting.url": url, "hosting.model": "tiny"})
+@pytest.fixture(scope="module")
+def shown():
+    """The rows of the page's table: both accounts of each method, and what was refused."""
+    text = (Path(__file__).parents[2] / "docs" / "results.md").read_text(encoding="utf-8")
+    section = text.partition("\n## The meter against a provider's log\n")[2].partition("\n## ")[0]
+    return dict(re.findall(r"^\| (\w+) \| (.*\d) \|$", section, re.M))
 
 
-def seen_by(log, rows):
-    """What the provider's log shows, by its content alone."""
-    read = [json.loads(line) for line in rows.read_text().splitlines()]
-    private = [Private(row["instruction"], row["response"], "\n ") for row in read]
-    tokenizer = build_tokenizer()
-    return arrivals(read_texts(log), index_of(private), offsets_fn=offsets_of(tokenizer))
+def test_the_page_has_both_accounts_of_every_method_that_asks(shown):
+    assert list(shown) == list(ASKING)
+
+
+def hosted(name, folder, rows, url):
+    """The run of a method at a provider that serves the tiny model."""
+    spec = spec_of(name, str(folder), rows)
+    return spec.put({"hosting.url": url, "hosting.model": "tiny"})
 
 
 def told(directory):
     """What the ledger of a finished run says, over all purposes."""
     lines = [json.loads(line) for line in (directory / "disclosure.jsonl").read_text().splitlines()]
-    names = ("queries", "private_tokens", "labels")
+    names = ("queries", "private_tokens")
     return {name: sum(line[name] for line in lines if line["outside"]) for name in names}
 
 
@@ -88,7 +55,7 @@ OVER_ROUNDS = [
     pytest.param(
         name, marks=[] if name in {"bdpl", "fed_bbpt", "manual_prompt"} else [pytest.mark.slow]
     )
-    for name in METHODS
+    for name in ASKING
 ]
 
 
@@ -96,7 +63,7 @@ OVER_ROUNDS = [
 @pytest.mark.parametrize("name", OVER_ROUNDS)
 def test_an_algorithm_s_counts_are_the_meter_s_over_several_rounds(name, tiny_folder, tiny_rows):
     """On the host, with clients of unlike size: padded rows and steps are not sent."""
-    spec = spec_of(name, tiny_folder, tiny_rows).put({"training.local_steps": None})
+    spec = spec_of(name, str(tiny_folder), tiny_rows).put({"training.local_steps": None})
     parts = study.prepare(spec.put({"training.local_epochs": 1, "training.batch_size": 4})).parts
     meter = Meter(parts.form, parts.meter.examples)
     model = metering.counted(parts.model, meter, pad_id=parts.data.heldout.pad_id)
@@ -113,22 +80,19 @@ def test_an_algorithm_s_counts_are_the_meter_s_over_several_rounds(name, tiny_fo
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("name", METHODS)
-def test_meter_and_log_agree_to_the_token(name, tiny_folder, tiny_rows, tmp_path):
+@pytest.mark.parametrize("name", ASKING)
+def test_meter_and_log_agree_to_the_token(name, tiny_folder, tiny_rows, tmp_path, shown):
     """With evaluation, a refused client, requests beyond the rate, and dropped clients."""
-    log = tmp_path / "provider.jsonl"
-    terms = Settings(log=log, refused_clients=("client-1",), rate_limit=(40, 0.2))
-    served = load_served(str(tiny_folder))._replace(name="tiny")
-    with serve(Provider(served, terms)) as url:
-        job = study.prepare(spec_of(name, tiny_folder, tiny_rows, url), directory=tmp_path / "run")
-        summary = study.carry_out(job)
-    seen = seen_by(log, tiny_rows)
-    found = told(tmp_path / "run")
-    assert found["queries"] == seen.queries > 0
-    assert found["private_tokens"] == seen.private_tokens > 0
-    assert found["labels"] == seen.labels
-    assert (seen.labels > 0) == (name in ("in_context", "host_tuning"))
-    assert summary["disclosure"]["counted_by"] == "the journal of calls"
+    found = reconcile(spec_of(name, str(tiny_folder), tiny_rows), tmp_path / "run")
+    assert found.meter == found.log
+    assert found.log.queries > 0
+    assert found.log.private_tokens > 0
+    assert (found.log.labels > 0) == (name in ("in_context", "host_tuning"))
+    assert found.num_retried > 0
+    # these two send nothing in training: of these rows no two can be crossed
+    assert (found.num_refused > 0) == (name not in ("manual_prompt", "synthetic_tuning"))
+    assert found.summary["disclosure"]["counted_by"] == "the journal of calls"
+    assert found.told == shown[name]
 
 
 class Killed(BaseException):
@@ -149,7 +113,7 @@ def test_calls_of_a_killed_run_count_each_time_that_they_were_sent(
 
     served = load_served(str(tiny_folder))._replace(name="tiny")
     with serve(Provider(served, Settings(log=log))) as url:
-        spec = spec_of("bdpl", tiny_folder, tiny_rows, url).put({"training.rounds": 1})
+        spec = hosted("bdpl", tiny_folder, tiny_rows, url).put({"training.rounds": 1})
         compare = partial(study.compare, {"bdpl": spec}, seeds=(0,), directory=tmp_path, show=str)
         monkeypatch.setattr(Line, "post", dying)
         with pytest.raises(Killed):
@@ -159,7 +123,7 @@ def test_calls_of_a_killed_run_count_each_time_that_they_were_sent(
         assert len(sent) == 5
         compare(ask_again=True)
     run = tmp_path / "bdpl" / "seed-0"
-    seen, found = seen_by(log, tiny_rows), told(run)
+    seen, found = counted_in(log, tiny_rows), told(run)
     assert len(sent) > 5
     assert found["queries"] == seen.queries
     assert found["private_tokens"] == seen.private_tokens
@@ -194,7 +158,7 @@ def test_an_algorithm_that_does_not_tell_what_it_sends_is_refused(
 
     monkeypatch.setattr(build, "_make_algorithm", lying)
     with pytest.raises(ValueError, match=message):
-        study.prepare(spec_of(name, tiny_folder, tiny_rows))
+        study.prepare(spec_of(name, str(tiny_folder), tiny_rows))
 
 
 @pytest.mark.heavy
@@ -204,7 +168,7 @@ def test_a_run_that_may_not_disclose_stops_before_its_first_private_question(
     log = tmp_path / "provider.jsonl"
     served = load_served(str(tiny_folder))._replace(name="tiny")
     with serve(Provider(served, Settings(log=log))) as url:
-        spec = spec_of("bdpl", tiny_folder, tiny_rows, url)
+        spec = hosted("bdpl", tiny_folder, tiny_rows, url)
         with pytest.raises(DisclosureError, match="a visit would send"):
             study.prepare(spec.put({"hosting.fail_on_disclosure": True}))
         job = study.prepare(spec, directory=tmp_path / "run")
