@@ -221,6 +221,18 @@ class Hosted(View):
             caller = caller.of(tuning.tune(caller, np.asarray(uploaded), schedule))
         return Hosted(caller, self._tokenizer, access=access)
 
+    def made_by(self, job: str) -> "Hosted":
+        """Returns the model that a fine-tuning job has made, to be asked only.
+
+        Args:
+          job: its id, see `journal.last_job`.
+
+        Raises:
+          ProviderError: as `tuned`, and for a job that the provider no longer knows.
+        """
+        caller = self._caller.of(tuning.wait_for(self._caller, job))
+        return Hosted(caller, self._tokenizer, access=self.access & ~Access.FINETUNE)
+
     def _ask(self, params, prompts, prompt_mask, prefix, asked) -> list[tuple[int, Reply]]:
         """Returns pairs of a row's number and the reply to it."""
         caller, prompt = self._caller, params.get("prompt") or {}

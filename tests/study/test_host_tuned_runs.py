@@ -95,16 +95,16 @@ class Killed(BaseException):
 
 @pytest.mark.heavy
 def test_a_killed_run_goes_on_without_a_second_upload_or_job(tiny_folder, tmp_path, monkeypatch):
-    spec, wait = spec_of("host_tuning", tiny_folder), tuning._wait
+    spec, wait = spec_of("host_tuning", tiny_folder), tuning.wait_for
     whole = study.carry_out(study.prepare(spec, directory=tmp_path / "whole"))
 
     def die(caller, job):
         raise Killed
 
-    monkeypatch.setattr(tuning, "_wait", die)
+    monkeypatch.setattr(tuning, "wait_for", die)
     with pytest.raises(Killed):
         study.carry_out(study.prepare(spec, directory=tmp_path / "run"))
-    monkeypatch.setattr(tuning, "_wait", wait)
+    monkeypatch.setattr(tuning, "wait_for", wait)
     resumed = study.carry_out(study.prepare(spec, directory=tmp_path / "run", resume=True))
     assert resumed["final"] == whole["final"]
     assert len(arrived(tmp_path / "run", "/v1/files")) == 3

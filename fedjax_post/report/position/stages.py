@@ -4,6 +4,7 @@
 | --- | --- |
 | post-training | private tokens that the target's host sees, by the meter |
 | evaluation | the same, for all held-out rows once |
+| use | private tokens of one question: of uses, where there are any, or else of the evaluation |
 | use | questions until the open side is cheaper, for the best method of each side |
 | unlearning | the loss of score of a federation that is trained again without one client |
 | pre-training | nothing here: it needs the weights, and no rival has them |
@@ -146,7 +147,9 @@ def _conventions(ladder: Ladder) -> list[str]:
 def _shown(ladder: Ladder) -> list[tuple[str, str, str, str]]:
     """Returns the rows on what a host is shown."""
     asking = [cell for cell in of_kind(ladder, "closed") if asks(cell) and not is_silent(cell)]
-    training, question = _means(asking, if_hosted), _means(asking, _tokens_of_question)
+    training, question = _means(asking, if_hosted), _means(asking, _tokens_in_use)
+    used = any(run.used for cell in asking for run in cell.runs.values())
+    where = "in use, or in evaluation of runs that were not used" if used else "in evaluation"
     # 0 of a method that asks is what a run says whose evaluation was not metered
     scored = _means(asking, lambda run: _tokens_of_scoring(run) or None)
     held = _means(of_kind(ladder, "open"), _tokens_of_scoring)
@@ -162,7 +165,7 @@ def _shown(ladder: Ladder) -> list[tuple[str, str, str, str]]:
         (
             "use: private tokens of one question shown",
             *(_mean(question), "0"),
-            f"{told(question)}, counted in evaluation; {_NONE}",
+            f"{told(question)}, counted {where}; {_NONE}",
         ),
         (
             "use: the open side has shown less after",
@@ -285,6 +288,12 @@ def _tokens_of_question(run: Run) -> float | None:
     """Returns the private tokens of one question, those of its template left out."""
     tokens, queries = _evaluated(run, "private_tokens"), _evaluated(run, "queries")
     return tokens / queries if tokens is not None and queries else None
+
+
+def _tokens_in_use(run: Run) -> float | None:
+    """Returns the private tokens of one question of a run's uses, or else of its evaluation."""
+    queries = run.used.get("queries")
+    return run.used["private_tokens"] / queries if queries else _tokens_of_question(run)
 
 
 def _tokens_of_scoring(run: Run) -> float | None:

@@ -63,6 +63,17 @@ def test_without_a_tolerance_any_difference_counts():
     assert break_even((10.0, 4.0), (1.0, 1.0), tolerance=0.0) is None
 
 
+def test_a_question_of_use_is_that_of_the_ledger_where_there_is_one():
+    row = row_of("private tokens of one question", OPEN, costing(CLOSED))
+    assert row[1:3] == ("4", "0")
+    assert "counted in evaluation;" in row[3]
+    asked = {"queries": 3, "private_tokens": 21}
+    used = {seed: run._replace(used=asked) for seed, run in costing(CLOSED).runs.items()}
+    row = row_of("private tokens of one question", OPEN, CLOSED._replace(runs=used))
+    assert row[1:3] == ("7", "0")
+    assert "counted in use, or in evaluation of runs that were not used;" in row[3]
+
+
 @pytest.mark.parametrize(
     ("own", "hosted", "expected"),
     [
