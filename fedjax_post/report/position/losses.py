@@ -129,9 +129,12 @@ def _best(rows: Sequence[Mapping[str, Any]], pair: Pair) -> _Best:
     alone chooses by itself.
     """
     lost = [losses_at_once(row) if pair.at_once else losses(row) for row in rows]
-    seeds = range(min(map(len, lost), default=0))
-    before = [numbers(row.get("before")) for row in rows]
-    rest = lambda n, seed: sum(x for i, x in enumerate(before[n]) if i != seed or len(seeds) == 1)
-    chosen = [max(range(len(rows)), key=lambda n, seed=seed: rest(n, seed)) for seed in seeds]
+    num_seeds = min(map(len, lost), default=0)
+    before = [numbers(row.get("before"))[:num_seeds] or [0.0] * num_seeds for row in rows]
+    found, chosen = [], []
+    for seed in range(num_seeds):
+        rest = [sum(scores) - (scores[seed] if num_seeds > 1 else 0.0) for scores in before]
+        chosen.append(rest.index(max(rest)))
+        found.append(lost[chosen[-1]][seed])
     methods = dict.fromkeys(str(rows[n].get("method")) for n in chosen)
-    return _Best([lost[n][seed] for seed, n in enumerate(chosen)], ", ".join(methods))
+    return _Best(found, ", ".join(methods))
