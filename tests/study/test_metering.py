@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import jax.numpy as jnp
 import pytest
 from hosted_runs import METHODS, seen_by, spec_of, told
 
@@ -134,6 +135,41 @@ def test_an_algorithm_that_does_not_tell_what_it_sends_is_refused(
     monkeypatch.setattr(build, "_make_algorithm", lying)
     with pytest.raises(ValueError, match=message):
         study.prepare(spec_of(name, tiny_folder, tiny_rows))
+
+
+def muted_later(algorithm, by):
+    """BDPL, which counts nothing after its first round: by the round, or by a state."""
+    client, server = algorithm.client, algorithm.server
+
+    def update(model, replica, state, data, ctx):
+        upload, _, metrics = client.update(model, replica, (), data, ctx)
+        later = {"round": ctx.round, "client": state, "server": replica.probs[0, 0] > 1}[by] > 0
+        muted = {name: jnp.where(later, 0, value) for name, value in metrics.items()}
+        return upload, state + 1, muted
+
+    def serve(*args):
+        shared, state = server.update(*args)
+        return shared._replace(probs=shared.probs.at[0, 0].set(2.0)), state
+
+    return algorithm._replace(
+        client=client._replace(init=lambda *args: jnp.int32(0), update=update),
+        server=server._replace(update=serve),
+    )
+
+
+@pytest.mark.parametrize("by", ["round", "client", "server"])
+def test_an_algorithm_that_counts_its_first_round_alone_is_refused(
+    by, tiny_folder, tiny_rows, monkeypatch
+):
+    real = build._make_algorithm
+
+    def lying(*args, **kwargs):
+        algorithm, *rest = real(*args, **kwargs)
+        return muted_later(algorithm, by), *rest
+
+    monkeypatch.setattr(build, "_make_algorithm", lying)
+    with pytest.raises(ValueError, match="bdpl counts .* queries in visits in which it sends"):
+        study.prepare(spec_of("bdpl", tiny_folder, tiny_rows))
 
 
 @pytest.mark.heavy

@@ -35,7 +35,7 @@ is 0.
 - `budget`: tokens through the model that a run of each cell should take;
 - `longer`: `times`, the factor of the budget of the longer runs;
 - `search`: `seed`, `trials`, and `cells`: method -> `tried` settings, their `scores`, and `chosen`,
-  the number of the best.
+  the number of the best; `prompts`: manual prompt -> its score on that seed, by `measure`.
 """
 
 from collections.abc import Callable, Mapping
