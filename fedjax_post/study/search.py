@@ -119,7 +119,7 @@ def check_scored(heldout: HeldOut, measure: str) -> None:
         raise ValueError(
             f"measure={measure}: the held-out rows are not scored by it, so that no setting could "
             f"be chosen; there is {', '.join(names)}; exact_match needs scoring.exact_match=on, "
-            "and accuracy needs `data.labels`"
+            "and accuracy needs `data.labels`, at a host of one token each and with exact_match=off"
         )
 
 
