@@ -25,6 +25,7 @@ from fedjax_post.study import (
     devices,
     factories,
     hostile,
+    hosting,
     initial,
     labels,
     ledgers,
@@ -116,7 +117,8 @@ def build(spec: Spec) -> Parts:
     meter = metering.make_meter(spec, algorithm, data, form, special_ids=special_ids)
     name = factories.display_name(spec.method.name)
     metering.confirm(algorithm, model, params, data, meter=meter, method=name)
-    heldout = rows.make_heldout(spec, data, tokenizer, room=room)
+    granted = hosting.grants(spec)
+    heldout = rows.make_heldout(spec, data, tokenizer, room=room, granted=granted)
     start = devices.place(init(algorithm, params), mesh)
     plan = fedjax_post.Plan(
         sampler=sampler,

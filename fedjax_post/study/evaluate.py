@@ -12,7 +12,7 @@ from fedjax_post.evaluate.heldout import HeldOut
 from fedjax_post.evaluate.scores import Scores, left_out, measure, scores_of
 from fedjax_post.report.clients import heading, spread_rows
 from fedjax_post.report.table import SCORES, columns, left_out_lines, score_cells
-from fedjax_post.study import client_rows, client_tables, ledgers, rows, uses
+from fedjax_post.study import client_rows, client_tables, hosting, ledgers, rows, uses
 from fedjax_post.study.served import Served, load_rows, serve
 
 _NONE: Mapping[str, Any] = MappingProxyType({})
@@ -68,7 +68,8 @@ def evaluate(what: str | Path, changes: Mapping[str, Any] = _NONE) -> Evaluation
     """
     served = serve(what, changes)
     spec, data, room = load_rows(served)
-    heldout = rows.make_heldout(spec, data, served.tokenizer, room=room)
+    granted = hosting.granted(spec) if served.is_hosted else None
+    heldout = rows.make_heldout(spec, data, served.tokenizer, room=room, granted=granted)
     if client_rows.kind_of(data) == "training" and spec.scoring.clients is None:
         spec = spec.put({"scoring.clients": _USUAL})
     with _model_of(served, heldout) as (model, note_fn):

@@ -96,6 +96,11 @@ def granted(spec: Spec) -> Access:
     return access | Access.FINETUNE if tunes(spec) else access
 
 
+def grants(spec: Spec) -> Access | None:
+    """Returns what the target's provider grants; None if the target is in this process."""
+    return granted(spec) if is_hosted(spec) else None
+
+
 def address_of(spec: Spec) -> str:
     """Returns where the provider is, for messages."""
     return spec.hosting.url or PEER

@@ -137,7 +137,8 @@ def _ranked(parts: Parts) -> str:
     if is_ranked(parts.heldout):
         return f"{len(texts)} labels ranked ({shown})"
     is_compared = parts.heldout.exact_match
-    reason = why_no_ranks(parts.spec, parts.heldout.choices, is_compared=is_compared)
+    granted = hosting.grants(parts.spec)
+    reason = why_no_ranks(parts.heldout.choices, granted, is_compared=is_compared)
     return f"{len(texts)} labels ({shown}), not ranked: {reason}"
 
 

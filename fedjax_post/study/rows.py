@@ -16,7 +16,7 @@ from fedjax_post.data.table import TokenTable, common_start
 from fedjax_post.evaluate.choices import Choices
 from fedjax_post.evaluate.heldout import HeldOut, choose_rows
 from fedjax_post.simulate.cohort import Sampler, draw
-from fedjax_post.study import hosting, labels, partitions, prompts
+from fedjax_post.study import labels, partitions, prompts
 from fedjax_post.study.spec import Spec
 
 _SHORT = 32  # tokens; answers up to this length are generated and compared by default
@@ -110,7 +110,9 @@ def make_sampler(spec: Spec, population: int) -> Sampler:
     return sampler
 
 
-def make_heldout(spec: Spec, data: Loaded, tokenizer: Any, *, room: int) -> HeldOut:
+def make_heldout(
+    spec: Spec, data: Loaded, tokenizer: Any, *, room: int, granted: Access | None
+) -> HeldOut:
     """Returns the held-out rows that a model is scored on, and how.
 
     Args:
@@ -118,6 +120,7 @@ def make_heldout(spec: Spec, data: Loaded, tokenizer: Any, *, room: int) -> Held
       data: as returned by `load_data`.
       tokenizer: of the target.
       room: tokens that a row may take in the model's context.
+      granted: what the model's provider grants; None if it is in this process.
     """
     table, known = data.heldout, labels.find_labels(spec, data, tokenizer)
     assert table is not None  # guaranteed by `load_data`
@@ -130,7 +133,7 @@ def make_heldout(spec: Spec, data: Loaded, tokenizer: Any, *, room: int) -> Held
         decode_fn=lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
         eos_id=tokenizer.eos_token_id,
         exact_match=is_compared,
-        loss=not hosting.is_hosted(spec),
+        loss=granted is None,
         labels=tuple(spec.data.labels),
         rejected=data.rejected,
         batch_size=spec.scoring.batch_size,
@@ -138,7 +141,7 @@ def make_heldout(spec: Spec, data: Loaded, tokenizer: Any, *, room: int) -> Held
         longest=_SHORT if spec.scoring.exact_match == "auto" else None,
         room=room,
         prefix=shared_tokens(data),
-        ranked=not why_no_ranks(spec, known, is_compared=is_compared),
+        ranked=not why_no_ranks(known, granted, is_compared=is_compared),
     )
 
 
@@ -160,20 +163,20 @@ def why_no_match(table: TokenTable) -> str:
     )
 
 
-def why_no_ranks(spec: Spec, known: Choices | None, *, is_compared: bool) -> str:
+def why_no_ranks(known: Choices | None, granted: Access | None, *, is_compared: bool) -> str:
     """Returns why labels are not ranked; "" if they are, or if there are none.
 
     Without a provider they always are.
 
     Args:
-      spec: the experiment.
       known: the labels.
+      granted: as for `make_heldout`.
       is_compared: whether answers are generated and compared.
     """
-    if known is None or not hosting.is_hosted(spec):
+    if known is None or granted is None:
         return ""
-    if Access.SCORES not in hosting.granted(spec):
-        return f"access={spec.hosting.access} gives no log-probabilities"
+    if Access.SCORES not in granted:
+        return "the provider grants no log-probabilities"
     if (longest := int(known.length.max())) > 1:
         text = known.texts[int(known.length.argmax())]
         return f"a host scores next tokens alone, and {text!r} has {longest} tokens"

@@ -73,7 +73,7 @@ def hosted_by(base, tokenizer, num_top):
     [
         ({}, "2 labels ranked (cat, dog); answers are not compared"),
         ({"scoring.exact_match": "on"}, "not ranked: each question would be asked twice"),
-        ({"hosting.access": "TEXT"}, "not ranked: access=TEXT gives no log-probabilities"),
+        ({"hosting.access": "TEXT"}, "not ranked: the provider grants no log-probabilities"),
         (
             {
                 "data.response_column": "response",
