@@ -24,6 +24,7 @@ class HeldOut(NamedTuple):
     longest: int | None = None  # tokens; rows with longer responses are not compared; None: any
     room: int | None = None  # tokens that a prompt and its answer may take; None: any number
     prefix: tuple[int, ...] = ()  # tokens with which all prompts begin, read once for a batch
+    ranked: bool = True  # whether `choices`, if there are any, are ranked
 
 
 def choose_rows(num_rows: int, limit: int = 0, *, seed: int = 0) -> np.ndarray:
@@ -45,7 +46,7 @@ def choose_rows(num_rows: int, limit: int = 0, *, seed: int = 0) -> np.ndarray:
 
 def is_ranked(heldout: HeldOut) -> bool:
     """Returns whether the possible answers are ranked by their likelihood."""
-    return heldout.choices is not None and heldout.loss
+    return heldout.choices is not None and heldout.ranked
 
 
 def score_names(heldout: HeldOut) -> list[str]:

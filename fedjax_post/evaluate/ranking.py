@@ -76,20 +76,16 @@ def rank(model: Any, params: PyTree, heldout: HeldOut, *, note_fn: NoteFn | None
     right, choices = right_labels(heldout), heldout.choices
     assert choices is not None
     ranked = np.flatnonzero(right >= 0)
-    rows, table = heldout.rows[ranked], heldout.table
-    prefix = heldout.prefix[: len(choices.null_prompt) - 1]
-    cut = slice(len(prefix), None)
-    sizes = table.prompt_length[rows].tolist()
-    prompts = [ids[:size][cut] for ids, size in zip(gather(table, rows)[0], sizes, strict=True)]
+    rows, (prompts, null_prompt, prefix) = heldout.rows[ranked], questions(heldout, ranked)
     if note_fn is not None and len(prompts):
-        asked, real = _padded(prompts)
+        asked, real = padded(prompts)
         note_fn(params, asked, real, prefix=prefix, answer=choices.tokens.shape[1])
     owner, models = owner_of(model, rows), np.arange(num_models(model))
     is_whole, responses = _responses(heldout, rows)
     labels, nats = choice_log_probs(
         model,
         params,
-        [*prompts, *[choices.null_prompt[cut]] * len(models)],  # one for each model
+        [*prompts, *[null_prompt] * len(models)],  # one for each model
         choices,
         responses=np.pad(responses, ((0, len(models)), (0, 0)), constant_values=-1),
         owner=np.concatenate([owner, models]),
@@ -103,9 +99,27 @@ def rank(model: Any, params: PyTree, heldout: HeldOut, *, note_fn: NoteFn | None
         "accuracy_pmi": given - prior,
     }
     shares = {
-        name: _spread(_first(read) == right[ranked], right) for name, read in readings.items()
+        name: among_all(_first(read) == right[ranked], right) for name, read in readings.items()
     }
-    return Ranks(shares, _spread(np.where(is_whole, -nats[: len(rows)], np.nan), right))
+    return Ranks(shares, among_all(np.where(is_whole, -nats[: len(rows)], np.nan), right))
+
+
+class Questions(NamedTuple):
+    """Prompts that are ranked, int32 each, without what they begin with."""
+
+    prompts: list[np.ndarray]  # of rows
+    null_prompt: np.ndarray
+    prefix: tuple[int, ...]  # tokens that precede each of them
+
+
+def questions(heldout: HeldOut, ranked: np.ndarray) -> Questions:
+    """Returns the prompts of rows, by their places among the held-out rows, `[m]` int."""
+    assert heldout.choices is not None  # guaranteed by the caller
+    table, rows, null_prompt = heldout.table, heldout.rows[ranked], heldout.choices.null_prompt
+    prefix = heldout.prefix[: len(null_prompt) - 1]
+    cut, sizes = slice(len(prefix), None), table.prompt_length[rows].tolist()
+    prompts = [ids[:size][cut] for ids, size in zip(gather(table, rows)[0], sizes, strict=True)]
+    return Questions(prompts, null_prompt[cut], prefix)
 
 
 def _responses(heldout: HeldOut, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -128,7 +142,7 @@ def _first(log_probs: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(log_probs).any(axis=1), -1, log_probs.argmax(axis=1))
 
 
-def _spread(values: np.ndarray, right: np.ndarray) -> np.ndarray:
+def among_all(values: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Returns the values of ranked rows among all rows, float64 `[n]`, with NaN for the others."""
     found = np.full(len(right), np.nan)
     found[right >= 0] = values
@@ -171,7 +185,7 @@ def choice_log_probs(
         real = np.flatnonzero(places >= 0)
         part = places[real]
         tokens, mask = np.zeros((2, len(places), width), np.int32)
-        tokens[real], mask[real] = _padded([prompts[i] for i in part.tolist()], width=width)
+        tokens[real], mask[real] = padded([prompts[i] for i in part.tolist()], width=width)
         given = {"labels": labels, "prefix": prefix}
         arrays = tokens, mask, responses[places]
         log_probs = apply(_batch_log_probs, model, params, *arrays, **given)
@@ -180,7 +194,7 @@ def choice_log_probs(
     return found
 
 
-def _padded(
+def padded(
     prompts: Sequence[np.ndarray], *, width: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns prompts padded on the left, and 1 for their tokens, int32 `[n, W]` each."""

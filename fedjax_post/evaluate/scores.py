@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fedjax_post.evaluate.bounds import rank_by_bounds
 from fedjax_post.evaluate.generation import (
     NoteFn,
     greedy_answers,
@@ -40,7 +41,8 @@ def score(model: LanguageModel, params: PyTree, heldout: HeldOut) -> Scores:
       "loss", nats per response token, if `heldout.loss`. "exact_match", if
       `heldout.exact_match`: the share in [0, 1] of rows whose answer equals the response, or is
       the right one of `heldout.labels`. "accuracy", "accuracy_per_token" and "accuracy_pmi", if
-      `is_ranked(heldout)`: the share of rows whose label is ranked first, see `ranking`.
+      `is_ranked(heldout)`: the share of rows whose label is ranked first, see `ranking`, and of a
+      hosted model `bounds`.
       "preference", if `heldout.rejected`: the share of pairs whose margin in favour of the
       preferred response is larger than with the model as it was loaded, a tie counting one half.
       "per_task", if the table has labels: the same scores for each label. Rows that `left_out`
@@ -80,7 +82,7 @@ def measure(
     """Returns the outcome of each held-out row; see `score` for the scores.
 
     Args:
-      model: the frozen model, or stacked models.
+      model: the frozen model, stacked models, or a hosted model.
       params: merged over the model.
       heldout: the rows and settings.
       note_fn: as for `greedy_answers` and `rank`. Losses, which no host computes, are not noted.
@@ -90,7 +92,10 @@ def measure(
     if heldout.exact_match:
         shares["exact_match"] = _is_answered(model, params, heldout, note_fn)
     if is_ranked(heldout):
-        ranks = rank(model, params, heldout, note_fn=note_fn)
+        if hasattr(model, "next_bounds"):  # a hosted model, which counts its calls itself
+            ranks = rank_by_bounds(model, params, heldout)
+        else:
+            ranks = rank(model, params, heldout, note_fn=note_fn)
         shares, known = shares | ranks.shares, ranks.nats
     if heldout.loss:
         size = heldout.batch_size

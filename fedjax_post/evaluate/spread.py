@@ -19,7 +19,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-LOWER_IS_BETTER = ("loss",)  # names of scores; of all others, higher is better
+# Names of scores; of all others, higher is better
+LOWER_IS_BETTER = ("loss", "accuracy_undecided", "accuracy_pmi_undecided")
 
 
 class Spread(NamedTuple):

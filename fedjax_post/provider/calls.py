@@ -245,8 +245,8 @@ class Caller:
             if terms.max_queries is not None and spent.sent + num > terms.max_queries:
                 raise self.error(
                     f"max_queries={terms.max_queries} does not cover the next call: {spent.sent} "
-                    f"queries are spent ({spent.cost:.4g} paid), the call has {num}; raise it and "
-                    "`resume`",
+                    f"queries are spent ({spent.cost:.4g} paid), the call has {num}; raise it to "
+                    "continue",
                     kind=BudgetError,
                     droppable=True,
                 )
@@ -254,7 +254,7 @@ class Caller:
                 raise self.error(
                     f"max_cost={terms.max_cost:g} does not cover the next call: {spent.cost:.4g} "
                     f"are spent on {spent.sent} queries, the call may cost {worst or 0.0:.4g}; "
-                    "raise it and `resume`",
+                    "raise it to continue",
                     kind=BudgetError,
                     droppable=True,
                 )

@@ -154,17 +154,46 @@ class Hosted(View):
         Raises:
           AccessError: if the model does not grant LOGITS.
         """
+        return self.next_bounds(params, prompts, prompt_mask, candidates, prefix=prefix)[1]
+
+    def next_bounds(
+        self,
+        params: PyTree,
+        prompts: Int[Array, "B L"],
+        prompt_mask: Bool[Array, "B L"],
+        candidates: Int[Array, " A"],
+        *,
+        prefix: Int[Array, " F"] | None = None,
+    ) -> tuple[Float[Array, "B A"], Float[Array, "B A"]]:
+        """Returns the least and the largest log-probability that each candidate can have.
+
+        The two are equal for a candidate that the provider returns; of any other, the least is
+        -inf.
+
+        Args:
+          params: as for `next_scores`.
+          prompts: as for `next_scores`.
+          prompt_mask: as for `next_scores`.
+          candidates: as for `next_scores`.
+          prefix: as for `next_scores`.
+
+        Raises:
+          AccessError: if the model does not grant LOGITS.
+        """
         check_call("next_scores", Access.LOGITS, self.access, params)
+        least, largest = np.zeros((2, len(prompts), len(candidates)), np.float32)
         if is_traced(params, prompts, prompt_mask, candidates, prefix):
-            return jnp.zeros((prompts.shape[0], candidates.shape[0]), jnp.float32)
+            return jnp.asarray(least), jnp.asarray(largest)
         names = [codec.token_text(self._tokenizer, i) for i in np.asarray(candidates).tolist()]
         is_chat = self._caller.terms.style == "chat"
-        scores = np.zeros((len(prompts), len(names)), np.float32)
         asked = {"max_tokens": 1, "num_top": self._caller.terms.top_logprobs}
         for i, reply in self._ask(params, prompts, prompt_mask, prefix, asked):
             assert reply.top is not None  # guaranteed by `read_answer`
-            scores[i] = [score_of(name, reply.top, is_start=is_chat) for name in names]
-        return jnp.asarray(scores)
+            most = most_left(reply.top)
+            found = [given_score(name, reply.top, is_start=is_chat) for name in names]
+            least[i] = [-math.inf if value is None else value for value in found]
+            largest[i] = [most if value is None else value for value in found]
+        return jnp.asarray(least), jnp.asarray(largest)
 
     def upload(
         self,
@@ -220,6 +249,18 @@ class Hosted(View):
             schedule = Schedule(num_epochs, batch_rows, multiplier, caller.terms.tuning_seed)
             caller = caller.of(tuning.tune(caller, np.asarray(uploaded), schedule))
         return Hosted(caller, self._tokenizer, access=access)
+
+    def made_by(self, job: str) -> "Hosted":
+        """Returns the model that a fine-tuning job has made, to be asked only.
+
+        Args:
+          job: its id, see `journal.last_job`.
+
+        Raises:
+          ProviderError: as `tuned`, and for a job that the provider no longer knows.
+        """
+        caller = self._caller.of(tuning.wait_for(self._caller, job))
+        return Hosted(caller, self._tokenizer, access=self.access & ~Access.FINETUNE)
 
     def _ask(self, params, prompts, prompt_mask, prefix, asked) -> list[tuple[int, Reply]]:
         """Returns pairs of a row's number and the reply to it."""
@@ -336,22 +377,25 @@ def show_queries(total: int | None = None) -> Callable[[Spent], None]:
     return show
 
 
-def score_of(name: str, top: Mapping[str, float], *, is_start: bool = False) -> float:
-    """Returns the log-probability of a token, or the largest that it can have if it is not given.
-
-    See the module's docstring.
+def given_score(name: str, top: Mapping[str, float], *, is_start: bool = False) -> float | None:
+    """Returns the log-probability of a token; None if it is not given.
 
     Args:
       name: of the token, see `codec.token_text`.
       top: log-probabilities of the most likely tokens, by name.
       is_start: whether the token begins a chat message, where a space before it is ignored.
     """
-    if is_start:
-        spelled = [value for key, value in top.items() if key.lstrip(" ") == name.lstrip(" ")]
-        value = max(spelled, default=None)
-    else:
-        value = top.get(name)
-    if value is not None:
-        return value
+    if not is_start:
+        return top.get(name)
+    spelled = [value for key, value in top.items() if key.lstrip(" ") == name.lstrip(" ")]
+    return max(spelled, default=None)
+
+
+def most_left(top: Mapping[str, float]) -> float:
+    """Returns the largest log-probability of a token that is not given; see the module's docstring.
+
+    Args:
+      top: as for `given_score`.
+    """
     left = 1.0 - sum(math.exp(value) for value in top.values())
     return min(*top.values(), math.log(max(left, 1e-10)))

@@ -187,6 +187,22 @@ def carried(path: str | Path) -> dict[Place, Carried]:
     return account.carried()
 
 
+def last_job(path: str | Path) -> str | None:
+    """Returns the id of the last fine-tuning job that a journal's run has started, or None.
+
+    It has made the model that the run deploys: each job trains on all uploads so far.
+    """
+    jobs: set[Key] = set()
+    found: dict[int, str] = {}
+    for line, _ in _read(Path(path)) if Path(path).exists() else ():
+        key = key_of(line)
+        if key[1] == SERVER and line["state"] == "asked" and line["carries"].get("trained"):
+            jobs.add(key)
+        if key in jobs and line["state"] == "answered":
+            found[key[0]] = line["replies"][0][0]
+    return found[max(found)] if found else None
+
+
 def copy_training(source: Path, target: Path) -> None:
     """Copies a journal without its evaluations, which the provider's next model answers otherwise.
 

@@ -106,11 +106,15 @@ def tune(caller: Caller, uploaded: np.ndarray, schedule: Schedule) -> str:
     carries = Carried(trained=trained)
     errand = Errand(digest(body), 1, cost, carries, write, read, _NO_SERVICE)
     (reply,) = caller.do(errand, (int(uploaded.max()) - 1, SERVER), 0)
-    return _wait(caller, reply.text)
+    return wait_for(caller, reply.text)
 
 
-def _wait(caller: Caller, job: str) -> str:
-    """Returns the name of a job's model, once it is trained."""
+def wait_for(caller: Caller, job: str) -> str:
+    """Returns the name of a job's model, once it is trained.
+
+    Raises:
+      ProviderError: if the job fails, takes longer than `Terms.max_wait`, or does not exist.
+    """
     until, pause = time.monotonic() + caller.terms.max_wait, _FIRST_WAIT
     while True:
         found = caller.look(f"/fine_tuning/jobs/{job}")

@@ -33,6 +33,7 @@ def summary_table(summary: Summary, directory: str | Path) -> str:
         columns([header, *rows]),
         "",
         *left_out_lines(summary.get("left_out")),
+        *_undecided_lines(final),
         *_costs(summary),
     ]
     lines.append(f"results    {directory}")
@@ -56,6 +57,14 @@ def left_out_lines(counts: Mapping[str, int] | None) -> list[str]:
     """Returns a line on the rows that some scores leave out, if there are any."""
     told = [f"{count:,} rows from {SCORES[name]}" for name, count in (counts or {}).items()]
     return [f"left out   {' and '.join(told)}; cut, too long or without a label"] if told else []
+
+
+def _undecided_lines(scores: Mapping[str, Any]) -> list[str]:
+    """Returns a line on the ranks that a host's answers leave open, if there are any."""
+    shares = {name: scores.get(f"{name}_undecided") for name in ("accuracy", "accuracy_pmi")}
+    told = [f"{share:.1%} of rows by {SCORES[name]}" for name, share in shares.items() if share]
+    reason = "labels are not among the tokens that the host returned; counted as wrong"
+    return [f"undecided  {' and '.join(told)}: {reason}"] if told else []
 
 
 def _costs(summary: Summary) -> list[str]:

@@ -11,11 +11,12 @@ model answers.
 | refused | one client gets no answer from some round on | it is left out | continues |
 | excluded_* | some clients may never ask | they are left out | continues |
 | tuned_withdrawn | a model ends that its host has fine-tuned | is tuned anew, if so | continues |
-| base_retired | the next version alone is served | uses it, or is tuned anew | keeps its own |
+| base_retired | the next version alone is served, after a notice | trains again | keeps its own |
 | excluded_memory | some have less memory than a visit takes | needs none | they are left out |
 | excluded_weights_licence | terms bar a region from the weights | continues | it is left out |
 | withdrawn | the weights leave their hub | continues | those without a copy are left out |
-| base_update | the adapter is used on the next version | continues | loses what it loses there |
+| base_update | the next version takes the place of the weights | continues | uses it as it is |
+| base_renewed | the same, after a notice | continues | trains again |
 | forgotten | a client is unlearned: training again without it | the same | the same |
 | artefact | the artefact is read back without the provider | a prompt, useless alone | serves |
 
@@ -40,7 +41,8 @@ PyTree = Any
 
 EXCLUSIONS = ("excluded_region", "excluded_price", "excluded_licence")  # by a host
 RETIREMENTS = ("tuned_withdrawn", "base_retired")
-HELD = ("excluded_memory", "excluded_weights_licence", "withdrawn", "base_update")
+VERSIONS_HELD = ("base_update", "base_renewed")  # of weights that are held
+HELD = ("excluded_memory", "excluded_weights_licence", "withdrawn", *VERSIONS_HELD)
 DRILLS = (
     *("shutdown", "changed", "rate_limited", "refused"),
     *EXCLUSIONS,

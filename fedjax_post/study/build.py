@@ -25,6 +25,7 @@ from fedjax_post.study import (
     devices,
     factories,
     hostile,
+    hosting,
     initial,
     labels,
     ledgers,
@@ -76,7 +77,7 @@ class Parts(NamedTuple):
 def build(spec: Spec) -> Parts:
     """Returns the parts of the run that a resolved specification describes.
 
-    Writes nothing, and waits for no other process. Compiles nothing but a short visit of an
+    Writes nothing, and waits for no other process. Compiles nothing but a short round of an
     algorithm that asks the target, see `metering.confirm`.
 
     Raises:
@@ -115,8 +116,9 @@ def build(spec: Spec) -> Parts:
     special_ids = tokenizer.all_special_ids
     meter = metering.make_meter(spec, algorithm, data, form, special_ids=special_ids)
     name = factories.display_name(spec.method.name)
-    metering.confirm(algorithm, model, params, data, form=form, meter=meter, method=name)
-    heldout = rows.make_heldout(spec, data, tokenizer, room=room)
+    metering.confirm(algorithm, model, params, data, meter=meter, method=name)
+    granted = hosting.grants(spec)
+    heldout = rows.make_heldout(spec, data, tokenizer, room=room, granted=granted)
     start = devices.place(init(algorithm, params), mesh)
     plan = fedjax_post.Plan(
         sampler=sampler,

@@ -21,6 +21,7 @@ from fedjax_post.study import (
     peers,
     scoring,
     summary,
+    uses,
 )
 from fedjax_post.study.build import Parts
 from fedjax_post.study.job import Job, rounds_of
@@ -66,7 +67,8 @@ def carry_out(
         ) | {"audit": canary_clients.audit_summary(parts, state)}
         with peers.together():
             if peers.is_first():
-                ledgers.write(job.directory, disclosed.entries)
+                used = uses.entries_of(job.directory, parts.spec)
+                ledgers.write(job.directory, disclosed.entries, used)
                 folder.write_lines(job.directory / folder.CLIENTS, scoring.records_of(final))
                 folder.write_json(job.directory / "summary.json", content)
                 draw_curve(job.directory)

@@ -127,8 +127,7 @@ def _played(parts: Parts) -> Carried:
         return Carried()
     played = metering.play(
         *(parts.algorithm, parts.model, parts.params, parts.data),
-        form=parts.form,
-        examples=parts.meter.examples,
+        meter=parts.meter,
         num_clients=_SAMPLED,
     )
     return Carried() if played is None else _times(played.metered, 1 / played.num_visits)

@@ -19,6 +19,7 @@ from fedjax_post.study import (
     other_hosts,
     peers,
     service_faults,
+    version_faults,
 )
 from fedjax_post.study.build import build
 from fedjax_post.study.faults import Settings
@@ -27,16 +28,17 @@ from fedjax_post.study.spec import Spec
 
 _DRILLS = {
     "shutdown": faults.drill_shutdown,
-    "changed": faults.drill_changed,
+    "changed": version_faults.drill_changed,
     "rate_limited": faults.drill_rate_limited,
     "refused": faults.drill_refused,
     **dict.fromkeys(faults_of.EXCLUSIONS, faults.drill_excluded),
     "tuned_withdrawn": service_faults.drill_tuned_withdrawn,
-    "base_retired": service_faults.drill_base_retired,
+    "base_retired": version_faults.drill_base_retired,
     "excluded_memory": held_faults.drill_memory,
     "excluded_weights_licence": held_faults.drill_weights_licence,
     "withdrawn": held_faults.drill_withdrawn,
-    "base_update": held_faults.drill_base_update,
+    "base_update": version_faults.drill_base_update,
+    "base_renewed": version_faults.drill_base_renewed,
     FORGOTTEN: held_faults.drill_forgotten,
     "artefact": faults.drill_artefact,
 }

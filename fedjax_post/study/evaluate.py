@@ -1,16 +1,19 @@
 """Scores of a model on any data: overall, for each task and for each client."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from fedjax_post.evaluate.clients import ClientTable
+from fedjax_post.evaluate.generation import NoteFn
+from fedjax_post.evaluate.heldout import HeldOut
 from fedjax_post.evaluate.scores import Scores, left_out, measure, scores_of
 from fedjax_post.report.clients import heading, spread_rows
 from fedjax_post.report.table import SCORES, columns, left_out_lines, score_cells
-from fedjax_post.study import client_rows, client_tables, rows
-from fedjax_post.study.served import load_rows, serve
+from fedjax_post.study import client_rows, client_tables, hosting, ledgers, rows, uses
+from fedjax_post.study.served import Served, load_rows, serve
 
 _NONE: Mapping[str, Any] = MappingProxyType({})
 _USUAL = 8  # clients whose training rows are scored by default
@@ -51,19 +54,39 @@ def evaluate(what: str | Path, changes: Mapping[str, Any] = _NONE) -> Evaluation
     them, see `client_rows`. Where nothing says whose they are, at most as many rows of each of
     `scoring.clients` clients (8) are scored that it trains on; 0 examples stands for all.
 
+    A run whose target is at a provider asks it, without a loss. That is a use of the run, as is
+    an evaluation of a closed target that is simulated here, see `uses`.
+
     Args:
       what: as for `serve`.
       changes: of the specification, by path.
 
     Raises:
-      ValueError, OSError: for a model or rows that cannot be read or scored.
+      ValueError, OSError: for a model or rows that cannot be read or scored, and a provider that
+        does not answer.
+      DisclosureError: with `hosting.fail_on_disclosure`, if a provider would be shown questions.
     """
     served = serve(what, changes)
     spec, data, room = load_rows(served)
-    heldout = rows.make_heldout(spec, data, served.tokenizer, room=room)
+    granted = hosting.granted(spec) if served.is_hosted else None
+    heldout = rows.make_heldout(spec, data, served.tokenizer, room=room, granted=granted)
     if client_rows.kind_of(data) == "training" and spec.scoring.clients is None:
         spec = spec.put({"scoring.clients": _USUAL})
-    measure_fn = lambda heldout: measure(served.model, served.params, heldout)
-    outcomes = measure_fn(heldout)
-    by_client = client_tables.tables_of(data, heldout, outcomes, measure_fn=measure_fn, spec=spec)
+    with _model_of(served, heldout) as (model, note_fn):
+        measure_fn = lambda heldout: measure(model, served.params, heldout, note_fn=note_fn)
+        outcomes = measure_fn(heldout)
+        by_client = client_tables.tables_of(
+            data, heldout, outcomes, measure_fn=measure_fn, spec=spec
+        )
     return Evaluation(scores_of(outcomes, heldout), *by_client, left_out(heldout))
+
+
+@contextlib.contextmanager
+def _model_of(served: Served, heldout: HeldOut) -> Iterator[tuple[Any, NoteFn | None]]:
+    """Returns a context with the model to score, and the function that counts its calls."""
+    if served.use is None:
+        yield served.model, None
+        return
+    questions, rounds = ledgers.questions_in(heldout.table), served.spec.training.rounds
+    with uses.opened(served.use, questions, rounds=rounds) as (hosted, note_fn):
+        yield served.model if hosted is None else hosted, note_fn

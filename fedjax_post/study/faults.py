@@ -1,17 +1,17 @@
 """Faults of the host of a target, each put into a run whose result is scored.
 
-See `fedjax_post.study.autonomy` for their definitions, `study.service_faults` for those of a host
-that trains, `study.held_faults` for those that can hurt whoever holds the weights, and
-`study.drills` for how they are run. All drills of a method share the state at which faults begin,
-and one set of compiled programs. Each run has a folder and, at a provider, a journal of its own:
-runs with and without a fault ask different questions under the same round and client.
+See `fedjax_post.study.autonomy` for their definitions, `study.version_faults` for another version
+of the model, `study.service_faults` for a host that withdraws what it has trained,
+`study.held_faults` for those that can hurt whoever holds the weights, and `study.drills` for how
+they are run. All drills of a method share the state at which faults begin, and one set of compiled
+programs. Each run has a folder and, at a provider, a journal of its own: runs with and without a
+fault ask different questions under the same round and client.
 """
 
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 import fedjax_post
@@ -21,10 +21,9 @@ from fedjax_post.evaluate.heldout import HeldOut, choose_rows
 from fedjax_post.evaluate.scores import score, scores_of
 from fedjax_post.hub import artefact
 from fedjax_post.simulate.cohort import draw
-from fedjax_post.study import autonomy, folder, hosting, licence, metered, other_hosts
+from fedjax_post.study import autonomy, folder, hosting, licence, metered
 from fedjax_post.study.autonomy import Row
 from fedjax_post.study.build import Parts, build
-from fedjax_post.study.resolve import resolve
 from fedjax_post.study.spec import Spec
 
 LLAMA_4 = "Llama 4 Community License Agreement"
@@ -80,22 +79,6 @@ def drill_shutdown(stage: Stage, name: str, played: Played) -> list[Row]:
     reached = score_state(stage, stopped)  # with the model that is no longer available
     note = f"training ended at {100 * reached:.1f} %, and the model no longer answers"
     return [row_of(stage, name, 0.0, note, can=(False, False), at_fault=reached)]
-
-
-def drill_changed(stage: Stage, name: str, played: Played) -> list[Row]:
-    """Returns the rows of a host whose model changes at some round."""
-    if autonomy.serves_alone(stage.parts.algorithm.access):
-        return [unchanged_row(stage, name)]
-    fault = play(stage, "fault", rounds=stage.settings.at_round)
-    before = score_state(stage, fault)  # what its host has tuned for it by now, the other one has
-    other = other_version(stage)
-    at_change = score_state(stage, fault, model=other)
-    after = score_state(stage, play(stage, name, after="fault", model=other))
-    note = (
-        f"the change moved the score from {100 * before:.1f} % to {100 * at_change:.1f} % at "
-        f"once, with noise of {stage.settings.change:g} deviations of each matrix"
-    )
-    return [row_of(stage, name, after, note, at_fault=before, at_change=at_change)]
 
 
 def drill_rate_limited(stage: Stage, name: str, played: Played) -> list[Row]:
@@ -245,7 +228,7 @@ def play(
     rounds = rounds or stage.spec.training.rounds
     if after is not None and not where.exists():
         folder.write_whole(where, lambda path: shutil.copytree(stage.directory / after, path))
-    model = _model_of(stage, where) if model is None else model
+    model = model_of(stage, where) if model is None else model
     plan = parts.plan._replace(directory=where, sampler=sampler or parts.plan.sampler)
     identity = {name: value for name, value in plan.identity.items() if name not in _FAULTS}
     plan = plan._replace(identity=identity, may_differ=() if after is None else _FAULTS)
@@ -263,34 +246,14 @@ def play(
     return Played(found.state, model, rounds)
 
 
-def _model_of(stage: Stage, where: Path, *, spec: Spec | None = None) -> Any:
-    """Returns the models of a run; calls to a hosted one are kept in its folder."""
+def model_of(stage: Stage, where: Path, *, spec: Spec | None = None) -> Any:
+    """Returns the models of a run, or of `spec`; calls to a hosted one are kept in `where`."""
     spec, parts = spec or stage.spec, stage.parts
     if not hosting.is_hosted(spec):
         return parts.model if spec is stage.spec else build(spec).model
     return hosting.model_of(
         spec, parts.tokenizer, directory=where, meter=parts.meter, ask_again=stage.ask_again
     )
-
-
-def other_version(stage: Stage) -> Any:
-    """Returns the models of a run with the next version of the target, or with changed weights."""
-    if stage.settings.next_version:
-        other = resolve(stage.spec.put({"model.name": stage.settings.next_version}))
-        return _model_of(stage, stage.directory / "other", spec=other)
-    key, change = jax.random.key(stage.spec.seed), stage.settings.change
-    model = stage.parts.model
-    if hosting.is_hosted(stage.spec):
-        return other_hosts.make(
-            stage.spec,
-            stage.parts.tokenizer,
-            directory=stage.directory / "other",
-            of=stage.directory / "fault",
-            change_fn=lambda model: autonomy.another_version(model, key, change=change),
-        )
-    if isinstance(model, dict):
-        return model | {"target": autonomy.another_version(model["target"], key, change=change)}
-    return autonomy.another_version(model, key, change=change)
 
 
 def score_state(stage: Stage, played: Played, *, model: Any = None) -> float:

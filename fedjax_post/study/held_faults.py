@@ -1,4 +1,4 @@
-"""Faults that can hurt whoever holds the weights: memory, terms, a withdrawal, an update.
+"""Faults that can hurt whoever holds the weights: memory, terms, a withdrawal.
 
 See `fedjax_post.study.autonomy` for their definitions. What a fault costs is found by running: who
 is shut out follows from the memory that the method's own program takes, from the words of a
@@ -18,7 +18,6 @@ from fedjax_post.study.faults import (
     Stage,
     choose_clients,
     drawn_in,
-    other_version,
     play,
     row_of,
     rows_without,
@@ -26,10 +25,10 @@ from fedjax_post.study.faults import (
     score_state,
     trains_alone,
 )
+from fedjax_post.study.version_faults import NO_WEIGHTS
 
 _PLACE = "European Union"
 _NO_MODEL = "clients hold no model"
-_NO_WEIGHTS = "clients do not hold the target's weights"
 
 
 def drill_memory(stage: Stage, name: str, played: Played) -> list[Row]:
@@ -62,7 +61,7 @@ def drill_weights_licence(stage: Stage, name: str, played: Played) -> list[Row]:
     Those who are barred are the clients of one region, see `autonomy.choose_excluded`.
     """
     if not autonomy.serves_alone(stage.parts.algorithm.access):
-        return [row_of(stage, name, stage.base, _NO_WEIGHTS, by_definition=True)]
+        return [row_of(stage, name, stage.base, NO_WEIGHTS, by_definition=True)]
     licence = stage.settings.weights_licence
     barred = licences.bars(licence, _PLACE)
     clients = choose_clients(stage, "excluded_region") if barred else np.zeros(0, np.int64)
@@ -77,7 +76,7 @@ def drill_withdrawn(stage: Stage, name: str, played: Played) -> list[Row]:
     Whoever has taken part before holds a copy and continues. Nobody else can join.
     """
     if not autonomy.serves_alone(stage.parts.algorithm.access):
-        return [row_of(stage, name, stage.base, _NO_WEIGHTS, by_definition=True)]
+        return [row_of(stage, name, stage.base, NO_WEIGHTS, by_definition=True)]
     before = stage.settings.at_round or 0
     clients = np.setdiff1d(np.arange(len(stage.parts.data.clients)), drawn_in(stage, range(before)))
     why = f"they had not taken part before round {before}, and hold no copy of the base"
@@ -101,18 +100,3 @@ def drill_forgotten(stage: Stage, name: str, played: Played) -> list[Row]:
         stage, name, score_state(stage, again), note, own_before=own[0], own_after=own[1]
     )
     return [found]
-
-
-def drill_base_update(stage: Stage, name: str, played: Played) -> list[Row]:
-    """Returns the row of what was trained on one version of the base and is used on the next.
-
-    That of a host is `base_retired`.
-    """
-    if not autonomy.serves_alone(stage.parts.algorithm.access):
-        return [row_of(stage, name, stage.base, _NO_WEIGHTS, by_definition=True)]
-    after = score_state(stage, played, model=other_version(stage))
-    version = stage.settings.next_version or (
-        f"the base with noise of {stage.settings.change:g} deviations of each matrix"
-    )
-    note = f"what was trained is used on {version}, without further training"
-    return [row_of(stage, name, after, note)]

@@ -96,6 +96,11 @@ def granted(spec: Spec) -> Access:
     return access | Access.FINETUNE if tunes(spec) else access
 
 
+def grants(spec: Spec) -> Access | None:
+    """Returns what the target's provider grants; None if the target is in this process."""
+    return granted(spec) if is_hosted(spec) else None
+
+
 def address_of(spec: Spec) -> str:
     """Returns where the provider is, for messages."""
     return spec.hosting.url or PEER
@@ -126,6 +131,58 @@ def model_of(
       ImportError: if the extra that it needs is not installed, naming it.
       ValueError, JournalError: for invalid terms or a journal that does not match.
     """
+    inside = None
+    if spec.hosting.url is None:
+        inside = make_inside(spec, tokenizer, log=_in(directory, LOG), change_fn=change_fn)
+    return asked_at(
+        spec,
+        tokenizer,
+        inside,
+        journal=_in(directory, JOURNAL),
+        meter=meter,
+        access=granted(spec),
+        ask_again=ask_again,
+        watch=None if directory is None else watch(spec),
+    )
+
+
+def make_inside(
+    spec: Spec,
+    tokenizer: Any,
+    *,
+    log: Path | None,
+    change_fn: Callable[[Any], Any] | None = None,
+) -> Inside:
+    """Returns a provider in this process, made once it is asked; with a log, as at its end."""
+    return Inside(lambda: _serve(spec, tokenizer, _name_of(spec), log, change_fn))
+
+
+def asked_at(
+    spec: Spec,
+    tokenizer: Any,
+    inside: Inside | None,
+    *,
+    journal: Path | None,
+    meter: Meter,
+    access: Access,
+    ask_again: bool,
+    watch: Callable[[Spent], None] | None,
+) -> Hosted:
+    """Returns the target at a provider, on the terms of an experiment; sends nothing yet.
+
+    Args:
+      spec: the experiment.
+      tokenizer: that of the clients.
+      inside: the provider; None for that at `hosting.url`.
+      journal: file of the calls; None keeps them in memory.
+      meter: counts what calls carry.
+      access: that the target grants.
+      ask_again: as for `model_of`.
+      watch: called after each answered call.
+
+    Raises:
+      ImportError, ValueError, JournalError: as `model_of`.
+    """
     price = spec.hosting.price or None
     terms = Terms(
         style=spec.hosting.style,
@@ -139,15 +196,18 @@ def model_of(
         on_failure=spec.hosting.on_failure,
         ask_again=ask_again,
     )
-    name, journal = spec.hosting.model or spec.model.name, _in(directory, JOURNAL)
-    watch = None if directory is None else _watch(spec)
-    given: dict[str, Any] = {"terms": terms, "access": granted(spec), "meter": meter}
-    if spec.hosting.url is not None:
-        return connect(spec.hosting.url, name, tokenizer, journal=journal, watch=watch, **given)
-    inside = Inside(lambda: _serve(spec, tokenizer, name, _in(directory, LOG), change_fn))
-    provider = Provider(PEER, name, "", inside.post)
-    written = Journal(journal, ask_again=True)
-    return make_hosted(provider, tokenizer, journal=written, watch=watch, **given)
+    given: dict[str, Any] = {"terms": terms, "access": access, "meter": meter, "watch": watch}
+    if inside is None:
+        url = spec.hosting.url
+        assert url is not None  # a provider in this process is given as `inside`
+        return connect(url, _name_of(spec), tokenizer, journal=journal, **given)
+    provider = Provider(PEER, _name_of(spec), "", inside.post)
+    return make_hosted(provider, tokenizer, journal=Journal(journal, ask_again=True), **given)
+
+
+def _name_of(spec: Spec) -> str:
+    """Returns the name of the target at its provider."""
+    return spec.hosting.model or spec.model.name
 
 
 def _in(directory: Path | None, name: str) -> Path | None:
@@ -175,13 +235,13 @@ def provider_summary(directory: Path) -> dict[str, Any] | None:
     return spent(path)._asdict() if path.exists() else None
 
 
-def _watch(spec: Spec) -> Callable[[Spent], None]:
+def watch(spec: Spec) -> Callable[[Spent], None]:
     """Shows what is spent; stops an interrupted run only once an answer is in the journal."""
     show = show_queries(spec.hosting.max_queries) if is_redrawn(sys.stderr) else None
 
-    def watch(so_far: Spent) -> None:
+    def note(so_far: Spent) -> None:
         if show is not None:
             show(so_far)
         stopping.check()
 
-    return watch
+    return note

@@ -159,8 +159,8 @@ def prepare(
 ) -> Job:
     """Returns the job of an experiment. Checks everything and writes nothing.
 
-    Nothing is compiled, unless the algorithm asks the target: then a short visit without the
-    target is played, see `metering.confirm`.
+    Nothing is compiled, unless the algorithm asks the target: then two short rounds without the
+    target are played, see `metering.confirm`.
 
     Args:
       spec: the experiment.

@@ -243,7 +243,8 @@ def plan(
 
 def _off_budget(tried: Mapping[str, costs.Cost], budget: int | None) -> list[str]:
     """Returns lines on the trials that will spend another amount than the ladder's budget."""
-    shares = {} if budget is None else {name: cost.tokens / budget for name, cost in tried.items()}
+    spent = {name: cost.tokens for name, cost in tried.items() if cost.tokens}  # prompts train not
+    shares = {} if budget is None else {name: tokens / budget for name, tokens in spent.items()}
     off = [f"{name}: {share:.2f}" for name, share in shares.items() if is_off(share)]
     return ["", "trials off the budget:", *off] if off else []
 

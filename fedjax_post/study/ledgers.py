@@ -1,7 +1,7 @@
 """The disclosure ledger of a run: where the target runs, and which data left for it."""
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from string import Formatter
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ from fedjax_post.disclosure import ledger
 from fedjax_post.disclosure.arrivals import offsets_of
 from fedjax_post.disclosure.ledger import Entry, Hosting, Price, Sent
 from fedjax_post.disclosure.meter import Carried, Form, Purpose, add
+from fedjax_post.integrity import read_lines
 from fedjax_post.provider import codec
 from fedjax_post.report.records import read_records
 from fedjax_post.simulate.cohort import data_rng
@@ -25,6 +26,8 @@ from fedjax_post.simulate.plan import Plan
 from fedjax_post.simulate.visits import visits
 from fedjax_post.study import folder, hosting, metering, prompts
 from fedjax_post.study.spec import Spec
+
+DISCLOSURE = "disclosure.jsonl"
 
 
 def check(spec: Spec, algorithm: Algorithm, data: Loaded, form: Form) -> None:
@@ -73,7 +76,7 @@ def form_of(
     """
     if not ledger.serves_elsewhere(access):
         return Form()
-    head, around = _template_tokens(spec, tokenizer, table)
+    head, around = template_tokens(spec, tokenizer, questions_in(table))
     needed = access.get("target", Access.TEXT)
     answer = 1 if Access.SCORES in needed else longest
     prompt = prompts.places_of(spec, tokenizer)
@@ -82,11 +85,18 @@ def form_of(
     return Form(template=head + around, prompt=prompt, answer=answer, shot=shot)
 
 
-def _template_tokens(spec: Spec, tokenizer: Any, table: TokenTable) -> tuple[int, int]:
+def template_tokens(
+    spec: Spec, tokenizer: Any, questions: Iterable[Sequence[int]]
+) -> tuple[int, int]:
     """Returns the tokens that begin every text, and the template's tokens around a question.
 
-    The latter are counted in the first row (of up to 64) in which the template is recognised. If
-    none is, all tokens count as private and the number is 0.
+    The latter are counted in the first question in which the template is recognised. If there is
+    none, all tokens count as private and the number is 0.
+
+    Args:
+      spec: the experiment, with its template.
+      tokenizer: of the target.
+      questions: token ids, with those of the template.
     """
     template, mark = prompts.template_of(spec), "\0"
     names = [name for _, name, _, _ in Formatter().parse(template) if name]
@@ -96,14 +106,19 @@ def _template_tokens(spec: Spec, tokenizer: Any, table: TokenTable) -> tuple[int
     )
     literals, offsets_fn = prompt(row).split(mark), offsets_of(tokenizer)
     head = 0
-    for number in range(min(len(table.length), 64)):
-        length = int(table.prompt_length[number])
-        ids = gather(table, np.array([number]))[0][0, :length].tolist()
+    for ids in questions:
         head = int(codec.is_headed(tokenizer, ids))
         question = codec.decode_prompt(tokenizer, ids)
         with contextlib.suppress(ValueError):
             return head, ledger.public_tokens(question, literals, offsets_fn=offsets_fn)
     return head, 0
+
+
+def questions_in(table: TokenTable) -> Iterator[list[int]]:
+    """Returns an iterator over the questions of a table's first 64 rows, as token ids."""
+    for number in range(min(len(table.length), 64)):
+        length = int(table.prompt_length[number])
+        yield gather(table, np.array([number]))[0][0, :length].tolist()
 
 
 class Ledger(NamedTuple):
@@ -210,10 +225,27 @@ def place_of(spec: Spec, access: Mapping[str, Access]) -> str | None:
     return spec.hosting.inference if asked else None
 
 
-def write(directory: Path, entries: Sequence[Entry]) -> None:
-    """Writes `disclosure.jsonl`, one line for each round and party."""
-    lines = (entry._asdict() for entry in entries)
-    folder.write_lines(directory / "disclosure.jsonl", lines)
+def write(directory: Path, entries: Sequence[Entry], uses: Sequence[Entry]) -> None:
+    """Writes `disclosure.jsonl`, one line for each round, party and purpose; uses come last."""
+    lines = (entry._asdict() for entry in (*entries, *uses))
+    folder.write_lines(directory / DISCLOSURE, lines)
+
+
+def write_uses(directory: Path, uses: Sequence[Entry]) -> None:
+    """Replaces the lines of uses in `disclosure.jsonl`; all others stay as they are."""
+    kept = [line for line in read(directory) if line.get("purpose") != Purpose.USE]
+    lines = [*kept, *(entry._asdict() for entry in uses)]
+    folder.write_lines(directory / DISCLOSURE, lines)
+
+
+def read(directory: Path) -> list[dict[str, Any]]:
+    """Returns the lines of a run's `disclosure.jsonl`; none without the file.
+
+    Raises:
+      DamagedError: if a line has changed since it was written.
+    """
+    path = directory / DISCLOSURE
+    return list(read_lines(path)) if path.exists() else []
 
 
 def _visits(data: Loaded, plan: Plan, rounds: int) -> Iterator[tuple[int, Any, Any]]:

@@ -63,7 +63,7 @@ def membership(
         if value < low:
             raise ValueError(f"{name} must be at least {low}, got {value}")
     served = serve(what, changes)
-    model, params, tokenizer, _ = served
+    model, params, tokenizer = served[:3]
     if Access.LOGITS not in model.access:
         raise ValueError(f"`what`={what} gives no log-probabilities, which membership needs")
     spec, data, _ = load_rows(served)

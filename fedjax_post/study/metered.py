@@ -8,7 +8,7 @@ from typing import Any
 
 from fedjax_post.core.values import SUMMED
 from fedjax_post.disclosure.ledger import Sent, serves_elsewhere
-from fedjax_post.disclosure.meter import OUTSIDE, Meter, Purpose, add
+from fedjax_post.disclosure.meter import OUTSIDE, Carried, Meter, Purpose, add
 from fedjax_post.disclosure.metered import real_rows
 from fedjax_post.evaluate.generation import NoteFn
 from fedjax_post.evaluate.heldout import HeldOut
@@ -39,12 +39,18 @@ def note_fn(parts: Parts, rounds: int) -> Callable | None:
     meter = parts.meter
 
     def note(params, prompts, mask, *, prefix, answer):
-        rows = real_rows(prompts, mask, prefix=prefix)
-        prompt = params if isinstance(params, dict) else {}
-        carried = add(meter.read(prompt, rows, answer=answer))
+        carried = read_call(meter, params, prompts, mask, prefix=prefix, answer=answer)
         meter.note(carried, round=rounds, client_id=OUTSIDE)
 
     return note
+
+
+def read_call(
+    meter: Meter, params: Any, prompts: Any, mask: Any, *, prefix: Any, answer: int
+) -> Carried:
+    """Returns what a call carries, given as to a `NoteFn`; nothing is added to the sums."""
+    rows = real_rows(prompts, mask, prefix=prefix)
+    return add(meter.read(params if isinstance(params, dict) else {}, rows, answer=answer))
 
 
 def measure_at(

@@ -26,7 +26,8 @@ from fedjax_post.study.spec import Spec
 
 PyTree = Any
 EVALUATED = "evaluated"  # entry of a record: what its evaluation has carried
-_STEPS, _BLOCK = 2, 1024  # steps of a visit that is played; rows read at once
+_STEPS, _ROUNDS = 2, 2  # that are played: steps of a visit, and rounds
+_BLOCK = 1024  # rows read at once
 
 
 def make_meter(
@@ -80,30 +81,29 @@ def confirm(
     params: PyTree,
     data: Loaded,
     *,
-    form: Form,
     meter: Meter,
     method: str,
 ) -> None:
-    """Plays a short visit of two clients, and compares the algorithm's counts with the meter's.
+    """Plays two short rounds of two clients, and compares the algorithm's counts with the meter's.
 
     The target is not computed: it answers zeros. The first and the last client take at most two
-    steps each, from parameters of zeros; padding is in their visits as in any other. A visit that
-    does not call the target in a trace is not played.
+    steps a round, from parameters of zeros; padding is in their visits as in any other. The second
+    round begins with the states of the clients and of the server that the first one returns, since
+    counts may depend on them. An algorithm that does not call the target in a trace is not played.
 
     Args:
       algorithm: the algorithm.
       models: its models, with the target of which only shapes matter.
       params: initial parameters; only shapes matter.
       data: the clients.
-      form: of a query.
-      meter: of the run, which finds rows in prompts; it counts nothing here.
+      meter: of the run, whose queries have the same form; it counts nothing here.
       method: name of the algorithm.
 
     Raises:
       ValueError: if they differ, naming the count.
     """
     given = algorithm, models, params, data
-    found = play(*given, form=form, examples=meter.examples, max_steps=_STEPS)
+    found = play(*given, meter=meter, max_steps=_STEPS, num_rounds=_ROUNDS)
     if found is not None:
         ledger.confirm(found.told, found.metered, method=method)
 
@@ -114,41 +114,54 @@ def play(
     params: PyTree,
     data: Loaded,
     *,
-    form: Form,
-    examples: Examples,
+    meter: Meter,
     max_steps: int | None = None,
     num_clients: int = 2,
+    num_rounds: int = 1,
 ) -> Played | None:
-    """Returns what the first visits of some clients send; None if they never ask.
+    """Returns what the first rounds of some clients send; None if they never ask.
 
     Args:
       algorithm: the algorithm.
       models: its models, with the target of which only shapes matter: it answers zeros.
       params: initial parameters; only shapes matter.
       data: the clients.
-      form: of a query.
-      examples: finds rows in prompts.
+      meter: of the run, whose queries have the same form; it counts nothing here.
       max_steps: of a visit; None for all.
       num_clients: the first, the last, and so many between them, evenly spaced.
+      num_rounds: each of them with all of these clients.
     """
     if "target" not in algorithm.access or access.Access.READ in algorithm.access["target"]:
         return None
     pad_id = data.heldout.pad_id if data.heldout is not None else OUTSIDE
-    counting = Meter(form, examples)
-    silent = counted(models, counting, pad_id=pad_id, silent=True)
+    counting = Meter(meter.form, meter.examples)
+    silent = _at_client(counted(models, counting, pad_id=pad_id, silent=True))
+    view = access.views(silent, algorithm.access)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), params)
-    visit_fn = partial(_visit, algorithm, _at_client(silent))
     ids = evenly(len(data.clients), num_clients)
-    visits = [_shortened(data.clients.visit(i, data_rng(0, 0, i)), max_steps) for i in ids]
-    traced = jax.jit(visit_fn).lower(zeros, visits[0], jnp.int32(0))
+    drawn = lambda i, round: _shortened(data.clients.visit(i, data_rng(0, round, i)), max_steps)
+    begin, visit, close = (jax.jit(partial(fn, algorithm, view)) for fn in (_begin, _visit, _close))
+    shapes = jax.eval_shape(begin, zeros, jax.random.key(0))
+    traced = visit.lower(*shapes[1:], drawn(0, 0), _context(0, 0))
     if not counting.num_traced:
         return None
-    program = traced.compile()
-    metrics = [program(zeros, visit, jnp.int32(i)) for visit, i in zip(visits, ids, strict=True)]
-    told = add([ledger.carried_in(one, form) for one in jax.device_get(metrics)])
+    begun = {i: begin(zeros, jax.random.key(i)) for i in ids}
+    held, (state, replica, _) = {i: one[-1] for i, one in begun.items()}, begun[0]
+    program, told = traced.compile(), []
+    for round in range(num_rounds):
+        visited = []
+        for i in ids:
+            given = replica, held[i], drawn(i, round), _context(i, round)
+            value, held[i], sums = program(*given)
+            visited.append(value)
+            told.append(sums)
+        if round + 1 < num_rounds:
+            values = jax.tree.map(lambda *x: jnp.stack(x), *visited)
+            state, replica = close(state, replica, *values)
+    carried = add([ledger.carried_in(one, meter.form) for one in jax.device_get(told)])
     jax.effects_barrier()
     metered = counting.take().get(Purpose.TRAINING, Carried())
-    return Played(told, metered, len(ids))
+    return Played(carried, metered, len(told))
 
 
 def evenly(num_clients: int, num: int) -> list[int]:
@@ -165,13 +178,36 @@ def sent_by_journal(directory: Path) -> list[ledger.Sent]:
     ]
 
 
-def _visit(algorithm, models, params, data, client_id):
-    """Returns the metrics of a client's first visit that count what it has sent."""
-    ctx = Context(jax.random.key(client_id), jnp.int32(0), client_id)
-    replica = engine.broadcast(algorithm, engine.init(algorithm, params))
-    view = access.views(models, algorithm.access)
-    state = call(algorithm, "client.init", view, replica, ctx.key)
-    return sums_of(call(algorithm, "client.update", view, replica, state, data, ctx)[2])
+def _begin(algorithm, view, params, key):
+    """Returns the federation's state, the replica and a client's state before the first round."""
+    state = engine.init(algorithm, params)
+    replica = engine.broadcast(algorithm, state)
+    return state, replica, call(algorithm, "client.init", view, replica, key)
+
+
+def _visit(algorithm, view, replica, local, data, ctx):
+    """Returns a client's value as it is decoded with its weight, its next state and its counts."""
+    visit = view, replica, local, data, ctx
+    upload, local, metrics = call(algorithm, "client.update", *visit)
+    link = call(algorithm, "uplink.init", upload.value)
+    message, _ = call(algorithm, "uplink.encode", upload.value, replica, link, ctx)
+    value = call(algorithm, "uplink.decode", message, upload.value)
+    return (value, upload.weight), local, sums_of(metrics)
+
+
+def _close(algorithm, view, state, replica, values, weights):
+    """Returns the federation's state and the next replica; values and weights `[clients, ...]`."""
+    del view
+    like = jax.tree.map(lambda x: x[0], values)
+    total = engine.init_total(algorithm, like, len(weights))
+    total = engine.add(algorithm, total, values, weights, replica=replica)
+    state = engine.serve(algorithm, engine.finish(algorithm, total), state)
+    return state, engine.broadcast(algorithm, state)
+
+
+def _context(client_id: int, round: int) -> Context:
+    key = jax.random.fold_in(jax.random.key(client_id), round)
+    return Context(key, jnp.int32(round), jnp.int32(client_id))
 
 
 def _at_client(models: Any) -> Any:

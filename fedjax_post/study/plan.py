@@ -24,7 +24,7 @@ from fedjax_post.study import (
 )
 from fedjax_post.study.build import Parts
 from fedjax_post.study.personal_scores import most_scored
-from fedjax_post.study.rows import why_no_match
+from fedjax_post.study.rows import why_no_match, why_no_ranks
 
 _SHOWN = 6  # labels that are listed
 
@@ -136,7 +136,10 @@ def _ranked(parts: Parts) -> str:
     shown = ", ".join(texts[:_SHOWN]) + (", ..." if len(texts) > _SHOWN else "")
     if is_ranked(parts.heldout):
         return f"{len(texts)} labels ranked ({shown})"
-    return f"{len(texts)} labels ({shown}), not ranked: a hosted model does not score whole answers"
+    is_compared = parts.heldout.exact_match
+    granted = hosting.grants(parts.spec)
+    reason = why_no_ranks(parts.heldout.choices, granted, is_compared=is_compared)
+    return f"{len(texts)} labels ({shown}), not ranked: {reason}"
 
 
 def _model(parts: Parts) -> str:

@@ -6,15 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import fedjax_post
+from fedjax_post.core.access import Access
 from fedjax_post.data.columns import Columns
 from fedjax_post.data.load import Loaded, Text, load_clients
 from fedjax_post.data.pairs import load_pairs
 from fedjax_post.data.population import Population, count_clients
 from fedjax_post.data.source import check_source
 from fedjax_post.data.table import TokenTable, common_start
+from fedjax_post.evaluate.choices import Choices
 from fedjax_post.evaluate.heldout import HeldOut, choose_rows
 from fedjax_post.simulate.cohort import Sampler, draw
-from fedjax_post.study import hosting, labels, partitions, prompts
+from fedjax_post.study import labels, partitions, prompts
 from fedjax_post.study.spec import Spec
 
 _SHORT = 32  # tokens; answers up to this length are generated and compared by default
@@ -108,7 +110,9 @@ def make_sampler(spec: Spec, population: int) -> Sampler:
     return sampler
 
 
-def make_heldout(spec: Spec, data: Loaded, tokenizer: Any, *, room: int) -> HeldOut:
+def make_heldout(
+    spec: Spec, data: Loaded, tokenizer: Any, *, room: int, granted: Access | None
+) -> HeldOut:
     """Returns the held-out rows that a model is scored on, and how.
 
     Args:
@@ -116,24 +120,28 @@ def make_heldout(spec: Spec, data: Loaded, tokenizer: Any, *, room: int) -> Held
       data: as returned by `load_data`.
       tokenizer: of the target.
       room: tokens that a row may take in the model's context.
+      granted: what the model's provider grants; None if it is in this process.
     """
-    table = data.heldout
+    table, known = data.heldout, labels.find_labels(spec, data, tokenizer)
     assert table is not None  # guaranteed by `load_data`
+    is_compared = spec.scoring.exact_match == "on" or (
+        spec.scoring.exact_match == "auto" and not why_no_match(table)
+    )
     return HeldOut(
         table=table,
         rows=choose_rows(len(table.length), spec.scoring.examples, seed=spec.seed),
         decode_fn=lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
         eos_id=tokenizer.eos_token_id,
-        exact_match=spec.scoring.exact_match == "on"
-        or (spec.scoring.exact_match == "auto" and not why_no_match(table)),
-        loss=not hosting.is_hosted(spec),
+        exact_match=is_compared,
+        loss=granted is None,
         labels=tuple(spec.data.labels),
         rejected=data.rejected,
         batch_size=spec.scoring.batch_size,
-        choices=labels.find_labels(spec, data, tokenizer),
+        choices=known,
         longest=_SHORT if spec.scoring.exact_match == "auto" else None,
         room=room,
         prefix=shared_tokens(data),
+        ranked=not why_no_ranks(known, granted, is_compared=is_compared),
     )
 
 
@@ -153,6 +161,28 @@ def why_no_match(table: TokenTable) -> str:
         f"only {is_short.sum():,} of {len(is_short):,} held-out responses are whole and have at "
         f"most {_SHORT} tokens"
     )
+
+
+def why_no_ranks(known: Choices | None, granted: Access | None, *, is_compared: bool) -> str:
+    """Returns why labels are not ranked; "" if they are, or if there are none.
+
+    Without a provider they always are.
+
+    Args:
+      known: the labels.
+      granted: as for `make_heldout`.
+      is_compared: whether answers are generated and compared.
+    """
+    if known is None or granted is None:
+        return ""
+    if Access.SCORES not in granted:
+        return "the provider grants no log-probabilities"
+    if (longest := int(known.length.max())) > 1:
+        text = known.texts[int(known.length.argmax())]
+        return f"a host scores next tokens alone, and {text!r} has {longest} tokens"
+    if is_compared:
+        return "each question would be asked twice; exact_match=off ranks labels instead"
+    return ""
 
 
 def cohort_size(spec: Spec, population: int) -> int:

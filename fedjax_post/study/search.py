@@ -1,4 +1,8 @@
-"""A search of settings before a ladder: as many trials for each method, on a seed not reported."""
+"""A search of settings before a ladder: as many trials for each method, on a seed not reported.
+
+Manual prompts have nothing to be searched. Each is scored on that seed once, so that the report can
+choose the best of them without the rows that it reports.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedjax_post.evaluate.heldout import HeldOut, score_names
+from fedjax_post.report.position.controls import is_manual
 from fedjax_post.report.records import read_summary
 from fedjax_post.study import cells
 from fedjax_post.study.ladder_facts import Rung
@@ -68,15 +73,20 @@ class Trial(NamedTuple):
 def plan(search: Search, rungs: Mapping[str, Rung], directory: Path) -> dict[str, list[Trial]]:
     """Returns the trials of each method; which settings are tried is drawn with the search's seed.
 
+    A manual prompt whose settings are not searched has one trial, of what it is.
+
     Args:
       search: as checked by `check`.
       rungs: the methods by name.
       directory: of the ladder.
     """
     found = {}
-    for number, (name, settings) in enumerate(search.settings.items()):
+    asked = {name: (list(settings), search.trials) for name, settings in search.settings.items()}
+    if asked:
+        asked |= {name: ([Setting({}, {})], 1) for name in _prompts(search, rungs)}
+    for number, (name, (settings, num)) in enumerate(asked.items()):
         rng = np.random.default_rng((search.seed, number))
-        drawn = sorted(rng.choice(len(settings), search.trials, replace=False))
+        drawn = sorted(rng.choice(len(settings), num, replace=False))
         spec = rungs[name].spec.replace(seed=search.seed)
         label, own = rungs[name].title or name, directory / "search" / name
         found[name] = [
@@ -109,7 +119,7 @@ def check_scored(heldout: HeldOut, measure: str) -> None:
         raise ValueError(
             f"measure={measure}: the held-out rows are not scored by it, so that no setting could "
             f"be chosen; there is {', '.join(names)}; exact_match needs scoring.exact_match=on, "
-            "and accuracy needs `data.labels`"
+            "and accuracy needs `data.labels`, at a host of one token each and with exact_match=off"
         )
 
 
@@ -138,9 +148,12 @@ def best(
     planned = plan(search, rungs, directory)
     trials_of_all = plan_cells(search, rungs, directory)
     cells.carry_out_all(trials_of_all, ask_again=ask_again, show=show)
-    chosen, record = dict(rungs), {}
+    chosen, record, prompts = dict(rungs), {}, {}
     for name, trials in planned.items():
         scores = [_score(trial.cell, rungs[name], measure) for trial in trials]
+        if name not in search.settings:
+            prompts[name] = scores[0]
+            continue
         first = int(np.argmax(scores))
         chosen[name] = rungs[name]._replace(
             spec=trials[first].cell.spec.replace(seed=rungs[name].spec.seed)
@@ -150,8 +163,14 @@ def best(
             "scores": scores,
             "chosen": first,
         }
-    told = {"seed": search.seed, "trials": search.trials, "cells": record} if record else {}
-    return Found(chosen, told)
+    told = {"seed": search.seed, "trials": search.trials, "cells": record, "prompts": prompts}
+    return Found(chosen, told if record else {})
+
+
+def _prompts(search: Search, rungs: Mapping[str, Rung]) -> list[str]:
+    """Returns the names of the manual prompts that have no settings to be searched."""
+    manual = [name for name, rung in rungs.items() if is_manual(name, rung.kind, rung.control)]
+    return [name for name in manual if name not in search.settings]
 
 
 def _score(cell: cells.Cell, rung: Rung, measure: str) -> float:

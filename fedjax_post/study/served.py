@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_post.core.access import Access
 from fedjax_post.data.columns import Columns
 from fedjax_post.data.encoder import make_encoder
 from fedjax_post.data.load import Loaded
@@ -18,8 +19,10 @@ from fedjax_post.hub import artefact
 from fedjax_post.hub.adapter_config import CONFIG, read_adapter_config
 from fedjax_post.hub.files import check_regular
 from fedjax_post.hub.load import load_config, load_model
+from fedjax_post.hub.prompt import is_prompt, load_prompt
 from fedjax_post.hub.tokenizer import check_tokenizer
-from fedjax_post.study import folder, precision, prompts, rows, trained
+from fedjax_post.model.views import LanguageModel
+from fedjax_post.study import folder, precision, prompts, rows, trained, uses
 from fedjax_post.study.files import read_unsupplied
 from fedjax_post.study.learning import Model
 from fedjax_post.study.spec import Spec
@@ -31,14 +34,23 @@ _NONE: Mapping[str, Any] = MappingProxyType({})
 class Served(NamedTuple):
     """A model with its parameters, its tokenizer, and the specification with its template."""
 
-    model: Any
+    model: Any  # without weights if it is at a provider
     params: PyTree
     tokenizer: Any
     spec: Spec
+    use: uses.Use | None = None  # of a run that shows what it is asked to the target's host
+
+    @property
+    def is_hosted(self) -> bool:
+        """Whether a provider is asked, and not `model`."""
+        return self.use is not None and self.use.is_hosted
 
 
 def serve(what: str | Path, changes: Mapping[str, Any] = _NONE) -> Served:
-    """Returns a model that is ready to answer questions.
+    """Returns a model that is ready to answer questions; sends nothing yet.
+
+    A run whose target is at a provider is used there, and what a use of a closed target shows is
+    counted in the run's ledger, see `uses`.
 
     Args:
       what: the folder of a finished run, a PEFT folder, or a base model as in `Model.name`. A
@@ -47,7 +59,8 @@ def serve(what: str | Path, changes: Mapping[str, Any] = _NONE) -> Served:
         as the specification says; whole weights that a run wrote, and proxies, never are.
 
     Raises:
-      ValueError, OSError: if it is none of these, or `changes` quantize what never is.
+      ValueError, OSError: if it is none of these, `changes` quantize what never is, or the target
+        is at an address that `changes` do not name.
 
     >>> served = serve("builtin")
     >>> answer = "".join(stream(served, [{"role": "user", "content": "hello"}], max_new_tokens=2))
@@ -71,9 +84,15 @@ def serve(what: str | Path, changes: Mapping[str, Any] = _NONE) -> Served:
     base, quantize = spec.model.name, spec.model.quantize
     if spec.model.proxy:
         base, quantize = spec.model.proxy, "none"
-    tokenizer = _find_tokenizer(spec, base)
+    tokenizer, use = _find_tokenizer(spec, base), None
+    if path != Path(what):
+        spec, use = uses.find(Path(what), spec, tokenizer, typed=changes)
+    if use is not None and use.is_hosted:
+        shape = LanguageModel({}, load_config(base), access=Access.TEXT)
+        params = load_prompt(path, shape) if is_prompt(path) else {}
+        return Served(shape, params, tokenizer, spec, use)
     model, params = artefact.read(path, base=base, dtype=spec.model.dtype, quantize=quantize)
-    return Served(model, params, tokenizer, spec)
+    return Served(model, params, tokenizer, spec, use)
 
 
 def _check_quantize(spec: Spec, recorded: Spec, directory: Path) -> None:
@@ -108,7 +127,7 @@ def load_rows(served: Served) -> tuple[Spec, Loaded, int]:
     Raises:
       ValueError, OSError: for rows that cannot be read.
     """
-    model, params, tokenizer, spec = served
+    model, params, tokenizer, spec = served[:4]
     if spec.training.local_steps is None and spec.training.local_epochs is None:
         spec = spec.put({"training.local_steps": 1})  # loading needs a value; nothing is trained
     room = model.config.max_positions - model.prompt_length(params)
@@ -175,6 +194,9 @@ def stream(
 ) -> Iterator[str]:
     """Returns an iterator over the pieces of an answer, as they are generated.
 
+    A provider's answer comes as one piece. What the host of a run's target is shown is counted
+    before it is sent.
+
     Args:
       served: the model.
       turns: as for `prompt_ids`.
@@ -183,9 +205,17 @@ def stream(
       seed: of sampling.
 
     Raises:
-      ValueError: if the prompt fills the model's context.
+      ValueError: if the prompt fills the model's context, or a provider is to sample.
+      DisclosureError: with `hosting.fail_on_disclosure`, if the question would be shown to a
+        provider; it is not sent then.
+      ProviderError: if a provider does not answer.
     """
-    model, params, tokenizer, _ = served
+    model, params = served.model, served.params
+    if temperature > 0 and served.is_hosted:
+        raise ValueError(
+            f"temperature={temperature:g} cannot be asked of a provider here, which gives the most "
+            "likely answer; leave it out"
+        )
     ids = prompt_ids(served, turns)
     room = model.config.max_positions - len(ids) - model.prompt_length(params)
     if room < 1:
@@ -194,6 +224,34 @@ def stream(
             f"{model.config.max_positions}; ask a shorter question"
         )
     steps = min(max_new_tokens, room)
+    if served.use is not None:
+        answer = _used(served, served.use, ids, steps)
+        if answer is not None:
+            yield answer
+            return
+    yield from _generate(served, ids, steps=steps, temperature=temperature, seed=seed)
+
+
+def _used(served: Served, use: uses.Use, ids: list[int], steps: int) -> str | None:
+    """Returns a provider's answer; None if the question was counted and is computed here."""
+    tokens = jnp.asarray([ids], jnp.int32)
+    mask, eos_id = jnp.ones(tokens.shape, bool), served.tokenizer.eos_token_id
+    with uses.opened(use, [ids]) as (hosted, note_fn):
+        if note_fn is not None:
+            note_fn(served.params, tokens, mask, prefix=None, answer=steps)
+        if hosted is None:
+            return None
+        form = {"max_new_tokens": steps, "eos_id": eos_id, "pad_id": eos_id}
+        (row,) = np.asarray(hosted.answer(served.params, tokens, mask, **form)).tolist()
+    end = row.index(eos_id) if eos_id in row else len(row)
+    return served.tokenizer.decode(row[:end], skip_special_tokens=True)
+
+
+def _generate(
+    served: Served, ids: list[int], *, steps: int, temperature: float, seed: int
+) -> Iterator[str]:
+    """Returns an iterator over the pieces of an answer that is computed here."""
+    model, params, tokenizer = served.model, served.params, served.tokenizer
     tokens = jnp.asarray([ids], jnp.int32)
     logits, cache = model.prefill(params, tokens, mask=tokens >= 0, num_slots=len(ids) + steps)
     step = jax.jit(partial(_step, model))

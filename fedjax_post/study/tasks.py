@@ -78,6 +78,11 @@ def evaluate_tasks(
     started, seed = time.monotonic(), changes.get("seed", _SEED)
     loaded = load_tasks(tasks, folder=changes.get("data.source"), trust_code=trust_code)
     served = serve(what, changes)
+    if served.is_hosted:
+        raise ValueError(
+            f"tasks read the loss of texts, and the target of {what} is at a provider, which gives "
+            "none; leave `tasks` out, or give the base model"
+        )
     chat = served.spec.data.template == "chat"
     harness = Harness(served.model, served.params, served.tokenizer)
     found = run_tasks(harness, loaded, num_fewshot=num_fewshot, limit=limit, chat=chat, seed=seed)

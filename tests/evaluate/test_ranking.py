@@ -208,7 +208,7 @@ def test_rows_that_leave_no_room_for_a_label_are_left_out(make):
 
 
 def test_a_model_without_scores_is_not_ranked(make):
-    heldout = heldout_of(make)._replace(loss=False)
+    heldout = heldout_of(make)._replace(loss=False, ranked=False)
     assert score(None, {}, heldout) == {}
 
 

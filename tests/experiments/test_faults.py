@@ -63,6 +63,12 @@ def test_whoever_holds_the_weights_can_lose_and_it_is_measured(found):
     for name in HELD:
         assert found[name, CLOSED]["lost"] == [0.0]
         assert found[name, CLOSED]["by_definition"] == [True]
+    renewed, updated = found["base_renewed", "fed_avg"], found["base_update", "fed_avg"]
+    assert [renewed[k] for k in ("at_fault", "at_change")] == [
+        updated[k] for k in ("at_fault", "at_change")
+    ]
+    assert renewed["model_tokens_again"][0] > 0
+    assert renewed["private_tokens_again"] == renewed["labels_again"] == [0]
     assert found["forgotten", CLOSED]["by_definition"] == [False]  # a prompt is learned again
 
 

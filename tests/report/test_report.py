@@ -169,6 +169,13 @@ def test_ranks_are_shown_beside_exact_match_and_what_they_leave_out_is_said():
     assert "left out   3 rows from accuracy; cut, too long or without a label" in shown
 
 
+def test_ranks_that_a_host_leaves_open_are_said():
+    open_ranks = {"accuracy": 0.5, "accuracy_undecided": 0.25, "accuracy_pmi_undecided": 0.0}
+    shown = summary_table(SUMMARY | {"final": SUMMARY["final"] | open_ranks}, "runs/x")
+    assert "undecided  25.0% of rows by accuracy: labels are not among the tokens" in shown
+    assert "undecided" not in summary_table(SUMMARY, "runs/x")
+
+
 def run_with(**scores):
     return comparison.RunScores(scores, 2000, 1000, 3.0, {})
 

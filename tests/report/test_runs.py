@@ -11,6 +11,7 @@ from fedjax_post.integrity import DamagedError, seal_file, seal_line
 from fedjax_post.report.comparison import interval
 from fedjax_post.report.curve import mean_series
 from fedjax_post.report.markup import page
+from fedjax_post.report.position.ladder import _used
 from fedjax_post.report.runs import sections
 from fedjax_post.report.runs.folders import read_experiments
 
@@ -188,3 +189,17 @@ def test_text_of_a_run_cannot_change_the_page(tmp_path):
     text = page("<b>", blocks, tmp_path, marked={})
     assert "<script" not in text
     assert "<b>" not in text
+
+
+def test_what_uses_have_shown_stands_beside_the_run(tmp_path):
+    run = write_run(tmp_path / "run")
+    entry = {"party": "provider", "outside": True, "private_tokens": 4321, "unique_tokens": 5}
+    entry |= {"queries": 7, "cost": 0.5}
+    assert "In use" not in text_of(report.write([run]))
+    lines = [entry | {"purpose": purpose} for purpose in ("training", "use")]
+    (run / "disclosure.jsonl").write_text("".join(map(seal_line, lines)))
+    text = text_of(report.write([run]))
+    assert "In use, since the runs ended" in text
+    assert text.count("4,321") == 1
+    assert _used(run) == {"queries": 7, "private_tokens": 4321}
+    assert _used(tmp_path) == {}

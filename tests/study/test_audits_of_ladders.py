@@ -46,7 +46,7 @@ def scored_texts(spec, room=400):
     """The rows that a run of a specification is scored on, decoded."""
     tokenizer = load_tokenizer("builtin-instruct")
     data = rows.load_data(spec, tokenizer, context_length=room)
-    heldout = rows.make_heldout(spec, data, tokenizer, room=room)
+    heldout = rows.make_heldout(spec, data, tokenizer, room=room, granted=None)
     tokens = gather(heldout.table, heldout.rows)[0]
     sizes = heldout.table.length[heldout.rows]
     texts = [heldout.decode_fn(ids[:n].tolist()) for ids, n in zip(tokens, sizes, strict=True)]

@@ -95,16 +95,16 @@ class Killed(BaseException):
 
 @pytest.mark.heavy
 def test_a_killed_run_goes_on_without_a_second_upload_or_job(tiny_folder, tmp_path, monkeypatch):
-    spec, wait = spec_of("host_tuning", tiny_folder), tuning._wait
+    spec, wait = spec_of("host_tuning", tiny_folder), tuning.wait_for
     whole = study.carry_out(study.prepare(spec, directory=tmp_path / "whole"))
 
     def die(caller, job):
         raise Killed
 
-    monkeypatch.setattr(tuning, "_wait", die)
+    monkeypatch.setattr(tuning, "wait_for", die)
     with pytest.raises(Killed):
         study.carry_out(study.prepare(spec, directory=tmp_path / "run"))
-    monkeypatch.setattr(tuning, "_wait", wait)
+    monkeypatch.setattr(tuning, "wait_for", wait)
     resumed = study.carry_out(study.prepare(spec, directory=tmp_path / "run", resume=True))
     assert resumed["final"] == whole["final"]
     assert len(arrived(tmp_path / "run", "/v1/files")) == 3
@@ -191,6 +191,9 @@ def test_drills_of_a_host_that_trains_cost_a_second_disclosure(tiny_folder, tmp_
     assert rows["tuned_withdrawn"]["lost"] == [0.0]  # the same rows, base and seed
     assert rows["tuned_withdrawn"]["by_definition"] == [True]
     assert rows["base_retired"]["by_definition"] == [False]
+    assert rows["base_retired"]["at_change"] == rows["changed"]["at_change"]
+    tokens = [rows[name]["model_tokens_again"] for name in ("base_retired", "tuned_withdrawn")]
+    assert tokens[0] == tokens[1]
     for name in ("rate_limited", "refused"):  # all rows had been uploaded
         assert (rows[name]["by_definition"], rows[name]["lost"]) == ([True], [0.0])
     assert not rows["shutdown"]["can_serve"]
@@ -209,7 +212,7 @@ def test_methods_without_a_tuned_model_lose_none_and_move_to_the_next_version(
     closed = spec_of("manual_prompt", tiny_folder, **common)
     lora = {"adapter.kind": "lora", "adapter.prompt_text": "", "adapter.rank": 2}
     specs = {"closed": closed, "open": spec_of("fed_avg", tiny_folder, **common | lora)}
-    chosen = ("tuned_withdrawn", "base_retired")
+    chosen = ("tuned_withdrawn", "base_retired", "base_renewed")
     found = study.drills(specs, chosen=chosen, directory=tmp_path / "drills", show=str)
     told = {(row["drill"], row["method"]): row["by_definition"] for row in found.rows}
     assert told == {
@@ -217,4 +220,6 @@ def test_methods_without_a_tuned_model_lose_none_and_move_to_the_next_version(
         ("base_retired", "closed"): [False],
         ("tuned_withdrawn", "open"): [True],
         ("base_retired", "open"): [True],
+        ("base_renewed", "closed"): [True],
+        ("base_renewed", "open"): [False],
     }

@@ -1,11 +1,12 @@
 """Whole runs at a provider: the meter's record against the provider's own log, to the token."""
 
-import json
 import re
 from functools import partial
 from pathlib import Path
 
+import jax.numpy as jnp
 import pytest
+from hosted_runs import spec_of, told
 
 import fedjax_post as fp
 from fedjax_post import study
@@ -18,7 +19,7 @@ from fedjax_post.provider.service import Provider, Settings
 from fedjax_post.provider.serving import serve
 from fedjax_post.study import build, metering
 from fedjax_post.study.factories import declared_access
-from fedjax_post.study.reconciled import ASKING, counted_in, reconcile, spec_of
+from fedjax_post.study.reconciled import ASKING, counted_in, reconcile
 
 
 def test_every_method_that_asks_is_held_against_the_meter():
@@ -37,19 +38,6 @@ def test_the_page_has_both_accounts_of_every_method_that_asks(shown):
     assert list(shown) == list(ASKING)
 
 
-def hosted(name, folder, rows, url):
-    """The run of a method at a provider that serves the tiny model."""
-    spec = spec_of(name, str(folder), rows)
-    return spec.put({"hosting.url": url, "hosting.model": "tiny"})
-
-
-def told(directory):
-    """What the ledger of a finished run says, over all purposes."""
-    lines = [json.loads(line) for line in (directory / "disclosure.jsonl").read_text().splitlines()]
-    names = ("queries", "private_tokens")
-    return {name: sum(line[name] for line in lines if line["outside"]) for name in names}
-
-
 # One method of each form of a question; the others take minutes
 OVER_ROUNDS = [
     pytest.param(
@@ -63,7 +51,7 @@ OVER_ROUNDS = [
 @pytest.mark.parametrize("name", OVER_ROUNDS)
 def test_an_algorithm_s_counts_are_the_meter_s_over_several_rounds(name, tiny_folder, tiny_rows):
     """On the host, with clients of unlike size: padded rows and steps are not sent."""
-    spec = spec_of(name, str(tiny_folder), tiny_rows).put({"training.local_steps": None})
+    spec = spec_of(name, tiny_folder, tiny_rows).put({"training.local_steps": None})
     parts = study.prepare(spec.put({"training.local_epochs": 1, "training.batch_size": 4})).parts
     meter = Meter(parts.form, parts.meter.examples)
     model = metering.counted(parts.model, meter, pad_id=parts.data.heldout.pad_id)
@@ -83,7 +71,7 @@ def test_an_algorithm_s_counts_are_the_meter_s_over_several_rounds(name, tiny_fo
 @pytest.mark.parametrize("name", ASKING)
 def test_meter_and_log_agree_to_the_token(name, tiny_folder, tiny_rows, tmp_path, shown):
     """With evaluation, a refused client, requests beyond the rate, and dropped clients."""
-    found = reconcile(spec_of(name, str(tiny_folder), tiny_rows), tmp_path / "run")
+    found = reconcile(spec_of(name, tiny_folder, tiny_rows), tmp_path / "run")
     assert found.meter == found.log
     assert found.log.queries > 0
     assert found.log.private_tokens > 0
@@ -113,7 +101,7 @@ def test_calls_of_a_killed_run_count_each_time_that_they_were_sent(
 
     served = load_served(str(tiny_folder))._replace(name="tiny")
     with serve(Provider(served, Settings(log=log))) as url:
-        spec = hosted("bdpl", tiny_folder, tiny_rows, url).put({"training.rounds": 1})
+        spec = spec_of("bdpl", tiny_folder, tiny_rows, url).put({"training.rounds": 1})
         compare = partial(study.compare, {"bdpl": spec}, seeds=(0,), directory=tmp_path, show=str)
         monkeypatch.setattr(Line, "post", dying)
         with pytest.raises(Killed):
@@ -158,7 +146,42 @@ def test_an_algorithm_that_does_not_tell_what_it_sends_is_refused(
 
     monkeypatch.setattr(build, "_make_algorithm", lying)
     with pytest.raises(ValueError, match=message):
-        study.prepare(spec_of(name, str(tiny_folder), tiny_rows))
+        study.prepare(spec_of(name, tiny_folder, tiny_rows))
+
+
+def muted_later(algorithm, by):
+    """BDPL, which counts nothing after its first round: by the round, or by a state."""
+    client, server = algorithm.client, algorithm.server
+
+    def update(model, replica, state, data, ctx):
+        upload, _, metrics = client.update(model, replica, (), data, ctx)
+        later = {"round": ctx.round, "client": state, "server": replica.probs[0, 0] > 1}[by] > 0
+        muted = {name: jnp.where(later, 0, value) for name, value in metrics.items()}
+        return upload, state + 1, muted
+
+    def serve(*args):
+        shared, state = server.update(*args)
+        return shared._replace(probs=shared.probs.at[0, 0].set(2.0)), state
+
+    return algorithm._replace(
+        client=client._replace(init=lambda *args: jnp.int32(0), update=update),
+        server=server._replace(update=serve),
+    )
+
+
+@pytest.mark.parametrize("by", ["round", "client", "server"])
+def test_an_algorithm_that_counts_its_first_round_alone_is_refused(
+    by, tiny_folder, tiny_rows, monkeypatch
+):
+    real = build._make_algorithm
+
+    def lying(*args, **kwargs):
+        algorithm, *rest = real(*args, **kwargs)
+        return muted_later(algorithm, by), *rest
+
+    monkeypatch.setattr(build, "_make_algorithm", lying)
+    with pytest.raises(ValueError, match="bdpl counts .* queries in visits in which it sends"):
+        study.prepare(spec_of("bdpl", tiny_folder, tiny_rows))
 
 
 @pytest.mark.heavy
@@ -168,7 +191,7 @@ def test_a_run_that_may_not_disclose_stops_before_its_first_private_question(
     log = tmp_path / "provider.jsonl"
     served = load_served(str(tiny_folder))._replace(name="tiny")
     with serve(Provider(served, Settings(log=log))) as url:
-        spec = hosted("bdpl", tiny_folder, tiny_rows, url)
+        spec = spec_of("bdpl", tiny_folder, tiny_rows, url)
         with pytest.raises(DisclosureError, match="a visit would send"):
             study.prepare(spec.put({"hosting.fail_on_disclosure": True}))
         job = study.prepare(spec, directory=tmp_path / "run")

@@ -29,6 +29,33 @@ def test_the_seed_decides_what_is_tried(tmp_path):
     assert len({str(told(seed)) for seed in range(100, 120)}) > 2
 
 
+PROMPTS = {
+    "manual_prompt": Rung(Spec(method="manual_prompt"), "baseline"),
+    "manual_2": Rung(Spec(method="manual_prompt"), "control", control="manual"),
+    "proxy_alone": Rung(Spec(method="fed_avg"), "control", control="proxy"),
+}
+
+
+def test_manual_prompts_are_scored_once_on_the_seed_of_the_search(tmp_path, monkeypatch):
+    given = search.plan(GIVEN, RUNGS | PROMPTS, tmp_path)
+    assert {name: len(trials) for name, trials in given.items()} == {
+        "lora": 2,
+        "bdpl": 2,
+        "manual_prompt": 1,
+        "manual_2": 1,
+    }
+    assert given["manual_2"][0].cell.spec == PROMPTS["manual_2"].spec.replace(seed=100)
+    assert search.plan(Search(), RUNGS | PROMPTS, tmp_path) == {}
+    monkeypatch.setattr(search.cells, "carry_out_all", lambda planned, **how: None)
+    monkeypatch.setattr(
+        search, "read_summary", lambda path: {"final": {"exact_match": len(path.parent.name)}}
+    )
+    found = search.best(GIVEN, RUNGS | PROMPTS, tmp_path, measure="exact_match", show=print)
+    assert found.record["prompts"] == {"manual_prompt": 13.0, "manual_2": 8.0}
+    assert set(found.record["cells"]) == set(RUNGS)
+    assert {name: found.rungs[name] for name in PROMPTS} == PROMPTS
+
+
 def test_without_a_search_all_stays_as_it_is(tmp_path):
     found = search.best(Search(), RUNGS, tmp_path, measure="exact_match", show=print)
     assert (found.rungs, found.record) == (RUNGS, {})

@@ -1,11 +1,14 @@
 """A folder with an adapter is served as it was trained."""
 
+import shutil
+
 import jax
 import pytest
 
 from fedjax_post.adapters import add_lora
 from fedjax_post.hub import load_model, save_adapter
-from fedjax_post.study import serve
+from fedjax_post.study import Spec, evaluate, serve
+from fedjax_post.study.files import write_spec
 from fedjax_post.study.served import prompt_ids
 
 
@@ -29,3 +32,20 @@ def test_a_question_is_put_into_the_template_of_the_folder(folder):
     assert asked({}).endswith("fig plum in order:")
     assert not without.endswith("in order:")
     assert asked({"data.template": "{prompt} by kind:"}).endswith("fig plum by kind:")
+
+
+@pytest.mark.heavy
+def test_code_that_a_run_names_is_not_run_to_use_or_score_it(folder, tiny_rows, tmp_path):
+    spec = Spec(method="no_such:code").put(
+        {
+            "model.name": "builtin-small",
+            "model.dtype": "float32",
+            "data.source": str(tiny_rows),
+            "data.labels": ("cat", "dog", "hen", "pig", "cow"),
+            "data.heldout_fraction": 0.25,
+        }
+    )
+    shutil.copytree(folder, tmp_path / "adapter")
+    write_spec(tmp_path / "spec.json", spec)
+    assert serve(tmp_path).use is None
+    assert "accuracy" in evaluate(tmp_path, {"scoring.examples": 4}).scores

@@ -59,7 +59,8 @@ def by_capability(ladder: Ladder) -> list[Block]:
                 "A number is measured: the mean over the methods of a capability, each by its mean "
                 "over seeds, with the range of the methods; how many of them had a value, where "
                 "some had none. Baselines and controls are left out.",
-                "Private tokens are those that the meter counted. A method that asks its host "
+                "Private tokens are those that the meter counted; a question of use is one of real "
+                "uses where a run has any, or else of its evaluation. A method that asks its host "
                 "nothing in training may ask it in evaluation and in use.",
                 "By definition: pre-training makes the weights, and so needs them. Who holds a "
                 "model asks nobody. What a host has read stays with it, whatever is trained again. "
@@ -91,7 +92,7 @@ def _scored(cells: Sequence[Cell]) -> str:
 
 
 def _used(cells: Sequence[Cell]) -> str:
-    return _held(cells) or _mean(cells, _tokens_of_question, ".1f")
+    return _held(cells) or _mean(cells, _tokens_in_use, ".1f")
 
 
 def _held(cells: Sequence[Cell]) -> str:
@@ -124,6 +125,12 @@ def _tokens_of_question(run: Run) -> float | None:
     """Returns the private tokens of one question, those of its template left out."""
     tokens, queries = evaluated(run, "private_tokens"), evaluated(run, "queries")
     return tokens / queries if tokens is not None and queries else None
+
+
+def _tokens_in_use(run: Run) -> float | None:
+    """Returns the private tokens of one question of a run's uses, or else of its evaluation."""
+    queries = run.used.get("queries")
+    return run.used["private_tokens"] / queries if queries else _tokens_of_question(run)
 
 
 def _tokens_of_scoring(run: Run) -> float | None:

@@ -9,6 +9,7 @@ from fedjax_post.report.position.controls import (
     CONTROLS,
     Side,
     best_control,
+    best_prompts,
     controls,
     is_silent,
     manual_prompts,
@@ -47,7 +48,7 @@ def without_weights(ladder: Ladder) -> Contenders:
     scored = [c for c in ladder.cells if c.kind in ("closed", "baseline") and not _is_tuned(c)]
     return Contenders(
         held,
-        [*asking, *using, *others, *manual],
+        [*asking, *using, *others, *best_prompts(ladder)[0]],
         [*few, *missing, *lacks],
         [cell.label for cell in scored if not scores_of(cell)],
         [*told, *own_rows_told(ladder)],

@@ -99,13 +99,38 @@ def is_silent(cell: Cell) -> bool:
     return cell.kind == "closed" and bool(values) and all(value == 0 for value in values)
 
 
+def is_manual(method: str, kind: str, control: str) -> bool:
+    """Returns whether a cell of a ladder is a manual prompt."""
+    return control == "manual" or (kind == "baseline" and method == "manual_prompt")
+
+
 def manual_prompts(ladder: Ladder) -> tuple[list[Cell], list[str]]:
     """Returns the cells of manual prompts, and what is missing if there are too few."""
-    own = [cell for cell in of_kind(ladder, "baseline") if cell.method == "manual_prompt"]
-    found = own + controls(ladder, "manual")
+    found = [
+        cell
+        for kind in ("baseline", "control")
+        for cell in of_kind(ladder, kind)
+        if is_manual(cell.method, cell.kind, cell.control)
+    ]
     enough = len(found) >= BEST_OF.value
     missing = f"the best of ten manual prompts (there are {len(found)})"
     return found, [] if enough else [missing]
+
+
+def best_prompts(ladder: Ladder) -> tuple[list[Cell], str]:
+    """Returns the manual prompts of which the best one counts, and how it is chosen, for people.
+
+    Where all of them were scored on the seed of the search, which is not reported, that is the one
+    that was best there, for all seeds. Earlier ladders lack these scores: all prompts are left, and
+    `best_of` chooses among them by other seeds, whose rows are reported.
+    """
+    cells, _ = manual_prompts(ladder)
+    search = ladder.facts.get("search") or {}
+    tried = search.get("prompts") or {}
+    if not cells or any(cell.method not in tried for cell in cells):
+        return cells, "by the other seeds of the method that it is compared with, for each seed"
+    best = max(cells, key=lambda cell: tried[cell.method])
+    return [best], f"by its score on seed {search.get('seed')}, which is not reported"
 
 
 def best_of(name: str, cells: Iterable[Cell], *, seeds: Collection[int] | None = None) -> Side:

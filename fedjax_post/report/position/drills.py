@@ -23,9 +23,8 @@ def drill_of(row: Mapping[str, Any]) -> str:
 
 def bites(row: Mapping[str, Any]) -> bool:
     """Returns whether a fault cost the margin in the mean over seeds, at once or in the end."""
-    before, after = numbers(row.get("at_fault")), numbers(row.get("at_change"))
-    at_once = [b - a for b, a in zip(before, after, strict=False)]
-    means = [sum(values) / len(values) for values in (at_once, losses(row)) if values]
+    found = losses_at_once(row), losses(row)
+    means = [sum(values) / len(values) for values in found if values]
     return any(mean >= MARGIN.value for mean in means)
 
 
@@ -56,6 +55,15 @@ def losses(row: Mapping[str, Any]) -> list[float]:
         return numbers(row["lost"])
     before, after = numbers(row.get("before")), numbers(row.get("after"))
     return [b - a for b, a in zip(before, after, strict=False)]
+
+
+def losses_at_once(row: Mapping[str, Any]) -> list[float]:
+    """Returns the loss for each seed before anything was trained: that in the end if none is known.
+
+    A change that is told with its scores at once has them where faults begin, on either side.
+    """
+    before, after = numbers(row.get("at_fault")), numbers(row.get("at_change"))
+    return [b - a for b, a in zip(before, after, strict=True)] if after else losses(row)
 
 
 def mean_losses(rows: Sequence[Mapping[str, Any]]) -> list[float]:

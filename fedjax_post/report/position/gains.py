@@ -11,9 +11,9 @@ from fedjax_post.report.comparison import interval
 from fedjax_post.report.markup import Block, Prose, Table
 from fedjax_post.report.position.controls import (
     best_of,
+    best_prompts,
     controls,
     learns,
-    manual_prompts,
     scores_of,
     start_of,
 )
@@ -36,10 +36,9 @@ def gains(ladder: Ladder) -> list[Block]:
     found: list[Block] = [
         Prose(
             "In points: paired differences over the seeds that both sides have, with 95 % "
-            "intervals (Student's t). The best manual prompt is chosen, for each seed, by the "
-            "other seeds of the method that it is compared with. 'own rows': models of each "
-            "client's own on that client's rows, whose labels have a mixture of their own; so they "
-            "are compared with nothing."
+            f"intervals (Student's t). The best manual prompt is chosen {best_prompts(ladder)[1]}. "
+            "'own rows': models of each client's own on that client's rows, whose labels have a "
+            "mixture of their own; so they are compared with nothing."
         )
     ]
     measure = ladder.facts.get("measure", "exact_match")
@@ -79,7 +78,7 @@ def _rivals(ladder: Ladder) -> Mapping[str, list[Cell]]:
     cells = {
         "one client alone": controls(ladder, "one_client"),
         "LoRA in one place": controls(ladder, "central"),
-        "the best manual prompt": manual_prompts(ladder)[0],
+        "the best manual prompt": best_prompts(ladder)[0],
     }
     kept = {name: [cell for cell in found if on_all_rows(cell)] for name, found in cells.items()}
     return {name: found for name, found in kept.items() if found}

@@ -19,7 +19,10 @@ on all rows. On 2026-12-01 another hostile reading found that H3 could hardly be
 its rival was the same base, tuned by its host on the same rows: that comparison is H9 now. It also
 found that one client alone may end below where it began, so that an open method must gain over its
 start too. A third one, on that day, found that H7 was decided on a wire that no cell trained on:
-since then only cells that learned count, and one that sends such updates was added to the ladder.
+since then only cells that learned count, and one that sends such updates was added to the ladder. A
+fourth one found that H2 compared a host that trains again within its notice with an open method
+that must not, and one closed method with all: since then both sides have the same remedy in a pair,
+and H2 and H8 have a contrast for each way of use, of the best method that was drilled of it.
 """
 
 from typing import NamedTuple
@@ -46,7 +49,8 @@ METHOD = (
     "difference has a mean, a 95 % interval and a p by Student's t over the seeds. A contrast "
     "shows an advantage if its mean lies above 0, and none if it lies below the margin, each at "
     "the level that Holm's correction over the hypotheses measured here leaves. The best of "
-    "several cells is chosen, for each seed, by the other seeds. Power is the chance of finding a "
+    "several cells is chosen, for each seed, by the other seeds; that of the manual prompts by the "
+    "seed of the search, where they were tried on it. Power is the chance of finding a "
     "true difference of five points at that level, given the spread that was observed; with less "
     "than one half, the verdict is undecided whatever the interval. The spread is taken to be at "
     "least one held-out row. A contrast of which both sides reach the ceiling shows nothing."
@@ -76,14 +80,19 @@ HYPOTHESES = (
         "H2",
         "Black-box use breaks autonomy.",
         "Abstract; Table 1, weights and autonomy: without weights, clients control less.",
-        "A fault of the host costs closed-side methods more score than its like costs open ones.",
+        "A fault of the host costs the best closed-side method of a way of use, asking or tuning "
+        "by the host, more score than its like costs the best open one.",
         "None does, and of each pair of faults one costs a side the margin.",
         "A shutdown ends training and use with a hosted target, and what was learned is useless "
         "without it. A method that asks nobody runs the same with and without a host's fault, so "
-        "that its loss is 0.",
+        "that its loss is 0. Weights that are held can be kept when their maker goes on to a next "
+        "version or withdraws them: then nothing is lost. A host's model cannot be kept.",
         "Loss of score by a host that changes its model or refuses clients, less that by what "
-        "corresponds to it where clients hold the weights: an update of the base, which nobody "
-        "has to make, or a checkpoint that is withdrawn.",
+        "corresponds to it where clients hold the weights and take the next version, which nobody "
+        "has to, or where a checkpoint is withdrawn. Both sides have the same remedy: none, which "
+        "is the loss at once; or a notice, within which both train again on the next version for "
+        "as many rounds as at first. What that takes is in the table of drills. Of several methods "
+        "of a way of use, the best without a fault is taken, chosen by other seeds.",
         "How often providers stop, change or refuse is not measured, nor what contracts promise.",
     ),
     Hypothesis(
@@ -162,7 +171,8 @@ HYPOTHESES = (
         "region, price or terms of use, so that its loss in those drills is 0.",
         "Loss of score on all held-out rows by what shuts clients out of a closed model, less that "
         "by what corresponds to it where they hold the weights: price and memory; region or "
-        "licence, and the licence of the weights.",
+        "licence, and the licence of the weights. Closed methods that ask and those that their "
+        "host tunes are compared apart, the best of each, as for H2.",
         "How many clients a provider's price, region or terms would shut out in practice.",
     ),
     Hypothesis(

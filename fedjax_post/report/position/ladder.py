@@ -35,7 +35,7 @@ is 0.
 - `budget`: tokens through the model that a run of each cell should take;
 - `longer`: `times`, the factor of the budget of the longer runs;
 - `search`: `seed`, `trials`, and `cells`: method -> `tried` settings, their `scores`, and `chosen`,
-  the number of the best.
+  the number of the best; `prompts`: manual prompt -> its score on that seed, by `measure`.
 """
 
 from collections.abc import Callable, Mapping
@@ -77,6 +77,7 @@ class Run(NamedTuple):
     disclosure: dict[str, float]  # to parties outside the federation
     curve: list[Point]
     summary: dict[str, Any]
+    used: Mapping[str, float] = {}  # queries and private tokens of uses that a provider was shown
 
 
 class Cell(NamedTuple):
@@ -253,7 +254,17 @@ def _run(folder: Path, score: str, measure: str) -> Run:
         {name: value for name, value in disclosure.items() if value is not None},
         _curve(records, f"eval_{measure}"),
         summary,
+        _used(folder),
     )
+
+
+def _used(folder: Path) -> dict[str, float]:
+    """Returns what uses of a run have shown to parties outside the federation; {} without any."""
+    path = folder / "disclosure.jsonl"
+    lines = integrity.read_lines(path) if path.exists() else ()
+    found = [line for line in lines if line.get("purpose") == "use" and line["outside"]]
+    names = ("queries", "private_tokens") if found else ()
+    return {name: sum(line[name] for line in found) for name in names}
 
 
 def _counted(summary: Mapping[str, Any]) -> bool:

@@ -1,46 +1,73 @@
 """Contrasts of drills: what a fault of a host costs, less what its like costs an open method.
 
-Faults are paired by what happens. The mean over a list of drills would follow from the list, since
-most faults of a host cost some methods nothing whatever the data are.
+Faults are paired by what happens, and by what may be done about it. The mean over a list of drills
+would follow from the list, since most faults of a host cost some methods nothing whatever the data
+are.
 
 | what happens | to a closed model | to open weights |
 | --- | --- | --- |
-| other weights take its place | changed, base_retired | base_update |
+| other weights take its place, and nothing is trained | changed, at once | base_update, at once |
+| the same, and all is trained again, as long as at first | base_retired | base_renewed |
 | some clients get it no longer | refused, rate_limited | withdrawn |
 | some lack the means | excluded_price | excluded_memory |
 | some are barred by terms | excluded_region, excluded_licence | excluded_weights_licence |
+
+Closed methods are used in two ways: a host is asked, or it trains its model on rows that are sent
+there. Each way has a contrast of its own, with the best method that was drilled of it, since one
+method is not all of them, and a mean over methods would follow from their list too.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 from fedjax_post.report.position.contrasts import Contrast
 from fedjax_post.report.position.drills import (
     bites,
     drill_of,
     is_measured,
-    mean_losses,
+    losses,
+    losses_at_once,
     rows_of,
 )
 from fedjax_post.report.position.ladder import Ladder
+from fedjax_post.report.position.rules import numbers
 from fedjax_post.report.position.thresholds import MARGIN
 
-Pairs = Sequence[tuple[str, str]]  # a fault of a host, and its like of open weights
+
+class Pair(NamedTuple):
+    """A fault of a host, and its like of open weights."""
+
+    ours: str
+    theirs: str
+    at_once: bool = False  # whether the loss is that before anything is trained
+
+
+Pairs = Sequence[Pair]
 
 CHANGES: Pairs = (
-    *product(("changed", "base_retired"), ("base_update",)),
-    *product(("refused", "rate_limited"), ("withdrawn",)),
+    Pair("changed", "base_update", at_once=True),
+    Pair("base_retired", "base_renewed"),
+    Pair("refused", "withdrawn"),
+    Pair("rate_limited", "withdrawn"),
 )
 EXCLUSIONS: Pairs = (
-    ("excluded_price", "excluded_memory"),
-    *product(("excluded_region", "excluded_licence"), ("excluded_weights_licence",)),
+    Pair("excluded_price", "excluded_memory"),
+    Pair("excluded_region", "excluded_weights_licence"),
+    Pair("excluded_licence", "excluded_weights_licence"),
 )
 UNHURT = f"no fault cost either side {100 * MARGIN.value:.0f} points"
 
 
+class _Best(NamedTuple):
+    """The losses of the best of some methods, which may be another one for each seed."""
+
+    losses: list[float]
+    methods: str  # those that were the best, for people
+
+
 def contrasts(ladder: Ladder, pairs: Pairs, *, least: float) -> list[Contrast]:
-    """Returns a contrast for each pair of drills that was measured on both sides.
+    """Returns a contrast for each way of use and pair of drills that was measured on both sides.
 
     A fault that costs neither side the margin shows nothing of equality: it was too weak, or the
     task too easy.
@@ -51,13 +78,15 @@ def contrasts(ladder: Ladder, pairs: Pairs, *, least: float) -> list[Contrast]:
       least: one held-out row, as a share.
     """
     found = []
-    for ours, theirs in pairs:
-        closed, held = (measured(ladder, kind, {name}) for kind, name in
-                        (("closed", ours), ("open", theirs)))  # fmt: skip
-        gap = [a - b for a, b in zip(mean_losses(closed), mean_losses(held), strict=False)]
+    for pair, tuned in product(pairs, (False, True)):
+        closed = measured(ladder, "closed", {pair.ours}, tuned=tuned)
+        held = measured(ladder, "open", {pair.theirs})
+        (lost, ours), (theirs_lost, theirs) = (_best(rows, pair) for rows in (closed, held))
+        gap = [a - b for a, b in zip(lost, theirs_lost, strict=False)]
         if not gap:
             continue
-        name = f"loss by {ours} ({_methods(closed)}) less that by {theirs} ({_methods(held)})"
+        when = "loss at once" if pair.at_once else "loss"
+        name = f"{when} by {pair.ours} ({ours}) less that by {pair.theirs} ({theirs})"
         below = MARGIN.value if any(map(bites, [*closed, *held])) else None
         found.append(Contrast(name, gap, least, below=below))
     return found
@@ -65,17 +94,27 @@ def contrasts(ladder: Ladder, pairs: Pairs, *, least: float) -> list[Contrast]:
 
 def missing(ladder: Ladder, pairs: Pairs) -> str:
     """Returns which side of all pairs has no drill that was measured; "" if each has one."""
-    if not measured(ladder, "open", {theirs for _, theirs in pairs}):
+    if not measured(ladder, "open", {pair.theirs for pair in pairs}):
         return "no drill that can hurt an open method was run"
-    if not measured(ladder, "closed", {ours for ours, _ in pairs}):
+    if not measured(ladder, "closed", {pair.ours for pair in pairs}):
         return "no drill was run that leaves a closed-side method a score, and could cost it some"
     return ""
 
 
-def measured(ladder: Ladder, kind: str, drills: set[str]) -> list[Mapping[str, Any]]:
-    """Returns the rows of some drills of the methods of a kind whose losses are measurements."""
+def measured(
+    ladder: Ladder, kind: str, drills: set[str], *, tuned: bool | None = None
+) -> list[Mapping[str, Any]]:
+    """Returns the rows of some drills of the methods of a kind whose losses are measurements.
+
+    Args:
+      ladder: with its drills.
+      kind: open or closed.
+      drills: by name.
+      tuned: whether the methods are those whose host trains its model; None for all.
+    """
     cells = [cell for cell in ladder.cells if cell.kind == kind]
-    names = {name for cell in cells for name in (cell.method, cell.label)}
+    chosen = [cell for cell in cells if tuned in (None, cell.tier == "FINETUNE")]
+    names = {name for cell in chosen for name in (cell.method, cell.label)}
     return [
         row
         for row in rows_of(ladder)
@@ -83,5 +122,19 @@ def measured(ladder: Ladder, kind: str, drills: set[str]) -> list[Mapping[str, A
     ]
 
 
-def _methods(rows: Iterable[Mapping[str, Any]]) -> str:
-    return ", ".join(str(row.get("method")) for row in rows)
+def _best(rows: Sequence[Mapping[str, Any]], pair: Pair) -> _Best:
+    """Returns the losses of the method with the best score without the fault.
+
+    It is chosen, for each seed, by the other seeds, as the score is a part of the loss; one seed
+    alone chooses by itself.
+    """
+    lost = [losses_at_once(row) if pair.at_once else losses(row) for row in rows]
+    num_seeds = min(map(len, lost), default=0)
+    before = [numbers(row.get("before"))[:num_seeds] or [0.0] * num_seeds for row in rows]
+    found, chosen = [], []
+    for seed in range(num_seeds):
+        rest = [sum(scores) - (scores[seed] if num_seeds > 1 else 0.0) for scores in before]
+        chosen.append(rest.index(max(rest)))
+        found.append(lost[chosen[-1]][seed])
+    methods = dict.fromkeys(str(rows[n].get("method")) for n in chosen)
+    return _Best(found, ", ".join(methods))

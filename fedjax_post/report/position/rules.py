@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from fedjax_post.report.comparison import Interval, interval
-from fedjax_post.report.position.controls import best_of, manual_prompts
+from fedjax_post.report.position.controls import best_of, best_prompts
 from fedjax_post.report.position.ladder import Cell, Ladder, accuracy
 from fedjax_post.report.position.thresholds import LEAST_GAIN, PROMPTED, RECOVERED
 
@@ -56,7 +56,7 @@ def gate(ladder: Ladder) -> Gate:
 
 def _share_of_manual(ladder: Ladder, found: Mapping[str, Any]) -> float | None:
     """Returns the share of LoRA's gain that the best manual prompt recovers, if it is known."""
-    seeds, prompts = found.get("seeds"), manual_prompts(ladder)[0]
+    seeds, prompts = found.get("seeds"), best_prompts(ladder)[0]
     best = best_of("the best manual prompt", prompts, seeds=seeds)
     lacks = best.lacking or not best.scores or len(best.scores) < len(seeds or ())
     if lacks or found.get("gain") is None:

@@ -8,6 +8,7 @@ from fedjax_post.report.markup import Block, Bullets, Code, Prose, Table
 from fedjax_post.report.position.controls import (
     CONTROLS,
     best_control,
+    best_prompts,
     controls,
     manual_prompts,
     scores_of,
@@ -112,14 +113,14 @@ def controlled(ladder: Ladder) -> list[Block]:
                 "; ".join(missing),
             )
         )
-    manual, _ = manual_prompts(ladder)
+    (manual, _), (_, how) = manual_prompts(ladder), best_prompts(ladder)
     absent = [title for key, title in CONTROLS.items() if not controls(ladder, key)]
     found: list[Block] = [
         Prose(
             "A closed method that asks nothing in training counts as using the target, and an "
             "open method as using the federation, only by what it gains over its control. That "
             "of an open method is the better of one client alone and its own start. The "
-            f"ladder has {len(manual)} manual prompts."
+            f"ladder has {len(manual)} manual prompts, of which the best is chosen {how}."
         )
     ]
     if rows:

@@ -131,8 +131,17 @@ POWER = Threshold(
 BEST_OF = Threshold(
     "best of",
     "prompts",
-    "so many manual prompts must have been tried, the best of which is chosen on other seeds",
-    (Change("2026-11-29", 10, "searches try many prompts; one by hand is no rival", False),),
+    "so many manual prompts must have been tried, the best of which counts",
+    (
+        Change("2026-11-29", 10, "searches try many prompts; one by hand is no rival", False),
+        Change(
+            "2026-12-01",
+            10,
+            "the best is chosen on the seed of the search, where there is one: other seeds' rows, "
+            "by which it had been chosen, are reported",
+            False,
+        ),
+    ),
 )
 BUDGET = Threshold(
     "budget",

@@ -30,6 +30,7 @@ class RunFolder(NamedTuple):
     holdings: Content
     clients: list[Record]  # the scores of each client
     attacks: list[Record]  # what attacks on the run found
+    disclosed: list[Record]  # the disclosure ledger
 
     @property
     def seed(self) -> int:
@@ -102,6 +103,7 @@ def read_folder(directory: str | Path) -> RunFolder:
         whole(HOLDINGS),
         lines("clients.jsonl"),
         lines("attacks.jsonl"),
+        lines("disclosure.jsonl"),
     )
 
 

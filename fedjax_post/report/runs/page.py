@@ -80,6 +80,7 @@ def _blocks(experiments: Sequence[Experiment], scratch: Path) -> Iterator[Block]
     yield from sections.entries(experiments, "secure_sum", "secure sums; no run uses them")
     yield Heading(2, "Disclosure")
     yield from sections.entries(experiments, "disclosure", "disclosure")
+    yield from sections.uses(experiments)
     yield Heading(2, "Attacks")
     yield from sections.attacks(experiments)
     yield Heading(2, "Settings")

@@ -135,6 +135,20 @@ def entries(experiments: Sequence[Experiment], name: str, what: str) -> list[Blo
     return [Table(["", *found], rows)]
 
 
+def uses(experiments: Sequence[Experiment]) -> list[Block]:
+    """Returns the table of what uses have shown since the runs ended; nothing if there are none."""
+    found = [
+        [f"{readable(one.label)}, seed {run.seed}", line["party"], *(plain(line[n]) for n in _USED)]
+        for one in experiments
+        for run in one.runs.values()
+        for line in run.disclosed
+        if line.get("purpose") == "use"
+    ]
+    head = ["run", "to", *(name.replace("_", " ") for name in _USED)]
+    told = "In use, since the runs ended, evaluations of finished runs included:"
+    return [Prose(told), Table(head, found)] if found else []
+
+
 def attacks(experiments: Sequence[Experiment]) -> list[Block]:
     """Returns a table for each attack on the runs, from their `attacks.jsonl`."""
     found: list[Block] = []
@@ -171,6 +185,7 @@ def plain(value: Any) -> str:
 
 
 _EACH = "_per_client"
+_USED = ("queries", "private_tokens", "unique_tokens", "cost")  # of a use, in the ledger
 
 
 def _upright(keys: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:

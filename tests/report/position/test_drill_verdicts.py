@@ -1,7 +1,7 @@
 """H2 and H8 can be supported, refuted or left undecided: what faults cost either side."""
 
 import pytest
-from ladders import CLOSED, FAILED, OPEN, judge, ladder
+from ladders import CLOSED, FAILED, OPEN, cell, judge, ladder
 
 from fedjax_post.report.position.aspects import matrix
 from fedjax_post.report.position.rules import UNPROMPTED
@@ -46,7 +46,7 @@ def test_faults_are_compared_in_pairs_so_that_a_list_of_drills_decides_nothing()
     for drills in (rows, more):
         finding = judge("H2", ladder([OPEN, CLOSED], drills=drills))
         assert finding.verdict == SUPPORTED
-    named = "decided by: loss by changed (fed_bpt) less that by base_update (lora)"
+    named = "decided by: loss at once by changed (fed_bpt) less that by base_update (lora)"
     assert named in finding.numbers
 
 
@@ -59,11 +59,56 @@ def test_a_fault_that_hurts_nobody_shows_no_equality(key):
     assert finding.told == "undecided: no fault cost either side 2 points"
 
 
-def test_a_change_that_hurts_at_once_and_is_made_good_shows_equality():
+AT_ONCE = {"at_fault": [0.8, 0.8, 0.8], "at_change": [0.6, 0.61, 0.59]}
+
+
+def test_a_change_that_hurts_at_once_and_is_made_good_on_both_sides_shows_equality():
     lost = [0.0, 0.004, 0.0]
-    at_once = {"at_fault": [0.8, 0.8, 0.8], "at_change": [0.6, 0.6, 0.6]}
-    rows = [drill("changed", "fed_bpt", lost, **at_once), drill("base_update", "lora", lost)]
+    rows = [drill("base_retired", "fed_bpt", lost, **AT_ONCE), drill("base_renewed", "lora", lost)]
     assert judge("H2", ladder([OPEN, CLOSED], drills=rows)).verdict == NOT_SUPPORTED
+
+
+def test_a_remedy_of_one_side_is_compared_with_that_of_the_other_alone():
+    """A host that trains again is not held against weights that do not, nor the other way round."""
+    lost, good = [0.2, 0.21, 0.22], [0.0, 0.004, 0.0]
+    hosted = [drill("changed", "fed_bpt", good, **AT_ONCE), drill("base_retired", "fed_bpt", good)]
+    update, renewed = drill("base_update", "lora", lost), drill("base_renewed", "lora", lost)
+    of = lambda *rows: judge("H2", ladder([OPEN, CLOSED], drills=rows))
+    both = of(*hosted, update, renewed).numbers
+    told = {line.partition(" (")[0]: line.rpartition(": ")[2] for line in both}
+    assert told["loss at once by changed"].startswith("-1.0 ")
+    assert told["loss by base_retired"].startswith("-20.9 ")
+    assert "no fault of a host was measured together" in of(hosted[1], update).why
+    assert "no fault of a host was measured together" in of(hosted[0], renewed).why
+
+
+TUNED = cell("host", "closed", (0.9, 0.9, 0.9), tier="FINETUNE")
+WEAK = cell("bdpl", "closed", (0.5, 0.5, 0.5))
+
+
+@pytest.mark.parametrize("key", ["H2", "H8"])
+def test_each_way_of_using_a_closed_model_is_judged_by_its_best_method(key):
+    """The host that trains loses nothing; of the two that ask, the better one loses."""
+    ours, theirs = {
+        "H2": ("changed", "base_update"),
+        "H8": ("excluded_price", "excluded_memory"),
+    }[key]
+    none, much = [0.0, 0.004, 0.0], [0.2, 0.21, 0.19]
+    before = {"host": 0.9, "fed_bpt": 0.8, "bdpl": 0.7}
+
+    def found(**lost):
+        rows = [drill(ours, m, lost[m], before=[before[m]] * 3) for m in lost]
+        cells = [OPEN, CLOSED, TUNED, WEAK]
+        return judge(key, ladder(cells, drills=[*rows, drill(theirs, "lora", none)]))
+
+    assert found(host=none, fed_bpt=much, bdpl=none).verdict == SUPPORTED
+    finding = found(host=none, fed_bpt=none, bdpl=much)
+    assert finding.verdict != SUPPORTED
+    lines = [line for line in finding.numbers if line.startswith("loss")]
+    assert len(lines) == 2  # the host is asked, and it trains
+    assert "(fed_bpt)" in lines[0]
+    assert "(host)" in lines[1]
+    assert found(host=much, fed_bpt=none).verdict == SUPPORTED
 
 
 @pytest.mark.parametrize("key", ["H2", "H8"])

@@ -40,6 +40,27 @@ def test_a_cell_is_not_compared_with_itself_and_prompts_by_hand_have_no_row():
     assert "over LoRA in one place" not in found["Lora"]
 
 
+def test_the_best_manual_prompt_is_that_of_the_search_where_it_was_tried():
+    """By the other seeds it would be the second one."""
+    first, second = (
+        control("manual", *scores, name=name)
+        for name, scores in {"one": (0.5, 0.5, 0.5), "two": (0.7, 0.7, 0.7)}.items()
+    )
+
+    def gained(**facts):
+        return rows_of(ladder([LORA, first, second], **facts))["Lora"][
+            "over the best manual prompt"
+        ]
+
+    tried = {"seed": 100, "prompts": {"one": 0.6, "two": 0.5}}
+    assert gained(search=tried).startswith("+33.0 ± ")
+    for earlier in ({}, {"seed": 100}, {"seed": 100, "prompts": {"one": 0.6}}):
+        assert gained(search=earlier).startswith("+13.0 ± ")
+    says = lambda **facts: gains(ladder([LORA, first, second], **facts))[0].text
+    assert "chosen by its score on seed 100, which is not reported." in says(search=tried)
+    assert "chosen by the other seeds of the method that it is compared with" in says()
+
+
 def test_only_seeds_of_both_sides_count():
     two = ALONE._replace(runs={seed: ALONE.runs[seed] for seed in (1, 2)})
     assert rows_of(ladder([LORA, two]))["Lora"]["over one client alone"].startswith("+22.0 ± ")

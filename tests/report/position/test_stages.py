@@ -69,6 +69,14 @@ def test_without_a_tolerance_any_difference_counts():
     assert break_even((10.0, 4.0), (1.0, 1.0), tolerance=0.0) is None
 
 
+def test_a_question_of_use_is_that_of_the_ledger_where_there_is_one():
+    assert of("of a question", "LOGITS", OPEN, costing(CLOSED)) == "4.0"
+    asked = {"queries": 3, "private_tokens": 21}
+    used = {seed: run._replace(used=asked) for seed, run in costing(CLOSED).runs.items()}
+    assert of("of a question", "LOGITS", OPEN, CLOSED._replace(runs=used)) == "7.0"
+    assert of("of a question", "GRADIENTS", OPEN) == "0, by definition"
+
+
 @pytest.mark.parametrize(
     ("own", "hosted", "expected"),
     [

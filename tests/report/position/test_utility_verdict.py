@@ -90,6 +90,16 @@ def test_utility_is_judged_both_ways(cells, expected):
     assert judge("H3", ladder(cells)).told == expected
 
 
+def test_only_the_prompt_that_is_best_in_the_search_is_a_rival():
+    ahead = control("manual", 0.9, 0.92, 0.91, name="ahead")
+    prompts = [*PROMPTS[:-1], ahead]
+    cells = [OPEN, CLOSED, ALONE, MANUAL, *prompts]
+    tried = {prompt.method: 0.5 for prompt in [MANUAL, *prompts]}
+    verdict = lambda **last: judge("H3", ladder(cells, search={"prompts": tried | last})).verdict
+    assert verdict(ahead=0.6) == NOT_SUPPORTED
+    assert verdict(ahead=0.4) == SUPPORTED
+
+
 @pytest.mark.parametrize(
     ("cells", "expected"),
     [
