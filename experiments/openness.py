@@ -7,11 +7,12 @@
 Your own passport is given by its path, ending in .toml.
 
     python -m experiments.openness --task=kinds --seeds=0,1,2
+    python -m experiments.openness --over=runs/kinds_mixed,runs/sst2
 
-runs one task at every level of access, with the same clients and seeds, and writes a position
-report; --dry_run checks every run and prints what it will cost. All other flags are those of
-experiments.train and apply to every run. After Ctrl-C the same command with its --output_dir
-continues.
+The first runs one task at every level of access, with the same clients and seeds, and writes a
+position report; --dry_run checks every run and prints what it will cost. All other flags are those
+of experiments.train and apply to every run. After Ctrl-C the same command with its --output_dir
+continues. The second writes what several ladders come to, in --output_dir or runs/over_tasks.
 """
 
 import shlex
@@ -23,8 +24,11 @@ from fedjax_post.experiments import process, program
 from fedjax_post.experiments.flags import lists, parse
 from fedjax_post.experiments.flags.ladder import read_ladder
 from fedjax_post.experiments.flags.openness import define_openness
+from fedjax_post.report import position
 from fedjax_post.study.catalogue import answer
 from fedjax_post.study.ladder import plan
+
+_ASKED = ("passport", "what_can_i_run", "downgrade")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,6 +42,9 @@ def _openness(argv: Sequence[str]) -> int:
     values = line.values
     if line.help is not None:
         print(line.help)
+    elif values.over:
+        _exclude(values, "over", ("task", *_ASKED))
+        print(position.over_tasks(values.over, values.output_dir or "runs/over_tasks"))
     elif values.task is None:
         print(answer(values.passport, values.what_can_i_run, downgrade=values.downgrade))
     else:
@@ -47,9 +54,7 @@ def _openness(argv: Sequence[str]) -> int:
 
 def _climb(line, argv: Sequence[str]) -> None:
     values = line.values
-    for name in ("passport", "what_can_i_run", "downgrade"):
-        if values[name].value is not None:
-            raise ValueError(f"--{name}={values[name].value} and --task exclude each other")
+    _exclude(values, "task", _ASKED)
     task = read_ladder(values.task, line.typed, trust_code=values.trust_code)
     task = task._replace(extras=task.extras._replace(only=values.only))
     given = task._asdict() | {"seeds": lists.seeds(values)}
@@ -63,6 +68,12 @@ def _climb(line, argv: Sequence[str]) -> None:
         command=shlex.join(process.command("openness", argv)),
     )
     print(found.table())
+
+
+def _exclude(values, given: str, others: Sequence[str]) -> None:
+    for name in others:
+        if values[name].value is not None:
+            raise ValueError(f"--{name}={values[name].value} and --{given} exclude each other")
 
 
 if __name__ == "__main__":

@@ -23,5 +23,7 @@ def define_openness(values: flags.FlagValues) -> None:
     flags.DEFINE_list("only", [], about, **give)
     about = "with --task: check every run, print its cost, and exit"
     flags.DEFINE_bool("dry_run", False, about, **give)
+    about = "write what ladders of several tasks, two folders or more, come to together"
+    flags.DEFINE_list("over", [], about, **give)
     flags.DEFINE_bool("trust_code", False, "import functions that the ladder's file names", **give)
     lists.define_many(values, usual="0", of="ladder")

@@ -62,6 +62,7 @@ class Provider:
       settings: its terms.
       successor: the model that answers after `settings.change_after` requests. Requests continue
         to name the first model; answers name the one that gave them.
+      clock_fn: returns the seconds by which the rate of requests is limited.
 
     Raises:
       ValueError: if only one of `change_after` and `successor` is given, the pattern is invalid,
@@ -74,6 +75,7 @@ class Provider:
         settings: Settings = Settings(),  # noqa: B008 - immutable
         *,
         successor: Served | None = None,
+        clock_fn: Callable[[], float] = time.monotonic,
     ):
         if (successor is None) != (settings.change_after is None):
             raise ValueError("`change_after` and `successor` go together; give both or neither")
@@ -84,6 +86,7 @@ class Provider:
         except re.error as error:
             raise ValueError(f"refused_pattern={settings.refused_pattern}: {error}") from None
         self.served, self.settings, self._successor = served, settings, successor
+        self._clock_fn = clock_fn
         self.log = Log(settings.log)
         self.files, self._jobs = uploads.Files(), None
         if settings.recipe is not None:
@@ -275,7 +278,7 @@ class Provider:
             return self._successor if changed and self._successor else self.served
 
     def _limit(self, most: int, seconds: float) -> None:
-        now = time.monotonic()
+        now = self._clock_fn()
         while self._recent and now - self._recent[0] >= seconds:
             self._recent.popleft()
         if len(self._recent) >= most:

@@ -85,6 +85,9 @@ def test_help_lists_the_flags(capsys):
         (["--pasport=pythia"], ["pasport", "--help lists the flags"]),
         (["pythia"], ["'pythia' is not a flag"]),
         (["--passport=nowhere.toml"], ["nowhere.toml", "there are"]),
+        (["--over=runs/a"], ["two ladders or more, got runs/a", "add one"]),
+        (["--over=runs/a,runs/b"], ["runs/a/ladder.json"]),
+        (["--over=runs/a,runs/b", "--task=kinds"], ["--task=kinds and --over exclude"]),
     ],
 )
 def test_bad_input_names_flag_value_and_remedy(flags, words, capsys):

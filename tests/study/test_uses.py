@@ -5,7 +5,7 @@ import io
 import json
 
 import pytest
-from hosted_runs import seen_by, spec_of, told
+from hosted_runs import spec_of, told
 
 from fedjax_post import study
 from fedjax_post.disclosure.ledger import DisclosureError
@@ -17,6 +17,7 @@ from fedjax_post.provider.served import load_served
 from fedjax_post.provider.service import Provider, Settings
 from fedjax_post.provider.serving import serve
 from fedjax_post.study import folder, hosting, uses
+from fedjax_post.study.reconciled import counted_in
 
 LAST = {"training.rounds": 1, "scoring.every": 0, "training.local_steps": 1}
 URL = "hosting.url"
@@ -84,8 +85,7 @@ def test_the_ledger_of_uses_is_what_the_provider_has_logged(name, tiny, host, tm
         sent = len(log.read_bytes())
         assert study.evaluate(run, at) == found
         assert len(log.read_bytes()) == sent  # all answers were in the journal
-    seen = seen_by(log, tiny[1])
-    assert told(run) == {n: getattr(seen, n) for n in ("queries", "private_tokens", "labels")}
+    assert told(run) == counted_in(log, tiny[1])._asdict()
     assert lines_of(run)[:-1] == before
     assert (run / "journal.jsonl").read_bytes() == files
 
@@ -103,8 +103,7 @@ def test_a_model_that_its_host_has_tuned_can_be_asked(tiny, tmp_path):
     (tuned,) = [entry for entry in entries if entry["event"] == "tuned"]
     asked = [json.loads(e["body"]) for e in entries[before:] if e["event"] == "arrived"]
     assert {body["model"] for body in asked} == {tuned["made"]}
-    seen = seen_by(log, tiny[1])
-    assert told(run) == {n: getattr(seen, n) for n in ("queries", "private_tokens", "labels")}
+    assert told(run) == counted_in(log, tiny[1])._asdict()
 
 
 @pytest.mark.heavy
@@ -226,8 +225,7 @@ def test_what_is_refused_or_interrupted_has_been_shown(tiny, host, tmp_path, mon
         for _ in range(3):
             answer(run, "say hen", at)
     assert "429" in (run / uses.JOURNAL).read_text()
-    seen = seen_by(log, tiny[1])
-    assert told(run) == {n: getattr(seen, n) for n in ("queries", "private_tokens", "labels")}
+    assert told(run) == counted_in(log, tiny[1])._asdict()
 
 
 @pytest.mark.heavy

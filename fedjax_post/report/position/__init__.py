@@ -3,7 +3,9 @@
 Example:
   from fedjax_post.report import position
   print(position.write("runs/ladder"))
+  print(position.over_tasks(["runs/ladder", "runs/other_task"], "runs/over_tasks"))
 """
 
 from fedjax_post.report.position.ladder import read_ladder
 from fedjax_post.report.position.report import write
+from fedjax_post.report.position.tasks import over_tasks

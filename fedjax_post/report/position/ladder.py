@@ -206,6 +206,11 @@ def if_hosted(run: Run) -> float | None:
     return run.disclosure.get("if_hosted", run.spent["tokens_sent"])
 
 
+def evaluated(run: Run, name: str) -> float | None:
+    """Returns what evaluation disclosed, by the name of a count: private_tokens, queries, cost."""
+    return ((run.summary.get("disclosure") or {}).get("evaluation") or {}).get(name)
+
+
 def counts_templates(run: Run) -> bool:
     """Returns whether `if_hosted` also counts the template around each question."""
     asked = run.inference != "provider" and "if_hosted" not in run.disclosure

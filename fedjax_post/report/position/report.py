@@ -27,7 +27,7 @@ from fedjax_post.report.position.verdicts import (
     verdicts,
 )
 
-_COLOURS = {
+COLOURS = {  # of the frame around a verdict
     NOT_SUPPORTED: "#D55E00",
     SUPPORTED: "#0072B2",
     UNDECIDED: "#888888",
@@ -57,7 +57,7 @@ def write(directory: str | Path) -> str:
     blocks = page.blocks(ladder, judged, squares, drawn)
     title = f"Position report: {page.title_of(ladder)}"
     write_text(directory / "position.md", markup.markdown(blocks))
-    write_text(directory / "position.html", markup.page(title, blocks, directory, marked=_COLOURS))
+    write_text(directory / "position.html", markup.page(title, blocks, directory, marked=COLOURS))
     found = seal_file(_as_dict(ladder, judged, squares))
     write_text(directory / "position.json", found)
     return _told(ladder, judged, directory)

@@ -1,41 +1,39 @@
 """The same question asked of other stages: what is measured of them here, and what is defined.
 
-| stage | what is measured |
+What each capability allows is in `capabilities`; what the sides cost is here, for the best method
+of each:
+
+| costs | what is measured |
 | --- | --- |
-| post-training | private tokens that the target's host sees, by the meter |
-| evaluation | the same, for all held-out rows once |
-| use | private tokens of one question: of uses, where there are any, or else of the evaluation |
-| use | questions until the open side is cheaper, for the best method of each side |
-| unlearning | the loss of score of a federation that is trained again without one client |
-| pre-training | nothing here: it needs the weights, and no rival has them |
+| questions shown | nothing: the open side shows none, by definition |
+| money, energy | questions until the open side is cheaper |
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 from fedjax_post.report.markup import Block, Bullets, Prose, Table
+from fedjax_post.report.position.capabilities import by_capability
 from fedjax_post.report.position.controls import is_silent
-from fedjax_post.report.position.drills import FORGOTTEN, losses
 from fedjax_post.report.position.ladder import (
     Cell,
     Ladder,
     Run,
     asks,
     comparable,
-    if_hosted,
+    evaluated,
     measure_of,
     of_kind,
     over_seeds,
 )
-from fedjax_post.report.position.rules import best, count, points
+from fedjax_post.report.position.rules import best
 from fedjax_post.report.position.thresholds import BUDGET
 
 # What an hour of a client's machine costs, in the unit of the ladder's price: an assumption, as for
 # two cores that are rented
 HOUR = 0.05
 TOLERANCE = 0.01  # costs that differ by less than this share of the larger one count as equal
-_NONE = "0 by definition where clients hold the model"
 _UNPAIRED = "no open method, or no closed one that asks in training, has a score"
 
 _ValueFn = Callable[[Run], float | None]
@@ -56,28 +54,19 @@ class _Costs(NamedTuple):
 
 
 def stages(ladder: Ladder) -> list[Block]:
-    """Returns a table of stages against both sides, and how its costs are counted."""
+    """Returns the tables of stages and of costs, and how both are counted."""
     pair = _pair(ladder)
+    asking = any(asks(cell) and not is_silent(cell) for cell in of_kind(ladder, "closed"))
+    less = "by definition: it shows a host nothing, in training and in use"
     rows = [
-        *_shown(ladder),
-        ("use: the open side has cost less after", "", *_money(pair)),
-        ("use: the open side has taken less energy after", "", *_energy(pair)),
-        (
-            "unlearning one client",
-            _forgotten(ladder, "closed"),
-            _forgotten(ladder, "open"),
-            "measured: the loss of score of training again without it. What a host has read stays "
-            "with it, by definition",
-        ),
-        (
-            "pre-training",
-            "impossible",
-            "possible",
-            "by definition: it makes weights. Not run in this ladder; algorithm di_loco does it",
-        ),
+        ("has shown less", *(("the first question", less) if asking else ("missing", ""))),
+        ("has cost less money", *_money(pair)),
+        ("has taken less energy", *_energy(pair)),
     ]
     return [
-        Table(("stage", "without the weights", "with the weights", "how it is known"), rows),
+        *by_capability(ladder),
+        Prose("What the sides cost, in training and in use together:"),
+        Table(("the open side", "after", "how it is known"), rows),
         Prose("How costs are counted:"),
         Bullets(_conventions(ladder)),
     ]
@@ -125,8 +114,6 @@ def _conventions(ladder: Ladder) -> list[str]:
         else "No budget was stated, so that training took what each method's settings ask for."
     )
     return [
-        "A mean over methods takes each by its mean over seeds; the range beside it is that of the "
-        "methods. A method that asks nothing in training is none of those that ask.",
         f"Money and energy compare one method of each side, that with the best mean "
         f"{measure_of(ladder)}, and the first in the ladder among equals. A closed method that "
         "asks its host nothing in training is left out, since no bill contains what its clients "
@@ -142,54 +129,6 @@ def _conventions(ladder: Ladder) -> list[str]:
         "Energy: counted in tokens through the model, a backward pass as two, as if each took as "
         "much on both sides. A provider does not state its own.",
     ]
-
-
-def _shown(ladder: Ladder) -> list[tuple[str, str, str, str]]:
-    """Returns the rows on what a host is shown."""
-    asking = [cell for cell in of_kind(ladder, "closed") if asks(cell) and not is_silent(cell)]
-    training, question = _means(asking, if_hosted), _means(asking, _tokens_in_use)
-    used = any(run.used for cell in asking for run in cell.runs.values())
-    where = "in use, or in evaluation of runs that were not used" if used else "in evaluation"
-    # 0 of a method that asks is what a run says whose evaluation was not metered
-    scored = _means(asking, lambda run: _tokens_of_scoring(run) or None)
-    held = _means(of_kind(ladder, "open"), _tokens_of_scoring)
-    told = lambda values: f"measured by the meter: mean over {_methods(values)}"
-    less = "by definition: it shows a host nothing, in training and in use"
-    return [
-        ("post-training: private tokens shown", _mean(training), "0", f"{told(training)}; {_NONE}"),
-        (
-            "an evaluation of all held-out rows: private tokens shown",
-            *(_mean(scored), _mean(held)),
-            f"{told(scored)}, and with the weights over {_methods(held)}",
-        ),
-        (
-            "use: private tokens of one question shown",
-            *(_mean(question), "0"),
-            f"{told(question)}, counted {where}; {_NONE}",
-        ),
-        (
-            "use: the open side has shown less after",
-            "",
-            *(("the first question", less) if asking else ("missing", "")),
-        ),
-    ]
-
-
-def _methods(values: Sequence[float]) -> str:
-    return f"{len(values)} method{'' if len(values) == 1 else 's'}"
-
-
-def _mean(values: Sequence[float]) -> str:
-    """Returns the mean over methods as text, with their range if they differ."""
-    if not values:
-        return count(None)
-    low, high = f"{min(values):,.0f}", f"{max(values):,.0f}"
-    return f"{sum(values) / len(values):,.0f}" + (f" ({low} to {high})" if low != high else "")
-
-
-def _means(cells: Sequence[Cell], value_fn: _ValueFn) -> list[float]:
-    """Returns the mean over seeds of each cell, without those of which a seed lacks the value."""
-    return [found.mean for cell in cells if (found := over_seeds(cell, value_fn))]
 
 
 def _pair(ladder: Ladder) -> _Pair | None:
@@ -280,40 +219,6 @@ def _tokens_of_use(run: Run) -> float | None:
     return run.summary.get("question_tokens")
 
 
-def _evaluated(run: Run, name: str) -> float | None:
-    return ((run.summary.get("disclosure") or {}).get("evaluation") or {}).get(name)
-
-
-def _tokens_of_question(run: Run) -> float | None:
-    """Returns the private tokens of one question, those of its template left out."""
-    tokens, queries = _evaluated(run, "private_tokens"), _evaluated(run, "queries")
-    return tokens / queries if tokens is not None and queries else None
-
-
-def _tokens_in_use(run: Run) -> float | None:
-    """Returns the private tokens of one question of a run's uses, or else of its evaluation."""
-    queries = run.used.get("queries")
-    return run.used["private_tokens"] / queries if queries else _tokens_of_question(run)
-
-
-def _tokens_of_scoring(run: Run) -> float | None:
-    """Returns the private tokens of the questions of all held-out rows; 0 if none were shown."""
-    shown, rows = _evaluated(run, "private_tokens"), run.summary.get("heldout_examples")
-    tokens = _tokens_of_question(run) if shown else shown
-    return tokens * rows if tokens and rows else tokens
-
-
 def _billed_use(run: Run) -> float | None:
-    cost, queries = _evaluated(run, "cost"), _evaluated(run, "queries")
+    cost, queries = evaluated(run, "cost"), evaluated(run, "queries")
     return cost / queries if cost is not None and queries else None
-
-
-def _forgotten(ladder: Ladder, kind: str) -> str:
-    names = {name for cell in of_kind(ladder, kind) for name in (cell.method, cell.label)}
-    rows = [
-        row
-        for row in ladder.facts.get("drills") or []
-        if row.get("drill") == FORGOTTEN and row.get("method") in names
-    ]
-    told = [f"{row['method']} loses {points(losses(row))}" for row in rows]
-    return "; ".join(told) or "missing"

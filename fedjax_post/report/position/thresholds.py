@@ -149,7 +149,21 @@ BUDGET = Threshold(
     "a cell whose spending differs by more is marked; no verdict depends on it",
     (Change("2026-11-30", 0.15, "a round more or less of the longest visits", False),),
 )
+TASKS = Threshold(
+    "tasks",
+    "ladders",
+    "so many must decide a hypothesis alike, or it is decided on one task alone",
+    (
+        Change(
+            "2026-12-01",
+            2,
+            "each ladder may read a false verdict in 5 % of cases, so that one among several is no "
+            "evidence over tasks; two must err at once",
+            False,
+        ),
+    ),
+)
 THRESHOLDS = (
     *(MARGIN, ALIKE, RARE, CEILING, PROMPTED, RECOVERED),
-    *(LEAST_GAIN, ALPHA, GAIN, POWER, BEST_OF, BUDGET),
+    *(LEAST_GAIN, ALPHA, GAIN, POWER, BEST_OF, BUDGET, TASKS),
 )

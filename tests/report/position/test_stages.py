@@ -6,6 +6,7 @@ import pytest
 from ladders import CLOSED, OPEN, cell, ladder
 
 from fedjax_post.report.markup import Bullets, Table
+from fedjax_post.report.position.ladder import TIERS
 from fedjax_post.report.position.stages import HOUR, break_even, stages
 
 
@@ -25,9 +26,14 @@ def costing(one, *, seconds=3600.0, tokens=1000, question=10.0, billed=1.0, scor
 
 
 def row_of(name, *cells, **facts):
-    """The row of the table of stages whose name contains this."""
-    (table,) = [b for b in stages(ladder(list(cells), **facts)) if isinstance(b, Table)]
-    return next(row for row in table.rows if name in row[0])
+    """The row of the tables of stages and of costs whose name contains this."""
+    tables = [b for b in stages(ladder(list(cells), **facts)) if isinstance(b, Table)]
+    return next(row for table in tables for row in table.rows if name in row[0])
+
+
+def of(name, tier, *cells, **facts):
+    """The entry of a capability in such a row."""
+    return row_of(name, *cells, **facts)[1 + TIERS.index(tier)]
 
 
 def told(cells, **facts):
@@ -64,14 +70,11 @@ def test_without_a_tolerance_any_difference_counts():
 
 
 def test_a_question_of_use_is_that_of_the_ledger_where_there_is_one():
-    row = row_of("private tokens of one question", OPEN, costing(CLOSED))
-    assert row[1:3] == ("4", "0")
-    assert "counted in evaluation;" in row[3]
+    assert of("of a question", "LOGITS", OPEN, costing(CLOSED)) == "4.0"
     asked = {"queries": 3, "private_tokens": 21}
     used = {seed: run._replace(used=asked) for seed, run in costing(CLOSED).runs.items()}
-    row = row_of("private tokens of one question", OPEN, CLOSED._replace(runs=used))
-    assert row[1:3] == ("7", "0")
-    assert "counted in use, or in evaluation of runs that were not used;" in row[3]
+    assert of("of a question", "LOGITS", OPEN, CLOSED._replace(runs=used)) == "7.0"
+    assert of("of a question", "GRADIENTS", OPEN) == "0, by definition"
 
 
 @pytest.mark.parametrize(
@@ -90,7 +93,7 @@ def test_energy_is_paid_back_by_shorter_questions(own, hosted, expected):
         costing(one, tokens=tokens, question=question)
         for one, (tokens, question) in ((OPEN, own), (CLOSED, hosted))
     ]
-    assert row_of("energy", *cells)[2] == expected
+    assert row_of("energy", *cells)[1] == expected
 
 
 def test_the_best_method_of_each_side_is_compared_whatever_else_was_run():
@@ -102,46 +105,65 @@ def test_the_best_method_of_each_side_is_compared_whatever_else_was_run():
         cell("unscored", "open", (None, None, None)),
     ]
     as_good = [costing(OPEN._replace(label="Second"), question=99.0)]
-    for name in ("energy", "cost less"):
+    for name in ("energy", "money"):
         alone = row_of(name, *pair)
         assert row_of(name, *worse, *pair, *as_good) == alone
-        assert alone[3].startswith("Lora against Fed_Bpt, the best of each side: ")
+        assert alone[2].startswith("Lora against Fed_Bpt, the best of each side: ")
 
 
 def test_a_closed_method_that_asks_nothing_in_training_is_not_compared():
     silent = costing(cell("fed_pt", "closed", (0.9, 0.9, 0.9), asked=0.0), billed=0.0)
-    assert "Lora against Fed_Bpt" in row_of("cost less", costing(OPEN), silent, costing(CLOSED))[3]
-    assert row_of("cost less", costing(OPEN), silent)[2] == "missing"
+    assert "Lora against Fed_Bpt" in row_of("money", costing(OPEN), silent, costing(CLOSED))[2]
+    assert row_of("money", costing(OPEN), silent)[1] == "missing"
 
 
 def test_money_counts_all_tokens_of_a_question_on_both_sides():
     """A question has 4 private tokens, and 10 through the model: those cost a client's time."""
     own = costing(OPEN, seconds=3600.0 / HOUR, tokens=1000, question=10.0)  # 1 in training
     hosted = costing(CLOSED, billed=0.5, scored=0.5)  # 0.1 for a question
-    row = row_of("cost less", own, hosted)
-    assert row[2] == "6 questions"  # 0.5 / (0.1 - 10 / 1000), rounded up
-    assert row[3].endswith("training 1 against 0.5, a million questions 1e+04 against 1e+05")
+    row = row_of("money", own, hosted)
+    assert row[1] == "6 questions"  # 0.5 / (0.1 - 10 / 1000), rounded up
+    assert row[2].endswith("training 1 against 0.5, a million questions 1e+04 against 1e+05")
 
 
 def test_a_pair_whose_files_lack_a_cost_is_named():
-    for name in ("energy", "cost less"):
+    for name in ("energy", "money"):
         row = row_of(name, OPEN, costing(CLOSED))
-        assert row[2] == "missing"
-        assert row[3].startswith("Lora against Fed_Bpt, the best of each side: a summary lacks")
-        assert row_of(name, OPEN)[2] == "missing"
+        assert row[1] == "missing"
+        assert row[2].startswith("Lora against Fed_Bpt, the best of each side: a summary lacks")
+        assert row_of(name, OPEN)[1] == "missing"
 
 
-def test_means_say_over_how_many_methods_they_are():
+def test_a_capability_has_the_mean_and_range_of_its_methods():
     second = costing(cell("bdpl", "closed", (0.3, 0.3, 0.3), asked=900.0))
-    cells = [costing(OPEN), costing(CLOSED), second]
-    training = row_of("post-training", *cells)
-    assert training[1] == "800 (700 to 900)"
-    assert "mean over 2 methods" in training[3]
-    scored = row_of("an evaluation", *cells)
-    assert scored[1] == str(4 * 240)  # tokens of a question, held-out rows
-    assert "mean over 2 methods, and with the weights over 1 method" in scored[3]
-    assert row_of("of one question", *cells)[1] == "4"
-    assert row_of("post-training", OPEN)[1] == "missing"
+    unscored = cell("fed_one", "closed", (None, None, None), asked=None)
+    text = costing(cell("fed_dtpt", "closed", (0.4, 0.4, 0.4), tier="TEXT", asked=100.0))
+    cells = [costing(OPEN), costing(CLOSED), second, unscored, text]
+    assert of("methods", "LOGITS", *cells) == "3"
+    assert of("exact match", "LOGITS", *cells) == "40.5 (30.0 to 51.0), 2 of 3 methods"
+    assert of("post-training: private", "LOGITS", *cells) == "800 (700 to 900), 2 of 3 methods"
+    assert of("post-training: private", "TEXT", *cells) == "100"
+    assert of("evaluation of", "TEXT", *cells) == str(4 * 240)
+    assert of("of a question", "TEXT", *cells) == "4.0"
+
+
+def test_what_is_by_definition_and_what_was_not_measured_are_told_apart():
+    stand_in = costing(cell("offsite", "closed", (0.5,) * 3, tier="EMULATOR", asked=0.0))
+    cells = [costing(OPEN), costing(CLOSED), stand_in]
+    for name in ("post-training: private", "evaluation of", "of a question"):
+        assert of(name, "GRADIENTS", *cells) == "0, by definition"
+        assert of(name, "FINETUNE", *cells) == "not measured"
+    assert of("post-training: private", "EMULATOR", *cells) == "0, by definition"
+    assert of("of a question", "EMULATOR", *cells) == "4.0"  # its host is asked in use
+    assert of("pre-training", "EMULATOR", *cells) == "impossible, by definition"
+    assert of("pre-training", "GRADIENTS", *cells) == "possible, by definition; not measured"
+
+
+def test_a_method_that_asks_and_was_not_metered_in_evaluation_is_not_measured():
+    blind = costing(CLOSED)
+    for run in blind.runs.values():
+        run.summary["disclosure"]["evaluation"] |= {"private_tokens": 0, "queries": 0}
+    assert of("evaluation of", "LOGITS", blind) == "not measured"
 
 
 def test_equal_training_is_said_to_be_set_by_the_budget():
@@ -151,8 +173,8 @@ def test_equal_training_is_said_to_be_set_by_the_budget():
     assert "the budget counts it three times" in told(cells)
 
 
-def test_unlearning_has_its_loss_of_score_on_either_side():
+def test_unlearning_has_its_loss_of_score_by_capability():
     row = {"drill": "forgotten", "method": "lora", "lost": [0.3, 0.3, 0.3]}
-    found = row_of("unlearning", OPEN, CLOSED, drills=[row])
-    assert found[1] == "missing"
-    assert "lora loses +30.0" in found[2]
+    assert of("unlearning", "LOGITS", OPEN, CLOSED, drills=[row]) == "not measured"
+    found = of("unlearning", "GRADIENTS", OPEN, CLOSED, drills=[row])
+    assert found == "+30.0 ± 0.0 points (3 seeds), lora"
