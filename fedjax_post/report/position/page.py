@@ -13,7 +13,7 @@ from fedjax_post.report.position.gains import gains
 from fedjax_post.report.position.hypotheses import METHOD
 from fedjax_post.report.position.ladder import Ladder, measure_of
 from fedjax_post.report.position.leaks import leaks
-from fedjax_post.report.position.rules import gate, numbers, percent, points
+from fedjax_post.report.position.rules import gate, numbers, p_value, percent, points
 from fedjax_post.report.position.stages import stages
 from fedjax_post.report.position.tables import (
     controlled,
@@ -132,7 +132,8 @@ def _line(verdict: Verdict) -> tuple[str, ...]:
     claim, found = verdict
     shown = lambda value: "" if value is None else f"{value:.2g}"
     seeds = str(found.num_seeds) if found.num_seeds else ""
-    numbers = (shown(found.p), shown(found.level), shown(found.power))
+    p = "" if found.p is None else p_value(found.p).removeprefix("= ")
+    numbers = (p, shown(found.level), shown(found.power))
     return (claim.key, claim.claim, seeds, *numbers, found.told)
 
 

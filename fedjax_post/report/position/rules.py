@@ -104,6 +104,15 @@ def percent(value: float | Interval | None) -> str:
     return f"{100 * value:.1f} %"
 
 
+def p_value(p: float) -> str:
+    """Returns the p of a test as text.
+
+    >>> p_value(0.0123), p_value(1.2e-7)
+    ('= 0.012', '< 0.0001')
+    """
+    return "< 0.0001" if p < 1e-4 else f"= {p:.2g}"
+
+
 def count(value: Interval | None) -> str:
     """Returns a mean count as text, with its interval if seeds differ."""
     if value is None:

@@ -18,6 +18,7 @@ from fedjax_post.report.position.definitions import DEFINED
 from fedjax_post.report.position.hypotheses import HYPOTHESES, Hypothesis
 from fedjax_post.report.position.ladder import Ladder
 from fedjax_post.report.position.measured import MEASURES, Evidence
+from fedjax_post.report.position.rules import p_value
 from fedjax_post.report.position.statistics import holm
 from fedjax_post.report.position.thresholds import ALPHA, GAIN, MARGIN, POWER
 
@@ -86,7 +87,7 @@ def _finding(key: str, one: Evidence, shown: Shown, level: float, passed: bool) 
     power = power_of(spread, shown.num_seeds, level / shown.tests)
     p = min(shown.p_for, shown.p_against)
     told = (
-        f"{shown.num_seeds} seeds, p = {p:.2g} at a level of {level:.2g}; power for "
+        f"{shown.num_seeds} seeds, p {p_value(p)} at a level of {level:.2g}; power for "
         f"{100 * GAIN.value:.0f} points: {power:.2f}"
     )
     if power < POWER.value:
