@@ -43,7 +43,8 @@ def _openness(argv: Sequence[str]) -> int:
     if line.help is not None:
         print(line.help)
     elif values.over:
-        _exclude(values, "over", ("task", *_ASKED))
+        if others := sorted(line.by_hand - {"over", "output_dir"}):
+            raise ValueError(f"--over judges ladders as they are; leave out --{others[0]}")
         print(position.over_tasks(values.over, values.output_dir or "runs/over_tasks"))
     elif values.task is None:
         print(answer(values.passport, values.what_can_i_run, downgrade=values.downgrade))
@@ -54,7 +55,9 @@ def _openness(argv: Sequence[str]) -> int:
 
 def _climb(line, argv: Sequence[str]) -> None:
     values = line.values
-    _exclude(values, "task", _ASKED)
+    for name in _ASKED:
+        if values[name].value is not None:
+            raise ValueError(f"--{name}={values[name].value} and --task exclude each other")
     task = read_ladder(values.task, line.typed, trust_code=values.trust_code)
     task = task._replace(extras=task.extras._replace(only=values.only))
     given = task._asdict() | {"seeds": lists.seeds(values)}
@@ -68,12 +71,6 @@ def _climb(line, argv: Sequence[str]) -> None:
         command=shlex.join(process.command("openness", argv)),
     )
     print(found.table())
-
-
-def _exclude(values, given: str, others: Sequence[str]) -> None:
-    for name in others:
-        if values[name].value is not None:
-            raise ValueError(f"--{name}={values[name].value} and --{given} exclude each other")
 
 
 if __name__ == "__main__":

@@ -168,17 +168,7 @@ class Hosted(View):
         """Returns the least and the largest log-probability that each candidate can have.
 
         The two are equal for a candidate that the provider returns; of any other, the least is
-        -inf.
-
-        Args:
-          params: as for `next_scores`.
-          prompts: as for `next_scores`.
-          prompt_mask: as for `next_scores`.
-          candidates: as for `next_scores`.
-          prefix: as for `next_scores`.
-
-        Raises:
-          AccessError: if the model does not grant LOGITS.
+        -inf. Arguments, shapes and errors are those of `next_scores`.
         """
         check_call("next_scores", Access.LOGITS, self.access, params)
         least, largest = np.zeros((2, len(prompts), len(candidates)), np.float32)

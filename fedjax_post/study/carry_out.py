@@ -51,6 +51,7 @@ def carry_out(
         with peers.together():
             if peers.is_first():
                 _write_holdings(job.directory, parts)
+                uses.entries_of(job.directory, parts.spec)  # a damaged record is found before work
         base = scoring.before(parts, init(parts.algorithm, parts.params))
         evaluated = metered.evaluated(parts, rounds=0)
         state = _train(job, callbacks)

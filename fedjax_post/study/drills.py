@@ -168,8 +168,15 @@ def _prepare(cell: cells.Cell, chosen: Sequence[str], settings: Settings) -> fau
     exact = settings.measure == "exact_match"
     spec = resolve(cell.spec.put({"scoring.exact_match": "on"}) if exact else cell.spec)
     settings = faults.fill_settings(settings, spec.training.rounds)
-    if hosting.is_hosted(spec) and set(chosen) & set(_CHANGES) and not settings.next_version:
+    changed = [name for name in chosen if name in _CHANGES]
+    if hosting.is_hosted(spec) and changed and not settings.next_version:
         other_hosts.check(spec)  # before anything is paid
+    if changed and settings.next_version and hosting.tunes(spec):
+        raise ValueError(
+            f"next_version={settings.next_version}: {changed[0]} of a model that its host has "
+            "fine-tuned needs its host's files, which a host of another model does not have; leave "
+            "next_version out, and the weights are changed instead, or leave out the method"
+        )
     parts = build(spec)
     if any(name in chosen for name in (*faults_of.EXCLUSIONS, "excluded_weights_licence")):
         faults_of.check_excluded(faults.num_excluded(settings, parts), len(parts.data.clients))

@@ -6,13 +6,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from fedjax_post.core.access import Access
 from fedjax_post.evaluate.clients import ClientTable
 from fedjax_post.evaluate.generation import NoteFn
-from fedjax_post.evaluate.heldout import HeldOut
+from fedjax_post.evaluate.heldout import HeldOut, score_names
 from fedjax_post.evaluate.scores import Scores, left_out, measure, scores_of
 from fedjax_post.report.clients import heading, spread_rows
 from fedjax_post.report.table import SCORES, columns, left_out_lines, score_cells
-from fedjax_post.study import client_rows, client_tables, hosting, ledgers, rows, uses
+from fedjax_post.study import client_rows, client_tables, ledgers, rows, uses
 from fedjax_post.study.served import Served, load_rows, serve
 
 _NONE: Mapping[str, Any] = MappingProxyType({})
@@ -68,8 +69,14 @@ def evaluate(what: str | Path, changes: Mapping[str, Any] = _NONE) -> Evaluation
     """
     served = serve(what, changes)
     spec, data, room = load_rows(served)
-    granted = hosting.granted(spec) if served.is_hosted else None
+    granted = Access[spec.hosting.access] if served.is_hosted else None
     heldout = rows.make_heldout(spec, data, served.tokenizer, room=room, granted=granted)
+    if not score_names(heldout):
+        unmatched = rows.why_no_match(heldout.table)
+        unranked = rows.why_no_ranks(heldout.choices, granted, is_compared=heldout.exact_match)
+        raise ValueError(
+            f"{what} has no score at its provider: {unmatched}; {unranked or 'there are no labels'}"
+        )
     if client_rows.kind_of(data) == "training" and spec.scoring.clients is None:
         spec = spec.put({"scoring.clients": _USUAL})
     with _model_of(served, heldout) as (model, note_fn):

@@ -183,16 +183,21 @@ def check_trusted(
             f"{source} names code, {path}={value}; it runs only with `trust_code`, or if "
             f"`{path}` is given again by hand"
         )
-    if spec.hosting.url not in (None, typed.get(HOST)):
-        raise ValueError(
-            f"{source} names a host, hosting.url={spec.hosting.url}, and private text and keys "
-            "would be sent there; if you trust it, give `hosting.url` again by hand"
-        )
+    check_host(spec, typed, source=source)
     sent = [name for name in spec.execution.watch if name in SENDING]
     if not set(sent) <= set(typed.get(WATCH, ())):
         raise ValueError(
             f"{source} has execution.watch={','.join(spec.execution.watch)}, and records would be "
             "sent in your name; give `execution.watch` again by hand"
+        )
+
+
+def check_host(spec: Spec, typed: Mapping[str, Any], *, source: object) -> None:
+    """Raises ValueError for a host that only a file names; arguments are as for `check_trusted`."""
+    if spec.hosting.url not in (None, typed.get(HOST)):
+        raise ValueError(
+            f"{source} names a host, hosting.url={spec.hosting.url}, and private text and keys "
+            "would be sent there; if you trust it, give `hosting.url` again by hand"
         )
 
 

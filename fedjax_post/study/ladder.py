@@ -221,7 +221,8 @@ def plan(
 
     def note_trial(cell: cells.Cell, job: Job) -> None:
         search.check_scored(job.parts.heldout, task.measure)
-        if cell.spec.method.baseline != "local":  # whose budget is that of steps
+        method = cell.spec.method  # alone, a client has a budget of steps; a manual prompt has none
+        if method.baseline != "local" and method.name != "manual_prompt":
             note_in(tried)(cell, job)
 
     asked, beside = restrict(rungs, extras)
@@ -243,8 +244,7 @@ def plan(
 
 def _off_budget(tried: Mapping[str, costs.Cost], budget: int | None) -> list[str]:
     """Returns lines on the trials that will spend another amount than the ladder's budget."""
-    spent = {name: cost.tokens for name, cost in tried.items() if cost.tokens}  # prompts train not
-    shares = {} if budget is None else {name: tokens / budget for name, tokens in spent.items()}
+    shares = {} if budget is None else {name: cost.tokens / budget for name, cost in tried.items()}
     off = [f"{name}: {share:.2f}" for name, share in shares.items() if is_off(share)]
     return ["", "trials off the budget:", *off] if off else []
 

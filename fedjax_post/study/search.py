@@ -151,10 +151,11 @@ def best(
     chosen, record, prompts = dict(rungs), {}, {}
     for name, trials in planned.items():
         scores = [_score(trial.cell, rungs[name], measure) for trial in trials]
-        if name not in search.settings:
-            prompts[name] = scores[0]
-            continue
         first = int(np.argmax(scores))
+        if is_manual(name, rungs[name].kind, rungs[name].control):
+            prompts[name] = scores[first]
+        if name not in search.settings:
+            continue
         chosen[name] = rungs[name]._replace(
             spec=trials[first].cell.spec.replace(seed=rungs[name].spec.seed)
         )

@@ -11,8 +11,8 @@ its training and its evaluations stay as they are; those of purpose "use" are th
 records, which are on disk before a call is made. They are written after each use, also of an
 interrupted one; after one that was killed, with the next.
 
-A question of an evaluation that the journal has an answer to is not asked again. A budget is that
-of all uses together.
+A call of an evaluation that is repeated exactly, with the same rows and batches, is not made again:
+the journal has its answer. A budget is that of all uses together, and their price that of the run.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ from fedjax_post.provider.inside import Inside
 from fedjax_post.report.records import read_summary
 from fedjax_post.simulate import stopping
 from fedjax_post.study import factories, folder, hosting, ledgers, metered, prompts
-from fedjax_post.study.files import WATCH, check_trusted
+from fedjax_post.study.files import WATCH, check_host, check_trusted, read_unsupplied
 from fedjax_post.study.spec import Spec
 
 JOURNAL, SHOWN = "uses.jsonl", "shown.jsonl"
@@ -77,7 +77,10 @@ def find(
     if spec.hosting.url is None and not is_tuned:
         simulated = Use(directory, spec, tokenizer, False, False, None)
         return spec, None if _party(simulated) == Hosting.CLIENT else simulated
-    check_trusted(spec.put({WATCH: ()}), typed, source=directory / folder.SPEC)
+    source = directory / folder.SPEC
+    if spec.hosting.url is None:  # the host is in this process, and trains as the method says
+        check_trusted(spec.put({WATCH: ()}), typed, source=source)
+    check_host(spec, typed, source=source)
     spec = spec.put({"execution.executor": "host"})  # which only training needs
     hosting.check(spec)
     spec = hosting.fill_defaults(spec)
@@ -110,7 +113,8 @@ def opened(
     refuses = use.spec.hosting.fail_on_disclosure and _party(use) == Hosting.PROVIDER
     meter = Meter(form, refuses=refuses)
     with stopping.defer_signals(), folder.hold(use.directory):
-        entries_of(use.directory, use.spec)
+        recorded = read_unsupplied(use.directory / folder.SPEC)
+        entries_of(use.directory, recorded)
         ledgers.read(use.directory)
         try:
             if use.is_hosted:
@@ -118,7 +122,7 @@ def opened(
             else:
                 yield Opened(None, _note_fn(use, meter))
         finally:
-            if entries := entries_of(use.directory, use.spec):
+            if entries := entries_of(use.directory, recorded):
                 ledgers.write_uses(use.directory, entries)
 
 
@@ -151,8 +155,12 @@ def _needs(directory: Path, spec: Spec) -> tuple[bool, bool]:
     if isinstance(name, str) and ":" not in name:
         access = factories.access_of(name)
         return ledger.serves_elsewhere(access), ledger.is_tuned_by_host(access)
-    path = directory / "summary.json"
-    summary = read_summary(directory) if path.exists() else {}
+    if not (directory / "summary.json").exists():
+        raise ValueError(
+            f"{directory} has no summary, which says what {name} asks of the host; let the "
+            "run end, or resume it"
+        )
+    summary = read_summary(directory)
     return summary.get("inference") is not None, summary.get("access") == "FINETUNE"
 
 

@@ -87,7 +87,8 @@ def test_help_lists_the_flags(capsys):
         (["--passport=nowhere.toml"], ["nowhere.toml", "there are"]),
         (["--over=runs/a"], ["two ladders or more, got runs/a", "add one"]),
         (["--over=runs/a,runs/b"], ["runs/a/ladder.json"]),
-        (["--over=runs/a,runs/b", "--task=kinds"], ["--task=kinds and --over exclude"]),
+        (["--over=runs/a,runs/b", "--task=kinds"], ["--over judges", "leave out --task"]),
+        (["--over=runs/a,runs/b", "--seeds=0,1"], ["leave out --seeds"]),
     ],
 )
 def test_bad_input_names_flag_value_and_remedy(flags, words, capsys):

@@ -10,6 +10,7 @@ from fedjax_post.core.access import Access, AccessError, check_access
 from fedjax_post.provider import tuning
 from fedjax_post.provider.inside import Inside
 from fedjax_post.study import folder, hosting
+from fedjax_post.study.faults import Settings
 
 NOUNS = {"cat": ("hen", "pig"), "dog": ("cow", "cat")}
 # Two rows of a label cross to others, which are none of these
@@ -223,3 +224,12 @@ def test_methods_without_a_tuned_model_lose_none_and_move_to_the_next_version(
         ("base_renewed", "closed"): [True],
         ("base_renewed", "open"): [False],
     }
+
+
+def test_the_next_version_of_a_tuned_model_is_refused_before_anything_runs(tiny_folder, tmp_path):
+    specs = {"host_tuning": spec_of("host_tuning", tiny_folder, **{"training.rounds": 2})}
+    settings = Settings(next_version="builtin")
+    with pytest.raises(ValueError, match="next_version=builtin: base_retired of a model that"):
+        study.drills(
+            specs, chosen=("base_retired",), settings=settings, directory=tmp_path, show=str
+        )

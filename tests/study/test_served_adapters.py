@@ -9,6 +9,7 @@ from fedjax_post.adapters import add_lora
 from fedjax_post.hub import load_model, save_adapter
 from fedjax_post.study import Spec, evaluate, serve
 from fedjax_post.study.files import write_spec
+from fedjax_post.study.folder import write_json
 from fedjax_post.study.served import prompt_ids
 
 
@@ -47,5 +48,6 @@ def test_code_that_a_run_names_is_not_run_to_use_or_score_it(folder, tiny_rows, 
     )
     shutil.copytree(folder, tmp_path / "adapter")
     write_spec(tmp_path / "spec.json", spec)
+    write_json(tmp_path / "summary.json", {"inference": None, "access": "GRADIENTS"})
     assert serve(tmp_path).use is None
     assert "accuracy" in evaluate(tmp_path, {"scoring.examples": 4}).scores

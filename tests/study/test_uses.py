@@ -156,6 +156,9 @@ def test_open_methods_and_proxies_have_no_use(tiny, tmp_path):
 def test_an_algorithm_of_one_s_own_is_known_by_its_summary(tiny, tmp_path):
     run = stored(tmp_path / "run", tiny, "no_such:code", **{"hosting.inference": "provider"})
     spec = study.files.read_unsupplied(run / folder.SPEC)
+    with pytest.raises(ValueError, match="has no summary, which says what no_such:code asks"):
+        uses.find(run, spec, None, typed={})
+    folder.write_json(run / "summary.json", {"inference": None, "access": "GRADIENTS"})
     assert uses.find(run, spec, None, typed={})[1] is None
     folder.write_json(run / "summary.json", {"inference": "provider", "access": "LOGITS"})
     assert uses.find(run, spec, None, typed={})[1] is not None

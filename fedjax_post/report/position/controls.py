@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 from fedjax_post.report.position.ladder import COMPARED, Cell, Ladder, if_hosted, of_kind
-from fedjax_post.report.position.thresholds import BEST_OF, LEAST_GAIN
+from fedjax_post.report.position.thresholds import BEST_OF, LEAST_GAIN, MARGIN
 
 CONTROLS: Mapping[str, str] = {
     "proxy": "the proxy alone, tuned, without the target",
@@ -20,6 +20,7 @@ CONTROLS: Mapping[str, str] = {
     "manual": "a manual prompt, one of ten",
 }
 _LEARNED = ("proxy", "stand_in", "one_client", "central")
+_WHEN = ("base", "final")  # scores of a summary, of which a gain is the difference
 
 
 class Side(NamedTuple):
@@ -97,6 +98,20 @@ def is_silent(cell: Cell) -> bool:
     """Returns whether a closed-side method shows the host of its target nothing in training."""
     values = [if_hosted(run) for run in cell.runs.values()]
     return cell.kind == "closed" and bool(values) and all(value == 0 for value in values)
+
+
+def left_open(cells: Iterable[Cell]) -> list[str]:
+    """Returns the cells that a host's few log-probabilities cost the margin, with the share.
+
+    A row whose rank they leave open counts as wrong, which no model in this process can lose by.
+    """
+    found = []
+    for cell in cells:
+        scores = [run.summary.get(when) or {} for run in cell.runs.values() for when in _WHEN]
+        worst = max((one.get("accuracy_undecided") or 0.0 for one in scores), default=0.0)
+        if worst >= MARGIN.value:
+            found.append(f"{cell.label}, {100 * worst:.1f} % of the rows")
+    return found
 
 
 def is_manual(method: str, kind: str, control: str) -> bool:

@@ -5,7 +5,6 @@ from typing import Any
 
 from fedjax_post.report.position.ladder import Ladder
 from fedjax_post.report.position.rules import numbers, points
-from fedjax_post.report.position.thresholds import MARGIN
 
 FORGOTTEN = "forgotten"  # the drill in which a client is unlearned, which is no fault
 SHUT_OUT = ", those shut out"  # end of the name of a drill that is scored on their own rows
@@ -19,13 +18,6 @@ def rows_of(ladder: Ladder) -> list[Mapping[str, Any]]:
 def drill_of(row: Mapping[str, Any]) -> str:
     """Returns the name of a row's drill."""
     return str(row.get("drill"))
-
-
-def bites(row: Mapping[str, Any]) -> bool:
-    """Returns whether a fault cost the margin in the mean over seeds, at once or in the end."""
-    found = losses_at_once(row), losses(row)
-    means = [sum(values) / len(values) for values in found if values]
-    return any(mean >= MARGIN.value for mean in means)
 
 
 def is_measured(row: Mapping[str, Any], kind: str) -> bool:
@@ -63,7 +55,12 @@ def losses_at_once(row: Mapping[str, Any]) -> list[float]:
     A change that is told with its scores at once has them where faults begin, on either side.
     """
     before, after = numbers(row.get("at_fault")), numbers(row.get("at_change"))
-    return [b - a for b, a in zip(before, after, strict=True)] if after else losses(row)
+    return [b - a for b, a in zip(before, after, strict=False)] if after else losses(row)
+
+
+def is_known_at_once(row: Mapping[str, Any]) -> bool:
+    """Returns whether a row has the scores before anything was trained."""
+    return bool(numbers(row.get("at_change")))
 
 
 def mean_losses(rows: Sequence[Mapping[str, Any]]) -> list[float]:

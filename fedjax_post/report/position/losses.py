@@ -22,9 +22,10 @@ from itertools import product
 from typing import Any, NamedTuple
 
 from fedjax_post.report.position.contrasts import Contrast
+from fedjax_post.report.position.controls import is_silent
 from fedjax_post.report.position.drills import (
-    bites,
     drill_of,
+    is_known_at_once,
     is_measured,
     losses,
     losses_at_once,
@@ -63,14 +64,15 @@ class _Best(NamedTuple):
     """The losses of the best of some methods, which may be another one for each seed."""
 
     losses: list[float]
+    at_once: list[float]  # the same before anything is trained
     methods: str  # those that were the best, for people
 
 
 def contrasts(ladder: Ladder, pairs: Pairs, *, least: float) -> list[Contrast]:
     """Returns a contrast for each way of use and pair of drills that was measured on both sides.
 
-    A fault that costs neither side the margin shows nothing of equality: it was too weak, or the
-    task too easy.
+    A fault that costs neither of the compared methods the margin, at once or in the end, shows
+    nothing of equality: it was too weak, or the task too easy.
 
     Args:
       ladder: with its drills.
@@ -81,14 +83,41 @@ def contrasts(ladder: Ladder, pairs: Pairs, *, least: float) -> list[Contrast]:
     for pair, tuned in product(pairs, (False, True)):
         closed = measured(ladder, "closed", {pair.ours}, tuned=tuned)
         held = measured(ladder, "open", {pair.theirs})
-        (lost, ours), (theirs_lost, theirs) = (_best(rows, pair) for rows in (closed, held))
-        gap = [a - b for a, b in zip(lost, theirs_lost, strict=False)]
+        ours, theirs = (_best(rows, pair) for rows in (closed, held))
+        gap = [a - b for a, b in zip(ours.losses, theirs.losses, strict=False)]
         if not gap:
             continue
         when = "loss at once" if pair.at_once else "loss"
-        name = f"{when} by {pair.ours} ({ours}) less that by {pair.theirs} ({theirs})"
-        below = MARGIN.value if any(map(bites, [*closed, *held])) else None
+        sides = f"{pair.ours} ({ours.methods}) less that by {pair.theirs} ({theirs.methods})"
+        name = f"{when} by {sides}"
+        if pair.at_once and not all(map(is_known_at_once, [*closed, *held])):
+            name += ", in the end where it was not recorded at once"
+        below = MARGIN.value if _is_hurt(ours) or _is_hurt(theirs) else None
         found.append(Contrast(name, gap, least, below=below))
+    return found
+
+
+def _is_hurt(side: _Best) -> bool:
+    """Returns whether a fault cost the margin in the mean over seeds, at once or in the end."""
+    means = [sum(found) / len(found) for found in (side.losses, side.at_once)]
+    return max(means) >= MARGIN.value
+
+
+def not_drilled(ladder: Ladder, pairs: Pairs) -> list[str]:
+    """Returns lines on pairs of drills that a way of use lacks, of the ways that are cells."""
+    found = []
+    for tuned, way in {False: "methods that ask", True: "fine-tuning by the host"}.items():
+        cells = [c for c in ladder.cells if c.kind == "closed" and c.runs and not is_silent(c)]
+        if not any((cell.tier == "FINETUNE") == tuned for cell in cells):
+            continue
+        absent = [
+            f"{pair.ours} with {pair.theirs}"
+            for pair in pairs
+            if not measured(ladder, "closed", {pair.ours}, tuned=tuned)
+            or not measured(ladder, "open", {pair.theirs})
+        ]
+        if absent:
+            found.append(f"not measured of {way}: {', '.join(absent)}")
     return found
 
 
@@ -128,13 +157,15 @@ def _best(rows: Sequence[Mapping[str, Any]], pair: Pair) -> _Best:
     It is chosen, for each seed, by the other seeds, as the score is a part of the loss; one seed
     alone chooses by itself.
     """
-    lost = [losses_at_once(row) if pair.at_once else losses(row) for row in rows]
-    num_seeds = min(map(len, lost), default=0)
+    early = [losses_at_once(row) for row in rows]
+    lost = early if pair.at_once else [losses(row) for row in rows]
+    num_seeds = min(map(len, [*lost, *early]), default=0)
     before = [numbers(row.get("before"))[:num_seeds] or [0.0] * num_seeds for row in rows]
-    found, chosen = [], []
+    found, at_once, chosen = [], [], []
     for seed in range(num_seeds):
         rest = [sum(scores) - (scores[seed] if num_seeds > 1 else 0.0) for scores in before]
         chosen.append(rest.index(max(rest)))
         found.append(lost[chosen[-1]][seed])
+        at_once.append(early[chosen[-1]][seed])
     methods = dict.fromkeys(str(rows[n].get("method")) for n in chosen)
-    return _Best(found, ", ".join(methods))
+    return _Best(found, at_once, ", ".join(methods))

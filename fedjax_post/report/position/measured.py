@@ -21,7 +21,7 @@ from fedjax_post.report.position.contrasts import (
     any_ahead,
     less,
 )
-from fedjax_post.report.position.controls import best_of, is_silent, learned, side_of
+from fedjax_post.report.position.controls import best_of, is_silent, learned, left_open, side_of
 from fedjax_post.report.position.drills import mean_losses
 from fedjax_post.report.position.ladder import Ladder, comparable, least_row, of_kind
 from fedjax_post.report.position.leaks import is_own, is_plain
@@ -105,6 +105,8 @@ def _led(ladder: Ladder, sides: Contenders, name: str) -> Evidence:
         lacking = "no open method was shown to gain over one client alone and over its start"
     elif not lacking and sides.unscored:
         lacking = f"rivals without a score: {', '.join(sides.unscored)}"
+    elif not lacking and (open_ranks := left_open([*sides.held, *sides.rivals])):
+        lacking = f"a host left the rank of labels open: {', '.join(open_ranks)}"
     lacking = lacking or best.lacking or rival.lacking or unequal(ladder, sides, best, rival)
     named = lambda side: f"{side.name} ({', '.join(side.chosen) or 'none'})"
     contrast = less(f"{named(best)} less {named(rival)}", best, rival, least=least_row(ladder))
@@ -197,7 +199,7 @@ def _losses(ladder: Ladder, pairs: losses.Pairs) -> Evidence:
     lacking = losses.missing(ladder, pairs) or _unreadable(ladder)
     if not lacking and not contrasts:
         lacking = "no fault of a host was measured together with its like of open weights"
-    found = _judged(contrasts, any_ahead, lacking=lacking)
+    found = _judged(contrasts, any_ahead, lacking=lacking, told=losses.not_drilled(ladder, pairs))
     weak = bool(contrasts) and all(c.below is None for c in contrasts)
     return found._replace(otherwise=losses.UNHURT) if weak else found
 

@@ -118,6 +118,18 @@ def test_tuning_by_the_host_is_judged_both_ways(cells, expected):
     assert judge("H9", ladder([OPEN, CLOSED, ALONE, MANUAL, *PROMPTS, *cells])).told == expected
 
 
+@pytest.mark.parametrize("when", ["base", "final"])
+def test_ranks_that_a_host_leaves_open_decide_nothing(when):
+    """They count as wrong, which a model in this process cannot lose by."""
+    host = cell("host", "closed", (0.7, 0.72, 0.71), tier="FINETUNE", asked=7.0)
+    cells = lambda one: [OPEN, CLOSED, one, ALONE, MANUAL, *PROMPTS]
+    assert judge("H9", ladder(cells(host))).verdict == SUPPORTED
+    some = {when: {"accuracy_undecided": 0.08}}
+    runs = {seed: run._replace(summary=run.summary | some) for seed, run in host.runs.items()}
+    told = "undecided: a host left the rank of labels open: Host, 8.0 % of the rows"
+    assert judge("H9", ladder(cells(host._replace(runs=runs)))).told == told
+
+
 def test_a_method_that_learned_nothing_gains_over_one_client_that_lost_something():
     """It is ahead of one client alone, and behind nobody else: only its start tells that."""
     idle = cell("idle", "open", (0.7, 0.71, 0.7), base=0.7)
