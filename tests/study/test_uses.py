@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import json
 
 import pytest
@@ -54,10 +55,12 @@ def tiny(tiny_folder, tiny_rows):
 
 @pytest.fixture
 def host(tiny_folder, tmp_path):
-    """A function that starts a provider, and one that reads its log."""
-    log = tmp_path / "provider.jsonl"
+    """A function that starts a provider, whose clock ticks at each request, and its log."""
+    log, ticks = tmp_path / "provider.jsonl", itertools.count()
     served = load_served(str(tiny_folder))._replace(name="tiny")
-    return lambda **terms: serve(Provider(served, Settings(log=log, **terms))), log
+    clock = lambda: 0.012 * next(ticks)
+    start = lambda **terms: serve(Provider(served, Settings(log=log, **terms), clock_fn=clock))
+    return start, log
 
 
 @pytest.mark.heavy
@@ -214,17 +217,18 @@ def test_what_is_refused_or_interrupted_has_been_shown(tiny, host, tmp_path, mon
         post(self, path, content)
         raise KeyboardInterrupt
 
-    with start(refused_pattern="cow", rate_limit=(2, 1.0)) as url:
+    with start(refused_pattern="cow", rate_limit=(1, 0.02)) as url:
         at = {URL: url}
         run = run_of("manual_prompt", tiny, tmp_path / "run", url, **{"scoring.examples": 1})
         with pytest.raises(ProviderError, match="answered"):
             answer(run, "say cow", at)
-        assert lines_of(run, "use")[0]["private_tokens"] == 2
+        refused = lines_of(run, "use")[0]["private_tokens"]
+        assert refused > 0
         with monkeypatch.context() as patch:
             patch.setattr(Line, "post", dying)
             with pytest.raises(KeyboardInterrupt):
                 answer(run, "say dog", at)
-        assert lines_of(run, "use")[0]["private_tokens"] == 4
+        assert lines_of(run, "use")[0]["private_tokens"] > refused
         for _ in range(3):
             answer(run, "say hen", at)
     assert "429" in (run / uses.JOURNAL).read_text()
