@@ -32,7 +32,7 @@ _PROGRAMS = {
     *("flagfile", "help", "helpfull", "output_dir", "resume", "spec", "trust_code", "dry_run"),
     *("ask_again", "distributed", "coordinator_address", "num_processes", "process_id"),
     *("algorithms", "seeds", "grid", "methods", "drills", "task", "passport", "what_can_i_run"),
-    *("downgrade", "port", "log", "host", "api_key_env", "price_training"),
+    *("downgrade", "over", "port", "log", "host", "api_key_env", "price_training"),
     *("prompt", "max_new_tokens", "temperature", "tasks", "num_fewshot", "limit"),
     *("output", "public", "adversary", "attack", "num_steps"),
     *("least_memory", "most_memory", "next_version", "weights_licence"),
