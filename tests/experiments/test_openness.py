@@ -86,7 +86,7 @@ def test_help_lists_the_flags(capsys):
         (["pythia"], ["'pythia' is not a flag"]),
         (["--passport=nowhere.toml"], ["nowhere.toml", "there are"]),
         (["--over=runs/a"], ["two ladders or more, got runs/a", "add one"]),
-        (["--over=runs/a,runs/b"], ["runs/a/ladder.json"]),
+        (["--over=runs/a,runs/b"], ["runs/a/ladder.json is missing; give folders"]),
         (["--over=runs/a,runs/b", "--task=kinds"], ["--over judges", "leave out --task"]),
         (["--over=runs/a,runs/b", "--seeds=0,1"], ["leave out --seeds"]),
     ],

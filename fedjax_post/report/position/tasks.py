@@ -77,6 +77,11 @@ def read_tasks(directories: Sequence[str | Path]) -> dict[str, Ladder]:
     found: dict[str, Ladder] = {}
     sources: dict[str, str | Path] = {}
     for path in directories:
+        if not (Path(path) / "ladder.json").exists():
+            raise FileNotFoundError(
+                f"{path}/ladder.json is missing; give folders in which ladders were run to their "
+                "report, as by python -m experiments.openness --task=kinds"
+            )
         ladder = read_ladder(Path(path))
         task = str(ladder.facts.get("task", "a task")).partition(":")[0]
         if task in found:
