@@ -121,6 +121,9 @@ def play(
 ) -> Played | None:
     """Returns what the first rounds of some clients send; None if they never ask.
 
+    Rounds are played as the engine does, with two exceptions: no visit is dropped, whatever it
+    returns, and an uplink begins anew in each.
+
     Args:
       algorithm: the algorithm.
       models: its models, with the target of which only shapes matter: it answers zeros.

@@ -104,7 +104,7 @@ def opened(
       rounds: number of rounds done, for an evaluation.
 
     Raises:
-      BlockingIOError: if another process writes to the folder.
+      BlockingIOError, PermissionError: if another process writes to the folder, or nobody can.
       DamagedError, JournalError: if the ledger or a record has changed since it was written;
         nothing is sent then.
     """
@@ -112,6 +112,10 @@ def opened(
     form = Form(template, prompts.places_of(use.spec, use.tokenizer))
     refuses = use.spec.hosting.fail_on_disclosure and _party(use) == Hosting.PROVIDER
     meter = Meter(form, refuses=refuses)
+    if not os.access(use.directory, os.W_OK):
+        raise PermissionError(
+            f"{use.directory} cannot be written, and uses of this run are counted in it; copy it"
+        )
     with stopping.defer_signals(), folder.hold(use.directory):
         recorded = read_unsupplied(use.directory / folder.SPEC)
         entries_of(use.directory, recorded)
