@@ -80,7 +80,8 @@ def find(
     source = directory / folder.SPEC
     if spec.hosting.url is None:  # the host is in this process, and trains as the method says
         check_trusted(spec.put({WATCH: ()}), typed, source=source)
-    check_host(spec, typed, source=source)
+    else:
+        check_host(spec, typed, source=source)
     spec = spec.put({"execution.executor": "host"})  # which only training needs
     hosting.check(spec)
     spec = hosting.fill_defaults(spec)

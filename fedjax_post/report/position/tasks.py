@@ -79,8 +79,8 @@ def read_tasks(directories: Sequence[str | Path]) -> dict[str, Ladder]:
     for path in directories:
         if not (Path(path) / "ladder.json").exists():
             raise FileNotFoundError(
-                f"{path}/ladder.json is missing; give folders in which ladders were run to their "
-                "report, as by python -m experiments.openness --task=kinds"
+                f"{path}/ladder.json is missing; give folders in which `study.ladder` has written "
+                "its report"
             )
         ladder = read_ladder(Path(path))
         task = str(ladder.facts.get("task", "a task")).partition(":")[0]
