@@ -15,7 +15,7 @@ import jax
 from fedjax_post.core.access import AccessError
 from fedjax_post.report import comparison
 from fedjax_post.report.records import read_summary
-from fedjax_post.study import factories, folder, precision
+from fedjax_post.study import factories, folder, precision, trained
 from fedjax_post.study.carry_out import carry_out
 from fedjax_post.study.files import identity, read_unsupplied
 from fedjax_post.study.job import Job, check_same, prepare
@@ -142,6 +142,7 @@ def _saying_once() -> Iterator[None]:
 
 
 @_saying_once()
+@trained.reading_once()
 def check(cells: Sequence[Cell], *, note_fn: Callable[[Cell, Job], object] | None = None) -> None:
     """Checks all experiments, and that folders hold no other runs, before any run starts.
 

@@ -145,7 +145,8 @@ def _ranked(parts: Parts) -> str:
 def _model(parts: Parts) -> str:
     spec = parts.spec
     if hosting.is_hosted(spec):
-        return f"{spec.hosting.model or spec.model.name} at {hosting.address_of(spec)}"
+        held = "" if spec.hosting.url else f" in {spec.model.dtype}"
+        return f"{spec.hosting.model or spec.model.name}{held} at {hosting.address_of(spec)}"
     frozen = jax.eval_shape(dequantize_model, parts.target)
     weights = count(frozen.variables.get("params", {})) or count(parts.params)
     return f"{spec.model.name}, {weights:,} weights in {spec.model.dtype}{_codes(parts)}"

@@ -1,6 +1,9 @@
 """The model of an experiment, its tokenizer, and its trained parameters."""
 
+import contextlib
+import contextvars
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -14,6 +17,22 @@ from fedjax_post.study import devices, hosting, initial, prompts
 from fedjax_post.study.spec import Spec
 
 PyTree = Any
+# The model that was read last, by what was asked for, in a context that keeps it
+_kept: contextvars.ContextVar[dict[tuple[str, ...], LanguageModel] | None]
+_kept = contextvars.ContextVar("_kept", default=None)
+
+
+@contextlib.contextmanager
+def reading_once() -> Iterator[None]:
+    """A context in which targets of one name and dtype, one after another, are read once.
+
+    For checks of many experiments: no file may change meanwhile. One model at a time is held.
+    """
+    token = _kept.set({})
+    try:
+        yield
+    finally:
+        _kept.reset(token)
 
 
 def find_tokenizer(spec: Spec) -> Any:
@@ -43,15 +62,29 @@ def load_target(spec: Spec, tokenizer: Any, mesh: Any) -> Any:
     """
     if hosting.is_hosted(spec):
         return hosting.model_of(spec, tokenizer, directory=None, meter=Meter())
-    where = devices.loading(mesh)
-    model = load_model(
-        spec.model.name, dtype=spec.model.dtype, quantize=spec.model.quantize, **where
-    )
+    model = _read(spec) if mesh is None else _load(spec, mesh)
     if spec.model.remat is None:
         return model
     return dataclasses.replace(
         model, config=dataclasses.replace(model.config, remat=spec.model.remat)
     )
+
+
+def _read(spec: Spec) -> LanguageModel:
+    """Returns the model for one device, which may be the one that was read last."""
+    kept = _kept.get()
+    if kept is None:
+        return _load(spec, None)
+    asked = (spec.model.name, str(spec.model.dtype), spec.model.quantize)
+    if asked not in kept:
+        kept.clear()
+        kept[asked] = _load(spec, None)
+    return kept[asked]
+
+
+def _load(spec: Spec, mesh: Any) -> LanguageModel:
+    name, dtype, quantize = spec.model.name, spec.model.dtype, spec.model.quantize
+    return load_model(name, dtype=dtype, quantize=quantize, **devices.loading(mesh))
 
 
 def make_trainable(

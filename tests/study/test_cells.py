@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from fedjax_post.integrity import seal_file
-from fedjax_post.study import Rung, Spec, cells, compare, folder
+from fedjax_post.study import Adapter, Rung, Spec, cells, compare, folder, trained
 from fedjax_post.study.files import write_spec
 from fedjax_post.study.job import check_same
 from fedjax_post.study.ladder import plan_cells
@@ -181,3 +181,25 @@ def test_other_bases_of_one_folder_are_refused(tmp_path):
     rungs = {"lora": Rung(SPEC, "open")}
     with pytest.raises(ValueError, match="'lora, on org/model-a' and 'lora, on org-model/a'"):
         cells.check(plan_cells(rungs, [0], bases, tmp_path)[1:])
+
+
+@pytest.mark.heavy
+def test_a_base_is_read_once_for_all_checks_of_a_table(monkeypatch, tiny_folder, tmp_path):
+    read = []
+    load = trained.load_model
+
+    def note(name, *, dtype, **given):
+        read.append(dtype)
+        return load(name, dtype=dtype, **given)
+
+    monkeypatch.setattr(trained, "load_model", note)
+    spec = Spec(model=str(tiny_folder), adapter=Adapter(rank=2))
+    dtypes = ["float32", "float32", "bfloat16"]
+    runs = [
+        cells.Cell(f"run {place}", spec.put({"model.dtype": dtype}), tmp_path / str(place))
+        for place, dtype in enumerate(dtypes)
+    ]
+    cells.check(runs)
+    assert read == ["float32", "bfloat16"]
+    cells.check(runs[:1])  # a later check reads anew: files may have changed
+    assert read == ["float32", "bfloat16", "float32"]

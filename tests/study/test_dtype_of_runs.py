@@ -131,3 +131,15 @@ def test_a_base_is_scored_in_the_dtype_in_which_it_would_be_trained(
     machine(True)
     assert serve(narrow_folder).model.config.dtype == "mixed"
     assert evaluate(narrow_folder, {"data.source": str(tiny_rows)}).table()
+
+
+def test_a_host_in_this_process_computes_in_the_dtype_of_clients_that_hold_the_weights(
+    machine, narrow_folder, tiny_rows
+):
+    machine(True)
+    tuned = {"method.name": "host_tuning", "adapter.kind": "text_prompt"}
+    tuned |= {"adapter.prompt_text": "the", "data.template": "{prompt}"}
+    spec = spec_of(narrow_folder, tiny_rows, **tuned, **{"execution.executor": "host"})
+    assert resolve(spec).model.dtype == "mixed"
+    elsewhere = spec.put({"hosting.url": "http://localhost:9/v1"})
+    assert resolve(elsewhere).model.dtype == "float32"  # which the host alone decides
