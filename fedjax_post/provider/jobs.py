@@ -4,11 +4,13 @@ Jobs are trained in the background, one after another. What they learn stays wit
 result is served under a name of its own, `ft:base:suffix:id`, and there is no way to export it.
 """
 
+import atexit
+import collections
 import logging
-import queue
 import re
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -81,9 +83,10 @@ class Jobs:
         self.recipe, self._price, self._note = recipe, price, note
         self.models: dict[str, Served] = {}  # results by name
         self._jobs: dict[str, Job] = {}
-        self._waiting: queue.Queue[str | None] = queue.Queue()
+        self._waiting: collections.deque[str] = collections.deque()
         self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
+        self._thread: threading.Thread | None = None  # while any job waits or is trained
+        _open.add(self)
 
     def create(self, served: Served, ordered: Ordered, rows: Sequence[Learned]) -> dict[str, Any]:
         """Returns the card of a new job.
@@ -100,11 +103,12 @@ class Jobs:
             self.check_room()
             id = listing.make_id("ftjob", len(self._jobs), repr(ordered).encode())
             self._jobs[id] = Job(id, int(time.time()), served, ordered, rows)
+        self._change(id, "The job waits for its turn.")
+        with self._lock:
+            self._waiting.append(id)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, daemon=True)
                 self._thread.start()
-        self._change(id, "The job waits for its turn.")
-        self._waiting.put(id)
         return self.get(id).card
 
     def check_room(self) -> None:
@@ -153,17 +157,23 @@ class Jobs:
                 if job.status not in _ENDED:
                     self._jobs[id] = job._replace(status="cancelled")
             thread = self._thread
-        self._waiting.put(None)
         if thread is not None:
             thread.join()
 
+    def _next(self) -> Job | None:
+        """Returns the next job, which runs from now on; without one, the thread is to end."""
+        with self._lock:
+            while self._waiting:
+                job = self._jobs[self._waiting.popleft()]
+                if job.status == "queued":
+                    self._jobs[job.id] = job._replace(status="running")
+                    return job
+            self._thread = None
+            return None
+
     def _work(self) -> None:
-        while (id := self._waiting.get()) is not None:
-            with self._lock:
-                job = self._jobs[id]
-                if job.status != "queued":
-                    continue
-                self._jobs[id] = job._replace(status="running")
+        while (job := self._next()) is not None:
+            id = job.id
             self._change(id, f"Training on {len(job.rows)} rows begins.")
             try:
                 self._train(job)
@@ -212,6 +222,17 @@ class Jobs:
                 "created_at": now, "level": "info", "message": message, "type": "message",
             }  # fmt: skip
             self._jobs[id] = job._replace(events=(*job.events, event), **changes)
+
+
+# Providers whose threads may be training. They are waited for: a thread that the interpreter ends
+# inside a compiled program takes the whole process down with it
+_open: weakref.WeakSet[Jobs] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    for jobs in list(_open):
+        jobs.close()
 
 
 def name_of(job: Job) -> str:

@@ -1,7 +1,13 @@
 """Fine-tuning as a service: training, jobs, and terms, by the official library."""
 
+import gc
 import json
+import signal
+import subprocess
+import sys
 import time
+import weakref
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -187,6 +193,46 @@ def test_a_failed_training_is_told_and_the_next_job_runs(served, monkeypatch):
     made.close()
     assert made.get(cards[0]["id"]).card["error"]["code"] == "training_failed"
     assert (told, made.models) == ([], {})
+
+
+def test_jobs_that_have_ended_hold_nothing(served, monkeypatch):
+    monkeypatch.setattr(jobs, "train", lambda *args, **kwargs: served)
+    made = jobs.Jobs(RECIPE, price=0.0, note=lambda **facts: None)
+    body = {"model": "tiny", "training_file": "file-1"}
+    for _ in range(2):
+        made.create(served, job_requests.read(body, RECIPE), [Learned([1, 2], 1)])
+        made.close()
+    kept = weakref.ref(made)
+    del made
+    gc.collect()
+    assert kept() is None  # no thread that waits for more jobs holds it, and its models
+
+
+_INTERRUPTED = """
+import sys
+sys.path.insert(0, {folder!r})
+from tuned import RECIPE, ROWS, make_tiny
+from fedjax_post.provider import job_requests, jobs
+from fedjax_post.provider.training_rows import learned
+
+served = make_tiny()
+rows = learned(ROWS, served.tokenizer, name="f", context=64) * 50
+made = jobs.Jobs(RECIPE, price=0.0, note=print)
+hyper = {{"n_epochs": 50, "batch_size": 1}}
+body = {{"model": "tiny", "training_file": "file-1", "hyperparameters": hyper}}
+id = made.create(served, job_requests.read(body, RECIPE), rows)["id"]
+while len(made.get(id).events) < 3:  # it waited, began, and has taken steps
+    pass
+raise KeyboardInterrupt
+"""
+
+
+@pytest.mark.heavy
+def test_a_program_that_ends_while_a_job_is_trained_ends_as_any_other():
+    script = _INTERRUPTED.format(folder=str(Path(__file__).parent))
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert ended.returncode == -signal.SIGINT  # rather than an abort
+    assert ended.stderr.splitlines()[-1] == "KeyboardInterrupt"
 
 
 @pytest.mark.heavy
