@@ -6,15 +6,17 @@ id of its file, and the reply to a job is its id. Waiting costs nothing and is n
 """
 
 import json
+import sys
 import time
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from fedjax_post.disclosure.meter import SERVER, Carried
 from fedjax_post.provider import forms
-from fedjax_post.provider.calls import JSON, Caller, Errand
+from fedjax_post.provider.calls import JSON, Caller, Errand, ProviderError
 from fedjax_post.provider.codec import encode_after, encode_prompt
 from fedjax_post.provider.job_requests import FILES
 from fedjax_post.provider.journal import UPLOAD, digest
@@ -28,6 +30,7 @@ _NO_SERVICE = (
     "needs TEXT alone"
 )
 _FIRST_WAIT, _LONGEST_WAIT = 0.05, 5.0  # seconds between two looks at a job
+_SPACING = 30.0  # seconds between two lines on a job
 
 
 def upload(
@@ -110,12 +113,13 @@ def tune(caller: Caller, uploaded: np.ndarray, schedule: Schedule) -> str:
 
 
 def wait_for(caller: Caller, job: str) -> str:
-    """Returns the name of a job's model, once it is trained.
+    """Returns the name of a job's model, once it is trained; shows how far it is meanwhile.
 
     Raises:
       ProviderError: if the job fails, takes longer than `Terms.max_wait`, or does not exist.
     """
     until, pause = time.monotonic() + caller.terms.max_wait, _FIRST_WAIT
+    shown = time.monotonic()
     while True:
         found = caller.look(f"/fine_tuning/jobs/{job}")
         found = found if isinstance(found, dict) else {}
@@ -129,8 +133,22 @@ def wait_for(caller: Caller, job: str) -> str:
             raise caller.error(
                 f"has not ended the job {job} in {caller.terms.max_wait:g} s; `resume` waits for it"
             )
+        if time.monotonic() - shown > _SPACING:
+            shown = time.monotonic()
+            tqdm.write(f"{job}, {status}: {_latest(caller, job)}", file=sys.stderr)
         time.sleep(pause)
         pause = min(2 * pause, _LONGEST_WAIT)
+
+
+def _latest(caller: Caller, job: str) -> str:
+    """Returns what the host last told of a job; a host need not tell anything."""
+    try:
+        found = caller.look(f"/fine_tuning/jobs/{job}/events?limit=1")
+    except ProviderError as error:
+        return f"no events ({error})"
+    events = found.get("data") if isinstance(found, dict) else None
+    last = events[0] if isinstance(events, list) and events else None
+    return str(last.get("message"))[:300] if isinstance(last, dict) else "no events"
 
 
 def _row(question: str, answer: str, *, chat: bool) -> dict[str, Any]:

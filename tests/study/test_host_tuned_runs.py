@@ -90,6 +90,16 @@ def test_the_ledger_is_what_the_provider_has_logged(name, tiny_folder, tmp_path)
     assert not [path for path in held if "adapter_model" in path.name]  # a prompt, and no weights
 
 
+@pytest.mark.heavy
+def test_a_long_job_shows_how_far_it_is(tiny_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tuning, "_SPACING", 0.0)
+    study.carry_out(study.prepare(spec_of("host_tuning", tiny_folder), directory=tmp_path / "run"))
+    told = re.findall(r"ftjob-\w+, (\w+): (.+)", capsys.readouterr().err)
+    assert told
+    expected = r"The job waits for its turn\.|Training on \d+ rows begins\.|Step \d+/\d+: .+"
+    assert all(re.fullmatch(expected, message) for _, message in told)
+
+
 class Killed(BaseException):
     """The end of a process that waited for a job."""
 

@@ -37,7 +37,8 @@ class Shown(NamedTuple):
     name_for: str  # of the contrast that decides for it
     name_against: str
     num_seeds: int
-    tests: int  # number of contrasts among which one can decide
+    tests_for: int  # contrasts among which one can decide for it, by which its p is corrected
+    tests_against: int  # 1 where all must show it
 
 
 def less(name: str, first: Side, second: Side, *, least: float = 0.0) -> Contrast:
@@ -93,6 +94,8 @@ def all_alike(contrasts: Sequence[Contrast]) -> Shown:
         deviation_against=found.deviation_for,
         name_for=found.name_against,
         name_against=found.name_for,
+        tests_for=found.tests_against,
+        tests_against=found.tests_for,
     )
 
 
@@ -126,4 +129,5 @@ def _joined(contrasts: Sequence[Contrast], some: list[float], none: list[float])
         contrasts[weakest].name,
         min(len(c.differences) for c in contrasts),
         len(contrasts),
+        1,
     )

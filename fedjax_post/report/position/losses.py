@@ -71,15 +71,15 @@ class _Best(NamedTuple):
 def contrasts(ladder: Ladder, pairs: Pairs, *, least: float) -> list[Contrast]:
     """Returns a contrast for each way of use and pair of drills that was measured on both sides.
 
-    A fault that costs neither of the compared methods the margin, at once or in the end, shows
-    nothing of equality: it was too weak, or the task too easy.
+    If no fault costs any of the compared methods the margin, at once or in the end, they show
+    nothing of equality: they were too weak, or the task too easy.
 
     Args:
       ladder: with its drills.
       pairs: of drills.
       least: one held-out row, as a share.
     """
-    found = []
+    found, any_hurt = [], False
     for pair, tuned in product(pairs, (False, True)):
         closed = measured(ladder, "closed", {pair.ours}, tuned=tuned)
         held = measured(ladder, "open", {pair.theirs})
@@ -92,9 +92,9 @@ def contrasts(ladder: Ladder, pairs: Pairs, *, least: float) -> list[Contrast]:
         name = f"{when} by {sides}"
         if pair.at_once and not all(map(is_known_at_once, [*closed, *held])):
             name += ", in the end where it was not recorded at once"
-        below = MARGIN.value if _is_hurt(ours) or _is_hurt(theirs) else None
-        found.append(Contrast(name, gap, least, below=below))
-    return found
+        any_hurt = any_hurt or _is_hurt(ours) or _is_hurt(theirs)
+        found.append(Contrast(name, gap, least))
+    return found if any_hurt else [one._replace(below=None) for one in found]
 
 
 def _is_hurt(side: _Best) -> bool:

@@ -41,6 +41,7 @@ class Evidence(NamedTuple):
     lacking: str  # why not
     numbers: list[str]
     otherwise: str = "its interval allows both"  # why it is undecided if no p passes
+    untried: str = ""  # why the absence of an advantage cannot be concluded
 
 
 def _judged(
@@ -199,7 +200,9 @@ def _losses(ladder: Ladder, pairs: losses.Pairs) -> Evidence:
     lacking = losses.missing(ladder, pairs) or _unreadable(ladder)
     if not lacking and not contrasts:
         lacking = "no fault of a host was measured together with its like of open weights"
-    found = _judged(contrasts, any_ahead, lacking=lacking, told=losses.not_drilled(ladder, pairs))
+    absent = losses.not_drilled(ladder, pairs)
+    found = _judged(contrasts, any_ahead, lacking=lacking, told=absent)
+    found = found._replace(untried="not all faults were drilled" if absent else "")
     weak = bool(contrasts) and all(c.below is None for c in contrasts)
     return found._replace(otherwise=losses.UNHURT) if weak else found
 

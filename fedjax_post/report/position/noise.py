@@ -18,6 +18,7 @@ import numpy as np
 
 from fedjax_post.report.position.aspects import matrix
 from fedjax_post.report.position.ladder import Cell, Ladder, Run
+from fedjax_post.report.position.losses import CHANGES, EXCLUSIONS
 from fedjax_post.report.position.measured import MEASURES
 from fedjax_post.report.position.thresholds import BEST_OF
 from fedjax_post.report.position.verdicts import NOT_SUPPORTED, SUPPORTED, verdicts
@@ -42,6 +43,7 @@ _CELLS: Mapping[str, tuple[str, str, str, float, float]] = {
         for n in range(1, int(BEST_OF.value))
     },
 }
+_DRILLED = ("bdpl", "host_tuning")  # a method of each way in which a closed model is used
 # In ladders of known differences: the means without one, and the cells that have it in addition
 _EVEN = {"lora": 0.75, "bdpl": 0.75, "host_tuning": 0.75, "central": 0.75, "fed_pt": 0.6,
          "offsite_tuning": 0.6, "proxy": 0.6, "stand_in": 0.6}  # fmt: skip
@@ -51,10 +53,10 @@ _OTHERS = {
     "base": (0.85, 0.45),  # LoRA on a second base
     "recovered": (0.60, 0.07),  # by an attack
     "guess": (0.10, 0.10),
-    "closed lost": (0.20, 0.01),
+    "closed lost": (0.20, -0.03),
     "open lost": (0.01, 0.05),
-    "memory lost": (0.00, 0.09),
     "licence lost": (0.08, -0.01),
+    "asked": (0.42, 0.42),  # a manual prompt on the seed of the search
 }
 
 
@@ -222,14 +224,28 @@ def _facts(draw: Callable[[str], list[float]]) -> dict[str, Any]:
                 "tokens": [1000],
             }
         ],
+        "search": {"seed": 100, "prompts": {name: draw("asked")[0] for name in _prompts()}},
         "drills": [
-            drill("changed", "bdpl", "closed"),
-            drill("base_update", "lora", "open"),
-            drill("excluded_price", "bdpl", "closed"),
-            drill("excluded_memory", "lora", "memory"),
-            drill("excluded_weights_licence", "lora", "licence"),
+            *(drill(name, way, "closed") for name in _faults("ours") for way in _DRILLED),
+            *(drill(name, "lora", _of_weights(name)) for name in _faults("theirs")),
         ],
     }
+
+
+def _prompts() -> list[str]:
+    """Returns the cells of manual prompts."""
+    return [name for name, (_, _, control, *_) in _CELLS.items() if control == "manual"] + [
+        "manual_prompt"
+    ]
+
+
+def _of_weights(fault: str) -> str:
+    return "licence" if fault == "excluded_weights_licence" else "open"
+
+
+def _faults(side: str) -> list[str]:
+    """Returns the drills of one side of all pairs, each once."""
+    return list(dict.fromkeys(getattr(pair, side) for pair in (*CHANGES, *EXCLUSIONS)))
 
 
 def _cell(name: str, scores: list[float], kind: str, tier: str, control: str) -> Cell:

@@ -126,6 +126,13 @@ POWER = Threshold(
             "three seeds with a spread of five points find a gain of five in 18 of 100 cases",
             False,
         ),
+        Change(
+            "2026-12-01",
+            0.5,
+            "at the level of one contrast where all of them must show that there is no advantage: "
+            "their number corrects a choice among them, and nothing is chosen there",
+            False,
+        ),
     ),
 )
 BEST_OF = Threshold(

@@ -6,6 +6,7 @@
 | undecided: control missing | the ladder lacks a cell that the contrast needs; it is named |
 | undecided: too few seeds | the power for a difference of five points is below one half |
 | undecided: its advantage is below two points | both p pass: there is one, and it counts as none |
+| undecided: not all faults were drilled | an advantage is absent from those that were |
 | undecided | scores cannot be read, both sides reach the ceiling, or no p passes |
 | supported, not supported | its p alone passes at the level of Holm's correction |
 """
@@ -84,14 +85,15 @@ def judge(evidence: Mapping[str, Evidence]) -> dict[str, Finding]:
 def _finding(key: str, one: Evidence, shown: Shown, level: float, passed: bool) -> Finding:
     favours = shown.p_for <= shown.p_against
     spread = shown.deviation_for if favours else shown.deviation_against
-    power = power_of(spread, shown.num_seeds, level / shown.tests)
+    each = level / (shown.tests_for if favours else shown.tests_against)  # of one contrast
+    power = power_of(spread, shown.num_seeds, each)
     p = min(shown.p_for, shown.p_against)
     told = (
         f"{shown.num_seeds} seeds, p {p_value(p)} at a level of {level:.2g}; power for "
         f"{100 * GAIN.value:.0f} points: {power:.2f}"
     )
     if power < POWER.value:
-        needed = seeds_needed(spread, level / shown.tests)
+        needed = seeds_needed(spread, each)
         told += (
             f"; with this spread, {needed or f'more than {MOST}'} seeds would have {POWER.value:g}"
         )
@@ -102,6 +104,8 @@ def _finding(key: str, one: Evidence, shown: Shown, level: float, passed: bool) 
         why = TOO_FEW
     elif max(shown.p_for, shown.p_against) <= level:
         why = SMALL
+    elif passed and not favours and one.untried:
+        why = one.untried
     elif passed:
         verdict, why = SUPPORTED if favours != (key in _AGAINST) else NOT_SUPPORTED, ""
     numbers = [told, *named, *one.numbers]

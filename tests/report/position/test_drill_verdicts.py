@@ -3,6 +3,7 @@
 import pytest
 from ladders import CLOSED, FAILED, OPEN, cell, judge, ladder
 
+from fedjax_post.report.position import losses
 from fedjax_post.report.position.aspects import matrix
 from fedjax_post.report.position.rules import UNPROMPTED
 from fedjax_post.report.position.verdicts import (
@@ -26,16 +27,36 @@ from fedjax_post.report.position.verdicts import (
 )
 @pytest.mark.parametrize("key", ["H2", "H8"])
 def test_drills_are_judged_by_what_they_cost_either_side(key, closed, free, facts, expected):
-    names = {"H2": ("changed", "base_update"), "H8": ("excluded_price", "excluded_memory")}[key]
-    rows = [
-        {"drill": name, "method": method, "lost": lost, "by_definition": False}
-        for name, method, lost in zip(names, ("fed_bpt", "lora"), (closed, free), strict=True)
-    ]
+    rows = drills_of(PAIRS[key], closed, free)
     assert judge(key, ladder([OPEN, CLOSED], drills=rows, **facts)).told == expected
+
+
+PAIRS = {"H2": losses.CHANGES, "H8": losses.EXCLUSIONS}
 
 
 def drill(name, method, lost, **more):
     return {"drill": name, "method": method, "lost": lost, "by_definition": False} | more
+
+
+def drills_of(pairs, closed, free):
+    """The rows of both sides of pairs of faults."""
+    ours = [drill(name, "fed_bpt", closed) for name in dict.fromkeys(p.ours for p in pairs)]
+    return ours + [drill(name, "lora", free) for name in dict.fromkeys(p.theirs for p in pairs)]
+
+
+@pytest.mark.parametrize("key", ["H2", "H8"])
+def test_what_was_not_drilled_is_not_said_to_cost_nothing(key):
+    """One fault that costs more is enough for an advantage; for its absence, all are needed."""
+    pairs, much, none = PAIRS[key], [0.2, 0.21, 0.22], [0.0, 0.01, 0.01]
+    of = lambda *lost: judge(key, ladder([OPEN, CLOSED], drills=drills_of(pairs[1:], *lost)))
+    assert of(much, none).verdict == SUPPORTED
+    finding = of(none, much)
+    assert finding.told == "undecided: not all faults were drilled"
+    absent = f"{pairs[0].ours} with {pairs[0].theirs}"
+    assert any(line.startswith("not measured") and absent in line for line in finding.numbers)
+    # Nor is it, as long as one of the ways in which closed models are used was left out
+    finding = judge(key, ladder([OPEN, CLOSED, TUNED], drills=drills_of(pairs, none, much)))
+    assert finding.told == "undecided: not all faults were drilled"
 
 
 def test_faults_are_compared_in_pairs_so_that_a_list_of_drills_decides_nothing():
@@ -63,9 +84,14 @@ AT_ONCE = {"at_fault": [0.8, 0.8, 0.8], "at_change": [0.6, 0.61, 0.59]}
 
 
 def test_a_change_that_hurts_at_once_and_is_made_good_on_both_sides_shows_equality():
+    """The other faults cost nobody anything; without the one that did, nothing would show."""
     lost = [0.0, 0.004, 0.0]
     rows = [drill("base_retired", "fed_bpt", lost, **AT_ONCE), drill("base_renewed", "lora", lost)]
-    assert judge("H2", ladder([OPEN, CLOSED], drills=rows)).verdict == NOT_SUPPORTED
+    others = [pair for pair in losses.CHANGES if pair.ours != "base_retired"]
+    idle = drills_of(others, lost, [0.004, 0.0, 0.0])
+    of = lambda rows: judge("H2", ladder([OPEN, CLOSED], drills=rows)).told
+    assert of([*rows, *idle]) == NOT_SUPPORTED
+    assert of(idle) == "undecided: no fault cost either side 2 points"
 
 
 def test_a_remedy_of_one_side_is_compared_with_that_of_the_other_alone():
