@@ -59,8 +59,8 @@ def serve(what: str | Path, changes: Mapping[str, Any] = _NONE) -> Served:
         as the specification says; whole weights that a run wrote, and proxies, never are.
 
     Raises:
-      ValueError, OSError: if it is none of these, `changes` quantize what never is, or the target
-        is at an address that `changes` do not name.
+      ValueError, OSError: if it is none of these, `changes` quantize what never is, the target is
+        at an address that `changes` do not name, or they name one that nothing would be sent to.
 
     >>> served = serve("builtin")
     >>> answer = "".join(stream(served, [{"role": "user", "content": "hello"}], max_new_tokens=2))
@@ -75,6 +75,7 @@ def serve(what: str | Path, changes: Mapping[str, Any] = _NONE) -> Served:
         base = read_adapter_config(path)["base_model_name_or_path"]
         recorded = Spec(model=Model(base)).put(_template_in(path))
     else:
+        _check_no_url(what, changes)
         spec = precision.fill_default(Spec(model=Model(str(what))).put(changes))
         tokenizer = _find_tokenizer(spec, spec.model.name)
         name, dtype, quantize = spec.model.name, spec.model.dtype, spec.model.quantize
@@ -91,8 +92,19 @@ def serve(what: str | Path, changes: Mapping[str, Any] = _NONE) -> Served:
         shape = LanguageModel({}, load_config(base), access=Access.TEXT)
         params = load_prompt(path, shape) if is_prompt(path) else {}
         return Served(shape, params, tokenizer, spec, use)
+    _check_no_url(what, changes)
     model, params = artefact.read(path, base=base, dtype=spec.model.dtype, quantize=quantize)
     return Served(model, params, tokenizer, spec, use)
+
+
+def _check_no_url(what: str | Path, changes: Mapping[str, Any]) -> None:
+    """Raises ValueError for the address of a provider that is not asked."""
+    url = changes.get("hosting.url")
+    if url is not None:
+        raise ValueError(
+            f"hosting.url={url} would not be asked: {what} is used in this process; leave it out, "
+            "or give the run of a method whose target is at a provider"
+        )
 
 
 def _check_quantize(spec: Spec, recorded: Spec, directory: Path) -> None:

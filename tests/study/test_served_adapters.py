@@ -51,3 +51,10 @@ def test_code_that_a_run_names_is_not_run_to_use_or_score_it(folder, tiny_rows, 
     write_json(tmp_path / "summary.json", {"inference": None, "access": "GRADIENTS"})
     assert serve(tmp_path).use is None
     assert "accuracy" in evaluate(tmp_path, {"scoring.examples": 4}).scores
+
+
+def test_the_address_of_a_provider_that_would_not_be_asked_is_refused(folder, tiny_folder):
+    for what in (folder, tiny_folder):
+        with pytest.raises(ValueError, match="hosting.url=http.* would not be asked: .*leave it"):
+            serve(what, {"hosting.url": "http://localhost:9/v1"})
+        assert serve(what, {"hosting.url": None}).use is None
