@@ -19,6 +19,7 @@ SUITES = {
     "startup": "imports, and the time to the first round",
     "models": "loading a checkpoint, plain and quantized, and compiling its depth",
     "prefix": "rows that begin with the same tokens, which are read once or in every row",
+    "profile": "where the time of one training step goes, on one core",
     "sweep": "eight settings in one program against one run",
     "devices": "eight simulated devices against one",
     "gpu": "tokens per second, utilisation and memory on an accelerator",

@@ -11,7 +11,15 @@ import pytest
 
 from fedjax_post.data.batches import TokenClients
 from fedjax_post.experiments.benchmark import __main__ as benchmark
-from fedjax_post.experiments.benchmark import environments, lines, lm_job, options, processes, table
+from fedjax_post.experiments.benchmark import (
+    environments,
+    lines,
+    lm_job,
+    options,
+    processes,
+    profile,
+    table,
+)
 from fedjax_post.experiments.benchmark.lines import Aim, Figure
 from fedjax_post.experiments.benchmark.settings import Settings, select
 from fedjax_post.experiments.benchmark.shapes import TINY
@@ -241,3 +249,13 @@ def test_help_names_every_suite():
     said = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True).stdout
     said = " ".join(said.split())
     assert all(f"{name}: {what}" in said for name, what in options.SUITES.items())
+
+
+@pytest.mark.heavy
+def test_a_profile_shares_a_step_among_all_parts():
+    settings = Settings(model="builtin-small", tiny=True, turns=1, warm_up=1)
+    found = {figure.name: figure.value for figure in profile.measure(settings)}
+    assert sum(found.values()) == pytest.approx(1, abs=1e-6)
+    names = [*profile.PARTS, "what the backward pass keeps, the optimizer, and others"]
+    assert sorted(found) == sorted(f"share of {part}" for part in names)
+    assert all(found[f"share of {part}"] > 0 for part in names if "operands" not in part)
