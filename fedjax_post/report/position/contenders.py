@@ -9,12 +9,14 @@ from fedjax_post.report.position.controls import (
     CONTROLS,
     Side,
     best_control,
+    best_of,
     best_prompts,
     controls,
     is_silent,
     manual_prompts,
     scores_of,
     side_of,
+    start_of,
 )
 from fedjax_post.report.position.ladder import Cell, Ladder, comparable, least_row, on_all_rows
 from fedjax_post.report.position.thresholds import ALPHA, BUDGET
@@ -25,7 +27,8 @@ _HOST = "fine-tuning by the host"
 class Contenders(NamedTuple):
     """The cells of both sides that count."""
 
-    held: list[Cell]  # open methods that gain over one client alone and over their start
+    held: list[Cell]  # open methods
+    gain: bool  # whether they gain over one client alone and over their start; no other can lead
     rivals: list[Cell]
     missing: list[str]  # controls
     unscored: list[str]  # labels of rivals
@@ -37,7 +40,7 @@ def without_weights(ladder: Ladder) -> Contenders:
 
     A method that asks nothing in training is a rival only if it gains over its control.
     """
-    held, missing = _counted(ladder, comparable(ladder, "open"))
+    held, gain, missing = _open_side(ladder)
     closed = [cell for cell in comparable(ladder, "closed") if not _is_tuned(cell)]
     silent = [cell for cell in closed if is_silent(cell)]
     using, lacks = _counted(ladder, silent)
@@ -48,6 +51,7 @@ def without_weights(ladder: Ladder) -> Contenders:
     scored = [c for c in ladder.cells if c.kind in ("closed", "baseline") and not _is_tuned(c)]
     return Contenders(
         held,
+        gain,
         [*asking, *using, *others, *best_prompts(ladder)[0]],
         [*few, *missing, *lacks],
         [cell.label for cell in scored if not scores_of(cell)],
@@ -61,7 +65,7 @@ def tuned_by_host(ladder: Ladder) -> Contenders:
     In a ladder without one, LoRA on all rows in one place stands for it, since that is what such a
     host computes.
     """
-    held, missing = _counted(ladder, comparable(ladder, "open"))
+    held, gain, missing = _open_side(ladder)
     tuned = [cell for cell in comparable(ladder, "closed") if _is_tuned(cell)]
     told = own_rows_told(ladder)
     unscored = [c.label for c in ladder.cells if _is_tuned(c) and not scores_of(c)]
@@ -69,7 +73,7 @@ def tuned_by_host(ladder: Ladder) -> Contenders:
         tuned = controls(ladder, "central")
         missing += [] if tuned else [f"{_HOST}, or {CONTROLS['central']}"]
         told += [f"stands for {_HOST}, which was not run: {cell.label}" for cell in tuned]
-    return Contenders(held, tuned, missing, unscored, told)
+    return Contenders(held, gain, tuned, missing, unscored, told)
 
 
 def own_rows_told(ladder: Ladder) -> list[str]:
@@ -108,6 +112,16 @@ def unequal(ladder: Ladder, sides: Contenders, best: Side, rival: Side) -> str:
     return "unequal budgets: none was stated, and the open side spent more"
 
 
+def leads_start(ladder: Ladder, sides: Contenders, rival: Side) -> bool:
+    """Returns whether a rival is ahead of the open methods before they learned anything.
+
+    Where nothing was, nobody's falling behind shows anything: the task may leave nothing to gain.
+    """
+    starts = [start_of(cell) for cell in sides.held]
+    start = best_of("the start", starts, seeds=rival.scores or None)
+    return _gains(less("the rival less the start", rival, start, least=least_row(ladder)))
+
+
 def left_told(*sides: Side) -> list[str]:
     """Returns which cells had no part in a choice, because they lack seeds."""
     return [
@@ -115,6 +129,17 @@ def left_told(*sides: Side) -> list[str]:
         for side in sides
         if side.left
     ]
+
+
+def _open_side(ladder: Ladder) -> tuple[list[Cell], bool, list[str]]:
+    """Returns open methods, whether they were shown to gain, and the controls that are missing.
+
+    Those that gain over one client alone and over their start; if none does, all of them: none can
+    be ahead by what it learned together with others then, and any may be behind.
+    """
+    cells = comparable(ladder, "open")
+    gaining, missing = _counted(ladder, cells)
+    return gaining or cells, bool(gaining), missing
 
 
 def _counted(ladder: Ladder, cells: Sequence[Cell]) -> tuple[list[Cell], list[str]]:

@@ -23,6 +23,10 @@ since then only cells that learned count, and one that sends such updates was ad
 fourth one found that H2 compared a host that trains again within its notice with an open method
 that must not, and one closed method with all: since then both sides have the same remedy in a pair,
 and H2 and H8 have a contrast for each way of use, of the best method that was drilled of it.
+On that day too, a host that trains its model was run on a real task, ahead of open methods that
+were not shown to gain there, and H9 read undecided for that reason: a rule that spared one side.
+Since then such methods cannot be ahead, and can be behind a rival that learned; and H2 and H8 ask
+for all faults, in each way of use, before they say that there is no advantage.
 """
 
 from typing import NamedTuple
@@ -101,7 +105,8 @@ HYPOTHESES = (
         "Not in the paper: it claims no utility.",
         "The best open method that gains over one client alone, and over its start, leads the best "
         "rival that uses the target without its weights.",
-        "It does not lead.",
+        "It does not lead. If no open method gains so, the best of all open ones counts, which "
+        "cannot lead then; that it is behind counts if the rival is ahead of its start.",
         "",
         "Score of the best open method that gains over one client alone and over its start, less "
         "that of the best rival: closed-side methods that ask the target, those that gain over "
@@ -181,7 +186,7 @@ HYPOTHESES = (
         "Not in the paper: it claims no utility.",
         "The best open method that gains over one client alone, and over its start, leads the best "
         "method whose host fine-tunes its model.",
-        "It does not lead.",
+        "It does not lead, as for H3.",
         "",
         "Score of the best open method that gains over one client alone and over its start, less "
         "that of the best method whose host trains. Where none was run, LoRA on all rows in one "

@@ -7,6 +7,7 @@ from fedjax_post.report.position import losses
 from fedjax_post.report.position.budgets import off_budget
 from fedjax_post.report.position.contenders import (
     Contenders,
+    leads_start,
     left_told,
     over_controls,
     own_rows_told,
@@ -30,6 +31,7 @@ from fedjax_post.report.position.statistics import share_interval
 from fedjax_post.report.position.thresholds import CEILING, RARE
 
 _CEILING = f"{100 * CEILING.value:.0f} %"
+_NO_GAIN = "no open method was shown to gain over one client alone and over its start"
 _SAMPLED = "; a sample of the corpus, so that more may stand in it"
 
 
@@ -102,8 +104,6 @@ def _led(ladder: Ladder, sides: Contenders, name: str) -> Evidence:
     lacking = _unreadable(ladder) or _missing(dict.fromkeys(sides.missing))
     if not comparable(ladder, "open") or not comparable(ladder, "closed"):
         lacking = "no scored cell of one side"
-    elif not lacking and not sides.held:
-        lacking = "no open method was shown to gain over one client alone and over its start"
     elif not lacking and sides.unscored:
         lacking = f"rivals without a score: {', '.join(sides.unscored)}"
     elif not lacking and (open_ranks := left_open([*sides.held, *sides.rivals])):
@@ -112,9 +112,14 @@ def _led(ladder: Ladder, sides: Contenders, name: str) -> Evidence:
     named = lambda side: f"{side.name} ({', '.join(side.chosen) or 'none'})"
     contrast = less(f"{named(best)} less {named(rival)}", best, rival, least=least_row(ladder))
     told = [*sides.told, *left_told(best, rival)]
+    if not sides.gain:
+        contrast = contrast._replace(can_lead=False)
+        told.append(f"{_NO_GAIN}, so that none can be ahead")
+        lacking = lacking or ("" if leads_start(ladder, sides, rival) else _NO_GAIN)
     if off := [cell.label for cell in off_budget(ladder)]:
         told.append(f"spending differs from the budget: {', '.join(off)}")
-    return _judged([contrast], any_ahead, lacking=lacking, told=told)
+    found = _judged([contrast], any_ahead, lacking=lacking, told=told)
+    return found if sides.gain else found._replace(otherwise=_NO_GAIN)
 
 
 def autonomy(ladder: Ladder) -> Evidence:

@@ -32,6 +32,22 @@ def test_an_advantage_below_the_margin_is_none_and_no_equality():
     assert judge("H3", ladder(cells)).told == "undecided: its advantage is below 2 points"
 
 
+def test_open_methods_that_learn_nothing_are_behind_those_that_do():
+    """Who has no gain to show cannot be ahead; where a rival learned, that is no excuse."""
+    idle = cell("lora", "open", (0.40, 0.41, 0.40))
+    alone = control("one_client", 0.5, 0.5, 0.5)
+    for key, tier in (("H3", "LOGITS"), ("H9", "FINETUNE")):
+        of = lambda *scores, key=key, tier=tier: judge(
+            key, ladder([idle, cell("x", "closed", scores, tier=tier, asked=7.0), alone, *REST])
+        )
+        finding = of(0.9, 0.92, 0.91)
+        assert finding.verdict == NOT_SUPPORTED
+        assert any("so that none can be ahead" in line for line in finding.numbers)
+        why = "no open method was shown to gain over one client alone and over its start"
+        assert of(0.40, 0.41, 0.40).told == f"undecided: {why}"  # nor did the rival learn
+        assert of(0.20, 0.21, 0.20).told == f"undecided: {why}"  # ahead, by nothing learned
+
+
 def spending(one, tokens):
     runs = {
         s: r._replace(summary=r.summary | {"model_tokens": tokens}) for s, r in one.runs.items()
