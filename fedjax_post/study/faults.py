@@ -325,8 +325,13 @@ def fill_settings(settings: Settings, rounds: int) -> Settings:
     """Returns the settings with `at_round` filled in.
 
     Raises:
-      ValueError: if faults would begin before round 1 or after the last round.
+      ValueError: if faults would begin before round 1 or after the last round, or the run has one
+        round alone.
     """
+    if rounds < 2:
+        raise ValueError(
+            f"training.rounds={rounds} leaves no round at which a fault could begin; give at least 2"
+        )
     at_round = settings.at_round or rounds // 2
     if not 1 <= at_round < rounds:
         raise ValueError(

@@ -38,6 +38,19 @@ def test_another_setting_does_not_get_the_results_of_the_last_one(claimed, name,
     drill_folder.claim(claimed, SPEC, SETTINGS)
 
 
+@pytest.mark.parametrize(
+    ("at_round", "rounds", "message"),
+    [
+        (None, 1, "training.rounds=1 leaves no round at which a fault could begin"),
+        (4, 4, "at_round=4 must be from 1 to 3, before the last of `training.rounds=4`"),
+    ],
+)
+def test_a_fault_begins_between_the_first_and_the_last_round(at_round, rounds, message):
+    with pytest.raises(ValueError, match=message):
+        fill_settings(Settings(at_round=at_round), rounds)
+    assert fill_settings(Settings(), 2).at_round == 1
+
+
 def test_what_changes_no_run_may_differ(claimed):
     told = SETTINGS._replace(own_examples=0, passport="olmo-2", data_licence="MIT", measure="loss")
     drill_folder.claim(claimed, SPEC.put({"scoring.batch_size": 3}), told)
