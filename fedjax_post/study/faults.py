@@ -330,7 +330,8 @@ def fill_settings(settings: Settings, rounds: int) -> Settings:
     """
     if rounds < 2:
         raise ValueError(
-            f"training.rounds={rounds} leaves no round at which a fault could begin; give at least 2"
+            f"training.rounds={rounds} leaves no round at which a fault could begin; give at "
+            "least 2"
         )
     at_round = settings.at_round or rounds // 2
     if not 1 <= at_round < rounds:
