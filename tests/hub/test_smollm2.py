@@ -67,7 +67,9 @@ def test_what_the_passport_says_of_the_file_is_in_its_header(path):
     assert f"gguf_file={path.name!r})" in card
 
 
-@pytest.mark.parametrize(("dtype", "quantize"), [("float32", "none"), ("bfloat16", "nf4")])
+@pytest.mark.parametrize(
+    ("dtype", "quantize"), [("float32", "none"), ("bfloat16", "none"), ("bfloat16", "nf4")]
+)
 def test_loading_takes_little_more_memory_than_the_model(path, dtype, quantize):
     """Beside an interpreter that has loaded the libraries and computed something."""
     code = f"""
@@ -81,8 +83,7 @@ print(peak() - before, sum(leaf.nbytes for leaf in jax.tree.leaves(model.variabl
 """
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     grown, size = map(int, told.stdout.split())
-    mapped = path.stat().st_size  # pages of the file that the kernel keeps and may drop
-    assert grown < 1.3 * size + mapped
+    assert grown < 1.3 * size
 
 
 def test_without_the_package_the_remedy_is_one_line(monkeypatch):
