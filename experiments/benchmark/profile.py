@@ -19,6 +19,7 @@ import optax
 from fedjax_post.adapters.lora import add_lora
 from fedjax_post.experiments.benchmark.lines import Figure
 from fedjax_post.experiments.benchmark.settings import Settings
+from fedjax_post.experiments.benchmark.sides import channel
 from fedjax_post.hub.load import load_model
 from fedjax_post.hub.precision import choose_dtype
 from fedjax_post.objectives.sft import sft_loss
@@ -35,17 +36,21 @@ PARTS: Mapping[str, str] = {
 }
 _REST = "what the backward pass keeps, the optimizer, and others"
 _CALLS = ("while", "call", "conditional", "ThunkExecutor", "end")  # these contain others
-_INSTRUCTION = re.compile(r'^\s*(?:ROOT )?%?([\w.\-]+) = .*?op_name="([^"]*)"', re.MULTILINE)
+_INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (.*)$", re.MULTILINE)
 
 
 def measure(settings: Settings) -> Iterator[Figure]:
     """Yields the share of each part of a step, the largest first."""
+    channel.pin(settings.cores[0])
     name = settings.model
     model = load_model(name, dtype=choose_dtype(name))
     model = dataclasses.replace(model, config=dataclasses.replace(model.config, remat=False))
     step, args = _step(model, LENGTH // 8 if settings.tiny else LENGTH)
-    names = dict(_INSTRUCTION.findall(step.as_text()))
-    turns = [_times(step, args, names) for _ in range(settings.warm_up + settings.turns)]
+    operations = {
+        name: origin.partition('op_name="')[2].partition('"')[0]
+        for name, origin in _INSTRUCTION.findall(step.as_text())
+    }
+    turns = [_times(step, args, operations) for _ in range(settings.warm_up + settings.turns)]
     turns = turns[settings.warm_up :]
     shares = {
         part: np.array([turn[part] / sum(turn.values()) for turn in turns])
@@ -74,8 +79,14 @@ def _step(model: Any, length: int) -> tuple[Any, tuple[Any, ...]]:
     return jax.jit(step).lower(*args).compile(), args
 
 
-def _times(step: Any, args: tuple[Any, ...], names: Mapping[str, str]) -> dict[str, float]:
-    """Returns the seconds of each part, in one step."""
+def _times(step: Any, args: tuple[Any, ...], operations: Mapping[str, str]) -> dict[str, float]:
+    """Returns the seconds of each part, in one step.
+
+    Args:
+      step: the compiled step.
+      args: its arguments.
+      operations: by name, the code that each comes from; "" where the program does not say.
+    """
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
             jax.block_until_ready(step(*args))
@@ -83,8 +94,8 @@ def _times(step: Any, args: tuple[Any, ...], names: Mapping[str, str]) -> dict[s
         found: dict[str, float] = collections.defaultdict(float)
         for plane in jax.profiler.ProfileData.from_file(str(file)).planes:
             for event in (event for line in plane.lines for event in line.events):
-                if event.name in names and event.name.split(".")[0] not in _CALLS:
-                    found[_part(names[event.name])] += event.duration_ns / 1e9
+                if event.name in operations and event.name.split(".")[0] not in _CALLS:
+                    found[_part(operations[event.name])] += event.duration_ns / 1e9
     return {part: found[part] for part in (*PARTS, _REST)}
 
 

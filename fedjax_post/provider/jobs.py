@@ -107,8 +107,9 @@ class Jobs:
         with self._lock:
             self._waiting.append(id)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._work, daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._work, daemon=True)
+                thread.start()
+                self._thread = thread
         return self.get(id).card
 
     def check_room(self) -> None:

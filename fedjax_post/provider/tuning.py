@@ -135,20 +135,21 @@ def wait_for(caller: Caller, job: str) -> str:
             )
         if time.monotonic() - shown > _SPACING:
             shown = time.monotonic()
-            tqdm.write(f"{job}, {status}: {_latest(caller, job)}", file=sys.stderr)
+            line = f"{json.dumps(status)[:30]}, {_latest(caller, job)}"
+            tqdm.write(f"fine-tuning job: {line}", file=sys.stderr)
         time.sleep(pause)
         pause = min(2 * pause, _LONGEST_WAIT)
 
 
 def _latest(caller: Caller, job: str) -> str:
-    """Returns what the host last told of a job; a host need not tell anything."""
+    """Returns what the host last told of a job, without control characters of its choice."""
     try:
         found = caller.look(f"/fine_tuning/jobs/{job}/events?limit=1")
     except ProviderError as error:
         return f"no events ({error})"
     events = found.get("data") if isinstance(found, dict) else None
     last = events[0] if isinstance(events, list) and events else None
-    return str(last.get("message"))[:300] if isinstance(last, dict) else "no events"
+    return json.dumps(last.get("message"))[:300] if isinstance(last, dict) else "no events"
 
 
 def _row(question: str, answer: str, *, chat: bool) -> dict[str, Any]:

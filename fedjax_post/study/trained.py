@@ -24,7 +24,7 @@ _kept = contextvars.ContextVar("_kept", default=None)
 
 @contextlib.contextmanager
 def reading_once() -> Iterator[None]:
-    """A context in which targets of one name and dtype, one after another, are read once.
+    """A context in which targets of one name, dtype and quantization are read once in a row.
 
     For checks of many experiments: no file may change meanwhile. One model at a time is held.
     """

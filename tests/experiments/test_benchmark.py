@@ -255,7 +255,6 @@ def test_help_names_every_suite():
 def test_a_profile_shares_a_step_among_all_parts():
     settings = Settings(model="builtin-small", tiny=True, turns=1, warm_up=1)
     found = {figure.name: figure.value for figure in profile.measure(settings)}
-    assert sum(found.values()) == pytest.approx(1, abs=1e-6)
     names = [*profile.PARTS, "what the backward pass keeps, the optimizer, and others"]
     assert sorted(found) == sorted(f"share of {part}" for part in names)
     assert all(found[f"share of {part}"] > 0 for part in names if "operands" not in part)

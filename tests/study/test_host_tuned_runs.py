@@ -94,10 +94,11 @@ def test_the_ledger_is_what_the_provider_has_logged(name, tiny_folder, tmp_path)
 def test_a_long_job_shows_how_far_it_is(tiny_folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(tuning, "_SPACING", 0.0)
     study.carry_out(study.prepare(spec_of("host_tuning", tiny_folder), directory=tmp_path / "run"))
-    told = re.findall(r"ftjob-\w+, (\w+): (.+)", capsys.readouterr().err)
+    told = re.findall(r'^fine-tuning job: "\w+", "(.+)"$', capsys.readouterr().err, re.M)
+    usual = r"The job waits for its turn\.|Training on \d+ rows begins\.|Step \d+/\d+: .+"
+    ended = r"The model \S+ is served\."
     assert told
-    expected = r"The job waits for its turn\.|Training on \d+ rows begins\.|Step \d+/\d+: .+"
-    assert all(re.fullmatch(expected, message) for _, message in told)
+    assert all(re.fullmatch(f"{usual}|{ended}", message) for message in told)
 
 
 class Killed(BaseException):

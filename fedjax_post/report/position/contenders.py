@@ -27,8 +27,8 @@ _HOST = "fine-tuning by the host"
 class Contenders(NamedTuple):
     """The cells of both sides that count."""
 
-    held: list[Cell]  # open methods
-    gain: bool  # whether they gain over one client alone and over their start; no other can lead
+    held: list[Cell]  # open methods that gain over one client alone and over their start
+    others: list[Cell]  # open methods that were not shown to; they can be behind, and not ahead
     rivals: list[Cell]
     missing: list[str]  # controls
     unscored: list[str]  # labels of rivals
@@ -40,19 +40,19 @@ def without_weights(ladder: Ladder) -> Contenders:
 
     A method that asks nothing in training is a rival only if it gains over its control.
     """
-    held, gain, missing = _open_side(ladder)
+    held, others, missing = _open_side(ladder)
     closed = [cell for cell in comparable(ladder, "closed") if not _is_tuned(cell)]
     silent = [cell for cell in closed if is_silent(cell)]
     using, lacks = _counted(ladder, silent)
     manual, few = manual_prompts(ladder)
-    others = [c for c in comparable(ladder, "baseline") if c not in manual]
+    baselines = [c for c in comparable(ladder, "baseline") if c not in manual]
     asking = [cell for cell in closed if cell not in silent]
     told = [f"not counted as using the target: {c.label}" for c in silent if c not in using]
     scored = [c for c in ladder.cells if c.kind in ("closed", "baseline") and not _is_tuned(c)]
     return Contenders(
         held,
-        gain,
-        [*asking, *using, *others, *best_prompts(ladder)[0]],
+        others,
+        [*asking, *using, *baselines, *best_prompts(ladder)[0]],
         [*few, *missing, *lacks],
         [cell.label for cell in scored if not scores_of(cell)],
         [*told, *own_rows_told(ladder)],
@@ -65,7 +65,7 @@ def tuned_by_host(ladder: Ladder) -> Contenders:
     In a ladder without one, LoRA on all rows in one place stands for it, since that is what such a
     host computes.
     """
-    held, gain, missing = _open_side(ladder)
+    held, others, missing = _open_side(ladder)
     tuned = [cell for cell in comparable(ladder, "closed") if _is_tuned(cell)]
     told = own_rows_told(ladder)
     unscored = [c.label for c in ladder.cells if _is_tuned(c) and not scores_of(c)]
@@ -73,7 +73,7 @@ def tuned_by_host(ladder: Ladder) -> Contenders:
         tuned = controls(ladder, "central")
         missing += [] if tuned else [f"{_HOST}, or {CONTROLS['central']}"]
         told += [f"stands for {_HOST}, which was not run: {cell.label}" for cell in tuned]
-    return Contenders(held, gain, tuned, missing, unscored, told)
+    return Contenders(held, others, tuned, missing, unscored, told)
 
 
 def own_rows_told(ladder: Ladder) -> list[str]:
@@ -96,28 +96,33 @@ def over_controls(ladder: Ladder, cells: Sequence[Cell]) -> tuple[list[Contrast]
 def unequal(ladder: Ladder, sides: Contenders, best: Side, rival: Side) -> str:
     """Returns why the cells that were chosen had no equal budgets; "" if they had.
 
-    An open method must not have spent more than the budget, and a closed one not less. Baselines
-    learn nothing, so that more tokens would not serve them. Without a budget, spending is compared.
+    The side that is ahead must not have spent more than the budget, and the other one not less.
+    Baselines learn nothing, so that more tokens would not serve them. Without a budget, spending is
+    compared.
     """
-    held = [cell for cell in sides.held if cell.label in best.chosen]
+    held = [cell for cell in (*sides.held, *sides.others) if cell.label in best.chosen]
     closed = [c for c in sides.rivals if c.label in rival.chosen and c.kind == "closed"]
-    more = [c.label for c in held if _differs(ladder, c) > 0]
-    less_ = [c.label for c in closed if _differs(ladder, c) < 0]
+    gap = less("", best, rival).differences
+    open_leads = sum(gap) > 0
+    ahead, behind = (held, closed) if open_leads else (closed, held)
+    more = [c.label for c in ahead if _differs(ladder, c) > 0]
+    less_ = [c.label for c in behind if _differs(ladder, c) < 0]
     if more or less_:
         return f"unequal budgets: {', '.join([*more, *less_])}"
-    spent = [[s.mean for c in cells if (s := spent_of(c))] for cells in (held, closed)]
+    spent = [[s.mean for c in cells if (s := spent_of(c))] for cells in (ahead, behind)]
     stated = ladder.facts.get("budget") or not all(spent)
     if stated or max(spent[0]) <= (1 + BUDGET.value) * min(spent[1]):
         return ""
-    return "unequal budgets: none was stated, and the open side spent more"
+    side = "open" if open_leads else "closed"
+    return f"unequal budgets: none was stated, and the {side} side spent more"
 
 
 def leads_start(ladder: Ladder, sides: Contenders, rival: Side) -> bool:
-    """Returns whether a rival is ahead of the open methods before they learned anything.
+    """Returns whether a rival's score is above that of the open methods before they were trained.
 
-    Where nothing was, nobody's falling behind shows anything: the task may leave nothing to gain.
+    If it is not, the task may leave nothing to gain, and that no open method gained shows nothing.
     """
-    starts = [start_of(cell) for cell in sides.held]
+    starts = [start_of(cell) for cell in sides.others]
     start = best_of("the start", starts, seeds=rival.scores or None)
     return _gains(less("the rival less the start", rival, start, least=least_row(ladder)))
 
@@ -131,15 +136,11 @@ def left_told(*sides: Side) -> list[str]:
     ]
 
 
-def _open_side(ladder: Ladder) -> tuple[list[Cell], bool, list[str]]:
-    """Returns open methods, whether they were shown to gain, and the controls that are missing.
-
-    Those that gain over one client alone and over their start; if none does, all of them: none can
-    be ahead by what it learned together with others then, and any may be behind.
-    """
+def _open_side(ladder: Ladder) -> tuple[list[Cell], list[Cell], list[str]]:
+    """Returns the open methods that gain over their controls, the others, and missing controls."""
     cells = comparable(ladder, "open")
     gaining, missing = _counted(ladder, cells)
-    return gaining or cells, bool(gaining), missing
+    return gaining, [cell for cell in cells if cell not in gaining], missing
 
 
 def _counted(ladder: Ladder, cells: Sequence[Cell]) -> tuple[list[Cell], list[str]]:

@@ -64,14 +64,14 @@ def less(name: str, first: Side, second: Side, *, least: float = 0.0) -> Contras
 def any_ahead(contrasts: Sequence[Contrast]) -> Shown:
     """Returns what is shown of 'some contrast has an advantage', against 'none reaches the margin'.
 
-    By Bonferroni for some, and by the weakest for none.
+    By Bonferroni for some, over those that could be, and by the weakest for none.
     """
     some = [above(c.differences, 0, least=c.least) if c.can_lead else 1.0 for c in contrasts]
     none = [
         1.0 if c.below is None else above([c.below - d for d in c.differences], 0, least=c.least)
         for c in contrasts
     ]
-    return _joined(contrasts, some, none)
+    return _joined(contrasts, some, none, tests=sum(c.can_lead for c in contrasts))
 
 
 def all_alike(contrasts: Sequence[Contrast]) -> Shown:
@@ -86,7 +86,8 @@ def all_alike(contrasts: Sequence[Contrast]) -> Shown:
         signs = [[limit - sign * d for d in c.differences] for sign in (1, -1)]
         return max(above(values, 0, least=c.least) for values in signs)
 
-    found = _joined(contrasts, [apart(c) for c in contrasts], [within(c) for c in contrasts])
+    far, near = [apart(c) for c in contrasts], [within(c) for c in contrasts]
+    found = _joined(contrasts, far, near, tests=len(contrasts))
     return found._replace(
         p_for=found.p_against,
         p_against=found.p_for,
@@ -117,17 +118,20 @@ def seeds_needed(spread: float, level: float) -> int | None:
     return bisect.bisect_left(range(MOST + 1), True, lo=2, key=enough)
 
 
-def _joined(contrasts: Sequence[Contrast], some: list[float], none: list[float]) -> Shown:
+def _joined(
+    contrasts: Sequence[Contrast], some: list[float], none: list[float], *, tests: int
+) -> Shown:
     spreads = [deviation(c.differences, c.least) for c in contrasts]
     decides, weakest = some.index(min(some)), none.index(max(none))
+    tests = max(1, tests)
     return Shown(
-        min(1.0, len(some) * some[decides]),
+        min(1.0, tests * some[decides]),
         none[weakest],
         spreads[decides],
         math.nan if any(map(math.isnan, spreads)) else max(spreads),
         contrasts[decides].name,
         contrasts[weakest].name,
         min(len(c.differences) for c in contrasts),
-        len(contrasts),
+        tests,
         1,
     )

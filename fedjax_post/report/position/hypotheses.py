@@ -25,8 +25,10 @@ that must not, and one closed method with all: since then both sides have the sa
 and H2 and H8 have a contrast for each way of use, of the best method that was drilled of it.
 On that day too, a host that trains its model was run on a real task, ahead of open methods that
 were not shown to gain there, and H9 read undecided for that reason: a rule that spared one side.
-Since then such methods cannot be ahead, and can be behind a rival that learned; and H2 and H8 ask
-for all faults, in each way of use, before they say that there is no advantage.
+Since then such methods cannot be ahead, and can be behind a rival whose score is above theirs
+before training. Budgets are compared for either side that is ahead, where they had been for the
+open one alone. H2 and H8 ask for all faults, in each way of use, before they say that there is no
+advantage.
 """
 
 from typing import NamedTuple
@@ -86,7 +88,8 @@ HYPOTHESES = (
         "Abstract; Table 1, weights and autonomy: without weights, clients control less.",
         "A fault of the host costs the best closed-side method of a way of use, asking or tuning "
         "by the host, more score than its like costs the best open one.",
-        "None does, and of each pair of faults one costs a side the margin.",
+        "No fault does, of all of them, each drilled in every way of use, and at least one costs "
+        "a side the margin.",
         "A shutdown ends training and use with a hosted target, and what was learned is useless "
         "without it. A method that asks nobody runs the same with and without a host's fault, so "
         "that its loss is 0. Weights that are held can be kept when their maker goes on to a next "
@@ -105,14 +108,14 @@ HYPOTHESES = (
         "Not in the paper: it claims no utility.",
         "The best open method that gains over one client alone, and over its start, leads the best "
         "rival that uses the target without its weights.",
-        "It does not lead. If no open method gains so, the best of all open ones counts, which "
-        "cannot lead then; that it is behind counts if the rival is ahead of its start.",
+        "No open method leads it, those that gain nothing included. If none gains, this counts "
+        "only if the rival's score is above that of the open methods before their training.",
         "",
         "Score of the best open method that gains over one client alone and over its start, less "
         "that of the best rival: closed-side methods that ask the target, those that gain over "
         "their control, in-context examples that are scored on all rows, and the best of ten "
-        "manual prompts. The open cells that are the best must not have spent more than the "
-        "budget, nor closed ones less. A host that fine-tunes its model is H9.",
+        "manual prompts. The side that is ahead must not have spent more than the budget, nor the "
+        "other one less. A host that fine-tunes its model is H9.",
         "Other tasks, larger models, and hosted models that are better than any open one: both "
         "sides have the same base here.",
     ),
@@ -171,7 +174,8 @@ HYPOTHESES = (
         "Table 1, weights and heterogeneity: limited and indirect, some clients are shut out.",
         "A reason that shuts clients out of a closed model costs the federation more score than "
         "one that shuts them out of open weights.",
-        "None does, and of each pair of reasons one costs a side the margin.",
+        "No reason does, of all of them, each drilled in every way of use, and at least one costs "
+        "a side the margin.",
         "Who is shut out can neither train nor be served. An open method shuts nobody out by "
         "region, price or terms of use, so that its loss in those drills is 0.",
         "Loss of score on all held-out rows by what shuts clients out of a closed model, less that "
@@ -186,7 +190,7 @@ HYPOTHESES = (
         "Not in the paper: it claims no utility.",
         "The best open method that gains over one client alone, and over its start, leads the best "
         "method whose host fine-tunes its model.",
-        "It does not lead, as for H3.",
+        "No open method leads it, as for H3.",
         "",
         "Score of the best open method that gains over one client alone and over its start, less "
         "that of the best method whose host trains. Where none was run, LoRA on all rows in one "

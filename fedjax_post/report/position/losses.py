@@ -104,7 +104,11 @@ def _is_hurt(side: _Best) -> bool:
 
 
 def not_drilled(ladder: Ladder, pairs: Pairs) -> list[str]:
-    """Returns lines on pairs of drills that a way of use lacks, of the ways that are cells."""
+    """Returns lines on pairs of drills that a way of use lacks, of the ways that are cells.
+
+    A drill whose outcome is so by definition, as that of a host which refuses a client whose rows
+    it has, is not lacking: it was run, and cost nothing.
+    """
     found = []
     for tuned, way in {False: "methods that ask", True: "fine-tuning by the host"}.items():
         cells = [c for c in ladder.cells if c.kind == "closed" and c.runs and not is_silent(c)]
@@ -113,11 +117,11 @@ def not_drilled(ladder: Ladder, pairs: Pairs) -> list[str]:
         absent = [
             f"{pair.ours} with {pair.theirs}"
             for pair in pairs
-            if not measured(ladder, "closed", {pair.ours}, tuned=tuned)
-            or not measured(ladder, "open", {pair.theirs})
+            if not _drilled(ladder, "closed", {pair.ours}, tuned=tuned)
+            or not _drilled(ladder, "open", {pair.theirs})
         ]
         if absent:
-            found.append(f"not measured of {way}: {', '.join(absent)}")
+            found.append(f"not drilled of {way}: {', '.join(absent)}")
     return found
 
 
@@ -135,6 +139,17 @@ def measured(
 ) -> list[Mapping[str, Any]]:
     """Returns the rows of some drills of the methods of a kind whose losses are measurements.
 
+    Args are those of `_drilled`.
+    """
+    rows = _drilled(ladder, kind, drills, tuned=tuned)
+    return [row for row in rows if is_measured(row, kind)]
+
+
+def _drilled(
+    ladder: Ladder, kind: str, drills: set[str], *, tuned: bool | None = None
+) -> list[Mapping[str, Any]]:
+    """Returns the rows of some drills of the methods of a kind.
+
     Args:
       ladder: with its drills.
       kind: open or closed.
@@ -145,9 +160,7 @@ def measured(
     chosen = [cell for cell in cells if tuned in (None, cell.tier == "FINETUNE")]
     names = {name for cell in chosen for name in (cell.method, cell.label)}
     return [
-        row
-        for row in rows_of(ladder)
-        if drill_of(row) in drills and row.get("method") in names and is_measured(row, kind)
+        row for row in rows_of(ladder) if drill_of(row) in drills and row.get("method") in names
     ]
 
 

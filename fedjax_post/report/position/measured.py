@@ -22,9 +22,16 @@ from fedjax_post.report.position.contrasts import (
     any_ahead,
     less,
 )
-from fedjax_post.report.position.controls import best_of, is_silent, learned, left_open, side_of
+from fedjax_post.report.position.controls import (
+    Side,
+    best_of,
+    is_silent,
+    learned,
+    left_open,
+    side_of,
+)
 from fedjax_post.report.position.drills import mean_losses
-from fedjax_post.report.position.ladder import Ladder, comparable, least_row, of_kind
+from fedjax_post.report.position.ladder import Cell, Ladder, comparable, least_row, of_kind
 from fedjax_post.report.position.leaks import is_own, is_plain
 from fedjax_post.report.position.rules import gate, numbers, points, unreadable
 from fedjax_post.report.position.statistics import share_interval
@@ -98,28 +105,53 @@ def service(ladder: Ladder) -> Evidence:
 
 
 def _led(ladder: Ladder, sides: Contenders, name: str) -> Evidence:
-    """Returns the evidence on whether the best open method leads the best of its rivals."""
-    best = best_of("the best open method", sides.held)
-    rival = best_of(name, sides.rivals, seeds=best.scores or None)
+    """Returns the evidence on whether the best open method leads the best of its rivals.
+
+    Only one that was shown to gain can be ahead. That none is takes all of them into account.
+    """
+    every = [*sides.held, *sides.others]
+    first = _compared(ladder, sides, name, sides.held or every)
     lacking = _unreadable(ladder) or _missing(dict.fromkeys(sides.missing))
     if not comparable(ladder, "open") or not comparable(ladder, "closed"):
         lacking = "no scored cell of one side"
     elif not lacking and sides.unscored:
         lacking = f"rivals without a score: {', '.join(sides.unscored)}"
-    elif not lacking and (open_ranks := left_open([*sides.held, *sides.rivals])):
+    elif not lacking and (open_ranks := left_open([*every, *sides.rivals])):
         lacking = f"a host left the rank of labels open: {', '.join(open_ranks)}"
-    lacking = lacking or best.lacking or rival.lacking or unequal(ladder, sides, best, rival)
-    named = lambda side: f"{side.name} ({', '.join(side.chosen) or 'none'})"
-    contrast = less(f"{named(best)} less {named(rival)}", best, rival, least=least_row(ladder))
-    told = [*sides.told, *left_told(best, rival)]
-    if not sides.gain:
-        contrast = contrast._replace(can_lead=False)
+    lacking = lacking or first.lacking
+    contrasts, told, untried = [first.contrast], [*sides.told, *first.told], ""
+    if not sides.held:
+        contrasts = [first.contrast._replace(can_lead=False)]
         told.append(f"{_NO_GAIN}, so that none can be ahead")
-        lacking = lacking or ("" if leads_start(ladder, sides, rival) else _NO_GAIN)
+        lacking = lacking or ("" if leads_start(ladder, sides, first.rival) else _NO_GAIN)
+    elif sides.others:
+        second = _compared(ladder, sides, name, every)
+        untried = second.lacking
+        if not untried and second.contrast.name != first.contrast.name:
+            contrasts.append(second.contrast._replace(can_lead=False))
     if off := [cell.label for cell in off_budget(ladder)]:
         told.append(f"spending differs from the budget: {', '.join(off)}")
-    found = _judged([contrast], any_ahead, lacking=lacking, told=told)
-    return found if sides.gain else found._replace(otherwise=_NO_GAIN)
+    found = _judged(contrasts, any_ahead, lacking=lacking, told=told)._replace(untried=untried)
+    return found if sides.held else found._replace(otherwise=_NO_GAIN)
+
+
+class _Compared(NamedTuple):
+    """The best of some open methods beside its best rival."""
+
+    contrast: Contrast
+    rival: Side
+    lacking: str
+    told: list[str]
+
+
+def _compared(ladder: Ladder, sides: Contenders, name: str, cells: Sequence[Cell]) -> _Compared:
+    """Returns the comparison of the best of some open methods with the best of their rivals."""
+    best = best_of("the best open method", cells)
+    rival = best_of(name, sides.rivals, seeds=best.scores or None)
+    named = lambda side: f"{side.name} ({', '.join(side.chosen) or 'none'})"
+    contrast = less(f"{named(best)} less {named(rival)}", best, rival, least=least_row(ladder))
+    lacking = best.lacking or rival.lacking or unequal(ladder, sides, best, rival)
+    return _Compared(contrast, rival, lacking, left_told(best, rival))
 
 
 def autonomy(ladder: Ladder) -> Evidence:

@@ -24,7 +24,7 @@ from fedjax_post.report.position.thresholds import BEST_OF
 from fedjax_post.report.position.verdicts import NOT_SUPPORTED, SUPPORTED, verdicts
 
 WORLDS = ("noise", "the paper's side", "its opposite")
-_SPREAD = 0.01  # of scores over seeds, where they are no noise
+_SPREAD = 0.005  # of scores over seeds, where they are no noise
 # cell -> (kind, tier, control, mean score on the paper's side, on the opposite side)
 _CELLS: Mapping[str, tuple[str, str, str, float, float]] = {
     "lora": ("open", "GRADIENTS", "", 0.85, 0.65),
@@ -53,9 +53,9 @@ _OTHERS = {
     "base": (0.85, 0.45),  # LoRA on a second base
     "recovered": (0.60, 0.07),  # by an attack
     "guess": (0.10, 0.10),
-    "closed lost": (0.20, -0.03),
+    "closed lost": (0.20, 0.00),
     "open lost": (0.01, 0.05),
-    "licence lost": (0.08, -0.01),
+    "licence lost": (0.08, 0.00),
     "asked": (0.42, 0.42),  # a manual prompt on the seed of the search
 }
 

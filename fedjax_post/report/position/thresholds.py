@@ -153,7 +153,8 @@ BEST_OF = Threshold(
 BUDGET = Threshold(
     "budget",
     "share of the budget",
-    "a cell whose spending differs by more is marked; no verdict depends on it",
+    "a cell whose spending differs by more is marked; H3 and H9 are undecided if that helps the "
+    "side that is ahead",
     (Change("2026-11-30", 0.15, "a round more or less of the longest visits", False),),
 )
 TASKS = Threshold(

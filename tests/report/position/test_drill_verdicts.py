@@ -53,7 +53,7 @@ def test_what_was_not_drilled_is_not_said_to_cost_nothing(key):
     finding = of(none, much)
     assert finding.told == "undecided: not all faults were drilled"
     absent = f"{pairs[0].ours} with {pairs[0].theirs}"
-    assert any(line.startswith("not measured") and absent in line for line in finding.numbers)
+    assert any(line.startswith("not drilled") and absent in line for line in finding.numbers)
     # Nor is it, as long as one of the ways in which closed models are used was left out
     finding = judge(key, ladder([OPEN, CLOSED, TUNED], drills=drills_of(pairs, none, much)))
     assert finding.told == "undecided: not all faults were drilled"
@@ -69,6 +69,19 @@ def test_faults_are_compared_in_pairs_so_that_a_list_of_drills_decides_nothing()
         assert finding.verdict == SUPPORTED
     named = "decided by: loss at once by changed (fed_bpt) less that by base_update (lora)"
     assert f"{named}, in the end where it was not recorded at once" in finding.numbers
+
+
+@pytest.mark.parametrize("key", ["H2", "H8"])
+def test_a_drill_whose_outcome_is_by_definition_was_drilled(key):
+    """A host that has all rows loses nothing by refusing who sent them; that is known, and told."""
+    pairs, much, none = PAIRS[key], [0.2, 0.21, 0.22], [0.0, 0.01, 0.01]
+    rows = drills_of(pairs, none, much)
+    known = [
+        row | {"by_definition": [True] * 3} if row["drill"] == pairs[-1].ours else row
+        for row in rows
+    ]
+    for drills in (rows, known):
+        assert judge(key, ladder([OPEN, CLOSED], drills=drills)).told == NOT_SUPPORTED
 
 
 @pytest.mark.parametrize("key", ["H2", "H8"])
@@ -137,7 +150,7 @@ def test_each_way_of_using_a_closed_model_is_judged_by_its_best_method(key):
     assert found(host=much, fed_bpt=none).verdict == SUPPORTED
     # What hurts a method that is not compared shows nothing of those that are
     assert found(fed_bpt=none, bdpl=much).told == "undecided: no fault cost either side 2 points"
-    told = f"not measured of fine-tuning by the host: {ours} with {theirs}"
+    told = f"not drilled of fine-tuning by the host: {ours} with {theirs}"
     assert any(line.startswith(told) for line in found(fed_bpt=much).numbers)
 
 

@@ -62,6 +62,7 @@ def spending(one, tokens):
         (2000, 1000, 1000, "undecided: unequal budgets: Lora"),
         (1000, 500, 1000, "undecided: unequal budgets: Host"),
         (500, 2000, 1000, SUPPORTED),  # the open side leads with less
+        (500, 1000, 1000, SUPPORTED),
         (2000, 1000, None, "undecided: unequal budgets: none was stated, and the open side spent "
          "more"),
         (1000, 1000, None, SUPPORTED),
@@ -72,6 +73,33 @@ def test_equal_budgets_are_a_condition(held, hosted, budget, expected):
         host = cell("host", "closed", (0.7, 0.72, 0.71), tier=tier, asked=7.0)
         cells = [spending(OPEN, held), spending(host, hosted), ALONE, MANUAL, *PROMPTS]
         assert judge(key, ladder(cells, budget=budget)).told == expected
+
+
+@pytest.mark.parametrize(
+    ("held", "hosted", "expected"),
+    [
+        (1000, 1000, NOT_SUPPORTED),
+        (500, 1000, "undecided: unequal budgets: Lora"),
+        (1000, 2000, "undecided: unequal budgets: Host"),
+        (2000, 500, NOT_SUPPORTED),  # the closed side leads with less
+    ],
+)
+def test_budgets_count_for_a_closed_side_that_is_ahead_too(held, hosted, expected):
+    for key, tier in (("H3", "LOGITS"), ("H9", "FINETUNE")):
+        host = cell("host", "closed", (0.9, 0.92, 0.91), tier=tier, asked=7.0)
+        cells = [spending(OPEN, held), spending(host, hosted), ALONE, MANUAL, *PROMPTS]
+        assert judge(key, ladder(cells, budget=1000)).told == expected
+
+
+def test_a_better_open_method_whose_gain_is_not_shown_is_not_behind():
+    """The one that gains is behind the rival, and another one is ahead of it by nothing shown."""
+    wild = cell("soft_prompt", "open", (0.95, 0.5, 0.96))
+    low = cell("lora", "open", (0.60, 0.61, 0.60))
+    alone = control("one_client", 0.5, 0.5, 0.5)
+    for key, tier in (("H3", "LOGITS"), ("H9", "FINETUNE")):
+        rival = cell("x", "closed", (0.66, 0.67, 0.66), tier=tier, asked=7.0)
+        assert judge(key, ladder([low, rival, alone, *REST])).told == NOT_SUPPORTED
+        assert judge(key, ladder([low, wild, rival, alone, *REST])).verdict == UNDECIDED
 
 
 @pytest.mark.parametrize(
