@@ -93,23 +93,30 @@ def over_controls(ladder: Ladder, cells: Sequence[Cell]) -> tuple[list[Contrast]
     return contrasts, missing
 
 
-def unequal(ladder: Ladder, sides: Contenders, best: Side, rival: Side) -> str:
-    """Returns why the cells that were chosen had no equal budgets; "" if they had.
+def unequal(ladder: Ladder, sides: Contenders, best: Side, rival: Side, *, open_leads: bool) -> str:
+    """Returns why budgets forbid that one side leads the other; "" if they do not.
 
-    The side that is ahead must not have spent more than the budget, and the other one not less.
-    Baselines learn nothing, so that more tokens would not serve them. Without a budget, spending is
-    compared.
+    The side that leads must not have spent more than the budget, and the other one not less, unless
+    it is a baseline: that learns nothing, so that more tokens would not serve it. Without a budget,
+    spending is compared.
+
+    Args:
+      ladder: with its budget.
+      sides: all cells of both sides.
+      best: the open cells that were chosen.
+      rival: the other ones.
+      open_leads: which side would lead.
     """
     held = [cell for cell in (*sides.held, *sides.others) if cell.label in best.chosen]
-    closed = [c for c in sides.rivals if c.label in rival.chosen and c.kind == "closed"]
-    gap = less("", best, rival).differences
-    open_leads = sum(gap) > 0
-    ahead, behind = (held, closed) if open_leads else (closed, held)
+    rivals = [c for c in sides.rivals if c.label in rival.chosen]
+    learning = [cell for cell in rivals if cell.kind != "baseline" and cell.control != "manual"]
+    ahead, behind = (held, learning) if open_leads else (rivals, held)
     more = [c.label for c in ahead if _differs(ladder, c) > 0]
     less_ = [c.label for c in behind if _differs(ladder, c) < 0]
     if more or less_:
         return f"unequal budgets: {', '.join([*more, *less_])}"
-    spent = [[s.mean for c in cells if (s := spent_of(c))] for cells in (ahead, behind)]
+    sides_ = (held, learning) if open_leads else (learning, held)
+    spent = [[s.mean for c in cells if (s := spent_of(c))] for cells in sides_]
     stated = ladder.facts.get("budget") or not all(spent)
     if stated or max(spent[0]) <= (1 + BUDGET.value) * min(spent[1]):
         return ""

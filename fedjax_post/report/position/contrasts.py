@@ -32,6 +32,7 @@ class Shown(NamedTuple):
 
     p_for: float  # of the statement
     p_against: float
+    p_small: float  # that what decides for it is below the margin nevertheless
     deviation_for: float  # over seeds, of the contrast that decides for it
     deviation_against: float
     name_for: str  # of the contrast that decides for it
@@ -91,6 +92,7 @@ def all_alike(contrasts: Sequence[Contrast]) -> Shown:
     return found._replace(
         p_for=found.p_against,
         p_against=found.p_for,
+        p_small=1.0,
         deviation_for=found.deviation_against,
         deviation_against=found.deviation_for,
         name_for=found.name_against,
@@ -127,6 +129,7 @@ def _joined(
     return Shown(
         min(1.0, tests * some[decides]),
         none[weakest],
+        none[decides],
         spreads[decides],
         math.nan if any(map(math.isnan, spreads)) else max(spreads),
         contrasts[decides].name,

@@ -106,8 +106,9 @@ def _is_hurt(side: _Best) -> bool:
 def not_drilled(ladder: Ladder, pairs: Pairs) -> list[str]:
     """Returns lines on pairs of drills that a way of use lacks, of the ways that are cells.
 
-    A drill whose outcome is so by definition, as that of a host which refuses a client whose rows
-    it has, is not lacking: it was run, and cost nothing.
+    That a fault costs a closed side nothing may be so by definition, as where a host refuses a
+    client whose rows it has. A drill that can hit no open method, as a licence that bars nobody, is
+    lacking: nothing was there to compare with.
     """
     found = []
     for tuned, way in {False: "methods that ask", True: "fine-tuning by the host"}.items():
@@ -117,12 +118,21 @@ def not_drilled(ladder: Ladder, pairs: Pairs) -> list[str]:
         absent = [
             f"{pair.ours} with {pair.theirs}"
             for pair in pairs
-            if not _drilled(ladder, "closed", {pair.ours}, tuned=tuned)
-            or not _drilled(ladder, "open", {pair.theirs})
+            if not (
+                measured(ladder, "closed", {pair.ours}, tuned=tuned)
+                or _costs_nothing(ladder, pair.ours, tuned=tuned)
+            )
+            or not measured(ladder, "open", {pair.theirs})
         ]
         if absent:
-            found.append(f"not drilled of {way}: {', '.join(absent)}")
+            found.append(f"not drilled of {way}, or nobody could be hit: {', '.join(absent)}")
     return found
+
+
+def _costs_nothing(ladder: Ladder, drill: str, *, tuned: bool) -> bool:
+    """Returns whether a drill of a way of use was run, and cost nothing by definition."""
+    rows = _drilled(ladder, "closed", {drill}, tuned=tuned)
+    return any(losses(row) for row in rows) and not any(any(losses(row)) for row in rows)
 
 
 def missing(ladder: Ladder, pairs: Pairs) -> str:
@@ -148,7 +158,7 @@ def measured(
 def _drilled(
     ladder: Ladder, kind: str, drills: set[str], *, tuned: bool | None = None
 ) -> list[Mapping[str, Any]]:
-    """Returns the rows of some drills of the methods of a kind.
+    """Returns the rows of some drills of the methods of a kind, those that ask nobody left out.
 
     Args:
       ladder: with its drills.
@@ -156,7 +166,7 @@ def _drilled(
       drills: by name.
       tuned: whether the methods are those whose host trains its model; None for all.
     """
-    cells = [cell for cell in ladder.cells if cell.kind == kind]
+    cells = [cell for cell in ladder.cells if cell.kind == kind and not is_silent(cell)]
     chosen = [cell for cell in cells if tuned in (None, cell.tier == "FINETUNE")]
     names = {name for cell in chosen for name in (cell.method, cell.label)}
     return [

@@ -119,20 +119,24 @@ def _led(ladder: Ladder, sides: Contenders, name: str) -> Evidence:
     elif not lacking and (open_ranks := left_open([*every, *sides.rivals])):
         lacking = f"a host left the rank of labels open: {', '.join(open_ranks)}"
     lacking = lacking or first.lacking
-    contrasts, told, untried = [first.contrast], [*sides.told, *first.told], ""
+    told, untried, otherwise = [*sides.told, *first.told], first.no_lag, first.no_lead
+    contrasts = [first.contrast]
     if not sides.held:
-        contrasts = [first.contrast._replace(can_lead=False)]
+        otherwise = _NO_GAIN
         told.append(f"{_NO_GAIN}, so that none can be ahead")
         lacking = lacking or ("" if leads_start(ladder, sides, first.rival) else _NO_GAIN)
     elif sides.others:
         second = _compared(ladder, sides, name, every)
-        untried = second.lacking
-        if not untried and second.contrast.name != first.contrast.name:
+        untried = untried or second.lacking or second.no_lag
+        if not second.lacking and second.contrast.name != first.contrast.name:
             contrasts.append(second.contrast._replace(can_lead=False))
+            otherwise = otherwise or "an open method that was not shown to gain may not be behind"
+    if not sides.held or first.no_lead:
+        contrasts[0] = first.contrast._replace(can_lead=False)
     if off := [cell.label for cell in off_budget(ladder)]:
         told.append(f"spending differs from the budget: {', '.join(off)}")
-    found = _judged(contrasts, any_ahead, lacking=lacking, told=told)._replace(untried=untried)
-    return found if sides.held else found._replace(otherwise=_NO_GAIN)
+    found = _judged(contrasts, any_ahead, lacking=lacking, told=told)
+    return found._replace(untried=untried, otherwise=otherwise or found.otherwise)
 
 
 class _Compared(NamedTuple):
@@ -140,7 +144,9 @@ class _Compared(NamedTuple):
 
     contrast: Contrast
     rival: Side
-    lacking: str
+    lacking: str  # why they cannot be compared
+    no_lead: str  # why it cannot be said that the open one leads
+    no_lag: str  # why it cannot be said that it does not
     told: list[str]
 
 
@@ -150,8 +156,11 @@ def _compared(ladder: Ladder, sides: Contenders, name: str, cells: Sequence[Cell
     rival = best_of(name, sides.rivals, seeds=best.scores or None)
     named = lambda side: f"{side.name} ({', '.join(side.chosen) or 'none'})"
     contrast = less(f"{named(best)} less {named(rival)}", best, rival, least=least_row(ladder))
-    lacking = best.lacking or rival.lacking or unequal(ladder, sides, best, rival)
-    return _Compared(contrast, rival, lacking, left_told(best, rival))
+    no_lead, no_lag = (
+        unequal(ladder, sides, best, rival, open_leads=leads) for leads in (True, False)
+    )
+    told = left_told(best, rival)
+    return _Compared(contrast, rival, best.lacking or rival.lacking, no_lead, no_lag, told)
 
 
 def autonomy(ladder: Ladder) -> Evidence:

@@ -5,7 +5,7 @@
 | by definition | nothing of the hypothesis is measured |
 | undecided: control missing | the ladder lacks a cell that the contrast needs; it is named |
 | undecided: too few seeds | the power for a difference of five points is below one half |
-| undecided: its advantage is below two points | both p pass: there is one, and it counts as none |
+| undecided: its advantage is below two points | there is one, and it counts as none |
 | undecided: not all faults were drilled | an advantage is absent from those that were |
 | undecided | scores cannot be read, both sides reach the ceiling, or no p passes |
 | supported, not supported | its p alone passes at the level of Holm's correction |
@@ -98,11 +98,11 @@ def _finding(key: str, one: Evidence, shown: Shown, level: float, passed: bool) 
             f"; with this spread, {needed or f'more than {MOST}'} seeds would have {POWER.value:g}"
         )
     decides = shown.name_for if favours else shown.name_against
-    named = [f"decided by: {decides}"] if len(one.contrasts) > 1 else []
+    named = [f"decided by: {decides}"] if len(one.contrasts) > 1 and p < 1 else []
     verdict, why = UNDECIDED, one.otherwise
     if power < POWER.value:
         why = TOO_FEW
-    elif max(shown.p_for, shown.p_against) <= level:
+    elif max(shown.p_for, shown.p_small) <= level:
         why = SMALL
     elif passed and not favours and one.untried:
         why = one.untried

@@ -76,12 +76,18 @@ def test_a_drill_whose_outcome_is_by_definition_was_drilled(key):
     """A host that has all rows loses nothing by refusing who sent them; that is known, and told."""
     pairs, much, none = PAIRS[key], [0.2, 0.21, 0.22], [0.0, 0.01, 0.01]
     rows = drills_of(pairs, none, much)
-    known = [
-        row | {"by_definition": [True] * 3} if row["drill"] == pairs[-1].ours else row
-        for row in rows
-    ]
+    idle = {"by_definition": [True] * 3, "lost": [0.0] * 3}
+    known = [row | (idle if row["drill"] == pairs[-1].ours else {}) for row in rows]
     for drills in (rows, known):
         assert judge(key, ladder([OPEN, CLOSED], drills=drills)).told == NOT_SUPPORTED
+    nobody = lambda row: row["drill"] == pairs[0].theirs  # can be hit, among the clients
+    hit = [row | (idle if nobody(row) else {}) for row in rows]
+    assert judge(key, ladder([OPEN, CLOSED], drills=hit)).verdict == UNDECIDED
+    silent = cell("offsite", "closed", (0.7, 0.7, 0.7), asked=0.0)
+    unasked = [row | {"method": "offsite"} if row["method"] == "fed_bpt" else row for row in rows]
+    more = [drill(name, "host", none) for name in dict.fromkeys(p.ours for p in pairs)]
+    found = judge(key, ladder([OPEN, CLOSED, TUNED, silent], drills=[*unasked, *more]))
+    assert found.told == "undecided: not all faults were drilled"
 
 
 @pytest.mark.parametrize("key", ["H2", "H8"])
@@ -150,7 +156,7 @@ def test_each_way_of_using_a_closed_model_is_judged_by_its_best_method(key):
     assert found(host=much, fed_bpt=none).verdict == SUPPORTED
     # What hurts a method that is not compared shows nothing of those that are
     assert found(fed_bpt=none, bdpl=much).told == "undecided: no fault cost either side 2 points"
-    told = f"not drilled of fine-tuning by the host: {ours} with {theirs}"
+    told = f"not drilled of fine-tuning by the host, or nobody could be hit: {ours} with"
     assert any(line.startswith(told) for line in found(fed_bpt=much).numbers)
 
 

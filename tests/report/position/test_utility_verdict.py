@@ -7,7 +7,12 @@ from fedjax_post.report.position.contenders import without_weights
 from fedjax_post.report.position.controls import best_of
 from fedjax_post.report.position.gains import gains
 from fedjax_post.report.position.rules import gate
-from fedjax_post.report.position.verdicts import NOT_SUPPORTED, SUPPORTED, UNDECIDED
+from fedjax_post.report.position.verdicts import (
+    NOT_SUPPORTED,
+    SUPPORTED,
+    TOO_FEW,
+    UNDECIDED,
+)
 
 ALONE = control("one_client", 0.5, 0.5, 0.5)
 REST = [CENTRAL, MANUAL, *PROMPTS]
@@ -99,7 +104,22 @@ def test_a_better_open_method_whose_gain_is_not_shown_is_not_behind():
     for key, tier in (("H3", "LOGITS"), ("H9", "FINETUNE")):
         rival = cell("x", "closed", (0.66, 0.67, 0.66), tier=tier, asked=7.0)
         assert judge(key, ladder([low, rival, alone, *REST])).told == NOT_SUPPORTED
-        assert judge(key, ladder([low, wild, rival, alone, *REST])).verdict == UNDECIDED
+        finding = judge(key, ladder([low, wild, rival, alone, *REST]))
+        assert finding.verdict == UNDECIDED
+        assert finding.why in (
+            TOO_FEW,
+            "an open method that was not shown to gain may not be behind",
+        )
+
+
+def test_a_small_advantage_is_small_beside_a_better_method_that_gained_nothing():
+    rival = (0.70, 0.72, 0.71, 0.71, 0.71)
+    ours = cell("lora", "open", [score + 0.01 for score in rival])
+    idle = cell("soft_prompt", "open", [score + 0.03 for score in rival], base=0.75)
+    alone = control("one_client", 0.5, 0.5, 0.5, 0.5, 0.5)
+    for more in ([], [idle]):
+        cells = [ours, *more, cell("x", "closed", rival, asked=7.0), alone, *REST]
+        assert judge("H3", ladder(cells)).told == "undecided: its advantage is below 2 points"
 
 
 @pytest.mark.parametrize(
