@@ -5,7 +5,6 @@ them bears the name of the code that it comes from.
 """
 
 import collections
-import dataclasses
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -16,15 +15,14 @@ import jax
 import numpy as np
 import optax
 
-from fedjax_post.adapters.lora import add_lora
+from fedjax_post.experiments.benchmark import lm_job
 from fedjax_post.experiments.benchmark.lines import Figure
 from fedjax_post.experiments.benchmark.settings import Settings
 from fedjax_post.experiments.benchmark.sides import channel
-from fedjax_post.hub.load import load_model
 from fedjax_post.hub.precision import choose_dtype
 from fedjax_post.objectives.sft import sft_loss
 
-LENGTH, BATCH, RANK = 128, 4, 8
+LENGTH, BATCH = 128, 4
 # part -> pattern of the names of its operations; the first one that matches counts
 PARTS: Mapping[str, str] = {
     "products with frozen weights": r"_times/dot_general",
@@ -42,10 +40,9 @@ _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (.*)$", re.MULTILINE)
 def measure(settings: Settings) -> Iterator[Figure]:
     """Yields the share of each part of a step, the largest first."""
     channel.pin(settings.cores[0])
-    name = settings.model
-    model = load_model(name, dtype=choose_dtype(name))
-    model = dataclasses.replace(model, config=dataclasses.replace(model.config, remat=False))
-    step, args = _step(model, LENGTH // 8 if settings.tiny else LENGTH)
+    dtype, length = choose_dtype(settings.model), LENGTH // 8 if settings.tiny else LENGTH
+    job = lm_job.Job(settings.model, length=length, batch_size=BATCH, dtype=dtype)
+    step, args = _step(job)
     operations = {
         name: origin.partition('op_name="')[2].partition('"')[0]
         for name, origin in _INSTRUCTION.findall(step.as_text())
@@ -57,17 +54,18 @@ def measure(settings: Settings) -> Iterator[Figure]:
         for part in (*PARTS, _REST)
     }
     seconds = float(np.median([sum(turn.values()) for turn in turns]))
-    facts = {"model": name, "dtype": str(model.config.dtype), "seconds_of_a_step": seconds}
+    facts = {"model": settings.model, "dtype": dtype, "seconds_of_a_step": seconds}
     for part, share in sorted(shares.items(), key=lambda item: -np.median(item[1])):
         low, middle, high = np.percentile(share, [25, 50, 75]).tolist()
         yield Figure(f"share of {part}", middle, "ratio", (low, high), details=facts)
 
 
-def _step(model: Any, length: int) -> tuple[Any, tuple[Any, ...]]:
+def _step(job: lm_job.Job) -> tuple[Any, tuple[Any, ...]]:
     """Returns a compiled step of Adam on LoRA, and its arguments."""
-    model, params = add_lora(model, jax.random.key(0), rank=RANK, alpha=2.0 * RANK)
-    tokens = np.random.default_rng(0).integers(2, model.config.vocab_size, (BATCH, length))
-    batch = {"tokens": tokens.astype(np.int32), "loss_mask": np.ones((BATCH, length), bool)}
+    model, params = lm_job.model_of(job)
+    shape = job.batch_size, job.length
+    tokens = np.random.default_rng(0).integers(2, model.config.vocab_size, shape)
+    batch = {"tokens": tokens.astype(np.int32), "loss_mask": np.ones(shape, bool)}
     tx = optax.adam(1e-4)
 
     def step(params, opt_state, model, batch):
