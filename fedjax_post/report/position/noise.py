@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from fedjax_post.report.position.aspects import matrix
+from fedjax_post.report.position.controls import is_manual
 from fedjax_post.report.position.ladder import Cell, Ladder, Run
 from fedjax_post.report.position.losses import CHANGES, EXCLUSIONS
 from fedjax_post.report.position.measured import MEASURES
@@ -234,9 +235,7 @@ def _facts(draw: Callable[[str], list[float]]) -> dict[str, Any]:
 
 def _prompts() -> list[str]:
     """Returns the cells of manual prompts."""
-    return [name for name, (_, _, control, *_) in _CELLS.items() if control == "manual"] + [
-        "manual_prompt"
-    ]
+    return [name for name, (kind, _, key, *_) in _CELLS.items() if is_manual(name, kind, key)]
 
 
 def _of_weights(fault: str) -> str:
